@@ -1,0 +1,1 @@
+"""Trains: datasets, backbones, feature banks and classifier re-training. Knows torch; never ray, optuna or mlflow."""

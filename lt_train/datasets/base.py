@@ -1,0 +1,130 @@
+"""What a dataset is to the rest: a frozen spec whose `load` returns pictures or features, split three ways.
+
+A dataset kind is one file in this folder with one `DatasetSpec` subclass. It knows its own files and
+`datasets.longtail`; it knows nothing of backbones, banks or methods. Shapes: N pictures, C channels, H x W pixels,
+V views, A test views (picture and mirror), D feature dimension, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_train.registry import KindSpec, Spec, kinds, parse, union
+
+__all__ = [
+    "Augmentation",
+    "DatasetSpec",
+    "FeatureData",
+    "Labelled",
+    "PictureData",
+    "dataset_kinds",
+    "dataset_union",
+    "parse_dataset",
+]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs with their labels: `inputs` uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]`; `labels` int64 `[N]`."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def digest(self) -> str:
+        """sha256 (hex) over shape, dtype and bytes: the content address of these inputs and labels."""
+        hasher = hashlib.sha256()
+        for tensor in (self.inputs, self.labels):
+            hasher.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            hasher.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+        return hasher.hexdigest()
+
+
+class Augmentation(Spec):
+    """Training augmentation (paper, Appendix D): zero padding by `pad` pixels and a random crop, random mirror.
+
+    `flip` also says whether a mirrored picture keeps its class; test-time flipping follows it unless told otherwise.
+    """
+
+    pad: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class PictureData:
+    """Pictures split three ways.
+
+    Attributes:
+        train, val, test: `Labelled` pictures; `val` is None where the spec asks for no validation set.
+        num_classes: K.
+        split_counts: int64 `[K]`, training pictures a class before any hold-out; defines many / medium / few.
+        mean, std: per-channel statistics on the 0..1 scale, each of length C.
+        augmentation: what stage 1 and the bank's views apply to training pictures.
+        notes: what a user must know about how the data was cut; shown loudly wherever the data is used.
+    """
+
+    train: Labelled
+    val: Labelled | None
+    test: Labelled
+    num_classes: int
+    split_counts: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    notes: tuple[str, ...] = ()
+
+    def class_counts(self) -> Tensor:
+        """int64 `[K]`: training pictures a class, as trained on."""
+        return torch.bincount(self.train.labels, minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class FeatureData:
+    """Features that a user brings; no backbone is involved.
+
+    `train.inputs` is `[V, N, D]`, `val.inputs` and `test.inputs` are `[A, N, D]`, all float32. `head` is the stage-1
+    classifier as `(weight [K, D], bias [K])`, or None.
+    """
+
+    train: Labelled
+    val: Labelled | None
+    test: Labelled
+    num_classes: int
+    split_counts: Tensor
+    head: tuple[Tensor, Tensor] | None
+    notes: tuple[str, ...] = ()
+
+
+class DatasetSpec(KindSpec):
+    """Base of every dataset kind: parameters as fields, `load` as the implementation."""
+
+    @abstractmethod
+    def load(self) -> PictureData | FeatureData:
+        """Read, subset and split.
+
+        Raises:
+            DataError: files are missing or malformed, or the subset cannot be cut as asked.
+        """
+
+
+def dataset_kinds() -> dict[str, type[DatasetSpec]]:
+    """Every dataset kind by name."""
+    return kinds("lt_train.datasets", DatasetSpec)
+
+
+def dataset_union() -> Any:
+    """The discriminated union over every dataset kind, for specs."""
+    return union("lt_train.datasets", DatasetSpec)
+
+
+def parse_dataset(document: dict[str, Any]) -> DatasetSpec:
+    """A dataset spec from a plain mapping; SpecError names every problem."""
+    return parse("lt_train.datasets", DatasetSpec, document)

@@ -1,0 +1,1 @@
+"""The feature bank and how it is filled."""

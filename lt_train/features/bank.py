@@ -1,0 +1,259 @@
+"""The feature bank: a frozen backbone's features of one dataset, on disk, content-addressed and memory-mapped.
+
+Directory layout (DESIGN section 5): `manifest.json`, `train.safetensors`, `test.safetensors` and, where they exist,
+`val.safetensors` and `head.safetensors`. A bank is written once under its fingerprint and never changed; opening one
+checks every byte. Knows torch and safetensors; knows nothing of how features came about.
+
+Shapes: V training views, A test views, N pictures, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lt_train.errors import BankError
+from lt_train.storage import atomic_directory, fingerprint, sha256_file
+
+__all__ = ["FORMAT", "EvalSet", "FeatureBank", "Manifest", "bank_fingerprint", "open_bank", "write_bank"]
+
+FORMAT = 1
+
+
+class FileEntry(BaseModel):
+    """Size in bytes and sha256 of one file of the bank."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a bank says of itself.
+
+    `inputs` is everything that decides its contents (dataset spec and digest, backbone, checkpoint sha256,
+    transform, seed, views, dtype) and `fingerprint` its hash: same inputs, same fingerprint, no second extraction.
+    `seal` is the hash of the rest of the manifest, so that an edited manifest is noticed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: int
+    fingerprint: str
+    inputs: dict[str, Any]
+    num_classes: int
+    feature_dim: int
+    views: int
+    dtype: str
+    class_counts: list[int]
+    split_counts: list[int]
+    notes: list[str]
+    files: dict[str, FileEntry]
+    seal: str = ""
+
+    def sealed(self) -> Manifest:
+        """This manifest with its seal computed."""
+        return self.model_copy(update={"seal": fingerprint(self.model_dump(exclude={"seal"}))})
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Features to evaluate on: float32 `[A, N, D]` (A = 2 with the mirrored view) and int64 labels `[N]`."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Features of one dataset through one frozen backbone, held in memory or memory-mapped.
+
+    Attributes:
+        fingerprint: content address (sha256 hex).
+        train_features: float32 `[V, N, D]`; epoch e trains on view e mod V.
+        train_labels: int64 `[N]`.
+        val, test: what to select and report on; `val` may be None.
+        head: stage-1 classifier `(weight [K, D], bias [K])`, or None.
+        class_counts: int64 `[K]`, training pictures a class (n_k of every prior and weight).
+        split_counts: int64 `[K]`, pictures a class before any hold-out (defines many / medium / few).
+    """
+
+    fingerprint: str
+    train_features: Tensor
+    train_labels: Tensor
+    val: EvalSet | None
+    test: EvalSet
+    head: tuple[Tensor, Tensor] | None
+    class_counts: Tensor
+    split_counts: Tensor
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.class_counts.shape[0])
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return int(self.train_features.shape[-1])
+
+    def to_arrays(self) -> dict[str, Any]:
+        """Plain numpy arrays and metadata: what travels through Ray's object store without a copy."""
+        arrays: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "notes": self.notes,
+            "train_features": self.train_features.numpy(),
+            "train_labels": self.train_labels.numpy(),
+            "test_features": self.test.features.numpy(),
+            "test_labels": self.test.labels.numpy(),
+            "class_counts": self.class_counts.numpy(),
+            "split_counts": self.split_counts.numpy(),
+        }
+        if self.val is not None:
+            arrays |= {"val_features": self.val.features.numpy(), "val_labels": self.val.labels.numpy()}
+        if self.head is not None:
+            arrays |= {"weight": self.head[0].numpy(), "bias": self.head[1].numpy()}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> FeatureBank:
+        """The inverse of `to_arrays`; tensors are views of the (read-only) arrays and are never written to."""
+
+        def tensor(name: str) -> Tensor:
+            array: np.ndarray[Any, Any] = arrays[name]
+            # torch warns about read-only memory; a bank is only ever read, and a copy would defeat the object store.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                return torch.from_numpy(array)
+
+        return cls(
+            fingerprint=arrays["fingerprint"],
+            train_features=tensor("train_features"),
+            train_labels=tensor("train_labels"),
+            val=EvalSet(tensor("val_features"), tensor("val_labels")) if "val_features" in arrays else None,
+            test=EvalSet(tensor("test_features"), tensor("test_labels")),
+            head=(tensor("weight"), tensor("bias")) if "weight" in arrays else None,
+            class_counts=tensor("class_counts"),
+            split_counts=tensor("split_counts"),
+            notes=tuple(arrays["notes"]),
+        )
+
+
+def bank_fingerprint(inputs: Mapping[str, Any]) -> str:
+    """The content address of a bank made from `inputs` in this format version."""
+    return fingerprint({"format": FORMAT, "inputs": dict(inputs)})
+
+
+def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Path:
+    """Write `bank` under `store/<fingerprint>`, atomically, and return that directory.
+
+    `bank.fingerprint` must be `bank_fingerprint(inputs)`.
+
+    Raises:
+        StorageError: the disk is full or not writable; no partial bank is left behind.
+    """
+    assert bank.fingerprint == bank_fingerprint(inputs), "a bank is written under the fingerprint of its inputs"
+    path = store / bank.fingerprint
+    tensors: dict[str, dict[str, Tensor]] = {
+        "train": {"features": bank.train_features, "labels": bank.train_labels},
+        "test": {"features": bank.test.features, "labels": bank.test.labels},
+    }
+    if bank.val is not None:
+        tensors["val"] = {"features": bank.val.features, "labels": bank.val.labels}
+    if bank.head is not None:
+        tensors["head"] = {"weight": bank.head[0], "bias": bank.head[1]}
+    with atomic_directory(path) as directory:
+        entries: dict[str, FileEntry] = {}
+        for name, contents in tensors.items():
+            file = directory / f"{name}.safetensors"
+            _save(contents, file)
+            entries[file.name] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+        manifest = Manifest(
+            format=FORMAT,
+            fingerprint=bank.fingerprint,
+            inputs=dict(inputs),
+            num_classes=bank.num_classes,
+            feature_dim=bank.feature_dim,
+            views=int(bank.train_features.shape[0]),
+            dtype="float32",
+            class_counts=bank.class_counts.tolist(),
+            split_counts=bank.split_counts.tolist(),
+            notes=list(bank.notes),
+            files=entries,
+        ).sealed()
+        (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def open_bank(path: Path) -> FeatureBank:
+    """Open a bank directory, memory-mapped, after checking every byte against its manifest.
+
+    Raises:
+        BankError: the directory, the manifest or a file is missing, truncated, altered or of another format; the
+            message names the file and says to remove the bank so that it is extracted again.
+    """
+    manifest = _read_manifest(path)
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise _damaged(path, f"{name} is missing")
+        size = file.stat().st_size
+        if size != entry.size:
+            raise _damaged(path, f"{name} is truncated or altered: {size} bytes where the manifest says {entry.size}")
+        if sha256_file(file) != entry.sha256:
+            raise _damaged(path, f"{name} is altered: its sha256 is not the one in the manifest")
+    train, test = _map(path / "train.safetensors"), _map(path / "test.safetensors")
+    val = _map(path / "val.safetensors") if "val.safetensors" in manifest.files else None
+    head = _map(path / "head.safetensors") if "head.safetensors" in manifest.files else None
+    return FeatureBank(
+        fingerprint=manifest.fingerprint,
+        train_features=train["features"],
+        train_labels=train["labels"],
+        val=EvalSet(val["features"], val["labels"]) if val else None,
+        test=EvalSet(test["features"], test["labels"]),
+        head=(head["weight"], head["bias"]) if head else None,
+        class_counts=torch.tensor(manifest.class_counts),
+        split_counts=torch.tensor(manifest.split_counts),
+        notes=tuple(manifest.notes),
+    )
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise BankError(f"{path} is not a feature bank: it has no manifest.json; make one with `lt-train features`")
+    try:
+        manifest = Manifest.model_validate_json(file.read_text())
+    except (ValidationError, UnicodeDecodeError):
+        raise _damaged(path, "manifest.json is truncated or altered") from None
+    if manifest.format != FORMAT:
+        raise BankError(f"{file}: bank format must be {FORMAT}, got {manifest.format}; extract it again")
+    if manifest.sealed().seal != manifest.seal or bank_fingerprint(manifest.inputs) != manifest.fingerprint:
+        raise _damaged(path, "manifest.json is altered: it does not match its own seal")
+    return manifest
+
+
+def _damaged(path: Path, what: str) -> BankError:
+    return BankError(f"feature bank {path}: {what}; remove the directory and run again to extract it anew")
+
+
+def _map(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as contents:
+            return {name: contents.get_tensor(name) for name in contents.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise _damaged(file.parent, f"{file.name} cannot be read ({error})") from None
+
+
+def _save(contents: dict[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in contents.items()}, file)

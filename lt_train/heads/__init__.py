@@ -1,0 +1,1 @@
+"""Classifier heads, stacked over lanes."""

@@ -1,0 +1,1 @@
+"""Ways to re-train the classifier: one file a kind."""

@@ -1,0 +1,17 @@
+"""`vanilla`: the stage-1 head as it is (Table 1, first row). Trains nothing."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from lt_train.methods.base import MethodSpec
+
+__all__ = ["Vanilla"]
+
+
+class Vanilla(MethodSpec):
+    """Evaluation of the checkpoint's own classifier; needs a bank with a stage-1 head."""
+
+    trains: ClassVar[bool] = False
+
+    kind: Literal["vanilla"] = "vanilla"

@@ -1,0 +1,1 @@
+"""Re-training engines: the plain reference loop and the fused product."""

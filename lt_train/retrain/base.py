@@ -1,0 +1,157 @@
+"""What goes into re-training and what comes out: runs, packs and results, the same for both engines.
+
+Touch this to change what a run keeps. It knows methods and banks; it knows nothing of loops or devices.
+Shapes: E epochs, K classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lt_train.errors import BankError
+from lt_train.features.bank import FeatureBank
+from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
+
+__all__ = [
+    "NUMERICS_VERSION",
+    "SPLITS",
+    "Engine",
+    "EpochRule",
+    "Pack",
+    "Run",
+    "RunResult",
+    "check_runs",
+    "epoch_order",
+    "learning_rate_factor",
+    "start_head",
+]
+
+NUMERICS_VERSION = 1
+"""Raised whenever a change makes a run's numbers differ; part of every ledger key."""
+
+SPLITS = ("all", "many", "medium", "few")
+"""Columns of every accuracy array."""
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EpochRule:
+    """Which epoch's head counts: the last, or the best on `on` by `metric` (ties: the later, as the paper's code)."""
+
+    epoch: Literal["last", "best"] = "last"
+    on: Literal["val", "test"] = "val"
+    metric: Literal["acc_all", "acc_many", "acc_medium", "acc_few"] = "acc_all"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One re-training: a method with its hyperparameters, and a seed for batch order and fresh starts."""
+
+    method: MethodSpec
+    training: TrainingSpec
+    seed: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs trained together in one loop. `name` is unique within a sweep and the same after a resume."""
+
+    name: str
+    runs: tuple[Run, ...]
+    rule: EpochRule
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run leaves behind. Accuracies are fractions; an empty split is NaN.
+
+    Attributes:
+        failure: None, or why the run failed (it diverged); then only the epochs before the failure are kept.
+        val_accuracy: float32 `[E, 4]` over `SPLITS`, mean of per-class accuracies; None without a validation set.
+        test_accuracy: float32 `[E, 4]` over `SPLITS`, top-1.
+        train_loss: float32 `[E]`, mean per-sample loss along the epoch.
+        epoch: the epoch that counts, from 0; -1 when failed.
+        class_accuracy: float32 `[K]` on test at that epoch.
+        loma: float32 `[K]`, Logits Magnitude (Eq. 6, column form) on test at that epoch.
+        regularised_std: float32 `[K]` (Eq. 7, population form) on test at that epoch.
+        weight, bias: float32 `[K, D]` and `[K]`, the head at that epoch.
+    """
+
+    failure: str | None
+    val_accuracy: Array | None
+    test_accuracy: Array
+    train_loss: Array
+    epoch: int
+    class_accuracy: Array
+    loma: Array
+    regularised_std: Array
+    weight: Array
+    bias: Array
+
+
+class Engine(Protocol):
+    """The signature both engines share: results in the order of `runs`."""
+
+    def __call__(
+        self, bank: FeatureBank, runs: Sequence[Run], device: str = "cpu", rule: EpochRule = ...
+    ) -> list[RunResult]:
+        """Train every run on `bank`."""
+
+
+def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule) -> None:
+    """Refuse what cannot be trained before anything starts.
+
+    Raises:
+        BankError: a warm start or `vanilla` without a stage-1 head; a rule on a validation set that is not there.
+    """
+    if rule.epoch == "best" and rule.on == "val" and bank.val is None:
+        raise BankError("epoch: best on val needs a validation set, and this bank has none; use on: test or epoch: last")
+    for run in runs:
+        method = run.method
+        warm = not isinstance(method, TrainedMethod) or method.init == "warm"
+        if warm and bank.head is None:
+            raise BankError(
+                f"method {method.kind} starts from the stage-1 head, and this bank has none; "
+                "bring `weight` and `bias` with the features or set init: fresh"
+            )
+
+
+def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
+    """The head a run starts from: `(weight [K, D], bias [K])`, float32 on the CPU.
+
+    A fresh start is uniform in +-1/sqrt(D), as torch.nn.Linear's own, drawn from the run's seed alone.
+    """
+    if bank.head is not None and not (isinstance(run.method, TrainedMethod) and run.method.init == "fresh"):
+        return bank.head[0].clone(), bank.head[1].clone()
+    bound = bank.feature_dim**-0.5
+    generator = torch.Generator().manual_seed(_mix(run.seed, -1))
+    weight = torch.empty(bank.num_classes, bank.feature_dim).uniform_(-bound, bound, generator=generator)
+    bias = torch.empty(bank.num_classes).uniform_(-bound, bound, generator=generator)
+    return weight, bias
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
+    """int64 `[N]`: the order of training images in one epoch; runs with one seed share it (common random numbers)."""
+    generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    return torch.randperm(num_images, generator=generator)
+
+
+def learning_rate_factor(epoch: int, epochs: int) -> float:
+    """Cosine schedule stepped after each epoch: `(1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""
+    return 0.5 * (1.0 + float(np.cos(np.pi * epoch / epochs)))
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One 63-bit generator seed from a run's seed and an epoch, well spread (splitmix64)."""
+    state = (seed * 0x9E3779B97F4A7C15 + (epoch + 2) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (state ^ (state >> 31)) >> 1

@@ -1,0 +1,1 @@
+"""Representation training: one file a recipe."""

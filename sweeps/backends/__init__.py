@@ -1,0 +1,1 @@
+"""Places where packs are trained: one file a kind."""

@@ -1,0 +1,47 @@
+"""What a backend is: a place where packs are trained. Knows packs and banks, not searches, ledgers or tracking.
+
+A backend kind is one file in this folder with one `BackendSpec` subclass. It asks a `PackSource` for work until
+there is none and hands every outcome back; which packs there are never depends on it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Protocol
+
+from lt_train.features.bank import FeatureBank
+from lt_train.registry import KindSpec, kinds, union
+from lt_train.retrain.base import Pack, RunResult
+
+__all__ = ["BackendSpec", "PackSource", "backend_kinds", "backend_union"]
+
+
+class PackSource(Protocol):
+    """Where a backend gets its work. Called from one thread."""
+
+    def next_pack(self) -> Pack | None:
+        """The next pack to train, or None while results of packs in flight are awaited."""
+
+    def complete(self, pack: Pack, results: list[RunResult]) -> None:
+        """Take the results of a pack, in the order of its runs."""
+
+    def exhausted(self) -> bool:
+        """True when no pack will ever come again."""
+
+
+class BackendSpec(KindSpec):
+    """Base of every backend kind."""
+
+    @abstractmethod
+    def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:
+        """Train packs from `source` until it is exhausted, with `cpus` threads and `gpus` a pack."""
+
+
+def backend_kinds() -> dict[str, type[BackendSpec]]:
+    """Every backend kind by name."""
+    return kinds("sweeps.backends", BackendSpec)
+
+
+def backend_union() -> Any:
+    """The discriminated union over every backend kind, for specs."""
+    return union("sweeps.backends", BackendSpec)

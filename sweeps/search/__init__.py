@@ -1,0 +1,1 @@
+"""Ask/tell objects that propose trials: one file a sampler."""

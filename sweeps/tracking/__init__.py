@@ -1,0 +1,1 @@
+"""Where finished trials are shown: one file a kind."""

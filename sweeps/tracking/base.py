@@ -1,0 +1,89 @@
+"""What tracking is: a place where people look at finished trials. The ledger is the truth; tracking follows it.
+
+A tracking kind is one file in this folder with one `TrackingSpec` subclass. Every call may be repeated after a crash
+and must not double anything.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lt_train.registry import KindSpec, kinds, union
+
+__all__ = ["Champion", "SweepCard", "Tracker", "TrackingSpec", "TrialCard", "tracking_kinds", "tracking_union"]
+
+
+@dataclass(frozen=True)
+class SweepCard:
+    """What the parent run shows. `sweep_id` is unique to one sweep directory and is what a resume looks for."""
+
+    sweep_id: str
+    name: str
+    params: Mapping[str, Any]
+    started_ms: int
+
+
+@dataclass(frozen=True)
+class TrialCard:
+    """What one child run shows.
+
+    Attributes:
+        key: unique within the sweep and the same after a resume, for example `trial-0007` or `baseline-ce`.
+        name: what a person reads, for example `los d=0.98 lr=0.0005`.
+        metrics: one number a key (`acc_all`, ..., `loma_cv`).
+        series: `(step, value)` points a key: per-seed values over seeds, curves over epochs.
+        finished_ms: when the trial's last run was recorded; the same at every repetition.
+    """
+
+    key: str
+    name: str
+    phase: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    series: Mapping[str, list[tuple[int, float]]]
+    failed: bool
+    finished_ms: int
+    seed_runs: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The winner's head: `weight [K, D]` and `bias [K]` as numpy arrays, for registration as a model."""
+
+    weight: Any
+    bias: Any
+
+
+class Tracker(Protocol):
+    """One sweep's open tracking. Not thread-safe; used by one writer."""
+
+    def log_trial(self, card: TrialCard) -> None:
+        """Show a finished trial, once, however often this is called with the same key."""
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+        """Show the result: metrics on the parent run, every file of `artifacts`, the champion as a model."""
+
+    def interrupted(self) -> None:
+        """Mark the parent run as stopped; a later resume re-opens it."""
+
+
+class TrackingSpec(KindSpec):
+    """Base of every tracking kind."""
+
+    @abstractmethod
+    def open(self, card: SweepCard, storage: Path) -> Tracker:
+        """Start the sweep's parent run or re-attach to it."""
+
+
+def tracking_kinds() -> dict[str, type[TrackingSpec]]:
+    """Every tracking kind by name."""
+    return kinds("sweeps.tracking", TrackingSpec)
+
+
+def tracking_union() -> Any:
+    """The discriminated union over every tracking kind, for specs."""
+    return union("sweeps.tracking", TrackingSpec)

@@ -1,0 +1,32 @@
+"""`none`: no tracking; the ledger and result.json are all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
+
+__all__ = ["NullTracking"]
+
+
+class NullTracking(TrackingSpec):
+    """Shows nothing anywhere."""
+
+    kind: Literal["none"] = "none"
+
+    def open(self, card: SweepCard, storage: Path) -> Tracker:
+        """A tracker that ignores everything."""
+        return _NullTracker()
+
+
+class _NullTracker:
+    def log_trial(self, card: TrialCard) -> None:
+        pass
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+        pass
+
+    def interrupted(self) -> None:
+        pass
