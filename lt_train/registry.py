@@ -7,7 +7,6 @@ here is ever edited for it. Knows pydantic only.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -19,8 +18,9 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lt_train.errors import SpecError
+from lt_train.explain import dotted, explain, offer
 
-__all__ = ["KindSpec", "Spec", "explain", "kinds", "parse", "union"]
+__all__ = ["KindSpec", "Spec", "kinds", "parse", "union"]
 
 
 class Spec(BaseModel):
@@ -88,29 +88,9 @@ def parse(package: str, base: type[SpecT], document: dict[str, Any]) -> SpecT:
     room = kinds(package, base)
     name = document.get("kind")
     if name not in room:
-        raise SpecError(f"kind: {name!r} is unknown{_nearest(str(name), room)}; known: {', '.join(room)}")
+        raise SpecError(f"kind: {name!r} is unknown{offer(name, room)}")
     try:
         adapter: TypeAdapter[SpecT] = TypeAdapter(room[name])
         return adapter.validate_json(json.dumps(document))
     except ValidationError as error:
-        raise SpecError([f"{name}.{path}: {text}" for path, text in explain(error, room[name])]) from None
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
-    """pydantic's complaints as `(dotted path, message)` pairs, unknown keys with the nearest known one."""
-    problems: list[tuple[str, str]] = []
-    for entry in error.errors(include_url=False):
-        path = ".".join(str(part) for part in entry["loc"])
-        message = entry["msg"]
-        if entry["type"] == "extra_forbidden":
-            known = list(model.model_fields)
-            message = f"unknown key{_nearest(str(entry['loc'][-1]), known)}; known: {', '.join(known)}"
-        else:
-            message = f"{message}, got {entry['input']!r}"
-        problems.append((path, message))
-    return problems
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        raise SpecError([f"{dotted((name, *loc))}: {text}" for loc, text in explain(error, room[name])]) from None

@@ -66,6 +66,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
+            temporary.chmod(0o666 & ~_umask())
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
@@ -87,6 +88,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
+            temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
                 sync(file)
             try:
@@ -97,6 +99,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask: temporary files are private, finished ones belong to whoever may read the storage."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def sync(path: Path) -> None:

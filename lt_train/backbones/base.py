@@ -7,8 +7,9 @@ Shapes: B pictures, C channels, H x W pixels, D features, K classes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from lt_train.registry import KindSpec, kinds, parse, union
@@ -17,7 +18,14 @@ __all__ = ["BackboneSpec", "Classifier", "backbone_kinds", "backbone_union", "pa
 
 
 class BackboneSpec(KindSpec):
-    """Base of every backbone kind: parameters as fields, `build` as the implementation."""
+    """Base of every backbone kind: parameters as fields, `build` as the implementation.
+
+    `checkpoint` is for sweeps, which start from a trained backbone; `build` ignores it.
+    """
+
+    checkpoint: Annotated[
+        str | None, Field(description="file of a trained checkpoint; null trains one with the stage-1 recipe")
+    ] = None
 
     @abstractmethod
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
@@ -48,9 +56,9 @@ def backbone_kinds() -> dict[str, type[BackboneSpec]]:
 
 def backbone_union() -> Any:
     """The discriminated union over every backbone kind, for specs."""
-    return union("lt_train.backbones", BackboneSpec)
+    return union("lt_train.backbones", BackboneSpec)  # type: ignore[type-abstract]
 
 
 def parse_backbone(document: dict[str, Any]) -> BackboneSpec:
     """A backbone spec from a plain mapping; SpecError names every problem."""
-    return parse("lt_train.backbones", BackboneSpec, document)
+    return parse("lt_train.backbones", BackboneSpec, document)  # type: ignore[type-abstract]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lt_train.registry import KindSpec, Spec, kinds, parse, union
@@ -31,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Labelled:
-    """Inputs with their labels: `inputs` uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]`; `labels` int64 `[N]`."""
+    """Inputs, uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]` (features), with their labels, int64 `[N]`."""
 
     inputs: Tensor
     labels: Tensor
@@ -44,7 +45,7 @@ class Labelled:
         hasher = hashlib.sha256()
         for tensor in (self.inputs, self.labels):
             hasher.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            hasher.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+            hasher.update(tensor.contiguous().view(-1).numpy().data)
         return hasher.hexdigest()
 
 
@@ -54,8 +55,8 @@ class Augmentation(Spec):
     `flip` also says whether a mirrored picture keeps its class; test-time flipping follows it unless told otherwise.
     """
 
-    pad: int
-    flip: bool
+    pad: Annotated[int, Field(ge=0, description="pixels of zero padding before the random crop; 0 does not crop")]
+    flip: Annotated[bool, Field(description="whether a mirrored picture is of the same class, so may be mirrored")]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,10 @@ class DatasetSpec(KindSpec):
             DataError: files are missing or malformed, or the subset cannot be cut as asked.
         """
 
+    def identity(self) -> dict[str, Any]:
+        """The spec as JSON without the fields that say where files are: what the data is, on any machine."""
+        return self.model_dump(mode="json", exclude={"root", "path", "download"})
+
 
 def dataset_kinds() -> dict[str, type[DatasetSpec]]:
     """Every dataset kind by name."""
@@ -122,9 +127,9 @@ def dataset_kinds() -> dict[str, type[DatasetSpec]]:
 
 def dataset_union() -> Any:
     """The discriminated union over every dataset kind, for specs."""
-    return union("lt_train.datasets", DatasetSpec)
+    return union("lt_train.datasets", DatasetSpec)  # type: ignore[type-abstract]
 
 
 def parse_dataset(document: dict[str, Any]) -> DatasetSpec:
     """A dataset spec from a plain mapping; SpecError names every problem."""
-    return parse("lt_train.datasets", DatasetSpec, document)
+    return parse("lt_train.datasets", DatasetSpec, document)  # type: ignore[type-abstract]

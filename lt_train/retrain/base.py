@@ -18,26 +18,27 @@ from torch import Tensor
 from lt_train.errors import BankError
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
+from lt_train.metrics import SPLITS, split_masks
+from lt_train.seeding import generator
 
 __all__ = [
     "NUMERICS_VERSION",
-    "SPLITS",
     "Engine",
     "EpochRule",
+    "KeptHead",
     "Pack",
     "Run",
     "RunResult",
     "check_runs",
+    "diverged",
     "epoch_order",
     "learning_rate_factor",
+    "score_column",
     "start_head",
 ]
 
 NUMERICS_VERSION = 1
 """Raised whenever a change makes a run's numbers differ; part of every ledger key."""
-
-SPLITS = ("all", "many", "medium", "few")
-"""Columns of every accuracy array."""
 
 Array = NDArray[np.float32]
 
@@ -70,25 +71,17 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What one run leaves behind. Accuracies are fractions; an empty split is NaN.
+class KeptHead:
+    """The head of the epoch that counts, and what it does on the test set.
 
     Attributes:
-        failure: None, or why the run failed (it diverged); then only the epochs before the failure are kept.
-        val_accuracy: float32 `[E, 4]` over `SPLITS`, mean of per-class accuracies; None without a validation set.
-        test_accuracy: float32 `[E, 4]` over `SPLITS`, top-1.
-        train_loss: float32 `[E]`, mean per-sample loss along the epoch.
-        epoch: the epoch that counts, from 0; -1 when failed.
-        class_accuracy: float32 `[K]` on test at that epoch.
-        loma: float32 `[K]`, Logits Magnitude (Eq. 6, column form) on test at that epoch.
-        regularised_std: float32 `[K]` (Eq. 7, population form) on test at that epoch.
-        weight, bias: float32 `[K, D]` and `[K]`, the head at that epoch.
+        epoch: from 0.
+        class_accuracy: float32 `[K]`, fractions; NaN for a class without test images.
+        loma: float32 `[K]`, Logits Magnitude (Eq. 6, column form).
+        regularised_std: float32 `[K]` (Eq. 7, population form).
+        weight, bias: float32 `[K, D]` and `[K]`.
     """
 
-    failure: str | None
-    val_accuracy: Array | None
-    test_accuracy: Array
-    train_loss: Array
     epoch: int
     class_accuracy: Array
     loma: Array
@@ -97,11 +90,30 @@ class RunResult:
     bias: Array
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """What one run leaves behind. Accuracies are fractions; an empty split is NaN.
+
+    Attributes:
+        val_accuracy: float32 `[E, 4]` over `metrics.SPLITS`, mean of per-class accuracies; None without a val set.
+        test_accuracy: float32 `[E, 4]` over `metrics.SPLITS`, top-1.
+        train_loss: float32 `[E]`, mean per-sample loss along the epoch; NaN for a method that trains nothing.
+        kept: the head of the epoch that counts; None when the run failed.
+        failure: None, or why the run failed; the curves then end before the epoch of the failure.
+    """
+
+    val_accuracy: Array | None
+    test_accuracy: Array
+    train_loss: Array
+    kept: KeptHead | None
+    failure: str | None = None
+
+
 class Engine(Protocol):
     """The signature both engines share: results in the order of `runs`."""
 
     def __call__(
-        self, bank: FeatureBank, runs: Sequence[Run], device: str = "cpu", rule: EpochRule = ...
+        self, bank: FeatureBank, runs: Sequence[Run], device: str = "cpu", rule: EpochRule | None = None
     ) -> list[RunResult]:
         """Train every run on `bank`."""
 
@@ -110,10 +122,13 @@ def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule) -> None:
     """Refuse what cannot be trained before anything starts.
 
     Raises:
-        BankError: a warm start or `vanilla` without a stage-1 head; a rule on a validation set that is not there.
+        BankError: a warm start or `vanilla` without a stage-1 head; a rule on a validation set or a split that is
+            not there.
     """
     if rule.epoch == "best" and rule.on == "val" and bank.val is None:
         raise BankError("epoch: best on val needs a validation set, and this bank has none; use on: test or epoch: last")
+    if not split_masks(bank.split_counts)[score_column(rule)].any():
+        raise BankError(f"{rule.metric} cannot be selected on: no class of this dataset is in that split")
     for run in runs:
         method = run.method
         warm = not isinstance(method, TrainedMethod) or method.init == "warm"
@@ -132,16 +147,20 @@ def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
     if bank.head is not None and not (isinstance(run.method, TrainedMethod) and run.method.init == "fresh"):
         return bank.head[0].clone(), bank.head[1].clone()
     bound = bank.feature_dim**-0.5
-    generator = torch.Generator().manual_seed(_mix(run.seed, -1))
-    weight = torch.empty(bank.num_classes, bank.feature_dim).uniform_(-bound, bound, generator=generator)
-    bias = torch.empty(bank.num_classes).uniform_(-bound, bound, generator=generator)
+    stream = generator("fresh-head", run.seed)
+    weight = torch.empty(bank.num_classes, bank.feature_dim).uniform_(-bound, bound, generator=stream)
+    bias = torch.empty(bank.num_classes).uniform_(-bound, bound, generator=stream)
     return weight, bias
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     """int64 `[N]`: the order of training images in one epoch; runs with one seed share it (common random numbers)."""
-    generator = torch.Generator().manual_seed(_mix(seed, epoch))
-    return torch.randperm(num_images, generator=generator)
+    return torch.randperm(num_images, generator=generator("batch-order", seed, epoch))
+
+
+def score_column(rule: EpochRule) -> int:
+    """The column of an accuracy array that a rule judges by."""
+    return SPLITS.index(rule.metric.removeprefix("acc_"))
 
 
 def learning_rate_factor(epoch: int, epochs: int) -> float:
@@ -149,9 +168,6 @@ def learning_rate_factor(epoch: int, epochs: int) -> float:
     return 0.5 * (1.0 + float(np.cos(np.pi * epoch / epochs)))
 
 
-def _mix(seed: int, epoch: int) -> int:
-    """One 63-bit generator seed from a run's seed and an epoch, well spread (splitmix64)."""
-    state = (seed * 0x9E3779B97F4A7C15 + (epoch + 2) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (state ^ (state >> 31)) >> 1
+def diverged(epoch: int) -> str:
+    """How a failure is worded when loss or weights stop being finite in `epoch` (from 0)."""
+    return f"diverged: loss or weights are not finite in epoch {epoch + 1}; lower lr"

@@ -22,8 +22,8 @@ class PackSource(Protocol):
     def next_pack(self) -> Pack | None:
         """The next pack to train, or None while results of packs in flight are awaited."""
 
-    def complete(self, pack: Pack, results: list[RunResult]) -> None:
-        """Take the results of a pack, in the order of its runs."""
+    def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
+        """Take the results of a pack, in the order of its runs, and how long their training took."""
 
     def exhausted(self) -> bool:
         """True when no pack will ever come again."""

@@ -1,0 +1,49 @@
+# Everything a newcomer types. Needs python3 (3.11 or newer) with pip, and make; fetches the rest.
+PYTHON ?= python3
+UV := .tools/bin/uv
+BIN := .venv/bin
+
+.PHONY: env demo test lint bench lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   a real sweep on embedded data, with its table (about 3 minutes the first time)"
+	@echo "make test   all tests"
+	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make bench  fused against reference training, as ratios"
+	@echo "make env    only the environment, in .venv"
+
+env: .venv/.done
+
+# Not $(PYTHON) -m pip install torch: which build pip prefers differs from machine to machine; uv follows the lock.
+.venv/.done: requirements.lock pyproject.toml $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python -e .
+	touch $@
+
+$(UV):
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools uv
+
+demo: env
+	$(BIN)/lt-sweep run sweeps/specs/demo.yaml --fresh
+
+test: env
+	$(BIN)/pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: env
+	$(BIN)/python tests/benchmarks/fused_against_reference.py
+
+# No --index: addresses of a registry have no place in the lock.
+lock: $(UV)
+	$(UV) pip compile --quiet pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
+	  --no-header --no-emit-index-url --output-file requirements.lock
+
+clean:
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,129 @@
+"""`lt-train`: the steps of classifier re-training one by one, from the command line.
+
+Owns the flags and the exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted. What a command does is in
+`lt_train.commands`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lt_train import commands
+from lt_train.errors import LongtailError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.command
+    try:
+        command(arguments)
+    except KeyboardInterrupt:
+        print("lt-train: interrupted", file=sys.stderr)
+        return 130
+    except LongtailError as error:
+        print(f"lt-train: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lt-train", description="Classifier re-training for long-tailed data, step by step."
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="command")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        added = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(command=run)
+        added.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+        added.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+        return added
+
+    kind: dict[str, Any] = {"nargs": "+", "metavar": ("KIND", "NAME=VALUE")}
+
+    backbone = command(
+        "backbone",
+        commands.backbone,
+        "train a backbone (stage 1); a training that was killed goes on where it stopped",
+        "lt-train backbone --dataset digits_lt imbalance_ratio=20 --backbone small_cnn --out digits.safetensors",
+    )
+    backbone.add_argument("--dataset", required=True, **kind, help="a dataset kind and its parameters")
+    backbone.add_argument("--backbone", default=["small_cnn"], **kind, help="default: small_cnn")
+    backbone.add_argument("--recipe", default=["ce"], **kind, help="default: ce")
+    backbone.add_argument("--out", type=_path, required=True, help="the checkpoint to write")
+    backbone.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
+
+    features = command(
+        "features",
+        commands.features,
+        "extract a feature bank and print its path; a bank that exists is not made again",
+        "lt-train features --dataset digits_lt --checkpoint digits.safetensors --views 20",
+    )
+    features.add_argument("--dataset", required=True, **kind, help="a dataset kind and its parameters")
+    features.add_argument(
+        "--checkpoint", type=_path, help="of lt-train backbone; none for a dataset that brings features"
+    )
+    features.add_argument(
+        "--views", type=_positive, default=1, help="augmented views; 1: pictures as they are (default)"
+    )
+    features.add_argument("--no-test-flip", action="store_true", help="test on pictures alone, without their mirrors")
+    features.add_argument("--store", type=_path, default=Path("banks"), help="folder that holds banks (default: banks)")
+
+    retrain = command(
+        "retrain",
+        commands.retrain,
+        "re-train the classifier on a bank with one method and several seeds",
+        "lt-train retrain --bank banks/FINGERPRINT --method los smooth_factor=0.9 lr=5e-3 --out head.safetensors",
+    )
+    retrain.add_argument("--bank", type=_path, required=True, help="a bank of lt-train features")
+    retrain.add_argument("--method", required=True, **kind, help="a method kind and its hyperparameters")
+    retrain.add_argument("--epochs", type=_positive, default=20, help="passes over the training set (default: 20)")
+    retrain.add_argument("--batch-size", type=_positive, default=64, help="pictures a step (default: 64)")
+    retrain.add_argument("--seeds", type=_positive, default=5, help="how many seeds, from 0 (default: 5)")
+    retrain.add_argument("--engine", choices=["fused", "reference"], default="fused", help="default: fused")
+    retrain.add_argument(
+        "--select", choices=["val", "test"], default="val", help="what the best is chosen on (default: val)"
+    )
+    retrain.add_argument("--epoch", choices=["last", "best"], default="last", help="whose head counts (default: last)")
+    retrain.add_argument("--out", type=_path, help="write the head of the best seed here")
+
+    evaluate = command(
+        "evaluate",
+        commands.evaluate,
+        "accuracy, LoMa and regularised std of a head on a bank's test set, by class split",
+        "lt-train evaluate --bank banks/FINGERPRINT --head head.safetensors",
+    )
+    evaluate.add_argument("--bank", type=_path, required=True, help="a bank of lt-train features")
+    evaluate.add_argument("--head", type=_path, help="of lt-train retrain --out; default: the bank's stage-1 head")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The four commands of `lt-train`: flags to calls of the rooms, and their results to standard output.
+
+Notes and progress go to standard error, so that `--json` and a bank's path can be read by a program. Nothing is
+computed here; `lt_train.cli` owns the flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lt_train.backbones.base import parse_backbone
+from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.errors import CheckpointError, LongtailError, UserError
+from lt_train.features.bank import FeatureBank, open_bank
+from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.head_file import load_head, save_head
+from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.metrics import SPLITS, split_masks
+from lt_train.progress import progress
+from lt_train.retrain import fused, reference
+from lt_train.retrain.base import EpochRule, Run, RunResult
+from lt_train.stage1.base import parse_recipe
+from lt_train.stage1.train import train_backbone
+
+__all__ = ["backbone", "evaluate", "features", "retrain"]
+
+
+def backbone(arguments: argparse.Namespace) -> None:
+    """Train a backbone and print its accuracy on test."""
+    dataset = parse_dataset(_kind(arguments.dataset))
+    backbone, recipe = parse_backbone(_kind(arguments.backbone)), parse_recipe(_kind(arguments.recipe))
+    _check_device(arguments.device)
+    data = dataset.load()
+    if not isinstance(data, PictureData):
+        raise UserError(f"dataset {dataset.kind} brings features; a backbone is trained on pictures only")
+    _say(data.notes)
+    with progress(f"training {backbone.kind}") as report:
+        train_backbone(
+            data,
+            backbone,
+            recipe,
+            arguments.out,
+            seed=arguments.seed,
+            device=arguments.device,
+            about={"dataset": dataset.model_dump(mode="json")},
+            report=report,
+        )
+    accuracy = load_checkpoint(arguments.out)[1]["accuracy"]
+    document = {"checkpoint": str(arguments.out), "accuracy": accuracy, "notes": list(data.notes)}
+    _print(arguments, document, ["checkpoint", *SPLITS], [[str(arguments.out), *_percents(accuracy)]])
+
+
+def features(arguments: argparse.Namespace) -> None:
+    """Make a bank, or find it, and print its path."""
+    dataset = parse_dataset(_kind(arguments.dataset))
+    features = FeaturesSpec(views=arguments.views, test_flip=False if arguments.no_test_flip else None)
+    _check_device(arguments.device)
+    data = dataset.load()
+    _say(data.notes)
+    with progress("extracting features", unit="picture") as report:
+        path = build_bank(
+            dataset, arguments.checkpoint, features, arguments.store, device=arguments.device, report=report, data=data
+        )
+    bank = open_bank(path)
+    document = {
+        "bank": str(path),
+        "train": list(bank.train_features.shape),
+        "val": None if bank.val is None else list(bank.val.features.shape),
+        "test": list(bank.test.features.shape),
+        "classes": bank.num_classes,
+        "notes": list(bank.notes),
+    }
+    if arguments.json:
+        _print(arguments, document, [], [])
+    else:  # the path alone, so that a shell can take it
+        print(path)
+
+
+def retrain(arguments: argparse.Namespace) -> None:
+    """Re-train on a bank with several seeds and print what they reach."""
+    method = parse_method(_kind(arguments.method))
+    training = TrainingSpec(epochs=arguments.epochs, batch_size=arguments.batch_size)
+    _check_device(arguments.device)
+    bank = open_bank(arguments.bank)
+    _say(bank.notes)
+    on = arguments.select
+    if on == "val" and bank.val is None:
+        raise UserError("--select val needs a validation set, and this bank has none; use --select test")
+    runs = [Run(method, training, seed) for seed in range(arguments.seeds)]
+    fit = {"fused": fused, "reference": reference}[arguments.engine].fit
+    results = fit(bank, runs, arguments.device, EpochRule(epoch=arguments.epoch, on=on))
+    rows = [_row(run, result, on) for run, result in zip(runs, results, strict=True)]
+    finished = [(row, result.kept) for row, result in zip(rows, results, strict=True) if result.kept is not None]
+    if not finished:
+        raise LongtailError(f"all {len(runs)} runs failed: {results[0].failure}")
+    best, kept = max(finished, key=lambda pair: pair[0]["selected_on"])
+    if arguments.out:
+        about = {"bank": bank.fingerprint, "method": method.model_dump(mode="json"), "seed": best["seed"]}
+        save_head(arguments.out, torch.from_numpy(kept.weight), torch.from_numpy(kept.bias), about)
+    test = [row["test"] for row, _ in finished]
+    mean = {split: _number(np.mean([_or_nan(accuracy[split]) for accuracy in test])) for split in SPLITS}
+    document = {
+        "runs": rows,
+        "mean": mean,
+        "on": on,
+        "best_seed": best["seed"],
+        "head": str(arguments.out) if arguments.out else None,
+    }
+    lines = [
+        [
+            str(row["seed"]),
+            str(row["epoch"]),
+            _percent(row["selected_on"]),
+            *_percents(row["test"]),
+            row["failure"] or "",
+        ]
+        for row in rows
+    ]
+    lines.append(["mean", "", "", *_percents(mean), ""])
+    _print(arguments, document, ["seed", "epoch", on, *(f"test {split}" for split in SPLITS), "failure"], lines)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print what a head does on a bank's test set."""
+    _check_device(arguments.device)
+    bank = open_bank(arguments.bank)
+    _say(bank.notes)
+    if arguments.head:
+        bank = _with_head(bank, arguments.head)
+    run = Run(parse_method({"kind": "vanilla"}), TrainingSpec(), seed=0)
+    result = fused.fit(bank, [run], arguments.device, EpochRule(epoch="last"))[0]
+    kept = result.kept
+    assert kept is not None, "nothing is trained, so nothing diverges"
+    masks = split_masks(bank.split_counts).numpy()
+    measured = {
+        "accuracy": _by_split(result.test_accuracy[-1]),
+        "loma": {split: _mean_over(kept.loma, mask) for split, mask in zip(SPLITS, masks, strict=True)},
+        "regularised_std": {
+            split: _mean_over(kept.regularised_std, mask) for split, mask in zip(SPLITS, masks, strict=True)
+        },
+    }
+    lines = [
+        ["accuracy", *_percents(measured["accuracy"])],
+        *(
+            [name, *("-" if x is None else f"{x:.4f}" for x in measured[name].values())]
+            for name in ("loma", "regularised_std")
+        ),
+    ]
+    _print(arguments, measured, ["test", *SPLITS], lines)
+
+
+def _with_head(bank: FeatureBank, file: Path) -> FeatureBank:
+    weight, bias, about = load_head(file)
+    if weight.shape != (bank.num_classes, bank.feature_dim):
+        raise CheckpointError(
+            f"head {file} is for another bank: its weight is {list(weight.shape)} where this bank needs "
+            f"[{bank.num_classes}, {bank.feature_dim}]"
+        )
+    if about.get("bank") != bank.fingerprint:
+        _say([f"head {file} was trained on another bank ({about.get('bank')}) than this one ({bank.fingerprint})"])
+    return dataclasses.replace(bank, head=(weight, bias))
+
+
+def _row(run: Run, result: RunResult, on: str) -> dict[str, Any]:
+    """One run as JSON: the accuracies of the epoch that counts, null throughout when it failed."""
+    if result.kept is None:
+        return {"seed": run.seed, "epoch": None, "selected_on": None, "test": None, "failure": result.failure}
+    epoch = result.kept.epoch
+    curve = result.test_accuracy if on == "test" or result.val_accuracy is None else result.val_accuracy
+    return {
+        "seed": run.seed,
+        "epoch": epoch + 1,
+        "selected_on": float(curve[epoch, 0]),
+        "test": _by_split(result.test_accuracy[epoch]),
+        "failure": None,
+    }
+
+
+def _by_split(accuracies: Iterable[float]) -> dict[str, float | None]:
+    return {split: _number(value) for split, value in zip(SPLITS, accuracies, strict=True)}
+
+
+def _mean_over(values: Any, mask: Any) -> float | None:
+    """Mean of the classes in `mask`, NaN classes left out; None when nothing is left."""
+    left = values[mask & ~np.isnan(values)]
+    return float(left.mean()) if left.size else None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _number(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _percents(accuracy: Mapping[str, float | None] | None) -> list[str]:
+    return [_percent(accuracy[split] if accuracy else None) for split in SPLITS]
+
+
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _print(arguments: argparse.Namespace, document: dict[str, Any], columns: list[str], rows: list[list[str]]) -> None:
+    if arguments.json:
+        print(json.dumps(document, allow_nan=False))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device must be a device of this machine such as cpu or cuda, got {device!r}: {error}"
+        ) from None
+
+
+def _kind(words: Sequence[str]) -> dict[str, Any]:
+    """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string."""
+    document: dict[str, Any] = {"kind": words[0]}
+    for word in words[1:]:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"parameters of {words[0]} must be written name=value, got {word!r}")
+        try:
+            document[name] = json.loads(text)
+        except ValueError:
+            document[name] = text
+    return document

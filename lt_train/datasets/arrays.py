@@ -1,0 +1,208 @@
+"""`arrays`: features or pictures that a user brings in one `.npz` or `.safetensors` file, long-tailed as they are.
+
+Features need no backbone and become a bank directly. Everything is checked here, so that what reaches a bank is known
+to be finite, labelled and complete. Shapes: V views, A test views, N pictures, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lt_train.datasets.base import Augmentation, DatasetSpec, FeatureData, Labelled, PictureData
+from lt_train.datasets.longtail import hold_out_fraction
+from lt_train.errors import DataError
+
+__all__ = ["Arrays"]
+
+_LAYOUT = (
+    "features: train_features [N, D] or [V, N, D], train_labels [N], test_features [N, D] or [A, N, D], "
+    "test_labels [N], and if at hand val_features, val_labels, weight [K, D], bias [K]; or pictures: train_images and "
+    "test_images, uint8 [N, H, W] or [N, C, H, W], with train_labels and test_labels, and if at hand val_images"
+)
+
+
+class Arrays(DatasetSpec):
+    """A user's own features or pictures; keys and shapes as DESIGN section 5 and the module of this kind say."""
+
+    kind: Literal["arrays"] = "arrays"
+    path: Annotated[str, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]
+    val_fraction: Annotated[
+        float,
+        Field(ge=0, lt=1, description="share of every class's training pictures held out when the file has no val_*"),
+    ] = 0.2
+    augmentation: Annotated[
+        Augmentation, Field(description="for pictures only: what stage 1 and the views of a bank apply")
+    ] = Augmentation(pad=0, flip=False)
+
+    def load(self) -> FeatureData | PictureData:
+        """What the file holds, checked.
+
+        Raises:
+            DataError: the file, a key, a shape, a dtype, a label or a value is not as it must be; it is named.
+        """
+        arrays = _File(Path(self.path).expanduser())
+        if "train_features" in arrays.tensors:
+            return self._features(arrays)
+        if "train_images" in arrays.tensors:
+            return self._pictures(arrays)
+        held = ", ".join(sorted(arrays.tensors)) or "nothing"
+        raise DataError(f"{arrays.path} must hold {_LAYOUT}; it holds {held}")
+
+    def _features(self, arrays: _File) -> FeatureData:
+        train, test = arrays.features("train"), arrays.features("test")
+        val = arrays.features("val") if "val_features" in arrays.tensors else None
+        dim = train.inputs.shape[-1]
+        head = arrays.head(dim)
+        num_classes = _class_count(train, val, test) if head is None else int(head[0].shape[0])
+        for name, part in (("test", test), ("val", val)):
+            if part is not None and part.inputs.shape[-1] != dim:
+                raise DataError(
+                    f"{arrays.path}: {name}_features must have the {dim} dimensions of train_features, "
+                    f"got {part.inputs.shape[-1]}"
+                )
+        counts = arrays.check_classes(train, val, test, num_classes)
+        notes: tuple[str, ...] = ()
+        if val is None:
+            kept, held, notes = hold_out_fraction(train.labels, self.val_fraction)
+            if held is not None:  # a picture is validated on as it is, so on its first view
+                val = Labelled(train.inputs[:1, held], train.labels[held])
+                train = Labelled(train.inputs[:, kept], train.labels[kept])
+        return FeatureData(train, val, test, num_classes, counts, head, notes)
+
+    def _pictures(self, arrays: _File) -> PictureData:
+        train, test = arrays.pictures("train"), arrays.pictures("test")
+        val = arrays.pictures("val") if "val_images" in arrays.tensors else None
+        for name, part in (("test", test), ("val", val)):
+            if part is not None and part.inputs.shape[1:] != train.inputs.shape[1:]:
+                raise DataError(
+                    f"{arrays.path}: {name}_images must have the shape {list(train.inputs.shape[1:])} of train_images, "
+                    f"got {list(part.inputs.shape[1:])}"
+                )
+        num_classes = _class_count(train, val, test)
+        counts = arrays.check_classes(train, val, test, num_classes)
+        notes: tuple[str, ...] = ()
+        if val is None:
+            kept, held, notes = hold_out_fraction(train.labels, self.val_fraction)
+            if held is not None:
+                val = Labelled(train.inputs[held], train.labels[held])
+                train = Labelled(train.inputs[kept], train.labels[kept])
+        std, mean = torch.std_mean(train.inputs.double() / 255, dim=(0, 2, 3), correction=0)
+        std = torch.where(std > 0, std, torch.ones_like(std))
+        return PictureData(
+            train=train,
+            val=val,
+            test=test,
+            num_classes=num_classes,
+            split_counts=counts,
+            mean=tuple(mean.tolist()),
+            std=tuple(std.tolist()),
+            augmentation=self.augmentation,
+            notes=notes,
+        )
+
+
+class _File:
+    """The tensors of one file, and the checks that every one of them must pass."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"path {path} must be an .npz or .safetensors file, and there is none; correct path")
+        try:
+            if path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as archive:
+                    self.tensors = {name: torch.from_numpy(archive[name]) for name in archive.files}
+            elif path.suffix == ".safetensors":
+                self.tensors = load_file(path)
+            else:
+                raise DataError(f"path must end in .npz or .safetensors, got {path}")
+        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read ({error}); write it again") from None
+
+    def features(self, part: str) -> Labelled:
+        """float32 `[views, N, D]` of one part, all finite, with its labels."""
+        name = f"{part}_features"
+        features = self._get(name)
+        if not features.is_floating_point() or features.dim() not in (2, 3) or 0 in features.shape:
+            raise self._wrong(name, "floats [N, D] or [views, N, D], none of them 0", features)
+        features = self._finite(name, features.float())
+        return self._labelled(part, features if features.dim() == 3 else features.unsqueeze(0), axis=1)
+
+    def pictures(self, part: str) -> Labelled:
+        """uint8 `[N, C, H, W]` of one part, with its labels."""
+        name = f"{part}_images"
+        pictures = self._get(name)
+        if pictures.dtype != torch.uint8 or pictures.dim() not in (3, 4) or 0 in pictures.shape:
+            raise self._wrong(name, "uint8 [N, H, W] or [N, C, H, W], none of them 0", pictures)
+        return self._labelled(part, pictures if pictures.dim() == 4 else pictures.unsqueeze(1), axis=0)
+
+    def head(self, dim: int) -> tuple[Tensor, Tensor] | None:
+        """`(weight [K, D], bias [K])`, float32; a missing bias is zero. None without a weight."""
+        if "weight" not in self.tensors:
+            return None
+        weight = self._get("weight")
+        if not weight.is_floating_point() or weight.dim() != 2 or weight.shape[1] != dim:
+            raise self._wrong("weight", f"floats [K, D] with the D = {dim} of train_features", weight)
+        bias = self.tensors.get("bias", torch.zeros(weight.shape[0]))
+        if not bias.is_floating_point() or bias.shape != weight.shape[:1]:
+            raise self._wrong("bias", f"floats [K] with the K = {weight.shape[0]} of weight", bias)
+        return self._finite("weight", weight.float()), self._finite("bias", bias.float())
+
+    def check_classes(self, train: Labelled, val: Labelled | None, test: Labelled, num_classes: int) -> Tensor:
+        """int64 `[K]` training counts, after checking that labels are in range and no class is empty."""
+        for name, part in (("train", train), ("val", val), ("test", test)):
+            if part is None:
+                continue
+            outside = part.labels[(part.labels < 0) | (part.labels >= num_classes)]
+            if len(outside):
+                raise DataError(
+                    f"{self.path}: {name}_labels must be in 0 .. {num_classes - 1}, got {int(outside[0])} "
+                    f"({len(outside)} outside)"
+                )
+        counts = torch.bincount(train.labels, minlength=num_classes)
+        empty = torch.nonzero(counts == 0).flatten().tolist()
+        if empty:
+            raise DataError(
+                f"{self.path}: every class needs a training picture, and class {empty[0]} has none "
+                f"({len(empty)} of {num_classes} classes are empty); number the classes without gaps"
+            )
+        return counts
+
+    def _labelled(self, part: str, inputs: Tensor, axis: int) -> Labelled:
+        name = f"{part}_labels"
+        labels = self._get(name)
+        integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if not integers or labels.dim() != 1 or len(labels) != inputs.shape[axis]:
+            raise self._wrong(name, f"integers [N] with the N = {inputs.shape[axis]} of its inputs", labels)
+        return Labelled(inputs.contiguous(), labels.long())
+
+    def _get(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise DataError(f"{self.path}: {name} is missing; the file must hold {_LAYOUT}")
+        return self.tensors[name]
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        broken = torch.nonzero(~torch.isfinite(tensor))
+        if len(broken):
+            raise DataError(
+                f"{self.path}: {name} must be finite, got {len(broken)} NaN or infinite values, "
+                f"the first at {broken[0].tolist()}"
+            )
+        return tensor
+
+    def _wrong(self, name: str, rule: str, tensor: Tensor) -> DataError:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return DataError(f"{self.path}: {name} must be {rule}, got {kind} {list(tensor.shape)}")
+
+
+def _class_count(*parts: Labelled | None) -> int:
+    return max(int(part.labels.max()) for part in parts if part is not None) + 1

@@ -1,0 +1,49 @@
+"""`digits_lt`: scikit-learn's handwritten digits, cut long-tailed. It comes with the wheel: nothing is downloaded.
+
+Real data at a size for demonstrations and tests: 1797 grey pictures of 8 x 8 pixels in ten classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from sklearn.datasets import load_digits
+
+from lt_train.datasets.base import Augmentation, Labelled, PictureData
+from lt_train.datasets.longtail import LongTailSpec, cut_longtail
+
+__all__ = ["DigitsLT"]
+
+_TEST_PER_CLASS = 50
+
+
+class DigitsLT(LongTailSpec):
+    """Digits with a balanced test set of 50 a class held out first (UCI optical recognition of handwritten digits)."""
+
+    kind: Literal["digits_lt"] = "digits_lt"
+    n_max: Annotated[int, Field(ge=1, le=124, description="training pictures of class 0, the largest; 124 at most")] = (
+        110
+    )
+    imbalance_ratio: Annotated[
+        float, Field(ge=1, description="largest class size over smallest, n_1 / n_K, >= 1; 1 is balanced")
+    ] = 20.0
+    val_per_class: Annotated[
+        int, Field(ge=0, description="validation pictures a class; 0 keeps the whole cut for training, without val")
+    ] = 14
+    augmentation: Augmentation = Augmentation(pad=1, flip=False)
+
+    def load(self) -> PictureData:
+        """8 x 8 grey pictures; the values 0 .. 16 are scaled to 0 .. 255."""
+        digits = load_digits()
+        pictures = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
+        labels = torch.from_numpy(digits.target).long()
+        test, rest = cut_longtail(labels, [_TEST_PER_CLASS] * 10)
+        return self.cut(
+            Labelled(pictures[rest], labels[rest]),
+            Labelled(pictures[test], labels[test]),
+            num_classes=10,
+            mean=(0.3053,),
+            std=(0.3760,),
+        )

@@ -1,0 +1,119 @@
+"""`fashion_mnist_lt`: FashionMNIST (Xiao et al. 2017), cut long-tailed, read from its idx files.
+
+Takes the published files, compressed or not, wherever they lie: torchvision's folder or a flat one such as Debian's
+package `dataset-fashion-mnist` installs. Recompressed files are welcome, so the format is checked and not an md5.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lt_train.datasets.base import Augmentation, Labelled, PictureData
+from lt_train.datasets.longtail import LongTailSpec
+from lt_train.errors import DataError
+
+__all__ = ["FashionMnistLT"]
+
+_UBYTE = 0x08
+
+
+class FashionMnistLT(LongTailSpec):
+    """FashionMNIST at n_max 500, so that a ratio of 100 has many, medium and few classes (at 6000 it has no few)."""
+
+    kind: Literal["fashion_mnist_lt"] = "fashion_mnist_lt"
+    root: Annotated[
+        str,
+        Field(description="folder of the idx files (.gz or not), or torchvision's root with FashionMNIST/raw in it"),
+    ] = "/usr/share/datasets/fashion-mnist"
+    download: Annotated[bool, Field(description="fetch the files into root with torchvision if they are missing")] = (
+        False
+    )
+    n_max: Annotated[
+        int, Field(ge=1, le=6000, description="training pictures of class 0, the largest; 6000 at most")
+    ] = 500
+    val_per_class: Annotated[
+        int, Field(ge=0, description="validation pictures a class; 0 keeps the published training set, without val")
+    ] = 100
+    augmentation: Augmentation = Augmentation(pad=1, flip=True)
+
+    def load(self) -> PictureData:
+        """28 x 28 grey pictures.
+
+        Raises:
+            DataError: files are missing, truncated or not idx files of the expected shape.
+        """
+        root = Path(self.root).expanduser()
+        if self.download and _folder(root) is None:
+            _download(root)
+        folder = _folder(root)
+        if folder is None:
+            raise DataError(
+                f"root {root} must hold the FashionMNIST idx files (train-images-idx3-ubyte, .gz or not, and its "
+                "three companions), there or in FashionMNIST/raw, and does not; correct root or set download: true"
+            )
+        train, test = _labelled(folder, "train"), _labelled(folder, "t10k")
+        return self.cut(train, test, num_classes=10, mean=(0.2860,), std=(0.3530,))
+
+
+def _folder(root: Path) -> Path | None:
+    for folder in (root, root / "FashionMNIST" / "raw"):
+        if _file(folder / "train-images-idx3-ubyte") is not None:
+            return folder
+    return None
+
+
+def _file(plain: Path) -> Path | None:
+    packed = plain.with_name(plain.name + ".gz")
+    return plain if plain.is_file() else packed if packed.is_file() else None
+
+
+def _download(root: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(root), train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"FashionMNIST could not be downloaded into root {root} ({error}); "
+            "check the connection, or place the idx files there yourself"
+        ) from None
+
+
+def _labelled(folder: Path, part: str) -> Labelled:
+    pictures = _read_idx(folder / f"{part}-images-idx3-ubyte", dimensions=3)
+    labels = _read_idx(folder / f"{part}-labels-idx1-ubyte", dimensions=1).long()
+    if len(pictures) != len(labels) or pictures.shape[1:] != (28, 28) or labels.max() > 9:
+        raise DataError(
+            f"{folder}: {part} must be 28 x 28 pictures with as many labels in 0 .. 9, got pictures "
+            f"{list(pictures.shape)} and {len(labels)} labels up to {int(labels.max())}; get the files again"
+        )
+    return Labelled(pictures.unsqueeze(1), labels)
+
+
+def _read_idx(plain: Path, dimensions: int) -> Tensor:
+    """An idx file of unsigned bytes: two zeros, the type, the number of dimensions, sizes (big-endian int32), data."""
+    file = _file(plain)
+    if file is None:
+        raise DataError(f"{plain} (.gz or not) is missing; all four FashionMNIST idx files must lie in one folder")
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read ({error}): it is truncated or altered; get it again") from None
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes([0, 0, _UBYTE, dimensions]):
+        raise DataError(f"{file} is not an idx file of unsigned bytes with {dimensions} dimension(s); get it again")
+    shape = np.frombuffer(content[4:header], dtype=">i4").tolist()
+    if len(content) - header != int(np.prod(shape)):
+        raise DataError(
+            f"{file} is truncated or altered: {len(content) - header} bytes of data where its header says "
+            f"{shape}; get it again"
+        )
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape)

@@ -1,0 +1,54 @@
+"""A re-trained head in one safetensors file: `weight [K, D]`, `bias [K]`, and where they came from as JSON.
+
+Written atomically, read without pickle. Knows nothing of methods; the document is kept as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lt_train.errors import CheckpointError
+from lt_train.storage import atomic_file
+
+__all__ = ["load_head", "save_head"]
+
+_KEY = "longtail-sweeps head"
+
+
+def save_head(path: Path, weight: Tensor, bias: Tensor, about: Mapping[str, Any]) -> None:
+    """Write `weight [K, D]` and `bias [K]` to `path`, atomically, with a JSON document.
+
+    Raises:
+        StorageError: the disk is full or not writable; a file that was there is as before.
+    """
+    with atomic_file(path) as temporary:
+        tensors = {"weight": weight.contiguous(), "bias": bias.contiguous()}
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(dict(about), sort_keys=True)})
+
+
+def load_head(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """`(weight [K, D], bias [K], document)` of a file written by `save_head`.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"head {path} does not exist; write one with `lt-train retrain --out` or correct the path"
+        )
+    try:
+        with safe_open(path, framework="pt") as contents:
+            about = json.loads((contents.metadata() or {})[_KEY])
+            return contents.get_tensor("weight"), contents.get_tensor("bias"), about
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"head {path} cannot be read ({error}): it is truncated, altered or no head file; write it again with "
+            "`lt-train retrain --out`"
+        ) from None

@@ -1,0 +1,75 @@
+"""Progress of long work on standard error: a bar with rate and time left on a terminal, occasional lines elsewhere.
+
+Standard output stays free for results. Knows rich only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Report", "progress"]
+
+Report = Callable[[int, int, str], None]
+"""`report(done, total, note)`; a note that is not empty is shown beside the count."""
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextlib.contextmanager
+def progress(title: str, unit: str = "epoch") -> Iterator[Report]:
+    """Show how far `title` is, in `unit`s, as long as the block runs; yields what to call along the way."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bar(console, title, unit) as report:
+            yield report
+    else:
+        yield _lines(title, unit)
+
+
+@contextlib.contextmanager
+def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}s"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None, rate="", note="")
+
+        def report(done: int, total: int, note: str = "") -> None:
+            speed = bar.tasks[task].speed
+            rate = f"{speed:.3g} {unit}s/s" if speed else ""
+            bar.update(task, completed=done, total=total, rate=rate, note=note)
+
+        yield report
+
+
+def _lines(title: str, unit: str) -> Report:
+    begun = time.monotonic()
+    first: int | None = None
+    last_line = 0.0
+
+    def report(done: int, total: int, note: str = "") -> None:
+        nonlocal first, last_line
+        first = done if first is None else first
+        now = time.monotonic()
+        if done < total and now - last_line < _SECONDS_BETWEEN_LINES:
+            return
+        last_line = now
+        rate = (done - first) / max(now - begun, 1e-9)
+        left = f", {rate:.3g} {unit}s/s, {(total - done) / rate:.0f} s left" if rate else ""
+        print(f"{title}: {done}/{total} {unit}s{left}{f', {note}' if note else ''}", file=sys.stderr, flush=True)
+
+    return report

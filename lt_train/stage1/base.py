@@ -1,0 +1,64 @@
+"""What a stage-1 recipe is: a frozen spec that says how the backbone and its first head are trained.
+
+A recipe kind is one file in this folder with one `RecipeSpec` subclass. It supplies the loss and, where it differs
+from a cosine, the learning rate of every epoch; the loop, resuming and checkpoints are `stage1.train`'s. Knows torch
+only. Shapes: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from lt_train.registry import KindSpec, kinds, parse, union
+
+__all__ = ["RecipeSpec", "parse_recipe", "recipe_kinds", "recipe_union"]
+
+
+class RecipeSpec(KindSpec):
+    """Base of every recipe kind: SGD with momentum; `loss` and `learning_rate` are its two say-sos."""
+
+    epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 60
+    batch_size: Annotated[int, Field(ge=2, description="pictures a step; a last batch of one picture is left out")] = 32
+    lr: Annotated[float, Field(gt=0, description="learning rate of SGD at the first epoch, > 0")] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of SGD, in [0, 1)")] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty on every parameter, >= 0 (torch.optim.SGD)")] = (
+        5e-4
+    )
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor, class_counts: Tensor, epoch: int) -> Tensor:
+        """Per-sample loss, of which each step descends the plain mean.
+
+        Args:
+            logits: float `[B, K]`.
+            labels: int64 `[B]`.
+            class_counts: int64 `[K]`, training pictures a class.
+            epoch: from 0, for recipes that change their weights on the way.
+
+        Returns:
+            float `[B]`.
+        """
+
+    def learning_rate(self, epoch: int) -> float:
+        """Cosine from `lr`, stepped after each epoch: `lr * (1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""
+        return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+def recipe_kinds() -> dict[str, type[RecipeSpec]]:
+    """Every recipe kind by name."""
+    return kinds("lt_train.stage1", RecipeSpec)
+
+
+def recipe_union() -> Any:
+    """The discriminated union over every recipe kind, for specs."""
+    return union("lt_train.stage1", RecipeSpec)  # type: ignore[type-abstract]
+
+
+def parse_recipe(document: dict[str, Any]) -> RecipeSpec:
+    """A recipe spec from a plain mapping; SpecError names every problem."""
+    return parse("lt_train.stage1", RecipeSpec, document)  # type: ignore[type-abstract]

@@ -1,0 +1,94 @@
+"""What tracking shows of a trial: names a person can read, metrics, per-seed values and curves. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lt_train.metrics import SPLITS
+from sweeps import selection
+from sweeps.ledger import Record
+from sweeps.schedule import Trial
+from sweeps.tracking.base import TrialCard
+
+__all__ = ["short_params", "trial_card"]
+
+SHORT = {"smooth_factor": "d", "weight_decay": "wd"}
+"""Symbols of the paper and of everyday speech for parameter names in titles."""
+
+
+def short_params(params: dict[str, Any]) -> str:
+    """Searched values in a few characters: `d=0.912 lr=0.0047 wd=1e-05`."""
+    parts = []
+    for path, value in params.items():
+        name = path.rpartition(".")[2]
+        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        parts.append(f"{SHORT.get(name, name)}={shown}")
+    return " ".join(parts)
+
+
+def trial_card(trial: Trial, records: list[Record], objective: float | None) -> TrialCard:
+    """The child run of a finished trial: means over its seeds, one point a seed, one curve an epoch."""
+    sound = [record for record in records if record.failure is None]
+    metrics: dict[str, float] = {}
+    series: dict[str, list[tuple[int, float]]] = {}
+    seed_runs: list[tuple[int, dict[str, float]]] = []
+    if len(sound) == len(records):
+        values = selection.reported(records)
+        metrics |= _named("acc", values.mean(axis=0))
+        if records[0].val is not None:
+            metrics |= _named("val_acc", selection.reported(records, "val").mean(axis=0))
+        metrics |= _known({name: _mean([getattr(r, name) for r in records]) for name in ("loma_mean", "loma_cv")})
+        if objective is not None:
+            metrics["objective"] = objective
+        for column, split in enumerate(SPLITS):
+            points = [(record.seed, float(v)) for record, v in zip(records, values[:, column], strict=True)]
+            series[f"seed_acc_{split}"] = [point for point in points if not np.isnan(point[1])]
+        series |= _curves(records)
+    for record in sound:
+        row = _named("acc", selection.reported([record])[0])
+        seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
+    title = f"{trial.method.kind} {short_params(trial.params)}".strip()
+    return TrialCard(
+        key=trial.name,
+        name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
+        phase=trial.phase,
+        params={**trial.method.model_dump(mode="json"), **trial.training.model_dump(mode="json")},
+        metrics=metrics,
+        series={key: points for key, points in series.items() if points},
+        failed=len(sound) < len(records),
+        finished_ms=max(record.at_ms for record in records),
+        seed_runs=seed_runs,
+    )
+
+
+def _curves(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
+    """Accuracy and loss of every epoch (from 1), mean over seeds."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    stacks = {"epoch_acc": [record.test for record in records]}
+    if records[0].val is not None:
+        stacks["epoch_val_acc"] = [record.val or [] for record in records]
+    for name, stack in stacks.items():
+        mean_E4 = np.array(stack, dtype=np.float64).mean(axis=0)
+        for column, split in enumerate(SPLITS):
+            curves[f"{name}_{split}"] = _points(mean_E4[:, column])
+    curves["epoch_loss"] = _points(np.array([record.loss for record in records], dtype=np.float64).mean(axis=0))
+    return curves
+
+
+def _points(values: Any) -> list[tuple[int, float]]:
+    return [(epoch, float(value)) for epoch, value in enumerate(values, start=1) if not np.isnan(value)]
+
+
+def _named(prefix: str, row: Any) -> dict[str, float]:
+    return _known({f"{prefix}_{split}": float(value) for split, value in zip(SPLITS, row, strict=True)})
+
+
+def _known(values: dict[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None and not np.isnan(value)}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

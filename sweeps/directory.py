@@ -1,0 +1,137 @@
+"""A sweep's directory: what it is called, which sweep it belongs to, and where its parts lie.
+
+`<storage>/<name>/` holds `sweep.json` (identity and resolved spec), `ledger.jsonl`, `heads/`, `artifacts/` and in
+the end `result.json`. Knows specs and files; runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lt_train.errors import UserError
+from lt_train.storage import atomic_file
+from sweeps.backends.base import backend_kinds
+from sweeps.prepare import CACHE
+from sweeps.spec import SweepSpec, load_resolved
+
+__all__ = ["SweepDirectory", "load_directory", "open_directory", "running_spec"]
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """An existing sweep directory.
+
+    Attributes:
+        path: the directory.
+        sweep_id: unique to this sweep, given once; MLflow runs are found again by it.
+        started_ms: when it was first started, milliseconds since 1970.
+    """
+
+    path: Path
+    sweep_id: str
+    started_ms: int
+
+    @property
+    def result(self) -> Path:
+        """Where `result.json` lies once the sweep is finished."""
+        return self.path / "result.json"
+
+    @property
+    def artifacts(self) -> Path:
+        """Tables, figures and the resolved spec of a finished sweep."""
+        return self.path / "artifacts"
+
+
+def open_directory(spec: SweepSpec, *, fresh: bool = False) -> SweepDirectory:
+    """The sweep's directory, made if it is new. An unfinished sweep of the same spec is continued.
+
+    Args:
+        spec: the sweep.
+        fresh: move what an earlier sweep of this name left to `<name>.previous` and start over.
+
+    Raises:
+        UserError: the directory holds a sweep with another spec, or the name is reserved.
+        StorageError: it cannot be written.
+    """
+    path = Path(spec.storage) / spec.name
+    if spec.name == CACHE or spec.name.startswith("mlflow"):
+        raise UserError(f"name: {spec.name!r} is taken by the storage itself; call the sweep something else")
+    if fresh and path.exists():
+        previous = path.with_name(f"{spec.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        path.rename(previous)
+    identity = path / "sweep.json"
+    if identity.exists():
+        known = _read(identity)
+        if known["spec_fingerprint"] != spec.fingerprint():
+            changed = ", ".join(_changes(known["spec"], spec.resolved()))
+            raise UserError(
+                f"{path} holds another sweep: {changed} differ; give this one another name, "
+                "or start it over with --fresh (the old one is kept as .previous)"
+            )
+        return SweepDirectory(path, known["sweep_id"], known["started_ms"])
+    document = {
+        "sweep_id": uuid.uuid4().hex,
+        "started_ms": time.time_ns() // 1_000_000,
+        "spec_fingerprint": spec.fingerprint(),
+        "spec": spec.resolved(),
+    }
+    with atomic_file(identity) as file:
+        file.write_text(json.dumps(document, indent=1) + "\n")
+    return SweepDirectory(path, document["sweep_id"], document["started_ms"])
+
+
+def load_directory(path: Path) -> tuple[SweepSpec, SweepDirectory]:
+    """A sweep from its directory alone, as `resume` and `ui` need it.
+
+    Raises:
+        UserError: this is not a sweep directory.
+    """
+    identity = path / "sweep.json"
+    if not identity.is_file():
+        raise UserError(f"{path} is not a sweep directory: it has no sweep.json; start one with `lt-sweep run SPEC`")
+    known = _read(identity)
+    # The directory may have been moved or be reached from elsewhere: it is where it is, not where it was.
+    spec = load_resolved(known["spec"] | {"storage": str(path.parent), "name": path.name})
+    return spec, SweepDirectory(path, known["sweep_id"], known["started_ms"])
+
+
+def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
+    """The same sweep on another backend, given by kind: results do not depend on it.
+
+    Raises:
+        UserError: there is no such backend.
+    """
+    known = backend_kinds()
+    if backend not in known:
+        raise UserError(f"--backend must be one of {', '.join(known)}, got {backend!r}")
+    return spec.model_copy(update={"backend": known[backend]()})
+
+
+def _read(identity: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(identity.read_text())
+        assert {"sweep_id", "started_ms", "spec_fingerprint", "spec"} <= set(known)
+    except (ValueError, AssertionError):
+        raise UserError(f"{identity} is damaged; remove its directory to start the sweep over") from None
+    return known
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted paths (two levels) in which two resolved specs differ."""
+    paths: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            paths += [f"{key}.{inner}" for inner in sorted(a.keys() | b.keys()) if a.get(inner) != b.get(inner)]
+        else:
+            paths.append(key)
+    return paths

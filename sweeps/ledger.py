@@ -1,0 +1,204 @@
+"""The ledger: what is finished, durably. The truth for resume; search and tracking only ever follow it.
+
+One sweep directory holds one `ledger.jsonl`, one line a pack, appended and synced in one write before anything else
+hears of the pack; a line cut short by a crash is dropped when the ledger is next opened. Heads lie beside it, one
+file a pack, and are removed once they can no longer win. Knows runs and results; knows no search and no tracking.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from lt_train.errors import LongtailError, UserError
+from lt_train.metrics import loma_cv
+from lt_train.retrain.base import NUMERICS_VERSION, EpochRule, Pack, Run, RunResult
+from lt_train.storage import atomic_file, fingerprint, writing
+
+__all__ = ["Ledger", "Record", "run_key"]
+
+
+def run_key(bank_fingerprint: str, run: Run, rule: EpochRule) -> str:
+    """The identity of a run: everything that decides its numbers, and nothing else. 64 hex digits."""
+    return fingerprint(
+        {
+            "numerics": NUMERICS_VERSION,
+            "bank": bank_fingerprint,
+            "method": run.method.model_dump(mode="json"),
+            "training": run.training.model_dump(mode="json"),
+            "seed": run.seed,
+            "rule": [rule.epoch, rule.on, rule.metric] if rule.epoch == "best" else ["last"],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run as the ledger keeps it. Accuracies are fractions `[E][4]` over all/many/medium/few; None is NaN.
+
+    `epoch` is the epoch that counts (from 0), -1 for a failed run, whose `failure` says why.
+    """
+
+    key: str
+    seed: int
+    failure: str | None
+    epoch: int
+    val: list[list[float | None]] | None
+    test: list[list[float | None]]
+    loss: list[float | None]
+    class_accuracy: list[float | None]
+    loma: list[float | None]
+    regularised_std: list[float | None]
+    loma_mean: float | None
+    loma_cv: float | None
+    pack: str = ""
+    at_ms: int = 0
+
+    @classmethod
+    def of(cls, key: str, seed: int, result: RunResult) -> Record:
+        """What is kept of a run's result."""
+        kept = result.kept
+        return cls(
+            key=key,
+            seed=seed,
+            failure=result.failure,
+            epoch=-1 if kept is None else kept.epoch,
+            val=None if result.val_accuracy is None else _plain(result.val_accuracy),
+            test=_plain(result.test_accuracy),
+            loss=_plain(result.train_loss),
+            class_accuracy=[] if kept is None else _plain(kept.class_accuracy),
+            loma=[] if kept is None else _plain(kept.loma),
+            regularised_std=[] if kept is None else _plain(kept.regularised_std),
+            loma_mean=None if kept is None else _number(float(np.nanmean(kept.loma))),
+            loma_cv=None if kept is None else _number(float(loma_cv(torch.from_numpy(kept.loma)))),
+        )
+
+
+class Ledger:
+    """The open ledger of one sweep directory, held by one process at a time.
+
+    Raises:
+        UserError: another process holds it, or a line in its middle is damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "ledger.jsonl"
+        self.heads = directory / "heads"
+        self.finished: dict[str, Record] = {}
+        self.seconds = {"train": 0.0, "ledger": 0.0}
+        with writing(self.path):
+            self.heads.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lock(directory)
+        self._read()
+
+    def close(self) -> None:
+        """Let go of the sweep directory."""
+        os.close(self._file)
+
+    def append(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult], seconds: float) -> list[Record]:
+        """Write the results of a pack, heads first, durably and all or nothing.
+
+        Raises:
+            StorageError: the disk is full; the ledger is as it was before.
+        """
+        start = time.perf_counter()
+        records = [Record.of(key, run.seed, result) for key, run, result in zip(keys, pack.runs, results, strict=True)]
+        self._save_heads(pack, keys, results)
+        line = {
+            "pack": pack.name,
+            "at_ms": time.time_ns() // 1_000_000,
+            "seconds": round(seconds, 4),
+            "runs": [{k: v for k, v in vars(record).items() if k not in ("pack", "at_ms")} for record in records],
+        }
+        text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        self._write(text)
+        self.seconds["ledger"] += time.perf_counter() - start
+        return self._take(line)
+
+    def head(self, key: str) -> tuple[Any, Any] | None:
+        """A finished run's `(weight [K, D], bias [K])` as numpy arrays, or None when it was not kept."""
+        file = self.heads / f"{self.finished[key].pack}.safetensors"
+        if not file.exists():
+            return None
+        tensors = load_file(file)
+        return tensors[f"{key}.weight"].numpy(), tensors[f"{key}.bias"].numpy()
+
+    def drop_heads(self, keys: Iterable[str]) -> None:
+        """Remove the heads of every pack all of whose runs are among `keys`: runs that cannot win any more."""
+        dropped = set(keys)
+        still_wanted = {record.pack for record in self.finished.values() if record.key not in dropped}
+        for pack in {self.finished[key].pack for key in dropped} - still_wanted:
+            (self.heads / f"{pack}.safetensors").unlink(missing_ok=True)
+
+    def _save_heads(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult]) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for key, result in zip(keys, results, strict=True):
+            if result.kept is not None:
+                tensors[f"{key}.weight"] = torch.from_numpy(np.array(result.kept.weight))
+                tensors[f"{key}.bias"] = torch.from_numpy(np.array(result.kept.bias))
+        with atomic_file(self.heads / f"{pack.name}.safetensors") as file:
+            save_file(tensors, file)
+
+    def _write(self, text: bytes) -> None:
+        """Append and sync; on failure cut off whatever part of it was written."""
+        end = os.fstat(self._file).st_size
+        with writing(self.path):
+            try:
+                while text:
+                    text = text[os.write(self._file, text) :]
+                os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, end)
+                raise
+
+    def _lock(self, directory: Path) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory} is in use: another lt-sweep process is running this sweep; wait for it or stop it"
+            ) from None
+
+    def _read(self) -> None:
+        whole = 0
+        for number, text in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
+            if not text.endswith(b"\n"):
+                break  # cut short by a crash; the pack was never told to anyone
+            try:
+                self._take(json.loads(text))
+            except (ValueError, KeyError, TypeError):
+                raise LongtailError(
+                    f"{self.path}:{number}: this line is damaged; remove it to train its pack again, "
+                    "or remove the directory to start over"
+                ) from None
+            whole += len(text)
+        os.ftruncate(self._file, whole)
+
+    def _take(self, line: dict[str, Any]) -> list[Record]:
+        records = [Record(**run, pack=line["pack"], at_ms=line["at_ms"]) for run in line["runs"]]
+        self.finished |= {record.key: record for record in records}
+        self.seconds["train"] += line["seconds"]
+        return records
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(array: Any) -> Any:
+    """Nested lists with None for every value that is not finite: JSON has no NaN."""
+    if array.ndim == 0:
+        return _number(round(float(array), 7))
+    return [_plain(row) for row in array]

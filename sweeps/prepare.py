@@ -1,0 +1,92 @@
+"""From a sweep's data, backbone and features sections to an open feature bank, doing only what is not done already.
+
+Trained backbones and banks are kept under `<storage>/cache`, addressed by what decides them, and shared by all sweeps
+of that storage. Knows the specs and lt_train; knows no search.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lt_train.datasets.base import FeatureData, PictureData
+from lt_train.errors import UserError
+from lt_train.features.bank import FeatureBank, open_bank
+from lt_train.features.extract import build_bank
+from lt_train.progress import progress
+from lt_train.retrain.base import EpochRule, Run, check_runs
+from lt_train.stage1.train import train_backbone
+from lt_train.storage import fingerprint
+from sweeps.spec import SweepSpec
+
+__all__ = ["CACHE", "epoch_rule", "prepare", "stage1_checkpoint"]
+
+CACHE = "cache"
+"""Directory under the storage that holds `checkpoints` and `banks`; no sweep may have this name."""
+
+
+def prepare(spec: SweepSpec) -> FeatureBank:
+    """The sweep's feature bank: trains the backbone and extracts features where that was not done before.
+
+    Raises:
+        UserError: data, checkpoint and bank errors of lt_train, or a selection that this bank cannot serve.
+        StorageError: the disk is full.
+    """
+    device = "cuda" if spec.resources.gpus_per_pack else "cpu"
+    data = spec.dataset.load()
+    checkpoint = stage1_checkpoint(spec, data, device)
+    with progress("features", "picture") as report:
+        path = build_bank(
+            spec.dataset,
+            checkpoint,
+            spec.features,
+            Path(spec.storage) / CACHE / "banks",
+            device=device,
+            report=report,
+            data=data,
+        )
+    bank = open_bank(path)
+    _check(spec, bank)
+    return bank
+
+
+def epoch_rule(spec: SweepSpec) -> EpochRule:
+    """Which epoch of a run counts, as the sweep's selection says."""
+    return EpochRule(spec.selection.epoch, spec.selection.on, spec.selection.metric)
+
+
+def stage1_checkpoint(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> Path | None:
+    """The checkpoint to extract with: the given one, or one trained with the sweep's recipe; None for features."""
+    if isinstance(data, FeatureData):
+        if spec.backbone is not None:
+            raise UserError(f"dataset {spec.dataset.kind} brings features; leave out backbone and stage1")
+        return None
+    if spec.backbone is None:
+        raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
+    if spec.backbone.checkpoint is not None:
+        return Path(spec.backbone.checkpoint).expanduser()
+    assert spec.stage1 is not None, "the spec asks for a recipe where no checkpoint is given"
+    address = fingerprint(
+        {
+            "train": data.train.digest(),
+            "augmentation": data.augmentation.model_dump(),
+            "backbone": spec.backbone.model_dump(mode="json"),
+            "stage1": spec.stage1.model_dump(mode="json"),
+        }
+    )
+    out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
+    if not out.exists():
+        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind})") as report:
+            about = {"dataset": spec.dataset.model_dump(mode="json")}
+            train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
+    return out
+
+
+def _check(spec: SweepSpec, bank: FeatureBank) -> None:
+    """Refuse, before anything is searched, what no run of this sweep could do on this bank."""
+    if spec.selection.on == "val" and bank.val is None:
+        raise UserError(
+            "selection.on is val, and this dataset has no validation set; give it one (val_per_class, val_features) "
+            "or select on test, as the paper does"
+        )
+    runs = [Run(method, spec.training, 0) for method in (spec.method, *spec.baselines)]
+    check_runs(bank, runs, epoch_rule(spec))

@@ -1,0 +1,203 @@
+"""One sweep from spec to result: prepare the bank, let a backend train packs, select, report, track.
+
+The order of durable steps is the contract: a finished pack is in the ledger before the search or tracking hears of
+it, so whatever kills this process costs at most the packs in flight. Calls every other room; is called by the CLI
+and by notebooks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lt_train.errors import LongtailError
+from lt_train.features.bank import FeatureBank
+from lt_train.progress import Report, progress
+from lt_train.storage import atomic_file
+from sweeps.cards import short_params, trial_card
+from sweeps.directory import SweepDirectory, load_directory, open_directory
+from sweeps.ledger import Ledger, Record
+from sweeps.prepare import prepare
+from sweeps.report.artifacts import write_artifacts
+from sweeps.result import Result, Winner, summarise
+from sweeps.schedule import Schedule, Trial, search_size
+from sweeps.spec import SweepSpec
+from sweeps.tracking.base import Champion, SweepCard, Tracker, TrialCard
+
+__all__ = ["resume", "run"]
+
+
+def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
+    """Run a sweep, or go on with it where an earlier call stopped; a finished one is only summed up again.
+
+    Args:
+        spec: what to do.
+        fresh: keep what an earlier sweep of this name left as `<name>.previous` and start over.
+
+    Returns:
+        What is written to `<storage>/<name>/result.json`.
+
+    Raises:
+        UserError: something in the spec, the data or the directory has to be changed first.
+        StorageError: a disk is full; run again when it is not.
+        LongtailError: packs failed, or the tracking server stayed away to the end; run again.
+    """
+    return _run(spec, open_directory(spec, fresh=fresh))
+
+
+def resume(directory: str | Path) -> Result:
+    """Go on with the sweep in `directory`; see `run`."""
+    return _run(*load_directory(Path(directory)))
+
+
+def _run(spec: SweepSpec, directory: SweepDirectory) -> Result:
+    start = time.perf_counter()
+    ledger = Ledger(directory.path)
+    try:
+        bank = prepare(spec)
+        prepared = time.perf_counter()
+        tracker = _PatientTracker(lambda: spec.tracking.open(_sweep_card(spec, directory, bank), Path(spec.storage)))
+        try:
+            with progress(f"sweep {spec.name}", "run") as report:
+                watcher = _Watcher(spec, tracker, report)
+                schedule = Schedule(spec, bank.fingerprint, ledger, watcher.on_trial)
+                watcher.attach(schedule)
+                if not schedule.exhausted():
+                    resources = spec.resources
+                    spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
+            seconds = {
+                "prepare": prepared - start,
+                "search": schedule.seconds,
+                "tracking": tracker.seconds,
+                "total": time.perf_counter() - start,
+            }
+            result = summarise(schedule, bank.notes, seconds)
+            champion = _champion(schedule, result.winner)
+            with atomic_file(directory.result) as file:
+                file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
+            write_artifacts(directory, spec, bank, schedule, result)
+        except BaseException:
+            tracker.interrupted()
+            raise
+        tracker.finish(_parent_metrics(result.winner), directory.artifacts, champion)
+        return result
+    finally:
+        ledger.close()
+
+
+class _Watcher:
+    """Follows a schedule: hands finished trials to tracking and keeps the progress line true."""
+
+    def __init__(self, spec: SweepSpec, tracker: _PatientTracker, report: Report) -> None:
+        self.spec, self.tracker, self.report = spec, tracker, report
+        self.schedule: Schedule | None = None
+        self.done = 0
+        self.best: tuple[float, str] | None = None
+        self.early: list[tuple[Trial, list[Record]]] = []
+
+    def attach(self, schedule: Schedule) -> None:
+        """Start following; trials that were replayed while the schedule was being made come first."""
+        self.schedule = schedule
+        self.report(0, search_size(self.spec).runs, "")
+        for trial, records in self.early:
+            self.on_trial(trial, records)
+
+    def on_trial(self, trial: Trial, records: list[Record]) -> None:
+        if self.schedule is None:
+            self.early.append((trial, records))
+            return
+        objective = self.schedule.objective(trial)
+        self.tracker.log_trial(trial_card(trial, records, objective))
+        self.done += len(records)
+        if trial.phase == "search" and objective is not None and (self.best is None or objective > self.best[0]):
+            self.best = (objective, short_params(trial.params))
+        chosen = self.spec.selection
+        note = f"best {chosen.on} {chosen.metric} {100 * self.best[0]:.2f}% at {self.best[1]}" if self.best else ""
+        self.report(self.done, search_size(self.spec).runs, note)
+
+
+class _PatientTracker:
+    """Tracking that delays but never fails a sweep: what could not be shown is shown later, at the latest at the end.
+
+    Raises nothing before `finish`; there, LongtailError when the tracking server is still away.
+    """
+
+    def __init__(self, connect: Callable[[], Tracker]) -> None:
+        self.connect = connect
+        self.tracker: Tracker | None = None
+        self.backlog: list[TrialCard] = []
+        self.seconds = 0.0
+        self.trouble: Exception | None = None
+        self._attempt(lambda tracker: None)
+
+    def log_trial(self, card: TrialCard) -> None:
+        self.backlog.append(card)
+        if self.trouble is None:
+            self._attempt(self._catch_up)
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+        def everything(tracker: Tracker) -> None:
+            self._catch_up(tracker)
+            tracker.finish(metrics, artifacts, champion)
+
+        if not self._attempt(everything):
+            raise LongtailError(
+                f"the sweep is finished and its result is written, but tracking could not be: {self.trouble}; "
+                "`lt-sweep resume` writes the rest, nothing is trained again"
+            ) from self.trouble
+
+    def interrupted(self) -> None:
+        self._attempt(lambda tracker: tracker.interrupted())
+
+    def _catch_up(self, tracker: Tracker) -> None:
+        while self.backlog:
+            tracker.log_trial(self.backlog[0])
+            del self.backlog[0]
+
+    def _attempt(self, action: Callable[[Tracker], None]) -> bool:
+        start = time.perf_counter()
+        try:
+            if self.tracker is None:
+                self.tracker = self.connect()
+            action(self.tracker)
+            self.trouble = None
+        except Exception as error:  # whatever a tracking server may answer: the sweep goes on
+            self.trouble = error
+        self.seconds += time.perf_counter() - start
+        return self.trouble is None
+
+
+def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank) -> SweepCard:
+    return SweepCard(
+        sweep_id=directory.sweep_id,
+        name=spec.name,
+        params={
+            "dataset": spec.dataset.kind,
+            "backbone": spec.backbone.kind if spec.backbone else "none",
+            "method": spec.method.kind,
+            "trials": spec.search.trials,
+            "selection": spec.selection.model_dump_json(),
+            "bank": bank.fingerprint,
+        },
+        started_ms=directory.started_ms,
+    )
+
+
+def _champion(schedule: Schedule, winner: Winner | None) -> Champion | None:
+    trial = schedule.winner()
+    if trial is None or winner is None:
+        return None
+    best = next(record for record in schedule.finished[trial.name] if record.seed == winner.best_of.seed)
+    head = schedule.ledger.head(best.key)
+    return None if head is None else Champion(*head)
+
+
+def _parent_metrics(winner: Winner | None) -> dict[str, float]:
+    if winner is None:
+        return {}
+    values: dict[str, Any] = winner.mean.model_dump()
+    values |= {f"best_of_{name}": value for name, value in winner.best_of.model_dump().items() if name[:4] == "acc_"}
+    values |= {"loma_mean": winner.loma.mean, "loma_cv": winner.loma.cv}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,102 @@
+"""Which trial wins, by which numbers, and how sure we are. Pure functions over finished records.
+
+Touch this to change a statistic. Knows records and numpy; no search, ledger or tracking. Columns are those of
+`lt_train.metrics.SPLITS`; accuracies are fractions; an empty split is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lt_train.metrics import SPLITS
+from sweeps.ledger import Record
+
+__all__ = ["Interval", "PairedDifference", "best_seed", "interval", "mean", "objective", "paired", "reported"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided 95% confidence interval of a mean."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of a - b over common seeds, its 95% interval and the two-sided p value of a paired t test."""
+
+    mean: float
+    ci95: Interval | None
+    p_value: float | None
+
+
+def reported(records: Sequence[Record], on: Literal["val", "test"] = "test") -> Array:
+    """Accuracies `[S, 4]` of each seed's run at the epoch that counts."""
+    rows = [(record.val if on == "val" else record.test) or [] for record in records]
+    picked: list[Any] = [row[record.epoch] for row, record in zip(rows, records, strict=True)]
+    return np.array(picked, dtype=np.float64).reshape(len(records), len(SPLITS))
+
+
+def objective(
+    records: Sequence[Record], *, metric: str, on: Literal["val", "test"], how: Literal["mean", "best"]
+) -> float | None:
+    """What a trial is judged by: mean or best over its seeds; None when any of its runs failed.
+
+    A failed seed fails the trial: leaving it out would reward settings that diverge now and then.
+    """
+    if any(record.failure is not None for record in records):
+        return None
+    scores = _scores(records, metric, on)
+    return float(scores.max() if how == "best" else scores.mean())
+
+
+def best_seed(records: Sequence[Record], *, metric: str, on: Literal["val", "test"]) -> int:
+    """Place of the seed that a best-of-S report shows: best on what the protocol selects on; ties: the first."""
+    return int(_scores(records, metric, on).argmax())
+
+
+def mean(values: Array) -> Array:
+    """Mean over seeds, `[S, ...] -> [...]`."""
+    result: Array = values.mean(axis=0)
+    return result
+
+
+def interval(values: Array) -> Interval | None:
+    """95% interval of the mean of `values [S]` (Student's t with S - 1 degrees); None for one seed or an empty split."""
+    count = len(values)
+    if count < 2 or np.isnan(values).any():
+        return None
+    center, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count)
+    half = float(stats.t.ppf(0.975, count - 1)) * spread
+    return Interval(center - half, center + half)
+
+
+def paired(a: Array, b: Array) -> PairedDifference:
+    """Compare `a [S]` with `b [S]` seed by seed (a fixed baseline is given as one value repeated).
+
+    The p value is None for fewer than two seeds; it is 1 when all differences are zero and 0 when they are all
+    equal and not zero, where the t statistic has no finite value.
+    """
+    difference = a - b
+    center = float(difference.mean())
+    if len(difference) < 2 or np.isnan(difference).any():
+        return PairedDifference(center, None, None)
+    if np.ptp(difference) == 0:
+        p_value = 1.0 if center == 0 else 0.0
+    else:
+        p_value = float(stats.ttest_1samp(difference, 0.0).pvalue)
+    return PairedDifference(center, interval(difference), p_value)
+
+
+def _scores(records: Sequence[Record], metric: str, on: Literal["val", "test"]) -> Array:
+    return reported(records, on)[:, SPLITS.index(metric.removeprefix("acc_"))]

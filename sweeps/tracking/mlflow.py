@@ -1,0 +1,248 @@
+"""`mlflow`: a parent run for the sweep, a child for each trial. The only file that imports MLflow.
+
+Runs are found again by tag (`lt.sweep_id`, `lt.key`), so every call may be repeated after a crash: a resumed sweep
+re-attaches to its runs and doubles none. Metrics go in batches, one request a few hundred points.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lt_train.errors import LongtailError, UserError
+from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
+
+__all__ = ["MlflowTracking"]
+
+BATCH = 900
+"""Metric points in one request; the server takes 1000."""
+
+
+class MlflowTracking(TrackingSpec):
+    """MLflow on SQLite (default) or on any tracking server."""
+
+    kind: Literal["mlflow"] = "mlflow"
+    uri: str | None = Field(default=None, description="tracking URI; null: sqlite:///<storage>/mlflow.db")
+    experiment: str | None = Field(default=None, description="experiment; null: the sweep's name")
+    seed_runs: bool = Field(default=False, description="also a grandchild run for every seed")
+
+    def resolved_uri(self, storage: Path) -> str:
+        """The tracking URI in force."""
+        return self.uri or f"sqlite:///{storage / 'mlflow.db'}"
+
+    def open(self, card: SweepCard, storage: Path) -> Tracker:
+        """Start the sweep's parent run or re-attach to it."""
+        return _MlflowTracker(self, card, storage)
+
+    def serve(self, sweep: str, storage: Path, port: int) -> int:
+        """Start MLflow's own server on the sweep's store, at localhost:`port`, until it is stopped; its exit code.
+
+        A tracking server is not started twice: for an http address only the address of the runs table is printed.
+
+        Raises:
+            UserError: nothing was tracked yet, or the port is taken.
+        """
+        uri = self.resolved_uri(storage)
+        experiment = _client(uri).get_experiment_by_name(self.experiment or sweep)
+        if experiment is None:
+            raise UserError(f"{uri} holds nothing of sweep {sweep} yet; start it with `lt-sweep run`")
+        # Without the parameter MLflow opens its page for agents instead of the runs table.
+        page = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+        if uri.startswith("http"):
+            print(uri.rstrip("/") + page)
+            return 0
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise UserError(f"port {port} is taken; choose another with --port") from None
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--workers", "1"]
+        with tempfile.TemporaryFile("w+") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=log)
+            try:
+                if _answers(server, port):
+                    print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C stops the server)", flush=True)
+                if server.wait():
+                    log.seek(0)
+                    raise LongtailError(f"MLflow's server ended with {server.returncode}:\n{log.read()[-2000:]}")
+                return 0
+            finally:
+                server.terminate()
+                server.wait()
+
+
+def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the server takes connections; False when it ended instead."""
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return True
+        except OSError:
+            time.sleep(0.2)
+    return False
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A parent process's run must not become ours.
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    import logging
+
+    import mlflow
+
+    # After the import, which sets levels of its own.
+    for name in ("mlflow", "mlflow.store.db.utils", "mlflow.utils.environment", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+class _MlflowTracker:
+    def __init__(self, spec: MlflowTracking, card: SweepCard, storage: Path) -> None:
+        self.spec, self.card = spec, card
+        self.uri = spec.resolved_uri(storage)
+        self.client = _client(self.uri)
+        self.experiment = self._experiment(storage)
+        self.known = self._known_runs()
+        self.parent = self._parent()
+
+    def log_trial(self, card: TrialCard) -> None:
+        run = self._log(card.key, self.parent, card.name, "trial", card)
+        if self.spec.seed_runs:
+            for seed, metrics in card.seed_runs:
+                seed_card = TrialCard(
+                    f"{card.key}/{seed}", f"{card.name} seed {seed}", card.phase, {**card.params, "seed": seed},
+                    metrics, {}, not metrics, card.finished_ms,
+                )
+                self._log(seed_card.key, run, seed_card.name, "seed", seed_card)
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+        now = time.time_ns() // 1_000_000
+        self._batch(self.parent, dict(metrics), {}, {}, now)
+        self.client.log_artifacts(self.parent, str(artifacts))
+        if champion is not None:
+            self._register(champion)
+        self.client.set_terminated(self.parent, "FINISHED", now)
+
+    def interrupted(self) -> None:
+        self.client.set_terminated(self.parent, "KILLED")
+
+    def _experiment(self, storage: Path) -> str:
+        name = self.spec.experiment or self.card.name
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        # Without a server to keep artifacts MLflow would put them under whatever directory this process runs in.
+        local = self.uri.startswith("sqlite:")
+        place = (storage.resolve() / "mlflow-artifacts").as_uri() if local else None
+        return str(self.client.create_experiment(name, artifact_location=place))
+
+    def _known_runs(self) -> dict[str, Any]:
+        """Runs of this sweep that exist already, by `lt.key`."""
+        known: dict[str, Any] = {}
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment], f"tags.`lt.sweep_id` = '{self.card.sweep_id}'", max_results=1000, page_token=token
+            )
+            known |= {run.data.tags["lt.key"]: run for run in page}
+            token = page.token
+            if not token:
+                return known
+
+    def _parent(self) -> str:
+        found = self.known.get("sweep")
+        if found is not None:
+            self.client.update_run(found.info.run_id, status="RUNNING")
+            run_id = str(found.info.run_id)
+        else:
+            run_id = self._create("sweep", self.card.name, "sweep", None, self.card.started_ms)
+        self._batch(run_id, {}, {}, self.card.params, self.card.started_ms)
+        return run_id
+
+    def _create(self, key: str, name: str, role: str, parent: str | None, start_ms: int) -> str:
+        tags = {"lt.sweep_id": self.card.sweep_id, "lt.key": key, "lt.role": role}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        run = self.client.create_run(self.experiment, start_time=start_ms, tags=tags, run_name=name)
+        self.known[key] = run
+        return str(run.info.run_id)
+
+    def _log(self, key: str, parent: str, name: str, role: str, card: TrialCard) -> str:
+        found = self.known.get(key)
+        if found is not None and found.info.status in ("FINISHED", "FAILED"):
+            return str(found.info.run_id)
+        run_id = str(found.info.run_id) if found else self._create(key, name, role, parent, card.finished_ms)
+        params = {**card.params, "phase": card.phase}
+        self._batch(run_id, card.metrics, card.series, params, card.finished_ms)
+        self.client.set_terminated(run_id, "FAILED" if card.failed else "FINISHED", card.finished_ms)
+        self.known[key] = self.client.get_run(run_id)
+        return run_id
+
+    def _batch(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        series: Mapping[str, list[tuple[int, float]]],
+        params: Mapping[str, Any],
+        at_ms: int,
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        points = [Metric(key, value, at_ms, 0) for key, value in metrics.items()]
+        points += [Metric(key, value, at_ms, step) for key, steps in series.items() for step, value in steps]
+        names = [Param(key, str(value)[:6000]) for key, value in params.items()]
+        self.client.log_batch(run_id, metrics=points[:BATCH], params=names)
+        for start in range(BATCH, len(points), BATCH):
+            self.client.log_batch(run_id, metrics=points[start : start + BATCH])
+
+    def _register(self, champion: Champion) -> None:
+        """Log the winner's head as a model, register it and move the alias `champion` to it; once a head."""
+        import hashlib
+
+        import mlflow
+        import torch
+        from mlflow.models import infer_signature
+
+        digest = hashlib.sha256(champion.weight.tobytes() + champion.bias.tobytes()).hexdigest()[:16]
+        if self.client.get_run(self.parent).data.tags.get("lt.champion") == digest:
+            return
+        classes, dim = champion.weight.shape
+        head = torch.nn.Linear(dim, classes)
+        head.load_state_dict({"weight": torch.from_numpy(champion.weight), "bias": torch.from_numpy(champion.bias)})
+        # Two rows: from one MLflow would conclude that a batch always has one.
+        example = torch.zeros(2, dim).numpy()
+        signature = infer_signature(example, head(torch.from_numpy(example)).detach().numpy())
+        previous = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            with mlflow.start_run(run_id=self.parent):
+                logged = mlflow.pytorch.log_model(
+                    head,
+                    name="champion",
+                    signature=signature,
+                    input_example=example,
+                    # A traced graph: loading a pickled module would run whatever code is in it.
+                    serialization_format="pt2",
+                    registered_model_name=self.card.name,
+                    # Given, because MLflow would otherwise start a process to find out, for many seconds.
+                    pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+                )
+        finally:
+            mlflow.set_tracking_uri(previous)
+        self.client.set_registered_model_alias(self.card.name, "champion", logged.registered_model_version)
+        self.client.set_tag(self.parent, "lt.champion", digest)

@@ -1,0 +1,83 @@
+"""Checkpoints: a faithful round trip, and refusals that name the file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lt_train.backbones.base import Classifier, parse_backbone
+from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
+from lt_train.errors import CheckpointError
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Classifier]:
+    classifier = Classifier(parse_backbone({"kind": "small_cnn", "width": 3}), 1, 4)
+    classifier(torch.randn(8, 1, 8, 8))  # moves the batch norm statistics
+    path = tmp_path / "deep" / "stage1.safetensors"
+    save_checkpoint(path, classifier, {"mean": [0.5], "accuracy": {"all": 0.25, "few": None}})
+    return path, classifier.eval()
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    with safe_open(path, framework="pt") as contents:
+        ((key, text),) = contents.metadata().items()
+    save_file(load_file(path), path, metadata={key: json.dumps(json.loads(text) | changes)})
+
+
+def test_a_round_trip_gives_the_same_logits_and_document(saved: tuple[Path, Classifier]) -> None:
+    path, classifier = saved
+    loaded, about = load_checkpoint(path)
+    pictures = torch.randn(5, 1, 8, 8)
+    assert not loaded.training
+    assert torch.equal(loaded(pictures), classifier(pictures))
+    assert about["backbone"] == {"kind": "small_cnn", "width": 3}
+    assert about["accuracy"] == {"all": 0.25, "few": None}
+    assert (about["in_channels"], about["num_classes"], about["mean"]) == (1, 4, [0.5])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_loading_leaves_the_global_generator_alone(saved: tuple[Path, Classifier]) -> None:
+    before = torch.get_rng_state()
+    load_checkpoint(saved[0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"checkpoint {tmp_path}/none does not exist; train one with"):
+        load_checkpoint(tmp_path / "none")
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1])
+def test_a_truncated_file_is_named(saved: tuple[Path, Classifier], size: int) -> None:
+    path = saved[0]
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=rf"checkpoint {path} cannot be read"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_another_tool_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match=rf"checkpoint {path} was not written by `lt-train backbone`"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"format": 99}, "format must be 1, got 99"),
+        ({"num_classes": 5}, "tensors are not those of backbone small_cnn with 5 classes"),
+        ({"backbone": {"kind": "small_cnn", "width": 4}}, "tensors are not those of backbone small_cnn"),
+        ({"backbone": {"kind": "vgg"}}, "its backbone is not one of this version: .*'vgg' is unknown"),
+    ],
+)
+def test_a_document_that_does_not_fit_is_refused(
+    saved: tuple[Path, Classifier], changes: dict[str, object], match: str
+) -> None:
+    rewrite(saved[0], **changes)
+    with pytest.raises(CheckpointError, match=match):
+        load_checkpoint(saved[0])

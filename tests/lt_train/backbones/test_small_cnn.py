@@ -1,0 +1,26 @@
+"""The small network, and what every backbone kind must do."""
+
+import pytest
+import torch
+
+from lt_train.backbones.base import Classifier, backbone_kinds, parse_backbone
+
+
+def test_kinds_are_found() -> None:
+    assert {"small_cnn", "resnet32", "resnet34"} <= set(backbone_kinds())
+
+
+@pytest.mark.parametrize("kind", list(backbone_kinds()))
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_features_have_the_promised_dimension_and_gradients_reach_the_start(kind: str, channels: int, size: int) -> None:
+    network = Classifier(parse_backbone({"kind": kind}), channels, 7)
+    pictures = torch.randn(2, channels, size, size)
+    assert network.backbone(pictures).shape == (2, network.feature_dim)
+    network(pictures).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_width_sets_the_dimension() -> None:
+    assert Classifier(parse_backbone({"kind": "small_cnn", "width": 5}), 1, 2).feature_dim == 20

@@ -1,0 +1,121 @@
+"""Both CIFARs from pickles in the published layout, and pickles that must be refused."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.errors import DataError
+
+
+def batch(key: str, num_classes: int, per_class: int, seed: int) -> dict[str, Any]:
+    labels = np.tile(np.arange(num_classes), per_class)
+    data = np.random.default_rng(seed).integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+    return {"data": data, key: labels.tolist(), "filenames": ["x.png"] * len(labels), "batch_label": "a batch"}
+
+
+def write_cifar100(root: Path, per_class: int = 25) -> Path:
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("train", "test")):
+        document = batch("fine_labels", 100, per_class, seed)
+        document["coarse_labels"] = [0] * len(document["fine_labels"])
+        (folder / name).write_bytes(pickle.dumps(document, protocol=2))
+    return folder
+
+
+def load(document: dict[str, Any]) -> PictureData:
+    data = parse_dataset(document).load()
+    assert isinstance(data, PictureData)
+    return data
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_cifar100_is_read_from_its_folder_or_the_one_around(tmp_path: Path, inside: bool) -> None:
+    folder = write_cifar100(tmp_path)
+    root = folder if inside else tmp_path
+    data = load({"kind": "cifar100_lt", "root": str(root), "n_max": 20, "imbalance_ratio": 10, "val_per_class": 2})
+    published = pickle.loads((folder / "train").read_bytes(), encoding="latin1")
+    red_green_blue = published["data"][0].reshape(3, 32, 32)
+    assert np.array_equal(data.train.inputs[0].numpy(), red_green_blue)
+    assert data.class_counts()[0] == 20
+    assert data.class_counts()[-1] == 2
+    assert len(data.test) == 2500
+    assert len(data.notes) == 2
+    assert "is not the published 16019d7e3df5f24257cddd939b257f8d" in data.notes[0]
+
+
+def test_cifar10_joins_its_five_batches(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for seed, name in enumerate(names):
+        (folder / name).write_bytes(pickle.dumps(batch("labels", 10, 4, seed), protocol=2))
+    data = load({"kind": "cifar10_lt", "root": str(tmp_path), "n_max": 15, "imbalance_ratio": 5, "val_per_class": 0})
+    assert data.class_counts().tolist()[0] == 15
+    second = pickle.loads((folder / "data_batch_2").read_bytes(), encoding="latin1")["data"][0]
+    assert torch.equal(data.train.inputs[4].flatten(), torch.from_numpy(second))  # class 0: four a batch
+    assert data.val is None
+
+
+def test_a_missing_folder_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"root {tmp_path} must be cifar-100-python or contain it.* download: true"):
+        load({"kind": "cifar100_lt", "root": str(tmp_path)})
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    folder = write_cifar100(tmp_path)
+    trace = tmp_path / "it ran"
+
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(trace),))
+
+    (folder / "train").write_bytes(pickle.dumps({"data": Malicious(), "fine_labels": []}, protocol=2))
+    with pytest.raises(DataError, match=r"train was refused: it asks for posix\.mkdir, and only numpy arrays"):
+        load({"kind": "cifar100_lt", "root": str(tmp_path)})
+    assert not trace.exists()
+
+
+def test_another_codec_is_refused(tmp_path: Path) -> None:
+    folder = write_cifar100(tmp_path)
+    (folder / "train").write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00idna5\x86R.")
+    with pytest.raises(DataError, match=r"train (was refused|cannot be read)"):
+        load({"kind": "cifar100_lt", "root": str(tmp_path)})
+
+
+def test_a_truncated_pickle_is_named(tmp_path: Path) -> None:
+    folder = write_cifar100(tmp_path)
+    (folder / "test").write_bytes((folder / "test").read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"test (cannot be read|was refused)"):
+        load({"kind": "cifar100_lt", "root": str(tmp_path), "n_max": 20, "imbalance_ratio": 10})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"data": [1, 2]}, r"must hold `data`, a uint8 array \[N, 3072\]"),
+        ({"fine_labels": [100] * 2500}, r"must hold `fine_labels`, a list of classes from 0 to 99"),
+        ({"fine_labels": [0]}, r"as many labels as pictures, got 1 and 2500"),
+    ],
+)
+def test_another_layout_is_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    folder = write_cifar100(tmp_path)
+    document = batch("fine_labels", 100, 25, 0) | change
+    (folder / "train").write_bytes(pickle.dumps(document, protocol=2))
+    with pytest.raises(DataError, match=match):
+        load({"kind": "cifar100_lt", "root": str(tmp_path)})
+
+
+def test_a_class_without_a_picture_is_named(tmp_path: Path) -> None:
+    folder = write_cifar100(tmp_path)
+    document = batch("fine_labels", 100, 25, 0)
+    document["fine_labels"] = [0 if k == 7 else k for k in document["fine_labels"]]
+    (folder / "train").write_bytes(pickle.dumps(document, protocol=2))
+    with pytest.raises(DataError, match=r"class 7 needs \d+ training pictures and has no picture"):
+        load({"kind": "cifar100_lt", "root": str(tmp_path), "n_max": 20, "imbalance_ratio": 10})

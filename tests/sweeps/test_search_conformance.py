@@ -1,0 +1,125 @@
+"""What every sampler must keep, whatever it is: run over the registry, never over a list."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from sweeps.search.base import Choice, IntRange, Range, SamplerSpec, Search, Space, sampler_kinds
+
+KINDS = sampler_kinds()
+
+MIXED = """{
+  "method.smooth_factor": {"uniform": [0.2, 0.98]},
+  "method.lr": {"loguniform": [1e-5, 0.1]},
+  "training.epochs": {"int": [1, 20]},
+  "method.init": {"choice": ["warm", "fresh"]}
+}"""
+FINITE = """{
+  "training.epochs": {"int": [1, 5]},
+  "training.batch_size": {"choice": [64, 32, 16]},
+  "a.b": {"choice": [true, 1.5, null]}
+}"""
+
+
+def space_for(sampler: SamplerSpec) -> Space:
+    """A space of every dimension, or of those the sampler can search."""
+    mixed: Space = TypeAdapter(Space).validate_json(MIXED)
+    return mixed if not list(sampler.check(mixed)) else TypeAdapter(Space).validate_json(FINITE)
+
+
+def outcome(number: int) -> float | None:
+    """Failures, ties and a spread, from the trial's number alone."""
+    return None if number % 7 == 3 else [0.5, 0.5, 0.25, 0.75, 0.5][number % 5]
+
+
+def play(search: Search, trials: int, lag: int) -> list[dict[str, Any] | None]:
+    """Ask `trials` trials, tell each `lag` asks later, so that `lag` are running all the time."""
+    asked = []
+    for number in range(trials):
+        asked.append(search.ask(number))
+        if number >= lag:
+            search.tell(number - lag, outcome(number - lag))
+    return asked
+
+
+def test_there_are_samplers() -> None:
+    assert {"tpe", "random", "grid"} <= set(KINDS)
+
+
+@pytest.fixture(params=sorted(KINDS))
+def sampler(request: pytest.FixtureRequest) -> SamplerSpec:
+    return KINDS[request.param]()
+
+
+def test_values_stay_inside_their_dimensions_and_are_plain(sampler: SamplerSpec) -> None:
+    space = space_for(sampler)
+    for values in play(sampler.start(space, 0), 40, lag=5):
+        assert values is not None
+        assert set(values) == set(space)
+        for path, dimension in space.items():
+            value = values[path]
+            assert type(value) in (bool, int, float, str, type(None)), "JSON holds it exactly"
+            assert json.loads(json.dumps(value)) == value
+            if isinstance(dimension, Range):
+                assert dimension.low <= value <= dimension.high
+                assert type(value) is dimension.number
+            else:
+                assert isinstance(dimension, Choice)
+                assert value in dimension.values
+
+
+@pytest.mark.parametrize("lag", [0, 12])
+def test_the_same_asks_and_tells_give_the_same_trials_in_another_process(sampler: SamplerSpec, lag: int) -> None:
+    here = play(sampler.start(space_for(sampler), 7), 40, lag)
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_search_conformance import KINDS, play, space_for\n"
+        f"sampler = KINDS[{sampler.kind!r}]()\n"
+        f"print(json.dumps(play(sampler.start(space_for(sampler), 7), 40, {lag})))"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code, __file__.rsplit("/", 1)[0]], capture_output=True, text=True, check=True
+    )
+    assert json.loads(there.stdout) == here
+
+
+def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: SamplerSpec) -> None:
+    space = space_for(sampler)
+    alone = play(sampler.start(space, 1), 20, lag=3)
+    first, second = sampler.start(space, 1), sampler.start(space, 2)
+    together = []
+    for number in range(20):
+        together.append(first.ask(number))
+        second.ask(number)
+        if number >= 3:
+            first.tell(number - 3, outcome(number - 3))
+            second.tell(number - 3, 0.1)
+    assert together == alone
+
+
+def test_a_search_survives_when_every_trial_fails(sampler: SamplerSpec) -> None:
+    search = sampler.start(space_for(sampler), 0)
+    for number in range(20):
+        assert search.ask(number) is not None
+        search.tell(number, None)
+
+
+def test_size_is_where_asking_ends(sampler: SamplerSpec) -> None:
+    space = space_for(sampler)
+    size = sampler.size(space)
+    search = sampler.start(space, 0)
+    asked = [search.ask(number) for number in range(60)]
+    assert asked.count(None) == (0 if size is None else 60 - size)
+
+
+def test_int_dimensions_are_searchable_by_all(sampler: SamplerSpec) -> None:
+    space = {"training.epochs": IntRange.model_validate_json('{"int": [3, 4]}')}
+    assert not list(sampler.check(space))
+    values = [values for values in play(sampler.start(space, 0), 20, lag=1) if values is not None]
+    assert {one["training.epochs"] for one in values} == {3, 4}, "both ends are included"
