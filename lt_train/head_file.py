@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lt_train.errors import CheckpointError
 from lt_train.storage import atomic_file
+from lt_train.tensor_file import write_tensors
 
 __all__ = ["load_head", "save_head"]
 
@@ -29,8 +29,7 @@ def save_head(path: Path, weight: Tensor, bias: Tensor, about: Mapping[str, Any]
         StorageError: the disk is full or not writable; a file that was there is as before.
     """
     with atomic_file(path) as temporary:
-        tensors = {"weight": weight.contiguous(), "bias": bias.contiguous()}
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(dict(about), sort_keys=True)})
+        write_tensors(temporary, {"weight": weight, "bias": bias}, {_KEY: json.dumps(dict(about))})
 
 
 def load_head(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:

@@ -139,7 +139,9 @@ class LogitStatistics:
         return self._true_mean() - self._other_sum() / self._some(self._others())
 
     def regularised_std(
-        self, std: Literal["population", "pos", "neg", "within"] = "population", form: Literal["column", "row"] = "column"
+        self,
+        std: Literal["population", "pos", "neg", "within"] = "population",
+        form: Literal["column", "row"] = "column",
     ) -> Tensor:
         """Regularised standard deviation `R_i = std(z_.i) / L_i` (paper, Def. 2, Eq. 7).
 
@@ -165,7 +167,7 @@ class LogitStatistics:
         return torch.where(magnitude > 0, deviation / magnitude, torch.nan)
 
     def flags(self, form: Literal["column", "row"] = "column") -> Tensor:
-        """bool `[*L, K]`: classes whose regularised std is undefined (empty, or L_i <= 0)."""
+        """Bool `[*L, K]`: classes whose regularised std is undefined (empty, or L_i <= 0)."""
         return ~(self.loma(form) > 0)
 
     def _true_mean(self) -> Tensor:

@@ -1,5 +1,7 @@
-"""`lt-sweep`: the command line over `sweeps`. Parses, calls one function, prints; exit codes are 0 done, 1 failed,
-2 the user's input, 130 interrupted. Results go to standard output, progress and trouble to standard error.
+"""`lt-sweep`: the command line over `sweeps`. Parses, calls one function, prints.
+
+Exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted. Results go to standard output, progress and trouble
+to standard error. Heavy rooms are imported by the command that needs them, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lt_train.errors import LongtailError, SpecError, UserError
+
+if TYPE_CHECKING:
+    from sweeps.result import Result
 
 __all__ = ["main"]
 
@@ -114,18 +119,25 @@ def _run(arguments: argparse.Namespace) -> int:
     spec = load_sweep(arguments.spec)
     if arguments.backend:
         spec = running_spec(spec, arguments.backend)
-    return _show(run(spec, fresh=arguments.fresh), Path(spec.storage) / spec.name, arguments.json)
+    return _show(lambda: run(spec, fresh=arguments.fresh), Path(spec.storage) / spec.name, arguments.json)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     from sweeps.run import resume
 
-    return _show(resume(arguments.directory), arguments.directory, arguments.json)
+    return _show(lambda: resume(arguments.directory), arguments.directory, arguments.json)
 
 
-def _show(result: Any, directory: Path, as_json: bool) -> int:
+def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
+    """Run a sweep and print its comparison, also when only the tracking server stayed away."""
     from sweeps.report.terminal import comparison
+    from sweeps.run import TrackingBehind
 
+    behind: TrackingBehind | None = None
+    try:
+        result = sweep()
+    except TrackingBehind as error:
+        behind, result = error, error.result
     if as_json:
         print(result.model_dump_json(by_alias=True))
     else:
@@ -136,15 +148,19 @@ def _show(result: Any, directory: Path, as_json: bool) -> int:
         print(f"\n{directory / 'result.json'} holds all of it; next:")
         print(f"  lt-sweep ui {directory}       compare trials in MLflow")
         print(f"  ls {directory / 'artifacts'}      tables by class and by trial, figures, the resolved spec")
+    if behind is not None:
+        raise behind
     return 0 if result.winner is not None else 1
 
 
 def _kinds(arguments: argparse.Namespace) -> int:
-    from sweeps.spec import rooms
+    from sweeps.rooms import rooms
 
     found = rooms()
     if arguments.json:
-        print(json.dumps({room: {name: _fields(kind) for name, kind in kinds.items()} for room, kinds in found.items()}))
+        print(
+            json.dumps({room: {name: _fields(kind) for name, kind in kinds.items()} for room, kinds in found.items()})
+        )
         return 0
     for room, kinds in found.items():
         table = Table(title=room, title_justify="left", title_style="bold")
@@ -225,10 +241,14 @@ def _parser() -> argparse.ArgumentParser:
     def add_json(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print JSON for a program to read")
 
-    sub = command("validate", _validate, "check sweep files, all problems at once", "lt-sweep validate sweeps/specs/*.yaml")
+    sub = command(
+        "validate", _validate, "check sweep files, all problems at once", "lt-sweep validate sweeps/specs/*.yaml"
+    )
     sub.add_argument("spec", nargs="+", type=Path, help="sweep files")
     add_json(sub)
-    sub = command("plan", _plan, "trials, runs, memory and time, nothing trained", "lt-sweep plan sweeps/specs/demo.yaml")
+    sub = command(
+        "plan", _plan, "trials, runs, memory and time, nothing trained", "lt-sweep plan sweeps/specs/demo.yaml"
+    )
     sub.add_argument("spec", type=Path, help="sweep file")
     add_json(sub)
     sub = command("run", _run, "run a sweep, or go on with it", "lt-sweep run sweeps/specs/demo.yaml --backend inline")

@@ -76,15 +76,16 @@ def open_directory(spec: SweepSpec, *, fresh: bool = False) -> SweepDirectory:
                 "or start it over with --fresh (the old one is kept as .previous)"
             )
         return SweepDirectory(path, known["sweep_id"], known["started_ms"])
+    directory = SweepDirectory(path, uuid.uuid4().hex, time.time_ns() // 1_000_000)
     document = {
-        "sweep_id": uuid.uuid4().hex,
-        "started_ms": time.time_ns() // 1_000_000,
+        "sweep_id": directory.sweep_id,
+        "started_ms": directory.started_ms,
         "spec_fingerprint": spec.fingerprint(),
         "spec": spec.resolved(),
     }
     with atomic_file(identity) as file:
         file.write_text(json.dumps(document, indent=1) + "\n")
-    return SweepDirectory(path, document["sweep_id"], document["started_ms"])
+    return directory
 
 
 def load_directory(path: Path) -> tuple[SweepSpec, SweepDirectory]:
@@ -111,7 +112,7 @@ def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
     known = backend_kinds()
     if backend not in known:
         raise UserError(f"--backend must be one of {', '.join(known)}, got {backend!r}")
-    return spec.model_copy(update={"backend": known[backend]()})
+    return spec.model_copy(update={"backend": known[backend].model_validate({"kind": backend})})
 
 
 def _read(identity: Path) -> dict[str, Any]:

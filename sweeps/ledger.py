@@ -81,7 +81,7 @@ class Record:
             loma=[] if kept is None else _plain(kept.loma),
             regularised_std=[] if kept is None else _plain(kept.regularised_std),
             loma_mean=None if kept is None else _number(float(np.nanmean(kept.loma))),
-            loma_cv=None if kept is None else _number(float(loma_cv(torch.from_numpy(kept.loma)))),
+            loma_cv=None if kept is None else _number(float(loma_cv(torch.tensor(kept.loma)))),
         )
 
 

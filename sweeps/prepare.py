@@ -12,6 +12,7 @@ from lt_train.datasets.base import FeatureData, PictureData
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import build_bank
+from lt_train.metrics import SPLITS, split_masks
 from lt_train.progress import progress
 from lt_train.retrain.base import EpochRule, Run, check_runs
 from lt_train.stage1.train import train_backbone
@@ -88,5 +89,12 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
             "selection.on is val, and this dataset has no validation set; give it one (val_per_class, val_features) "
             "or select on test, as the paper does"
         )
+    if spec.selection.on == "val" and bank.val is not None:
+        split = split_masks(bank.split_counts)[SPLITS.index(spec.selection.metric.removeprefix("acc_"))]
+        if not split[bank.val.labels.unique()].any():
+            raise UserError(
+                f"selection.metric {spec.selection.metric} on val: the validation set has no picture of that split; "
+                "select on acc_all, or give the dataset a larger validation set"
+            )
     runs = [Run(method, spec.training, 0) for method in (spec.method, *spec.baselines)]
     check_runs(bank, runs, epoch_rule(spec))

@@ -123,7 +123,8 @@ class Result(_Model):
     winner: Winner | None = Field(description="null when every trial failed")
     baselines: dict[str, Row]
     seconds: dict[str, float] = Field(
-        description="total: this call; train: all packs ever, summed over workers; the rest: this call"
+        description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, process starts in it); "
+        "search (asking and telling); tracking; ledger. Of all calls, summed over workers: train"
     )
     notes: list[str] = Field(description="what to know about the data, as told when it was read")
 
@@ -197,9 +198,7 @@ def _row(schedule: Schedule, trial: Trial) -> Row:
         seeds=[record.seed for record in records],
         best_of=_seed_row(records[best]),
         mean=Accuracies(**_named(selection.mean(values))),
-        ci95=Intervals(
-            **{f"acc_{split}": _pair(selection.interval(values[:, i])) for i, split in enumerate(SPLITS)}
-        ),
+        ci95=Intervals(**{f"acc_{split}": _pair(selection.interval(values[:, i])) for i, split in enumerate(SPLITS)}),
         loma=Loma(
             mean=_mean([record.loma_mean for record in records]), cv=_mean([record.loma_cv for record in records])
         ),

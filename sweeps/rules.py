@@ -107,7 +107,7 @@ def _space_problems(parts: Parts) -> Iterator[Problem]:
         elif section in SEARCHABLE and section not in parts:
             continue
         elif path not in fields:
-            yield Problem(loc, f"nothing to search by this name{offer(path, fields)}")
+            yield Problem(loc, f"nothing to search by this name{offer(path if name else f'method.{path}', fields)}")
         else:
             unfit = _unfit(name, fields[path], dimension)
             if unfit:

@@ -26,7 +26,21 @@ from sweeps.schedule import Schedule, Trial, search_size
 from sweeps.spec import SweepSpec
 from sweeps.tracking.base import Champion, SweepCard, Tracker, TrialCard
 
-__all__ = ["resume", "run"]
+__all__ = ["TrackingBehind", "resume", "run"]
+
+RETRY_SECONDS = 10.0
+"""How long a tracking server that did not answer is left alone."""
+
+
+class TrackingBehind(LongtailError):
+    """The sweep is finished and its result written, but the tracking server stayed away. Run `resume` later."""
+
+    def __init__(self, result: Result, directory: Path, trouble: Exception | None) -> None:
+        self.result = result
+        super().__init__(
+            f"the sweep is finished and its result is written, but tracking could not be: {trouble}; "
+            f"`lt-sweep resume {directory}` writes the rest, nothing is trained again"
+        )
 
 
 def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
@@ -42,7 +56,8 @@ def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
     Raises:
         UserError: something in the spec, the data or the directory has to be changed first.
         StorageError: a disk is full; run again when it is not.
-        LongtailError: packs failed, or the tracking server stayed away to the end; run again.
+        TrackingBehind: the tracking server stayed away to the end; the result is in it and on disk.
+        LongtailError: packs failed; run again.
     """
     return _run(spec, open_directory(spec, fresh=fresh))
 
@@ -64,11 +79,14 @@ def _run(spec: SweepSpec, directory: SweepDirectory) -> Result:
                 watcher = _Watcher(spec, tracker, report)
                 schedule = Schedule(spec, bank.fingerprint, ledger, watcher.on_trial)
                 watcher.attach(schedule)
+                entered = time.perf_counter()
                 if not schedule.exhausted():
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
+                left = time.perf_counter()
             seconds = {
                 "prepare": prepared - start,
+                "backend": left - entered,
                 "search": schedule.seconds,
                 "tracking": tracker.seconds,
                 "total": time.perf_counter() - start,
@@ -81,7 +99,8 @@ def _run(spec: SweepSpec, directory: SweepDirectory) -> Result:
         except BaseException:
             tracker.interrupted()
             raise
-        tracker.finish(_parent_metrics(result.winner), directory.artifacts, champion)
+        if not tracker.finish(_parent_metrics(result.winner), directory.artifacts, champion):
+            raise TrackingBehind(result, directory.path, tracker.trouble) from tracker.trouble
         return result
     finally:
         ledger.close()
@@ -121,7 +140,7 @@ class _Watcher:
 class _PatientTracker:
     """Tracking that delays but never fails a sweep: what could not be shown is shown later, at the latest at the end.
 
-    Raises nothing before `finish`; there, LongtailError when the tracking server is still away.
+    Raises nothing; `finish` says whether everything is shown, `trouble` what the server answered last.
     """
 
     def __init__(self, connect: Callable[[], Tracker]) -> None:
@@ -130,23 +149,20 @@ class _PatientTracker:
         self.backlog: list[TrialCard] = []
         self.seconds = 0.0
         self.trouble: Exception | None = None
+        self.tried = 0.0
         self._attempt(lambda tracker: None)
 
     def log_trial(self, card: TrialCard) -> None:
         self.backlog.append(card)
-        if self.trouble is None:
+        if self.trouble is None or time.monotonic() - self.tried > RETRY_SECONDS:
             self._attempt(self._catch_up)
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> bool:
         def everything(tracker: Tracker) -> None:
             self._catch_up(tracker)
             tracker.finish(metrics, artifacts, champion)
 
-        if not self._attempt(everything):
-            raise LongtailError(
-                f"the sweep is finished and its result is written, but tracking could not be: {self.trouble}; "
-                "`lt-sweep resume` writes the rest, nothing is trained again"
-            ) from self.trouble
+        return self._attempt(everything)
 
     def interrupted(self) -> None:
         self._attempt(lambda tracker: tracker.interrupted())
@@ -166,6 +182,7 @@ class _PatientTracker:
         except Exception as error:  # whatever a tracking server may answer: the sweep goes on
             self.trouble = error
         self.seconds += time.perf_counter() - start
+        self.tried = time.monotonic()
         return self.trouble is None
 
 

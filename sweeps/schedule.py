@@ -106,9 +106,7 @@ class Schedule:
     def objective(self, trial: Trial) -> float | None:
         """What a finished trial is judged by; None when it failed."""
         chosen = self.spec.selection
-        return selection.objective(
-            self.finished[trial.name], metric=chosen.metric, on=chosen.on, how=chosen.objective
-        )
+        return selection.objective(self.finished[trial.name], metric=chosen.metric, on=chosen.on, how=chosen.objective)
 
     def ranking(self, phase: Phase) -> list[Trial]:
         """Finished trials of a phase that did not fail, best first; ties: the lower number."""
@@ -130,9 +128,10 @@ class Schedule:
             self._schedule("baseline", baseline_trials(self.spec))
         while True:
             self._note_complete()
-            if self._tell() or self._ask() or self._start_finalists():
-                continue
-            return
+            # Asking comes first: generation g + 1 is always asked before generation g is told, also in a replay,
+            # where g is complete at once. The sampler's answers depend on that order.
+            if not (self._ask() or self._tell() or self._start_finalists()):
+                return
 
     def _note_complete(self) -> None:
         for name, trial in self.trials.items():
@@ -172,7 +171,8 @@ class Schedule:
                 break
             values = {path: values[path] for path in self.spec.search.space}
             method, training = self.spec.with_values(values)
-            generation.append(Trial(f"search-{number:04d}", "search", number, values, method, training, search_seeds(self.spec)))
+            name, seeds = f"search-{number:04d}", search_seeds(self.spec)
+            generation.append(Trial(name, "search", number, values, method, training, seeds))
         self.seconds += time.perf_counter() - start
         if not generation:
             self._asked_all = True

@@ -50,14 +50,15 @@ def reported(records: Sequence[Record], on: Literal["val", "test"] = "test") -> 
 def objective(
     records: Sequence[Record], *, metric: str, on: Literal["val", "test"], how: Literal["mean", "best"]
 ) -> float | None:
-    """What a trial is judged by: mean or best over its seeds; None when any of its runs failed.
+    """What a trial is judged by: mean or best over its seeds; None when any of its runs failed or saw no image.
 
     A failed seed fails the trial: leaving it out would reward settings that diverge now and then.
     """
     if any(record.failure is not None for record in records):
         return None
     scores = _scores(records, metric, on)
-    return float(scores.max() if how == "best" else scores.mean())
+    value = float(scores.max() if how == "best" else scores.mean())
+    return None if math.isnan(value) else value
 
 
 def best_seed(records: Sequence[Record], *, metric: str, on: Literal["val", "test"]) -> int:
@@ -72,7 +73,7 @@ def mean(values: Array) -> Array:
 
 
 def interval(values: Array) -> Interval | None:
-    """95% interval of the mean of `values [S]` (Student's t with S - 1 degrees); None for one seed or an empty split."""
+    """95% interval of the mean of `values [S]`, Student's t with S - 1 degrees; None for one seed or an empty split."""
     count = len(values)
     if count < 2 or np.isnan(values).any():
         return None

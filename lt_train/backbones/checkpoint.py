@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lt_train.backbones.base import Classifier, parse_backbone
 from lt_train.errors import CheckpointError, SpecError
 from lt_train.storage import atomic_file
+from lt_train.tensor_file import write_tensors
 
 __all__ = ["FORMAT", "load_checkpoint", "save_checkpoint"]
 
@@ -44,9 +44,8 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
         "in_channels": classifier.in_channels,
         "num_classes": classifier.num_classes,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(document, sort_keys=True)})
+        write_tensors(temporary, classifier.state_dict(), {_KEY: json.dumps(document)})
 
 
 def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:

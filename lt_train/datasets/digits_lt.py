@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from sklearn.datasets import load_digits
 
+from lt_train import seeding
 from lt_train.datasets.base import Augmentation, Labelled, PictureData
 from lt_train.datasets.longtail import LongTailSpec, cut_longtail
 
@@ -37,8 +38,11 @@ class DigitsLT(LongTailSpec):
     def load(self) -> PictureData:
         """8 x 8 grey pictures; the values 0 .. 16 are scaled to 0 .. 255."""
         digits = load_digits()
-        pictures = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
-        labels = torch.from_numpy(digits.target).long()
+        # The file goes from writer to writer. Shuffled once, and always the same way, so that train, val and test are
+        # drawn alike: otherwise a validation set says little about the test set.
+        order = torch.randperm(len(digits.target), generator=seeding.generator("digits_lt order"))
+        pictures = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)[order]
+        labels = torch.from_numpy(digits.target).long()[order]
         test, rest = cut_longtail(labels, [_TEST_PER_CLASS] * 10)
         return self.cut(
             Labelled(pictures[rest], labels[rest]),

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lt_train.errors import BankError
 from lt_train.storage import atomic_directory, fingerprint, sha256_file
+from lt_train.tensor_file import write_tensors
 
 __all__ = ["FORMAT", "EvalSet", "FeatureBank", "Manifest", "bank_fingerprint", "open_bank", "write_bank"]
 
@@ -176,7 +176,7 @@ def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Pat
         entries: dict[str, FileEntry] = {}
         for name, contents in tensors.items():
             file = directory / f"{name}.safetensors"
-            _save(contents, file)
+            write_tensors(file, contents)
             entries[file.name] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
         manifest = Manifest(
             format=FORMAT,
@@ -250,10 +250,6 @@ def _damaged(path: Path, what: str) -> BankError:
 def _map(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as contents:
-            return {name: contents.get_tensor(name) for name in contents.keys()}  # noqa: SIM118
+            return {name: contents.get_tensor(name) for name in contents.keys()}
     except SafetensorError as error:
         raise _damaged(file.parent, f"{file.name} cannot be read ({error})") from None
-
-
-def _save(contents: dict[str, Tensor], file: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in contents.items()}, file)

@@ -56,5 +56,5 @@ class LinearHead:
 
     @staticmethod
     def evaluation_features(features_AND: Tensor) -> Tensor:
-        """float `[N, D]` whose logits are the mean of the logits of all test views: exact, as the head is linear."""
+        """Float `[N, D]` whose logits are the mean of the logits of all test views: exact, as the head is linear."""
         return features_AND.mean(dim=0)

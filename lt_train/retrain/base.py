@@ -126,7 +126,9 @@ def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule) -> None:
             not there.
     """
     if rule.epoch == "best" and rule.on == "val" and bank.val is None:
-        raise BankError("epoch: best on val needs a validation set, and this bank has none; use on: test or epoch: last")
+        raise BankError(
+            "epoch: best on val needs a validation set, and this bank has none; use on: test or epoch: last"
+        )
     if not split_masks(bank.split_counts)[score_column(rule)].any():
         raise BankError(f"{rule.metric} cannot be selected on: no class of this dataset is in that split")
     for run in runs:

@@ -108,9 +108,7 @@ class _Stack:
 
     def __init__(self, data: _DeviceBank, runs_ST: list[list[Run]], rule: EpochRule) -> None:
         self.data, self.runs_ST, self.rule = data, runs_ST, rule
-        self.head = LinearHead.stack(
-            [[start_head(data.bank, run) for run in lanes] for lanes in runs_ST], data.device
-        )
+        self.head = LinearHead.stack([[start_head(data.bank, run) for run in lanes] for lanes in runs_ST], data.device)
         shape = (len(runs_ST), len(runs_ST[0]))
         self.val_EST4: list[Tensor] = []
         self.test_EST4: list[Tensor] = []
@@ -146,8 +144,9 @@ class _Stack:
         views, num_images = self.data.features_VND.shape[:2]
         features_ND = self.data.features_VND[epoch % views]
         order_SN = torch.stack([epoch_order(num_images, lanes_[0].seed, epoch) for lanes_ in self.runs_ST])
+        batch_size = self.runs_ST[0][0].training.batch_size
         loss_ST = torch.zeros_like(self.score_ST)
-        for batch_SB in order_SN.to(self.data.device).split(self.runs_ST[0][0].training.batch_size, dim=1):
+        for batch_SB in order_SN.to(self.data.device).split(batch_size, 1):
             features_SBD = features_ND[batch_SB]
             labels_SB1 = self.data.labels_N[batch_SB].unsqueeze(-1)
             logits_SBTK = self.head.logits(features_SBD).requires_grad_()
@@ -243,7 +242,9 @@ class _StackedSGD:
         self.momentum = lanes["momentum"].unsqueeze(-1)
         self.weight_decay = lanes["weight_decay"].unsqueeze(-1)
         # Decided once, not once a step: on a CUDA device each of these questions is a synchronisation.
-        self.shared_momentum = float(self.momentum.max()) if bool((self.momentum == self.momentum.max()).all()) else None
+        self.shared_momentum = (
+            float(self.momentum.max()) if bool((self.momentum == self.momentum.max()).all()) else None
+        )
         self.decays = bool(self.weight_decay.any())
 
     def step(self, features_SBD: Tensor, grad_SBTK: Tensor) -> None:

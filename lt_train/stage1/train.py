@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lt_train import seeding
@@ -26,6 +25,7 @@ from lt_train.datasets.transform import apply_views, draw_views, normalise
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
 from lt_train.storage import atomic_file, fingerprint
+from lt_train.tensor_file import write_tensors
 
 __all__ = ["Report", "resume_file", "train_backbone"]
 
@@ -178,7 +178,7 @@ class _State:
             tensors[f"momentum.{name}"] = self.optimiser.state[parameter]["momentum_buffer"]
         metadata = {_KEY: json.dumps({"identity": self.identity, "epoch": epoch})}
         with atomic_file(self.file) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            write_tensors(temporary, tensors, metadata)
 
     def load(self) -> tuple[int, str]:
         """Take up a state of this very training, if there is one: the epoch to begin with, and a note."""

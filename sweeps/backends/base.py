@@ -44,4 +44,4 @@ def backend_kinds() -> dict[str, type[BackendSpec]]:
 
 def backend_union() -> Any:
     """The discriminated union over every backend kind, for specs."""
-    return union("sweeps.backends", BackendSpec)
+    return union("sweeps.backends", BackendSpec)  # type: ignore[type-abstract]

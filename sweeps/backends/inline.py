@@ -1,4 +1,4 @@
-"""`inline`: packs are trained one after another in this process. The debugging executor, and the measure of the others."""
+"""`inline`: packs are trained one after another in this process. The debugging executor."""
 
 from __future__ import annotations
 

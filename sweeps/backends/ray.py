@@ -48,13 +48,19 @@ class RayBackend(BackendSpec):
 
         started = not ray.is_initialized()
         if started:
-            ray.init(address=self.address, include_dashboard=False if self.address is None else None,
-                     log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                address=self.address,
+                include_dashboard=False if self.address is None else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
         try:
             searcher = _searcher(source)
             with tempfile.TemporaryDirectory(prefix="lt-sweep-tune-") as scratch:
                 trainable = tune.with_resources(
-                    tune.with_parameters(_trainable(), bank=bank.to_arrays(), threads=cpus, device="cuda" if gpus else "cpu"),
+                    tune.with_parameters(
+                        _trainable(), bank=bank.to_arrays(), threads=cpus, device="cuda" if gpus else "cpu"
+                    ),
                     {"cpu": cpus, "gpu": gpus},
                 )
                 tuner = tune.Tuner(
@@ -85,7 +91,7 @@ def _trainable() -> Any:
     import ray
     from ray import tune
 
-    class PackTrainable(tune.Trainable):
+    class PackTrainable(tune.Trainable):  # type: ignore[misc]
         """One pack a trial; `reset_config` hands a living actor its next pack."""
 
         def setup(self, config: dict[str, Any], bank: dict[str, Any], threads: int, device: str) -> None:
@@ -120,7 +126,7 @@ def _searcher(source: PackSource) -> Any:
     import ray
     from ray.tune.search import Searcher
 
-    class PackSearcher(Searcher):
+    class PackSearcher(Searcher):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(metric="seconds", mode="min")
             self.in_flight: dict[str, Any] = {}

@@ -7,8 +7,8 @@ and must not double anything.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +47,7 @@ class TrialCard:
     series: Mapping[str, list[tuple[int, float]]]
     failed: bool
     finished_ms: int
-    seed_runs: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+    seed_runs: Sequence[tuple[int, Mapping[str, float]]] = ()
 
 
 @dataclass(frozen=True)
@@ -86,4 +86,4 @@ def tracking_kinds() -> dict[str, type[TrackingSpec]]:
 
 def tracking_union() -> Any:
     """The discriminated union over every tracking kind, for specs."""
-    return union("sweeps.tracking", TrackingSpec)
+    return union("sweeps.tracking", TrackingSpec)  # type: ignore[type-abstract]

@@ -125,8 +125,14 @@ class _MlflowTracker:
         if self.spec.seed_runs:
             for seed, metrics in card.seed_runs:
                 seed_card = TrialCard(
-                    f"{card.key}/{seed}", f"{card.name} seed {seed}", card.phase, {**card.params, "seed": seed},
-                    metrics, {}, not metrics, card.finished_ms,
+                    f"{card.key}/{seed}",
+                    f"{card.name} seed {seed}",
+                    card.phase,
+                    {**card.params, "seed": seed},
+                    metrics,
+                    {},
+                    not metrics,
+                    card.finished_ms,
                 )
                 self._log(seed_card.key, run, seed_card.name, "seed", seed_card)
 
@@ -238,11 +244,14 @@ class _MlflowTracker:
                     input_example=example,
                     # A traced graph: loading a pickled module would run whatever code is in it.
                     serialization_format="pt2",
-                    registered_model_name=self.card.name,
                     # Given, because MLflow would otherwise start a process to find out, for many seconds.
                     pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
                 )
+            # Not log_model's own registration, which prints, and writes to the process's registry instead of ours.
+            if not self.client.search_registered_models(f"name = '{self.card.name}'"):
+                self.client.create_registered_model(self.card.name)
+            version = self.client.create_model_version(self.card.name, logged.model_uri, self.parent)
         finally:
             mlflow.set_tracking_uri(previous)
-        self.client.set_registered_model_alias(self.card.name, "champion", logged.registered_model_version)
+        self.client.set_registered_model_alias(self.card.name, "champion", version.version)
         self.client.set_tag(self.parent, "lt.champion", digest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -62,7 +64,7 @@ def test_tpe_gathers_where_the_objective_is_high() -> None:
 
     def later_half(sampler: TreeParzen | RandomSearch) -> float:
         search = sampler.start(dimensions, 0)
-        distances = []
+        distances: list[float] = []
         for number in range(60):
             values = search.ask(number)
             assert values is not None
@@ -87,6 +89,17 @@ def test_tpe_is_random_until_startup_trials_are_complete() -> None:
     assert streams[0] == streams[1]
     assert streams[0][:5] == streams[2][:5]
     assert streams[0] != streams[2]
+
+
+def test_tpe_spreads_trials_that_run_together() -> None:
+    """40 trials asked with no result between them: without a constant liar their spread is 0.03 to 0.17 here."""
+    search = TreeParzen().start(space('{"a": {"uniform": [0, 1]}}'), 0)
+    for number in range(20):
+        values = search.ask(number)
+        assert values is not None
+        search.tell(number, -abs(values["a"] - 0.5))
+    together = [values["a"] for number in range(20, 60) for values in [search.ask(number)] if values is not None]
+    assert statistics.pstdev(together) > 0.2
 
 
 def test_optuna_samplers_take_no_notice_of_the_order_of_the_file() -> None:

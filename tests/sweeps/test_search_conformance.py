@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
+import sweeps
 from sweeps.search.base import Choice, IntRange, Range, SamplerSpec, Search, Space, sampler_kinds
 
 KINDS = sampler_kinds()
@@ -48,13 +50,18 @@ def play(search: Search, trials: int, lag: int) -> list[dict[str, Any] | None]:
     return asked
 
 
+def play_all(sampler: SamplerSpec) -> dict[str, Any]:
+    """Trials with no, some and a whole generation of others running, as JSON holds them."""
+    return {str(lag): play(sampler.start(space_for(sampler), 7), 40, lag) for lag in (0, 5, 24)}
+
+
 def test_there_are_samplers() -> None:
     assert {"tpe", "random", "grid"} <= set(KINDS)
 
 
 @pytest.fixture(params=sorted(KINDS))
 def sampler(request: pytest.FixtureRequest) -> SamplerSpec:
-    return KINDS[request.param]()
+    return KINDS[request.param](kind=request.param)
 
 
 def test_values_stay_inside_their_dimensions_and_are_plain(sampler: SamplerSpec) -> None:
@@ -74,19 +81,29 @@ def test_values_stay_inside_their_dimensions_and_are_plain(sampler: SamplerSpec)
                 assert value in dimension.values
 
 
-@pytest.mark.parametrize("lag", [0, 12])
-def test_the_same_asks_and_tells_give_the_same_trials_in_another_process(sampler: SamplerSpec, lag: int) -> None:
-    here = play(sampler.start(space_for(sampler), 7), 40, lag)
+@pytest.fixture(scope="module")
+def elsewhere() -> dict[str, Any]:
+    """What every sampler asks in another process: {kind: {lag: trials}}."""
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_search_conformance import KINDS, play, space_for\n"
-        f"sampler = KINDS[{sampler.kind!r}]()\n"
-        f"print(json.dumps(play(sampler.start(space_for(sampler), 7), 40, {lag})))"
+        "from test_search_conformance import KINDS, play_all\n"
+        "print(json.dumps({kind: play_all(KINDS[kind]()) for kind in KINDS}))"
     )
-    there = subprocess.run(
-        [sys.executable, "-c", code, __file__.rsplit("/", 1)[0]], capture_output=True, text=True, check=True
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        cwd=Path(sweeps.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert json.loads(there.stdout) == here
+    played: dict[str, Any] = json.loads(done.stdout)
+    return played
+
+
+def test_the_same_asks_and_tells_give_the_same_trials_in_another_process(
+    sampler: SamplerSpec, elsewhere: dict[str, Any]
+) -> None:
+    assert elsewhere[sampler.kind] == play_all(sampler)
 
 
 def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: SamplerSpec) -> None:

@@ -118,7 +118,9 @@ def test_a_byte_order_mark_and_windows_lines_are_fine(tmp_path: Path) -> None:
 
 
 def test_positions_follow_pydantic_locations() -> None:
-    source = parse_yaml("a: 1\nm:\n  kind: los\n  lr: 2\ns:\n  space:\n    m.lr:\n      uniform:\n        - 0\n        - 1\n")
+    source = parse_yaml(
+        "a: 1\nm:\n  kind: los\n  lr: 2\ns:\n  space:\n    m.lr:\n      uniform:\n        - 0\n        - 1\n"
+    )
     assert source.position(("m", "lr")) == 4
     assert source.position(("m", "los", "lr")) == 4, "tags of unions are stepped over"
     assert source.position(("s", "space", "m.lr", "uniform", "uniform", 1)) == 10

@@ -12,7 +12,9 @@ def test_kinds_are_found() -> None:
 
 @pytest.mark.parametrize("kind", list(backbone_kinds()))
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
-def test_features_have_the_promised_dimension_and_gradients_reach_the_start(kind: str, channels: int, size: int) -> None:
+def test_features_have_the_promised_dimension_and_gradients_reach_the_start(
+    kind: str, channels: int, size: int
+) -> None:
     network = Classifier(parse_backbone({"kind": kind}), channels, 7)
     pictures = torch.randn(2, channels, size, size)
     assert network.backbone(pictures).shape == (2, network.feature_dim)

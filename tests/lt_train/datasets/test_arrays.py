@@ -124,7 +124,10 @@ NAN[3, 1], NAN[5, 0] = np.nan, np.inf
         ({"train_labels": None}, "train_labels is missing"),
         ({"test_features": None}, "test_features is missing"),
         ({"train_features": None}, "must hold features: .*; it holds test_features, test_labels, train_labels"),
-        ({"train_features": NAN}, r"train_features must be finite, got 2 NaN or infinite values, the first at \[3, 1\]"),
+        (
+            {"train_features": NAN},
+            r"train_features must be finite, got 2 NaN or infinite values, the first at \[3, 1\]",
+        ),
         ({"test_features": np.full((9, 4), 1e300)}, "test_features must be finite, got 36"),
         ({"train_features": np.zeros(20, np.float32)}, r"train_features must be floats \[N, D\] .* got float32 \[20\]"),
         ({"train_features": np.zeros((20, 4), np.int64)}, "train_features must be floats .* got int64"),

@@ -1,0 +1,136 @@
+"""A bank that was damaged is refused by name; a disk that is full leaves nothing partial behind."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lt_train.errors import BankError, StorageError
+from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, open_bank, write_bank
+
+INPUTS = {"dataset": "made up", "seed": 0}
+
+
+def made_up(images: int = 12) -> FeatureBank:
+    stream = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % 3
+    return FeatureBank(
+        fingerprint=bank_fingerprint(INPUTS),
+        train_features=torch.randn(2, images, 4, generator=stream),
+        train_labels=labels,
+        val=None,
+        test=EvalSet(torch.randn(1, images, 4, generator=stream), labels),
+        head=(torch.randn(3, 4, generator=stream), torch.zeros(3)),
+        class_counts=torch.bincount(labels),
+        split_counts=torch.bincount(labels),
+        notes=("a note",),
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_bank(tmp_path, INPUTS, made_up())
+
+
+def test_a_round_trip_changes_nothing(path: Path) -> None:
+    bank, expected = open_bank(path), made_up()
+    for field in dataclasses.fields(FeatureBank):
+        value, original = getattr(bank, field.name), getattr(expected, field.name)
+        if isinstance(original, torch.Tensor):
+            assert torch.equal(value, original), field.name
+        elif field.name in ("fingerprint", "notes", "val"):
+            assert value == original, field.name
+    assert torch.equal(bank.test.features, expected.test.features)
+    again = FeatureBank.from_arrays(bank.to_arrays())
+    assert torch.equal(again.train_features, expected.train_features)
+    assert again.head is not None
+    assert expected.head is not None
+    assert torch.equal(again.head[0], expected.head[0])
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", "test.safetensors", "head.safetensors"])
+def test_a_flipped_bit_is_noticed(path: Path, name: str) -> None:
+    content = bytearray((path / name).read_bytes())
+    content[-5] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(BankError, match=rf"feature bank {path}: {name} is altered: .* remove the directory"):
+        open_bank(path)
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", "test.safetensors", "head.safetensors"])
+def test_a_cut_file_is_noticed(path: Path, name: str) -> None:
+    (path / name).write_bytes((path / name).read_bytes()[:-1])
+    with pytest.raises(BankError, match=rf"feature bank {path}: {name} is truncated or altered: \d+ bytes where"):
+        open_bank(path)
+
+
+def test_a_missing_file_is_noticed(path: Path) -> None:
+    (path / "test.safetensors").unlink()
+    with pytest.raises(BankError, match=r"test\.safetensors is missing"):
+        open_bank(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("class_counts", [1, 1, 1], "it does not match its own seal"),
+        ("inputs", {"dataset": "another"}, "it does not match its own seal"),
+        ("files", {}, "it does not match its own seal"),
+        ("num_classes", "three", "manifest.json is truncated or altered"),
+        ("format", 99, "bank format must be 1, got 99"),
+    ],
+)
+def test_an_edited_manifest_is_noticed(path: Path, key: str, value: object, match: str) -> None:
+    file = path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(BankError, match=match):
+        open_bank(path)
+
+
+def test_a_cut_manifest_is_noticed(path: Path) -> None:
+    file = path / "manifest.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(BankError, match=r"manifest\.json is truncated or altered"):
+        open_bank(path)
+
+
+def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BankError, match=rf"{tmp_path} is not a feature bank: it has no manifest.json"):
+        open_bank(tmp_path)
+
+
+def test_a_bank_that_is_there_already_stays(path: Path) -> None:
+    before = (path / "manifest.json").stat().st_mtime_ns
+    assert write_bank(path.parent, INPUTS, made_up()) == path
+    assert (path / "manifest.json").stat().st_mtime_ns == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 kB."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a tiny tmpfs needs root and mount(8)")
+    place = tmp_path / "tiny"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_named_and_nothing_partial_stays(tiny_disk: Path) -> None:
+    path = tiny_disk / bank_fingerprint(INPUTS)
+    with pytest.raises(StorageError, match=rf"cannot write {path}: the disk is full; free some space and run the same"):
+        write_bank(tiny_disk, INPUTS, made_up(images=5000))
+    assert list(tiny_disk.iterdir()) == []
+    write_bank(tiny_disk, INPUTS, made_up())  # the space is free again
+    open_bank(path)

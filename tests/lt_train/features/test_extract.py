@@ -1,0 +1,148 @@
+"""Extraction: what is stored is what the frozen network says, once, and only for data it was trained for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lt_train import seeding
+from lt_train.backbones.base import parse_backbone
+from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
+from lt_train.datasets.transform import apply_views, draw_views, normalise
+from lt_train.errors import CheckpointError, UserError
+from lt_train.features.bank import open_bank
+from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.stage1.base import parse_recipe
+from lt_train.stage1.train import train_backbone
+
+DIGITS = parse_dataset({"kind": "digits_lt"})
+
+
+def pictures(spec: DatasetSpec) -> PictureData:
+    data = spec.load()
+    assert isinstance(data, PictureData)
+    return data
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stage1") / "digits.safetensors"
+    backbone, recipe = parse_backbone({"kind": "small_cnn", "width": 4}), parse_recipe({"kind": "ce", "epochs": 1})
+    return train_backbone(pictures(DIGITS), backbone, recipe, out)
+
+
+def features(checkpoint: Path, data: PictureData, inputs: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return load_checkpoint(checkpoint)[0].backbone(normalise(inputs, data.mean, data.std))
+
+
+def test_one_view_is_the_pictures_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+    bank = open_bank(build_bank(DIGITS, checkpoint, FeaturesSpec(), tmp_path))
+    data = pictures(DIGITS)
+    assert bank.train_features.shape == (1, 369, 16)
+    torch.testing.assert_close(bank.train_features[0], features(checkpoint, data, data.train.inputs))
+    assert bank.test.features.shape[0] == 1  # a mirrored digit is another digit
+    assert bank.val is not None
+    assert data.val is not None
+    torch.testing.assert_close(bank.val.features[0], features(checkpoint, data, data.val.inputs))
+    classifier = load_checkpoint(checkpoint)[0]
+    assert bank.head is not None
+    assert torch.equal(bank.head[0], classifier.head.weight)
+    assert bank.class_counts.tolist() == [110, 78, 56, 40, 29, 20, 14, 10, 7, 5]
+
+
+def test_views_are_augmented_each_from_its_own_stream(checkpoint: Path, tmp_path: Path) -> None:
+    bank = open_bank(build_bank(DIGITS, checkpoint, FeaturesSpec(views=3, seed=5), tmp_path))
+    data = pictures(DIGITS)
+    for view in range(3):
+        drawn = draw_views(len(data.train), data.augmentation, seeding.generator("feature view", 5, view))
+        expected = features(checkpoint, data, apply_views(data.train.inputs, drawn, data.augmentation.pad))
+        torch.testing.assert_close(bank.train_features[view], expected)
+    assert not torch.allclose(bank.train_features[0], bank.train_features[1])
+
+
+def test_test_flip_stores_the_mirror(checkpoint: Path, tmp_path: Path) -> None:
+    bank = open_bank(build_bank(DIGITS, checkpoint, FeaturesSpec(test_flip=True), tmp_path))
+    data = pictures(DIGITS)
+    torch.testing.assert_close(bank.test.features[1], features(checkpoint, data, data.test.inputs.flip(-1)))
+    follows = DIGITS.model_copy(update={"augmentation": data.augmentation.model_copy(update={"flip": True})})
+    assert open_bank(build_bank(follows, checkpoint, FeaturesSpec(), tmp_path)).test.features.shape[0] == 2
+
+
+def test_the_same_inputs_are_not_extracted_again(checkpoint: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+    for _ in range(2):
+        path = build_bank(DIGITS, checkpoint, FeaturesSpec(), tmp_path, report=lambda done, *_: calls.append(done))
+        made = len(calls)
+    assert made == len(calls) > 0
+    assert calls.count(calls[-1]) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_decides_the_contents_decides_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
+    other = parse_dataset({"kind": "digits_lt", "n_max": 100})
+    paths = {
+        build_bank(DIGITS, checkpoint, FeaturesSpec(), tmp_path),
+        build_bank(DIGITS, checkpoint, FeaturesSpec(views=2), tmp_path),
+        build_bank(DIGITS, checkpoint, FeaturesSpec(seed=1), tmp_path),
+        build_bank(DIGITS, checkpoint, FeaturesSpec(test_flip=True), tmp_path),
+        build_bank(other, checkpoint, FeaturesSpec(), tmp_path),
+    }
+    assert len(paths) == 5
+    assert build_bank(DIGITS, checkpoint, FeaturesSpec(batch_size=7), tmp_path) in paths
+
+
+def write_pictures(path: Path, num_classes: int, channels: int) -> DatasetSpec:
+    rng = np.random.default_rng(0)
+    labels = np.arange(5 * num_classes) % num_classes
+    images = rng.integers(0, 256, (len(labels), channels, 8, 8), dtype=np.uint8)
+    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    return parse_dataset({"kind": "arrays", "path": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "channels", "match"),
+    [(7, 1, "it has 10 classes where the dataset has 7"), (10, 3, "it has 1 input channels where the dataset has 3")],
+)
+def test_a_checkpoint_of_another_dataset_is_refused(
+    checkpoint: Path, tmp_path: Path, num_classes: int, channels: int, match: str
+) -> None:
+    dataset = write_pictures(tmp_path / "mine.npz", num_classes, channels)
+    with pytest.raises(CheckpointError, match=rf"checkpoint {checkpoint} is for another dataset: {match}"):
+        build_bank(dataset, checkpoint, FeaturesSpec(), tmp_path / "banks")
+    assert not (tmp_path / "banks").exists()
+
+
+def test_pictures_need_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="digits_lt holds pictures and needs a checkpoint"):
+        build_bank(DIGITS, None, FeaturesSpec(), tmp_path)
+
+
+def test_features_become_a_bank_without_a_backbone(checkpoint: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=(2, 30, 4)).astype(np.float32)
+    labels = np.arange(30) % 3
+    weight = rng.normal(size=(3, 4)).astype(np.float32)
+    arrays = {"train_features": given, "train_labels": labels, "test_features": given, "test_labels": labels}
+    np.savez(tmp_path / "mine.npz", weight=weight, **arrays)
+    dataset = parse_dataset({"kind": "arrays", "path": str(tmp_path / "mine.npz"), "val_fraction": 0})
+    path = build_bank(dataset, None, FeaturesSpec(), tmp_path / "banks")
+    bank = open_bank(path)
+    assert torch.equal(bank.train_features, torch.from_numpy(given))
+    assert torch.equal(bank.test.features, torch.from_numpy(given))
+    assert bank.val is None
+    assert bank.head is not None
+    assert torch.equal(bank.head[0], torch.from_numpy(weight))
+    assert bank.split_counts.tolist() == [10, 10, 10]
+
+    moved = tmp_path / "elsewhere.npz"
+    (tmp_path / "mine.npz").rename(moved)
+    again = dataset.model_copy(update={"path": str(moved)})
+    assert build_bank(again, None, FeaturesSpec(), tmp_path / "banks") == path
+    np.savez(moved, weight=2 * weight, **arrays)
+    assert build_bank(again, None, FeaturesSpec(), tmp_path / "banks") != path
+
+    with pytest.raises(UserError, match="arrays brings features, so no backbone is used; drop checkpoint"):
+        build_bank(again, checkpoint, FeaturesSpec(), tmp_path / "banks")

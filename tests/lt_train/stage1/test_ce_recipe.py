@@ -1,0 +1,32 @@
+"""The recipe's loss by hand, and the cosine schedule."""
+
+import math
+
+import pytest
+import torch
+
+from lt_train.stage1.base import parse_recipe, recipe_kinds
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [2.0, 2.0]])
+    loss = parse_recipe({"kind": "ce"}).loss(logits, torch.tensor([0, 1]), torch.tensor([5, 1]), 0)
+    torch.testing.assert_close(loss, torch.tensor([math.log(4), math.log(2)]))
+
+
+@pytest.mark.parametrize("kind", list(recipe_kinds()))
+def test_every_recipe_gives_a_finite_loss_a_sample_and_positive_rates(kind: str) -> None:
+    recipe = parse_recipe({"kind": kind})
+    counts = torch.tensor([100, 10, 1])
+    for epoch in range(recipe.epochs):
+        loss = recipe.loss(torch.randn(8, 3), torch.arange(8) % 3, counts, epoch)
+        assert loss.shape == (8,)
+        assert bool(loss.isfinite().all())
+        assert recipe.learning_rate(epoch) > 0
+
+
+def test_the_cosine_starts_at_lr_and_is_half_midway() -> None:
+    recipe = parse_recipe({"kind": "ce", "lr": 0.4, "epochs": 10})
+    assert recipe.learning_rate(0) == 0.4
+    assert recipe.learning_rate(5) == pytest.approx(0.2)
+    assert recipe.learning_rate(9) == pytest.approx(0.4 * 0.5 * (1 + math.cos(0.9 * math.pi)))

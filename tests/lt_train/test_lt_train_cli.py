@@ -1,0 +1,144 @@
+"""`lt-train` from pictures to a re-trained head, its exit codes, and its output for programs."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lt_train.cli import main
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of features without a backbone: three separable classes of 120, 40 and 10 pictures, with a head."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    centres = np.eye(3, 6) * 3
+
+    def drawn(counts: list[int]) -> tuple[Any, Any]:
+        labels = np.repeat(np.arange(3), counts)
+        return (centres[labels] + rng.normal(size=(len(labels), 6))).astype(np.float32), labels
+
+    (train, train_labels), (test, test_labels), (val, val_labels) = (
+        drawn([120, 40, 10]),
+        drawn([50] * 3),
+        drawn([9] * 3),
+    )
+    arrays = {"train_features": train, "train_labels": train_labels, "val_features": val, "val_labels": val_labels}
+    head = np.eye(3, 6, dtype=np.float32)
+    np.savez(folder / "mine.npz", test_features=test, test_labels=test_labels, weight=head, **arrays)
+    assert main(["features", "--dataset", "arrays", f"path={folder}/mine.npz", "--store", f"{folder}/banks"]) == 0
+    (path,) = (folder / "banks").iterdir()
+    return path
+
+
+def output(capsys: pytest.CaptureFixture[str], line: str) -> Any:
+    assert main([*shlex.split(line), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_from_pictures_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = "--dataset digits_lt imbalance_ratio=20"
+    trained = output(
+        capsys, f"backbone {dataset} --backbone small_cnn width=4 --recipe ce epochs=2 --out {tmp_path}/c.safetensors"
+    )
+    assert trained["checkpoint"] == f"{tmp_path}/c.safetensors"
+    assert list(trained["accuracy"]) == ["all", "many", "medium", "few"]
+    command = shlex.split(
+        f"features {dataset} --checkpoint {tmp_path}/c.safetensors --store {tmp_path}/banks --views 2"
+    )
+    assert main(command) == 0
+    path = capsys.readouterr().out.strip()
+    assert (Path(path) / "manifest.json").is_file()
+    found = output(capsys, shlex.join(command))
+    assert (found["bank"], found["train"], found["test"]) == (path, [2, 369, 16], [1, 500, 16])
+    evaluated = output(capsys, f"evaluate --bank {path}")
+    assert evaluated["accuracy"]["all"] == pytest.approx(trained["accuracy"]["all"], abs=0.011)
+
+
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+def test_retrain_writes_the_head_that_evaluate_reads(
+    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    head = tmp_path / "head.safetensors"
+    method = "--method los smooth_factor=0.9 lr=5e-2 --epochs 3 --seeds 2 --epoch best --select test"
+    result = output(capsys, f"retrain --bank {bank} {method} --engine {engine} --out {head}")
+    assert [run["seed"] for run in result["runs"]] == [0, 1]
+    assert result["mean"]["all"] == pytest.approx(np.mean([run["test"]["all"] for run in result["runs"]]))
+    best = max(result["runs"], key=lambda run: run["selected_on"])
+    assert result["best_seed"] == best["seed"]
+    evaluated = output(capsys, f"evaluate --bank {bank} --head {head}")
+    assert evaluated["accuracy"] == pytest.approx(best["test"])
+    before = output(capsys, f"evaluate --bank {bank}")
+    assert before["accuracy"]["all"] != evaluated["accuracy"]["all"]
+    assert all(value > 0 for value in evaluated["loma"].values())
+
+
+def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retrain", "--bank", str(bank), "--method", "vanilla", "--seeds", "1"]) == 0
+    assert "mean" in capsys.readouterr().out
+    assert main(["evaluate", "--bank", str(bank)]) == 0
+    assert "regularised_std" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "retrain --bank BANK --method los smooth_factr=0.9",
+            "los.smooth_factr: unknown key; did you mean 'smooth_factor'",
+        ),
+        ("retrain --bank BANK --method los smooth_factor", "must be written name=value, got 'smooth_factor'"),
+        ("retrain --bank BANK --method lss", "'lss' is unknown; did you mean 'los'?"),
+        ("retrain --bank /nowhere --method los", "/nowhere is not a feature bank"),
+        ("retrain --bank BANK --method los --device warp", "--device must be a device of this machine"),
+        ("evaluate --bank BANK --head /nowhere.safetensors", "head /nowhere.safetensors does not exist"),
+        ("features --dataset digits_lt", "digits_lt holds pictures and needs a checkpoint"),
+        ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
+        ("backbone --dataset arrays path=/nowhere.npz --out OUT", "path /nowhere.npz must be an .npz"),
+        ("backbone --dataset digits_lt --recipe ce lr=-1 --out OUT", "ce.lr"),
+    ],
+)
+def test_what_the_user_can_mend_ends_with_2_and_says_how(
+    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    words = shlex.split(line.replace("BANK", str(bank)).replace("OUT", f"{tmp_path}/out"))
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lt-train: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("line", ["", "retrain", "retrain --bank x --method los --seeds 0", "evaluate --bnk x"])
+def test_wrong_flags_end_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(shlex.split(line))
+    assert "usage: lt-train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["backbone", "features", "retrain", "evaluate"])
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"example:\n  lt-train {command} --" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_ends_with_1(
+    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = f"retrain --bank {bank} --method vanilla --seeds 1 --out {tmp_path}/file/head.safetensors"
+    assert main(shlex.split(line)) == 1
+    assert f"cannot write {tmp_path}/file/head.safetensors" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_with_130(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lt_train.commands.open_bank", interrupt)
+    assert main(["evaluate", "--bank", str(bank)]) == 130

@@ -1,0 +1,204 @@
+"""Sweep files: what is accepted and what it means, and the JSON schema that editors check them with."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sweeps
+from lt_train.errors import SpecError
+from lt_train.methods.los import LabelOverSmooth
+from sweeps.spec import SweepSpec, load_resolved, load_sweep, schema
+from sweeps.yaml_source import parse_yaml
+
+SPECS = Path(sweeps.__file__).parent / "specs"
+SCHEMA = Path(sweeps.__file__).parent / "sweep.schema.json"
+
+GOOD = """\
+version: 1
+name: good
+dataset: {kind: digits_lt}
+backbone: {kind: small_cnn}
+stage1: {kind: ce}
+method: {kind: los}
+search:
+  trials: 4
+  space:
+    method.lr: {loguniform: [1e-4, 1e-1]}
+    method.smooth_factor: {uniform: [0.2, 0.98]}
+"""
+
+
+def load(tmp_path: Path, text: str) -> SweepSpec:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    return load_sweep(path)
+
+
+def test_a_good_file_has_the_documented_defaults(tmp_path: Path) -> None:
+    spec = load(tmp_path, GOOD)
+    assert spec.search.sampler.kind == "tpe"
+    assert spec.search.generation == 12
+    assert (spec.selection.metric, spec.selection.on, spec.selection.epoch) == ("acc_all", "val", "last")
+    assert (spec.selection.seeds, spec.selection.objective, spec.selection.finalists) == (5, "mean", 0)
+    assert [method.kind for method in spec.baselines] == ["vanilla", "ce"]
+    assert spec.backend.kind == "ray"
+    assert spec.tracking.kind == "mlflow"
+    assert (spec.resources.cpus_per_pack, spec.resources.gpus_per_pack, spec.resources.lanes_per_pack) == (1, 0, 64)
+    assert spec.storage == "runs"
+
+
+def test_features_of_ones_own_need_no_backbone(tmp_path: Path) -> None:
+    text = GOOD.replace("{kind: digits_lt}", "{kind: arrays, path: x.npz}").replace("stage1: {kind: ce}\n", "")
+    assert load(tmp_path, text.replace("backbone: {kind: small_cnn}\n", "")).backbone is None
+    stage1 = text.replace("backbone: {kind: small_cnn}\n", "stage1: ce\n")
+    with pytest.raises(
+        SpecError, match=r"s\.yaml:4: stage1: has no backbone to train; name one in backbone, or remove"
+    ):
+        load(tmp_path, stage1)
+
+
+def test_shorthands_mean_their_long_forms(tmp_path: Path) -> None:
+    short = """\
+version: 1
+name: good
+dataset: digits_lt
+backbone: small_cnn
+stage1: ce
+method: los
+search: {sampler: random, trials: 4, space: {method.lr: {uniform: [0.1, 0.2]}}}
+selection: paper
+baselines: [ce]
+backend: inline
+tracking: {experiment: mine}
+"""
+    spec = load(tmp_path, short)
+    assert isinstance(spec.method, LabelOverSmooth)
+    assert spec.search.sampler.kind == "random"
+    chosen = spec.selection
+    assert (chosen.on, chosen.epoch, chosen.objective, chosen.seeds, chosen.finalists) == ("test", "best", "best", 5, 0)
+    assert [method.kind for method in spec.baselines] == ["ce"]
+    assert spec.backend.kind == "inline"
+    assert (spec.tracking.kind, spec.tracking.model_dump()["experiment"]) == ("mlflow", "mine")
+    assert load(tmp_path, short.replace("{experiment: mine}", "none")).tracking.kind == "none"
+
+
+def test_a_resolved_sweep_reads_back_as_itself(tmp_path: Path) -> None:
+    spec = load(tmp_path, GOOD)
+    document = json.loads(json.dumps(spec.resolved()))
+    assert load_resolved(document) == spec
+    assert load_resolved(document).fingerprint() == spec.fingerprint()
+    document["search"]["trials"] = "x"
+    with pytest.raises(SpecError, match=r"^search\.trials: must be a whole number, got 'x'$"):
+        load_resolved(document)
+
+
+@pytest.mark.parametrize(
+    ("changed", "matters"),
+    [
+        ("name: other", False),
+        ("storage: elsewhere", False),
+        ("tracking: none", False),
+        ("backend: inline", False),
+        ("resources: {gpus_per_pack: 1}", False),
+        ("training: {epochs: 20}", False),
+        ("resources: {lanes_per_pack: 8}", True),
+        ("resources: {cpus_per_pack: 2}", True),
+        ("training: {epochs: 19}", True),
+        ("selection: {seeds: 4}", True),
+        ("baselines: []", True),
+    ],
+)
+def test_the_fingerprint_sees_what_decides_results_and_nothing_else(
+    tmp_path: Path, changed: str, matters: bool
+) -> None:
+    good = GOOD.replace("name: good\n", "") if changed.startswith("name") else GOOD
+    assert (load(tmp_path, good + changed + "\n").fingerprint() != load(tmp_path, GOOD).fingerprint()) is matters
+
+
+def test_the_fingerprint_sees_the_order_a_grid_is_walked_in(tmp_path: Path) -> None:
+    head = GOOD[: GOOD.index("  trials:")] + "  sampler: grid\n  trials: 2\n"
+    lr, init = "    method.lr: {choice: [1, 2]}\n", "    method.init: {choice: [warm, fresh]}\n"
+    one, other = load(tmp_path, f"{head}  space:\n{lr}{init}"), load(tmp_path, f"{head}  space:\n{init}{lr}")
+    assert one.fingerprint() != other.fingerprint()
+
+
+def test_values_of_a_trial_arrive_exactly(tmp_path: Path) -> None:
+    spec = load(tmp_path, GOOD)
+    generator = random.Random(0)
+    for _ in range(300):
+        lr, smooth = 10 ** generator.uniform(-4, -1), generator.uniform(0.2, 0.98)
+        method, training = spec.with_values({"method.lr": lr, "method.smooth_factor": smooth, "training.epochs": 3})
+        assert isinstance(method, LabelOverSmooth)
+        assert (method.lr, method.smooth_factor, training.epochs) == (lr, smooth, 3)
+        assert (method.momentum, training.batch_size) == (0.9, 64)
+    with pytest.raises(SpecError, match=r"trial .*lr"):
+        spec.with_values({"method.lr": -1.0})
+
+
+def ready_specs() -> list[Path]:
+    return sorted(SPECS.glob("*.yaml"))
+
+
+def test_the_ready_specs_are_all_here() -> None:
+    assert len(ready_specs()) == 3, "a new ready spec is counted here, so that none is lost unseen"
+
+
+@pytest.mark.parametrize("path", ready_specs(), ids=lambda path: path.stem)
+def test_a_ready_spec_is_valid(path: Path) -> None:
+    spec = load_sweep(path)
+    assert load_resolved(spec.resolved()) == spec
+    assert path.read_text().startswith("# yaml-language-server: $schema=../sweep.schema.json\n")
+
+
+def test_the_committed_schema_is_current() -> None:
+    assert SCHEMA.read_text() == json.dumps(schema(), indent=1) + "\n", (
+        "run: lt-sweep schema > sweeps/sweep.schema.json"
+    )
+
+
+def validator() -> Any:
+    jsonschema = pytest.importorskip("jsonschema", reason="comes with a dependency of MLflow, not with us")
+    return jsonschema.Draft202012Validator(schema())
+
+
+def plain(text: str) -> Any:
+    """YAML as an editor's language server reads it; 1e-3 is a number there."""
+    return parse_yaml(text).document
+
+
+@pytest.mark.parametrize("path", ready_specs(), ids=lambda path: path.stem)
+def test_a_ready_spec_satisfies_the_json_schema(path: Path) -> None:
+    assert [error.message for error in validator().iter_errors(plain(path.read_text()))] == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("stage1:", "stagee1:"),
+        ("{kind: los}", "{kind: lso}"),
+        ("{kind: los}", "{lr: 0.1}"),
+        ("{kind: los}", "{kind: los, smooth_factor: 1.0}"),
+        ("trials: 4", "trials: many"),
+        ("trials: 4", "trials: 0"),
+        ("[0.2, ", "[0.2, 0.4, "),
+    ],
+)
+def test_the_json_schema_refuses_what_an_editor_should_mark(before: str, after: str) -> None:
+    assert before in GOOD
+    assert list(validator().iter_errors(plain(GOOD.replace(before, after, 1))))
+
+
+def test_the_json_schema_knows_the_shorthands_and_describes_every_field() -> None:
+    for text in ("selection: paper", "backend: inline", "tracking: none", "tracking: {uri: x}", "baselines: [ce]"):
+        assert not list(validator().iter_errors(plain(f"{GOOD}{text}\n"))), text
+    assert list(validator().iter_errors(plain(GOOD + "backend: nowhere\n")))
+    document = schema()
+    own = [document, *(document["$defs"][name] for name in ("SearchSpec", "SelectionSpec", "ResourcesSpec"))]
+    for definition in own:
+        for name, field in definition["properties"].items():
+            assert field.get("description"), name
