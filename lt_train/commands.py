@@ -122,7 +122,7 @@ def retrain(arguments: argparse.Namespace) -> None:
     lines = [
         [
             str(row["seed"]),
-            str(row["epoch"]),
+            str(row["epoch"] or "-"),
             _percent(row["selected_on"]),
             *_percents(row["test"]),
             row["failure"] or "",

@@ -33,6 +33,7 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None) -> 
     sound = [record for record in records if record.failure is None]
     metrics: dict[str, float] = {}
     series: dict[str, list[tuple[int, float]]] = {}
+    tables: dict[str, str] = {}
     seed_runs: list[tuple[int, dict[str, float]]] = []
     if len(sound) == len(records):
         values = selection.reported(records)
@@ -46,6 +47,7 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None) -> 
             points = [(record.seed, float(v)) for record, v in zip(records, values[:, column], strict=True)]
             series[f"seed_acc_{split}"] = [point for point in points if not np.isnan(point[1])]
         series |= _curves(records)
+        tables["per_class.csv"] = _per_class(records)
     for record in sound:
         row = _named("acc", selection.reported([record])[0])
         seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
@@ -57,6 +59,7 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None) -> 
         params={**trial.method.model_dump(mode="json"), **trial.training.model_dump(mode="json")},
         metrics=metrics,
         series={key: points for key, points in series.items() if points},
+        tables=tables,
         failed=len(sound) < len(records),
         finished_ms=max(record.at_ms for record in records),
         seed_runs=seed_runs,
@@ -75,6 +78,18 @@ def _curves(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
             curves[f"{name}_{split}"] = _points(mean_E4[:, column])
     curves["epoch_loss"] = _points(np.array([record.loss for record in records], dtype=np.float64).mean(axis=0))
     return curves
+
+
+def _per_class(records: list[Record]) -> str:
+    """CSV of LoMa (Eq. 6), regularised std (Eq. 7) and accuracy by class, each the mean over seeds."""
+    columns = [
+        np.array([getattr(record, name) for record in records], dtype=np.float64).mean(axis=0)
+        for name in ("class_accuracy", "loma", "regularised_std")
+    ]
+    lines = ["class,accuracy,loma,regularised_std"]
+    for k, values in enumerate(zip(*columns, strict=True)):
+        lines.append(",".join([str(k), *("" if np.isnan(value) else f"{value:.6g}" for value in values)]))
+    return "\n".join(lines) + "\n"
 
 
 def _points(values: Any) -> list[tuple[int, float]]:

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lt_train.errors import LongtailError, UserError
 from lt_train.metrics import loma_cv
 from lt_train.retrain.base import NUMERICS_VERSION, EpochRule, Pack, Run, RunResult
 from lt_train.storage import atomic_file, fingerprint, writing
+from lt_train.tensor_file import write_tensors
 
 __all__ = ["Ledger", "Record", "run_key"]
 
@@ -149,7 +150,7 @@ class Ledger:
                 tensors[f"{key}.weight"] = torch.from_numpy(np.array(result.kept.weight))
                 tensors[f"{key}.bias"] = torch.from_numpy(np.array(result.kept.bias))
         with atomic_file(self.heads / f"{pack.name}.safetensors") as file:
-            save_file(tensors, file)
+            write_tensors(file, tensors)
 
     def _write(self, text: bytes) -> None:
         """Append and sync; on failure cut off whatever part of it was written."""

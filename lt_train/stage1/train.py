@@ -128,7 +128,7 @@ def _train_epoch(
         inputs = normalise(pictures, data.mean, data.std).contiguous(memory_format=torch.channels_last)
         losses = recipe.loss(classifier(inputs), data.train.labels[chosen].to(device), class_counts, epoch)
         optimiser.zero_grad()
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        losses.mean().backward()
         optimiser.step()
         total += losses.detach().sum()
     return float(total) / len(order)

@@ -36,7 +36,9 @@ class TrialCard:
         name: what a person reads, for example `los d=0.98 lr=0.0005`.
         metrics: one number a key (`acc_all`, ..., `loma_cv`).
         series: `(step, value)` points a key: per-seed values over seeds, curves over epochs.
+        tables: CSV text by file name: LoMa, regularised std and accuracy by class.
         finished_ms: when the trial's last run was recorded; the same at every repetition.
+        seed_runs: metrics of every sound seed, for whoever shows them as runs of their own.
     """
 
     key: str
@@ -45,6 +47,7 @@ class TrialCard:
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
     series: Mapping[str, list[tuple[int, float]]]
+    tables: Mapping[str, str]
     failed: bool
     finished_ms: int
     seed_runs: Sequence[tuple[int, Mapping[str, float]]] = ()

@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,15 +125,15 @@ class _MlflowTracker:
         run = self._log(card.key, self.parent, card.name, "trial", card)
         if self.spec.seed_runs:
             for seed, metrics in card.seed_runs:
-                seed_card = TrialCard(
-                    f"{card.key}/{seed}",
-                    f"{card.name} seed {seed}",
-                    card.phase,
-                    {**card.params, "seed": seed},
-                    metrics,
-                    {},
-                    not metrics,
-                    card.finished_ms,
+                seed_card = replace(
+                    card,
+                    key=f"{card.key}/{seed}",
+                    name=f"{card.name} seed {seed}",
+                    params={**card.params, "seed": seed},
+                    metrics=metrics,
+                    series={},
+                    tables={},
+                    failed=False,
                 )
                 self._log(seed_card.key, run, seed_card.name, "seed", seed_card)
 
@@ -195,6 +196,8 @@ class _MlflowTracker:
         run_id = str(found.info.run_id) if found else self._create(key, name, role, parent, card.finished_ms)
         params = {**card.params, "phase": card.phase}
         self._batch(run_id, card.metrics, card.series, params, card.finished_ms)
+        for name, text in card.tables.items():
+            self.client.log_text(run_id, text, name)
         self.client.set_terminated(run_id, "FAILED" if card.failed else "FINISHED", card.finished_ms)
         self.known[key] = self.client.get_run(run_id)
         return run_id

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lt_train.errors import LongtailError, StorageError, UserError
+from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.retrain.base import EpochRule, KeptHead, Pack, Run, RunResult
+from sweeps.ledger import Ledger, run_key
+
+
+def result(value: float = 0.5, failure: str | None = None) -> RunResult:
+    row = np.array([[value, np.nan, value, value]], dtype=np.float32)
+    kept = KeptHead(
+        0,
+        np.array([value, np.nan], dtype=np.float32),
+        np.array([2.0, 1.0], dtype=np.float32),
+        np.array([0.5, np.nan], dtype=np.float32),
+        np.full((2, 3), value, dtype=np.float32),
+        np.zeros(2, dtype=np.float32),
+    )
+    return RunResult(row, row, np.array([np.inf], dtype=np.float32), None if failure else kept, failure)
+
+
+def pack(name: str, *seeds: int) -> Pack:
+    method = parse_method({"kind": "los"})
+    return Pack(name, tuple(Run(method, TrainingSpec(), seed) for seed in seeds), EpochRule())
+
+
+def test_what_is_appended_is_read_back_whole(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    told = ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(0.25), result(failure="diverged")], 1.5)
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert again.finished == {"k0": told[0], "k1": told[1]}
+    assert again.finished["k0"].test == [[0.25, None, 0.25, 0.25]]
+    assert again.finished["k0"].loss == [None]
+    assert again.finished["k0"].loma_cv == pytest.approx(1 / 3)
+    assert again.finished["k1"].failure == "diverged"
+    assert again.seconds["train"] == 1.5
+    head = again.head("k0")
+    assert head is not None
+    assert head[0].tolist() == [[0.25] * 3] * 2
+    again.close()
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_a_line_cut_short_by_a_crash_is_dropped_and_written_over(tmp_path: Path, cut: int):
+    ledger = Ledger(tmp_path)
+    ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
+    ledger.append(pack("b", 1), ["k1"], [result()], 1.0)
+    ledger.close()
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:-cut])
+    again = Ledger(tmp_path)
+    assert list(again.finished) == ["k0"]
+    again.append(pack("b", 1), ["k1"], [result(0.75)], 1.0)
+    again.close()
+    last = Ledger(tmp_path)
+    assert list(last.finished) == ["k0", "k1"]
+    last.close()
+
+
+def test_damage_in_the_middle_is_told_with_its_line(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    for name in ("a", "b", "c"):
+        ledger.append(pack(name, 0), [f"k{name}"], [result()], 1.0)
+    ledger.close()
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"runs"', b'"ruins"')
+    ledger.path.write_bytes(b"".join(lines))
+    with pytest.raises(LongtailError, match=r"ledger\.jsonl:2: this line is damaged"):
+        Ledger(tmp_path)
+
+
+def test_two_processes_cannot_hold_one_sweep(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    with pytest.raises(UserError, match="is in use: another lt-sweep process"):
+        Ledger(tmp_path)
+    ledger.close()
+    Ledger(tmp_path).close()
+
+
+def test_heads_that_cannot_win_are_dropped_a_pack_at_a_time(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), result()], 1.0)
+    ledger.append(pack("b", 2), ["k2"], [result()], 1.0)
+    ledger.drop_heads(["k0", "k2"])
+    assert ledger.head("k0") is not None  # its pack holds k1, which may still win
+    assert ledger.head("k2") is None
+    ledger.drop_heads(["k0", "k1"])
+    assert ledger.head("k1") is None
+    ledger.close()
+
+
+def test_the_key_changes_with_everything_that_decides_a_result_and_nothing_else():
+    run = Run(parse_method({"kind": "los"}), TrainingSpec(), 0)
+    key = run_key("bank", run, EpochRule())
+    others = [
+        run_key("other bank", run, EpochRule()),
+        run_key("bank", Run(parse_method({"kind": "ce"}), TrainingSpec(), 0), EpochRule()),
+        run_key("bank", Run(parse_method({"kind": "los", "lr": 1e-3}), TrainingSpec(), 0), EpochRule()),
+        run_key("bank", Run(run.method, TrainingSpec(epochs=3), 0), EpochRule()),
+        run_key("bank", Run(run.method, TrainingSpec(), 1), EpochRule()),
+        run_key("bank", run, EpochRule("best", "val")),
+        run_key("bank", run, EpochRule("best", "test")),
+    ]
+    assert len({key, *others}) == 8
+    assert run_key("bank", run, EpochRule("last", "test")) == key  # the last epoch is the last on any set
+
+
+@pytest.fixture()
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(tiny_disk: Path):
+    ledger = Ledger(tiny_disk)
+    appended = 0
+    with pytest.raises(StorageError, match=r"cannot write .*the disk is full; free some space") as caught:
+        for number in range(1000):
+            ledger.append(pack(f"p{number}", 0), [f"k{number}"], [result()], 1.0)
+            appended += 1
+    assert str(tiny_disk) in str(caught.value)
+    assert appended > 0
+    assert len(ledger.finished) == appended
+    ledger.close()
+    lines = ledger.path.read_text().splitlines()
+    assert [json.loads(line)["pack"] for line in lines] == [f"p{number}" for number in range(appended)]
+    for head in list((tiny_disk / "heads").glob("*"))[:2]:
+        head.unlink()
+    again = Ledger(tiny_disk)
+    again.append(pack("after", 0), ["kafter"], [result()], 1.0)
+    assert len(again.finished) == appended + 1
+    again.close()
