@@ -22,6 +22,9 @@ __all__ = ["Interval", "PairedDifference", "best_seed", "interval", "mean", "obj
 
 Array = NDArray[np.float64]
 
+ROUNDING = 1e-9
+"""Differences of accuracies below this are float64 rounding: one image in a billion."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -92,8 +95,8 @@ def paired(a: Array, b: Array) -> PairedDifference:
     center = float(difference.mean())
     if len(difference) < 2 or np.isnan(difference).any():
         return PairedDifference(center, None, None)
-    if np.ptp(difference) == 0:
-        p_value = 1.0 if center == 0 else 0.0
+    if np.ptp(difference) < ROUNDING:
+        p_value = 1.0 if abs(center) < ROUNDING else 0.0
     else:
         p_value = float(stats.ttest_1samp(difference, 0.0).pvalue)
     return PairedDifference(center, interval(difference), p_value)

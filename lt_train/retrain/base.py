@@ -129,8 +129,12 @@ def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule) -> None:
         raise BankError(
             "epoch: best on val needs a validation set, and this bank has none; use on: test or epoch: last"
         )
-    if not split_masks(bank.split_counts)[score_column(rule)].any():
+    split = split_masks(bank.split_counts)[score_column(rule)]
+    if not split.any():
         raise BankError(f"{rule.metric} cannot be selected on: no class of this dataset is in that split")
+    judged = bank.val if rule.on == "val" else bank.test
+    if judged is not None and not split[judged.labels].any():
+        raise BankError(f"{rule.metric} cannot be selected on: the {rule.on} set has no picture of that split")
     for run in runs:
         method = run.method
         warm = not isinstance(method, TrainedMethod) or method.init == "warm"

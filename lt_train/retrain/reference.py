@@ -40,7 +40,7 @@ def fit(bank: FeatureBank, runs: Sequence[Run], device: str = "cpu", rule: Epoch
 
 
 def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochRule) -> RunResult:
-    head = nn.Linear(bank.feature_dim, bank.num_classes, device=device)
+    head = _empty_head(bank, device)
     with torch.no_grad():
         for parameter, start in zip((head.weight, head.bias), start_head(bank, run), strict=True):
             parameter.copy_(start)
@@ -114,7 +114,7 @@ class _Record:
     def _measure(self) -> KeptHead:
         assert self.kept is not None, "a run that did not fail has recorded at least one epoch"
         epoch, weight, bias = self.kept
-        head = nn.Linear(self.bank.feature_dim, self.bank.num_classes, device=weight.device)
+        head = _empty_head(self.bank, weight.device)
         head.load_state_dict({"weight": weight, "bias": bias})
         labels, classes = self.bank.test.labels, self.bank.num_classes
         logits = _logits(head, self.bank.test)
@@ -127,6 +127,11 @@ class _Record:
             weight=weight.cpu().numpy(),
             bias=bias.cpu().numpy(),
         )
+
+
+def _empty_head(bank: FeatureBank, device: str | torch.device) -> nn.Linear:
+    """A head whose values are still to be set: torch's own start would draw from the global generator."""
+    return nn.utils.skip_init(nn.Linear, bank.feature_dim, bank.num_classes, device=device)
 
 
 @torch.no_grad()

@@ -78,7 +78,13 @@ class RayBackend(BackendSpec):
                         failure_config=tune.FailureConfig(max_failures=PACK_ATTEMPTS - 1),
                     ),
                 )
-                tuner.fit()
+                grid = tuner.fit()
+                causes = [str(error).strip().splitlines()[-1] for error in grid.errors]
+            if searcher.failed_pack is not None:
+                raise LongtailError(
+                    f"pack {searcher.failed_pack} failed {PACK_ATTEMPTS} times on Ray: {'; '.join(causes)}; "
+                    "`lt-sweep resume` goes on from the last finished pack"
+                )
             if searcher.error is not None:
                 raise searcher.error
         finally:
@@ -108,9 +114,13 @@ def _trainable() -> Any:
             from lt_train.retrain import fused
 
             start = time.perf_counter()
-            results = fused.fit(self.bank, self.pack.runs, self.device, self.pack.rule)
+            outcome: Any
+            try:
+                outcome = fused.fit(self.bank, self.pack.runs, self.device, self.pack.rule)
+            except LongtailError as error:
+                outcome = error  # trying again would not help: let the driver raise it
             # By reference: heads are large, and Tune would write them into its experiment state again and again.
-            return {"results": [ray.put(results)], "seconds": time.perf_counter() - start, "done": True}
+            return {"outcome": [ray.put(outcome)], "seconds": time.perf_counter() - start, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Nothing: a pack is atomic."""
@@ -131,6 +141,7 @@ def _searcher(source: PackSource) -> Any:
             super().__init__(metric="seconds", mode="min")
             self.in_flight: dict[str, Any] = {}
             self.error: BaseException | None = None
+            self.failed_pack: str | None = None
 
         def suggest(self, trial_id: str) -> Any:
             if self.error is not None or source.exhausted():
@@ -149,14 +160,15 @@ def _searcher(source: PackSource) -> Any:
             pack = self.in_flight.pop(trial_id, None)
             if pack is None or self.error is not None:
                 return
-            if error or result is None or "results" not in result:
-                self.error = LongtailError(
-                    f"pack {pack.name} failed {PACK_ATTEMPTS} times on Ray; its workers' logs say why; "
-                    "`lt-sweep resume` goes on from the last finished pack"
-                )
+            if error or result is None or "outcome" not in result:
+                self.failed_pack = pack.name
+                self.error = LongtailError(f"pack {pack.name} failed")
                 return
             try:
-                source.complete(pack, ray.get(result["results"][0]), result["seconds"])
+                outcome = ray.get(result["outcome"][0])
+                if isinstance(outcome, LongtailError):
+                    raise outcome
+                source.complete(pack, outcome, result["seconds"])
             except BaseException as raised:
                 self.error = raised
 

@@ -356,9 +356,7 @@ def test_seven_classes_make_seven_groups_and_equal_sizes_keep_their_order() -> N
 def test_classes_that_are_nan_are_left_out_of_their_group() -> None:
     loma = torch.tensor([[4.0, float("nan"), 2.0, 2.0], [1.0, 1.0, float("nan"), float("nan")]])
     found = loma_by_group(loma, torch.tensor([4, 3, 2, 1]), groups=2)
-    torch.testing.assert_close(
-        found, torch.tensor([[0.5, 0.25], [0.5, float("nan")]]), equal_nan=True
-    )
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.25], [0.5, float("nan")]]), equal_nan=True)
 
 
 def test_groups_are_as_even_as_they_can_be() -> None:
