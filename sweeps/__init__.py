@@ -1,12 +1,33 @@
 """Searches: a YAML file in, a sweep over re-trainings out. Knows lt_train, ray, optuna and mlflow.
 
-The public surface is three functions: `load` a sweep file, `run` it, `resume` a sweep directory.
+The public surface is three functions: `load` a sweep file, `run` it, `resume` a sweep directory. They are imported
+when first used, so that `lt-sweep --help` does not wait for torch.
 """
 
 from __future__ import annotations
 
-from sweeps.run import resume, run
-from sweeps.spec import SweepSpec
-from sweeps.spec import load_sweep as load
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SweepSpec", "load", "resume", "run"]
+if TYPE_CHECKING:
+    from sweeps.result import Result
+    from sweeps.run import resume, run
+    from sweeps.spec import SweepSpec
+    from sweeps.spec import load_sweep as load
+
+__all__ = ["Result", "SweepSpec", "load", "resume", "run"]
+
+_PLACES = {
+    "Result": ("sweeps.result", "Result"),
+    "SweepSpec": ("sweeps.spec", "SweepSpec"),
+    "load": ("sweeps.spec", "load_sweep"),
+    "resume": ("sweeps.run", "resume"),
+    "run": ("sweeps.run", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'sweeps' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from sklearn.datasets import load_digits
 
 from lt_train import seeding
 from lt_train.datasets.base import Augmentation, Labelled, PictureData
@@ -37,6 +36,9 @@ class DigitsLT(LongTailSpec):
 
     def load(self) -> PictureData:
         """8 x 8 grey pictures; the values 0 .. 16 are scaled to 0 .. 255."""
+        # Here, not above: importing scikit-learn takes longer than everything `lt-sweep validate` does.
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         # The file goes from writer to writer. Shuffled once, and always the same way, so that train, val and test are
         # drawn alike: otherwise a validation set says little about the test set.

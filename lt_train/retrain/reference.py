@@ -131,7 +131,8 @@ class _Record:
 
 def _empty_head(bank: FeatureBank, device: str | torch.device) -> nn.Linear:
     """A head whose values are still to be set: torch's own start would draw from the global generator."""
-    return nn.utils.skip_init(nn.Linear, bank.feature_dim, bank.num_classes, device=device)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, bank.feature_dim, bank.num_classes, device=device)
+    return head
 
 
 @torch.no_grad()

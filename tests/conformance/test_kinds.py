@@ -68,9 +68,9 @@ def test_refuses_nan_and_text_for_numbers(spec: type[KindSpec]) -> None:
     document = example(spec).model_dump(mode="json")
     numbers = [name for name, field in spec.model_fields.items() if field.annotation in (int, float)]
     for name in numbers:
-        with pytest.raises(ValidationError, match="finite number|valid integer|integer"):
+        with pytest.raises(ValidationError, match=r"finite number|integer"):
             spec.model_validate_json(json.dumps(document | {name: float("nan")}))
-        with pytest.raises(ValidationError, match="valid number|valid integer"):
+        with pytest.raises(ValidationError, match=r"valid number|valid integer"):
             spec.model_validate_json(json.dumps(document | {name: "1"}))
 
 

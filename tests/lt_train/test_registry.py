@@ -56,7 +56,9 @@ def test_adding_a_file_is_enough(room: Room) -> None:
 def test_bases_and_imported_kinds_are_not_kinds_of_the_file(room: Room) -> None:
     room.add("ant.py", "ant")
     (room.folder / "other.py").write_text(
-        f"from lt_train.registry import KindSpec\nfrom {room.package}.ant import Kind\nclass Base(KindSpec):\n    pass\n"
+        "from lt_train.registry import KindSpec\n"
+        f"from {room.package}.ant import Kind\n"
+        "class Base(KindSpec):\n    pass\n"
     )
     assert list(kinds(room.package, KindSpec)) == ["ant"]
 

@@ -37,9 +37,7 @@ def test_every_backend_gives_what_a_plain_loop_gives(
         request.getfixturevalue("local_ray")
     finalists = {"seeds": 2, "finalists": 2}
     plain = small_sweep(name="plain", selection=finalists, resources={"lanes_per_pack": 2})
-    spec = small_sweep(
-        name=f"on-{kind}", selection=finalists, resources={"lanes_per_pack": 2}, backend={"kind": kind}
-    )
+    spec = small_sweep(name=f"on-{kind}", selection=finalists, resources={"lanes_per_pack": 2}, backend={"kind": kind})
     expected, found = sweeps.run(plain), sweeps.run(spec)
     assert runs_by_key(spec) == runs_by_key(plain)
     assert found.winner == expected.winner

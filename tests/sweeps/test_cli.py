@@ -1,0 +1,151 @@
+"""The command line as a user meets it: real processes, their output and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from sweeps.spec import SweepSpec
+
+SPECS = Path(__file__).parents[2] / "sweeps" / "specs"
+
+
+def lt_sweep(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture()
+def spec_file(small_sweep: Callable[..., SweepSpec], tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(small_sweep().resolved(), sort_keys=False))
+    return file
+
+
+def test_every_command_has_help_with_an_example():
+    top = lt_sweep("--help")
+    assert top.returncode == 0
+    for command in ("validate", "plan", "run", "resume", "kinds", "schema", "ui"):
+        assert command in top.stdout
+        shown = lt_sweep(command, "--help")
+        assert shown.returncode == 0
+        assert f"example: lt-sweep {command}" in shown.stdout
+
+
+def test_validate_counts_files_and_tells_all_problems_of_all_files(tmp_path: Path):
+    files = sorted(SPECS.glob("*.yaml"))
+    good = lt_sweep("validate", *files)
+    assert (good.returncode, good.stdout) == (0, f"{len(files)} sweep files valid\n")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(files[0].read_text().replace("version: 1", "version: 2\ntrails: 3"))
+    worse = tmp_path / "worse.yaml"
+    worse.write_text("version: 1\nversion: 1\n")
+    told = lt_sweep("validate", files[0], bad, worse)
+    assert told.returncode == 2
+    assert f"{bad}:" in told.stderr
+    assert "trails" in told.stderr
+    assert f"{worse}:2" in told.stderr
+    as_json = json.loads(lt_sweep("validate", "--json", bad).stdout)
+    assert as_json["files"] == 1
+    assert len(as_json["problems"]) == 2
+
+
+def test_plan_says_what_will_be_done(spec_file: Path):
+    planned = json.loads(lt_sweep("plan", "--json", spec_file).stdout)
+    assert planned["trials"] == 7
+    assert planned["generations"] == 4
+    assert planned["runs"] == 7 * 2 + 3
+    assert planned["classes"] == 6
+    assert planned["feature_dim"] == 12
+    assert planned["train_seconds"] > 0
+    shown = lt_sweep("plan", spec_file)
+    assert "7 in 4 generations of 2" in shown.stdout
+    assert "17: search 14 (2 seeds), baselines 3, finalists 0" in shown.stdout
+
+
+def test_run_prints_the_table_and_the_next_commands_and_resume_agrees(spec_file: Path, tmp_path: Path):
+    ran = lt_sweep("run", spec_file)
+    assert ran.returncode == 0, ran.stderr
+    for word in ("vanilla", "ce", "los", "best of 2", "mean ±95%", "many", "medium", "few", "lt-sweep ui", "winner"):
+        assert word in ran.stdout
+    assert all(len(line) <= 80 for line in ran.stdout.splitlines() if not line.startswith(("  ls", "/"))), ran.stdout
+    assert "17/17 runs" in ran.stderr
+    again = lt_sweep("resume", "--json", tmp_path / "runs" / "small")
+    result = json.loads(again.stdout)
+    assert result["runs"] == {"finished": 17, "failed": 0, "cached": 17}
+
+
+def test_problems_of_the_user_exit_with_2_and_one_message(spec_file: Path, tmp_path: Path):
+    missing = lt_sweep("run", tmp_path / "nowhere.yaml")
+    assert missing.returncode == 2
+    assert "nowhere.yaml" in missing.stderr
+    document = yaml.safe_load(spec_file.read_text())
+    document["dataset"]["path"] = str(tmp_path / "no.npz")
+    spec_file.write_text(yaml.safe_dump(document))
+    no_data = lt_sweep("run", spec_file)
+    assert no_data.returncode == 2
+    assert str(tmp_path / "no.npz") in no_data.stderr
+    assert "Traceback" not in no_data.stderr
+    backend = lt_sweep("run", spec_file, "--backend", "slurm")
+    assert backend.returncode == 2
+    assert "--backend must be one of inline, ray, got 'slurm'" in backend.stderr
+    assert lt_sweep("resume", tmp_path).returncode == 2
+    assert lt_sweep("frobnicate").returncode == 2
+
+
+def test_a_sweep_in_which_every_trial_fails_exits_with_1(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
+    spec = small_sweep(search={"trials": 1, "space": {"method.lr": {"loguniform": [1e37, 1e38]}}})
+    file = tmp_path / "failing.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    ran = lt_sweep("run", file)
+    assert ran.returncode == 1
+    assert "every trial failed" in ran.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_exits_with_130_and_resume_goes_on(
+    small_sweep: Callable[..., SweepSpec], tmp_path: Path, number: signal.Signals
+):
+    spec = small_sweep(training={"epochs": 60}, search={"trials": 40})
+    file = tmp_path / "long.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    ledger = tmp_path / "runs" / "small" / "ledger.jsonl"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.cli", "run", str(file)], stderr=subprocess.PIPE, text=True
+    )
+    while not (ledger.exists() and ledger.stat().st_size > 0):
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.kill(running.pid, number)
+    _, trouble = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "interrupted; `lt-sweep resume` goes on" in trouble
+    assert "Traceback" not in trouble
+    finished = sum(len(json.loads(line)["runs"]) for line in ledger.read_text().splitlines())
+    result = json.loads(lt_sweep("resume", "--json", tmp_path / "runs" / "small").stdout)
+    assert result["runs"]["finished"] == 83
+    assert result["runs"]["cached"] == finished
+
+
+def test_kinds_lists_every_room():
+    listed = json.loads(lt_sweep("kinds", "--json").stdout)
+    assert set(listed) == {"dataset", "backbone", "stage1", "method", "search.sampler", "backend", "tracking"}
+    assert listed["method"]["los"]["smooth_factor"] == 0.98
+    shown = lt_sweep("kinds")
+    assert shown.returncode == 0
+    assert "Label Over-Smooth" in shown.stdout or "smooth_factor" in shown.stdout
+
+
+def test_schema_is_json_schema():
+    schema = json.loads(lt_sweep("schema").stdout)
+    assert schema["properties"]["search"]
+    assert schema["additionalProperties"] is False

@@ -1,0 +1,192 @@
+"""MLflow tracking against a real SQLite store: layout, repetition, a store that is away."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import sweeps
+from lt_train.errors import UserError
+from sweeps.run import TrackingBehind
+from sweeps.spec import SweepSpec
+
+MakeSweep = Callable[..., SweepSpec]
+
+
+@pytest.fixture()
+def tracked(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeSweep:
+    monkeypatch.chdir(tmp_path)  # whatever MLflow leaves in the working directory would be seen
+    return lambda **sections: small_sweep(**{"tracking": {"kind": "mlflow", "experiment": "tests"}, **sections})
+
+
+def client(spec: SweepSpec) -> Any:
+    uri = f"sqlite:///{Path(spec.storage) / 'mlflow.db'}"
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def all_runs(spec: SweepSpec) -> list[Any]:
+    found = client(spec)
+    experiment = found.get_experiment_by_name("tests")
+    return list(found.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def test_layout_of_a_finished_sweep(tracked: MakeSweep, tmp_path: Path):
+    spec = tracked(selection={"seeds": 2, "finalists": 1})
+    result = sweeps.run(spec)
+    runs = {run.data.tags["lt.key"]: run for run in all_runs(spec)}
+    assert set(runs) == {
+        "sweep", "baseline-vanilla", "baseline-ce", f"finalist-{result.winner.trial:04d}",
+        *(f"search-{number:04d}" for number in range(7)),
+    }  # fmt: skip
+    assert all(run.info.status == "FINISHED" for run in runs.values())
+    parent = runs["sweep"]
+    for key, run in runs.items():
+        assert run.data.tags.get("mlflow.parentRunId") == (None if key == "sweep" else parent.info.run_id)
+    assert parent.data.metrics["acc_all"] == pytest.approx(result.winner.mean.acc_all)
+    assert parent.data.metrics["best_of_acc_few"] == pytest.approx(result.winner.best_of.acc_few)
+    trial = runs["search-0003"]
+    assert {"acc_all", "acc_many", "acc_medium", "acc_few", "val_acc_all", "loma_mean", "loma_cv"} <= set(
+        trial.data.metrics
+    )
+    assert trial.info.run_name.startswith("los d=0.")
+    assert trial.data.params["smooth_factor"] == str(result.trials[3].params["method.smooth_factor"])
+    found = client(spec)
+    seeds = found.get_metric_history(trial.info.run_id, "seed_acc_all")
+    assert [(point.step, point.value) for point in seeds] == [
+        (seed.seed, pytest.approx(seed.acc_all)) for seed in result.trials[3].seeds
+    ]
+    curve = found.get_metric_history(trial.info.run_id, "epoch_acc_all")
+    assert [point.step for point in curve] == [1, 2, 3]
+    assert curve[-1].value == pytest.approx(trial.data.metrics["acc_all"])
+    assert [item.path for item in found.list_artifacts(trial.info.run_id)] == ["per_class.csv"]
+    assert {item.path for item in found.list_artifacts(parent.info.run_id)} >= {
+        "loma.png", "per_class.csv", "spec.yaml", "result.json",
+    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}, "nothing is left in the working directory"
+
+
+def test_the_champion_is_registered_and_predicts_what_the_winner_predicts(tracked: MakeSweep, features_file: Path):
+    spec = tracked()
+    result = sweeps.run(spec)
+    found = client(spec)
+    version = found.get_model_version_by_alias("small", "champion")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
+    try:
+        model = mlflow.pyfunc.load_model("models:/small@champion")
+    finally:
+        mlflow.set_tracking_uri(before)
+    arrays = np.load(features_file)
+    logits = np.mean([model.predict(view) for view in arrays["test_features"]], axis=0)
+    accuracy = (logits.argmax(axis=1) == arrays["test_labels"]).mean()
+    assert accuracy == pytest.approx(result.winner.best_of.acc_all, abs=1e-6)
+    assert model.metadata.signature is not None
+    sweeps.run(spec)
+    assert found.get_model_version_by_alias("small", "champion").version == version.version, "registered once"
+
+
+def test_repeating_a_sweep_doubles_nothing_and_mends_what_a_crash_left(tracked: MakeSweep):
+    spec = tracked()
+    sweeps.run(spec)
+    before = {run.data.tags["lt.key"]: run.info.run_id for run in all_runs(spec)}
+    found = client(spec)
+    # As a crash leaves it: a child created and never finished, another never created, the parent still open.
+    found.update_run(before["sweep"], status="RUNNING")
+    found.update_run(before["search-0001"], status="RUNNING")
+    found.delete_run(before["search-0002"])
+    points = len(found.get_metric_history(before["search-0001"], "epoch_acc_all"))
+    sweeps.resume(Path(spec.storage) / "small")
+    runs = all_runs(spec)
+    after = {run.data.tags["lt.key"]: run.info.run_id for run in runs}
+    assert len(runs) == len(after) == len(before)
+    assert {key for key in after if after[key] != before[key]} == {"search-0002"}
+    assert all(run.info.status == "FINISHED" for run in runs)
+    assert len(found.get_metric_history(before["search-0001"], "epoch_acc_all")) == points
+
+
+def test_seed_runs_are_grandchildren(tracked: MakeSweep):
+    spec = tracked(
+        tracking={"kind": "mlflow", "experiment": "tests", "seed_runs": True}, search={"trials": 2}, baselines=[]
+    )
+    result = sweeps.run(spec)
+    runs = {run.data.tags["lt.key"]: run for run in all_runs(spec)}
+    assert len(runs) == 1 + 2 + 4
+    seed = runs["search-0001/1"]
+    assert seed.data.tags["mlflow.parentRunId"] == runs["search-0001"].info.run_id
+    assert seed.data.metrics["acc_all"] == pytest.approx(result.trials[1].seeds[1].acc_all)
+
+
+def test_a_failed_trial_is_shown_as_failed(tracked: MakeSweep):
+    spec = tracked(
+        search={"sampler": "grid", "trials": 2, "space": {"method.lr": {"choice": [1e-2, 1e38]}}}, baselines=[]
+    )
+    sweeps.run(spec)
+    status = {run.data.tags["lt.key"]: run.info.status for run in all_runs(spec)}
+    assert status == {"sweep": "FINISHED", "search-0000": "FINISHED", "search-0001": "FAILED"}
+
+
+def test_a_store_that_is_away_delays_and_loses_nothing(tracked: MakeSweep, tmp_path: Path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the store's directory should be")
+    away = tracked(tracking={"kind": "mlflow", "experiment": "tests", "uri": f"sqlite:///{blocked / 'm.db'}"})
+    with pytest.raises(TrackingBehind, match=r"its result is written, but tracking could not be.*`lt-sweep resume"):
+        sweeps.run(away)
+    assert (Path(away.storage) / "small" / "result.json").exists()
+    back = tracked()
+    result = sweeps.run(back)
+    assert result.runs.cached == result.runs.finished
+    assert len(all_runs(back)) == 1 + 7 + 2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_ui_serves_the_runs_table_on_localhost(tracked: MakeSweep):
+    spec = tracked(search={"trials": 2})
+    sweeps.run(spec)
+    directory, port = Path(spec.storage) / "small", free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.cli", "ui", str(directory), "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        experiment = client(spec).get_experiment_by_name("tests").experiment_id
+        assert address == f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
+            assert b"<title>MLflow</title>" in page.read()
+        listening = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=False)
+        if listening.returncode == 0:
+            assert f"127.0.0.1:{port}" in listening.stdout
+        with pytest.raises(UserError, match=f"port {port} is taken; choose another with --port"):
+            spec.tracking.serve("small", Path(spec.storage), port)
+    finally:
+        server.terminate()
+        assert server.wait(timeout=30) == 130
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the server outlived the command")
+
+
+def test_ui_of_a_sweep_that_tracks_nothing_says_so(small_sweep: MakeSweep, tracked: MakeSweep):
+    spec = tracked()
+    with pytest.raises(UserError, match="holds nothing of sweep small yet"):
+        spec.tracking.serve("small", Path(spec.storage), free_port())
