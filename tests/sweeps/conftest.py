@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sweeps.spec import SweepSpec, load_resolved
 
 CLASS_COUNTS = (130, 80, 40, 21, 12, 6)
@@ -44,7 +45,7 @@ def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_sweep(features_file: Path, tmp_path: Path) -> Callable[..., SweepSpec]:
     """`small_sweep(search={...}, selection={...}, ...)`: a spec in its own storage; sections are merged one deep."""
 

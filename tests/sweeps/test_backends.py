@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import sweeps
 from lt_train.errors import BankError, LongtailError
 from lt_train.methods.base import TrainingSpec, parse_method

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from sweeps.spec import SweepSpec
 
 SPECS = Path(__file__).parents[2] / "sweeps" / "specs"
@@ -24,7 +25,7 @@ def lt_sweep(*arguments: object, cwd: Path | None = None) -> subprocess.Complete
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def spec_file(small_sweep: Callable[..., SweepSpec], tmp_path: Path) -> Path:
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(small_sweep().resolved(), sort_keys=False))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lt_train.errors import LongtailError, StorageError, UserError
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain.base import EpochRule, KeptHead, Pack, Run, RunResult
@@ -114,7 +115,7 @@ def test_the_key_changes_with_everything_that_decides_a_result_and_nothing_else(
     assert run_key("bank", run, EpochRule("last", "test")) == key  # the last epoch is the last on any set
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
@@ -127,14 +128,16 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(tiny_disk: Path):
     ledger = Ledger(tiny_disk)
-    appended = 0
-    with pytest.raises(StorageError, match=r"cannot write .*the disk is full; free some space") as caught:
+
+    def append_without_end() -> None:
         for number in range(1000):
             ledger.append(pack(f"p{number}", 0), [f"k{number}"], [result()], 1.0)
-            appended += 1
+
+    with pytest.raises(StorageError, match=r"cannot write .*the disk is full; free some space") as caught:
+        append_without_end()
     assert str(tiny_disk) in str(caught.value)
+    appended = len(ledger.finished)
     assert appended > 0
-    assert len(ledger.finished) == appended
     ledger.close()
     lines = ledger.path.read_text().splitlines()
     assert [json.loads(line)["pack"] for line in lines] == [f"p{number}" for number in range(appended)]

@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+
 import sweeps
 from lt_train.errors import UserError
 from sweeps.run import TrackingBehind
@@ -22,7 +23,7 @@ from sweeps.spec import SweepSpec
 MakeSweep = Callable[..., SweepSpec]
 
 
-@pytest.fixture()
+@pytest.fixture
 def tracked(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeSweep:
     monkeypatch.chdir(tmp_path)  # whatever MLflow leaves in the working directory would be seen
     return lambda **sections: small_sweep(**{"tracking": {"kind": "mlflow", "experiment": "tests"}, **sections})

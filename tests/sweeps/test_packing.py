@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain.base import EpochRule, Run
 from sweeps.packing import pack_runs

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweeps
 import yaml
+
+import sweeps
 from lt_train.errors import BankError, StorageError, UserError
 from lt_train.metrics import SPLITS
 from sweeps.directory import load_directory
@@ -191,7 +192,7 @@ def test_a_directory_that_is_no_sweep_is_named(tmp_path: Path):
         load_directory(tmp_path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")

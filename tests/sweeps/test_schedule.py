@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
 from lt_train.retrain.base import Pack
@@ -30,12 +32,16 @@ def work_through(schedule: Schedule, bank: FeatureBank, choose: Callable[[list[P
     return order
 
 
-@pytest.fixture()
+def any_of(generator: random.Random, packs: list[Pack]) -> int:
+    return generator.randrange(len(packs))
+
+
+@pytest.fixture
 def spec(small_sweep: Callable[..., SweepSpec]) -> SweepSpec:
     return small_sweep(selection={"seeds": 2, "finalists": 2}, resources={"lanes_per_pack": 2})
 
 
-@pytest.fixture()
+@pytest.fixture
 def bank(spec: SweepSpec) -> FeatureBank:
     return prepare(spec)
 
@@ -50,10 +56,10 @@ def test_which_trials_are_tried_does_not_depend_on_workers_or_order(spec: SweepS
     first_order = work_through(alone, bank, lambda packs: 0, workers=1)
     ledger.close()
     for seed in range(5):
-        shuffled = random.Random(seed)
+        choose = functools.partial(any_of, random.Random(seed))
         ledger = Ledger(tmp_path / f"many{seed}")
         many = Schedule(spec, bank.fingerprint, ledger)
-        order = work_through(many, bank, lambda packs: shuffled.randrange(len(packs)), workers=4)
+        order = work_through(many, bank, choose, workers=4)
         ledger.close()
         assert order != first_order, "the test must exercise another order"
         assert trial_values(many) == trial_values(alone)

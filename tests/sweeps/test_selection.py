@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+
 from sweeps import selection
 from sweeps.ledger import Record
 

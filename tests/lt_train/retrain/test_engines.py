@@ -216,7 +216,8 @@ def test_fused_is_the_reference_from_a_fresh_start(kind: str, head: bool) -> Non
 
 def test_kinds_trainings_and_starts_may_be_mixed() -> None:
     runs = [run for kind in method_kinds() for run in make_runs(kind)]
-    runs += [run for kind in TRAINED for run in make_runs(kind, epochs=2, batch_size=100, init="fresh")]
+    for kind in TRAINED:
+        runs += make_runs(kind, init="fresh") + make_runs(kind, epochs=2) + make_runs(kind, batch_size=100)
     order = np.random.default_rng(0).permutation(len(runs))
     agree(make_bank(), [runs[place] for place in order], EpochRule("best"))
 
@@ -311,6 +312,17 @@ def test_a_lane_that_diverges_fails_alone(kind: str, place: int, engine: Engine)
     for result, expected in zip(results, without, strict=True):
         assert result.failure is None
         assert_same(bank, result, expected, rule, 1e-5)
+
+
+@every_engine
+def test_weights_that_overflow_in_the_last_step_are_a_failure(engine: Engine) -> None:
+    """One step an epoch: the loss of the only epoch is still that of the sound start."""
+    document = {"kind": "ce", "lr": 1e38, "weight_decay": 1e3}
+    training = TrainingSpec(epochs=1, batch_size=500)
+    runs = [Run(parse_method(document), training, 0), Run(parse_method({"kind": "ce"}), training, 0)]
+    mad, sound = engine(make_bank(), runs)
+    assert mad.failure == "diverged: loss or weights are not finite in epoch 1; lower lr"
+    assert sound.failure is None
 
 
 def test_a_lane_that_diverges_late_keeps_its_curves_until_then() -> None:
