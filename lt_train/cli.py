@@ -15,12 +15,12 @@ from typing import Any
 from lt_train import commands
 from lt_train.errors import LongtailError
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
         command(arguments)
@@ -44,7 +44,8 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `lt-train`."""
     parser = argparse.ArgumentParser(
         prog="lt-train", description="Classifier re-training for long-tailed data, step by step."
     )

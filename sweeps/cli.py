@@ -23,12 +23,12 @@ from lt_train.errors import LongtailError, SpecError, UserError
 if TYPE_CHECKING:
     from sweeps.result import Result
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = arguments.command(arguments)
@@ -217,7 +217,8 @@ def _seconds(seconds: float) -> str:
     return f"{seconds / 60:.2g} minutes" if seconds < 7200 else f"{seconds / 3600:.2g} hours"
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `lt-sweep`."""
     parser = argparse.ArgumentParser(
         prog="lt-sweep",
         description="Hyperparameter sweeps over classifier re-training for long-tailed recognition.",

@@ -17,10 +17,12 @@ from typing import Any
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file
 from sweeps.backends.base import backend_kinds
-from sweeps.prepare import CACHE
 from sweeps.spec import SweepSpec, load_resolved
 
-__all__ = ["SweepDirectory", "load_directory", "open_directory", "running_spec"]
+__all__ = ["CACHE", "SweepDirectory", "load_directory", "open_directory", "running_spec"]
+
+CACHE = "cache"
+"""Directory under the storage that holds `checkpoints` and `banks` of all its sweeps; no sweep may have this name."""
 
 
 @dataclass(frozen=True)

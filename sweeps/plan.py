@@ -14,7 +14,6 @@ import torch
 from lt_train.datasets.base import FeatureData
 from lt_train.retrain.base import Run
 from sweeps.packing import pack_runs
-from sweeps.prepare import epoch_rule
 from sweeps.schedule import search_size
 from sweeps.spec import SweepSpec
 
@@ -110,7 +109,7 @@ def plan(spec: SweepSpec) -> Plan:
 
 def _packs(spec: SweepSpec, trials: int) -> int:
     runs = [Run(spec.method, spec.training, seed) for _ in range(trials) for seed in range(spec.selection.seeds)]
-    return len(pack_runs("plan", runs, epoch_rule(spec), spec.resources.lanes_per_pack))
+    return len(pack_runs("plan", runs, spec.selection.epoch_rule(), spec.resources.lanes_per_pack))
 
 
 def _matmul_rate(threads: int) -> float:

@@ -14,15 +14,13 @@ from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import build_bank
 from lt_train.metrics import SPLITS, split_masks
 from lt_train.progress import progress
-from lt_train.retrain.base import EpochRule, Run, check_runs
+from lt_train.retrain.base import Run, check_runs
 from lt_train.stage1.train import train_backbone
 from lt_train.storage import fingerprint
+from sweeps.directory import CACHE
 from sweeps.spec import SweepSpec
 
-__all__ = ["CACHE", "epoch_rule", "prepare", "stage1_checkpoint"]
-
-CACHE = "cache"
-"""Directory under the storage that holds `checkpoints` and `banks`; no sweep may have this name."""
+__all__ = ["prepare"]
 
 
 def prepare(spec: SweepSpec) -> FeatureBank:
@@ -34,7 +32,7 @@ def prepare(spec: SweepSpec) -> FeatureBank:
     """
     device = "cuda" if spec.resources.gpus_per_pack else "cpu"
     data = spec.dataset.load()
-    checkpoint = stage1_checkpoint(spec, data, device)
+    checkpoint = _stage1_checkpoint(spec, data, device)
     with progress("features", "picture") as report:
         path = build_bank(
             spec.dataset,
@@ -50,12 +48,7 @@ def prepare(spec: SweepSpec) -> FeatureBank:
     return bank
 
 
-def epoch_rule(spec: SweepSpec) -> EpochRule:
-    """Which epoch of a run counts, as the sweep's selection says."""
-    return EpochRule(spec.selection.epoch, spec.selection.on, spec.selection.metric)
-
-
-def stage1_checkpoint(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> Path | None:
+def _stage1_checkpoint(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> Path | None:
     """The checkpoint to extract with: the given one, or one trained with the sweep's recipe; None for features."""
     if isinstance(data, FeatureData):
         if spec.backbone is not None:
@@ -97,4 +90,4 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
                 "select on acc_all, or give the dataset a larger validation set"
             )
     runs = [Run(method, spec.training, 0) for method in (spec.method, *spec.baselines)]
-    check_runs(bank, runs, epoch_rule(spec))
+    check_runs(bank, runs, spec.selection.epoch_rule())

@@ -19,7 +19,6 @@ from lt_train.retrain.base import Pack, Run, RunResult
 from sweeps import selection
 from sweeps.ledger import Ledger, Record, run_key
 from sweeps.packing import pack_runs
-from sweeps.prepare import epoch_rule
 from sweeps.spec import SweepSpec
 
 __all__ = ["Schedule", "SearchSize", "Trial", "search_size"]
@@ -69,7 +68,7 @@ class Schedule:
         on_trial: Callable[[Trial, list[Record]], None] = lambda trial, records: None,
     ) -> None:
         self.spec, self.bank_fingerprint, self.ledger, self.on_trial = spec, bank_fingerprint, ledger, on_trial
-        self.rule = epoch_rule(spec)
+        self.rule = spec.selection.epoch_rule()
         self.search = spec.search.sampler.start(spec.search.space, spec.search.seed)
         self.trials: dict[str, Trial] = {}
         self.finished: dict[str, list[Record]] = {}

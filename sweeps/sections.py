@@ -15,6 +15,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from lt_train.registry import Spec
+from lt_train.retrain.base import EpochRule
 from sweeps.search.base import SamplerSpec, Space, sampler_kinds, sampler_union
 from sweeps.search.tpe import TreeParzen
 
@@ -128,6 +129,10 @@ class SelectionSpec(Spec):
     finalists: int = Field(
         default=0, ge=0, description="leading trials that are run again with fresh seeds before one wins, >= 0; 0: none"
     )
+
+    def epoch_rule(self) -> EpochRule:
+        """Which epoch of a run counts."""
+        return EpochRule(self.epoch, self.on, self.metric)
 
 
 PAPER_PROTOCOL = {"on": "test", "epoch": "best", "objective": "best", "seeds": 5, "finalists": 0}

@@ -12,6 +12,8 @@ from typing import Any
 __all__ = ["by_class"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", ":", "-.")
+"""Told apart without colour, and seen where one line lies on another."""
 
 
 def by_class(
@@ -44,7 +46,15 @@ def by_class(
     axes.set_frame_on(False)
     for number, (name, values) in enumerate(series.items()):
         heights: list[Any] = [float("nan") if values[k] is None else values[k] for k in order]
-        axes.plot(places, heights, marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, label=name)
+        axes.plot(
+            places,
+            heights,
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=DASHES[number % len(DASHES)],
+            markersize=4,
+            linewidth=1.2,
+            label=name,
+        )
     if len(order) <= 30:
         axes.set_xticks(list(places), [str(k) for k in order])
     axes.set_xlabel("class, by descending size")

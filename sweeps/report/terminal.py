@@ -68,6 +68,8 @@ def _notes(result: Result) -> list[Text]:
                     span = "" if ci95 is None else f" [{100 * ci95[0]:+.2f}, {100 * ci95[1]:+.2f}]"
                     shown.append(f"{metric[4:]} {100 * gain[metric].mean:+.2f}{span}")
             lines.append(f"gain over {baseline}, points: {', '.join(shown)}")
+    if protocol.seeds > 1:
+        lines.append("intervals are over seeds of the re-training: one backbone, one test set")
     lines.append(
         f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.cached} taken from before; "
         f"{result.seconds['total']:.0f} s, of them training {result.seconds['train']:.0f} s"

@@ -46,7 +46,7 @@ def make_bank(
     head: bool = True,
     seed: int = 0,
 ) -> FeatureBank:
-    """Gaussian classes that overlap, with a stage-1 head that leans towards the large ones."""
+    """Gaussian classes that overlap, with a poor stage-1 head that leans towards the large ones."""
     stream = torch.Generator().manual_seed(seed)
     classes = len(counts)
     means = torch.randn(classes, dim, generator=stream)
@@ -64,7 +64,7 @@ def make_bank(
         train_labels=train,
         val=EvalSet(images(val, 1), val) if val_per_class else None,
         test=EvalSet(images(test, test_views), test),
-        head=(0.3 * means, 0.3 * numbers.log()) if head else None,
+        head=(0.1 * means + 0.3 * torch.randn(classes, dim, generator=stream), 0.3 * numbers.log()) if head else None,
         class_counts=numbers,
         split_counts=numbers,
     )
@@ -78,7 +78,7 @@ def variants(kind: str, number: int, **given: str) -> list[MethodSpec]:
         document: dict[str, object] = {"kind": kind}
         if spec.trains:
             document |= given
-        known = {"lr": 0.004 * 2.0**i, "momentum": (0.9, 0.5, 0.0, 0.8)[i % 4], "weight_decay": (0.0, 1e-2, 0.1)[i % 3]}
+        known = {"lr": 0.004 * 1.5**i, "momentum": (0.9, 0.5, 0.0, 0.8)[i % 4], "weight_decay": (0.0, 1e-2, 0.1)[i % 3]}
         for name in spec.lane_fields():
             document[name] = known.get(name, spec.model_fields[name].default * (1 - 0.07 * i))
         methods.append(parse_method(document))
@@ -86,10 +86,12 @@ def variants(kind: str, number: int, **given: str) -> list[MethodSpec]:
 
 
 def make_runs(kind: str, *, epochs: int = 5, batch_size: int = 64, **given: str) -> list[Run]:
-    """Six runs of three seeds with 3, 2 and 1 lanes, out of order."""
-    seeds = (0, 7, 0, 123456789, 7, 0)
+    """Eight runs of four seeds with 3, 2, 2 and 1 lanes, out of order: stacks of one seed and of two."""
+    seeds = (0, 7, 0, 123456789, 7, 0, 5, 5)
     training = TrainingSpec(epochs=epochs, batch_size=batch_size)
-    return [Run(method, training, seed) for method, seed in zip(variants(kind, 6, **given), seeds, strict=True)]
+    return [
+        Run(method, training, seed) for method, seed in zip(variants(kind, len(seeds), **given), seeds, strict=True)
+    ]
 
 
 def relative(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -153,14 +155,14 @@ def test_fused_is_the_reference_under_every_rule(kind: str, rule: EpochRule) -> 
     expected = agree(make_bank(), make_runs(kind), rule)
     kept = [result.kept.epoch for result in expected if result.kept]
     if rule.epoch == "last" and method_kinds()[kind].trains:
-        assert kept == [4] * 6
+        assert kept == [4] * 8
 
 
 def test_the_rules_choose_different_epochs() -> None:
     """Guards the test above: with these runs the rules are not all the same."""
     chosen = set()
     for rule in RULES:
-        results = fused.fit(make_bank(), make_runs("ce"), rule=rule)
+        results = fused.fit(make_bank(), make_runs("los"), rule=rule)
         chosen.add(tuple(result.kept.epoch for result in results if result.kept))
     assert len(chosen) >= 4
 
@@ -196,9 +198,9 @@ def test_fused_is_the_reference_on_every_shape_of_bank(kind: str, shape: str) ->
 
 
 @every_kind
-@pytest.mark.parametrize("batch_size", [1, 13, 117, 234, 1000])
+@pytest.mark.parametrize("batch_size", [5, 13, 117, 234, 1000])
 def test_fused_is_the_reference_for_every_batch_size(kind: str, batch_size: int) -> None:
-    """N = 234: single images, a short last batch, two halves, exactly all, more than there are."""
+    """N = 234: short last batches, two halves, exactly all, more than there are."""
     agree(make_bank(), make_runs(kind, epochs=2, batch_size=batch_size), EpochRule())
 
 
@@ -280,7 +282,7 @@ def test_the_optimum_of_los_has_the_margin_of_the_formula(engine: Engine) -> Non
 def test_permuting_runs_permutes_results(kind: str, engine: Engine) -> None:
     bank, runs, rule = make_bank(), make_runs(kind), EpochRule("best")
     straight = engine(bank, runs, rule=rule)
-    for order in ([5, 4, 3, 2, 1, 0], [3, 0, 5, 1, 4, 2]):
+    for order in ([7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 6, 5, 1, 4, 7, 2]):
         permuted = engine(bank, [runs[place] for place in order], rule=rule)
         for place, result in zip(order, permuted, strict=True):
             assert_same(bank, result, straight[place], rule, 1e-5)
@@ -402,7 +404,7 @@ def test_stacks_cut_by_memory_give_the_same(lanes: int, monkeypatch: pytest.Monk
     )
     for found, wanted in zip(fused.fit(bank, runs, rule=rule), expected, strict=True):
         assert_same(bank, found, wanted, rule, 1e-5)
-    assert sum(widths) == len(runs) == 17
+    assert sum(widths) == len(runs) == 23
     assert max(widths) == max(1, lanes)
 
 

@@ -1,0 +1,87 @@
+"""The driver killed with -9 at random moments, on Ray with MLflow, then resumed: nothing lost, doubled or changed."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import yaml
+
+from sweeps.spec import SweepSpec
+
+KILLS = 3
+
+
+def ledger_lines(directory: Path) -> list[dict]:
+    file = directory / "ledger.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "sweeps.cli", *map(str, arguments)], stderr=subprocess.DEVNULL)
+
+
+def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
+    small_sweep: Callable[..., SweepSpec], tmp_path: Path
+):
+    sections = {
+        "training": {"epochs": 150},
+        "search": {"trials": 16},
+        "selection": {"seeds": 2, "finalists": 2},
+        "resources": {"lanes_per_pack": 2},
+        "tracking": {"kind": "mlflow", "experiment": "kills"},
+    }
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(small_sweep(**sections, backend={"kind": "ray"}).resolved(), sort_keys=False))
+    undisturbed = tmp_path / "undisturbed.yaml"
+    document = small_sweep(name="undisturbed", **sections).resolved() | {"tracking": {"kind": "none"}}
+    undisturbed.write_text(yaml.safe_dump(document, sort_keys=False))
+    expected = start("run", undisturbed)
+    assert expected.wait(timeout=300) == 0
+
+    directory = tmp_path / "runs" / "small"
+    moments = random.Random(time.time_ns())
+    seen: dict[str, dict] = {}
+    for kill in range(KILLS):
+        driver = start("run", file) if kill == 0 else start("resume", directory)
+        before, deadline = len(ledger_lines(directory)), time.monotonic() + 120
+        # Once it trains, at a moment of chance: within a pack, between packs, while MLflow is being written.
+        while len(ledger_lines(directory)) == before and time.monotonic() < deadline:
+            assert driver.poll() is None, "the sweep must not end before it is killed"
+            time.sleep(0.01)
+        time.sleep(moments.random())
+        driver.kill()
+        driver.wait()
+        lines = ledger_lines(directory)
+        for line in lines:
+            seen |= {run["key"]: run for run in line["runs"]}
+    at_last_kill = len(seen)
+
+    last = start("resume", directory)
+    assert last.wait(timeout=300) == 0
+    runs = [run for line in ledger_lines(directory) for run in line["runs"]]
+    keys = [run["key"] for run in runs]
+    assert len(keys) == len(set(keys)), "a finished run was trained twice"
+    by_key = {run["key"]: run for run in runs}
+    assert all(by_key[key] == run for key, run in seen.items()), "a finished run was lost or changed"
+    result = json.loads((directory / "result.json").read_text())
+    plain = json.loads((tmp_path / "runs" / "undisturbed" / "result.json").read_text())
+    assert result["winner"] == plain["winner"]
+    assert result["trials"] == plain["trials"]
+    assert result["runs"]["finished"] == plain["runs"]["finished"] == 16 * 2 + 3 + 4
+    assert 0 < at_last_kill
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("kills")
+    tracked = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = sorted(run.data.tags["lt.key"] for run in tracked)
+    assert names.count("sweep") == 1, "one parent run"
+    assert len(names) == len(set(names)) == 1 + 2 + 16 + 2, "no duplicate child and none missing"
+    assert {run.info.status for run in tracked} == {"FINISHED"}, "no run is left open"

@@ -1,0 +1,61 @@
+"""What the README tells people to type is understood: commands, targets, the sweep file, the Python lines."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lt_train.cli
+import sweeps
+import sweeps.cli
+from sweeps.spec import SweepSpec
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip()
+        for _, text in BLOCKS
+        for line in text.splitlines()
+        if re.match(r"\s*(lt-sweep|lt-train|make) ", line)
+    }
+)
+
+
+def test_there_is_something_to_check():
+    assert len(COMMANDS) >= 8
+    assert {language for language, _ in BLOCKS} >= {"yaml", "python"}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
+def test_make_targets_exist(command: str):
+    shown = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("lt-")])
+def test_commands_parse(command: str):
+    program, *arguments = command.split()
+    parser = (sweeps.cli if program == "lt-sweep" else lt_train.cli).build_parser()
+    parser.parse_args(arguments)
+
+
+def test_the_sweep_file_is_valid(tmp_path: Path):
+    (text,) = [text for language, text in BLOCKS if language == "yaml"]
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert sweeps.load(file).name == "mine"
+
+
+def test_the_python_lines_run(monkeypatch: pytest.MonkeyPatch, small_sweep, capsys: pytest.CaptureFixture[str]):
+    (text,) = [text for language, text in BLOCKS if language == "python"]
+    spec: SweepSpec = small_sweep()
+    monkeypatch.chdir(ROOT)
+    # The lines as they are, on a sweep of seconds instead of the demo.
+    monkeypatch.setattr("sweeps.spec.load_sweep", lambda file: spec)
+    exec(compile(text, "README.md", "exec"), {})
+    assert "smooth_factor" in capsys.readouterr().out
