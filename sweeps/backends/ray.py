@@ -41,6 +41,8 @@ class RayBackend(BackendSpec):
         # Tune writes result files for every trial unless told not to: they cost driver memory and inodes, and the
         # ledger is the truth. By default it also holds one trial pending at a time.
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000")
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is the command line's to handle
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -69,6 +71,7 @@ class RayBackend(BackendSpec):
                         search_alg=searcher,
                         num_samples=-1,
                         reuse_actors=True,
+                        max_concurrent_trials=_slots(cpus, gpus) if started and self.address is None else None,
                         trial_dirname_creator=lambda trial: trial.trial_id,
                     ),
                     run_config=tune.RunConfig(
@@ -90,6 +93,18 @@ class RayBackend(BackendSpec):
         finally:
             if started:
                 ray.shutdown()
+
+
+def _slots(cpus: int, gpus: float) -> int:
+    """How many packs fit on the Ray that is there: on a local one, which does not grow, more would only queue.
+
+    Tune starts an actor for everything it holds, and at the end waits seconds for those that never got a place.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    slots = there.get("CPU", 0) // cpus
+    return max(1, int(min(slots, there.get("GPU", 0) // gpus) if gpus else slots))
 
 
 def _trainable() -> Any:

@@ -25,7 +25,7 @@ def ledger_lines(directory: Path) -> list[dict]:
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "sweeps.cli", *map(str, arguments)], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "sweeps.cli", *map(str, arguments)], stderr=open("/tmp/kill.err","ab"))
 
 
 def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
