@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sweeps.driver import resume, run
     from sweeps.result import Result
-    from sweeps.run import resume, run
     from sweeps.spec import SweepSpec
     from sweeps.spec import load_sweep as load
 
@@ -21,8 +21,8 @@ _PLACES = {
     "Result": ("sweeps.result", "Result"),
     "SweepSpec": ("sweeps.spec", "SweepSpec"),
     "load": ("sweeps.spec", "load_sweep"),
-    "resume": ("sweeps.run", "resume"),
-    "run": ("sweeps.run", "run"),
+    "resume": ("sweeps.driver", "resume"),
+    "run": ("sweeps.driver", "run"),
 }
 
 

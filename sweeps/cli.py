@@ -113,7 +113,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from sweeps.directory import running_spec
-    from sweeps.run import run
+    from sweeps.driver import run
     from sweeps.spec import load_sweep
 
     spec = load_sweep(arguments.spec)
@@ -123,15 +123,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    from sweeps.run import resume
+    from sweeps.driver import resume
 
     return _show(lambda: resume(arguments.directory), arguments.directory, arguments.json)
 
 
 def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
     """Run a sweep and print its comparison, also when only the tracking server stayed away."""
+    from sweeps.driver import TrackingBehind
     from sweeps.report.terminal import comparison
-    from sweeps.run import TrackingBehind
 
     behind: TrackingBehind | None = None
     try:
@@ -146,8 +146,11 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
             print(f"note: {note}", file=sys.stderr)
         console.print(comparison(result))
         print(f"\n{directory / 'result.json'} holds all of it; next:")
-        print(f"  lt-sweep ui {directory}       compare trials in MLflow")
-        print(f"  ls {directory / 'artifacts'}      tables by class and by trial, figures, the resolved spec")
+        # As it was typed: after `make demo` the program is not on the PATH.
+        program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
+        print(f"  {program} ui {directory}     compare trials in MLflow")
+        print(f"  {program} plan SPEC.yaml     what a sweep of your own would cost")
+        print(f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec")
     if behind is not None:
         raise behind
     return 0 if result.winner is not None else 1

@@ -79,10 +79,10 @@ def small_sweep(features_file: Path, tmp_path: Path) -> Callable[..., SweepSpec]
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One local Ray for all tests that only need some Ray: the backend joins what is running already."""
+def local_ray() -> Iterator[str]:
+    """The address of one local Ray for all tests that only need some Ray; this process has joined it."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()

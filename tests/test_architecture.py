@@ -43,8 +43,8 @@ def test_the_tree_keeps_its_contracts() -> None:
         ("lt_train/metrics.py", "import ray", "training knows no search", "lt_train.metrics -> ray"),
         ("lt_train/cli.py", "import optuna", "training knows no search", "lt_train.cli -> optuna"),
         ("lt_train/seeding.py", "import sweeps.packing", "training knows no search", "lt_train.seeding -> sweeps"),
-        ("sweeps/run.py", "import ray.tune", "Ray is imported in one file", "sweeps.run -> ray"),
-        ("sweeps/run.py", "import mlflow", "MLflow is imported in one file", "sweeps.run -> mlflow"),
+        ("sweeps/driver.py", "import ray.tune", "Ray is imported in one file", "sweeps.driver -> ray"),
+        ("sweeps/driver.py", "import mlflow", "MLflow is imported in one file", "sweeps.driver -> mlflow"),
         (
             "sweeps/selection.py",
             "import optuna",
@@ -75,7 +75,7 @@ def test_a_planted_arrow_is_caught_by_name(tree: Path, file: str, statement: str
 
 
 def test_a_lazy_import_is_an_arrow_too(tree: Path) -> None:
-    path = tree / "sweeps/run.py"
+    path = tree / "sweeps/driver.py"
     path.write_text(f"{path.read_text()}\ndef later():\n    import mlflow\n")
     assert broken(lint(tree).stdout) == ["MLflow is imported in one file"]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import mlflow
 import yaml
 
+import sweeps
+from sweeps.result import Result
 from sweeps.spec import SweepSpec
 
 KILLS = 3
@@ -25,11 +27,13 @@ def ledger_lines(directory: Path) -> list[dict]:
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "sweeps.cli", *map(str, arguments)], stderr=open("/tmp/kill.err","ab"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "sweeps.cli", *map(str, arguments)], stderr=open("/tmp/kill.err", "ab")
+    )
 
 
 def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
-    small_sweep: Callable[..., SweepSpec], tmp_path: Path
+    small_sweep: Callable[..., SweepSpec], tmp_path: Path, local_ray: str
 ):
     sections = {
         "training": {"epochs": 150},
@@ -39,12 +43,12 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
         "tracking": {"kind": "mlflow", "experiment": "kills"},
     }
     file = tmp_path / "sweep.yaml"
-    file.write_text(yaml.safe_dump(small_sweep(**sections, backend={"kind": "ray"}).resolved(), sort_keys=False))
-    undisturbed = tmp_path / "undisturbed.yaml"
-    document = small_sweep(name="undisturbed", **sections).resolved() | {"tracking": {"kind": "none"}}
-    undisturbed.write_text(yaml.safe_dump(document, sort_keys=False))
-    expected = start("run", undisturbed)
-    assert expected.wait(timeout=300) == 0
+    file.write_text(
+        yaml.safe_dump(
+            small_sweep(**sections, backend={"kind": "ray", "address": local_ray}).resolved(), sort_keys=False
+        )
+    )
+    expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed", "tracking": "none"}))
 
     directory = tmp_path / "runs" / "small"
     moments = random.Random(time.time_ns())
@@ -65,17 +69,16 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
     at_last_kill = len(seen)
 
     last = start("resume", directory)
-    assert last.wait(timeout=300) == 0
+    assert last.wait(timeout=600) == 0
     runs = [run for line in ledger_lines(directory) for run in line["runs"]]
     keys = [run["key"] for run in runs]
     assert len(keys) == len(set(keys)), "a finished run was trained twice"
     by_key = {run["key"]: run for run in runs}
     assert all(by_key[key] == run for key, run in seen.items()), "a finished run was lost or changed"
-    result = json.loads((directory / "result.json").read_text())
-    plain = json.loads((tmp_path / "runs" / "undisturbed" / "result.json").read_text())
-    assert result["winner"] == plain["winner"]
-    assert result["trials"] == plain["trials"]
-    assert result["runs"]["finished"] == plain["runs"]["finished"] == 16 * 2 + 3 + 4
+    found = Result.model_validate_json((directory / "result.json").read_text())
+    assert found.winner == expected.winner
+    assert found.trials == expected.trials
+    assert found.runs.finished == expected.runs.finished == 16 * 2 + 3 + 4
     assert 0 < at_last_kill
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")

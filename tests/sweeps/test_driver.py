@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 import os
+import pkgutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import lt_train
 import sweeps
 from lt_train.errors import BankError, StorageError, UserError
 from lt_train.metrics import SPLITS
@@ -223,3 +226,13 @@ def test_accuracies_are_fractions_of_whole_images(small_sweep: MakeSweep):
         for row in run["test"]:
             assert len(row) == len(SPLITS)
             assert math.isclose(row[0] * 300, round(row[0] * 300), abs_tol=1e-3)
+
+
+def test_the_public_names_are_callable_whatever_was_imported_before():
+    """A module named as a public function would shadow it once it is imported."""
+    importlib.import_module("sweeps.cli")
+    for package in (sweeps, lt_train):
+        for module in pkgutil.iter_modules(package.__path__):
+            assert module.name not in package.__all__, f"{package.__name__}.{module.name} shadows a public name"
+        for name in package.__all__:
+            assert callable(getattr(package, name))

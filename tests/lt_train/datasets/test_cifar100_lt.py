@@ -1,4 +1,4 @@
-"""Both CIFARs from pickles in the published layout, and pickles that must be refused."""
+"""CIFAR-100 from pickles in the published layout, and pickles that must be refused."""
 
 import os
 import pickle
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.errors import DataError
@@ -48,19 +47,6 @@ def test_cifar100_is_read_from_its_folder_or_the_one_around(tmp_path: Path, insi
     assert len(data.test) == 2500
     assert len(data.notes) == 2
     assert "is not the published 16019d7e3df5f24257cddd939b257f8d" in data.notes[0]
-
-
-def test_cifar10_joins_its_five_batches(tmp_path: Path) -> None:
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    for seed, name in enumerate(names):
-        (folder / name).write_bytes(pickle.dumps(batch("labels", 10, 4, seed), protocol=2))
-    data = load({"kind": "cifar10_lt", "root": str(tmp_path), "n_max": 15, "imbalance_ratio": 5, "val_per_class": 0})
-    assert data.class_counts().tolist()[0] == 15
-    second = pickle.loads((folder / "data_batch_2").read_bytes(), encoding="latin1")["data"][0]
-    assert torch.equal(data.train.inputs[4].flatten(), torch.from_numpy(second))  # class 0: four a batch
-    assert data.val is None
 
 
 def test_a_missing_folder_is_named_with_the_way_out(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import sweeps
 from lt_train.errors import UserError
-from sweeps.run import TrackingBehind
+from sweeps.driver import TrackingBehind
 from sweeps.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]

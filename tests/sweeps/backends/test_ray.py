@@ -1,0 +1,88 @@
+"""The Ray backend: workers that die, packs that cannot be trained."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sweeps
+from lt_train.errors import LongtailError
+from lt_train.retrain.base import EpochRule, Pack, RunResult
+from sweeps.backends.base import backend_kinds
+from sweeps.prepare import prepare
+from sweeps.spec import SweepSpec
+
+
+def runs_by_key(spec: SweepSpec) -> dict[str, dict]:
+    lines = (Path(spec.storage) / spec.name / "ledger.jsonl").read_text().splitlines()
+    return {run["key"]: run for line in lines for run in json.loads(line)["runs"]}
+
+
+def workers() -> list[int]:
+    """Process ids of Ray workers that hold our trainable."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"ray::PackTrainable" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
+    small_sweep: Callable[..., SweepSpec], local_ray: str
+):
+    sections = {"training": {"epochs": 400}, "search": {"trials": 4}}
+    expected = sweeps.run(small_sweep(name="plain", **sections))
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        for _ in range(600):
+            for process in workers():
+                time.sleep(0.3)  # let it get into a pack
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+                return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    spec = small_sweep(name="mortal", backend={"kind": "ray"}, **sections)
+    result = sweeps.run(spec)
+    killer.join()
+    assert killed, "the test must have killed a worker"
+    assert result.winner == expected.winner
+    assert result.runs == expected.runs
+    assert runs_by_key(spec) == runs_by_key(small_sweep(name="plain"))
+
+
+class OnePack:
+    """A source of one pack that cannot be trained."""
+
+    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+        self.packs = [Pack("hopeless", runs, rule)]
+
+    def next_pack(self) -> Pack | None:
+        return self.packs.pop() if self.packs else None
+
+    def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
+        raise AssertionError("this pack cannot be completed")
+
+    def exhausted(self) -> bool:
+        return False
+
+
+def test_a_pack_that_always_crashes_on_ray_is_reported_by_name_and_cause(
+    small_sweep: Callable[..., SweepSpec], local_ray: str
+):
+    ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
+    with pytest.raises(LongtailError, match=r"pack hopeless failed 3 times on Ray: AttributeError.*`lt-sweep resume`"):
+        ray_backend.train(prepare(small_sweep()), OnePack(("no run",), EpochRule()), cpus=1, gpus=0)
