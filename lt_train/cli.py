@@ -1,18 +1,19 @@
 """`lt-train`: the steps of classifier re-training one by one, from the command line.
 
 Owns the flags and the exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted. What a command does is in
-`lt_train.commands`.
+`lt_train.commands`, which is imported when one runs: `--help` does not wait for torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_train import commands
 from lt_train.errors import LongtailError
 
 __all__ = ["build_parser", "main"]
@@ -21,16 +22,28 @@ __all__ = ["build_parser", "main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = build_parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.command
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        from lt_train import commands
+
+        command: Callable[[argparse.Namespace], None] = getattr(commands, arguments.command)
         command(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("lt-train: interrupted", file=sys.stderr)
         return 130
     except LongtailError as error:
         print(f"lt-train: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`): nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _positive(text: str) -> int:
@@ -51,9 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(required=True, metavar="command")
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        # `name` is also the function in `lt_train.commands`.
         added = subparsers.add_parser(
             name,
             help=summary,
@@ -62,16 +74,15 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        added.set_defaults(command=run)
+        added.set_defaults(command=name)
         added.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-        added.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+        added.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
         return added
 
     kind: dict[str, Any] = {"nargs": "+", "metavar": ("KIND", "NAME=VALUE")}
 
     backbone = command(
         "backbone",
-        commands.backbone,
         "train a backbone (stage 1); a training that was killed goes on where it stopped",
         "lt-train backbone --dataset digits_lt imbalance_ratio=20 --backbone small_cnn --out digits.safetensors",
     )
@@ -83,7 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     features = command(
         "features",
-        commands.features,
         "extract a feature bank and print its path; a bank that exists is not made again",
         "lt-train features --dataset digits_lt --checkpoint digits.safetensors --views 20",
     )
@@ -99,7 +109,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     retrain = command(
         "retrain",
-        commands.retrain,
         "re-train the classifier on a bank with one method and several seeds",
         "lt-train retrain --bank banks/FINGERPRINT --method los smooth_factor=0.9 lr=5e-3 --out head.safetensors",
     )
@@ -117,7 +126,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command(
         "evaluate",
-        commands.evaluate,
         "accuracy, LoMa and regularised std of a head on a bank's test set, by class split",
         "lt-train evaluate --bank banks/FINGERPRINT --head head.safetensors",
     )

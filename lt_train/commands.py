@@ -23,6 +23,7 @@ from rich.table import Table
 from lt_train.backbones.base import parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.device import check_device
 from lt_train.errors import CheckpointError, LongtailError, UserError
 from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
@@ -34,15 +35,17 @@ from lt_train.retrain import fused, reference
 from lt_train.retrain.base import EpochRule, Run, RunResult
 from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.train import train_backbone
+from lt_train.storage import check_output
 
 __all__ = ["backbone", "evaluate", "features", "retrain"]
 
 
 def backbone(arguments: argparse.Namespace) -> None:
     """Train a backbone and print its accuracy on test."""
+    check_device(arguments.device)
+    check_output(arguments.out)
     dataset = parse_dataset(_kind(arguments.dataset))
     backbone, recipe = parse_backbone(_kind(arguments.backbone)), parse_recipe(_kind(arguments.recipe))
-    _check_device(arguments.device)
     data = dataset.load()
     if not isinstance(data, PictureData):
         raise UserError(f"dataset {dataset.kind} brings features; a backbone is trained on pictures only")
@@ -65,9 +68,9 @@ def backbone(arguments: argparse.Namespace) -> None:
 
 def features(arguments: argparse.Namespace) -> None:
     """Make a bank, or find it, and print its path."""
+    check_device(arguments.device)
     dataset = parse_dataset(_kind(arguments.dataset))
     features = FeaturesSpec(views=arguments.views, test_flip=False if arguments.no_test_flip else None)
-    _check_device(arguments.device)
     data = dataset.load()
     _say(data.notes)
     with progress("extracting features", unit="picture") as report:
@@ -91,9 +94,11 @@ def features(arguments: argparse.Namespace) -> None:
 
 def retrain(arguments: argparse.Namespace) -> None:
     """Re-train on a bank with several seeds and print what they reach."""
+    check_device(arguments.device)
+    if arguments.out:
+        check_output(arguments.out)
     method = parse_method(_kind(arguments.method))
     training = TrainingSpec(epochs=arguments.epochs, batch_size=arguments.batch_size)
-    _check_device(arguments.device)
     bank = open_bank(arguments.bank)
     _say(bank.notes)
     on = arguments.select
@@ -104,17 +109,24 @@ def retrain(arguments: argparse.Namespace) -> None:
     results = fit(bank, runs, arguments.device, EpochRule(epoch=arguments.epoch, on=on))
     rows = [_row(run, result, on) for run, result in zip(runs, results, strict=True)]
     finished = [(row, result.kept) for row, result in zip(rows, results, strict=True) if result.kept is not None]
+    failures = [f"seed {row['seed']}: {row['failure']}" for row in rows if row["failure"] is not None]
+    failed = f"{len(failures)} of {len(runs)} seeds failed ({'; '.join(failures)})"
     if not finished:
-        raise LongtailError(f"all {len(runs)} runs failed: {results[0].failure}")
+        raise LongtailError(failed)
+    if failures:
+        _say([f"{failed}; no mean is shown, because it would be over fewer seeds"])
     best, kept = max(finished, key=lambda pair: pair[0]["selected_on"])
     if arguments.out:
         about = {"bank": bank.fingerprint, "method": method.model_dump(mode="json"), "seed": best["seed"]}
         save_head(arguments.out, torch.from_numpy(kept.weight), torch.from_numpy(kept.bias), about)
-    test = [row["test"] for row, _ in finished]
-    mean = {split: _number(np.mean([_or_nan(accuracy[split]) for accuracy in test])) for split in SPLITS}
+    mean = {
+        split: None if failures else _number(np.mean([_or_nan(row["test"][split]) for row, _ in finished]))
+        for split in SPLITS
+    }
     document = {
         "runs": rows,
         "mean": mean,
+        "failed": len(failures),
         "on": on,
         "best_seed": best["seed"],
         "head": str(arguments.out) if arguments.out else None,
@@ -135,7 +147,7 @@ def retrain(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print what a head does on a bank's test set."""
-    _check_device(arguments.device)
+    check_device(arguments.device)
     bank = open_bank(arguments.bank)
     _say(bank.notes)
     if arguments.head:
@@ -230,15 +242,6 @@ def _print(arguments: argparse.Namespace, document: dict[str, Any], columns: lis
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device must be a device of this machine such as cpu or cuda, got {device!r}: {error}"
-        ) from None
-
-
 def _kind(words: Sequence[str]) -> dict[str, Any]:
     """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string."""
     document: dict[str, Any] = {"kind": words[0]}
@@ -246,6 +249,8 @@ def _kind(words: Sequence[str]) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"parameters of {words[0]} must be written name=value, got {word!r}")
+        if name == "kind":
+            raise UserError(f"{words[0]} is the kind already, and {word} gives another; write the kind first, once")
         try:
             document[name] = json.loads(text)
         except ValueError:

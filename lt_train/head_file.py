@@ -45,6 +45,8 @@ def load_head(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as contents:
             about = json.loads((contents.metadata() or {})[_KEY])
+            if not isinstance(about, dict):
+                raise ValueError(f"its document must be a mapping, got {about!r}")
             return contents.get_tensor("weight"), contents.get_tensor("bias"), about
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(

@@ -17,9 +17,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_train.errors import StorageError
+from lt_train.errors import StorageError, UserError
 
-__all__ = ["atomic_directory", "atomic_file", "fingerprint", "sha256_file", "sync", "writing"]
+__all__ = ["atomic_directory", "atomic_file", "check_output", "fingerprint", "sha256_file", "sync", "writing"]
+
+_LONGEST_NAME = 220
+"""Bytes: what file systems take (255) less what temporary files and states of unfinished work add to a name."""
+
+
+def check_output(path: Path) -> None:
+    """Refuse a place that no file can be written to, before the work whose result it is for.
+
+    Raises:
+        UserError: `path` names a directory, or its name is too long.
+    """
+    if path.name in ("", "..") or path.is_dir():
+        raise UserError(f"{path} is a directory, and a file is to be written; add a file name, such as {path}/out")
+    size = len(os.fsencode(path.name))
+    if size > _LONGEST_NAME:
+        raise UserError(f"a file name must be at most {_LONGEST_NAME} bytes long, got {size} ({path.name})")
 
 
 def fingerprint(document: Any) -> str:

@@ -106,4 +106,4 @@ def _known(values: dict[str, float | None]) -> dict[str, float]:
 
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -100,7 +100,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             f"about {_seconds(planned.train_seconds)} on one worker of this machine "
             f"({spec.resources.cpus_per_pack} CPU a pack); stage 1 and features come before it",
         ),
-        ("result", f"{Path(spec.storage) / spec.name / 'result.json'}"),
+        ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
     ]
     table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)
     for name, value in rows:
@@ -119,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
     spec = load_sweep(arguments.spec)
     if arguments.backend:
         spec = running_spec(spec, arguments.backend)
-    return _show(lambda: run(spec, fresh=arguments.fresh), Path(spec.storage) / spec.name, arguments.json)
+    return _show(lambda: run(spec, fresh=arguments.fresh), Path(spec.storage).expanduser() / spec.name, arguments.json)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -195,15 +195,25 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from sweeps.directory import load_directory
+    from sweeps.directory import load_spec
     from sweeps.spec import load_sweep
 
     target: Path = arguments.target
-    spec = load_directory(target)[0] if target.is_dir() else load_sweep(target)
+    spec = load_spec(target) if target.is_dir() else load_sweep(target).anchored(Path.cwd())
     serve: Callable[..., int] | None = getattr(spec.tracking, "serve", None)
     if serve is None:
         raise UserError(f"{target}: tracking is {spec.tracking.kind!r}, which has no user interface")
-    return serve(spec.name, Path(spec.storage), arguments.port)
+    try:
+        return serve(spec.name, Path(spec.storage), arguments.port)
+    except KeyboardInterrupt:
+        return 130  # how one stops it
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"must be in 1..65535, got {port}")
+    return port
 
 
 def _bytes(count: float) -> str:
@@ -257,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_json(sub)
     sub = command("run", _run, "run a sweep, or go on with it", "lt-sweep run sweeps/specs/demo.yaml --backend inline")
     sub.add_argument("spec", type=Path, help="sweep file")
-    sub.add_argument("--fresh", action="store_true", help="start over; the old results are kept as NAME.previous")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old results are kept as NAME.previous-N")
     sub.add_argument("--backend", help="train there instead of where the file says, for example inline")
     add_json(sub)
     sub = command("resume", _resume, "go on with an interrupted sweep", "lt-sweep resume runs/demo")
@@ -268,7 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     command("schema", _schema, "JSON schema of sweep files, for editors", "lt-sweep schema > sweep.schema.json")
     sub = command("ui", _ui, "open MLflow on a sweep's runs table", "lt-sweep ui runs/demo --port 5000")
     sub.add_argument("target", type=Path, help="sweep directory or sweep file")
-    sub.add_argument("--port", type=int, default=5000, help="port on localhost (default 5000)")
+    sub.add_argument("--port", type=_port, default=5000, help="port on localhost (default 5000)")
     return parser
 
 

@@ -6,23 +6,26 @@ the end `result.json`. Knows specs and files; runs nothing.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import shutil
+import re
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lt_train.errors import UserError
-from lt_train.storage import atomic_file
+from lt_train.storage import atomic_file, writing
 from sweeps.backends.base import backend_kinds
 from sweeps.spec import SweepSpec, load_resolved
 
-__all__ = ["CACHE", "SweepDirectory", "load_directory", "open_directory", "running_spec"]
+__all__ = ["CACHE", "SweepDirectory", "check_name", "load_spec", "locked", "open_directory", "running_spec"]
 
 CACHE = "cache"
-"""Directory under the storage that holds `checkpoints` and `banks` of all its sweeps; no sweep may have this name."""
+"""Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
 
 
 @dataclass(frozen=True)
@@ -50,32 +53,59 @@ class SweepDirectory:
         return self.path / "artifacts"
 
 
-def open_directory(spec: SweepSpec, *, fresh: bool = False) -> SweepDirectory:
-    """The sweep's directory, made if it is new. An unfinished sweep of the same spec is continued.
-
-    Args:
-        spec: the sweep.
-        fresh: move what an earlier sweep of this name left to `<name>.previous` and start over.
+@contextlib.contextmanager
+def locked(spec: SweepSpec) -> Iterator[None]:
+    """Hold a sweep's name in its storage: two processes cannot run, start or start over one sweep at once.
 
     Raises:
-        UserError: the directory holds a sweep with another spec, or the name is reserved.
+        UserError: another process holds it.
+        StorageError: the storage cannot be written.
+    """
+    file = Path(spec.storage) / CACHE / "locks" / f"{spec.name}.lock"
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"sweep {spec.name} in {spec.storage} is in use: another lt-sweep process is running it; "
+                "wait for it or stop it"
+            ) from None
+        yield
+
+
+def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = False) -> SweepDirectory:
+    """The sweep's directory, made if it is new; an unfinished sweep of the same spec is continued. Call it `locked`.
+
+    Args:
+        spec: the sweep, with absolute paths (`SweepSpec.anchored`).
+        bank_fingerprint: of the features that the sweep trains on.
+        fresh: move what an earlier sweep of this name left to `<name>.previous-<N>` and start over.
+
+    Raises:
+        UserError: the directory holds a sweep with another spec or other features, or the name is reserved.
         StorageError: it cannot be written.
     """
     path = Path(spec.storage) / spec.name
-    if spec.name == CACHE or spec.name.startswith("mlflow"):
-        raise UserError(f"name: {spec.name!r} is taken by the storage itself; call the sweep something else")
     if fresh and path.exists():
-        previous = path.with_name(f"{spec.name}.previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        path.rename(previous)
+        number = 1
+        while (previous := path.with_name(f"{spec.name}.previous-{number}")).exists():
+            number += 1
+        with writing(previous):
+            path.rename(previous)
     identity = path / "sweep.json"
     if identity.exists():
         known = _read(identity)
+        way_out = "give this one another name, or start it over with --fresh (the old one is kept as .previous-N)"
         if known["spec_fingerprint"] != spec.fingerprint():
             changed = ", ".join(_changes(known["spec"], spec.resolved()))
+            raise UserError(f"{path} holds another sweep: {changed} differ; {way_out}")
+        if known["bank_fingerprint"] != bank_fingerprint:
             raise UserError(
-                f"{path} holds another sweep: {changed} differ; give this one another name, "
-                "or start it over with --fresh (the old one is kept as .previous)"
+                f"{path} was trained on other features: the dataset or the checkpoint has changed since (bank "
+                f"{known['bank_fingerprint'][:12]} then, {bank_fingerprint[:12]} now); put them back, or {way_out}"
             )
         return SweepDirectory(path, known["sweep_id"], known["started_ms"])
     directory = SweepDirectory(path, uuid.uuid4().hex, time.time_ns() // 1_000_000)
@@ -83,6 +113,7 @@ def open_directory(spec: SweepSpec, *, fresh: bool = False) -> SweepDirectory:
         "sweep_id": directory.sweep_id,
         "started_ms": directory.started_ms,
         "spec_fingerprint": spec.fingerprint(),
+        "bank_fingerprint": bank_fingerprint,
         "spec": spec.resolved(),
     }
     with atomic_file(identity) as file:
@@ -90,19 +121,28 @@ def open_directory(spec: SweepSpec, *, fresh: bool = False) -> SweepDirectory:
     return directory
 
 
-def load_directory(path: Path) -> tuple[SweepSpec, SweepDirectory]:
-    """A sweep from its directory alone, as `resume` and `ui` need it.
+def check_name(spec: SweepSpec) -> None:
+    """Refuse names that the storage uses itself.
+
+    Raises:
+        UserError: such a name.
+    """
+    if spec.name == CACHE or spec.name.startswith("mlflow") or re.search(r"\.previous-\d+$", spec.name):
+        raise UserError(f"name: {spec.name!r} is taken by the storage itself; call the sweep something else")
+
+
+def load_spec(path: Path) -> SweepSpec:
+    """The spec of a sweep from its directory alone, as `resume` and `ui` need it.
 
     Raises:
         UserError: this is not a sweep directory.
     """
+    path = path.expanduser().resolve()
     identity = path / "sweep.json"
     if not identity.is_file():
         raise UserError(f"{path} is not a sweep directory: it has no sweep.json; start one with `lt-sweep run SPEC`")
-    known = _read(identity)
-    # The directory may have been moved or be reached from elsewhere: it is where it is, not where it was.
-    spec = load_resolved(known["spec"] | {"storage": str(path.parent), "name": path.name})
-    return spec, SweepDirectory(path, known["sweep_id"], known["started_ms"])
+    # The directory may have been moved: it is where it is, not where it was.
+    return load_resolved(_read(identity)["spec"] | {"storage": str(path.parent), "name": path.name})
 
 
 def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
@@ -120,7 +160,7 @@ def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
 def _read(identity: Path) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(identity.read_text())
-        assert {"sweep_id", "started_ms", "spec_fingerprint", "spec"} <= set(known)
+        assert {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"} <= set(known)
     except (ValueError, AssertionError):
         raise UserError(f"{identity} is damaged; remove its directory to start the sweep over") from None
     return known

@@ -17,7 +17,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.progress import Report, progress
 from lt_train.storage import atomic_file
 from sweeps.cards import short_params, trial_card
-from sweeps.directory import SweepDirectory, load_directory, open_directory
+from sweeps.directory import SweepDirectory, check_name, load_spec, locked, open_directory
 from sweeps.ledger import Ledger, Record
 from sweeps.prepare import prepare
 from sweeps.report.artifacts import write_artifacts
@@ -29,7 +29,7 @@ from sweeps.tracking.base import Champion, SweepCard, Tracker, TrialCard
 __all__ = ["TrackingBehind", "resume", "run"]
 
 RETRY_SECONDS = 10.0
-"""How long a tracking server that did not answer is left alone."""
+"""How long a tracking server that did not answer is left alone; doubled at every further failure."""
 
 
 class TrackingBehind(LongtailError):
@@ -48,7 +48,7 @@ def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
 
     Args:
         spec: what to do.
-        fresh: keep what an earlier sweep of this name left as `<name>.previous` and start over.
+        fresh: keep what an earlier sweep of this name left as `<name>.previous-<N>` and start over.
 
     Returns:
         What is written to `<storage>/<name>/result.json`.
@@ -59,20 +59,28 @@ def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
         TrackingBehind: the tracking server stayed away to the end; the result is in it and on disk.
         LongtailError: packs failed; run again.
     """
-    return _run(spec, open_directory(spec, fresh=fresh))
+    return _run(spec.anchored(Path.cwd()), fresh)
 
 
 def resume(directory: str | Path) -> Result:
     """Go on with the sweep in `directory`; see `run`."""
-    return _run(*load_directory(Path(directory)))
+    return _run(load_spec(Path(directory)), fresh=False)
 
 
-def _run(spec: SweepSpec, directory: SweepDirectory) -> Result:
-    start = time.perf_counter()
+def _run(spec: SweepSpec, fresh: bool) -> Result:
+    check_name(spec)
+    with locked(spec):
+        start = time.perf_counter()
+        # What the user may have to mend comes up here, before an earlier sweep is touched.
+        bank = prepare(spec)
+        directory = open_directory(spec, bank.fingerprint, fresh=fresh)
+        return _search(spec, bank, directory, start)
+
+
+def _search(spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start: float) -> Result:
+    prepared = time.perf_counter()
     ledger = Ledger(directory.path)
     try:
-        bank = prepare(spec)
-        prepared = time.perf_counter()
         tracker = _PatientTracker(lambda: spec.tracking.open(_sweep_card(spec, directory, bank), Path(spec.storage)))
         try:
             with progress(f"sweep {spec.name}", "run") as report:
@@ -80,6 +88,7 @@ def _run(spec: SweepSpec, directory: SweepDirectory) -> Result:
                 schedule = Schedule(spec, bank.fingerprint, ledger, watcher.on_trial)
                 watcher.attach(schedule)
                 entered = time.perf_counter()
+                finished_before = schedule.exhausted() and directory.result.exists()
                 if not schedule.exhausted():
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
@@ -93,8 +102,9 @@ def _run(spec: SweepSpec, directory: SweepDirectory) -> Result:
             }
             result = summarise(schedule, bank.notes, seconds)
             champion = _champion(schedule, result.winner)
-            with atomic_file(directory.result) as file:
-                file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
+            if not finished_before:  # summing up again must not replace the record of what the work took
+                with atomic_file(directory.result) as file:
+                    file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
             write_artifacts(directory, spec, bank, schedule, result)
         except BaseException:
             tracker.interrupted()
@@ -150,11 +160,12 @@ class _PatientTracker:
         self.seconds = 0.0
         self.trouble: Exception | None = None
         self.tried = 0.0
+        self.failures = 0
         self._attempt(lambda tracker: None)
 
     def log_trial(self, card: TrialCard) -> None:
         self.backlog.append(card)
-        if self.trouble is None or time.monotonic() - self.tried > RETRY_SECONDS:
+        if self.trouble is None or time.monotonic() - self.tried > RETRY_SECONDS * 2 ** (self.failures - 1):
             self._attempt(self._catch_up)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> bool:
@@ -178,9 +189,9 @@ class _PatientTracker:
             if self.tracker is None:
                 self.tracker = self.connect()
             action(self.tracker)
-            self.trouble = None
+            self.trouble, self.failures = None, 0
         except Exception as error:  # whatever a tracking server may answer: the sweep goes on
-            self.trouble = error
+            self.trouble, self.failures = error, self.failures + 1
         self.seconds += time.perf_counter() - start
         self.tried = time.monotonic()
         return self.trouble is None
@@ -207,8 +218,7 @@ def _champion(schedule: Schedule, winner: Winner | None) -> Champion | None:
     if trial is None or winner is None:
         return None
     best = next(record for record in schedule.finished[trial.name] if record.seed == winner.best_of.seed)
-    head = schedule.ledger.head(best.key)
-    return None if head is None else Champion(*head)
+    return Champion(*schedule.ledger.head(best.key))
 
 
 def _parent_metrics(winner: Winner | None) -> dict[str, float]:

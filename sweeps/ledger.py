@@ -7,7 +7,6 @@ file a pack, and are removed once they can no longer win. Knows runs and results
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -21,10 +20,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from lt_train.errors import LongtailError, UserError
+from lt_train.errors import LongtailError
 from lt_train.metrics import loma_cv
 from lt_train.retrain.base import NUMERICS_VERSION, EpochRule, Pack, Run, RunResult
-from lt_train.storage import atomic_file, fingerprint, writing
+from lt_train.storage import atomic_file, fingerprint, sync, writing
 from lt_train.tensor_file import write_tensors
 
 __all__ = ["Ledger", "Record", "run_key"]
@@ -87,10 +86,11 @@ class Record:
 
 
 class Ledger:
-    """The open ledger of one sweep directory, held by one process at a time.
+    """The open ledger of one sweep directory; the caller sees to it that no other process has it open.
 
     Raises:
-        UserError: another process holds it, or a line in its middle is damaged.
+        LongtailError: a line in its middle is damaged.
+        StorageError: it cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -101,8 +101,12 @@ class Ledger:
         with writing(self.path):
             self.heads.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._lock(directory)
-        self._read()
+            sync(directory)
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of the sweep directory."""
@@ -128,11 +132,15 @@ class Ledger:
         self.seconds["ledger"] += time.perf_counter() - start
         return self._take(line)
 
-    def head(self, key: str) -> tuple[Any, Any] | None:
-        """A finished run's `(weight [K, D], bias [K])` as numpy arrays, or None when it was not kept."""
+    def head(self, key: str) -> tuple[Any, Any]:
+        """A finished run's `(weight [K, D], bias [K])` as numpy arrays.
+
+        Raises:
+            LongtailError: it is not there: dropped, or removed by hand.
+        """
         file = self.heads / f"{self.finished[key].pack}.safetensors"
         if not file.exists():
-            return None
+            raise LongtailError(f"head {file} is missing; start the sweep over with --fresh to train it again")
         tensors = load_file(file)
         return tensors[f"{key}.weight"].numpy(), tensors[f"{key}.bias"].numpy()
 
@@ -163,14 +171,6 @@ class Ledger:
             except OSError:
                 os.ftruncate(self._file, end)
                 raise
-
-    def _lock(self, directory: Path) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{directory} is in use: another lt-sweep process is running this sweep; wait for it or stop it"
-            ) from None
 
     def _read(self) -> None:
         whole = 0

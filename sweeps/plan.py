@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lt_train.datasets.base import FeatureData
+from lt_train.errors import UserError
 from lt_train.retrain.base import Run
 from sweeps.packing import pack_runs
 from sweeps.schedule import search_size
@@ -61,14 +62,15 @@ def plan(spec: SweepSpec) -> Plan:
     """Count and estimate.
 
     Raises:
-        DataError: the data is missing or cannot be cut as asked.
+        UserError: the data is missing, cannot be cut as asked, or needs a backbone that is not given.
     """
     data = spec.dataset.load()
     if isinstance(data, FeatureData):
         views, dim = int(data.train.inputs.shape[0]), int(data.train.inputs.shape[-1])
         test_views = int(data.test.inputs.shape[0])
     else:
-        assert spec.backbone is not None, "pictures come with a backbone: the spec saw to it"
+        if spec.backbone is None:
+            raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
         views, (_, dim) = spec.features.views, spec.backbone.build(int(data.train.inputs.shape[1]))
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
         test_views = 1 + flip
@@ -90,7 +92,7 @@ def plan(spec: SweepSpec) -> Plan:
         search_runs=sizes.search_runs,
         baseline_runs=sizes.baseline_runs,
         finalist_runs=sizes.finalist_runs,
-        packs=sum(packs) + _packs(spec, spec.selection.finalists) + len(spec.baselines),
+        packs=sum(packs) + _packs(spec, min(spec.selection.finalists, sizes.trials)) + len(spec.baselines),
         packs_per_generation=max(packs),
         lanes_per_pack=lanes,
         train_images=len(data.train),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lt_train.datasets.base import FeatureData, PictureData
+from lt_train.device import check_device
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import build_bank
@@ -31,6 +32,7 @@ def prepare(spec: SweepSpec) -> FeatureBank:
         StorageError: the disk is full.
     """
     device = "cuda" if spec.resources.gpus_per_pack else "cpu"
+    check_device(device)
     data = spec.dataset.load()
     checkpoint = _stage1_checkpoint(spec, data, device)
     with progress("features", "picture") as report:

@@ -120,13 +120,13 @@ class Result(_Model):
     protocol: Protocol
     runs: RunCounts
     trials: list[TrialRow]
-    winner: Winner | None = Field(description="null when every trial failed")
+    winner: Winner | None = Field(description="null when every trial, or every finalist, failed")
     baselines: dict[str, Row]
     seconds: dict[str, float] = Field(
         description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, process starts in it); "
         "search (asking and telling); tracking; ledger. Of all calls, summed over workers: train"
     )
-    notes: list[str] = Field(description="what to know about the data, as told when it was read")
+    notes: list[str] = Field(description="what to know about the data, and which baselines or finalists failed")
 
 
 def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, float]) -> Result:
@@ -136,8 +136,10 @@ def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, flo
     failed = sum(record.failure is not None for record in wanted.values())
     chosen = spec.selection
     baselines = [trial for trial in schedule.trials.values() if trial.phase == "baseline"]
-    sound = [trial for trial in baselines if schedule.objective(trial) is not None or chosen.on == "val"]
-    sound = [trial for trial in sound if all(r.failure is None for r in schedule.finished[trial.name])]
+    finished = schedule.finished.items()
+    broken = {name: record.failure for name, records in finished for record in records if record.failure is not None}
+    sound = [trial for trial in baselines if trial.name not in broken]
+    told = [f"{name} failed: {why}" for name, why in broken.items() if schedule.trials[name].phase != "search"]
     return Result(
         sweep=spec.name,
         spec_fingerprint=spec.fingerprint(),
@@ -164,7 +166,7 @@ def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, flo
         winner=_winner(schedule, sound),
         baselines={trial.name.removeprefix("baseline-"): _row(schedule, trial) for trial in sound},
         seconds={name: round(value, 3) for name, value in (ledger.seconds | seconds).items()},
-        notes=list(notes),
+        notes=[*notes, *told],
     )
 
 

@@ -155,8 +155,9 @@ class Schedule:
     def _drop_heads(self) -> None:
         """Forget the heads of told trials that cannot be the champion (finalists bring heads of their own)."""
         told = [trial for generation in self._generations[: self._told] for trial in generation]
-        best = self.ranking("search")[:1]
-        self.ledger.drop_heads(self._key(run) for trial in told if trial not in best for run in trial.runs())
+        best = {self._key(run) for trial in self.ranking("search")[:1] for run in trial.runs()}
+        # By key, not by trial: a duplicate of the best trial is not the best, but has its heads.
+        self.ledger.drop_heads({self._key(run) for trial in told for run in trial.runs()} - best)
 
     def _ask(self) -> bool:
         if self._asked_all or len(self._generations) >= self._told + 2:

@@ -110,16 +110,42 @@ class SweepSpec(Spec):
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides results.
 
-        Left out: the name, where results are kept and shown, where packs run and on what device. Left in: threads and
-        lanes a pack, since sums are taken in another order when they change.
+        Left out: the name, where data lies (what it holds is in the bank's fingerprint), where results are kept and
+        shown, where packs run and on what device. Left in: threads and lanes a pack, since sums are taken in another
+        order when they change.
         """
         document = self.resolved()
+        document["dataset"] = self.dataset.identity()
+        if document["backbone"] is not None:
+            del document["backbone"]["checkpoint"]
         for part in ("name", "tracking", "storage", "backend"):
             del document[part]
         del document["resources"]["gpus_per_pack"]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.
         document["search"]["space"] = list(document["search"]["space"].items())
         return fingerprint(document)
+
+    def anchored(self, place: Path) -> SweepSpec:
+        """The same sweep with `~` and paths relative to `place` written out: good from any directory.
+
+        Paths are `storage`, `backbone.checkpoint`, a SQLite `tracking.uri`, and `root` or `path` of a dataset.
+        """
+
+        def absolute(text: str) -> str:
+            return str(place / Path(text).expanduser())
+
+        document = self.resolved()
+        document["storage"] = absolute(self.storage)
+        for part, name in (("dataset", "root"), ("dataset", "path"), ("backbone", "checkpoint")):
+            if (document[part] or {}).get(name):
+                document[part][name] = absolute(document[part][name])
+        sqlite, uri = "sqlite:///", document["tracking"].get("uri") or ""
+        if uri.startswith(sqlite) and uri != sqlite:
+            document["tracking"]["uri"] = sqlite + absolute(uri.removeprefix(sqlite))
+        if "experiment" in document["tracking"]:
+            # The default is the sweep's name, and must stay what it was when a directory is renamed.
+            document["tracking"]["experiment"] = document["tracking"]["experiment"] or self.name
+        return load_resolved(document)
 
     def with_values(self, values: Mapping[str, Any]) -> tuple[MethodSpec, TrainingSpec]:
         """A trial's method and training: this sweep's, with `values` by dotted path in place.

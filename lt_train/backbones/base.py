@@ -24,7 +24,8 @@ class BackboneSpec(KindSpec):
     """
 
     checkpoint: Annotated[
-        str | None, Field(description="file of a trained checkpoint; null trains one with the stage-1 recipe")
+        str | None,
+        Field(description="safetensors file written by `lt-train backbone`; null trains one with the stage-1 recipe"),
     ] = None
 
     @abstractmethod

@@ -7,6 +7,7 @@ what it is told (`about`) as it is.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,21 +65,24 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
             metadata = contents.metadata() or {}
             tensors = {name: contents.get_tensor(name) for name in contents.keys()}
     except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"checkpoint {path} is a PyTorch pickle, which is not read; a checkpoint is the safetensors file that "
+                "`lt-train backbone` writes"
+            ) from None
         raise CheckpointError(
             f"checkpoint {path} cannot be read ({error}): it is truncated, altered or of another kind; train it again"
         ) from None
     if _KEY not in metadata:
         raise CheckpointError(f"checkpoint {path} was not written by `lt-train backbone`; train one with that command")
-    document: dict[str, Any] = json.loads(metadata[_KEY])
-    if document["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path}: format must be {FORMAT}, got {document['format']}; train it again")
+    document = _document(path, metadata[_KEY])
     try:
         backbone = parse_backbone(document["backbone"])
     except SpecError as error:
         raise CheckpointError(f"checkpoint {path}: its backbone is not one of this version: {error}") from None
-    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; the global generator is not ours to move
-        classifier = Classifier(backbone, document["in_channels"], document["num_classes"])
     try:
+        with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; the generator is not ours to move
+            classifier = Classifier(backbone, document["in_channels"], document["num_classes"])
         classifier.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
@@ -86,3 +90,54 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
             f"{document['num_classes']} classes: {error}"
         ) from None
     return classifier.eval(), document
+
+
+def _document(path: Path, text: str) -> dict[str, Any]:
+    """The JSON document of a checkpoint, with every key that is read of it checked."""
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: its document is no JSON ({error}); train it again") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"checkpoint {path}: its document must be a mapping, got {text[:80]}; train it again")
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path}: format must be {FORMAT}, got {document.get('format')}; train it again"
+        )
+    backbone = document.get("backbone")
+    checks: dict[str, tuple[bool, str]] = {
+        "backbone": (isinstance(backbone, dict) and isinstance(backbone.get("kind"), str), "a mapping with a kind"),
+        **{name: (_is_count(document.get(name)), "a whole number above 0") for name in ("in_channels", "num_classes")},
+    }
+    for name in ("mean", "std"):
+        if name in document:
+            right = _are_numbers(document[name], document.get("in_channels"))
+            checks[name] = right, "a list of one finite number an input channel"
+    for name, (right, rule) in checks.items():
+        if not right:
+            raise CheckpointError(
+                f"checkpoint {path}: {name} must be {rule}, got {document.get(name)!r}; train it again"
+            )
+    return document
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_numbers(values: Any, count: Any) -> bool:
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether the file is what `torch.save` writes: a zip archive, or in old versions a bare pickle."""
+    if path.suffix in {".pt", ".pth"}:
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError:
+        return False
+    return start == b"PK" or start in {b"\x80\x02", b"\x80\x04"}

@@ -29,6 +29,9 @@ _LAYOUT = (
     "test_images, uint8 [N, H, W] or [N, C, H, W], with train_labels and test_labels, and if at hand val_images"
 )
 
+_CHANNELS = (1, 3, 4)
+"""Grey, colour, and colour with alpha: a last axis of such a length holds channels, not columns."""
+
 
 class Arrays(DatasetSpec):
     """A user's own features or pictures; keys and shapes as DESIGN section 5 and the module of this kind say."""
@@ -37,7 +40,11 @@ class Arrays(DatasetSpec):
     path: Annotated[str, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]
     val_fraction: Annotated[
         float,
-        Field(ge=0, lt=1, description="share of every class's training pictures held out when the file has no val_*"),
+        Field(
+            ge=0,
+            lt=1,
+            description="share of every class's training pictures held out, at least one, when the file has no val_*",
+        ),
     ] = 0.2
     augmentation: Annotated[
         Augmentation, Field(description="for pictures only: what stage 1 and the views of a bank apply")
@@ -143,6 +150,10 @@ class _File:
         pictures = self._get(name)
         if pictures.dtype != torch.uint8 or pictures.dim() not in (3, 4) or 0 in pictures.shape:
             raise self._wrong(name, "uint8 [N, H, W] or [N, C, H, W], none of them 0", pictures)
+        if pictures.dim() == 4 and pictures.shape[3] in _CHANNELS and pictures.shape[1] not in _CHANNELS:
+            raise self._wrong(
+                name, "[N, C, H, W], and these look like channels last; transpose to [N, C, H, W]", pictures
+            )
         return self._labelled(part, pictures if pictures.dim() == 4 else pictures.unsqueeze(1), axis=0)
 
     def head(self, dim: int) -> tuple[Tensor, Tensor] | None:
@@ -159,6 +170,8 @@ class _File:
 
     def check_classes(self, train: Labelled, val: Labelled | None, test: Labelled, num_classes: int) -> Tensor:
         """int64 `[K]` training counts, after checking that labels are in range and no class is empty."""
+        if num_classes < 2:
+            raise DataError(f"{self.path}: there must be at least two classes, got {num_classes}")
         for name, part in (("train", train), ("val", val), ("test", test)):
             if part is None:
                 continue

@@ -161,6 +161,8 @@ def hold_out(
 def hold_out_fraction(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     """A stratified hold-out of `int(fraction * n_k)` pictures of every class k, evenly spaced among them.
 
+    Every class gives at least one, and none gives its last one; the note names the classes that have one only.
+
     Args:
         labels: int64 `[N]`, all of them training pictures.
         fraction: in [0, 1); 0 gives no validation set.
@@ -168,16 +170,26 @@ def hold_out_fraction(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor |
     Returns:
         `(train, val, notes)`: indices in ascending order, None for an empty validation set.
     """
+    if fraction == 0:
+        return torch.arange(len(labels)), None, ()
     held = torch.zeros(len(labels), dtype=torch.bool)
+    without = []
     for k in torch.unique(labels).tolist():
         members = torch.nonzero(labels == k).flatten()
-        held[members[_spread(len(members), int(fraction * len(members)))]] = True
+        take = min(max(int(fraction * len(members)), 1), len(members) - 1)
+        held[members[_spread(len(members), take)]] = True
+        if take == 0:
+            without.append(f"class {k}")
     if not held.any():
-        return torch.arange(len(labels)), None, ()
+        note = "no validation set was given, and none could be held out: every class has one training picture"
+        return torch.arange(len(labels)), None, (note,)
     note = (
         f"no validation set was given, so {int(held.sum())} of {len(labels)} training pictures were held out as one "
-        f"(val_fraction {fraction:g} of every class, rounded down); val_fraction: 0 keeps them all for training"
+        f"(val_fraction {fraction:g} of every class, rounded down, and at least one); val_fraction: 0 keeps them "
+        "all for training"
     )
+    if without:
+        note += f". Without a validation picture, because they have one picture only: {_listed(without)}"
     return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten(), (note,)
 
 

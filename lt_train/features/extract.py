@@ -142,28 +142,32 @@ class _Extractor:
         report: Report | None,
     ) -> None:
         self.backbone = classifier.backbone.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.feature_dim = classifier.feature_dim
         self.mean, self.std, self.batch_size, self.device = mean, std, batch_size, device
         self.done, self.total, self.report = 0, total, report
 
-    def __call__(self, pictures: Tensor, changed: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        """float32 `[N, D]` of uint8 `[N, C, H, W]`, each batch `changed` (cropped, mirrored) first."""
-        parts = []
+    def room(self, views: int, pictures: Tensor) -> Tensor:
+        """float32 `[views, N, D]` to be filled: a bank is held once, not in parts and then put together."""
+        return torch.empty(views, len(pictures), self.feature_dim)
+
+    def __call__(self, pictures: Tensor, changed: Callable[[Tensor, slice], Tensor], into: Tensor) -> None:
+        """Fill `into`, `[N, D]`, from uint8 `[N, C, H, W]`, each batch `changed` (cropped, mirrored) first."""
         with torch.inference_mode():
             for start in range(0, len(pictures), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 inputs = normalise(changed(pictures[batch], batch).to(self.device), self.mean, self.std)
-                parts.append(self.backbone(inputs.contiguous(memory_format=torch.channels_last)).float().cpu())
+                into[batch] = self.backbone(inputs.contiguous(memory_format=torch.channels_last))
                 self.done += len(inputs)
                 if self.report:
                     self.report(self.done, self.total, "")
-        return torch.cat(parts).clone()
 
 
 def _train_views(extractor: _Extractor, data: PictureData, features: FeaturesSpec) -> Tensor:
     """float32 `[V, N, D]`; one view is the picture as it is, more are each drawn from (seed, view)."""
+    views = extractor.room(features.views, data.train.inputs)
     if features.views == 1:
-        return extractor(data.train.inputs, _as_is).unsqueeze(0)
-    views = []
+        extractor(data.train.inputs, _as_is, views[0])
+        return views
     for view in range(features.views):
         stream = seeding.generator("feature view", features.seed, view)
         drawn = draw_views(len(data.train), data.augmentation, stream)
@@ -171,16 +175,17 @@ def _train_views(extractor: _Extractor, data: PictureData, features: FeaturesSpe
         def cropped(pictures: Tensor, batch: slice, drawn: Tensor = drawn) -> Tensor:
             return apply_views(pictures, drawn[batch], data.augmentation.pad)
 
-        views.append(extractor(data.train.inputs, cropped))
-    return torch.stack(views)
+        extractor(data.train.inputs, cropped, views[view])
+    return views
 
 
 def _eval_set(extractor: _Extractor, part: Labelled, flip: bool) -> EvalSet:
     """Features `[A, N, D]` of the pictures and, with `flip`, of their mirrors."""
-    views = [extractor(part.inputs, _as_is)]
+    views = extractor.room(1 + flip, part.inputs)
+    extractor(part.inputs, _as_is, views[0])
     if flip:
-        views.append(extractor(part.inputs, lambda pictures, batch: pictures.flip(-1)))
-    return EvalSet(torch.stack(views), part.labels)
+        extractor(part.inputs, lambda pictures, batch: pictures.flip(-1), views[1])
+    return EvalSet(views, part.labels)
 
 
 def _as_is(pictures: Tensor, batch: slice) -> Tensor:

@@ -24,7 +24,7 @@ from lt_train.datasets.base import PictureData
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
-from lt_train.storage import atomic_file, fingerprint
+from lt_train.storage import atomic_file, check_output, fingerprint
 from lt_train.tensor_file import write_tensors
 
 __all__ = ["Report", "resume_file", "train_backbone"]
@@ -65,8 +65,10 @@ def train_backbone(
         null for an empty one) beside `about`.
 
     Raises:
+        UserError: `out` is a directory, or its name too long.
         StorageError: state or checkpoint could not be written; the last finished epoch is kept.
     """
+    check_output(out)
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes)
@@ -187,10 +189,10 @@ class _State:
         try:
             with safe_open(self.file, framework="pt") as contents:
                 about = json.loads((contents.metadata() or {}).get(_KEY, "{}"))
-                if about.get("identity") != self.identity:
+                if not isinstance(about, dict) or about.get("identity") != self.identity:
                     return 0, f"{self.file} is of another training and is ignored"
                 tensors = {name: contents.get_tensor(name) for name in contents.keys()}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             return 0, f"{self.file} cannot be read ({error}) and is ignored"
         self.classifier.load_state_dict(
             {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}

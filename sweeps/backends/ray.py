@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lt_train.errors import LongtailError
+from lt_train.errors import LongtailError, UserError
 from lt_train.features.bank import FeatureBank
 from sweeps.backends.base import BackendSpec, PackSource
 
@@ -57,6 +57,7 @@ class RayBackend(BackendSpec):
                 logging_level="ERROR",
             )
         try:
+            _check_room(cpus, gpus, local=started and self.address is None)
             searcher = _searcher(source)
             with tempfile.TemporaryDirectory(prefix="lt-sweep-tune-") as scratch:
                 trainable = tune.with_resources(
@@ -83,16 +84,31 @@ class RayBackend(BackendSpec):
                 )
                 grid = tuner.fit()
                 causes = [str(error).strip().splitlines()[-1] for error in grid.errors]
+            if searcher.error is not None:
+                raise searcher.error
             if searcher.failed_pack is not None:
                 raise LongtailError(
                     f"pack {searcher.failed_pack} failed {PACK_ATTEMPTS} times on Ray: {'; '.join(causes)}; "
                     "`lt-sweep resume` goes on from the last finished pack"
                 )
-            if searcher.error is not None:
-                raise searcher.error
         finally:
             if started:
                 ray.shutdown()
+
+
+def _check_room(cpus: int, gpus: float, local: bool) -> None:
+    """Refuse packs that a local Ray can never place; a cluster may still grow.
+
+    Raises:
+        UserError: the pack asks for more than there is.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    for field, asked, kind in (("cpus_per_pack", cpus, "CPU"), ("gpus_per_pack", gpus, "GPU")):
+        has = there.get(kind, 0)
+        if local and asked > has:
+            raise UserError(f"resources.{field} must be at most the {has:g} {kind}s that Ray has here, got {asked}")
 
 
 def _slots(cpus: int, gpus: float) -> int:
@@ -159,7 +175,7 @@ def _searcher(source: PackSource) -> Any:
             self.failed_pack: str | None = None
 
         def suggest(self, trial_id: str) -> Any:
-            if self.error is not None or source.exhausted():
+            if self.error is not None or self.failed_pack is not None or source.exhausted():
                 return Searcher.FINISHED
             try:
                 pack = source.next_pack()
@@ -176,8 +192,7 @@ def _searcher(source: PackSource) -> Any:
             if pack is None or self.error is not None:
                 return
             if error or result is None or "outcome" not in result:
-                self.failed_pack = pack.name
-                self.error = LongtailError(f"pack {pack.name} failed")
+                self.failed_pack = pack.name  # no new pack is started; those in flight are still taken
                 return
             try:
                 outcome = ray.get(result["outcome"][0])

@@ -58,7 +58,8 @@ def _notes(result: Result) -> list[Text]:
     if protocol.on == "test":
         lines.append("selected on the test set, as the paper does: these accuracies flatter the winner")
     if winner is None:
-        lines.append("every trial failed: see `failure` of each seed in result.json")
+        some = any(trial.objective is not None for trial in result.trials)
+        lines.append(f"every {'finalist' if some else 'trial'} failed: result.json says why")
     else:
         for baseline, gain in winner.gain.items():
             shown: list[str] = []

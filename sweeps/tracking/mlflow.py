@@ -33,7 +33,11 @@ class MlflowTracking(TrackingSpec):
     """MLflow on SQLite (default) or on any tracking server."""
 
     kind: Literal["mlflow"] = "mlflow"
-    uri: str | None = Field(default=None, description="tracking URI; null: sqlite:///<storage>/mlflow.db")
+    uri: str | None = Field(
+        default=None,
+        pattern=r"^(sqlite:///|https?://|postgresql(\+\w+)?://|mysql(\+\w+)?://|mssql(\+\w+)?://|databricks)",
+        description="tracking URI: sqlite:///FILE, http(s)://HOST, postgresql://...; null: sqlite:///<storage>/mlflow.db",
+    )
     experiment: str | None = Field(default=None, description="experiment; null: the sweep's name")
     seed_runs: bool = Field(default=False, description="also a grandchild run for every seed")
 
@@ -66,8 +70,8 @@ class MlflowTracking(TrackingSpec):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
-            except OSError:
-                raise UserError(f"port {port} is taken; choose another with --port") from None
+            except OSError as error:
+                raise UserError(f"port {port} cannot be had ({error.strerror}); choose another with --port") from None
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
         command += ["--port", str(port), "--workers", "1"]
         with tempfile.TemporaryFile("w+") as log:
@@ -97,6 +101,9 @@ def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A server that is away is tried again by the sweep itself; MLflow's own patience is minutes, and blocks.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     # A parent process's run must not become ours.
     os.environ.pop("MLFLOW_RUN_ID", None)
     import logging
@@ -239,7 +246,8 @@ class _MlflowTracker:
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
-            with mlflow.start_run(run_id=self.parent):
+            # Nested, because a notebook may have a run of its own open.
+            with mlflow.start_run(run_id=self.parent, nested=True):
                 logged = mlflow.pytorch.log_model(
                     head,
                     name="champion",
@@ -253,7 +261,8 @@ class _MlflowTracker:
             # Not log_model's own registration, which prints, and writes to the process's registry instead of ours.
             if not self.client.search_registered_models(f"name = '{self.card.name}'"):
                 self.client.create_registered_model(self.card.name)
-            version = self.client.create_model_version(self.card.name, logged.model_uri, self.parent)
+            tags = {"lt.champion": digest}
+            version = self.client.create_model_version(self.card.name, logged.model_uri, self.parent, tags)
         finally:
             mlflow.set_tracking_uri(previous)
         self.client.set_registered_model_alias(self.card.name, "champion", version.version)

@@ -1,7 +1,14 @@
 """`lt-train` from pictures to a re-trained head, its exit codes, and its output for programs."""
 
+import dataclasses
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +16,8 @@ import numpy as np
 import pytest
 
 from lt_train.cli import main
+from lt_train.retrain import fused
+from lt_train.retrain.base import RunResult
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +103,19 @@ def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -
         ("retrain --bank BANK --method los smooth_factor", "must be written name=value, got 'smooth_factor'"),
         ("retrain --bank BANK --method lss", "'lss' is unknown; did you mean 'los'?"),
         ("retrain --bank /nowhere --method los", "/nowhere is not a feature bank"),
-        ("retrain --bank BANK --method los --device warp", "--device must be a device of this machine"),
+        ("retrain --bank BANK --method los --device warp", "device must be cpu, cuda or cuda:N"),
+        ("retrain --bank /nowhere --method lss --device cuda:99", "device cuda:99 asked for, and this machine has"),
+        ("retrain --bank BANK --method los kind=vanilla", "los is the kind already, and kind=vanilla gives another"),
+        ("retrain --bank BANK --method los --out .", ". is a directory, and a file is to be written"),
         ("evaluate --bank BANK --head /nowhere.safetensors", "head /nowhere.safetensors does not exist"),
         ("features --dataset digits_lt", "digits_lt holds pictures and needs a checkpoint"),
         ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
         ("backbone --dataset arrays path=/nowhere.npz --out OUT", "path /nowhere.npz must be an .npz"),
         ("backbone --dataset digits_lt --recipe ce lr=-1 --out OUT", "ce.lr"),
+        ("backbone --dataset digits_lt --out .", ". is a directory, and a file is to be written; add a file name"),
+        ("backbone --dataset digits_lt --out ..", ".. is a directory"),
+        ("backbone --dataset digits_lt --out /", "/ is a directory"),
+        ("backbone --dataset digits_lt --out " + "x" * 250, "a file name must be at most 220 bytes long, got 250"),
     ],
 )
 def test_what_the_user_can_mend_ends_with_2_and_says_how(
@@ -142,3 +158,85 @@ def test_an_interrupt_ends_with_130(bank: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("lt_train.commands.open_bank", interrupt)
     assert main(["evaluate", "--bank", str(bank)]) == 130
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_polite_kill_ends_like_an_interrupt(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: object, **__: object) -> None:
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)  # else pytest itself would go
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr("lt_train.commands.open_bank", kill)
+    assert main(["evaluate", "--bank", str(bank)]) == 130
+
+
+def test_a_reader_that_went_away_is_no_traceback(bank: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "lt_train.cli", "evaluate", "--bank", str(bank), "--json"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\nfrom lt_train.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, seeds: set[int]) -> None:
+    fit = fused.fit
+
+    def fit_and_fail(bank: Any, runs: Any, *rest: Any) -> list[RunResult]:
+        return [
+            dataclasses.replace(result, kept=None, failure="loss is NaN") if run.seed in seeds else result
+            for run, result in zip(runs, fit(bank, runs, *rest), strict=True)
+        ]
+
+    monkeypatch.setattr("lt_train.commands.fused.fit", fit_and_fail)
+
+
+def test_a_failed_seed_is_told_and_leaves_no_mean(
+    bank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, {1})
+    line = f"retrain --bank {bank} --method los --epochs 1 --seeds 3"
+    assert main([*shlex.split(line), "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert "1 of 3 seeds failed (seed 1: loss is NaN); no mean is shown" in captured.err
+    assert result["failed"] == 1
+    assert set(result["mean"].values()) == {None}
+    assert [run["failure"] for run in result["runs"]] == [None, "loss is NaN", None]
+    assert result["best_seed"] != 1
+    assert main(shlex.split(line)) == 0
+    (mean,) = [row for row in capsys.readouterr().out.splitlines() if "mean" in row]
+    assert "%" not in mean
+    assert mean.count("-") == 4
+
+
+def test_seeds_that_all_fail_end_with_1(
+    bank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, {0, 1})
+    assert main(shlex.split(f"retrain --bank {bank} --method los --epochs 1 --seeds 2")) == 1
+    captured = capsys.readouterr()
+    assert "lt-train: 2 of 2 seeds failed (seed 0: loss is NaN; seed 1: loss is NaN)" in captured.err
+    assert captured.out == ""

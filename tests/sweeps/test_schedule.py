@@ -119,6 +119,10 @@ def test_a_duplicate_proposal_is_not_trained_again(small_sweep: Callable[..., Sw
     assert len(ledger.finished) == 4  # two settings with two seeds
     assert schedule.cached == 12
     assert len([name for name in schedule.finished if name.startswith("search")]) == 8
+    winner = schedule.winner()
+    assert winner is not None
+    # The winner's heads are those of its duplicates too: they must have outlived them.
+    assert schedule.ledger.head(schedule.finished[winner.name][0].key)[0].shape == (6, 12)
     ledger.close()
 
 
@@ -134,7 +138,7 @@ def test_finalists_run_on_fresh_seeds_and_baselines_with_them(spec: SweepSpec, b
     winner = schedule.winner()
     assert winner is not None
     assert winner.phase == "finalist"
-    assert schedule.ledger.head(schedule.finished[winner.name][0].key) is not None
+    assert schedule.ledger.head(schedule.finished[winner.name][0].key)[0].shape == (6, 12)
     assert search_size(spec).runs == 7 * 2 + 3 + 2 * 2
     ledger.close()
 

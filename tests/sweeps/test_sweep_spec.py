@@ -194,7 +194,13 @@ def test_the_json_schema_refuses_what_an_editor_should_mark(before: str, after: 
 
 
 def test_the_json_schema_knows_the_shorthands_and_describes_every_field() -> None:
-    for text in ("selection: paper", "backend: inline", "tracking: none", "tracking: {uri: x}", "baselines: [ce]"):
+    for text in (
+        "selection: paper",
+        "backend: inline",
+        "tracking: none",
+        "tracking: {uri: http://x}",
+        "baselines: [ce]",
+    ):
         assert not list(validator().iter_errors(plain(f"{GOOD}{text}\n"))), text
     assert list(validator().iter_errors(plain(GOOD + "backend: nowhere\n")))
     document = schema()

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lt_train.backbones.base import Classifier, parse_backbone
+from lt_train.backbones.base import BackboneSpec, Classifier, parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
 from lt_train.errors import CheckpointError
 
@@ -70,6 +70,15 @@ def test_a_file_of_another_tool_is_named(tmp_path: Path) -> None:
     ("changes", "match"),
     [
         ({"format": 99}, "format must be 1, got 99"),
+        ({"format": "1"}, "format must be 1, got 1; train it again"),
+        ({"in_channels": "1"}, "in_channels must be a whole number above 0, got '1'"),
+        ({"num_classes": 0}, "num_classes must be a whole number above 0, got 0"),
+        ({"num_classes": True}, "num_classes must be a whole number above 0, got True"),
+        ({"backbone": None}, "backbone must be a mapping with a kind, got None"),
+        ({"backbone": {"kind": ["small_cnn"]}}, "backbone must be a mapping with a kind"),
+        ({"mean": 0.5}, "mean must be a list of one finite number an input channel, got 0.5"),
+        ({"mean": [0.5, 0.5]}, "mean must be a list of one finite number an input channel"),
+        ({"std": ["x"]}, "std must be a list of one finite number an input channel"),
         ({"num_classes": 5}, "tensors are not those of backbone small_cnn with 5 classes"),
         ({"backbone": {"kind": "small_cnn", "width": 4}}, "tensors are not those of backbone small_cnn"),
         ({"backbone": {"kind": "vgg"}}, "its backbone is not one of this version: .*'vgg' is unknown"),
@@ -81,3 +90,32 @@ def test_a_document_that_does_not_fit_is_refused(
     rewrite(saved[0], **changes)
     with pytest.raises(CheckpointError, match=match):
         load_checkpoint(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "its document is no JSON"),
+        ("[1]", r"its document must be a mapping, got \[1\]"),
+        ("{}", "format must be 1, got None"),
+        ('{"format": 1}', "backbone must be a mapping with a kind, got None"),
+    ],
+)
+def test_an_altered_document_is_refused(saved: tuple[Path, Classifier], text: str, match: str) -> None:
+    path = saved[0]
+    save_file(load_file(path), path, metadata={"longtail-sweeps checkpoint": text})
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}: {match}"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
+def test_a_pickle_of_torch_is_told_from_a_damaged_file(tmp_path: Path, name: str) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"is a PyTorch pickle.* the safetensors file that `lt-train backbone`"):
+        load_checkpoint(tmp_path / name)
+
+
+def test_the_field_says_what_file_it_takes() -> None:
+    description = BackboneSpec.model_fields["checkpoint"].description
+    assert description is not None
+    assert "safetensors file written by `lt-train backbone`" in description

@@ -44,14 +44,14 @@ def load(tmp_path: Path, arrays: dict[str, Any], **fields: Any) -> FeatureData |
 def test_features_are_taken_with_a_stratified_hold_out(tmp_path: Path) -> None:
     data = load(tmp_path, features())
     assert isinstance(data, FeatureData)
-    assert data.train.inputs.shape == (1, 17, 4)
+    assert data.train.inputs.shape == (1, 16, 4)
     assert data.test.inputs.shape == (1, 9, 4)
     assert data.test.inputs.dtype == torch.float32
     assert data.split_counts.tolist() == [10, 6, 4]
     assert data.val is not None
-    assert torch.bincount(data.val.labels).tolist() == [2, 1]
+    assert torch.bincount(data.val.labels).tolist() == [2, 1, 1]
     assert data.head is None
-    assert "3 of 20 training pictures were held out" in data.notes[0]
+    assert "4 of 20 training pictures were held out" in data.notes[0]
 
 
 def test_views_validation_and_head_are_kept_as_given(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_hold_out_keeps_every_view_of_what_stays(tmp_path: Path) -> None:
     data = load(tmp_path, features(train_features=views))
     assert isinstance(data, FeatureData)
     assert data.val is not None
-    assert data.train.inputs.shape == (2, 17, 4)
-    assert data.val.inputs.shape == (1, 3, 4)
+    assert data.train.inputs.shape == (2, 16, 4)
+    assert data.val.inputs.shape == (1, 4, 4)
     both = torch.cat([data.train.inputs[0], data.val.inputs[0]])
     assert torch.equal(both.sort(dim=0).values, torch.from_numpy(views[0]))
 
@@ -140,6 +140,7 @@ NAN[3, 1], NAN[5, 0] = np.nan, np.inf
         ({"weight": np.zeros((4, 4), np.float32)}, "class 3 has none"),
         ({"weight": np.zeros((3, 5), np.float32)}, "weight must be floats .* D = 4"),
         ({"weight": np.zeros((3, 4), np.float32), "bias": np.zeros(2, np.float32)}, "bias must be floats .* K = 3"),
+        ({"train_labels": np.zeros(20, int), "test_labels": np.zeros(9, int)}, "must be at least two classes, got 1"),
         ({"train_labels": np.array([object()] * 20)}, "cannot be read .*allow_pickle"),
     ],
 )
@@ -153,6 +154,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], match: 
     [
         ({"train_images": np.zeros((20, 6, 6), np.float32)}, "train_images must be uint8 .* got float32"),
         ({"test_images": np.zeros((9, 3, 6, 7), np.uint8)}, r"test_images must have the shape \[3, 6, 6\]"),
+        (
+            {"train_images": np.zeros((20, 6, 6, 3), np.uint8)},
+            r"train_images must be .* channels last; transpose to \[N, C, H, W\], got uint8 \[20, 6, 6, 3\]",
+        ),
+        ({"train_images": np.zeros((20, 6, 6, 1), np.uint8)}, r"train_images .* transpose to \[N, C, H, W\]"),
+        ({"test_images": np.zeros((9, 6, 6, 4), np.uint8)}, r"test_images .* transpose to \[N, C, H, W\]"),
+        (
+            {"val_images": np.zeros((3, 6, 6, 3), np.uint8), "val_labels": np.arange(3)},
+            r"val_images .* transpose to \[N, C, H, W\]",
+        ),
+        ({"train_labels": np.zeros(20, int), "test_labels": np.zeros(9, int)}, "at least two classes, got 1"),
     ],
 )
 def test_wrong_pictures_are_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:

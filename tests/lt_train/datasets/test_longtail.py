@@ -109,7 +109,24 @@ def test_a_fraction_is_held_out_of_every_class() -> None:
     labels = torch.tensor([0] * 10 + [1] * 4 + [2] * 25)
     train, val, notes = hold_out_fraction(labels, 0.2)
     assert val is not None
-    assert torch.bincount(labels[val]).tolist() == [2, 0, 5]
+    assert torch.bincount(labels[val]).tolist() == [2, 1, 5]
     assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(39))
-    assert "7 of 39 training pictures were held out" in notes[0]
+    assert "8 of 39 training pictures were held out" in notes[0]
     assert hold_out_fraction(labels, 0.0)[1:] == (None, ())
+
+
+def test_a_fraction_takes_one_of_every_class_but_never_the_last() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 2 + [2] + [3])
+    train, val, notes = hold_out_fraction(labels, 0.2)
+    assert val is not None
+    assert torch.bincount(labels[val], minlength=4).tolist() == [2, 1, 0, 0]
+    assert torch.bincount(labels[train]).tolist() == [8, 1, 1, 1]
+    assert notes[0].endswith("Without a validation picture, because they have one picture only: class 2; class 3")
+    assert torch.bincount(labels[hold_out_fraction(labels, 1 - 1e-16)[0]]).tolist() == [1, 1, 1, 1]
+
+
+def test_a_fraction_of_classes_of_one_says_that_there_is_no_validation() -> None:
+    train, val, notes = hold_out_fraction(torch.arange(3), 0.5)
+    assert train.tolist() == [0, 1, 2]
+    assert val is None
+    assert "none could be held out: every class has one training picture" in notes[0]

@@ -1,10 +1,13 @@
 """Extraction: what is stored is what the frozen network says, once, and only for data it was trained for."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lt_train import seeding
 from lt_train.backbones.base import parse_backbone
@@ -61,6 +64,34 @@ def test_views_are_augmented_each_from_its_own_stream(checkpoint: Path, tmp_path
         expected = features(checkpoint, data, apply_views(data.train.inputs, drawn, data.augmentation.pad))
         torch.testing.assert_close(bank.train_features[view], expected)
     assert not torch.allclose(bank.train_features[0], bank.train_features[1])
+
+
+class LargeTensors(TorchDispatchMode):
+    """Keeps every float32 memory of `size` bytes or more that is made, so that none can be made twice in one place."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.made: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                storage = tensor.untyped_storage()
+                if storage.nbytes() >= self.size:
+                    self.made[storage.data_ptr()] = storage
+        return result
+
+
+def test_a_bank_is_held_in_memory_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val, test = 3 * 369 * 16 * 4, 2 * 140 * 16 * 4, 2 * 500 * 16 * 4
+    data = pictures(DIGITS)
+    monkeypatch.setattr("lt_train.features.extract.write_bank", lambda store, inputs, bank: store)
+    with LargeTensors(val) as large:
+        spec = FeaturesSpec(views=3, test_flip=True, batch_size=4)
+        build_bank(DIGITS, checkpoint, spec, tmp_path, data=data)
+    assert sorted(storage.nbytes() for storage in large.made.values()) == [val, test, train]
 
 
 def test_test_flip_stores_the_mirror(checkpoint: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lt_train.backbones.base import parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.errors import SpecError
+from lt_train.errors import SpecError, UserError
 from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.train import resume_file, train_backbone
 
@@ -163,3 +163,18 @@ def test_recipe_fields_are_checked() -> None:
         parse_recipe({"kind": "ce", "lr": 0})
     with pytest.raises(SpecError, match=r"'sce' is unknown; did you mean 'ce'\?"):
         parse_recipe({"kind": "sce"})
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_state_with_an_altered_document_is_ignored_with_a_note(
+    digits: PictureData, tmp_path: Path, text: str
+) -> None:
+    out = tmp_path / "out"
+    save_file({"x": torch.zeros(1)}, resume_file(out), metadata={"longtail-sweeps training state": text})
+    assert train(digits, out, epochs=1)[0].endswith("is ignored")
+
+
+def test_a_directory_is_no_checkpoint_to_write(digits: PictureData, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is a directory, and a file is to be written"):
+        train(digits, tmp_path, epochs=1)
+    assert list(tmp_path.iterdir()) == []

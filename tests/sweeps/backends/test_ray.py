@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import sweeps
-from lt_train.errors import LongtailError
+from lt_train.errors import LongtailError, UserError
 from lt_train.retrain.base import EpochRule, Pack, RunResult
 from sweeps.backends.base import backend_kinds
+from sweeps.backends.ray import _check_room
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
 
@@ -86,3 +87,10 @@ def test_a_pack_that_always_crashes_on_ray_is_reported_by_name_and_cause(
     ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
     with pytest.raises(LongtailError, match=r"pack hopeless failed 3 times on Ray: AttributeError.*`lt-sweep resume`"):
         ray_backend.train(prepare(small_sweep()), OnePack(("no run",), EpochRule()), cpus=1, gpus=0)
+
+
+def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str):
+    _check_room(2, 0, local=True)
+    with pytest.raises(UserError, match=r"resources\.cpus_per_pack must be at most the 2 CPUs.*, got 99"):
+        _check_room(99, 0, local=True)
+    _check_room(99, 0, local=False)  # a cluster may grow

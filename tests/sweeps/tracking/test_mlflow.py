@@ -148,6 +148,21 @@ def test_a_store_that_is_away_delays_and_loses_nothing(tracked: MakeSweep, tmp_p
     assert len(all_runs(back)) == 1 + 7 + 2
 
 
+def test_a_server_that_does_not_answer_costs_seconds_not_minutes(tracked: MakeSweep):
+    away = tracked(tracking={"kind": "mlflow", "uri": f"http://127.0.0.1:{free_port()}"}, search={"trials": 2})
+    start = time.monotonic()
+    with pytest.raises(TrackingBehind, match=r"Max retries exceeded|Connection refused"):
+        sweeps.run(away)
+    assert time.monotonic() - start < 60
+
+
+def test_a_failed_baseline_is_told(tracked: MakeSweep):
+    spec = tracked(baselines=[{"kind": "vanilla"}, {"kind": "ce", "lr": 1e38}], search={"trials": 2})
+    result = sweeps.run(spec)
+    assert set(result.baselines) == {"vanilla"}
+    assert any(note.startswith("baseline-ce failed: diverged") for note in result.notes)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -173,7 +188,7 @@ def test_ui_serves_the_runs_table_on_localhost(tracked: MakeSweep):
         listening = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=False)
         if listening.returncode == 0:
             assert f"127.0.0.1:{port}" in listening.stdout
-        with pytest.raises(UserError, match=f"port {port} is taken; choose another with --port"):
+        with pytest.raises(UserError, match=f"port {port} cannot be had .*; choose another with --port"):
             spec.tracking.serve("small", Path(spec.storage), port)
     finally:
         server.terminate()
