@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = arguments.command(arguments)
+        sys.stdout.flush()  # here, where a reader that is gone is still handled
         return code
     except SpecError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
