@@ -3,8 +3,7 @@
 import errno
 import hashlib
 import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,22 +21,6 @@ def umask() -> Iterator[None]:
     before = os.umask(0o027)
     yield
     os.umask(before)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount the small file system of this test")
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip(f"no file system can be mounted here: {mount.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_file_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -117,8 +100,9 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     assert os.umask(0o027) == 0o027
 
 
-def test_a_full_disk_is_a_storage_error_that_names_the_path(small_disk: Path) -> None:
-    path = small_disk / "file"
+def test_a_full_disk_is_a_storage_error_that_names_the_path(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("64k")
+    path = disk / "file"
     path.write_text("old")
     with (
         pytest.raises(StorageError, match=f"cannot write {path}: the disk is full; free some space and run"),
@@ -126,15 +110,15 @@ def test_a_full_disk_is_a_storage_error_that_names_the_path(small_disk: Path) ->
     ):
         temporary.write_bytes(b"x" * 100_000)
     assert path.read_text() == "old"
-    assert list(small_disk.iterdir()) == [path]
+    assert list(disk.iterdir()) == [path]
 
-    bank = small_disk / "bank"
+    bank = disk / "bank"
     with (
         pytest.raises(StorageError, match=f"cannot write {bank}: the disk is full; free some space and run"),
         atomic_directory(bank) as directory,
     ):
         (directory / "part").write_bytes(b"x" * 100_000)
-    assert list(small_disk.iterdir()) == [path]
+    assert list(disk.iterdir()) == [path]
     with atomic_file(path) as temporary:
         temporary.write_bytes(b"x" * 20_000)
     assert path.stat().st_size == 20_000

@@ -4,10 +4,9 @@ import csv
 import importlib
 import json
 import math
-import os
 import pkgutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -189,24 +188,16 @@ def test_names_that_the_storage_needs_are_refused(small_sweep: MakeSweep, name: 
         sweeps.run(small_sweep(name=name))
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def test_a_disk_that_fills_up_mid_sweep_stops_it_and_resume_goes_on(small_sweep: MakeSweep, tiny_disk: Path):
-    spec = small_sweep(storage=str(tiny_disk), search={"trials": 60, "generation": 6})
+def test_a_disk_that_fills_up_mid_sweep_stops_it_and_resume_goes_on(
+    small_sweep: MakeSweep, small_disk: Callable[[str], Path]
+):
+    disk = small_disk("120k")
+    spec = small_sweep(storage=str(disk), search={"trials": 60, "generation": 6})
     with pytest.raises(StorageError, match=r"the disk is full; free some space and run the same command again"):
         sweeps.run(spec)
     finished = len(ledger_runs(spec))
     assert 0 < finished < 120
-    subprocess.run(["mount", "-o", "remount,size=4m", str(tiny_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
     result = sweeps.run(spec)
     assert result.runs.cached >= finished
     assert len({run["key"] for run in ledger_runs(spec)}) == len(ledger_runs(spec))

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,19 +109,9 @@ def test_the_key_changes_with_everything_that_decides_a_result_and_nothing_else(
     assert run_key("bank", run, EpochRule("last", "test")) == key  # the last epoch is the last on any set
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(tiny_disk: Path):
-    ledger = Ledger(tiny_disk)
+def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(small_disk: Callable[[str], Path]):
+    disk = small_disk("32k")
+    ledger = Ledger(disk)
 
     def append_without_end() -> None:
         for number in range(1000):
@@ -131,15 +119,15 @@ def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(tiny_di
 
     with pytest.raises(StorageError, match=r"cannot write .*the disk is full; free some space") as caught:
         append_without_end()
-    assert str(tiny_disk) in str(caught.value)
+    assert str(disk) in str(caught.value)
     appended = len(ledger.finished)
     assert appended > 0
     ledger.close()
     lines = ledger.path.read_text().splitlines()
     assert [json.loads(line)["pack"] for line in lines] == [f"p{number}" for number in range(appended)]
-    for head in list((tiny_disk / "heads").glob("*"))[:2]:
+    for head in list((disk / "heads").glob("*"))[:2]:
         head.unlink()
-    again = Ledger(tiny_disk)
+    again = Ledger(disk)
     again.append(pack("after", 0), ["kafter"], [result()], 1.0)
     assert len(again.finished) == appended + 1
     again.close()

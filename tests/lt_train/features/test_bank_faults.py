@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,25 +109,11 @@ def test_a_bank_that_is_there_already_stays(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 64 kB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a tiny tmpfs needs root and mount(8)")
-    place = tmp_path / "tiny"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk_is_named_and_nothing_partial_stays(tiny_disk: Path) -> None:
-    path = tiny_disk / bank_fingerprint(INPUTS)
+def test_a_full_disk_is_named_and_nothing_partial_stays(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("64k")
+    path = disk / bank_fingerprint(INPUTS)
     with pytest.raises(StorageError, match=rf"cannot write {path}: the disk is full; free some space and run the same"):
-        write_bank(tiny_disk, INPUTS, made_up(images=5000))
-    assert list(tiny_disk.iterdir()) == []
-    write_bank(tiny_disk, INPUTS, made_up())  # the space is free again
+        write_bank(disk, INPUTS, made_up(images=5000))
+    assert list(disk.iterdir()) == []
+    write_bank(disk, INPUTS, made_up())  # the space is free again
     open_bank(path)
