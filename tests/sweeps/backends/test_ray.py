@@ -28,12 +28,13 @@ def runs_by_key(spec: SweepSpec) -> dict[str, dict]:
     return {run["key"]: run for line in lines for run in json.loads(line)["runs"]}
 
 
-def workers() -> list[int]:
-    """Process ids of Ray workers that hold our trainable."""
+def training_workers() -> list[int]:
+    """Process ids of Ray workers that are in a pack right now: Ray shows the running method in the process title."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"ray::PackTrainable" in (process / "cmdline").read_bytes():
+            title = (process / "cmdline").read_bytes()
+            if title.startswith(b"ray::") and b"Trainable.train" in title:
                 found.append(int(process.name))
     return found
 
@@ -46,13 +47,13 @@ def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
     killed: list[int] = []
 
     def kill_one() -> None:
-        for _ in range(600):
-            for process in workers():
-                time.sleep(0.3)  # let it get into a pack
-                os.kill(process, signal.SIGKILL)
-                killed.append(process)
-                return
-            time.sleep(0.05)
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            for process in training_workers()[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+            time.sleep(0.02)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
