@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lt_train.retrain.base import EpochRule, Pack, Run
-from lt_train.storage import fingerprint
 
 __all__ = ["pack_runs"]
 
@@ -28,8 +27,7 @@ def pack_runs(name: str, runs: Sequence[Run], rule: EpochRule, lanes_per_pack: i
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        static = fingerprint([run.method.static_fields(), run.training.model_dump()])
-        groups.setdefault(static, []).append(run)
+        groups.setdefault(run.static_key(), []).append(run)
     packs: list[Pack] = []
     for group in groups.values():
         seeds = len({run.seed for run in group})

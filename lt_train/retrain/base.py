@@ -20,6 +20,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.metrics import SPLITS, split_masks
 from lt_train.seeding import generator
+from lt_train.storage import fingerprint
 
 __all__ = [
     "NUMERICS_VERSION",
@@ -59,6 +60,10 @@ class Run:
     method: MethodSpec
     training: TrainingSpec
     seed: int
+
+    def static_key(self) -> str:
+        """Equal for runs that may train in one loop: everything but the lane fields and the seed agrees."""
+        return fingerprint([self.method.static_fields(), self.training.model_dump()])
 
 
 @dataclass(frozen=True)

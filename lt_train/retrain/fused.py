@@ -33,7 +33,6 @@ from lt_train.retrain.base import (
     score_column,
     start_head,
 )
-from lt_train.storage import fingerprint
 
 __all__ = ["fit"]
 
@@ -69,8 +68,7 @@ def _stacks(runs: Sequence[Run], bank: FeatureBank, device: str) -> Iterator[lis
     """Places of runs, by seed and lane, a rectangle at a time: equal static fields, weights within STACK_BYTES."""
     groups: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, run in enumerate(runs):
-        static = fingerprint([run.method.static_fields(), run.training.model_dump()])
-        groups[static][run.seed].append(place)
+        groups[run.static_key()][run.seed].append(place)
     lane_bytes = 4 * bank.num_classes * bank.feature_dim
     most = max(1, STACK_BYTES[torch.device(device).type] // lane_bytes)
     for by_seed in groups.values():
