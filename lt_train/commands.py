@@ -7,7 +7,6 @@ computed here; `lt_train.cli` owns the flags.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
@@ -29,7 +28,7 @@ from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.head_file import load_head, save_head
 from lt_train.methods.base import TrainingSpec, parse_method
-from lt_train.metrics import SPLITS, split_masks
+from lt_train.metrics import SPLITS, split_accuracy, split_masks
 from lt_train.progress import progress
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import EpochRule, Run, RunResult
@@ -118,7 +117,7 @@ def retrain(arguments: argparse.Namespace) -> None:
     best, kept = max(finished, key=lambda pair: pair[0]["selected_on"])
     if arguments.out:
         about = {"bank": bank.fingerprint, "method": method.model_dump(mode="json"), "seed": best["seed"]}
-        save_head(arguments.out, torch.from_numpy(kept.weight), torch.from_numpy(kept.bias), about)
+        save_head(arguments.out, {name: torch.from_numpy(array) for name, array in kept.state.items()}, about)
     mean = {
         split: None if failures else _number(np.mean([_or_nan(row["test"][split]) for row, _ in finished]))
         for split in SPLITS
@@ -150,15 +149,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_device(arguments.device)
     bank = open_bank(arguments.bank)
     _say(bank.notes)
-    if arguments.head:
-        bank = _with_head(bank, arguments.head)
-    run = Run(parse_method({"kind": "vanilla"}), TrainingSpec(), seed=0)
-    result = fused.fit(bank, [run], arguments.device, EpochRule(epoch="last"))[0]
-    kept = result.kept
-    assert kept is not None, "nothing is trained, so nothing diverges"
+    bank.check()
+    kept = reference.measure(bank, _classifier(bank, arguments.head).to(arguments.device))
+    totals = torch.bincount(bank.test.labels, minlength=bank.num_classes)
+    correct = torch.from_numpy(np.nan_to_num(kept.class_accuracy)) * totals
     masks = split_masks(bank.split_counts).numpy()
     measured = {
-        "accuracy": _by_split(result.test_accuracy[-1]),
+        "accuracy": _by_split(split_accuracy(correct, totals, torch.from_numpy(masks)).tolist()),
         "loma": {split: _mean_over(kept.loma, mask) for split, mask in zip(SPLITS, masks, strict=True)},
         "regularised_std": {
             split: _mean_over(kept.regularised_std, mask) for split, mask in zip(SPLITS, masks, strict=True)
@@ -174,16 +171,26 @@ def evaluate(arguments: argparse.Namespace) -> None:
     _print(arguments, measured, ["test", *SPLITS], lines)
 
 
-def _with_head(bank: FeatureBank, file: Path) -> FeatureBank:
-    weight, bias, about = load_head(file)
-    if weight.shape != (bank.num_classes, bank.feature_dim):
+def _classifier(bank: FeatureBank, file: Path | None) -> torch.nn.Module:
+    """The classifier in a head file, or without one the bank's own."""
+    if file is None:
+        if bank.head is None:
+            raise UserError("this bank has no stage-1 head to evaluate; give one with --head")
+        return parse_method({"kind": "vanilla"}).classifier({"weight": bank.head[0], "bias": bank.head[1]})
+    state, about = load_head(file)
+    try:
+        classifier = parse_method(about["method"]).classifier(state)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"head {file} does not hold the classifier that it names ({error})") from None
+    shape = next(list(tensor.shape) for tensor in state.values() if tensor.ndim == 2)
+    if shape != [bank.num_classes, bank.feature_dim]:
         raise CheckpointError(
-            f"head {file} is for another bank: its weight is {list(weight.shape)} where this bank needs "
+            f"head {file} is for another bank: its weight is {shape} where this bank needs "
             f"[{bank.num_classes}, {bank.feature_dim}]"
         )
     if about.get("bank") != bank.fingerprint:
         _say([f"head {file} was trained on another bank ({about.get('bank')}) than this one ({bank.fingerprint})"])
-    return dataclasses.replace(bank, head=(weight, bias))
+    return classifier
 
 
 def _row(run: Run, result: RunResult, on: str) -> dict[str, Any]:

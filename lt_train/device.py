@@ -1,4 +1,4 @@
-"""Whether this machine has the device that was asked for, before anything is loaded or trained.
+"""Whether this machine has the device that was asked for, and how exactly it is to multiply.
 
 Both command lines ask here first, so that a wrong device costs a message and not a traceback after minutes of work.
 Knows torch only.
@@ -6,13 +6,16 @@ Knows torch only.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
 from lt_train.errors import UserError
 
-__all__ = ["check_device"]
+__all__ = ["check_device", "matmul_precision"]
 
 
 def check_device(device: str) -> torch.device:
@@ -33,3 +36,17 @@ def check_device(device: str) -> torch.device:
         have = "cuda:0 only" if count == 1 else f"cuda:0 .. cuda:{count - 1}"
         raise UserError(f"device {device} asked for, and this machine has {have}; use one of these or cpu")
     return torch.device("cuda", index) if ":" in device else torch.device("cuda")
+
+
+@contextlib.contextmanager
+def matmul_precision(device: str, precision: Literal["float32", "tf32"]) -> Iterator[None]:
+    """Products of float32 tensors on a CUDA device in this precision, as before afterwards; a CPU has one only."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee" if precision == "float32" else "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

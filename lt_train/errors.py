@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "LongtailError",
+    "MemoryShort",
     "SpecError",
     "StorageError",
     "UserError",
@@ -51,3 +52,7 @@ class BankError(UserError):
 
 class StorageError(LongtailError):
     """Try again: a disk was full or a file could not be written. Nothing finished was lost."""
+
+
+class MemoryShort(LongtailError):
+    """Memory ran out and smaller packs cannot help by themselves: change the pack size, or use another machine."""

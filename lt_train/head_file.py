@@ -1,4 +1,4 @@
-"""A re-trained head in one safetensors file: `weight [K, D]`, `bias [K]`, and where they came from as JSON.
+"""A re-trained classifier in one safetensors file: its tensors by name, and where they came from as JSON.
 
 Written atomically, read without pickle. Knows nothing of methods; the document is kept as it is.
 """
@@ -22,18 +22,18 @@ __all__ = ["load_head", "save_head"]
 _KEY = "longtail-sweeps head"
 
 
-def save_head(path: Path, weight: Tensor, bias: Tensor, about: Mapping[str, Any]) -> None:
-    """Write `weight [K, D]` and `bias [K]` to `path`, atomically, with a JSON document.
+def save_head(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors (`MethodSpec.classifier` says which) to `path`, atomically, with a JSON document.
 
     Raises:
         StorageError: the disk is full or not writable; a file that was there is as before.
     """
     with atomic_file(path) as temporary:
-        write_tensors(temporary, {"weight": weight, "bias": bias}, {_KEY: json.dumps(dict(about))})
+        write_tensors(temporary, dict(state), {_KEY: json.dumps(dict(about))})
 
 
-def load_head(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """`(weight [K, D], bias [K], document)` of a file written by `save_head`.
+def load_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, document)` of a file written by `save_head`.
 
     Raises:
         CheckpointError: the file is missing, truncated or of another kind.
@@ -47,7 +47,7 @@ def load_head(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
             about = json.loads((contents.metadata() or {})[_KEY])
             if not isinstance(about, dict):
                 raise ValueError(f"its document must be a mapping, got {about!r}")
-            return contents.get_tensor("weight"), contents.get_tensor("bias"), about
+            return {name: contents.get_tensor(name) for name in contents.keys()}, about
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"head {path} cannot be read ({error}): it is truncated, altered or no head file; write it again with "

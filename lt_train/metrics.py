@@ -17,6 +17,7 @@ __all__ = [
     "SPLITS",
     "LogitStatistics",
     "correct_per_class",
+    "hits",
     "loma_by_group",
     "loma_cv",
     "split_accuracy",
@@ -43,8 +44,26 @@ def split_masks(split_counts: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(many), many, ~many & ~few, few])
 
 
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the true class has the largest logit of all; a tie is no hit, and neither is NaN.
+
+    So a head whose logits are all equal has no accuracy, whatever the order of the classes. Several times faster than
+    `argmax` on a CPU.
+
+    Args:
+        logits: float `[..., K]`.
+        labels: int64, broadcastable to `[...]`.
+
+    Returns:
+        bool `[...]`.
+    """
+    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
+    true = logits.gather(-1, index).squeeze(-1)
+    return true > logits.scatter(-1, index, -torch.inf).amax(dim=-1)
+
+
 def correct_per_class(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Count right top-1 predictions by true class.
+    """Count right top-1 predictions (`hits`) by true class.
 
     Args:
         logits: float `[B, *L, K]`.
@@ -52,10 +71,10 @@ def correct_per_class(logits: Tensor, labels: Tensor, num_classes: int) -> Tenso
         num_classes: K.
 
     Returns:
-        float32 `[*L, K]` counts; a tie goes to the lowest class, as `argmax` decides.
+        float32 `[*L, K]` counts.
     """
     lanes = logits.shape[1:-1]
-    right = logits.argmax(dim=-1) == labels.view(-1, *([1] * len(lanes)))
+    right = hits(logits, labels.view(-1, *([1] * len(lanes))))
     counts = torch.zeros(num_classes, *lanes, device=logits.device)
     counts.index_add_(0, labels, right.to(counts.dtype))
     return counts.movedim(0, -1)

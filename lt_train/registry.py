@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lt_train.errors import SpecError
 from lt_train.explain import dotted, explain, offer
+from lt_train.shorthand import expand
 
 __all__ = ["KindSpec", "Spec", "kinds", "parse", "union"]
 
@@ -91,6 +92,6 @@ def parse(package: str, base: type[SpecT], document: dict[str, Any]) -> SpecT:
         raise SpecError(f"kind: {name!r} is unknown{offer(name, room)}")
     try:
         adapter: TypeAdapter[SpecT] = TypeAdapter(room[name])
-        return adapter.validate_json(json.dumps(document))
+        return adapter.validate_json(json.dumps(expand(room[name], document)))
     except ValidationError as error:
         raise SpecError([f"{dotted((name, *loc))}: {text}" for loc, text in explain(error, room[name])]) from None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.ledger import Record
-from sweeps.schedule import Trial
+from sweeps.study import Trial
 from sweeps.tracking.base import TrialCard
 
 __all__ = ["short_params", "trial_card"]
@@ -19,13 +20,25 @@ SHORT = {"smooth_factor": "d", "weight_decay": "wd"}
 
 
 def short_params(params: dict[str, Any]) -> str:
-    """Searched values in a few characters: `d=0.912 lr=0.0047 wd=1e-05`."""
+    """Searched values in a few characters: `d=0.912 lr=0.0047 wd=1e-05`; with the part where names would be equal."""
     parts = []
-    for path, value in params.items():
-        name = path.rpartition(".")[2]
+    last = [path.rpartition(".")[2] for path in params]
+    for (path, value), name in zip(params.items(), last, strict=True):
         shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-        parts.append(f"{SHORT.get(name, name)}={shown}")
+        parts.append(f"{path if last.count(name) > 1 else SHORT.get(name, name)}={shown}")
     return " ".join(parts)
+
+
+def dotted_params(spec: BaseModel) -> dict[str, Any]:
+    """Every value of a spec by dotted path, `head.scale`; parts that are not there are left out."""
+    found: dict[str, Any] = {}
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        if isinstance(value, BaseModel):
+            found |= {f"{name}.{path}": inner for path, inner in dotted_params(value).items()}
+        elif value is not None:
+            found[name] = value
+    return found
 
 
 def trial_card(trial: Trial, records: list[Record], objective: float | None) -> TrialCard:
@@ -51,18 +64,19 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None) -> 
     for record in sound:
         row = _named("acc", selection.reported([record])[0])
         seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
-    title = f"{trial.method.kind} {short_params(trial.params)}".strip()
+    title = f"{trial.called} {short_params(trial.params)}".strip()
     return TrialCard(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
         phase=trial.phase,
-        params={**trial.method.model_dump(mode="json"), **trial.training.model_dump(mode="json")},
+        params={"method": trial.called, **dotted_params(trial.method), **dotted_params(trial.training)},
         metrics=metrics,
         series={key: points for key, points in series.items() if points},
         tables=tables,
         failed=len(sound) < len(records),
         finished_ms=max(record.at_ms for record in records),
         seed_runs=seed_runs,
+        stopped=selection.stopped(records),
     )
 
 

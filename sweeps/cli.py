@@ -73,6 +73,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from sweeps.plan import plan
+    from sweeps.sizes import shown_size
     from sweeps.spec import load_sweep
 
     spec = load_sweep(arguments.spec)
@@ -89,13 +90,13 @@ def _plan(arguments: argparse.Namespace) -> int:
         ),
         (
             "packs",
-            f"{planned.packs}, up to {planned.lanes_per_pack} runs each; "
-            f"{2 * planned.packs_per_generation} can train at once (two generations)",
+            f"{planned.packs}, {2 * planned.packs_per_generation} can train at once (two generations); "
+            f"{planned.pack_sizes}",
         ),
         ("data", f"{planned.train_images} train, {planned.val_images} val, {planned.test_images} test images"),
         ("head", f"{planned.classes} classes x {planned.feature_dim} features"),
-        ("bank", f"{_bytes(planned.bank_bytes)}, {planned.views} training view{'s' * (planned.views > 1)}"),
-        ("memory a pack", f"{_bytes(planned.pack_bytes)} beside the bank"),
+        ("bank", f"{shown_size(planned.bank_bytes)}, {planned.views} training view{'s' * (planned.views > 1)}"),
+        ("memory a pack", f"{shown_size(planned.pack_bytes)} beside the bank, for the largest"),
         (
             "re-training",
             f"about {_seconds(planned.train_seconds)} on one worker of this machine "
@@ -103,6 +104,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         ),
         ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
     ]
+    if planned.epochs_saved:
+        saved = f"{spec.search.scheduler.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
+        rows.insert(3, ("scheduler", saved))
+    if len(planned.methods) > 1:
+        rows.insert(0, ("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
     table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)
     for name, value in rows:
         table.add_row(name, value)
@@ -215,14 +221,6 @@ def _port(text: str) -> int:
     if not 0 < port < 65536:
         raise argparse.ArgumentTypeError(f"must be in 1..65535, got {port}")
     return port
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
 
 
 def _seconds(seconds: float) -> str:

@@ -22,8 +22,9 @@ from sweeps.ledger import Ledger, Record
 from sweeps.prepare import prepare
 from sweeps.report.artifacts import write_artifacts
 from sweeps.result import Result, Winner, summarise
-from sweeps.schedule import Schedule, Trial, search_size
+from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
+from sweeps.study import Trial, search_size
 from sweeps.tracking.base import Champion, SweepCard, Tracker, TrialCard
 
 __all__ = ["TrackingBehind", "resume", "run"]
@@ -85,7 +86,7 @@ def _search(spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start
         try:
             with progress(f"sweep {spec.name}", "run") as report:
                 watcher = _Watcher(spec, tracker, report)
-                schedule = Schedule(spec, bank.fingerprint, ledger, watcher.on_trial)
+                schedule = Schedule(spec, bank, ledger, watcher.on_trial)
                 watcher.attach(schedule)
                 entered = time.perf_counter()
                 finished_before = schedule.exhausted() and directory.result.exists()
@@ -122,14 +123,14 @@ class _Watcher:
     def __init__(self, spec: SweepSpec, tracker: _PatientTracker, report: Report) -> None:
         self.spec, self.tracker, self.report = spec, tracker, report
         self.schedule: Schedule | None = None
-        self.done = 0
+        self.done, self.wanted, self.stopped = 0, search_size(spec).runs, 0
         self.best: tuple[float, str] | None = None
         self.early: list[tuple[Trial, list[Record]]] = []
 
     def attach(self, schedule: Schedule) -> None:
         """Start following; trials that were replayed while the schedule was being made come first."""
         self.schedule = schedule
-        self.report(0, search_size(self.spec).runs, "")
+        self.report(0, self.wanted, schedule.pack_sizes())
         for trial, records in self.early:
             self.on_trial(trial, records)
 
@@ -140,11 +141,14 @@ class _Watcher:
         objective = self.schedule.objective(trial)
         self.tracker.log_trial(trial_card(trial, records, objective))
         self.done += len(records)
-        if trial.phase == "search" and objective is not None and (self.best is None or objective > self.best[0]):
-            self.best = (objective, short_params(trial.params))
+        if self.schedule.stopped(trial) is not None:
+            self.stopped += 1
+        elif trial.phase == "search" and objective is not None and (self.best is None or objective > self.best[0]):
+            self.best = (objective, f"{trial.called} {short_params(trial.params)}".strip())
         chosen = self.spec.selection
-        note = f"best {chosen.on} {chosen.metric} {100 * self.best[0]:.2f}% at {self.best[1]}" if self.best else ""
-        self.report(self.done, search_size(self.spec).runs, note)
+        notes = [f"best {chosen.on} {chosen.metric} {100 * self.best[0]:.2f}% at {self.best[1]}"] if self.best else []
+        notes += [f"{self.stopped} trials stopped early"] if self.stopped else []
+        self.report(self.done, self.wanted, ", ".join(notes))
 
 
 class _PatientTracker:
@@ -204,7 +208,7 @@ def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank) -
         params={
             "dataset": spec.dataset.kind,
             "backbone": spec.backbone.kind if spec.backbone else "none",
-            "method": spec.method.kind,
+            "method": ", ".join(contestant.name for contestant in spec.contestants()),
             "trials": spec.search.trials,
             "selection": spec.selection.model_dump_json(),
             "bank": bank.fingerprint,
@@ -218,7 +222,7 @@ def _champion(schedule: Schedule, winner: Winner | None) -> Champion | None:
     if trial is None or winner is None:
         return None
     best = next(record for record in schedule.finished[trial.name] if record.seed == winner.best_of.seed)
-    return Champion(*schedule.ledger.head(best.key))
+    return Champion(trial.method.classifier(schedule.ledger.head(best.key)))
 
 
 def _parent_metrics(winner: Winner | None) -> dict[str, float]:

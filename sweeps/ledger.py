@@ -22,15 +22,22 @@ from safetensors.torch import load_file
 
 from lt_train.errors import LongtailError
 from lt_train.metrics import loma_cv
-from lt_train.retrain.base import NUMERICS_VERSION, EpochRule, Pack, Run, RunResult
+from lt_train.retrain.base import NUMERICS_VERSION, EpochRule, Halving, Pack, Run, RunResult
 from lt_train.storage import atomic_file, fingerprint, sync, writing
 from lt_train.tensor_file import write_tensors
 
 __all__ = ["Ledger", "Record", "run_key"]
 
 
-def run_key(bank_fingerprint: str, run: Run, rule: EpochRule) -> str:
-    """The identity of a run: everything that decides its numbers, and nothing else. 64 hex digits."""
+def run_key(bank_fingerprint: str, run: Run, rule: EpochRule, halving: Halving | None = None, pool: str = "") -> str:
+    """The identity of a run: everything that decides its numbers, and nothing else. 64 hex digits.
+
+    Which runs share its pack is not in it: among the runs of a `pool` that follows from the sweep file.
+    """
+    counts: list[Any] = [rule.epoch, rule.on, rule.metric] if rule.epoch == "best" else ["last"]
+    if halving is not None:
+        # Judged along the way, so what it is judged on counts even where the last epoch does.
+        counts = [rule.epoch, rule.on, rule.metric, {"rungs": halving.rungs, "factor": halving.factor}]
     return fingerprint(
         {
             "numerics": NUMERICS_VERSION,
@@ -38,7 +45,8 @@ def run_key(bank_fingerprint: str, run: Run, rule: EpochRule) -> str:
             "method": run.method.model_dump(mode="json"),
             "training": run.training.model_dump(mode="json"),
             "seed": run.seed,
-            "rule": [rule.epoch, rule.on, rule.metric] if rule.epoch == "best" else ["last"],
+            "rule": counts,
+            **({"pool": pool} if pool else {}),
         }
     )
 
@@ -47,7 +55,8 @@ def run_key(bank_fingerprint: str, run: Run, rule: EpochRule) -> str:
 class Record:
     """A finished run as the ledger keeps it. Accuracies are fractions `[E][4]` over all/many/medium/few; None is NaN.
 
-    `epoch` is the epoch that counts (from 0), -1 for a failed run, whose `failure` says why.
+    `epoch` is the epoch that counts (from 0), -1 for a failed run, whose `failure` says why. `stopped` is None, or the
+    epochs after which a scheduler stopped the run.
     """
 
     key: str
@@ -62,6 +71,7 @@ class Record:
     regularised_std: list[float | None]
     loma_mean: float | None
     loma_cv: float | None
+    stopped: int | None = None
     pack: str = ""
     at_ms: int = 0
 
@@ -82,6 +92,7 @@ class Record:
             regularised_std=[] if kept is None else _plain(kept.regularised_std),
             loma_mean=None if kept is None else _number(float(np.nanmean(kept.loma))),
             loma_cv=None if kept is None else _number(float(loma_cv(torch.tensor(kept.loma)))),
+            stopped=result.stopped,
         )
 
 
@@ -132,8 +143,8 @@ class Ledger:
         self.seconds["ledger"] += time.perf_counter() - start
         return self._take(line)
 
-    def head(self, key: str) -> tuple[Any, Any]:
-        """A finished run's `(weight [K, D], bias [K])` as numpy arrays.
+    def head(self, key: str) -> dict[str, torch.Tensor]:
+        """A finished run's classifier, as `MethodSpec.classifier` takes it.
 
         Raises:
             LongtailError: it is not there: dropped, or removed by hand.
@@ -142,7 +153,8 @@ class Ledger:
         if not file.exists():
             raise LongtailError(f"head {file} is missing; start the sweep over with --fresh to train it again")
         tensors = load_file(file)
-        return tensors[f"{key}.weight"].numpy(), tensors[f"{key}.bias"].numpy()
+        prefix = f"{key}/"
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
     def drop_heads(self, keys: Iterable[str]) -> None:
         """Remove the heads of every pack all of whose runs are among `keys`: runs that cannot win any more."""
@@ -154,9 +166,10 @@ class Ledger:
     def _save_heads(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult]) -> None:
         tensors: dict[str, torch.Tensor] = {}
         for key, result in zip(keys, results, strict=True):
-            if result.kept is not None:
-                tensors[f"{key}.weight"] = torch.from_numpy(np.array(result.kept.weight))
-                tensors[f"{key}.bias"] = torch.from_numpy(np.array(result.kept.bias))
+            if result.kept is not None and result.stopped is None:  # what was stopped cannot win
+                # Copied, because what came from a worker through shared memory cannot be written to.
+                state = {name: torch.from_numpy(np.array(array)) for name, array in result.kept.state.items()}
+                tensors |= {f"{key}/{name}": tensor for name, tensor in state.items()}
         with atomic_file(self.heads / f"{pack.name}.safetensors") as file:
             write_tensors(file, tensors)
 

@@ -5,6 +5,7 @@ Loads the data and builds the (untrained) backbone for their shapes; measures th
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 
 from lt_train.datasets.base import FeatureData
 from lt_train.errors import UserError
-from lt_train.retrain.base import Run
-from sweeps.packing import pack_runs
-from sweeps.schedule import search_size
+from lt_train.retrain.base import Halving, Run
+from sweeps.contestants import Contestant
+from sweeps.packing import PackSize, evenly
+from sweeps.prepare import check_packs
 from sweeps.spec import SweepSpec
+from sweeps.study import SearchSize, baseline_trials, search_size, search_sizes
 
 __all__ = ["Plan", "plan"]
 
@@ -26,8 +29,13 @@ EFFICIENCY = 0.35
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep amounts to. Memory in bytes; time in seconds of one worker of this machine, stage 1 not included."""
+    """What a sweep amounts to. Memory in bytes; time in seconds of one worker of this machine, stage 1 not included.
 
+    `methods` are the trials of each. Packs, lanes and bytes are those of the largest pack; `packs_per_generation` those
+    of all methods together. `epochs_saved` is the share of the search's epochs that a scheduler saves.
+    """
+
+    methods: dict[str, int]
     trials: int
     generations: int
     seeds: int
@@ -37,6 +45,9 @@ class Plan:
     packs: int
     packs_per_generation: int
     lanes_per_pack: int
+    pack_sizes: str
+    run_bytes: int
+    pack_bytes: int
     train_images: int
     val_images: int
     test_images: int
@@ -44,7 +55,7 @@ class Plan:
     feature_dim: int
     views: int
     bank_bytes: int
-    pack_bytes: int
+    epochs_saved: float
     train_seconds: float
     notes: tuple[str, ...]
 
@@ -74,27 +85,33 @@ def plan(spec: SweepSpec) -> Plan:
         views, (_, dim) = spec.features.views, spec.backbone.build(int(data.train.inputs.shape[1]))
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
         test_views = 1 + flip
+    size = PackSize(spec.resources, data.num_classes, dim)
+    check_packs(spec, size)
     val = len(data.val) if data.val else 0
     sizes = search_size(spec)
-    per_generation = [spec.search.generation] * (sizes.trials // spec.search.generation)
-    if sizes.trials % spec.search.generation:
-        per_generation.append(sizes.trials % spec.search.generation)
-    packs = [_packs(spec, trials) for trials in per_generation]
-    lanes = min(spec.resources.lanes_per_pack, max(per_generation) * spec.selection.seeds)
-    head = 4 * dim * data.num_classes
-    trained = sizes.search_runs + sizes.finalist_runs + sizes.baseline_runs
-    # Forward and weight gradient in training, forward in evaluation of every epoch; two operations a product.
-    operations = spec.training.epochs * dim * data.num_classes * (4 * len(data.train) + 2 * (val + len(data.test)))
+    searches = [_search(spec, size, contestant, own) for contestant, own in search_sizes(spec)]
+    largest = max(searches, key=lambda search: search.lanes * size.run_bytes(search.run))
+    # Forward and weight gradient in training, forward in evaluation; two operations a product.
+    image = 2 * dim * data.num_classes
+    epochs, whole = sum(search.epochs for search in searches), sum(search.whole for search in searches)
+    reported = sum(search.finalist_epochs for search in searches) + sum(
+        len(trial.seeds) * trial.training.epochs for trial in baseline_trials(spec) if trial.method.trains
+    )
+    operations = (epochs + reported) * image * (2 * len(data.train) + val + len(data.test))
     return Plan(
+        methods={contestant.name: own.trials for contestant, own in search_sizes(spec)},
         trials=sizes.trials,
-        generations=len(per_generation),
+        generations=max(len(search.packs) for search in searches),
         seeds=spec.selection.seeds,
         search_runs=sizes.search_runs,
         baseline_runs=sizes.baseline_runs,
         finalist_runs=sizes.finalist_runs,
-        packs=sum(packs) + _packs(spec, min(spec.selection.finalists, sizes.trials)) + len(spec.baselines),
-        packs_per_generation=max(packs),
-        lanes_per_pack=lanes,
+        packs=sum(sum(map(len, search.packs)) + search.finalist_packs for search in searches) + len(spec.baselines),
+        packs_per_generation=sum(max(map(len, search.packs)) for search in searches),
+        lanes_per_pack=largest.lanes,
+        pack_sizes=size.told(largest.run, largest.lanes),
+        run_bytes=size.run_bytes(largest.run),
+        pack_bytes=largest.lanes * size.run_bytes(largest.run),
         train_images=len(data.train),
         val_images=val,
         test_images=len(data.test),
@@ -102,16 +119,70 @@ def plan(spec: SweepSpec) -> Plan:
         feature_dim=dim,
         views=views,
         bank_bytes=4 * dim * (views * len(data.train) + test_views * (val + len(data.test))),
-        # Weights, momentum and kept weights of every lane.
-        pack_bytes=3 * lanes * head,
-        train_seconds=trained * operations / (EFFICIENCY * _matmul_rate(spec.resources.cpus_per_pack)),
+        epochs_saved=1 - epochs / whole if whole else 0.0,
+        train_seconds=operations / (EFFICIENCY * _matmul_rate(spec.resources.cpus_per_pack)),
         notes=data.notes,
     )
 
 
-def _packs(spec: SweepSpec, trials: int) -> int:
-    runs = [Run(spec.method, spec.training, seed) for _ in range(trials) for seed in range(spec.selection.seeds)]
-    return len(pack_runs("plan", runs, spec.selection.epoch_rule(), spec.resources.lanes_per_pack))
+@dataclass(frozen=True)
+class _Search:
+    """What one contestant's search comes to.
+
+    Attributes:
+        run: any run of it.
+        packs: the runs of each pack, by generation.
+        finalist_packs: how many.
+        epochs: trained in the search, of all runs together; without a scheduler they would be `whole`.
+        finalist_epochs: of all finalists together.
+    """
+
+    run: Run
+    packs: list[list[int]]
+    finalist_packs: int
+    epochs: int
+    whole: int
+    finalist_epochs: int
+
+    @property
+    def lanes(self) -> int:
+        """Runs of the largest pack."""
+        return max(map(max, self.packs))
+
+
+def _search(spec: SweepSpec, size: PackSize, contestant: Contestant, own: SearchSize) -> _Search:
+    run = Run(contestant.method, contestant.training, 0)
+    seeds, generation = own.search_runs // own.trials, spec.search.generation
+    trials = [min(generation, own.trials - first) for first in range(0, own.trials, generation)]
+    packs = [_packs(size.lanes(run), count, seeds) for count in trials]
+    epochs = run.training.epochs if run.method.trains else 0
+    halving = spec.search.scheduler.halving(run.training) if run.method.trains else None
+    return _Search(
+        run=run,
+        packs=packs,
+        finalist_packs=len(_packs(size.lanes(run), own.finalist_runs // seeds, seeds)),
+        epochs=sum(_epochs(count, seeds, epochs, halving) for generation_packs in packs for count in generation_packs),
+        whole=own.search_runs * epochs,
+        finalist_epochs=own.finalist_runs * epochs,
+    )
+
+
+def _packs(lanes: int, trials: int, seeds: int) -> list[int]:
+    """The runs of each pack, as `sweeps.packing` makes them where no searched value is static."""
+    if lanes < seeds:
+        return evenly(trials * seeds, lanes)
+    return [seeds * count for count in evenly(trials, lanes // seeds)]
+
+
+def _epochs(runs: int, seeds: int, epochs: int, halving: Halving | None) -> int:
+    """Epochs that the runs of a pack are trained for, together."""
+    if halving is None:
+        return runs * epochs
+    total, done, trials = 0, 0, runs // seeds
+    for rung in halving.rungs:
+        total += trials * (rung - done)
+        trials, done = math.ceil(trials / halving.factor), rung
+    return seeds * (total + trials * (epochs - done))
 
 
 def _matmul_rate(threads: int) -> float:

@@ -19,9 +19,10 @@ from lt_train.retrain.base import Run, check_runs
 from lt_train.stage1.train import train_backbone
 from lt_train.storage import fingerprint
 from sweeps.directory import CACHE
+from sweeps.packing import PackSize
 from sweeps.spec import SweepSpec
 
-__all__ = ["prepare"]
+__all__ = ["check_packs", "prepare"]
 
 
 def prepare(spec: SweepSpec) -> FeatureBank:
@@ -91,5 +92,24 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
                 f"selection.metric {spec.selection.metric} on val: the validation set has no picture of that split; "
                 "select on acc_all, or give the dataset a larger validation set"
             )
-    runs = [Run(method, spec.training, 0) for method in (spec.method, *spec.baselines)]
+    runs = [Run(contestant.method, contestant.training, 0) for contestant in spec.contestants()]
+    runs += [Run(method, spec.training, 0) for method in spec.baselines]
     check_runs(bank, runs, spec.selection.epoch_rule())
+    check_packs(spec, PackSize(spec.resources, bank.num_classes, bank.feature_dim))
+
+
+def check_packs(spec: SweepSpec, size: PackSize) -> None:
+    """Refuse, before anything is searched, packs too small for what this sweep may put into one.
+
+    Raises:
+        UserError: resources.memory_per_pack is too small.
+    """
+    seeds = spec.selection.seeds
+    for baseline in spec.baselines:
+        size.check(Run(baseline, spec.training, 0), seeds, None)
+    for contestant in spec.contestants():
+        halving = spec.search.scheduler.halving(contestant.training) if contestant.method.trains else None
+        searched = contestant.space.get("training.batch_size")
+        sizes = [value for _, value in searched.probes() if isinstance(value, int)] if searched else []
+        largest = contestant.training.model_copy(update={"batch_size": max(sizes)} if sizes else {})
+        size.check(Run(contestant.method, largest, 0), seeds, halving)

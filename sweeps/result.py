@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.ledger import Record
-from sweeps.schedule import Schedule, Trial
+from sweeps.schedule import Schedule
+from sweeps.study import Phase, Trial
 
 __all__ = ["Gain", "Result", "Row", "summarise"]
 
@@ -67,7 +68,7 @@ class Gain(_Model):
 class Row(_Model):
     """One setting, reported: the best of its seeds beside their mean and its interval."""
 
-    params: dict[str, Any]
+    params: dict[str, Any] = Field(description="the method with its parts, and the training, as a sweep file has them")
     seeds: list[int]
     best_of: SeedAccuracies
     mean: Accuracies
@@ -78,16 +79,37 @@ class Row(_Model):
 class Winner(Row):
     """The selected trial; `gain` is over each baseline, by metric."""
 
+    method: str = Field(default="", description="the name in `methods` of the method whose trial it is")
     trial: int
+    searched: dict[str, Any] = Field(default={}, description="the searched values by dotted path")
     gain: dict[str, dict[str, Gain]]
+
+
+class MethodRow(Winner):
+    """One method at its best: its own winner, and what was spent to find it."""
+
+    objective: float = Field(description="what its winner was selected by: metric, set and objective of the protocol")
+    behind: dict[str, Gain] = Field(description="this method minus the first of the table, by metric, paired by seed")
+    tied: bool = Field(
+        description="the 95% interval of `behind`, in the protocol's metric on test, holds 0: over these seeds there "
+        "is no difference from the first, which is tied with itself"
+    )
+    trials: int = Field(description="settings tried")
+    failed_trials: int
+    stopped_trials: int = Field(default=0, description="settings that the scheduler stopped early")
+    runs: int = Field(description="runs finished, stopped or failed, of trials and finalists")
 
 
 class TrialRow(_Model):
     """One trial of the search with all its seeds; `objective` is null when it failed."""
 
-    number: int
-    params: dict[str, Any]
+    method: str = Field(default="", description="the name in `methods` of the method it is a trial of")
+    number: int = Field(description="counted for each method")
+    params: dict[str, Any] = Field(description="the searched values by dotted path")
     objective: float | None
+    stopped: int | None = Field(
+        default=None, description="epochs after which the scheduler stopped it; its numbers are then of that epoch"
+    )
     seeds: list[SeedAccuracies]
 
 
@@ -103,9 +125,10 @@ class Protocol(_Model):
 
 
 class RunCounts(_Model):
-    """Runs: trained to the end, failed, and wanted again when they were finished already (duplicates, resumes)."""
+    """Runs: trained to the end, stopped early, failed, and wanted again when done already (duplicates, resumes)."""
 
     finished: int
+    stopped: int = 0
     failed: int
     cached: int
 
@@ -120,7 +143,10 @@ class Result(_Model):
     protocol: Protocol
     runs: RunCounts
     trials: list[TrialRow]
-    winner: Winner | None = Field(description="null when every trial, or every finalist, failed")
+    winner: Winner | None = Field(description="the best of all methods; null when every trial, or finalist, failed")
+    methods: list[MethodRow] = Field(
+        default=[], description="every method's winner, ranked by what is selected on; without those that all failed"
+    )
     baselines: dict[str, Row]
     seconds: dict[str, float] = Field(
         description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, process starts in it); "
@@ -134,12 +160,16 @@ def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, flo
     spec, ledger = schedule.spec, schedule.ledger
     wanted = {record.key: record for records in schedule.finished.values() for record in records}
     failed = sum(record.failure is not None for record in wanted.values())
+    stopped = sum(record.stopped is not None for record in wanted.values())
     chosen = spec.selection
-    baselines = [trial for trial in schedule.trials.values() if trial.phase == "baseline"]
-    finished = schedule.finished.items()
-    broken = {name: record.failure for name, records in finished for record in records if record.failure is not None}
+    baselines = [trial for trial in schedule.in_order() if trial.phase == "baseline"]
+    every = [(trial.name, record) for trial in schedule.in_order() for record in schedule.finished[trial.name]]
+    broken = {name: record.failure for name, record in every if record.failure is not None}
     sound = [trial for trial in baselines if trial.name not in broken]
     told = [f"{name} failed: {why}" for name, why in broken.items() if schedule.trials[name].phase != "search"]
+    first, names = schedule.winner(), [study.contestant.name for study in schedule.studies]
+    if len(names) > 1:
+        told += [f"{name}: every trial, or every finalist, failed" for name in names if schedule.winner(name) is None]
     return Result(
         sweep=spec.name,
         spec_fingerprint=spec.fingerprint(),
@@ -152,42 +182,74 @@ def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, flo
             seeds=chosen.seeds,
             finalists=chosen.finalists,
         ),
-        runs=RunCounts(finished=len(wanted) - failed, failed=failed, cached=schedule.cached),
+        runs=RunCounts(finished=len(wanted) - failed - stopped, stopped=stopped, failed=failed, cached=schedule.cached),
         trials=[
             TrialRow(
+                method=trial.contestant,
                 number=trial.number,
                 params=trial.params,
                 objective=schedule.objective(trial),
+                stopped=schedule.stopped(trial),
                 seeds=[_seed_row(record) for record in schedule.finished[trial.name]],
             )
-            for trial in schedule.trials.values()
+            for trial in schedule.in_order()
             if trial.phase == "search"
         ],
-        winner=_winner(schedule, sound),
+        winner=None if first is None else _winner(schedule, first, sound),
+        methods=_methods(schedule, sound),
         baselines={trial.name.removeprefix("baseline-"): _row(schedule, trial) for trial in sound},
         seconds={name: round(value, 3) for name, value in (ledger.seconds | seconds).items()},
         notes=[*notes, *told],
     )
 
 
-def _winner(schedule: Schedule, baselines: list[Trial]) -> Winner | None:
-    trial = schedule.winner()
-    if trial is None:
-        return None
-    ours = selection.reported(schedule.finished[trial.name])
-    gain: dict[str, dict[str, Gain]] = {}
-    for baseline in baselines:
-        theirs = np.broadcast_to(selection.reported(schedule.finished[baseline.name]), ours.shape)
-        by_metric: dict[str, Gain] = {}
-        for column, split in enumerate(SPLITS):
-            difference = selection.paired(ours[:, column], theirs[:, column])
-            if not math.isnan(difference.mean):
-                by_metric[f"acc_{split}"] = Gain(
-                    mean=difference.mean, ci95=_pair(difference.ci95), p_value=difference.p_value
-                )
-        gain[baseline.name.removeprefix("baseline-")] = by_metric
-    row = _row(schedule, trial)
-    return Winner(**dict(row), trial=trial.number, gain=gain)
+def _winner(schedule: Schedule, trial: Trial, baselines: list[Trial]) -> Winner:
+    gain = {baseline.name.removeprefix("baseline-"): _difference(schedule, trial, baseline) for baseline in baselines}
+    row = dict(_row(schedule, trial))
+    return Winner(**row, method=trial.contestant, trial=trial.number, searched=trial.params, gain=gain)
+
+
+def _methods(schedule: Schedule, baselines: list[Trial]) -> list[MethodRow]:
+    """Each contestant's winner, ranked as the winner of all is chosen."""
+    names = {study.contestant.name for study in schedule.studies}
+    winners = {trial.name for name in names if (trial := schedule.winner(name)) is not None}
+    phase: Phase = "finalist" if schedule.spec.selection.finalists else "search"
+    ranked = [trial for trial in schedule.ranking(phase) if trial.name in winners]
+    return [_method_row(schedule, trial, ranked[0], baselines) for trial in ranked]
+
+
+def _method_row(schedule: Schedule, trial: Trial, first: Trial, baselines: list[Trial]) -> MethodRow:
+    own = [other for other in schedule.in_order() if other.contestant == trial.contestant]
+    tried = [other for other in own if other.phase == "search"]
+    objective, behind = schedule.objective(trial), _difference(schedule, trial, first)
+    assert objective is not None, "a trial that failed does not win"
+    return MethodRow(
+        **dict(_winner(schedule, trial, baselines)),
+        objective=objective,
+        behind=behind,
+        tied=trial is first or _covers_zero(behind.get(schedule.spec.selection.metric)),
+        trials=len(tried),
+        failed_trials=sum(schedule.objective(other) is None for other in tried),
+        stopped_trials=sum(schedule.stopped(other) is not None for other in tried),
+        runs=len({record.key for other in own for record in schedule.finished[other.name]}),
+    )
+
+
+def _difference(schedule: Schedule, ours: Trial, theirs: Trial) -> dict[str, Gain]:
+    """`ours` minus `theirs` on the test set, by metric, paired by seed; one run stands for every seed."""
+    a, b = np.broadcast_arrays(*(selection.reported(schedule.finished[trial.name]) for trial in (ours, theirs)))
+    by_metric: dict[str, Gain] = {}
+    for column, split in enumerate(SPLITS):
+        difference = selection.paired(a[:, column], b[:, column])
+        if not math.isnan(difference.mean):
+            by_metric[f"acc_{split}"] = Gain(
+                mean=difference.mean, ci95=_pair(difference.ci95), p_value=difference.p_value
+            )
+    return by_metric
+
+
+def _covers_zero(difference: Gain | None) -> bool:
+    return difference is not None and difference.ci95 is not None and difference.ci95[0] <= 0 <= difference.ci95[1]
 
 
 def _row(schedule: Schedule, trial: Trial) -> Row:

@@ -1,52 +1,28 @@
-"""The order of a sweep: baselines, generations of trials, finalists. A pure state machine; it starts nothing.
+"""The order of a sweep: baselines, and every contestant's study. A pure state machine; it starts nothing.
 
-Trials are asked in generations of fixed size, generation g + 1 as soon as generation g - 1 is complete, and told in
-trial order. So which trials are tried depends on the sweep file alone: not on workers, timing or interruptions. A
-resume replays the same questions against the ledger and finds the same answers. Knows search, packing, selection
-and the ledger; knows no backend and no tracking.
+What a study asks follows from the sweep file and from the outcomes of its own trials, told in a fixed order
+(`sweeps.study`). So which trials are tried depends on the sweep file alone: not on workers, timing or interruptions,
+nor on the other contestants. A resume replays the same questions against the ledger and finds the same answers. Knows
+studies, packing, selection and the ledger; knows no backend and no tracking.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
 
-from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.retrain.base import Pack, Run, RunResult
+from lt_train.features.bank import FeatureBank
+from lt_train.retrain.base import Halving, Pack, Run, RunResult
 from sweeps import selection
 from sweeps.ledger import Ledger, Record, run_key
-from sweeps.packing import pack_runs
+from sweeps.packing import PackSize, pack_runs
 from sweeps.spec import SweepSpec
+from sweeps.study import Phase, Study, Trial, baseline_trials
 
-__all__ = ["Schedule", "SearchSize", "Trial", "search_size"]
-
-Phase = Literal["baseline", "search", "finalist"]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting in one phase, to be run with several seeds.
-
-    Attributes:
-        name: unique within the sweep and the same after a resume.
-        number: the trial's number in the search; a finalist has that of the trial it repeats.
-        params: the searched values by path.
-    """
-
-    name: str
-    phase: Phase
-    number: int
-    params: dict[str, Any]
-    method: MethodSpec
-    training: TrainingSpec
-    seeds: tuple[int, ...]
-
-    def runs(self) -> list[Run]:
-        """One run a seed."""
-        return [Run(self.method, self.training, seed) for seed in self.seeds]
+__all__ = ["Schedule"]
 
 
 class Schedule:
@@ -54,7 +30,8 @@ class Schedule:
 
     Attributes:
         finished: records of every complete trial by name, in seed order.
-        trials: every trial asked so far, by name, in the order asked.
+        trials: every trial asked so far, by name.
+        studies: one for each contestant, in the order of the file.
         on_trial: called once for every trial that completes, replayed ones included.
         cached: runs that were wanted and found finished already.
         seconds: time spent asking and telling.
@@ -63,13 +40,14 @@ class Schedule:
     def __init__(
         self,
         spec: SweepSpec,
-        bank_fingerprint: str,
+        bank: FeatureBank,
         ledger: Ledger,
         on_trial: Callable[[Trial, list[Record]], None] = lambda trial, records: None,
     ) -> None:
-        self.spec, self.bank_fingerprint, self.ledger, self.on_trial = spec, bank_fingerprint, ledger, on_trial
+        self.spec, self.bank_fingerprint, self.ledger, self.on_trial = spec, bank.fingerprint, ledger, on_trial
+        self.size = PackSize(spec.resources, bank.num_classes, bank.feature_dim)
         self.rule = spec.selection.epoch_rule()
-        self.search = spec.search.sampler.start(spec.search.space, spec.search.seed)
+        self.studies = [Study(spec, contestant) for contestant in spec.contestants()]
         self.trials: dict[str, Trial] = {}
         self.finished: dict[str, list[Record]] = {}
         self.cached = 0
@@ -77,10 +55,12 @@ class Schedule:
         self._ready: deque[Pack] = deque()
         self._in_flight: set[str] = set()
         self._wanted: set[str] = set()
-        self._generations: list[list[Trial]] = []
-        self._told = 0
-        self._asked_all = False
-        self._finalists: list[Trial] | None = None
+        self._keys: dict[str, list[str]] = {}
+        self._pack_keys: dict[str, list[str]] = {}
+        self._open: dict[str, Trial] = {}
+        self._baselines: frozenset[str] = frozenset()
+        self._schedule("baseline", baseline_trials(spec))
+        self._baselines = frozenset(self._wanted)
         self._advance()
 
     def next_pack(self) -> Pack | None:
@@ -93,175 +73,151 @@ class Schedule:
 
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
         """Record a trained pack: the ledger first, then whatever follows from it."""
-        keys = [self._key(run) for run in pack.runs]
-        self.ledger.append(pack, keys, results, seconds)
+        self.ledger.append(pack, self._pack_keys[pack.name], results, seconds)
         self._in_flight.discard(pack.name)
         self._advance()
 
     def exhausted(self) -> bool:
         """True when everything the sweep wants is finished."""
-        return not self._ready and not self._in_flight and self._finalists is not None
+        asked = all(study.finalists is not None for study in self.studies)
+        return not self._ready and not self._in_flight and asked
 
     def objective(self, trial: Trial) -> float | None:
-        """What a finished trial is judged by; None when it failed."""
+        """What a finished trial is judged by, at the epoch it was stopped after if it was; None when it failed."""
         chosen = self.spec.selection
         return selection.objective(self.finished[trial.name], metric=chosen.metric, on=chosen.on, how=chosen.objective)
 
-    def ranking(self, phase: Phase) -> list[Trial]:
-        """Finished trials of a phase that did not fail, best first; ties: the lower number."""
-        scored = [
-            (-score, trial.number, trial)
-            for trial in self.trials.values()
-            if trial.phase == phase and trial.name in self.finished and (score := self.objective(trial)) is not None
-        ]
-        return [trial for _, _, trial in sorted(scored, key=lambda entry: entry[:2])]
+    def stopped(self, trial: Trial) -> int | None:
+        """The epochs after which the scheduler stopped a finished trial; None when it ran whole."""
+        return selection.stopped(self.finished[trial.name])
 
-    def winner(self) -> Trial | None:
+    def ranking(self, phase: Phase, contestant: str | None = None) -> list[Trial]:
+        """Finished trials of a phase that neither failed nor were stopped, best first; of one contestant, or of all.
+
+        Ties: the contestant that comes first in the file, then the lower number.
+        """
+        order = {study.contestant.name: place for place, study in enumerate(self.studies)}
+        scored = [
+            ((-score, order.get(trial.contestant, 0), trial.number), trial)
+            for trial in self.trials.values()
+            if trial.phase == phase
+            and contestant in (None, trial.contestant)
+            and trial.name in self.finished
+            and self.stopped(trial) is None
+            and (score := self.objective(trial)) is not None
+        ]
+        return [trial for _, trial in sorted(scored, key=lambda entry: entry[0])]
+
+    def in_order(self) -> list[Trial]:
+        """Every trial asked so far: baselines, then contestant by contestant its search and its finalists."""
+        ordered = [trial for trial in self.trials.values() if trial.phase == "baseline"]
+        for study in self.studies:
+            ordered += [trial for generation in study.generations for trial in generation]
+            ordered += study.finalists or []
+        return ordered
+
+    def winner(self, contestant: str | None = None) -> Trial | None:
         """The best finalist, or where there are none the best trial; None when every trial failed."""
-        ranking = self.ranking("finalist" if self.spec.selection.finalists else "search")
+        ranking = self.ranking("finalist" if self.spec.selection.finalists else "search", contestant)
         return ranking[0] if ranking else None
+
+    def pack_sizes(self) -> str:
+        """How large the packs are that wait to be trained, and why; empty when none waits."""
+        largest = max(self._ready, key=lambda pack: len(pack.runs), default=None)
+        return "" if largest is None else self.size.told(largest.runs[0], len(largest.runs))
 
     def _advance(self) -> None:
         """Take note of complete trials and ask for whatever may be asked now, until nothing changes."""
-        if not self.trials:
-            self._schedule("baseline", baseline_trials(self.spec))
-        while True:
-            self._note_complete()
+        self._note_complete()
+        for study in self.studies:
             # Asking comes first: generation g + 1 is always asked before generation g is told, also in a replay,
-            # where g is complete at once. The sampler's answers depend on that order.
-            if not (self._ask() or self._tell() or self._start_finalists()):
-                return
+            # where g is complete at once. The search's answers depend on that order.
+            while self._ask(study) or self._tell(study) or self._finish(study):
+                self._note_complete()
 
     def _note_complete(self) -> None:
-        for name, trial in self.trials.items():
-            if name in self.finished:
-                continue
-            keys = [self._key(run) for run in trial.runs()]
-            if all(key in self.ledger.finished for key in keys):
-                self.finished[name] = [self.ledger.finished[key] for key in keys]
+        for name, trial in list(self._open.items()):
+            if all(key in self.ledger.finished for key in self._keys[name]):
+                self.finished[name] = [self.ledger.finished[key] for key in self._keys[name]]
+                del self._open[name]
                 self.on_trial(trial, self.finished[name])
 
-    def _tell(self) -> bool:
-        if self._told == len(self._generations) or not self._complete(self._generations[self._told]):
+    def _ask(self, study: Study) -> bool:
+        with self._timed():
+            generation = study.ask()
+        if generation:
+            self._schedule("search", generation, study)
+        return generation is not None
+
+    def _tell(self, study: Study) -> bool:
+        due = study.due()
+        if not due or any(trial.name not in self.finished for trial in due):
             return False
-        start = time.perf_counter()
-        for trial in self._generations[self._told]:
-            self.search.tell(trial.number, self.objective(trial))
-        self.seconds += time.perf_counter() - start
-        self._told += 1
+        with self._timed():
+            study.tell(self.objective, self.stopped)
         self._drop_heads()
+        return True
+
+    def _finish(self, study: Study) -> bool:
+        if study.finalists is not None or not study.all_told():
+            return False
+        finalists = study.finish(self.ranking("search", study.contestant.name))
+        self._schedule("finalist", finalists, study)
         return True
 
     def _drop_heads(self) -> None:
         """Forget the heads of told trials that cannot be the champion (finalists bring heads of their own)."""
-        told = [trial for generation in self._generations[: self._told] for trial in generation]
-        best = {self._key(run) for trial in self.ranking("search")[:1] for run in trial.runs()}
+        told = [trial for study in self.studies for trials in study.generations[: study.told] for trial in trials]
+        best = self.ranking("search")[:1]
         # By key, not by trial: a duplicate of the best trial is not the best, but has its heads.
-        self.ledger.drop_heads({self._key(run) for trial in told for run in trial.runs()} - best)
+        kept = {key for trial in best for key in self._keys[trial.name]}
+        self.ledger.drop_heads({key for trial in told for key in self._keys[trial.name]} - kept)
 
-    def _ask(self) -> bool:
-        if self._asked_all or len(self._generations) >= self._told + 2:
-            return False
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
         start = time.perf_counter()
-        first = sum(map(len, self._generations))
-        generation: list[Trial] = []
-        for number in range(first, min(first + self.spec.search.generation, self.spec.search.trials)):
-            values = self.search.ask(number)
-            if values is None:
-                break
-            values = {path: values[path] for path in self.spec.search.space}
-            method, training = self.spec.with_values(values)
-            name, seeds = f"search-{number:04d}", search_seeds(self.spec)
-            generation.append(Trial(name, "search", number, values, method, training, seeds))
+        yield
         self.seconds += time.perf_counter() - start
-        if not generation:
-            self._asked_all = True
-            return True
-        self._generations.append(generation)
-        self._schedule(f"search-{len(self._generations) - 1:04d}", generation)
-        return True
 
-    def _start_finalists(self) -> bool:
-        if self._finalists is not None or not self._asked_all or self._told < len(self._generations):
-            return False
-        best = self.ranking("search")[: self.spec.selection.finalists]
-        self._finalists = [
-            replace(trial, name=f"finalist-{trial.number:04d}", phase="finalist", seeds=reported_seeds(self.spec))
-            for trial in best
-        ]
-        self._schedule("finalist", self._finalists)
-        return True
+    def _schedule(self, phase: Phase, trials: Sequence[Trial], study: Study | None = None) -> None:
+        """Make packs of the runs nobody asked for before; what the ledger holds already is not trained again.
 
-    def _schedule(self, name: str, trials: Sequence[Trial]) -> None:
-        """Make packs of the runs nobody asked for before; what the ledger holds already is not trained again."""
-        runs: list[Run] = []
+        A pack is in the ledger whole or not at all, and is trained whole or not at all: what becomes of a run may
+        depend on who else is in its pack.
+        """
+        pool = study.contestant.prefix if study else ""
+        keys_of: dict[Run, str] = {}
         for trial in trials:
-            self.trials[trial.name] = trial
-            for run in trial.runs():
-                key = self._key(run)
+            self.trials[trial.name] = self._open[trial.name] = trial
+            keys = self._keys[trial.name] = [self._key(run, phase, pool) for run in trial.runs()]
+            for run, key in zip(trial.runs(), keys, strict=True):
                 if key in self._wanted:
                     self.cached += 1
                     continue
                 self._wanted.add(key)
-                runs.append(run)
-        for pack in pack_runs(name, runs, self.rule, self.spec.resources.lanes_per_pack):
-            missing = [run for run in pack.runs if self._key(run) not in self.ledger.finished]
-            self.cached += len(pack.runs) - len(missing)
-            if missing:
-                self._ready.append(Pack(pack.name, tuple(missing), pack.rule))
+                keys_of[run] = key
+        name = study.pack_name(phase) if study else phase
+        halving = functools.partial(self._halving, phase=phase)
+        for pack in pack_runs(name, list(keys_of), self.rule, self.size.lanes, halving):
+            keys = self._pack_keys[pack.name] = [keys_of[run] for run in pack.runs]
+            if all(key in self.ledger.finished for key in keys):
+                self.cached += len(keys)
+            else:
+                self._ready.append(pack)
 
-    def _complete(self, trials: Sequence[Trial]) -> bool:
-        return all(trial.name in self.finished for trial in trials)
+    def _halving(self, run: Run, phase: Phase) -> Halving | None:
+        """How the trials of a run's pack are stopped early; only those of a search are, what is reported runs whole."""
+        if phase != "search" or not run.method.trains:
+            return None
+        return self.spec.search.scheduler.halving(run.training)
 
-    def _key(self, run: Run) -> str:
-        return run_key(self.bank_fingerprint, run, self.rule)
+    def _key(self, run: Run, phase: Phase, pool: str) -> str:
+        """A run's key: shared with a baseline that is the same run, and within a contestant, but never among those.
 
-
-@dataclass(frozen=True)
-class SearchSize:
-    """How much a sweep will ask for."""
-
-    trials: int
-    search_runs: int
-    baseline_runs: int
-    finalist_runs: int
-
-    @property
-    def runs(self) -> int:
-        """Runs in all, duplicates counted."""
-        return self.search_runs + self.baseline_runs + self.finalist_runs
-
-
-def search_size(spec: SweepSpec) -> SearchSize:
-    """Trials and runs that a spec asks for, before anything is asked."""
-    points = spec.search.sampler.size(spec.search.space)
-    trials = spec.search.trials if points is None else min(spec.search.trials, points)
-    return SearchSize(
-        trials=trials,
-        search_runs=trials * spec.selection.seeds,
-        baseline_runs=sum(len(trial.seeds) for trial in baseline_trials(spec)),
-        finalist_runs=min(spec.selection.finalists, trials) * spec.selection.seeds,
-    )
-
-
-def search_seeds(spec: SweepSpec) -> tuple[int, ...]:
-    """The seeds every trial of the search is run with."""
-    return tuple(range(spec.selection.seeds))
-
-
-def reported_seeds(spec: SweepSpec) -> tuple[int, ...]:
-    """The seeds of the reported numbers: fresh ones where there are finalists, else those of the search."""
-    first = spec.selection.seeds if spec.selection.finalists else 0
-    return tuple(range(first, first + spec.selection.seeds))
-
-
-def baseline_trials(spec: SweepSpec) -> list[Trial]:
-    """Each baseline as given; one that trains nothing has no use for more than one seed."""
-    trials: list[Trial] = []
-    seeds = reported_seeds(spec)
-    for number, method in enumerate(spec.baselines):
-        again = sum(earlier.kind == method.kind for earlier in spec.baselines[:number])
-        name = f"baseline-{method.kind}" + (f"-{again + 1}" if again else "")
-        own = seeds if isinstance(method, TrainedMethod) else seeds[:1]
-        trials.append(Trial(name, "baseline", number, {}, method, spec.training, own))
-    return trials
+        Which of two contestants asks first depends on timing, and so would the pack that a shared run lies in.
+        """
+        halving = self._halving(run, phase)
+        as_baseline = run_key(self.bank_fingerprint, run, self.rule)
+        if halving is None and (not pool or as_baseline in self._baselines):
+            return as_baseline
+        return run_key(self.bank_fingerprint, run, self.rule, halving, pool)

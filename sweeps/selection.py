@@ -18,7 +18,17 @@ from scipy import stats
 from lt_train.metrics import SPLITS
 from sweeps.ledger import Record
 
-__all__ = ["Interval", "PairedDifference", "best_seed", "interval", "mean", "objective", "paired", "reported"]
+__all__ = [
+    "Interval",
+    "PairedDifference",
+    "best_seed",
+    "interval",
+    "mean",
+    "objective",
+    "paired",
+    "reported",
+    "stopped",
+]
 
 Array = NDArray[np.float64]
 
@@ -62,6 +72,11 @@ def objective(
     scores = _scores(records, metric, on)
     value = float(scores.max() if how == "best" else scores.mean())
     return None if math.isnan(value) else value
+
+
+def stopped(records: Sequence[Record]) -> int | None:
+    """The epochs after which a scheduler stopped a trial; None when it ran whole. Its seeds stop together."""
+    return max((record.stopped for record in records if record.stopped is not None), default=None)
 
 
 def best_seed(records: Sequence[Record], *, metric: str, on: Literal["val", "test"]) -> int:

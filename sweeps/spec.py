@@ -21,15 +21,17 @@ from lt_train.errors import SpecError
 from lt_train.explain import Problem, dotted, explain
 from lt_train.features.extract import FeaturesSpec
 from lt_train.methods.base import MethodSpec, TrainingSpec, method_kinds, method_union
-from lt_train.methods.ce import CrossEntropy
+from lt_train.methods.ce import PlainCrossEntropy
 from lt_train.methods.vanilla import Vanilla
 from lt_train.registry import Spec
+from lt_train.shorthand import Shorthand, expand
 from lt_train.stage1.base import RecipeSpec, recipe_kinds, recipe_union
 from lt_train.storage import fingerprint
 from sweeps.backends.base import BackendSpec, backend_kinds, backend_union
 from sweeps.backends.ray import RayBackend
-from sweeps.rules import SEARCHABLE, broken_rules, substitute
-from sweeps.sections import PAPER_PROTOCOL, ResourcesSpec, SearchSpec, SelectionSpec, Shorthand, expand
+from sweeps.contestants import Contestant, MethodEntry, Methods, contestants
+from sweeps.rules import broken_rules
+from sweeps.sections import PAPER_PROTOCOL, ResourcesSpec, SearchSpec, SelectionSpec
 from sweeps.tracking.base import TrackingSpec, tracking_kinds, tracking_union
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.yaml_source import Source, load_yaml
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     Dataset = DatasetSpec
     Backbone = BackboneSpec | None
     Recipe = RecipeSpec | None
-    Method = MethodSpec
+    Method = MethodSpec | None
     Baselines = list[MethodSpec]
     Selection = SelectionSpec
     Backend = BackendSpec
@@ -49,7 +51,7 @@ else:
     Dataset = Annotated[dataset_union(), Shorthand(tuple(dataset_kinds()))]
     Backbone = Annotated[backbone_union() | None, Shorthand(tuple(backbone_kinds()))]
     Recipe = Annotated[recipe_union() | None, Shorthand(tuple(recipe_kinds()))]
-    Method = Annotated[method_union(), Shorthand(tuple(method_kinds()))]
+    Method = Annotated[method_union() | None, Shorthand(tuple(method_kinds()))]
     Baselines = Annotated[list[method_union()], Shorthand(tuple(method_kinds()), each=True)]
     Selection = Annotated[SelectionSpec, Shorthand(("paper",), meanings={"paper": PAPER_PROTOCOL})]
     Backend = Annotated[backend_union(), Shorthand(tuple(backend_kinds()))]
@@ -74,15 +76,23 @@ class SweepSpec(Spec):
         default=None, description="how to train the backbone first; left out where backbone.checkpoint is given"
     )
     features: FeaturesSpec = Field(default=FeaturesSpec(), description="how the backbone's features are taken")
-    method: Method = Field(description="how the classifier is re-trained; its fields are the values not searched")
+    method: Method = Field(
+        default=None, description="how the classifier is re-trained; its fields are the values not searched"
+    )
+    methods: Methods = Field(
+        default=None,
+        min_length=1,
+        description="instead of method: several, each searched with the same number of trials, compared side by side",
+    )
     training: TrainingSpec = Field(default=TrainingSpec(), description="how long and in what batches to re-train")
     search: SearchSpec = Field(description="which hyperparameter settings are tried")
     selection: Selection = Field(
         default=SelectionSpec(), description="on which number the winner is chosen; paper stands for the paper's way"
     )
     baselines: Baselines = Field(
-        default=[Vanilla(), CrossEntropy()],
-        description="methods to run beside the search with the same seeds, for comparison",
+        default=[Vanilla(), PlainCrossEntropy()],
+        description="methods to run beside the search with the same seeds, for comparison; if not given: vanilla, and "
+        "ce where there is one method",
     )
     backend: Backend = Field(
         default=RayBackend(), description="where packs are trained; ray, or inline in this process"
@@ -105,7 +115,11 @@ class SweepSpec(Spec):
 
     def resolved(self) -> dict[str, Any]:
         """The sweep with every default written out, as JSON holds it; `load_resolved` reads it back."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude={"methods" if self.methods is None else "method"})
+
+    def contestants(self) -> list[Contestant]:
+        """The method, or the methods, that are searched."""
+        return contestants(self.method, self.methods, self.training, self.search)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides results.
@@ -121,8 +135,11 @@ class SweepSpec(Spec):
         for part in ("name", "tracking", "storage", "backend"):
             del document[part]
         del document["resources"]["gpus_per_pack"]
+        if self.resources.lanes_per_pack != "auto":
+            del document["resources"]["memory_per_pack"]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.
-        document["search"]["space"] = list(document["search"]["space"].items())
+        for searched in (document["search"], *document.get("methods", ())):
+            searched["space"] = list(searched["space"].items())
         return fingerprint(document)
 
     def anchored(self, place: Path) -> SweepSpec:
@@ -146,21 +163,6 @@ class SweepSpec(Spec):
             # The default is the sweep's name, and must stay what it was when a directory is renamed.
             document["tracking"]["experiment"] = document["tracking"]["experiment"] or self.name
         return load_resolved(document)
-
-    def with_values(self, values: Mapping[str, Any]) -> tuple[MethodSpec, TrainingSpec]:
-        """A trial's method and training: this sweep's, with `values` by dotted path in place.
-
-        Raises:
-            SpecError: the values, each allowed by itself, are not allowed together.
-        """
-        by_part: dict[str, dict[str, Any]] = {part: {} for part in SEARCHABLE}
-        for path, value in values.items():
-            part, _, name = path.partition(".")
-            by_part[part][name] = value
-        try:
-            return substitute(self.method, by_part["method"]), substitute(self.training, by_part["training"])
-        except ValidationError as error:
-            raise SpecError([f"trial {dict(values)}: {problem['msg']}" for problem in error.errors()]) from None
 
 
 def load_sweep(path: str | Path) -> SweepSpec:
@@ -189,11 +191,15 @@ def schema() -> dict[str, Any]:
         kind = definition.get("properties", {}).get("kind", {}).get("const")
         if kind is not None and kind not in optional:
             definition["required"] = sorted({"kind", *definition.get("required", [])})
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+    either = [{"required": ["method"]}, {"required": ["methods"]}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document, "oneOf": either}
 
 
 def _validate(source: Source | dict[str, Any]) -> SweepSpec:
     document = expand(SweepSpec, source.document if isinstance(source, Source) else source)
+    if document.get("methods") is not None:
+        # Any other rival may be listed, and is then tuned as the others are.
+        document.setdefault("baselines", [{"kind": "vanilla"}])
     try:
         return SweepSpec.model_validate_json(json.dumps(document))
     except ValidationError as error:
@@ -215,7 +221,8 @@ def _valid_parts(document: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a wrong file that can be judged by the rules between parts.
 
     The searched parts and the search are mended first, by leaving out what was complained about, so that one wrong
-    value in them does not hide a wrong range; any other wrong part is absent.
+    value in them does not hide a wrong range; any other wrong part is absent, and any wrong one of several methods is
+    None.
     """
     parts: dict[str, Any] = {}
     for name, field in SweepSpec.model_fields.items():
@@ -224,23 +231,45 @@ def _valid_parts(document: Mapping[str, Any]) -> dict[str, Any]:
                 parts[name] = field.get_default(call_default_factory=True)
             continue
         part_type: Any = Annotated[field.annotation, field]
-        adapter: TypeAdapter[Any] = TypeAdapter(part_type)
-        value = document[name]
-        while value is not _GONE:
-            try:
-                parts[name] = adapter.validate_json(json.dumps(value))
-                break
-            except ValidationError as error:
-                first = error.errors()[0]
-                loc = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
-                value = _without(value, loc) if name in (*SEARCHABLE, "search") else _GONE
-                if name == "search" and isinstance(value, dict):
-                    value["trials"] = 1  # may be what was wrong, and says nothing about a space that lost a dimension
+        if name == "methods" and isinstance(document[name], list):
+            parts[name] = [_mended_entry(index, entry) for index, entry in enumerate(document[name])]
+            continue
+        part = _mended(part_type, document[name], mend=name in MENDED, trials_may_lie=name == "search")
+        # A space of which nothing is left is no empty space.
+        if part is not _GONE and not (name == "search" and document[name].get("space") and not part.space):
+            parts[name] = part
     return parts
 
 
+MENDED = ("method", "training", "search")
+"""Parts of which what is right is judged although something is wrong."""
+
 _GONE = object()
 """What is left of a value when all of it was wrong."""
+
+
+def _mended(part_type: Any, value: Any, *, mend: bool = True, trials_may_lie: bool = False) -> Any:
+    """`value` as `part_type`, less what is wrong with it; `_GONE` where nothing is left, or nothing may be left out."""
+    adapter: TypeAdapter[Any] = TypeAdapter(part_type)
+    while value is not _GONE:
+        try:
+            return adapter.validate_json(json.dumps(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            loc = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
+            value = _without(value, loc) if mend else _GONE
+            if trials_may_lie and isinstance(value, dict):
+                value["trials"] = 1  # may be what was wrong, and says nothing about a space that lost a dimension
+    return _GONE
+
+
+def _mended_entry(index: int, value: Any) -> MethodEntry | None:
+    """One of several methods; what had a wrong name gets one that nobody else has."""
+    entry = _mended(MethodEntry, value)
+    if not isinstance(entry, MethodEntry):
+        return None
+    misnamed = value.get("name") is not None and entry.name is None
+    return entry.model_copy(update={"name": f"methods[{index}]"}) if misnamed else entry
 
 
 def _without(value: Any, loc: tuple[int | str, ...]) -> Any:

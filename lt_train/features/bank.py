@@ -9,6 +9,7 @@ Shapes: V training views, A test views, N pictures, D features, K classes.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,6 +108,27 @@ class FeatureBank:
         """D."""
         return int(self.train_features.shape[-1])
 
+    def check(self) -> None:
+        """Refuse values that cannot be trained on; the scan is made once.
+
+        Raises:
+            BankError: a feature is NaN or infinite, or a label is not a class; says how many, and where the first is.
+        """
+        if self._fault:
+            raise BankError(self._fault)
+
+    @functools.cached_property
+    def _fault(self) -> str:
+        sets = {"train": (self.train_features, self.train_labels), "test": (self.test.features, self.test.labels)}
+        if self.val is not None:
+            sets["val"] = (self.val.features, self.val.labels)
+        found = [
+            fault
+            for name, (features, labels) in sets.items()
+            for fault in (_unfit_labels(name, labels, self.num_classes), _unfit_features(name, features))
+        ]
+        return "; ".join(fault for fault in found if fault)
+
     def to_arrays(self) -> dict[str, Any]:
         """Plain numpy arrays and metadata: what travels through Ray's object store without a copy."""
         arrays: dict[str, Any] = {
@@ -147,6 +169,34 @@ class FeatureBank:
             split_counts=tensor("split_counts"),
             notes=tuple(arrays["notes"]),
         )
+
+
+def _unfit_labels(name: str, labels: Tensor, num_classes: int) -> str:
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
+    if not len(wrong):
+        return ""
+    first = int(wrong[0])
+    return (
+        f"{name} labels must be in 0..{num_classes - 1}, but {len(wrong)} of {len(labels)} are not, the first at "
+        f"picture {first}: {int(labels[first])}"
+    )
+
+
+def _unfit_features(name: str, features_VND: Tensor) -> str:
+    wrong, where = 0, ""
+    for view, features_ND in enumerate(features_VND):
+        for start in range(0, len(features_ND), 4096):
+            chunk = features_ND[start : start + 4096]
+            if chunk.sum().isfinite():  # one pass and no temporary; a sum may overflow, so the rest is not proof
+                continue
+            bad = (~chunk.isfinite()).nonzero()
+            wrong += len(bad)
+            if len(bad) and not where:
+                picture, feature = bad[0].tolist()
+                where = f"picture {start + picture}, feature {feature}, view {view}"
+    return (
+        f"{name} features must be finite, but {wrong} values are NaN or infinite, the first at {where}" if wrong else ""
+    )
 
 
 def bank_fingerprint(inputs: Mapping[str, Any]) -> str:

@@ -1,60 +1,74 @@
-"""The linear head, stacked: the classifiers of T lanes x S seeds as one tensor, trained by hand-written gradients.
-
-The weights of all lanes of one seed stand side by side, so that a step is one matrix product a seed, forward and
-back. Knows torch only; which loss is trained, and how it is optimised, is the engine's business.
-
-Shapes: S seeds, B batch, T lanes, K classes, D features, A test views.
-"""
+"""`linear`: `z = W f + b`, the head of most methods. Stacked: the weights of all lanes of a seed stand side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["LinearHead"]
+from lt_train.heads.base import Classifier, HeadSpec, StackedHead
+
+__all__ = ["Linear", "StackedLinear"]
 
 
-class LinearHead:
-    """`z = f W + b` for every lane.
-
-    Attributes:
-        parameters: `weight [S, D, T, K]` and `bias [S, 1, T, K]`, changed in place by the engine.
-    """
+class StackedLinear(StackedHead):
+    """`weight [S, D, T, K]` and `bias [S, 1, T, K]`: one matrix product a seed, forward and back."""
 
     def __init__(self, weight_SDTK: Tensor, bias_S1TK: Tensor) -> None:
         self.parameters = {"weight": weight_SDTK, "bias": bias_S1TK}
 
-    @classmethod
-    def stack(cls, heads_ST: Sequence[Sequence[tuple[Tensor, Tensor]]], device: str) -> LinearHead:
-        """Stack single heads, each `(weight [K, D], bias [K])`, given by seed and lane."""
-        weight = torch.stack([torch.stack([weight.T for weight, _ in lanes], dim=1) for lanes in heads_ST])
-        bias = torch.stack([torch.stack([bias for _, bias in lanes])[None] for lanes in heads_ST])
-        return cls(weight.to(device).contiguous(), bias.to(device).contiguous())
-
-    def unstack(self, seed: int, lane: int) -> tuple[Tensor, Tensor]:
-        """One lane's `(weight [K, D], bias [K])` as CPU copies."""
-        weight, bias = self.parameters["weight"], self.parameters["bias"]
-        return weight[seed, :, lane].T.contiguous().cpu(), bias[seed, 0, lane].clone().cpu()
-
-    def logits(self, features_SBD: Tensor) -> Tensor:
-        """Logits `[S, B, T, K]` of features `[S, B, D]`."""
+    def logits(self, inputs_SBI: Tensor) -> Tensor:
+        """See `StackedHead.logits`."""
         weight_SDTK, bias_S1TK = self.parameters["weight"], self.parameters["bias"]
-        flat = torch.baddbmm(bias_S1TK.flatten(2), features_SBD, weight_SDTK.flatten(2))
+        flat = torch.baddbmm(bias_S1TK.flatten(2), inputs_SBI, weight_SDTK.flatten(2))
         return flat.view(*flat.shape[:2], *weight_SDTK.shape[2:])
 
     def accumulate(
-        self, into: dict[str, Tensor], features_SBD: Tensor, grad_SBTK: Tensor, *, keep: float, scale: float
+        self,
+        into: dict[str, Tensor],
+        inputs_SBI: Tensor,
+        logits_SBTK: Tensor,
+        grad_SBTK: Tensor,
+        keep: float,
+        decay: Tensor | None,
     ) -> None:
-        """`into = keep * into + scale * gradient` for every parameter, given the loss's gradient by the logits.
+        """See `StackedHead.accumulate`."""
+        into["weight"].flatten(2).baddbmm_(inputs_SBI.mT, grad_SBTK.flatten(2), beta=keep)
+        into["bias"].mul_(keep).add_(grad_SBTK.sum(dim=1, keepdim=True))
+        if decay is not None:
+            for name, parameter in self.parameters.items():
+                # Along all of K, not broadcast: torch's inner loop then runs over every lane at once.
+                into[name].addcmul_(parameter, decay.expand(-1, -1, -1, parameter.shape[-1]).contiguous())
 
-        `keep` folds the momentum into the product itself, which saves a pass over memory.
-        """
-        into["weight"].flatten(2).baddbmm_(features_SBD.mT, grad_SBTK.flatten(2), beta=keep, alpha=scale)
-        into["bias"].mul_(keep).add_(grad_SBTK.sum(dim=1, keepdim=True), alpha=scale)
+    def state(self, seed: int, lane: int) -> dict[str, Tensor]:
+        """See `StackedHead.state`."""
+        weight, bias = self.parameters["weight"], self.parameters["bias"]
+        return {"weight": weight[seed, :, lane].T.contiguous().cpu(), "bias": bias[seed, 0, lane].clone().cpu()}
 
-    @staticmethod
-    def evaluation_features(features_AND: Tensor) -> Tensor:
-        """Float `[N, D]` whose logits are the mean of the logits of all test views: exact, as the head is linear."""
-        return features_AND.mean(dim=0)
+    def row_norms(self) -> tuple[Tensor, Tensor]:
+        """See `StackedHead.row_norms`."""
+        return self.parameters["weight"].square().sum(dim=1, keepdim=True).sqrt(), self.parameters["bias"]
+
+
+class Linear(HeadSpec):
+    """A weight row and a bias a class, `z = W f + b`."""
+
+    has_rows: ClassVar[bool] = True
+
+    kind: Literal["linear"] = "linear"
+
+    def module(self, start: Classifier) -> nn.Module:
+        """`torch.nn.Linear` with the values of `start`."""
+        classes, dim = start[0].shape
+        # A plain constructor would draw its start from the global generator.
+        head: nn.Linear = nn.utils.skip_init(nn.Linear, dim, classes, device=start[0].device)
+        head.load_state_dict({"weight": start[0], "bias": start[1]})
+        return head
+
+    def stack(self, modules_ST: Sequence[Sequence[nn.Linear]], lanes: Mapping[str, Tensor], device: str) -> StackedHead:
+        """See `HeadSpec.stack`."""
+        weight = torch.stack([torch.stack([head.weight.detach().T for head in row], dim=1) for row in modules_ST])
+        bias = torch.stack([torch.stack([head.bias.detach() for head in row])[None] for row in modules_ST])
+        return StackedLinear(weight.to(device).contiguous(), bias.to(device).contiguous())

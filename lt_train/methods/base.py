@@ -1,21 +1,35 @@
-"""What a method is: one way to re-train the classifier, as a frozen spec that composes a head and a loss.
+"""What a method is: one way to re-train the classifier, a frozen spec composed of parts.
 
-A method kind is one file in this folder with one `MethodSpec` subclass. Its fields are its hyperparameters: every
-`float` field may differ from lane to lane of a fused pack (and may be searched at no cost); every other field is
-static, and only runs that agree on it share a pack. Knows losses and torch; knows nothing of loops or banks.
+A method is a head, a loss, a sampler, a constraint on the weights and a post-hoc adjustment. A method kind is one file
+in this folder with one `MethodSpec` subclass: it names its loss and the parts that make it what it is; any other part
+may be changed by its user, and combinations that make no sense are refused here with the reason. Every `float` field,
+of the method or of a part, may differ from lane to lane of a fused pack (and may be searched at no cost); every other
+field is static, and only runs that agree on it share a pack. Knows the parts' rooms and torch; knows nothing of loops
+or banks.
 
 Shapes: S seeds, B batch, T lanes (trials), K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
-from torch import Tensor
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
+from lt_train.constraints.base import ConstraintSpec, constraint_kinds, constraint_union
+from lt_train.heads.base import HeadSpec, head_kinds, head_union
+from lt_train.heads.linear import Linear
+from lt_train.lanes import lane_values, static_fields
+from lt_train.losses.base import Loss
+from lt_train.post_hoc.base import Adjusted, PostHocSpec, post_hoc_kinds, post_hoc_union
 from lt_train.registry import KindSpec, Spec, kinds, parse, union
+from lt_train.samplers.base import SamplerSpec, sampler_kinds, sampler_union
+from lt_train.samplers.instance import Instance
+from lt_train.shorthand import Shorthand
 
 __all__ = [
     "LearningRate",
@@ -31,9 +45,20 @@ __all__ = [
 ]
 
 LearningRate = Annotated[float, Field(gt=0, description="learning rate of SGD at the first epoch, > 0")]
-WeightDecay = Annotated[float, Field(ge=0, description="L2 penalty on weight and bias, >= 0 (torch.optim.SGD)")]
+WeightDecay = Annotated[float, Field(ge=0, description="L2 penalty on what is trained, >= 0 (torch.optim.SGD)")]
 Momentum = Annotated[float, Field(ge=0, lt=1, description="momentum of SGD, in [0, 1)")]
 SmoothFactor = Annotated[float, Field(ge=0, lt=1, description="smooth factor d of Eq. 12, in [0, 1)")]
+
+if TYPE_CHECKING:
+    Head = HeadSpec
+    Sampler = SamplerSpec
+    Constraint = ConstraintSpec | None
+    PostHoc = PostHocSpec | None
+else:
+    Head = Annotated[head_union(), Shorthand(tuple(head_kinds()))]
+    Sampler = Annotated[sampler_union(), Shorthand(tuple(sampler_kinds()))]
+    Constraint = Annotated[constraint_union() | None, Shorthand(tuple(constraint_kinds()))]
+    PostHoc = Annotated[post_hoc_union() | None, Shorthand(tuple(post_hoc_kinds()))]
 
 
 class TrainingSpec(Spec):
@@ -41,6 +66,10 @@ class TrainingSpec(Spec):
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 20
     batch_size: Annotated[int, Field(ge=1, description="pictures a step; the last batch may be short")] = 64
+    matmul: Annotated[
+        Literal["float32", "tf32"],
+        Field(description="precision of matrix products; tf32 is faster on CUDA devices that have it, and less exact"),
+    ] = "float32"
 
 
 class MethodSpec(KindSpec):
@@ -51,20 +80,60 @@ class MethodSpec(KindSpec):
 
     trains: ClassVar[bool]
 
-    @classmethod
-    def lane_fields(cls) -> tuple[str, ...]:
-        """Names of the hyperparameters that may differ between the lanes of one pack: the float fields."""
-        return tuple(name for name, field in cls.model_fields.items() if field.annotation is float)
+    head: Head = Field(default=Linear(), description="the classifier")
+    post_hoc: PostHoc = Field(default=None, description="adjustment of the trained head's logits at evaluation")
+
+    def lane_values(self) -> dict[str, float]:
+        """The hyperparameters that may differ between the lanes of one pack, by dotted path: the float fields."""
+        return lane_values(self)
 
     def static_fields(self) -> dict[str, Any]:
-        """The other fields, by name: runs share a pack only if these are equal."""
-        return self.model_dump(mode="json", exclude=set(self.lane_fields()))
+        """The other fields, nested: runs share a pack only if these are equal."""
+        return static_fields(self)
+
+    def classifier(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The trained classifier, `[..., D] -> [..., K]`, from what was kept of a run (`KeptHead.state`).
+
+        Raises:
+            RuntimeError: the tensors are not those of this method's head.
+        """
+        inner = (
+            state
+            if self.post_hoc is None
+            else {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
+        )
+        weight = inner["weight"]
+        head = self.head.module((torch.zeros_like(weight), weight.new_zeros(len(weight))))
+        head.load_state_dict(dict(inner))
+        return head if self.post_hoc is None else Adjusted(head, state["scale"], state["offset"])
+
+    def unfit(self, class_counts: Tensor) -> str:
+        """Why this method cannot be trained on data with these class counts `[K]`; empty where it can."""
+        return "" if self.post_hoc is None else self.post_hoc.unfit(class_counts)
+
+    @model_validator(mode="after")
+    def _refuse_senseless(self) -> MethodSpec:
+        for reason in self._senseless():
+            raise ValueError(reason)
+        return self
+
+    def _senseless(self) -> Iterator[str]:
+        """Reasons why the parts of this method do not go together."""
+        if self.post_hoc is not None and self.post_hoc.needs_rows and not self.head.has_rows:
+            yield (
+                f"post_hoc {self.post_hoc.kind} divides by the length of trained weight rows, and head "
+                f"{self.head.kind} has none; use one of {_heads_with_rows()}"
+            )
 
 
 class TrainedMethod(MethodSpec):
-    """Base of methods that re-train the head with SGD, momentum and a cosine schedule stepped after each epoch."""
+    """Base of methods that re-train the head with SGD, momentum and a cosine schedule stepped after each epoch.
+
+    `corrects_prior` says whether the loss takes the class frequencies out of the logits already.
+    """
 
     trains: ClassVar[bool] = True
+    corrects_prior: ClassVar[bool] = False
 
     lr: LearningRate = 5e-4
     weight_decay: WeightDecay = 0.0
@@ -73,20 +142,36 @@ class TrainedMethod(MethodSpec):
         Literal["warm", "fresh"],
         Field(description="start from the stage-1 head (warm) or from torch.nn.Linear's own start (fresh)"),
     ] = "warm"
+    sampler: Sampler = Field(default=Instance(), description="order in which training pictures are visited")
+    constraint: Constraint = Field(default=None, description="projection of the weight rows during training")
 
-    @classmethod
-    def loss(cls, logits: Tensor, labels: Tensor, lanes: Mapping[str, Tensor]) -> Tensor:
-        """Per-sample loss.
+    @abstractmethod
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """The loss that is trained, with its tables.
 
         Args:
-            logits: float `[..., K]`, for example `[S, B, T, K]`.
-            labels: int64, broadcastable to `[...]`.
-            lanes: every lane field by name, broadcastable to `[...]`, for example `[S, 1, T]`.
-
-        Returns:
-            float `[...]`.
+            lanes: every lane value by dotted path, `[]` for one run or `[S, 1, T]` for a stack.
+            class_counts: int64 `[K]`, training images a class, on the same device.
         """
-        raise NotImplementedError
+
+    def _senseless(self) -> Iterator[str]:
+        yield from super()._senseless()
+        if self.head.needs_classifier and self.init == "fresh":
+            yield f"head {self.head.kind} re-scales a trained classifier; init must be warm, got fresh"
+        if self.constraint is not None and not self.head.has_rows:
+            yield (
+                f"constraint {self.constraint.kind} bounds the length of trained weight rows, and head "
+                f"{self.head.kind} has none; use one of {_heads_with_rows()}"
+            )
+        if self.corrects_prior and self.post_hoc is not None and self.post_hoc.corrects_prior:
+            yield (
+                f"the loss of {self.kind} corrects for class frequencies in training, and post_hoc "
+                f"{self.post_hoc.kind} would do so again; remove one of the two"
+            )
+
+
+def _heads_with_rows() -> str:
+    return ", ".join(name for name, spec in head_kinds().items() if spec.has_rows)
 
 
 def method_kinds() -> dict[str, type[MethodSpec]]:

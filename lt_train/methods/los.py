@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from lt_train.losses.cross_entropy import cross_entropy
+from lt_train.losses.base import Loss
+from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.methods.base import SmoothFactor, TrainedMethod
 
 __all__ = ["LabelOverSmooth"]
@@ -23,7 +24,6 @@ class LabelOverSmooth(TrainedMethod):
     kind: Literal["los"] = "los"
     smooth_factor: SmoothFactor = 0.98
 
-    @classmethod
-    def loss(cls, logits: Tensor, labels: Tensor, lanes: Mapping[str, Tensor]) -> Tensor:
-        """Smoothed cross entropy, per sample; see `TrainedMethod.loss` for shapes."""
-        return cross_entropy(logits, labels, lanes["smooth_factor"])
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        return CrossEntropy(smooth_factor=lanes["smooth_factor"].unsqueeze(-1))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
+from lt_train.heads.linear import Linear
 from lt_train.methods.base import MethodSpec
 
 __all__ = ["Vanilla"]
@@ -15,3 +18,5 @@ class Vanilla(MethodSpec):
     trains: ClassVar[bool] = False
 
     kind: Literal["vanilla"] = "vanilla"
+    head: Linear = Field(default=Linear(), description="the stage-1 classifier")
+    post_hoc: None = Field(default=None, description="none; see the methods tau_norm and logit_adjust")

@@ -26,19 +26,19 @@ __all__ = [
     "NUMERICS_VERSION",
     "Engine",
     "EpochRule",
+    "Halving",
     "KeptHead",
     "Pack",
     "Run",
     "RunResult",
     "check_runs",
     "diverged",
-    "epoch_order",
     "learning_rate_factor",
     "score_column",
     "start_head",
 ]
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised whenever a change makes a run's numbers differ; part of every ledger key."""
 
 Array = NDArray[np.float32]
@@ -51,6 +51,24 @@ class EpochRule:
     epoch: Literal["last", "best"] = "last"
     on: Literal["val", "test"] = "val"
     metric: Literal["acc_all", "acc_many", "acc_medium", "acc_few"] = "acc_all"
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Successive halving inside a pack (Jamieson and Talwalkar 2016): most of its trials are stopped early.
+
+    After each rung the trials still running are ranked by the mean over their seeds of what `EpochRule` judges by (the
+    last epoch so far, or the best); the best `ceil(n / factor)` go on and the others stop where they are. A trial is
+    the runs that agree on everything but the seed. Ties go to the trial that comes first in the pack; a trial with a
+    failed run is last.
+
+    Attributes:
+        rungs: epochs finished, ascending; a rung at or after the last epoch changes nothing.
+        factor: > 1.
+    """
+
+    rungs: tuple[int, ...]
+    factor: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,7 @@ class Pack:
     name: str
     runs: tuple[Run, ...]
     rule: EpochRule
+    halving: Halving | None = None
 
 
 @dataclass(frozen=True)
@@ -84,15 +103,14 @@ class KeptHead:
         class_accuracy: float32 `[K]`, fractions; NaN for a class without test images.
         loma: float32 `[K]`, Logits Magnitude (Eq. 6, column form).
         regularised_std: float32 `[K]` (Eq. 7, population form).
-        weight, bias: float32 `[K, D]` and `[K]`.
+        state: tensors of the classifier by name, as `classifier` takes them.
     """
 
     epoch: int
     class_accuracy: Array
     loma: Array
     regularised_std: Array
-    weight: Array
-    bias: Array
+    state: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ class RunResult:
         train_loss: float32 `[E]`, mean per-sample loss along the epoch; NaN for a method that trains nothing.
         kept: the head of the epoch that counts; None when the run failed.
         failure: None, or why the run failed; the curves then end before the epoch of the failure.
+        stopped: None, or the epochs after which `Halving` stopped the run; the curves end there.
     """
 
     val_accuracy: Array | None
@@ -112,42 +131,59 @@ class RunResult:
     train_loss: Array
     kept: KeptHead | None
     failure: str | None = None
+    stopped: int | None = None
 
 
 class Engine(Protocol):
     """The signature both engines share: results in the order of `runs`."""
 
     def __call__(
-        self, bank: FeatureBank, runs: Sequence[Run], device: str = "cpu", rule: EpochRule | None = None
+        self,
+        bank: FeatureBank,
+        runs: Sequence[Run],
+        device: str = "cpu",
+        rule: EpochRule | None = None,
+        halving: Halving | None = None,
     ) -> list[RunResult]:
         """Train every run on `bank`."""
 
 
-def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule) -> None:
+def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule, halving: Halving | None = None) -> None:
     """Refuse what cannot be trained before anything starts.
 
     Raises:
-        BankError: a warm start or `vanilla` without a stage-1 head; a rule on a validation set or a split that is
-            not there.
+        BankError: features or labels that cannot be trained on; a start or a constraint that needs a stage-1 head the
+            bank does not have; classes without pictures where a method needs their counts; a rule on a validation set
+            or a split that is not there.
     """
-    if rule.epoch == "best" and rule.on == "val" and bank.val is None:
-        raise BankError(
-            "epoch: best on val needs a validation set, and this bank has none; use on: test or epoch: last"
-        )
+    bank.check()
+    if (rule.epoch == "best" or halving is not None) and rule.on == "val" and bank.val is None:
+        what = "epoch: best" if rule.epoch == "best" else "successive halving"
+        raise BankError(f"{what} on val needs a validation set, and this bank has none; judge on: test")
     split = split_masks(bank.split_counts)[score_column(rule)]
     if not split.any():
         raise BankError(f"{rule.metric} cannot be selected on: no class of this dataset is in that split")
     judged = bank.val if rule.on == "val" else bank.test
     if judged is not None and not split[judged.labels].any():
         raise BankError(f"{rule.metric} cannot be selected on: the {rule.on} set has no picture of that split")
-    for run in runs:
-        method = run.method
-        warm = not isinstance(method, TrainedMethod) or method.init == "warm"
-        if warm and bank.head is None:
-            raise BankError(
-                f"method {method.kind} starts from the stage-1 head, and this bank has none; "
-                "bring `weight` and `bias` with the features or set init: fresh"
-            )
+    for method in dict.fromkeys(run.method for run in runs):
+        _check_method(bank, method)
+
+
+def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
+    warm = not isinstance(method, TrainedMethod) or method.init == "warm"
+    if warm and bank.head is None:
+        raise BankError(
+            f"method {method.kind} starts from the stage-1 head, and this bank has none; "
+            "bring `weight` and `bias` with the features or set init: fresh"
+        )
+    if isinstance(method, TrainedMethod) and method.constraint is not None and bank.head is None:
+        raise BankError(
+            f"constraint {method.constraint.kind} takes its radius from the stage-1 head, and this bank has none; "
+            "bring `weight` and `bias` with the features"
+        )
+    if reason := method.unfit(bank.class_counts):
+        raise BankError(f"method {method.kind}: {reason}")
 
 
 def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
@@ -162,11 +198,6 @@ def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
     weight = torch.empty(bank.num_classes, bank.feature_dim).uniform_(-bound, bound, generator=stream)
     bias = torch.empty(bank.num_classes).uniform_(-bound, bound, generator=stream)
     return weight, bias
-
-
-def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
-    """int64 `[N]`: the order of training images in one epoch; runs with one seed share it (common random numbers)."""
-    return torch.randperm(num_images, generator=generator("batch-order", seed, epoch))
 
 
 def score_column(rule: EpochRule) -> int:

@@ -1,263 +1,249 @@
 """The product: many runs in one loop. Lanes that share a seed share mini-batches and one matrix product a step.
 
-Runs are sorted into stacks (equal method and training, equal number of lanes a seed, weights that stay in cache);
-a stack trains as `W[S, D, T*K]` with every hyperparameter a tensor along the lane axis. The loss is differentiated
-by autograd on the logits only; the head's own gradients are written by hand, the momentum folded into the product.
-A lane's result does not depend on its neighbours beyond the rounding of a matrix product of another width.
+Runs are sorted into stacks (equal static fields, equal number of lanes a seed, weights that stay in cache); all
+stacks finish an epoch before any starts the next, so that successive halving can compare every run of a pack. A lane's
+result does not depend on its neighbours beyond the rounding of a matrix product of another width. How a stack trains
+is `retrain.stack`'s business.
 
-Shapes: S seeds, B batch, T lanes, K classes, D features, N images, V views, E epochs.
+Shapes: S seeds, T lanes, K classes, E epochs.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.heads.linear import LinearHead
-from lt_train.methods.base import TrainedMethod
-from lt_train.metrics import LogitStatistics, correct_per_class, split_accuracy, split_masks
+from lt_train.device import matmul_precision
+from lt_train.errors import MemoryShort
+from lt_train.features.bank import FeatureBank
+from lt_train.metrics import SPLITS
 from lt_train.retrain.base import (
+    Array,
     EpochRule,
+    Halving,
     KeptHead,
     Run,
     RunResult,
     check_runs,
     diverged,
-    epoch_order,
-    learning_rate_factor,
     score_column,
-    start_head,
 )
+from lt_train.retrain.device_bank import DeviceBank
+from lt_train.retrain.halving import Trials
+from lt_train.retrain.stack import Stack
+from lt_train.retrain.threads import in_parallel
 
 __all__ = ["fit"]
 
-STACK_BYTES = {"cpu": 2**21, "cuda": 2**32}
+STACK_BYTES = {"cpu": 5 * 2**19, "cuda": 2**32}
 """Weights of one stack: on a CPU they and their momentum should stay in the second-level cache."""
 
-LOGIT_BYTES = 2**25
-"""Logits that one evaluation step may hold."""
+_log = logging.getLogger(__name__)
 
 
-def fit(bank: FeatureBank, runs: Sequence[Run], device: str = "cpu", rule: EpochRule | None = None) -> list[RunResult]:
+def fit(
+    bank: FeatureBank,
+    runs: Sequence[Run],
+    device: str = "cpu",
+    rule: EpochRule | None = None,
+    halving: Halving | None = None,
+) -> list[RunResult]:
     """Train all runs together; results in the order of `runs`. See `retrain.base.Engine`.
 
     Agrees with `retrain.reference.fit` to 1e-4 relative in the weights. A lane that diverges is reported as failed
-    and leaves the others untouched.
+    and leaves the others untouched. When memory runs out the runs are trained in two halves, one after the other, and
+    so on down to one run; results are the same but for rounding.
 
     Raises:
-        BankError: a run needs a head, a split or a validation set that the bank does not have.
+        BankError: something in the bank does not go with the runs; see `check_runs`.
+        MemoryShort: memory ran out with one run, or with runs that successive halving has to compare.
     """
     rule = rule or EpochRule()
-    check_runs(bank, runs, rule)
-    data = _DeviceBank(bank, device)
-    results: dict[int, RunResult] = {}
-    for places_ST in _stacks(runs, bank, device):
-        stack = _Stack(data, [[runs[place] for place in lanes] for lanes in places_ST], rule)
-        stack.train()
-        for place, result in zip(np.ravel(places_ST), stack.results(), strict=True):
-            results[int(place)] = result
-    return [results[place] for place in range(len(runs))]
+    check_runs(bank, runs, rule, halving)
+    return _fit_in_memory(lambda part: _Pack(bank, part, device, rule, halving).train(), runs, halving)
 
 
-def _stacks(runs: Sequence[Run], bank: FeatureBank, device: str) -> Iterator[list[list[int]]]:
-    """Places of runs, by seed and lane, a rectangle at a time: equal static fields, weights within STACK_BYTES."""
-    groups: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for place, run in enumerate(runs):
-        groups[run.static_key()][run.seed].append(place)
-    lane_bytes = 4 * bank.num_classes * bank.feature_dim
-    most = max(1, STACK_BYTES[torch.device(device).type] // lane_bytes)
-    for by_seed in groups.values():
-        by_width: dict[int, list[list[int]]] = defaultdict(list)
-        for places in by_seed.values():
-            for start in range(0, len(places), most):
-                chunk = places[start : start + most]
-                by_width[len(chunk)].append(chunk)
-        for width, rows in by_width.items():
-            seeds = max(1, most // width)
-            for start in range(0, len(rows), seeds):
-                yield rows[start : start + seeds]
-
-
-class _DeviceBank:
-    """A bank as the loop wants it: on the device, test views already averaged, totals counted."""
-
-    def __init__(self, bank: FeatureBank, device: str) -> None:
-        self.bank, self.device = bank, device
-        self.features_VND = bank.train_features.to(device)
-        self.labels_N = bank.train_labels.to(device)
-        self.masks = split_masks(bank.split_counts).to(device)
-        self.val = None if bank.val is None else self._images(bank.val)
-        self.test = self._images(bank.test)
-
-    def _images(self, images: EvalSet) -> tuple[Tensor, Tensor, Tensor]:
-        """Features `[N, D]`, labels `[N]`, images a class `[K]`."""
-        features = LinearHead.evaluation_features(images.features.to(self.device))
-        labels = images.labels.to(self.device)
-        return features, labels, torch.bincount(labels, minlength=self.bank.num_classes)
-
-
-class _Stack:
-    """S x T runs of one method trained together, and everything measured on the way."""
-
-    def __init__(self, data: _DeviceBank, runs_ST: list[list[Run]], rule: EpochRule) -> None:
-        self.data, self.runs_ST, self.rule = data, runs_ST, rule
-        self.head = LinearHead.stack([[start_head(data.bank, run) for run in lanes] for lanes in runs_ST], data.device)
-        shape = (len(runs_ST), len(runs_ST[0]))
-        self.val_EST4: list[Tensor] = []
-        self.test_EST4: list[Tensor] = []
-        self.loss_EST: list[Tensor] = []
-        self.failed_ST = torch.full(shape, -1, device=data.device)
-        self.kept_ST = torch.full(shape, -1, device=data.device)
-        self.score_ST = torch.full(shape, -1.0, device=data.device)
-        self.kept_parameters = {name: tensor.clone() for name, tensor in self.head.parameters.items()}
-
-    @torch.no_grad()
-    def train(self) -> None:
-        method, training = self.runs_ST[0][0].method, self.runs_ST[0][0].training
-        if not isinstance(method, TrainedMethod):
-            self._record(torch.full_like(self.score_ST, torch.nan))
-            return
-        lanes = {name: self._lane_tensor(name) for name in method.lane_fields()}
-        optimizer = _StackedSGD(self.head, lanes)
-        for epoch in range(training.epochs):
-            optimizer.rate = lanes["lr"].unsqueeze(-1) * learning_rate_factor(epoch, training.epochs)
-            loss_ST = self._epoch(epoch, type(method), lanes, optimizer)
-            self._mark_failures(epoch, loss_ST)
-            self._record(loss_ST)
-
-    def _lane_tensor(self, name: str) -> Tensor:
-        """One hyperparameter of every lane, `[S, 1, T]`."""
-        values = [[getattr(run.method, name) for run in lanes] for lanes in self.runs_ST]
-        return torch.tensor(values, device=self.data.device).unsqueeze(1)
-
-    def _epoch(
-        self, epoch: int, method: type[TrainedMethod], lanes: dict[str, Tensor], optimizer: _StackedSGD
-    ) -> Tensor:
-        """One pass over the training set; returns the mean loss of every lane, `[S, T]`."""
-        views, num_images = self.data.features_VND.shape[:2]
-        features_ND = self.data.features_VND[epoch % views]
-        order_SN = torch.stack([epoch_order(num_images, lanes_[0].seed, epoch) for lanes_ in self.runs_ST])
-        batch_size = self.runs_ST[0][0].training.batch_size
-        loss_ST = torch.zeros_like(self.score_ST)
-        for batch_SB in order_SN.to(self.data.device).split(batch_size, 1):
-            features_SBD = features_ND[batch_SB]
-            labels_SB1 = self.data.labels_N[batch_SB].unsqueeze(-1)
-            logits_SBTK = self.head.logits(features_SBD).requires_grad_()
-            with torch.enable_grad():
-                loss_SBT = method.loss(logits_SBTK, labels_SB1, lanes)
-                (grad_SBTK,) = torch.autograd.grad(loss_SBT.sum(), logits_SBTK)
-            optimizer.step(features_SBD, grad_SBTK)
-            loss_ST += loss_SBT.detach().sum(dim=1)
-        return loss_ST / num_images
-
-    def _mark_failures(self, epoch: int, loss_ST: Tensor) -> None:
-        sound = loss_ST.isfinite()
-        for parameter in self.head.parameters.values():
-            sound &= parameter.isfinite().all(dim=-1).all(dim=1)
-        self.failed_ST = torch.where((self.failed_ST < 0) & ~sound, epoch, self.failed_ST)
-
-    def _record(self, loss_ST: Tensor) -> None:
-        """Measure the heads as they are now and keep those of the best epoch so far."""
-        data = self.data
-        self.loss_EST.append(loss_ST)
-        self.test_EST4.append(split_accuracy(self._correct(data.test), data.test[2], data.masks, "micro"))
-        if data.val is not None:
-            self.val_EST4.append(split_accuracy(self._correct(data.val), data.val[2], data.masks, "macro"))
-        score_ST = torch.zeros_like(self.score_ST)
-        if self.rule.epoch == "best":
-            judged = self.val_EST4 if self.rule.on == "val" else self.test_EST4
-            score_ST = judged[-1][..., score_column(self.rule)]
-        better = score_ST >= self.score_ST
-        self.score_ST = torch.where(better, score_ST, self.score_ST)
-        self.kept_ST = torch.where(better, len(self.loss_EST) - 1, self.kept_ST)
-        for name, kept in self.kept_parameters.items():
-            kept.copy_(torch.where(better[:, None, :, None], self.head.parameters[name], kept))
-
-    def _correct(self, images: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Right predictions by class, `[S, T, K]`."""
-        classes = self.data.bank.num_classes
-        correct = torch.zeros(*self.score_ST.shape, classes, device=self.data.device)
-        for logits_BSTK, labels_B in self._logits(self.head, images):
-            correct += correct_per_class(logits_BSTK, labels_B, classes)
-        return correct
-
-    def _logits(self, head: LinearHead, images: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits `[B, S, T, K]` and labels `[B]`, a bounded number of images at a time."""
-        features_ND, labels_N, _ = images
-        seeds = self.score_ST.shape[0]
-        at_once = max(1, LOGIT_BYTES // (4 * self.score_ST.numel() * self.data.bank.num_classes))
-        for features, labels in zip(features_ND.split(at_once), labels_N.split(at_once), strict=True):
-            yield head.logits(features.expand(seeds, -1, -1)).transpose(0, 1), labels
-
-    @torch.no_grad()
-    def results(self) -> Iterator[RunResult]:
-        """One result a run, by seed, then lane."""
-        head = LinearHead(self.kept_parameters["weight"], self.kept_parameters["bias"])
-        classes = self.data.bank.num_classes
-        statistics = LogitStatistics(classes, tuple(self.score_ST.shape), device=self.data.device)
-        correct = torch.zeros(*self.score_ST.shape, classes, device=self.data.device)
-        for logits, labels in self._logits(head, self.data.test):
-            statistics.update(logits, labels)
-            correct += correct_per_class(logits, labels, classes)
-        class_accuracy = _array(correct / statistics.count)
-        loma, regularised_std = _array(statistics.loma()), _array(statistics.regularised_std())
-        test, loss = _array(torch.stack(self.test_EST4)), _array(torch.stack(self.loss_EST))
-        val = _array(torch.stack(self.val_EST4)) if self.val_EST4 else None
-        for s, lanes in enumerate(self.runs_ST):
-            for t in range(len(lanes)):
-                failed = int(self.failed_ST[s, t])
-                end = len(loss) if failed < 0 else failed
-                weight, bias = head.unstack(s, t)
-                kept = KeptHead(
-                    epoch=int(self.kept_ST[s, t]),
-                    class_accuracy=class_accuracy[s, t],
-                    loma=loma[s, t],
-                    regularised_std=regularised_std[s, t],
-                    weight=weight.numpy(),
-                    bias=bias.numpy(),
-                )
-                yield RunResult(
-                    val_accuracy=None if val is None else val[:end, s, t],
-                    test_accuracy=test[:end, s, t],
-                    train_loss=loss[:end, s, t],
-                    kept=kept if failed < 0 else None,
-                    failure=None if failed < 0 else diverged(failed),
-                )
-
-
-class _StackedSGD:
-    """torch.optim.SGD over stacked lanes: v = m v + g + wd w; w -= lr v, every lane with its own m, wd and lr."""
-
-    def __init__(self, head: LinearHead, lanes: dict[str, Tensor]) -> None:
-        self.head = head
-        self.velocity = {name: torch.zeros_like(tensor) for name, tensor in head.parameters.items()}
-        self.rate = lanes["lr"].unsqueeze(-1)
-        self.momentum = lanes["momentum"].unsqueeze(-1)
-        self.weight_decay = lanes["weight_decay"].unsqueeze(-1)
-        # Decided once, not once a step: on a CUDA device each of these questions is a synchronisation.
-        self.shared_momentum = (
-            float(self.momentum.max()) if bool((self.momentum == self.momentum.max()).all()) else None
+def _fit_in_memory(
+    train: Callable[[Sequence[Run]], list[RunResult]], runs: Sequence[Run], halving: Halving | None
+) -> list[RunResult]:
+    try:
+        return train(runs)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_short_of_memory(error):
+            raise
+    if len(runs) == 1:
+        raise MemoryShort("memory ran out with a single run; use a smaller batch_size or a machine with more memory")
+    if halving is not None:
+        raise MemoryShort(
+            f"memory ran out with {len(runs)} runs that successive halving has to compare side by side; "
+            "set resources.lanes_per_pack lower"
         )
-        self.decays = bool(self.weight_decay.any())
-
-    def step(self, features_SBD: Tensor, grad_SBTK: Tensor) -> None:
-        """One step, given the gradient of the batch's summed loss by the logits."""
-        keep = self.shared_momentum
-        if keep is None:
-            keep = 1.0
-            for velocity in self.velocity.values():
-                velocity.mul_(self.momentum)
-        self.head.accumulate(self.velocity, features_SBD, grad_SBTK, keep=keep, scale=1.0 / features_SBD.shape[1])
-        for name, parameter in self.head.parameters.items():
-            if self.decays:
-                self.velocity[name].addcmul_(parameter, self.weight_decay)
-            parameter.addcmul_(self.velocity[name], self.rate, value=-1.0)
+    # Outside of the handler, whose traceback would keep the first attempt's tensors alive.
+    torch.cuda.empty_cache()
+    middle = len(runs) // 2
+    _log.warning("memory ran out with %d runs side by side: training them in halves, one after the other", len(runs))
+    return [result for part in (runs[:middle], runs[middle:]) for result in _fit_in_memory(train, part, halving)]
 
 
-def _array(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return tensor.float().cpu().numpy()
+def _is_short_of_memory(error: BaseException) -> bool:
+    """Whether torch, on a CPU or a CUDA device, or Python itself, could not allocate."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+class _Pack:
+    """All runs of one call, the stacks they are in, and what each of them has shown so far."""
+
+    def __init__(
+        self, bank: FeatureBank, runs: Sequence[Run], device: str, rule: EpochRule, halving: Halving | None
+    ) -> None:
+        self.data, self.runs, self.rule = DeviceBank(bank, device), runs, rule
+        self.trials = None if halving is None else Trials(runs, rule, halving)
+        self.histories = [_History() for _ in runs]
+        self.results: dict[int, RunResult] = {}
+
+    def train(self) -> list[RunResult]:
+        """Every epoch of every stack; stacks wait for one another only where successive halving compares them."""
+        stacks = self._stacks(range(len(self.runs)))
+        rungs = () if self.trials is None else self.trials.halving.rungs
+        for until in (*rungs, max((stack.epochs for stack in stacks), default=0)):
+            in_parallel([self._epochs(stack, until) for stack in stacks], self.data.device)
+            stacks = self._halve(stacks, until)
+        return [self.results[place] for place in range(len(self.runs))]
+
+    def _epochs(self, stack: Stack, until: int) -> Iterator[None]:
+        """Train a stack up to an epoch, or to its end; a step is an epoch."""
+        while stack.finished < min(until, stack.epochs):
+            with matmul_precision(self.data.device, stack.training.matmul):
+                self._record(stack, stack.train_epoch())
+                if stack.finished == stack.epochs:
+                    self._finish(stack)
+            yield
+
+    def _stacks(self, places: Iterable[int]) -> list[Stack]:
+        return [Stack(self.data, self.runs, rectangle) for rectangle in self._rectangles(places)]
+
+    def _rectangles(self, places: Iterable[int]) -> Iterator[list[list[int]]]:
+        """Places by seed and lane, in rectangles: equal static fields, even widths, weights that fit a cache."""
+        groups: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for place in places:
+            run = self.runs[place]
+            # Without training a seed decides nothing: all lanes share the stage-1 head's logits.
+            groups[run.static_key()][run.seed if run.method.trains else 0].append(place)
+        lane_bytes = 4 * self.data.bank.num_classes * self.data.bank.feature_dim
+        most = max(1, STACK_BYTES[torch.device(self.data.device).type] // lane_bytes)
+        for by_seed in groups.values():
+            by_width: dict[int, list[list[int]]] = defaultdict(list)
+            for lanes in by_seed.values():
+                for chunk in _evenly(lanes, most):
+                    by_width[len(chunk)].append(chunk)
+            for width, rows in by_width.items():
+                seeds = max(1, most // width)
+                yield from (rows[start : start + seeds] for start in range(0, len(rows), seeds))
+
+    def _record(self, stack: Stack, loss_ST: Tensor) -> None:
+        """Measure the heads as they are now, and keep those that are the best so far."""
+        loss = loss_ST.cpu().numpy()
+        accuracy = stack.accuracy()
+        test, val = accuracy["test"], accuracy.get("val")
+        sound = stack.sound_ST.cpu().numpy()
+        better = np.zeros(stack.shape, dtype=bool)
+        for (s, t), place in np.ndenumerate(np.array(stack.places_ST)):
+            history = self.histories[place]
+            if history.failed is None and not sound[s, t]:
+                history.failed = stack.finished - 1
+            if history.failed is None:
+                better[s, t] = history.add(loss[s, t], test[s, t], None if val is None else val[s, t], self.rule)
+        if self.rule.epoch == "best" and stack.method.trains:
+            stack.keep(torch.from_numpy(better).to(self.data.device))
+
+    def _finish(self, stack: Stack, only: Iterable[int] | None = None, stopped: int | None = None) -> None:
+        """Results of a stack's runs, or of some of them, from the heads that count."""
+        wanted = set(np.ravel(stack.places_ST)) if only is None else set(only)
+        measured = stack.measure()
+        for (s, t), place in np.ndenumerate(np.array(stack.places_ST)):
+            if place not in wanted:
+                continue
+            history = self.histories[place]
+            kept = KeptHead(
+                epoch=history.kept,
+                class_accuracy=measured.class_accuracy[s, t],
+                loma=measured.loma[s, t],
+                regularised_std=measured.regularised_std[s, t],
+                state={name: tensor.numpy() for name, tensor in stack.state(s, t).items()},
+            )
+            self.results[int(place)] = history.result(kept, stopped)
+
+    def _halve(self, stacks: list[Stack], finished: int) -> list[Stack]:
+        """The stacks that go on after `finished` epochs: the same ones, unless that is a rung of successive halving."""
+        if self.trials is None:
+            return stacks
+        going = {place for place in range(len(self.runs)) if place not in self.results}
+        left = self.trials.survivors(going, finished, [history.judged(self.rule) for history in self.histories])
+        if left == going:
+            return stacks
+        old = {
+            int(place): (stack, s, t) for stack in stacks for (s, t), place in np.ndenumerate(np.array(stack.places_ST))
+        }
+        fewer = self._stacks(sorted(left))
+        for stack in fewer:
+            stack.take_over(old)
+        for stack in stacks:
+            self._finish(stack, (going - left) & {int(place) for place in np.ravel(stack.places_ST)}, finished)
+        return fewer
+
+
+class _History:
+    """What one run has shown, epoch by epoch."""
+
+    def __init__(self) -> None:
+        self.test: list[Array] = []
+        self.val: list[Array] = []
+        self.loss: list[float] = []
+        self.failed: int | None = None
+        self.kept = -1
+        self.score = -1.0
+
+    def add(self, loss: float, test: Array, val: Array | None, rule: EpochRule) -> bool:
+        """Take note of an epoch; returns whether it is the one that counts so far."""
+        self.loss.append(loss)
+        self.test.append(test)
+        if val is not None:
+            self.val.append(val)
+        judged = test if rule.on == "test" or val is None else val
+        score = float(judged[score_column(rule)]) if rule.epoch == "best" else 0.0
+        better = score >= self.score
+        if better:
+            self.score, self.kept = score, len(self.loss) - 1
+        return better
+
+    def judged(self, rule: EpochRule) -> Array:
+        """The accuracies that the rule judges by, `[E, 4]`."""
+        return _rows(self.test if rule.on == "test" else self.val)
+
+    def result(self, kept: KeptHead, stopped: int | None) -> RunResult:
+        """What is left of the run; a failed one has no head."""
+        failed = self.failed is not None
+        return RunResult(
+            val_accuracy=_rows(self.val) if self.val or failed else None,
+            test_accuracy=_rows(self.test),
+            train_loss=np.array(self.loss, dtype=np.float32),
+            kept=None if failed else kept,
+            failure=None if self.failed is None else diverged(self.failed),
+            stopped=None if failed else stopped,
+        )
+
+
+def _evenly(places: list[int], most: int) -> Iterator[list[int]]:
+    """`places` in as few chunks of at most `most` as there must be, of nearly equal lengths."""
+    chunks = -(-len(places) // most)
+    for number in range(chunks):
+        yield places[len(places) * number // chunks : len(places) * (number + 1) // chunks]
+
+
+def _rows(rows: list[Array]) -> Array:
+    return np.stack(rows) if rows else np.empty((0, len(SPLITS)), dtype=np.float32)

@@ -28,7 +28,7 @@ class InlineBackend(BackendSpec):
                 pack = source.next_pack()
                 assert pack is not None, "with nothing in flight a source has a pack or is exhausted"
                 start = time.perf_counter()
-                results = fused.fit(bank, pack.runs, "cuda" if gpus else "cpu", pack.rule)
+                results = fused.fit(bank, pack.runs, "cuda" if gpus else "cpu", pack.rule, pack.halving)
                 source.complete(pack, results, time.perf_counter() - start)
         finally:
             torch.set_num_threads(threads)

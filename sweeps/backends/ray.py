@@ -147,7 +147,7 @@ def _trainable() -> Any:
             start = time.perf_counter()
             outcome: Any
             try:
-                outcome = fused.fit(self.bank, self.pack.runs, self.device, self.pack.rule)
+                outcome = fused.fit(self.bank, self.pack.runs, self.device, self.pack.rule, self.pack.halving)
             except LongtailError as error:
                 outcome = error  # trying again would not help: let the driver raise it
             # By reference: heads are large, and Tune would write them into its experiment state again and again.

@@ -16,17 +16,21 @@ from sweeps import selection
 from sweeps.directory import SweepDirectory
 from sweeps.ledger import Record
 from sweeps.report.figures import by_class
-from sweeps.result import Result
+from sweeps.report.markdown import method_table
+from sweeps.result import Result, Row
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 
 __all__ = ["write_artifacts"]
 
+MOST_LINES = 8
+"""Lines that a figure can hold and still be read; the table beside it has all of them."""
+
 
 def write_artifacts(
     directory: SweepDirectory, spec: SweepSpec, bank: FeatureBank, schedule: Schedule, result: Result
 ) -> None:
-    """Write `artifacts/`: spec.yaml, result.json, trials.csv, per_class.csv, loma.png, class_accuracy.png.
+    """Write `artifacts/`: spec.yaml, result.json, table.md, trials.csv, per_class.csv, loma.png, class_accuracy.png.
 
     Raises:
         StorageError: the disk is full.
@@ -38,39 +42,49 @@ def write_artifacts(
         place.mkdir(exist_ok=True)
         (place / "spec.yaml").write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
         (place / "result.json").write_text(directory.result.read_text())
-        _csv(place / "trials.csv", *_trials(schedule, result))
+        (place / "table.md").write_text(method_table(result))
+        _csv(place / "trials.csv", *_trials(schedule))
         _csv(place / "per_class.csv", *_per_class(shown, counts))
         if shown:
-            loma = {name: record.loma for name, record in shown.items()}
+            drawn = dict(list(shown.items())[:MOST_LINES])
+            loma = {name: record.loma for name, record in drawn.items()}
             by_class(loma, counts, f"{spec.name}: Logits Magnitude (Eq. 6) on test", "LoMa", place / "loma.png")
-            accuracy = {name: record.class_accuracy for name, record in shown.items()}
+            accuracy = {name: record.class_accuracy for name, record in drawn.items()}
             by_class(accuracy, counts, f"{spec.name}: accuracy by class", "accuracy", place / "class_accuracy.png")
 
 
 def _shown(schedule: Schedule, result: Result) -> dict[str, Record]:
-    """The best seed's record of each baseline and of the winner, by display name."""
+    """The best seed's record of each baseline and of each method's winner, these best first, by display name."""
     shown: dict[str, Record] = {}
     for name, row in result.baselines.items():
-        records = schedule.finished[f"baseline-{name}"]
-        shown[name] = next(record for record in records if record.seed == row.best_of.seed)
-    trial = schedule.winner()
-    if trial is not None and result.winner is not None:
-        best = next(r for r in schedule.finished[trial.name] if r.seed == result.winner.best_of.seed)
-        shown[f"{trial.method.kind} (winner)"] = best
+        shown[name] = _best(schedule, f"baseline-{name}", row)
+    for place, row in enumerate(result.methods):
+        trial = schedule.winner(row.method)
+        assert trial is not None, "it has a row because it has a winner"
+        record = _best(schedule, trial.name, row)
+        if place == 0:
+            shown[f"{row.method} (winner)"] = record
+        elif shown.get(row.method) != record:  # else the baseline is this very run
+            shown[f"{row.method} (best)" if row.method in shown else row.method] = record
     return shown
 
 
-def _trials(schedule: Schedule, result: Result) -> tuple[list[str], Iterable[list[Any]]]:
-    paths = list(result.trials[0].params) if result.trials else []
-    header = ["phase", "number", *paths, "seed", "objective", *(f"acc_{split}" for split in SPLITS), "failure"]
+def _best(schedule: Schedule, trial: str, row: Row) -> Record:
+    return next(record for record in schedule.finished[trial] if record.seed == row.best_of.seed)
+
+
+def _trials(schedule: Schedule) -> tuple[list[str], Iterable[list[Any]]]:
+    paths = list(dict.fromkeys(path for trial in schedule.in_order() for path in trial.params))
+    columns = [f"acc_{split}" for split in SPLITS]
+    header = ["phase", "method", "number", *paths, "seed", "objective", *columns, "stopped", "failure"]
     rows: list[list[Any]] = []
-    for trial in schedule.trials.values():
+    for trial in schedule.in_order():
         objective = schedule.objective(trial) if trial.phase != "baseline" else None
-        label = trial.method.kind if trial.phase == "baseline" else trial.number
         for record in schedule.finished[trial.name]:
             accuracies = [""] * 4 if record.failure else selection.reported([record])[0].tolist()
             values = [trial.params.get(path, "") for path in paths]
-            rows.append([trial.phase, label, *values, record.seed, objective, *accuracies, record.failure or ""])
+            about = [trial.phase, trial.called, trial.number, *values, record.seed, objective]
+            rows.append([*about, *accuracies, record.stopped or "", record.failure or ""])
     return header, rows
 
 

@@ -15,6 +15,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
 """Told apart without colour, and seen where one line lies on another."""
 
+MOST_INSIDE = 4
+"""Names of lines that find room within the axes."""
+
 
 def by_class(
     series: Mapping[str, Sequence[float | None]],
@@ -60,5 +63,8 @@ def by_class(
     axes.set_xlabel("class, by descending size")
     axes.set_ylabel(unit)
     axes.set_title(title)
-    axes.legend(frameon=False)
+    if len(series) > MOST_INSIDE:
+        figure.legend(frameon=False, loc="outside right upper")
+    else:
+        axes.legend(frameon=False)
     figure.savefig(file, dpi=120)

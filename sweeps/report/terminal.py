@@ -5,19 +5,48 @@ Knows results and rich; computes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
-from sweeps.result import Result, Row
+from sweeps.report.cells import difference, means, other_baselines, percent, plain
+from sweeps.result import Gain, Result, Row
 
 __all__ = ["comparison"]
 
 
 def comparison(result: Result) -> Group:
-    """Baselines and winner side by side: best of S beside the mean over seeds and its 95% interval, in percent."""
+    """What a finished sweep prints: its table of methods where it has several, else the winner beside the baselines."""
+    if len(result.methods) > 1:
+        title = f"{result.sweep}: test accuracy in %, mean ±95% over {result.protocol.seeds} seeds, best on top"
+        return Group(Text(title), _methods(result), *_notes(result))
+    return Group(_winner_and_baselines(result), Text(), *_notes(result))
+
+
+def _methods(result: Result) -> Table:
+    """A line a method, best first: mean over seeds and its 95% interval by split, the best of S, what selected it."""
+    seeds = result.protocol.seeds
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for split in SPLITS:
+        table.add_column(split, no_wrap=True)
+    table.add_column(f"best/{seeds}", justify="right", no_wrap=True)
+    table.add_column(result.protocol.on, justify="right", no_wrap=True)
+    for place, row in enumerate(result.methods):
+        tie = "=" if place and row.tied else ""
+        table.add_row(tie, row.method, *means(row), percent(row.best_of.acc_all), percent(row.objective))
+    for name, baseline in other_baselines(result).items():
+        table.add_row("", f"{name} (baseline)", *means(baseline), percent(baseline.best_of.acc_all), "")
+    return table
+
+
+def _winner_and_baselines(result: Result) -> Table:
+    """Baselines and winner: best of S beside the mean over seeds and its 95% interval, in percent."""
     table = Table(title=f"{result.sweep}: test accuracy in %", title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     table.add_column("shown", no_wrap=True)
@@ -29,48 +58,45 @@ def comparison(result: Result) -> Group:
         _add(table, name, row)
     if result.winner is not None:
         _add(table, result.winner.params["kind"], result.winner)
-    return Group(table, Text(), *_notes(result))
+    return table
 
 
 def _add(table: Table, name: str, row: Row) -> None:
-    loma = [_plain(row.loma.mean), _plain(row.loma.cv)]
-    best = [_percent(getattr(row.best_of, f"acc_{split}")) for split in SPLITS]
+    loma = [plain(row.loma.mean), plain(row.loma.cv)]
+    best = [percent(getattr(row.best_of, f"acc_{split}")) for split in SPLITS]
     if len(row.seeds) == 1:
         table.add_row(name, "one run", *best, *loma)
         return
     table.add_row(name, f"best of {len(row.seeds)}", *best)
-    means = []
-    for split in SPLITS:
-        mean, ci95 = getattr(row.mean, f"acc_{split}"), getattr(row.ci95, f"acc_{split}")
-        half = "" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.2f}"
-        means.append(_percent(mean) + half)
-    table.add_row("", "mean ±95%", *means, *loma)
+    table.add_row("", "mean ±95%", *means(row), *loma)
 
 
 def _notes(result: Result) -> list[Text]:
-    protocol, winner = result.protocol, result.winner
+    protocol, winner, several = result.protocol, result.winner, len(result.methods) > 1
     fresh = f", {protocol.finalists} finalists on fresh seeds" if protocol.finalists else ""
-    lines = [
-        f"{'no winner' if winner is None else f'winner: trial {winner.trial}, {_values(result)}'}",
+    lines = ["no winner"]
+    if winner is not None:
+        whose = f"{winner.method}, " if several else ""
+        lines = [f"winner: {whose}trial {winner.trial}, {short_params(winner.searched) or 'nothing searched'}"]
+    lines.append(
         f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
-        f"{protocol.seeds} seeds{fresh}",
-    ]
+        f"{protocol.seeds} seeds{fresh}"
+    )
     if protocol.on == "test":
         lines.append("selected on the test set, as the paper does: these accuracies flatter the winner")
     if winner is None:
-        some = any(trial.objective is not None for trial in result.trials)
-        lines.append(f"every {'finalist' if some else 'trial'} failed: result.json says why")
-    else:
-        for baseline, gain in winner.gain.items():
-            shown: list[str] = []
-            for metric in ("acc_all", "acc_few"):
-                if metric in gain:
-                    ci95 = gain[metric].ci95
-                    span = "" if ci95 is None else f" [{100 * ci95[0]:+.2f}, {100 * ci95[1]:+.2f}]"
-                    shown.append(f"{metric[4:]} {100 * gain[metric].mean:+.2f}{span}")
-            lines.append(f"gain over {baseline}, points: {', '.join(shown)}")
+        some = any(trial.objective is not None and trial.stopped is None for trial in result.trials)
+        whole = " that was not stopped" if result.runs.stopped else ""
+        lines.append(f"every {'finalist' if some else f'trial{whole}'} failed: result.json says why")
+    elif not several:
+        lines += [f"gain over {name}, points: {_gain(gain)}" for name, gain in winner.gain.items()]
     if protocol.seeds > 1:
-        lines.append("intervals are over seeds of the re-training: one backbone, one test set")
+        ties = any(row.tied for row in result.methods[1:])
+        what = "intervals and ties (=) are over seeds of" if ties else "intervals are over seeds of the"
+        lines.append(f"{what} re-training: one backbone, one test set")
+    trials = sum(trial.stopped is not None for trial in result.trials)
+    if trials:
+        lines.append(f"{trials} of {len(result.trials)} trials ({result.runs.stopped} runs) were stopped early")
     lines.append(
         f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.cached} taken from before; "
         f"{result.seconds['total']:.0f} s, of them training {result.seconds['train']:.0f} s"
@@ -78,14 +104,5 @@ def _notes(result: Result) -> list[Text]:
     return [Text(line) for line in lines]
 
 
-def _values(result: Result) -> str:
-    assert result.winner is not None
-    return short_params({path: result.winner.params[path.rpartition(".")[2]] for path in result.trials[0].params})
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _gain(gain: Mapping[str, Gain]) -> str:
+    return ", ".join(f"{metric[4:]} {difference(gain[metric])}" for metric in ("acc_all", "acc_few") if metric in gain)

@@ -164,8 +164,11 @@ class Search(Protocol):
     def ask(self, number: int) -> dict[str, Any] | None:
         """The values of trial `number` by dotted path, or None when there are no more."""
 
-    def tell(self, number: int, value: float | None) -> None:
-        """The finite objective of an asked trial, larger is better; None when it failed. Once a trial."""
+    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
+        """The finite objective of an asked trial, larger is better; None when it failed. Once a trial.
+
+        `stopped` is None, or the epochs after which a scheduler stopped the trial; the value is then of that epoch.
+        """
 
 
 class SamplerSpec(KindSpec):

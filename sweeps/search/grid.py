@@ -43,7 +43,7 @@ class _GridSearch:
             digits[path] = values[digit]
         return {path: digits[path] for path in self._values} if number == 0 else None
 
-    def tell(self, number: int, value: float | None) -> None:
+    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
         """Nothing is learnt."""
 
 

@@ -40,13 +40,22 @@ class OptunaSearch:
         self._trials.append(trial)
         return {path: trial.params[path] for path in self._distributions}
 
-    def tell(self, number: int, value: float | None) -> None:
-        """See `Search.tell`."""
+    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
+        """See `Search.tell`.
+
+        A trial stopped early is a pruned one to Optuna: TPE ranks it below those that ran whole, and higher the longer
+        it ran.
+        """
+        trial = self._trials[number]
         if value is None:
-            self._study.tell(self._trials[number], state=TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.FAIL)
             return
         assert math.isfinite(value), f"trial {number}: a failed trial is told as None, not as {value}"
-        self._study.tell(self._trials[number], float(value))
+        if stopped is None:
+            self._study.tell(trial, float(value))
+        else:
+            trial.report(float(value), step=stopped)
+            self._study.tell(trial, state=TrialState.PRUNED)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

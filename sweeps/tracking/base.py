@@ -39,6 +39,7 @@ class TrialCard:
         tables: CSV text by file name: LoMa, regularised std and accuracy by class.
         finished_ms: when the trial's last run was recorded; the same at every repetition.
         seed_runs: metrics of every sound seed, for whoever shows them as runs of their own.
+        stopped: None, or the epochs after which a scheduler stopped the trial; the metrics are then of that epoch.
     """
 
     key: str
@@ -51,14 +52,14 @@ class TrialCard:
     failed: bool
     finished_ms: int
     seed_runs: Sequence[tuple[int, Mapping[str, float]]] = ()
+    stopped: int | None = None
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The winner's head: `weight [K, D]` and `bias [K]` as numpy arrays, for registration as a model."""
+    """The winner's classifier, a torch module from features `[N, D]` to logits `[N, K]`, to be registered as a model."""
 
-    weight: Any
-    bias: Any
+    classifier: Any
 
 
 class Tracker(Protocol):

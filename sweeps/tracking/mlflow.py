@@ -203,6 +203,8 @@ class _MlflowTracker:
         run_id = str(found.info.run_id) if found else self._create(key, name, role, parent, card.finished_ms)
         params = {**card.params, "phase": card.phase}
         self._batch(run_id, card.metrics, card.series, params, card.finished_ms)
+        if card.stopped is not None:
+            self.client.set_tag(run_id, "stopped_after_epoch", card.stopped)
         for name, text in card.tables.items():
             self.client.log_text(run_id, text, name)
         self.client.set_terminated(run_id, "FAILED" if card.failed else "FINISHED", card.finished_ms)
@@ -234,22 +236,24 @@ class _MlflowTracker:
         import torch
         from mlflow.models import infer_signature
 
-        digest = hashlib.sha256(champion.weight.tobytes() + champion.bias.tobytes()).hexdigest()[:16]
+        classifier = champion.classifier.eval()
+        state = {name: tensor.numpy() for name, tensor in classifier.state_dict().items()}
+        contents = b"".join(name.encode() + array.tobytes() for name, array in state.items())
+        digest = hashlib.sha256(contents).hexdigest()[:16]
         if self.client.get_run(self.parent).data.tags.get("lt.champion") == digest:
             return
-        classes, dim = champion.weight.shape
-        head = torch.nn.Linear(dim, classes)
-        head.load_state_dict({"weight": torch.from_numpy(champion.weight), "bias": torch.from_numpy(champion.bias)})
+        dim = next(array.shape[1] for array in state.values() if array.ndim == 2)
         # Two rows: from one MLflow would conclude that a batch always has one.
         example = torch.zeros(2, dim).numpy()
-        signature = infer_signature(example, head(torch.from_numpy(example)).detach().numpy())
+        with torch.no_grad():
+            signature = infer_signature(example, classifier(torch.from_numpy(example)).numpy())
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
             # Nested, because a notebook may have a run of its own open.
             with mlflow.start_run(run_id=self.parent, nested=True):
                 logged = mlflow.pytorch.log_model(
-                    head,
+                    classifier,
                     name="champion",
                     signature=signature,
                     input_example=example,

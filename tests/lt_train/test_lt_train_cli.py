@@ -101,7 +101,7 @@ def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -
             "los.smooth_factr: unknown key; did you mean 'smooth_factor'",
         ),
         ("retrain --bank BANK --method los smooth_factor", "must be written name=value, got 'smooth_factor'"),
-        ("retrain --bank BANK --method lss", "'lss' is unknown; did you mean 'los'?"),
+        ("retrain --bank BANK --method lost", "'lost' is unknown; did you mean 'los'?"),
         ("retrain --bank /nowhere --method los", "/nowhere is not a feature bank"),
         ("retrain --bank BANK --method los --device warp", "device must be cpu, cuda or cuda:N"),
         ("retrain --bank /nowhere --method lss --device cuda:99", "device cuda:99 asked for, and this machine has"),

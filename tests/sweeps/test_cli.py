@@ -109,7 +109,7 @@ def test_run_prints_the_table_and_the_next_commands_and_resume_agrees(
     assert "17/17 runs" in ran.stderr
     again = lt_sweep("resume", "--json", tmp_path / "runs" / "small")
     result = json.loads(again.stdout)
-    assert result["runs"] == {"finished": 17, "failed": 0, "cached": 17}
+    assert result["runs"] == {"finished": 17, "stopped": 0, "failed": 0, "cached": 17}
 
 
 def test_problems_of_the_user_exit_with_2_and_one_message(lt_sweep: Command, spec_file: Path, tmp_path: Path):
@@ -166,7 +166,8 @@ def test_an_interrupt_exits_with_130_and_resume_goes_on(
 
 def test_kinds_lists_every_room(lt_sweep: Command):
     listed = json.loads(lt_sweep("kinds", "--json").stdout)
-    assert set(listed) == {"dataset", "backbone", "stage1", "method", "search.sampler", "backend", "tracking"}
+    parts = {"method.head", "method.sampler", "method.constraint", "method.post_hoc"}
+    assert {"dataset", "backbone", "stage1", "method", "search.sampler", "backend", "tracking"} | parts <= set(listed)
     assert listed["method"]["los"]["smooth_factor"] == 0.98
     shown = lt_sweep("kinds")
     assert shown.returncode == 0
@@ -177,3 +178,36 @@ def test_schema_is_json_schema(lt_sweep: Command):
     schema = json.loads(lt_sweep("schema").stdout)
     assert schema["properties"]["search"]
     assert schema["additionalProperties"] is False
+
+
+def test_plan_says_what_a_pack_holds_and_what_a_scheduler_saves(
+    lt_sweep: Command, small_sweep: MakeSweep, tmp_path: Path
+):
+    file = tmp_path / "halved.yaml"
+    search = {"trials": 12, "generation": 6, "scheduler": {"kind": "successive_halving", "rungs": [1, 2]}}
+    file.write_text(yaml.safe_dump(small_sweep(search=search).resolved(), sort_keys=False))
+    planned = json.loads(lt_sweep("plan", "--json", file).stdout)
+    # Six trials train epoch 1, three epoch 2, two epoch 3: 11 of 18.
+    assert planned["epochs_saved"] == pytest.approx(1 - 11 / 18)
+    assert planned["lanes_per_pack"] == 12
+    assert planned["pack_bytes"] == 12 * planned["run_bytes"]
+    assert planned["packs_per_generation"] == 1
+    shown = " ".join(lt_sweep("plan", file).stdout.replace("│", " ").split())
+    assert "packs of up to 12 runs: " in shown
+    assert "iB a run, 2 GiB a pack" in shown
+    assert "successive_halving saves 39% of the search's epochs" in shown
+    small = small_sweep(search=search, resources={"memory_per_pack": "30KiB"})
+    file.write_text(yaml.safe_dump(small.resolved(), sort_keys=False))
+    refused = lt_sweep("plan", file)
+    assert refused.returncode == 2
+    assert "resources.memory_per_pack is 30 KiB, too little for two trials of 2 seeds" in refused.stderr
+
+
+def test_the_table_says_how_many_trials_were_stopped(lt_sweep: Command, small_sweep: MakeSweep, tmp_path: Path):
+    file = tmp_path / "halved.yaml"
+    search = {"trials": 4, "generation": 4, "scheduler": {"kind": "successive_halving", "rungs": [1]}}
+    file.write_text(yaml.safe_dump(small_sweep(search=search).resolved(), sort_keys=False))
+    ran = lt_sweep("run", file)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 of 4 trials (4 runs) were stopped early" in ran.stdout
+    assert "7 runs finished, 0 failed" in ran.stdout

@@ -8,6 +8,7 @@ import pkgutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,10 +37,10 @@ def test_result_json_is_the_documented_model_and_adds_up(small_sweep: MakeSweep)
     assert Result.model_validate_json(json.dumps(written)) == result
     assert written["schema"] == 1
     assert set(written) == {
-        "schema", "sweep", "spec_fingerprint", "bank_fingerprint", "protocol", "runs", "trials", "winner",
+        "schema", "sweep", "spec_fingerprint", "bank_fingerprint", "protocol", "runs", "trials", "winner", "methods",
         "baselines", "seconds", "notes",
     }  # fmt: skip
-    assert written["runs"] == {"finished": 7 * 3 + 1 + 3, "failed": 0, "cached": 0}
+    assert written["runs"] == {"finished": 7 * 3 + 1 + 3, "stopped": 0, "failed": 0, "cached": 0}
     assert {"total", "train", "search", "tracking"} <= set(written["seconds"])
     winner = result.winner
     assert winner is not None
@@ -221,3 +222,65 @@ def test_the_public_names_are_callable_whatever_was_imported_before():
             assert module.name not in package.__all__, f"{package.__name__}.{module.name} shadows a public name"
         for name in package.__all__:
             assert callable(getattr(package, name))
+
+
+def halved(small_sweep: MakeSweep, **sections: Any) -> SweepSpec:
+    scheduler = {"kind": "successive_halving", "rungs": [1, 2]}
+    search = {"trials": 12, "generation": 6, "scheduler": scheduler}
+    return small_sweep(**{"search": search, "selection": {"seeds": 2, "finalists": 2}, **sections})
+
+
+def test_a_halved_sweep_says_who_was_stopped_and_what_whole_runs_reached(
+    small_sweep: MakeSweep, capsys: pytest.CaptureFixture[str]
+):
+    spec = halved(small_sweep)
+    result = sweeps.run(spec)
+    # Two generations of six in a pack each: three stop after epoch 1, one after epoch 2.
+    stops = [trial.stopped for trial in result.trials]
+    assert (stops.count(1), stops.count(2), stops.count(None)) == (6, 2, 4)
+    assert result.runs.stopped == 16
+    assert result.runs.finished == 2 * 4 + 3 + 2 * 2
+    assert all(trial.objective is not None for trial in result.trials)
+    assert result.winner is not None
+    assert result.trials[result.winner.trial].stopped is None
+    assert result.methods[0].stopped_trials == 8
+    lengths = {run["stopped"]: len(run["test"]) for run in ledger_runs(spec)}
+    assert lengths == {None: lengths[None], 1: 1, 2: 2}
+    place = Path(spec.storage) / "small"
+    assert Result.model_validate_json((place / "result.json").read_text()) == result
+    with (place / "artifacts" / "trials.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["stopped"] for row in rows].count("1") == 12
+    assert {row["stopped"] for row in rows if row["phase"] != "search"} == {""}
+    told = capsys.readouterr().err
+    assert "packs of up to 12 runs: " in told
+    assert "8 trials stopped early" in told
+    again = sweeps.resume(place)
+    assert (again.trials, again.winner) == (result.trials, result.winner)
+
+
+def test_halving_keeps_the_winner_that_all_epochs_find_where_the_order_is_plain(small_sweep: MakeSweep):
+    """Learning rates so far apart that who is ahead after one epoch is ahead in the end."""
+    space = {"method.lr": {"choice": [1e-7, 1e-6, 1e-5, 3e-2]}}
+    search = {"sampler": "grid", "trials": 4, "generation": 4, "space": space}
+    whole = sweeps.run(small_sweep(name="whole", search=search))
+    halving = {"scheduler": {"kind": "successive_halving", "rungs": [1, 2]}}
+    some = sweeps.run(small_sweep(search=search | halving))
+    assert whole.winner is not None
+    assert some.winner is not None
+    assert some.winner.searched == whole.winner.searched == {"method.lr": 3e-2}
+    assert some.winner.mean == whole.winner.mean, "a trial that is not stopped is trained as without a scheduler"
+
+
+def test_memory_too_small_for_a_run_is_refused_before_an_earlier_sweep_is_touched(small_sweep: MakeSweep):
+    spec = small_sweep(search={"trials": 2})
+    sweeps.run(spec)
+    small = small_sweep(search={"trials": 2}, resources={"memory_per_pack": 1000})
+    with pytest.raises(UserError, match=r"memory_per_pack is 1000 B, too little for one run: .*at least 1MiB"):
+        sweeps.run(small, fresh=True)
+    assert (Path(spec.storage) / "small" / "result.json").exists()
+    with pytest.raises(UserError, match=r"too little for two trials of 2 seeds, which successive halving compares"):
+        sweeps.run(halved(small_sweep, resources={"memory_per_pack": "30KiB"}), fresh=True)
+    wide = {"trials": 2, "space": {"training.batch_size": {"choice": [8, 100_000]}}}
+    with pytest.raises(UserError, match=r"too little for one run: .* batches of 100000\)"):
+        sweeps.run(small_sweep(search=wide, resources={"memory_per_pack": "1MiB"}), fresh=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from lt_train.errors import LongtailError, StorageError
 from lt_train.methods.base import TrainingSpec, parse_method
-from lt_train.retrain.base import EpochRule, KeptHead, Pack, Run, RunResult
+from lt_train.retrain.base import EpochRule, Halving, KeptHead, Pack, Run, RunResult
 from sweeps.ledger import Ledger, run_key
 
 
@@ -20,8 +21,7 @@ def result(value: float = 0.5, failure: str | None = None) -> RunResult:
         np.array([value, np.nan], dtype=np.float32),
         np.array([2.0, 1.0], dtype=np.float32),
         np.array([0.5, np.nan], dtype=np.float32),
-        np.full((2, 3), value, dtype=np.float32),
-        np.zeros(2, dtype=np.float32),
+        {"weight": np.full((2, 3), value, dtype=np.float32), "bias": np.zeros(2, dtype=np.float32)},
     )
     return RunResult(row, row, np.array([np.inf], dtype=np.float32), None if failure else kept, failure)
 
@@ -42,7 +42,31 @@ def test_what_is_appended_is_read_back_whole(tmp_path: Path):
     assert again.finished["k0"].loma_cv == pytest.approx(1 / 3)
     assert again.finished["k1"].failure == "diverged"
     assert again.seconds["train"] == 1.5
-    assert again.head("k0")[0].tolist() == [[0.25] * 3] * 2
+    assert again.head("k0")["weight"].tolist() == [[0.25] * 3] * 2
+    again.close()
+
+
+def test_a_run_that_was_stopped_is_kept_without_its_head(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), replace(result(0.75), stopped=5)], 1.0)
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert (again.finished["k0"].stopped, again.finished["k1"].stopped) == (None, 5)
+    assert again.finished["k1"].test == [[0.75, None, 0.75, 0.75]]
+    assert again.head("k0")
+    assert again.head("k1") == {}
+    again.close()
+
+
+def test_lines_of_before_there_were_schedulers_are_read(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
+    ledger.close()
+    line = json.loads(ledger.path.read_text())
+    del line["runs"][0]["stopped"]
+    ledger.path.write_text(json.dumps(line) + "\n")
+    again = Ledger(tmp_path)
+    assert again.finished["k0"].stopped is None
     again.close()
 
 
@@ -84,7 +108,7 @@ def test_heads_that_cannot_win_are_dropped_a_pack_at_a_time(tmp_path: Path):
     ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), result()], 1.0)
     ledger.append(pack("b", 2), ["k2"], [result()], 1.0)
     ledger.drop_heads(["k0", "k2"])
-    assert ledger.head("k0")[0].shape == (2, 3)  # its pack holds k1, which may still win
+    assert ledger.head("k0")["weight"].shape == (2, 3)  # its pack holds k1, which may still win
     with pytest.raises(LongtailError, match=r"head .*b\.safetensors is missing"):
         ledger.head("k2")
     ledger.drop_heads(["k0", "k1"])
@@ -104,8 +128,13 @@ def test_the_key_changes_with_everything_that_decides_a_result_and_nothing_else(
         run_key("bank", Run(run.method, TrainingSpec(), 1), EpochRule()),
         run_key("bank", run, EpochRule("best", "val")),
         run_key("bank", run, EpochRule("best", "test")),
+        run_key("bank", run, EpochRule(), Halving((5,))),
+        run_key("bank", run, EpochRule(), Halving((5,), 3.0)),
+        run_key("bank", run, EpochRule(), Halving((5, 10))),
+        run_key("bank", run, EpochRule("last", "test"), Halving((5,))),  # judged at the rungs, so on what counts
+        run_key("bank", run, EpochRule(), None, "a-"),
     ]
-    assert len({key, *others}) == 8
+    assert len({key, *others}) == 1 + len(others)
     assert run_key("bank", run, EpochRule("last", "test")) == key  # the last epoch is the last on any set
 
 

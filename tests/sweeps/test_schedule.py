@@ -13,8 +13,9 @@ from lt_train.retrain import fused
 from lt_train.retrain.base import Pack
 from sweeps.ledger import Ledger
 from sweeps.prepare import prepare
-from sweeps.schedule import Schedule, search_size
+from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
+from sweeps.study import search_size
 
 
 def work_through(schedule: Schedule, bank: FeatureBank, choose: Callable[[list[Pack]], int], workers: int) -> list[str]:
@@ -52,13 +53,13 @@ def trial_values(schedule: Schedule) -> list[tuple[str, dict[str, object], objec
 
 def test_which_trials_are_tried_does_not_depend_on_workers_or_order(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path / "one")
-    alone = Schedule(spec, bank.fingerprint, ledger)
+    alone = Schedule(spec, bank, ledger)
     first_order = work_through(alone, bank, lambda packs: 0, workers=1)
     ledger.close()
     for seed in range(5):
         choose = functools.partial(any_of, random.Random(seed))
         ledger = Ledger(tmp_path / f"many{seed}")
-        many = Schedule(spec, bank.fingerprint, ledger)
+        many = Schedule(spec, bank, ledger)
         order = work_through(many, bank, choose, workers=4)
         ledger.close()
         assert order != first_order, "the test must exercise another order"
@@ -68,7 +69,7 @@ def test_which_trials_are_tried_does_not_depend_on_workers_or_order(spec: SweepS
 
 def test_generation_g_plus_one_waits_for_g_minus_one(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path)
-    schedule = Schedule(spec, bank.fingerprint, ledger)
+    schedule = Schedule(spec, bank, ledger)
     asked = [trial.number for trial in schedule.trials.values() if trial.phase == "search"]
     assert asked == [0, 1, 2, 3], "two generations of two are asked before anything is known"
     packs = [pack for _ in range(99) if (pack := schedule.next_pack()) is not None]
@@ -90,14 +91,14 @@ def test_a_replay_from_any_prefix_of_the_ledger_finds_the_same_and_trains_only_t
     spec: SweepSpec, bank: FeatureBank, tmp_path: Path, kept_lines: int
 ):
     ledger = Ledger(tmp_path)
-    whole = Schedule(spec, bank.fingerprint, ledger)
+    whole = Schedule(spec, bank, ledger)
     work_through(whole, bank, lambda packs: len(packs) - 1, workers=3)
     ledger.close()
     lines = ledger.path.read_bytes().splitlines(keepends=True)
     ledger.path.write_bytes(b"".join(lines[:kept_lines]))
     ledger = Ledger(tmp_path)
     finished = set(ledger.finished)
-    again = Schedule(spec, bank.fingerprint, ledger)
+    again = Schedule(spec, bank, ledger)
     assert again.cached <= len(finished)
     work_through(again, bank, lambda packs: 0, workers=2)
     ledger.close()
@@ -114,7 +115,7 @@ def test_a_duplicate_proposal_is_not_trained_again(small_sweep: Callable[..., Sw
     )
     ledger = Ledger(tmp_path)
     bank = prepare(spec)
-    schedule = Schedule(spec, bank.fingerprint, ledger)
+    schedule = Schedule(spec, bank, ledger)
     work_through(schedule, bank, lambda packs: 0, workers=2)
     assert len(ledger.finished) == 4  # two settings with two seeds
     assert schedule.cached == 12
@@ -122,13 +123,13 @@ def test_a_duplicate_proposal_is_not_trained_again(small_sweep: Callable[..., Sw
     winner = schedule.winner()
     assert winner is not None
     # The winner's heads are those of its duplicates too: they must have outlived them.
-    assert schedule.ledger.head(schedule.finished[winner.name][0].key)[0].shape == (6, 12)
+    assert schedule.ledger.head(schedule.finished[winner.name][0].key)["weight"].shape == (6, 12)
     ledger.close()
 
 
 def test_finalists_run_on_fresh_seeds_and_baselines_with_them(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path)
-    schedule = Schedule(spec, bank.fingerprint, ledger)
+    schedule = Schedule(spec, bank, ledger)
     work_through(schedule, bank, lambda packs: 0, workers=1)
     finalists = [trial for trial in schedule.trials.values() if trial.phase == "finalist"]
     assert [trial.number for trial in finalists] == [trial.number for trial in schedule.ranking("search")[:2]]
@@ -138,7 +139,7 @@ def test_finalists_run_on_fresh_seeds_and_baselines_with_them(spec: SweepSpec, b
     winner = schedule.winner()
     assert winner is not None
     assert winner.phase == "finalist"
-    assert schedule.ledger.head(schedule.finished[winner.name][0].key)[0].shape == (6, 12)
+    assert schedule.ledger.head(schedule.finished[winner.name][0].key)["weight"].shape == (6, 12)
     assert search_size(spec).runs == 7 * 2 + 3 + 2 * 2
     ledger.close()
 
@@ -149,7 +150,7 @@ def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(small_sweep: Cal
     )
     ledger = Ledger(tmp_path)
     bank = prepare(spec)
-    schedule = Schedule(spec, bank.fingerprint, ledger)
+    schedule = Schedule(spec, bank, ledger)
     work_through(schedule, bank, lambda packs: 0, workers=1)
     failed = schedule.finished["search-0001"]
     assert all("diverged" in (record.failure or "") for record in failed)

@@ -10,12 +10,21 @@ from sweeps import selection
 from sweeps.ledger import Record
 
 
-def record(seed: int, test: list[float], *, val: list[float] | None = None, epoch: int = 0, failure: str | None = None):
+def record(
+    seed: int,
+    test: list[float],
+    *,
+    val: list[float] | None = None,
+    epoch: int = 0,
+    failure: str | None = None,
+    stopped: int | None = None,
+):
     rows = [[value, None, value / 2, value / 4] for value in test]
     vals = None if val is None else [[value, None, value, value] for value in val]
     return Record(
         key=f"k{seed}", seed=seed, failure=failure, epoch=-1 if failure else epoch, val=vals, test=rows, loss=[],
         class_accuracy=[], loma=[], regularised_std=[], loma_mean=None, loma_cv=None,
+        stopped=stopped,
     )  # fmt: skip
 
 
@@ -38,6 +47,14 @@ def test_one_failed_seed_fails_the_trial():
     records = [record(0, [0.8]), record(1, [], failure="diverged")]
     assert selection.objective(records, metric="acc_all", on="test", how="mean") is None
     assert selection.objective(records, metric="acc_all", on="test", how="best") is None
+
+
+def test_a_trial_is_stopped_when_its_sound_seeds_are():
+    assert selection.stopped([record(0, [0.8]), record(1, [0.8])]) is None
+    assert selection.stopped([record(0, [0.8], stopped=5), record(1, [0.8], stopped=5)]) == 5
+    broken = [record(0, [], failure="diverged"), record(1, [0.8], stopped=5)]
+    assert selection.stopped(broken) == 5
+    assert selection.objective(broken, metric="acc_all", on="test", how="mean") is None
 
 
 def test_a_split_without_images_gives_no_objective():

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from torch import Tensor
 
 from lt_train.errors import SpecError
+from lt_train.losses.base import Loss
+from lt_train.methods.base import TrainedMethod, TrainingSpec
+from sweeps.contestants import contestants
+from sweeps.rules import broken_rules
+from sweeps.search.base import Uniform
+from sweeps.sections import SearchSpec
 from sweeps.spec import SweepSpec, load_sweep
 
 GOOD = """\
@@ -42,12 +51,12 @@ REFUSALS = {
     "unknown key of a kind": (
         "{kind: los}",
         "{kind: los, smoth_factor: 0.9}",
-        "s.yaml:6: method.smoth_factor: unknown key; did you mean 'smooth_factor'? known: kind, lr, ",
+        "s.yaml:6: method.smoth_factor: unknown key; did you mean 'smooth_factor'? known: kind, head, ",
     ),
     "unknown kind": (
         "{kind: los}",
-        "{kind: lso}",
-        "s.yaml:6: method.kind: unknown kind 'lso'; did you mean 'los'? known: ",
+        "{kind: loss}",
+        "s.yaml:6: method.kind: unknown kind 'loss'; did you mean 'los'? known: ",
     ),
     "no kind": ("{kind: los}", "{lr: 0.1}", "s.yaml:6: method: kind is required, but not given; known: "),
     "wrong type": ("trials: 4", "trials: many", "s.yaml:8: search.trials: must be a whole number, got 'many'"),
@@ -110,7 +119,7 @@ REFUSALS = {
     "searched kind": (
         "method.lr: {loguniform: [1e-4, 1e-1]}",
         "method.kind: {choice: [los, ce]}",
-        "s.yaml:10: search.space.method.kind: a kind cannot be searched, since each has other fields; write one sweep",
+        "s.yaml:10: search.space.method.kind: a kind cannot be searched, since each has other fields; list several",
     ),
     "wrong choice": (
         "method.lr: {loguniform: [1e-4, 1e-1]}",
@@ -141,6 +150,65 @@ REFUSALS = {
         "  trials: 4",
         "  trials: 4\n  sampler: grid",
         "s.yaml:11: search.space.method.lr: a grid needs {choice: [...]} or {int: [low, high]}, got {loguniform: ...}",
+    ),
+    "lanes that are neither a number nor auto": (
+        "search:",
+        "resources: {lanes_per_pack: all}\nsearch:",
+        "s.yaml:7: resources.lanes_per_pack: must be auto, or a whole number of at least 1, got 'all'",
+    ),
+    "no lane": (
+        "search:",
+        "resources: {lanes_per_pack: 0}\nsearch:",
+        "s.yaml:7: resources.lanes_per_pack: must be auto, or a whole number of at least 1, got 0",
+    ),
+    "memory in another unit": (
+        "search:",
+        "resources: {memory_per_pack: 2GB}\nsearch:",
+        "s.yaml:7: resources.memory_per_pack: must be a size such as 2GiB or 500MiB (KiB, MiB, GiB), or a number of "
+        "bytes, got '2GB'",
+    ),
+    "unknown scheduler": (
+        "  trials: 4",
+        "  trials: 4\n  scheduler: halving",
+        "s.yaml:9: search.scheduler.kind: unknown kind 'halving'; did you mean 'successive_halving'? known: ",
+    ),
+    "rungs that fall": (
+        "  trials: 4",
+        "  trials: 4\n  scheduler: {kind: successive_halving, rungs: [10, 5]}",
+        "s.yaml:9: search.scheduler.rungs: rungs must ascend, each above the one before it, got [10, 5]",
+    ),
+    "rung 0": (
+        "  trials: 4",
+        "  trials: 4\n  scheduler: {kind: successive_halving, rungs: [0, 5]}",
+        "s.yaml:9: search.scheduler.rungs[0]: must be at least 1, got 0",
+    ),
+    "factor 1": (
+        "  trials: 4",
+        "  trials: 4\n  scheduler: {kind: successive_halving, factor: 1}",
+        "s.yaml:9: search.scheduler.factor: must be above 1, got 1",
+    ),
+    "rungs after the end": (
+        "  trials: 4",
+        "  trials: 4\n  scheduler:\n    kind: successive_halving\n    rungs: [20, 30]",
+        "s.yaml:11: search.scheduler.rungs: must have at least one below training.epochs, which is 20, got [20, 30]",
+    ),
+    "runs of several lengths under a scheduler": (
+        "  space:",
+        "  scheduler: successive_halving\n  space:\n    training.epochs: {int: [10, 20]}",
+        "s.yaml:11: search.space.training.epochs: cannot be searched with scheduler successive_halving, which compares "
+        "runs of one length; remove one of the two",
+    ),
+    "nobody to compare with in a generation": (
+        "  trials: 4",
+        "  trials: 4\n  scheduler: successive_halving\n  generation: 1",
+        "s.yaml:10: search.generation: must be at least 2 for scheduler successive_halving, which compares the trials "
+        "of a generation, got 1",
+    ),
+    "nobody to compare with in a pack": (
+        "search:",
+        "resources: {lanes_per_pack: 9}\nsearch:\n  scheduler: successive_halving",
+        "s.yaml:7: resources.lanes_per_pack: must be at least 10 for scheduler successive_halving, which compares the "
+        "trials of a pack: two trials with 5 seeds each, got 9",
     ),
     "no backbone": (
         "backbone: {kind: small_cnn}\n",
@@ -173,6 +241,105 @@ def test_a_wrong_file_is_refused_in_words_with_its_line(tmp_path: Path, case: st
     found = problems(tmp_path, GOOD.replace(before, after, 1))
     assert any(problem.startswith(expected) for problem in found), found
     assert not any("Input should" in problem or "pydantic" in problem for problem in found)
+
+
+MISPLACED = {
+    "unknown key of a part": (
+        "head: {kind: cosine, scael: 5}",
+        "",
+        "s.yaml:6: method.head.scael: unknown key; did you mean 'scale'? known: kind, scale, squash",
+    ),
+    "unknown kind of a part": (
+        "sampler: class_balansed",
+        "",
+        "s.yaml:6: method.sampler.kind: unknown kind 'class_balansed'; did you mean 'class_balanced'? known: ",
+    ),
+    "part out of range": (
+        "constraint: {kind: maxnorm, fraction: 0}",
+        "",
+        "s.yaml:6: method.constraint.fraction: must be above 0, got 0",
+    ),
+    "parts that do not go together": (
+        "head: cosine, constraint: maxnorm",
+        "",
+        "s.yaml:6: method: constraint maxnorm bounds the length of trained weight rows, and head cosine has none; use ",
+    ),
+    "searched part out of range": (
+        "head: cosine",
+        "method.head.scale: {uniform: [0, 60]}",
+        "s.yaml:12: search.space.method.head.scale.uniform[0]: scale must be above 0, got 0.0",
+    ),
+    "misspelt path into a part": (
+        "head: cosine",
+        "method.head.scael: {uniform: [5, 60]}",
+        "s.yaml:12: search.space.method.head.scael: nothing to search by this name; did you mean 'method.head.scale'? ",
+    ),
+    "field of another kind of part": (
+        "head: linear",
+        "method.head.scale: {uniform: [5, 60]}",
+        "s.yaml:12: search.space.method.head.scale: nothing to search by this name; ",
+    ),
+    "path into a part that is not there": (
+        "head: linear",
+        "method.post_hoc.tau: {uniform: [0, 2]}",
+        "s.yaml:12: search.space.method.post_hoc.tau: nothing to search by this name, since method.post_hoc is not "
+        "given; ",
+    ),
+    "kind of a part": (
+        "head: cosine",
+        "method.head.kind: {choice: [cosine, linear]}",
+        "s.yaml:12: search.space.method.head.kind: a kind cannot be searched, since each has other fields; list ",
+    ),
+    "whole part": (
+        "head: cosine",
+        "method.head: {choice: [cosine, linear]}",
+        "s.yaml:12: search.space.method.head: method.head is no single number or word; search what is in it, or list ",
+    ),
+    "range for a word in a part": (
+        "constraint: maxnorm",
+        "method.constraint.every: {uniform: [0, 1]}",
+        "s.yaml:12: search.space.method.constraint.every: every is not a number: use choice, got uniform",
+    ),
+    "choice that does not go with the parts": (
+        "head: lws",
+        "method.init: {choice: [warm, fresh]}",
+        "s.yaml:12: search.space.method.init.choice[1]: init fresh: head lws re-scales a trained classifier; init ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISPLACED)
+def test_what_is_wrong_in_a_part_is_told_with_its_path_and_line(tmp_path: Path, case: str) -> None:
+    method, dimension, expected = MISPLACED[case]
+    found = problems(tmp_path, GOOD.replace("{kind: los}", f"{{kind: los, {method}}}") + f"    {dimension}\n")
+    assert [problem for problem in found if problem.startswith(expected)], found
+    assert len(found) == 1
+
+
+class Between(TrainedMethod):
+    """Two numbers that are sound alone and not together."""
+
+    kind: Literal["between"] = "between"
+    low: float = 0.2
+    high: float = 0.8
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        raise NotImplementedError
+
+    def _senseless(self) -> Iterator[str]:
+        if self.low >= self.high:
+            yield f"low must be below high, got {self.low} and {self.high}"
+
+
+def test_ends_that_are_sound_alone_and_not_together_are_told_before_a_search_meets_them() -> None:
+    space = {"method.low": Uniform(uniform=[0.1, 0.7]), "method.high": Uniform(uniform=[0.5, 0.9])}
+    search = SearchSpec(trials=1, space=space)
+    parts = {"method": Between(), "methods": None, "search": search, "training": TrainingSpec()}
+    (found,) = broken_rules(parts)
+    assert found.loc == ("search", "space", "method.high", "uniform", 0)
+    assert found.message == "low 0.7 with high 0.5: low must be below high, got 0.7 and 0.5"
+    with pytest.raises(SpecError, match=r"trial .* of between: .*low must be below high, got 0\.7 and 0\.5"):
+        contestants(Between(), None, TrainingSpec(), search)[0].with_values({"method.low": 0.7, "method.high": 0.5})
 
 
 def test_an_empty_space_is_refused(tmp_path: Path) -> None:
@@ -229,4 +396,147 @@ storage: ""
         ["20", "baselines[0].kind"],
         ["20", "baselines[1].lr"],
         ["21", "storage"],
+    ]
+
+
+SEVERAL = """\
+version: 1
+name: several
+dataset: {kind: digits_lt}
+backbone: {kind: small_cnn}
+stage1: {kind: ce}
+methods:
+  - vanilla
+  - ce
+  - {method: los, space: {method.smooth_factor: {uniform: [0.2, 0.98]}}}
+  - name: los-cosine
+    method: {kind: los, head: cosine}
+    training: {epochs: 10}
+    space:
+      method.head.scale: {loguniform: [5, 60]}
+search:
+  trials: 4
+  space:
+    method.lr: {loguniform: [1e-4, 1e-1]}
+"""
+
+WRONG_LISTS = {
+    "both": ("methods:\n", "method: ce\nmethods:\n", "s.yaml:7: methods: stands beside method; give one method, or "),
+    "neither": (
+        SEVERAL[SEVERAL.index("methods:") : SEVERAL.index("search:")],
+        "",
+        "s.yaml:1: method: is required, but not given; or list several in methods",
+    ),
+    "none": (
+        SEVERAL[SEVERAL.index("methods:") : SEVERAL.index("search:")],
+        "methods: []\n",
+        "s.yaml:6: methods: must have at least 1 entry, got []",
+    ),
+    "no list": (
+        SEVERAL[SEVERAL.index("methods:") : SEVERAL.index("search:")],
+        "methods: {method: los}\n",
+        "s.yaml:6: methods: must be a list",
+    ),
+    "one name twice": (
+        "  - name: los-cosine\n    method",
+        "  - method",
+        "s.yaml:10: methods[3].name: 'los' is the name of methods[2] already; give each a name of its own",
+    ),
+    "bad name": ("los-cosine", "los/cosine", "s.yaml:10: methods[3].name: must be at most 24 letters, digits, dots, "),
+    "unknown word": ("- ce\n", "- cee\n", "s.yaml:8: methods[1].method.kind: unknown kind 'cee'; did you mean 'ce'? "),
+    "unknown key": (
+        "{method: los, space:",
+        "{method: los, spaec:",
+        "s.yaml:9: methods[2].spaec: unknown key; did you mean 'space'? known: name, method, training, space",
+    ),
+    "no method": ("{method: los, ", "{", "s.yaml:9: methods[2].method: is required, but not given"),
+    "wrong value in a part": (
+        "head: cosine}",
+        "head: {kind: cosine, scale: -1}}",
+        "s.yaml:11: methods[3].method.head.scale: must be above 0, got -1",
+    ),
+    "parts that do not go together": (
+        "head: cosine}",
+        "head: cosine, constraint: maxnorm}",
+        "s.yaml:11: methods[3].method: constraint maxnorm bounds the length",
+    ),
+    "wrong training": (
+        "{epochs: 10}",
+        "{epochs: 0}",
+        "s.yaml:12: methods[3].training.epochs: must be at least 1, got 0",
+    ),
+    "unknown training": (
+        "{epochs: 10}",
+        "{epoch: 10}",
+        "s.yaml:12: methods[3].training.epoch: unknown key; did you mean 'epochs'? known: epochs, ",
+    ),
+    "own range": (
+        "0.98]",
+        "1]",
+        "s.yaml:9: methods[2].space.method.smooth_factor.uniform[1]: smooth_factor must be in [0, 1), got 1.0",
+    ),
+    "own path": (
+        "{method.smooth_factor:",
+        "{method.smoth_factor:",
+        "s.yaml:9: methods[2].space.method.smoth_factor: nothing to search by this name; did you mean "
+        "'method.smooth_factor'? ",
+    ),
+    "own path of another method": (
+        "method.head.scale:",
+        "method.post_hoc.tau:",
+        "s.yaml:14: methods[3].space.method.post_hoc.tau: nothing to search by this name, since method.post_hoc ",
+    ),
+    "shared path that nobody has": (
+        "method.lr:",
+        "method.learning_rate:",
+        "s.yaml:18: search.space.method.learning_rate: nothing to search by this name; ",
+    ),
+    "shared range, once for all": (
+        "{loguniform: [1e-4, 1e-1]}",
+        "{uniform: [0, 1e-1]}",
+        "s.yaml:18: search.space.method.lr.uniform[0]: lr must be above 0, got 0.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LISTS)
+def test_a_wrong_list_of_methods_is_refused_in_words_with_its_line(tmp_path: Path, case: str) -> None:
+    before, after, expected = WRONG_LISTS[case]
+    assert before in SEVERAL
+    found = problems(tmp_path, SEVERAL.replace(before, after, 1))
+    assert [problem for problem in found if problem.startswith(expected)], found
+    assert len(found) == 1, found
+
+
+def test_training_of_a_method_that_trains_nothing_cannot_be_searched(tmp_path: Path) -> None:
+    text = SEVERAL.replace("- vanilla", "- {method: vanilla, space: {training.epochs: {int: [1, 5]}}}")
+    assert problems(tmp_path, text) == [
+        "s.yaml:7: methods[0].space.training.epochs: changes nothing: a method that trains nothing has no training"
+    ]
+
+
+def test_a_wrong_method_hides_nothing_of_the_others(tmp_path: Path) -> None:
+    text = SEVERAL.replace("- ce\n", "- {method: {kind: cee}}\n").replace("[5, 60]", "[-5, 60]").replace("0.98", "1.98")
+    told = [problem.split(": ")[1] for problem in problems(tmp_path, text)]
+    assert told == [
+        "methods[1].method.kind",
+        "methods[2].space.method.smooth_factor.uniform[1]",
+        "methods[3].space.method.head.scale.loguniform",
+    ]
+
+
+def test_a_grid_may_be_smaller_than_the_trials_for_some_but_not_for_all(tmp_path: Path) -> None:
+    text = (
+        SEVERAL[: SEVERAL.index("methods:")]
+        + """\
+methods:
+  - {method: ce, space: {method.lr: {choice: [1, 2]}}}
+  - {method: los, space: {method.lr: {choice: [1, 2, 3]}}}
+  - vanilla
+search: {sampler: grid, trials: 3}
+"""
+    )
+    assert load(tmp_path, text).search.trials == 3
+    assert problems(tmp_path, text.replace("trials: 3", "trials: 4")) == [
+        "s.yaml:10: search.trials: must be at most 3, the number of points of the largest grid, got 4"
     ]

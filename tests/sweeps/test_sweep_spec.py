@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 
 import sweeps
+from lt_train.constraints.maxnorm import MaxNorm
 from lt_train.errors import SpecError
+from lt_train.heads.cosine import Cosine
 from lt_train.methods.los import LabelOverSmooth
+from lt_train.post_hoc.logit_adjust import LogitAdjust
+from lt_train.post_hoc.tau_norm import TauNorm
+from lt_train.samplers.class_balanced import ClassBalanced
 from sweeps.spec import SweepSpec, load_resolved, load_sweep, schema
 from sweeps.yaml_source import parse_yaml
 
@@ -48,7 +53,9 @@ def test_a_good_file_has_the_documented_defaults(tmp_path: Path) -> None:
     assert [method.kind for method in spec.baselines] == ["vanilla", "ce"]
     assert spec.backend.kind == "ray"
     assert spec.tracking.kind == "mlflow"
-    assert (spec.resources.cpus_per_pack, spec.resources.gpus_per_pack, spec.resources.lanes_per_pack) == (1, 0, 64)
+    assert spec.search.scheduler.kind == "all_epochs"
+    assert (spec.resources.cpus_per_pack, spec.resources.gpus_per_pack) == (1, 0)
+    assert (spec.resources.lanes_per_pack, spec.resources.memory_per_pack) == ("auto", 2 * 2**30)
     assert spec.storage == "runs"
 
 
@@ -87,6 +94,17 @@ tracking: {experiment: mine}
     assert load(tmp_path, short.replace("{experiment: mine}", "none")).tracking.kind == "none"
 
 
+def test_parts_of_a_method_have_shorthands_too(tmp_path: Path) -> None:
+    short = "{kind: los, head: cosine, sampler: class_balanced, post_hoc: {kind: logit_adjust, tau: 1.5}}"
+    method = load(tmp_path, GOOD.replace("{kind: los}", short)).method
+    assert isinstance(method, LabelOverSmooth)
+    assert (method.head, method.sampler) == (Cosine(), ClassBalanced())
+    assert method.post_hoc == LogitAdjust(tau=1.5)
+    bounded = load(tmp_path, GOOD.replace("{kind: los}", "{kind: los, constraint: maxnorm, post_hoc: tau_norm}")).method
+    assert isinstance(bounded, LabelOverSmooth)
+    assert (bounded.constraint, bounded.post_hoc) == (MaxNorm(), TauNorm())
+
+
 def test_a_resolved_sweep_reads_back_as_itself(tmp_path: Path) -> None:
     spec = load(tmp_path, GOOD)
     document = json.loads(json.dumps(spec.resolved()))
@@ -107,6 +125,8 @@ def test_a_resolved_sweep_reads_back_as_itself(tmp_path: Path) -> None:
         ("resources: {gpus_per_pack: 1}", False),
         ("training: {epochs: 20}", False),
         ("resources: {lanes_per_pack: 8}", True),
+        ("resources: {lanes_per_pack: auto, memory_per_pack: 2048MiB}", False),
+        ("resources: {memory_per_pack: 1GiB}", True),
         ("resources: {cpus_per_pack: 2}", True),
         ("training: {epochs: 19}", True),
         ("selection: {seeds: 4}", True),
@@ -120,6 +140,23 @@ def test_the_fingerprint_sees_what_decides_results_and_nothing_else(
     assert (load(tmp_path, good + changed + "\n").fingerprint() != load(tmp_path, GOOD).fingerprint()) is matters
 
 
+def test_memory_decides_nothing_where_lanes_are_given(tmp_path: Path) -> None:
+    lanes, both = "resources: {lanes_per_pack: 8}\n", "resources: {lanes_per_pack: 8, memory_per_pack: 1GiB}\n"
+    assert load(tmp_path, GOOD + lanes).fingerprint() == load(tmp_path, GOOD + both).fingerprint()
+
+
+def test_a_scheduler_is_part_of_what_decides_results(tmp_path: Path) -> None:
+    def scheduled(text: str) -> SweepSpec:
+        return load(tmp_path, GOOD.replace("  trials: 4\n", f"  trials: 4\n  scheduler: {text}\n"))
+
+    assert scheduled("all_epochs").fingerprint() == load(tmp_path, GOOD).fingerprint()
+    bare, long = scheduled("successive_halving"), scheduled("{kind: successive_halving, rungs: [5, 10], factor: 2}")
+    assert bare.fingerprint() == long.fingerprint() != load(tmp_path, GOOD).fingerprint()
+    assert load_resolved(bare.resolved()) == bare
+    assert bare.resolved()["search"]["scheduler"] == {"kind": "successive_halving", "rungs": [5, 10], "factor": 2.0}
+    assert scheduled("{kind: successive_halving, rungs: [5]}").fingerprint() != bare.fingerprint()
+
+
 def test_the_fingerprint_sees_the_order_a_grid_is_walked_in(tmp_path: Path) -> None:
     head = GOOD[: GOOD.index("  trials:")] + "  sampler: grid\n  trials: 2\n"
     lr, init = "    method.lr: {choice: [1, 2]}\n", "    method.init: {choice: [warm, fresh]}\n"
@@ -128,16 +165,18 @@ def test_the_fingerprint_sees_the_order_a_grid_is_walked_in(tmp_path: Path) -> N
 
 
 def test_values_of_a_trial_arrive_exactly(tmp_path: Path) -> None:
-    spec = load(tmp_path, GOOD)
+    (contestant,) = load(tmp_path, GOOD).contestants()
     generator = random.Random(0)
     for _ in range(300):
         lr, smooth = 10 ** generator.uniform(-4, -1), generator.uniform(0.2, 0.98)
-        method, training = spec.with_values({"method.lr": lr, "method.smooth_factor": smooth, "training.epochs": 3})
+        method, training = contestant.with_values(
+            {"method.lr": lr, "method.smooth_factor": smooth, "training.epochs": 3}
+        )
         assert isinstance(method, LabelOverSmooth)
         assert (method.lr, method.smooth_factor, training.epochs) == (lr, smooth, 3)
         assert (method.momentum, training.batch_size) == (0.9, 64)
     with pytest.raises(SpecError, match=r"trial .*lr"):
-        spec.with_values({"method.lr": -1.0})
+        contestant.with_values({"method.lr": -1.0})
 
 
 def ready_specs() -> list[Path]:
@@ -145,7 +184,7 @@ def ready_specs() -> list[Path]:
 
 
 def test_the_ready_specs_are_all_here() -> None:
-    assert len(ready_specs()) == 3, "a new ready spec is counted here, so that none is lost unseen"
+    assert len(ready_specs()) == 4, "a new ready spec is counted here, so that none is lost unseen"
 
 
 @pytest.mark.parametrize("path", ready_specs(), ids=lambda path: path.stem)
@@ -183,6 +222,13 @@ def test_a_ready_spec_satisfies_the_json_schema(path: Path) -> None:
         ("{kind: los}", "{kind: lso}"),
         ("{kind: los}", "{lr: 0.1}"),
         ("{kind: los}", "{kind: los, smooth_factor: 1.0}"),
+        ("{kind: los}", "{kind: los, head: {kind: cosine, scale: 0}}"),
+        ("{kind: los}", "{kind: los, sampler: classbalanced}"),
+        ("method: {kind: los}\n", ""),
+        ("method: {kind: los}\n", "method: los\nmethods: [ce]\n"),
+        ("method: {kind: los}\n", "methods: [{name: los}]\n"),
+        ("method: {kind: los}\n", "methods: [cee]\n"),
+        ("method: {kind: los}\n", "methods: [{method: ce, training: {epochs: 0}}]\n"),
         ("trials: 4", "trials: many"),
         ("trials: 4", "trials: 0"),
         ("[0.2, ", "[0.2, 0.4, "),
@@ -200,8 +246,16 @@ def test_the_json_schema_knows_the_shorthands_and_describes_every_field() -> Non
         "tracking: none",
         "tracking: {uri: http://x}",
         "baselines: [ce]",
+        "resources: {lanes_per_pack: auto, memory_per_pack: 500 MiB}",
+        "resources: {lanes_per_pack: 5, memory_per_pack: 1000000}",
     ):
         assert not list(validator().iter_errors(plain(f"{GOOD}{text}\n"))), text
+    for method in (
+        "method: los",
+        "method: {kind: los, head: cosine, sampler: class_balanced, post_hoc: {kind: logit_adjust, tau: 0.5}}",
+        "methods: [ce, {method: los}, {name: short, method: {kind: ce, constraint: maxnorm}, training: {epochs: 3}}]",
+    ):
+        assert not list(validator().iter_errors(plain(GOOD.replace("method: {kind: los}", method)))), method
     assert list(validator().iter_errors(plain(GOOD + "backend: nowhere\n")))
     document = schema()
     own = [document, *(document["$defs"][name] for name in ("SearchSpec", "SelectionSpec", "ResourcesSpec"))]

@@ -1,4 +1,4 @@
-"""Smoothed cross entropy: by hand, against torch's own, by finite differences, and at its optimum."""
+"""Cross entropy with smoothing, shift, margin and weight: by hand, against torch's own, and table by table."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lt_train.losses.cross_entropy import cross_entropy
+from lt_train.losses.cross_entropy import CrossEntropy
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -16,9 +16,26 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_by_hand() -> None:
     # softmax = (1/4, 3/4); d = 1/2 and K = 2 make the target of class 0 (3/4, 1/4).
     logits, labels = torch.tensor([[0.0, math.log(3)]]), torch.tensor([0])
-    assert cross_entropy(logits, labels).item() == pytest.approx(math.log(4))
+    assert CrossEntropy()(logits, labels).item() == pytest.approx(math.log(4))
     expected = 0.75 * math.log(4) + 0.25 * math.log(4 / 3)
-    assert cross_entropy(logits, labels, 0.5).item() == pytest.approx(expected)
+    assert CrossEntropy(0.5)(logits, labels).item() == pytest.approx(expected)
+    # The margin log 3 takes the true logit to -log 3: softmax = (1/10, 9/10). The shift log 3 brings it back.
+    margin = torch.tensor([math.log(3), 0.0])
+    assert CrossEntropy(margin=margin)(logits, labels).item() == pytest.approx(math.log(10))
+    assert CrossEntropy(margin=margin, shift=margin)(logits, labels).item() == pytest.approx(math.log(4))
+    # A margin is the true class's alone, a shift is not.
+    other = torch.tensor([0.0, math.log(3)])
+    assert CrossEntropy(margin=other)(logits, labels).item() == pytest.approx(math.log(4))
+    assert CrossEntropy(shift=other)(logits, labels).item() == pytest.approx(math.log(10))
+    assert CrossEntropy(weight=torch.tensor([2.0, 5.0]))(logits, labels).item() == pytest.approx(2 * math.log(4))
+
+
+def test_the_gradient_by_hand() -> None:
+    logits, labels = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64), torch.tensor([0])
+    _, plain = CrossEntropy().with_gradient(logits, labels)
+    assert plain[0].tolist() == pytest.approx([1 / 4 - 1, 3 / 4])
+    _, smoothed = CrossEntropy(torch.tensor([0.5], dtype=torch.float64)).with_gradient(logits, labels, 4.0)
+    assert smoothed[0].tolist() == pytest.approx([4 * (1 / 4 - 3 / 4), 4 * (3 / 4 - 1 / 4)])
 
 
 @pytest.mark.parametrize("smooth_factor", [0.0, 0.1, 0.5, 0.98, 0.99])
@@ -26,67 +43,60 @@ def test_by_hand() -> None:
 def test_is_torchs_label_smoothing(classes: int, smooth_factor: float) -> None:
     logits, labels = 3 * draw(30, classes), torch.arange(30) % classes
     expected = functional.cross_entropy(logits, labels, label_smoothing=smooth_factor, reduction="none")
-    torch.testing.assert_close(cross_entropy(logits, labels, smooth_factor), expected)
+    torch.testing.assert_close(CrossEntropy(smooth_factor)(logits, labels), expected)
     assert bool((expected >= 0).all())
 
 
-def test_zero_smoothing_is_plain_cross_entropy() -> None:
-    logits, labels = draw(20, 7), torch.arange(20) % 7
-    plain = logits.logsumexp(dim=1) - logits[torch.arange(20), labels]
-    torch.testing.assert_close(cross_entropy(logits, labels, 0.0), plain)
-    torch.testing.assert_close(cross_entropy(logits, labels), plain)
+def test_weights_are_torchs_before_it_divides_by_their_sum() -> None:
+    logits, labels, weight = draw(20, 7), torch.arange(20) % 7, torch.arange(1.0, 8.0, dtype=torch.float64)
+    expected = functional.cross_entropy(logits, labels, weight=weight, reduction="none")
+    torch.testing.assert_close(CrossEntropy(weight=weight)(logits, labels), expected)
 
 
 def test_full_smoothing_forgets_the_label() -> None:
     logits = draw(1, 7).expand(7, 7)
-    losses = cross_entropy(logits, torch.arange(7), 1 - 1e-12)
+    losses = CrossEntropy(1 - 1e-12)(logits, torch.arange(7))
     torch.testing.assert_close(losses, losses[:1].expand(7))
 
 
-@pytest.mark.parametrize("smooth_factor", [0.0, 0.3, 0.98])
-def test_gradient_by_finite_differences(smooth_factor: float) -> None:
-    labels = torch.tensor([0, 2, 1, 3])
-    assert torch.autograd.gradcheck(
-        lambda logits: cross_entropy(logits, labels, smooth_factor), draw(4, 4).requires_grad_()
-    )
+def test_a_number_a_column_and_a_table_say_the_same() -> None:
+    logits, labels, classes = draw(2, 5, 3, 4), torch.tensor([[0, 1, 2, 3, 0], [3, 3, 1, 0, 2]])[..., None], 4
+    for name, value in (("smooth_factor", 0.3), ("margin", 0.7), ("weight", 2.5)):
+        forms = [
+            value,
+            *(torch.full(shape, value) for shape in ((), (1,), (classes,), (2, 1, 3, 1), (2, 1, 3, classes))),
+        ]
+        found = [CrossEntropy(**{name: form}) for form in forms]
+        for loss in found[1:]:
+            torch.testing.assert_close(loss(logits, labels), found[0](logits, labels), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                loss.with_gradient(logits, labels), found[0].with_gradient(logits, labels), rtol=1e-6, atol=1e-6
+            )
 
 
-def test_every_lane_has_its_own_smooth_factor() -> None:
+def test_every_lane_and_class_has_its_own_tables() -> None:
     seeds, batch, lanes, classes = 2, 5, 3, 4
     logits = draw(seeds, batch, lanes, classes)
     labels = torch.tensor([[0, 1, 2, 3, 0], [3, 3, 1, 0, 2]])
-    smooth_factors = torch.tensor([[[0.0, 0.5, 0.98]], [[0.9, 0.2, 0.7]]], dtype=torch.float64)
-    losses = cross_entropy(logits, labels.unsqueeze(-1), smooth_factors)
+    smooth, shift, margin, weight = (draw(seeds, 1, lanes, classes, seed=seed).sigmoid() for seed in (1, 2, 3, 4))
+    losses = CrossEntropy(smooth, shift, margin, weight)(logits, labels[..., None])
     assert losses.shape == (seeds, batch, lanes)
     for s in range(seeds):
-        for t in range(lanes):
-            alone = functional.cross_entropy(
-                logits[s, :, t], labels[s], label_smoothing=float(smooth_factors[s, 0, t]), reduction="none"
-            )
-            torch.testing.assert_close(losses[s, :, t], alone)
+        for b in range(batch):
+            for t in range(lanes):
+                y = int(labels[s, b])
+                moved = logits[s, b, t] + shift[s, 0, t]
+                moved[y] -= margin[s, 0, t, y]
+                target = torch.full((classes,), float(smooth[s, 0, t, y]) / classes, dtype=torch.float64)
+                target[y] += 1 - smooth[s, 0, t, y]
+                expected = -weight[s, 0, t, y] * (target * moved.log_softmax(dim=0)).sum()
+                torch.testing.assert_close(losses[s, b, t], expected)
 
 
 def test_large_logits_stay_finite() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0]])
-    assert cross_entropy(logits, torch.tensor([1]), 0.5).item() == pytest.approx(0.5 * 2e4 + 0.5 * 1e4)
-
-
-@pytest.mark.parametrize(
-    ("classes", "smooth_factor", "margin"), [(100, 0.98, 1.112), (10, 0.5, 2.398), (2, 0.9, 0.2007)]
-)
-def test_the_optimum_has_the_margin_of_the_formula(classes: int, smooth_factor: float, margin: float) -> None:
-    assert math.log(1 + classes * (1 - smooth_factor) / smooth_factor) == pytest.approx(margin, abs=5e-4)
-    labels = torch.arange(classes)
-    logits = draw(classes, classes).requires_grad_()
-    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
-
-    def evaluate() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = cross_entropy(logits, labels, smooth_factor).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(evaluate)
-    own = torch.eye(classes, dtype=torch.bool)
-    gaps = (logits.diagonal().unsqueeze(1) - logits)[~own]
-    torch.testing.assert_close(gaps, torch.full_like(gaps, margin), atol=1e-3, rtol=0)
+    expected = 0.5 * 2e4 + 0.5 * 1e4
+    assert CrossEntropy(0.5)(logits, torch.tensor([1])).item() == pytest.approx(expected)
+    loss, gradient = CrossEntropy(torch.tensor([0.5])).with_gradient(logits, torch.tensor([1]))
+    assert loss.item() == pytest.approx(expected)
+    assert gradient[0].tolist() == pytest.approx([1 - 1 / 6, -4 / 6, -1 / 6])

@@ -4,36 +4,34 @@ import pytest
 import torch
 
 from lt_train.errors import SpecError
-from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.methods.base import TrainedMethod, TrainingSpec, parse_method
-from lt_train.retrain.base import Run
-from lt_train.retrain.fused import fit
+from lt_train.losses.base import Loss
+from lt_train.methods.base import TrainedMethod, parse_method
+from lt_train.metrics import LogitStatistics
+
+
+def loss_of(smooth_factor: float) -> Loss:
+    method = parse_method({"kind": "los", "smooth_factor": smooth_factor})
+    assert isinstance(method, TrainedMethod)
+    return method.loss({"smooth_factor": torch.tensor(smooth_factor)}, torch.ones(4))
 
 
 def test_the_loss_is_torchs_label_smoothing() -> None:
-    method = parse_method({"kind": "los"})
-    assert isinstance(method, TrainedMethod)
     logits, labels = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 4
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=0.3)
-    torch.testing.assert_close(method.loss(logits, labels, {"smooth_factor": torch.tensor(0.3)}), expected)
+    torch.testing.assert_close(loss_of(0.3)(logits, labels), expected)
 
 
 def test_more_smoothing_gives_smaller_magnitudes() -> None:
     stream = torch.Generator().manual_seed(0)
-    counts = torch.tensor([200, 60, 20, 6])
-    means = 2 * torch.randn(4, 8, generator=stream)
-
-    def images(labels: torch.Tensor) -> torch.Tensor:
-        return (means[labels] + torch.randn(len(labels), 8, generator=stream))[None]
-
-    labels, test = torch.arange(4).repeat_interleave(counts), torch.arange(400) % 4
-    bank = FeatureBank("los", images(labels), labels, None, EvalSet(images(test), test), None, counts, counts)
-    runs = [
-        Run(parse_method({"kind": "los", "smooth_factor": d, "lr": 0.1, "init": "fresh"}), TrainingSpec(epochs=20), 0)
-        for d in (0.0, 0.5, 0.9, 0.98)
-    ]
-    magnitudes = [result.kept.loma for result in fit(bank, runs) if result.kept]
-    assert len(magnitudes) == 4
+    labels = torch.arange(4).repeat_interleave(torch.tensor([200, 60, 20, 6]))
+    features = (2 * torch.randn(4, 8, generator=stream))[labels] + torch.randn(len(labels), 8, generator=stream)
+    magnitudes = []
+    for smooth_factor in (0.0, 0.5, 0.9, 0.98):
+        head, loss = torch.zeros(8, 4), loss_of(smooth_factor)
+        for _ in range(200):
+            _, gradient = loss.with_gradient(features @ head, labels)
+            head -= 0.1 * features.T @ gradient / len(labels)
+        magnitudes.append(LogitStatistics(4).update(features @ head, labels).loma())
     for smoother, rougher in zip(magnitudes[1:], magnitudes[:-1], strict=True):
         assert bool((smoother < rougher).all())
 
@@ -41,8 +39,12 @@ def test_more_smoothing_gives_smaller_magnitudes() -> None:
 def test_the_papers_smooth_factor_is_the_default_and_may_differ_by_lane() -> None:
     method = parse_method({"kind": "los"})
     assert method.model_dump()["smooth_factor"] == 0.98
-    assert "smooth_factor" in method.lane_fields()
+    assert method.lane_values()["smooth_factor"] == 0.98
     assert "smooth_factor" not in method.static_fields()
+
+
+def test_it_needs_no_class_counts() -> None:
+    assert parse_method({"kind": "los"}).unfit(torch.tensor([5, 0])) == ""
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, 1.5])

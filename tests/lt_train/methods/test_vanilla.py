@@ -23,8 +23,8 @@ def test_the_stage_1_head_is_evaluated_as_it_is(engine: Engine, seed: int) -> No
     run = Run(parse_method({"kind": "vanilla"}), TrainingSpec(epochs=9), seed)
     result = engine(bank, [run], rule=EpochRule("best"))[0]
     assert result.kept is not None
-    np.testing.assert_array_equal(result.kept.weight, weight.numpy())
-    np.testing.assert_array_equal(result.kept.bias, bias.numpy())
+    np.testing.assert_array_equal(result.kept.state["weight"], weight.numpy())
+    np.testing.assert_array_equal(result.kept.state["bias"], bias.numpy())
     assert result.kept.epoch == 0
     assert np.isnan(result.train_loss).tolist() == [True]
     right = ((features @ weight.T + bias).mean(dim=0).argmax(dim=1) == labels).numpy()
@@ -35,6 +35,12 @@ def test_the_stage_1_head_is_evaluated_as_it_is(engine: Engine, seed: int) -> No
 def test_it_has_nothing_to_set() -> None:
     method = parse_method({"kind": "vanilla"})
     assert not method.trains
-    assert method.lane_fields() == ()
-    with pytest.raises(SpecError, match="lr: unknown key"):
-        parse_method({"kind": "vanilla", "lr": 0.1})
+    assert method.lane_values() == {}
+    assert method.unfit(torch.tensor([5, 0])) == ""
+    for document, message in (
+        ({"lr": 0.1}, "lr: unknown key"),
+        ({"head": {"kind": "cosine"}}, "known: linear"),
+        ({"post_hoc": {"kind": "tau_norm"}}, r"vanilla\.post_hoc: must be null"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            parse_method({"kind": "vanilla", **document})

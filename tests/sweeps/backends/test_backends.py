@@ -24,16 +24,25 @@ def runs_by_key(spec: SweepSpec) -> dict[str, dict]:
     return {run["key"]: run for line in lines for run in json.loads(line)["runs"]}
 
 
+WHOLE = {"resources": {"lanes_per_pack": 2}}
+HALVED = {
+    "search": {"trials": 14, "generation": 8, "scheduler": {"kind": "successive_halving", "rungs": [1, 2]}},
+    "resources": {"lanes_per_pack": 8},
+}
+
+
+@pytest.mark.parametrize("sections", [WHOLE, HALVED], ids=["whole", "halved"])
 @pytest.mark.parametrize("kind", sorted(backend_kinds()))
 def test_every_backend_gives_what_a_plain_loop_gives(
-    kind: str, small_sweep: Callable[..., SweepSpec], request: pytest.FixtureRequest
+    kind: str, sections: dict[str, Any], small_sweep: Callable[..., SweepSpec], request: pytest.FixtureRequest
 ):
     if kind == "ray":
         request.getfixturevalue("local_ray")
-    finalists = {"seeds": 2, "finalists": 2}
-    plain = small_sweep(name="plain", selection=finalists, resources={"lanes_per_pack": 2})
-    spec = small_sweep(name=f"on-{kind}", selection=finalists, resources={"lanes_per_pack": 2}, backend={"kind": kind})
+    sections = sections | {"selection": {"seeds": 2, "finalists": 2}}
+    plain = small_sweep(name="plain", **sections)
+    spec = small_sweep(name=f"on-{kind}", backend={"kind": kind}, **sections)
     expected, found = sweeps.run(plain), sweeps.run(spec)
+    assert (found.runs.stopped > 0) is (sections["resources"] == HALVED["resources"])
     assert runs_by_key(spec) == runs_by_key(plain)
     assert found.winner == expected.winner
     assert found.trials == expected.trials

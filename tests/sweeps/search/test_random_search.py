@@ -20,7 +20,7 @@ def test_random_takes_no_notice_of_results() -> None:
     for number in range(20):
         assert good.ask(number) == bad.ask(number)
         good.tell(number, 1.0)
-        bad.tell(number, None)
+        bad.tell(number, *((None,) if number % 2 else (0.5, 3)))
     assert RandomSearch().start(dimensions, 3).ask(0) != RandomSearch().start(dimensions, 4).ask(0)
 
 

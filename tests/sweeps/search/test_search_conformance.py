@@ -40,13 +40,18 @@ def outcome(number: int) -> float | None:
     return None if number % 7 == 3 else [0.5, 0.5, 0.25, 0.75, 0.5][number % 5]
 
 
+def stopped(number: int) -> int | None:
+    """Every third trial is stopped after some epochs, failed ones among them."""
+    return 5 * (1 + number % 2) if number % 3 == 0 else None
+
+
 def play(search: Search, trials: int, lag: int) -> list[dict[str, Any] | None]:
     """Ask `trials` trials, tell each `lag` asks later, so that `lag` are running all the time."""
     asked = []
     for number in range(trials):
         asked.append(search.ask(number))
         if number >= lag:
-            search.tell(number - lag, outcome(number - lag))
+            search.tell(number - lag, outcome(number - lag), stopped(number - lag))
     return asked
 
 
@@ -115,9 +120,16 @@ def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: SamplerS
         together.append(first.ask(number))
         second.ask(number)
         if number >= 3:
-            first.tell(number - 3, outcome(number - 3))
+            first.tell(number - 3, outcome(number - 3), stopped(number - 3))
             second.tell(number - 3, 0.1)
     assert together == alone
+
+
+def test_a_search_survives_when_every_trial_is_stopped(sampler: SamplerSpec) -> None:
+    search = sampler.start(space_for(sampler), 0)
+    for number in range(20):
+        assert search.ask(number) is not None
+        search.tell(number, 0.5, 5)
 
 
 def test_a_search_survives_when_every_trial_fails(sampler: SamplerSpec) -> None:

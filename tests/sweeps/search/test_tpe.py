@@ -58,3 +58,23 @@ def test_tpe_spreads_trials_that_run_together() -> None:
         search.tell(number, -abs(values["a"] - 0.5))
     together = [values["a"] for number in range(20, 60) for values in [search.ask(number)] if values is not None]
     assert statistics.pstdev(together) > 0.2
+
+
+def test_tpe_learns_from_trials_that_were_stopped() -> None:
+    """The hill at 0.8 again: those far from it are stopped early, at values that say nothing (higher is nearer 0)."""
+    dimensions = space('{"a": {"uniform": [0, 1]}}')
+
+    def later_half(stop: bool) -> float:
+        search = TreeParzen().start(dimensions, 0)
+        distances: list[float] = []
+        for number in range(60):
+            values = search.ask(number)
+            assert values is not None
+            distances.append(abs(values["a"] - 0.8))
+            if stop and distances[-1] > 0.3:
+                search.tell(number, 1 - values["a"], 5)
+            else:
+                search.tell(number, -distances[-1])
+        return sum(distances[30:]) / 30
+
+    assert later_half(stop=True) < 1.2 * later_half(stop=False)

@@ -206,3 +206,19 @@ def test_ui_of_a_sweep_that_tracks_nothing_says_so(small_sweep: MakeSweep, track
     spec = tracked()
     with pytest.raises(UserError, match="holds nothing of sweep small yet"):
         spec.tracking.serve("small", Path(spec.storage), free_port())
+
+
+def test_a_stopped_trial_is_finished_and_says_after_which_epoch(tracked: MakeSweep):
+    search = {"trials": 4, "generation": 4, "scheduler": {"kind": "successive_halving", "rungs": [1]}}
+    spec = tracked(search=search)
+    result = sweeps.run(spec)
+    runs = {run.data.tags["lt.key"]: run for run in all_runs(spec)}
+    found = client(spec)
+    for trial in result.trials:
+        run = runs[f"search-{trial.number:04d}"]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags.get("stopped_after_epoch") == (None if trial.stopped is None else "1")
+        assert run.data.metrics["objective"] == pytest.approx(trial.objective)
+        curve = found.get_metric_history(run.info.run_id, "epoch_acc_all")
+        assert [point.step for point in curve] == ([1, 2, 3] if trial.stopped is None else [1])
+    assert [trial.stopped for trial in result.trials].count(1) == 2

@@ -1,0 +1,1 @@
+"""Constraints on a head's weights during training: one file a kind."""

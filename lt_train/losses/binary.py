@@ -1,0 +1,105 @@
+"""Binary cross entropy over all classes at once, on softmax or on sigmoid probabilities, weighted by true class.
+
+The class-balanced loss (Cui et al. 2019) was published with the second form and is widely run with the first, which
+LTWB (Alshammari et al. 2022) calls. Both are means over the K classes, so that the mean over a batch is the originals'
+mean over N K. Knows torch only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lt_train.losses.base import Loss, Table, add_at_, column, exponentials, label_index, of_label
+
+__all__ = ["BinarySigmoid", "BinarySoftmax"]
+
+
+class BinarySoftmax(Loss):
+    """`-(w_y / K) (log p_y + sum over k != y of log(1 - p_k))` with `p = softmax(z)`, per sample.
+
+    Where one p_k is close to 1, its `1 - p_k` is the sum of the others, taken to be at least the smallest normal number
+    of the logits' type. `torch.nn.functional.binary_cross_entropy` subtracts, which leaves nothing of it in float32
+    once the logit leads by 17, and then clamps; elsewhere the two agree.
+
+    Args:
+        weight: w by true class, >= 0, broadcasts to `[..., K]`; one column, or a number, stands for all classes.
+    """
+
+    def __init__(self, weight: Table = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Per-sample loss `[...]`; see `losses.base.Loss`."""
+        index, top = label_index(labels, logits), logits.argmax(dim=-1, keepdim=True)
+        others = torch.softmax(logits, dim=-1).scatter(-1, top, 0.0)
+        rest = others.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).tiny)
+        log_wrong = torch.log1p(-others).scatter(-1, top, rest.log()).scatter(-1, index, 0.0)
+        log_true = torch.log_softmax(logits, dim=-1).gather(-1, index)
+        weight = of_label(self.weight, index, logits) / logits.shape[-1]
+        return (-weight * (log_true + log_wrong.sum(dim=-1, keepdim=True))).squeeze(-1)
+
+    def with_gradient(self, logits: Tensor, labels: Tensor, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        """Loss and gradient; see `losses.base.Loss`.
+
+        With odds `r_k = p_k / (1 - p_k)` of the wrong classes and their sum R, the derivative by a wrong logit is
+        `(w_y / K)(r_j + p_j (1 - R))`, and `(w_y / K)(p_y (1 - R) - 1)` by the true one. A class t that leads, above
+        one half, is kept apart, as its odds may be beyond all bounds: `r_t (1 - p_t) = p_t` and
+        `p_j r_t = p_t p_j / sum of the others` are not. The product of the remaining `1 - p_k` is at least 1/4, so
+        one logarithm a sample is enough.
+        """
+        index = label_index(labels, logits)
+        powers, total, peak = exponentials(logits)
+        leads, true = total < 1.9, logits.gather(-1, index)
+        is_top = logits >= torch.where(leads, peak, math.inf)
+        others = powers.masked_fill_(is_top, 0.0)
+        rest = others.sum(dim=-1, keepdim=True)
+        p_top = (rest + leads).reciprocal_()
+        others.mul_(p_top)
+        rest.mul_(p_top)
+        least = torch.finfo(logits.dtype).tiny
+        right, wrong = leads & (true == peak), leads & (true != peak)
+        followed = (wrong & (rest >= least)).to(logits.dtype)
+        rest.clamp_(min=least)
+
+        left = (1.0 - others).scatter_(-1, index, 1.0)
+        weight = of_label(self.weight, index, logits) / logits.shape[-1]
+        log_wrong = left.prod(dim=-1, keepdim=True).log_() + wrong * rest.log()
+        loss = -weight * (log_wrong + (true - peak) + p_top.log())
+
+        gradient = torch.div(others, left, out=left).scatter_(-1, index, 0.0)
+        beyond = 1.0 - gradient.sum(dim=-1, keepdim=True)
+        gradient.add_(others.mul_(beyond - followed * p_top / rest))
+        add_at_(gradient, index, -1.0)
+        of_top = torch.where(right, p_top * (beyond - 1.0) - rest, p_top * (beyond + followed))
+        gradient = torch.where(is_top, of_top, gradient)
+        return loss.squeeze(-1), gradient.mul_(column(scale) * weight)
+
+
+class BinarySigmoid(Loss):
+    """`(w_y / K) (sum over k of log(1 + exp z_k) - z_y)`: every class a yes-or-no question of its own, per sample.
+
+    Args:
+        weight: w by true class, >= 0, broadcasts to `[..., K]`; one column, or a number, stands for all classes.
+    """
+
+    def __init__(self, weight: Table = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Per-sample loss `[...]`; see `losses.base.Loss`."""
+        index = label_index(labels, logits)
+        # Beyond 40, log(1 + exp z) is z in float64 too; torch's own limit of 20 is meant for float32.
+        questions = functional.softplus(logits, threshold=40.0).sum(dim=-1, keepdim=True)
+        weight = of_label(self.weight, index, logits) / logits.shape[-1]
+        return (weight * (questions - logits.gather(-1, index))).squeeze(-1)
+
+    def with_gradient(self, logits: Tensor, labels: Tensor, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        """Loss and `scale (w_y / K)(sigmoid(z) - e_y)`; see `losses.base.Loss`."""
+        index = label_index(labels, logits)
+        amount = column(scale) * of_label(self.weight, index, logits) / logits.shape[-1]
+        gradient = torch.sigmoid(logits).mul_(amount)
+        return self(logits, labels), add_at_(gradient, index, -amount)

@@ -1,0 +1,78 @@
+"""Method `class_balanced`: losses weighted by the effective number of pictures (Cui et al. 2019; paper, Table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lt_train.losses.base import Loss
+from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
+from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses.focal import Focal
+from lt_train.methods.base import TrainedMethod
+from lt_train.methods.focal import Gamma
+from lt_train.priors import empty_classes
+
+__all__ = ["Beta", "ClassBalancedLoss", "WeightedByEffectiveNumber", "effective_number_weights"]
+
+Beta = Annotated[
+    float,
+    Field(ge=0, lt=1, description="beta of the effective number (1 - beta^n) / (1 - beta), in [0, 1); 0: no weights"),
+]
+
+
+def effective_number_weights(beta: Tensor, class_counts: Tensor) -> Tensor:
+    """`(1 - beta) / (1 - beta^n_k)`, scaled to sum K (Cui et al. 2019, Eq. 6); 1 for every class where beta is 0.
+
+    Args:
+        beta: in [0, 1), any shape.
+        class_counts: int64 `[K]`, > 0.
+
+    Returns:
+        `[..., K]`, of the type of `beta`.
+    """
+    # In double precision: 1 - beta is 1e-4, and loses three digits of float32's seven.
+    one_beta = beta.double().unsqueeze(-1)
+    weights = (1.0 - one_beta) / (1.0 - one_beta**class_counts)
+    return (weights * (len(class_counts) / weights.sum(dim=-1, keepdim=True))).to(beta.dtype)
+
+
+class WeightedByEffectiveNumber(TrainedMethod):
+    """Base of methods whose loss is weighted by the effective number of pictures of the true class."""
+
+    beta: Beta = 0.9999
+    mode: Literal["bce_softmax", "sigmoid", "ce", "focal"] = Field(
+        default="bce_softmax",
+        description="the loss that is weighted: binary cross entropy on softmax probabilities (what LTWB calls) or on "
+        "sigmoids (the original), both as mean over classes; cross entropy; or focal loss on softmax probabilities",
+    )
+    gamma: Gamma = Field(default=2.0, description="focusing exponent, >= 0; of mode focal alone")
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        weight = effective_number_weights(lanes["beta"], class_counts)
+        match self.mode:
+            case "bce_softmax":
+                return BinarySoftmax(weight)
+            case "sigmoid":
+                return BinarySigmoid(weight)
+            case "ce":
+                return CrossEntropy(weight=weight)
+            case "focal":
+                return Focal(lanes["gamma"].unsqueeze(-1), weight)
+
+    def unfit(self, class_counts: Tensor) -> str:
+        """See `MethodSpec.unfit`."""
+        return super().unfit(class_counts) or empty_classes(class_counts)
+
+
+class ClassBalancedLoss(WeightedByEffectiveNumber):
+    """A picture counts more the fewer its class has, by `(1 - beta) / (1 - beta^n)`, scaled to mean 1 over classes.
+
+    Source: Cui et al. 2019, Class-Balanced Loss Based on Effective Number of Samples.
+    """
+
+    kind: Literal["class_balanced"] = "class_balanced"

@@ -1,0 +1,1 @@
+"""Adjustments of a finished head that cost no training: one file a kind."""

@@ -1,0 +1,106 @@
+"""A bank as a training loop wants it: on the device where it fits, batches by index, test views averaged once.
+
+Knows banks and heads; knows nothing of methods, lanes or results.
+
+Shapes: V views, N images, D features, K classes, S seeds, B batch, A test views, I inputs of a head's product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lt_train.features.bank import EvalSet, FeatureBank
+from lt_train.heads.base import Classifier, HeadSpec
+from lt_train.lanes import static_fields
+from lt_train.metrics import split_masks
+from lt_train.samplers.base import SamplerSpec
+from lt_train.storage import fingerprint
+
+__all__ = ["DeviceBank", "Images"]
+
+SHARE_OF_DEVICE = 0.6
+"""Share of the device's free memory that training features may take; a larger bank stays with the host."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What one kind of head reads of an evaluation set.
+
+    Attributes:
+        inputs: float32 `[A, N, I]`; A is 1 for a head whose logits may be averaged over views on its inputs.
+        labels: int64 `[N]`.
+        totals: int64 `[K]`, images a class.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    totals: Tensor
+
+
+class DeviceBank:
+    """One bank on one device.
+
+    Attributes:
+        labels_N: int64, on the device.
+        class_counts: int64 `[K]`, on the device.
+        masks: bool `[4, K]`, the splits, on the device.
+        start: the stage-1 classifier on the device, or None.
+        start_norms_K: lengths of its weight rows.
+    """
+
+    def __init__(self, bank: FeatureBank, device: str) -> None:
+        self.bank, self.device = bank, device
+        self.labels_N = bank.train_labels.to(device)
+        self.class_counts = bank.class_counts.to(device)
+        self.masks = split_masks(bank.split_counts).to(device)
+        self.start: Classifier | None = None
+        if bank.head is not None:
+            self.start = bank.head[0].to(device), bank.head[1].to(device)
+            self.start_norms_K = self.start[0].norm(dim=-1)
+        self._features_VND = bank.train_features
+        if torch.device(device).type == "cuda" and self._fits(bank.train_features, device):
+            self._features_VND = bank.train_features.to(device)
+        self._images: dict[str, dict[str, Images]] = {}
+        self._orders: dict[tuple[SamplerSpec, int], tuple[int, Tensor]] = {}
+
+    @staticmethod
+    def _fits(features: Tensor, device: str) -> bool:
+        free, _ = torch.cuda.mem_get_info(device)
+        return features.numel() * features.element_size() <= SHARE_OF_DEVICE * free
+
+    def order(self, sampler: SamplerSpec, seed: int, epoch: int) -> Tensor:
+        """int64 `[N]` on the CPU: the pictures of one epoch; stacks of one seed, trained in turn, share the latest."""
+        latest = self._orders.get((sampler, seed))
+        if latest is None or latest[0] != epoch:
+            latest = epoch, sampler.order(self.bank.train_labels, seed, epoch)
+            self._orders[sampler, seed] = latest
+        return latest[1]
+
+    def batch(self, epoch: int, batch_SB: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[S, B, D]` and labels `[S, B, 1]` of a batch, on the device, from the view of this epoch.
+
+        `batch_SB` is on the CPU. A bank on disk is read here, a few rows at a time.
+        """
+        features_ND = self._features_VND[epoch % len(self._features_VND)]
+        rows = torch.index_select(features_ND, 0, batch_SB.flatten().to(features_ND.device))
+        features_SBD = rows.to(self.device, non_blocking=True).view(*batch_SB.shape, -1)
+        return features_SBD, self.labels_N[batch_SB.to(self.device)].unsqueeze(-1)
+
+    def images(self, head: HeadSpec) -> dict[str, Images]:
+        """The evaluation sets as heads of this kind read them: `test`, and `val` where the bank has one."""
+        # A head's inputs do not depend on what may differ between lanes.
+        key = fingerprint(static_fields(head))
+        if key not in self._images:
+            sets = {"test": self.bank.test} if self.bank.val is None else {"val": self.bank.val, "test": self.bank.test}
+            self._images[key] = {name: self._read(images, head) for name, images in sets.items()}
+        return self._images[key]
+
+    def _read(self, images: EvalSet, head: HeadSpec) -> Images:
+        labels = images.labels.to(self.device)
+        views = [head.inputs(view.to(self.device), self.start) for view in images.features]
+        if head.affine and len(views) > 1:
+            views = [torch.stack(views).mean(dim=0)]
+        return Images(torch.stack(views), labels, torch.bincount(labels, minlength=self.bank.num_classes))

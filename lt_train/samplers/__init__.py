@@ -1,0 +1,1 @@
+"""Orders in which training pictures are visited: one file a kind."""

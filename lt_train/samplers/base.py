@@ -1,0 +1,42 @@
+"""What a sampler is: the order in which one epoch visits the training pictures, from labels, seed and epoch alone.
+
+A sampler kind is one file with one `SamplerSpec` subclass. Every lane of one seed shares the order, which makes
+trials comparable (common random numbers) and their matrix products one. Knows torch only.
+
+Shapes: N training pictures.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from lt_train.registry import KindSpec, kinds, union
+
+__all__ = ["SamplerSpec", "sampler_kinds", "sampler_union"]
+
+
+class SamplerSpec(KindSpec):
+    """Base of every sampler kind."""
+
+    @abstractmethod
+    def order(self, labels: Tensor, seed: int, epoch: int) -> Tensor:
+        """int64 `[N]` on the CPU: which pictures one epoch visits, N of them whatever the kind.
+
+        Args:
+            labels: int64 `[N]`, on the CPU.
+            seed: the run's.
+            epoch: from 0.
+        """
+
+
+def sampler_kinds() -> dict[str, type[SamplerSpec]]:
+    """Every sampler kind by name."""
+    return kinds("lt_train.samplers", SamplerSpec)
+
+
+def sampler_union() -> Any:
+    """The discriminated union over every sampler kind, for specs."""
+    return union("lt_train.samplers", SamplerSpec)  # type: ignore[type-abstract]

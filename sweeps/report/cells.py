@@ -1,0 +1,39 @@
+"""Numbers of a result as the cells of its tables show them, in percent; the same in a terminal and in Markdown."""
+
+from __future__ import annotations
+
+from lt_train.metrics import SPLITS
+from sweeps.result import Gain, Result, Row
+
+__all__ = ["difference", "means", "other_baselines", "percent", "plain"]
+
+
+def percent(value: float | None) -> str:
+    """`79.48`; a dash for an empty split."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def plain(value: float | None) -> str:
+    """`0.438`; a dash for what is not known."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def means(row: Row) -> list[str]:
+    """`79.48 ±0.02` by split: mean over seeds and half its 95% interval, which one run does not have."""
+    cells: list[str] = []
+    for split in SPLITS:
+        mean, ci95 = getattr(row.mean, f"acc_{split}"), getattr(row.ci95, f"acc_{split}")
+        cells.append(percent(mean) + ("" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.2f}"))
+    return cells
+
+
+def difference(gain: Gain) -> str:
+    """`+4.16 [+4.14, +4.17]`, in points."""
+    span = "" if gain.ci95 is None else f" [{100 * gain.ci95[0]:+.2f}, {100 * gain.ci95[1]:+.2f}]"
+    return f"{100 * gain.mean:+.2f}{span}"
+
+
+def other_baselines(result: Result) -> dict[str, Row]:
+    """The baselines whose setting no method's row shows already."""
+    shown = [row.params for row in result.methods]
+    return {name: row for name, row in result.baselines.items() if row.params not in shown}

@@ -1,0 +1,1 @@
+"""What decides, while trials are training, which of them go on: one file a scheduler."""

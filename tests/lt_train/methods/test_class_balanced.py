@@ -1,0 +1,87 @@
+"""`class_balanced`: weights by effective number, and the losses they may stand before."""
+
+import pytest
+import torch
+
+from lt_train.errors import SpecError
+from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
+from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses.focal import Focal
+from lt_train.methods.base import parse_method
+from lt_train.methods.class_balanced import ClassBalancedLoss, effective_number_weights
+
+COUNTS = torch.tensor([500, 60, 5, 1])
+
+
+def test_weights_by_hand() -> None:
+    # Effective numbers of 3 and 1 pictures at beta 1/2: 7/4 and 1. Their inverses, scaled to sum 2: 8/11 and 14/11.
+    found = effective_number_weights(torch.tensor(0.5), torch.tensor([3, 1]))
+    assert found.tolist() == pytest.approx([8 / 11, 14 / 11])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.9999, 0.999999])
+def test_weights_sum_to_the_number_of_classes_and_fall_with_size(beta: float) -> None:
+    weights = effective_number_weights(torch.tensor(beta), COUNTS)
+    assert weights.sum().item() == pytest.approx(4)
+    assert (weights.diff() > 0).all().item() == (beta > 0)
+
+
+def test_the_ends_of_beta() -> None:
+    assert effective_number_weights(torch.tensor(0.0), COUNTS).tolist() == [1.0] * 4
+    # beta -> 1 is weighting by 1 / n.
+    inverse = 1 / COUNTS.double()
+    near_one = effective_number_weights(torch.tensor(1 - 1e-9, dtype=torch.float64), COUNTS)
+    torch.testing.assert_close(near_one, inverse * 4 / inverse.sum(), rtol=1e-6, atol=0)
+
+
+def test_every_lane_has_its_own_beta() -> None:
+    beta = torch.tensor([[[0.0, 0.9, 0.9999]], [[0.5, 0.99, 0.999]]])
+    weights = effective_number_weights(beta, COUNTS)
+    assert weights.shape == (2, 1, 3, 4)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights[1, 0, 2], effective_number_weights(torch.tensor(0.999), COUNTS))
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("bce_softmax", BinarySoftmax), ("sigmoid", BinarySigmoid), ("ce", CrossEntropy), ("focal", Focal)],
+)
+def test_modes(mode: str, form: type) -> None:
+    method = parse_method({"kind": "class_balanced", "mode": mode, "gamma": 1.5})
+    assert isinstance(method, ClassBalancedLoss)
+    loss = method.loss({"beta": torch.tensor(0.99), "gamma": torch.tensor(1.5)}, COUNTS)
+    assert isinstance(loss, form)
+    torch.testing.assert_close(loss.weight, effective_number_weights(torch.tensor(0.99), COUNTS))  # type: ignore[attr-defined]
+    if isinstance(loss, Focal):
+        torch.testing.assert_close(loss.gamma, torch.tensor([1.5]))
+
+
+def test_defaults() -> None:
+    method = ClassBalancedLoss()
+    assert (method.mode, method.beta, method.gamma) == ("bce_softmax", 0.9999, 2.0)
+    assert {"beta", "gamma"} <= set(method.lane_values())
+    assert method.static_fields()["mode"] == "bce_softmax"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("beta", 1.0, r"class_balanced\.beta: must be in \[0(\.0)?, 1(\.0)?\), got 1\.0"),
+        ("beta", -0.1, r"class_balanced\.beta: must be in \[0(\.0)?, 1(\.0)?\), got -0\.1"),
+        ("gamma", -1.0, r"class_balanced\.gamma: must be at least 0, got -1\.0"),
+        (
+            "mode",
+            "softmax",
+            r"class_balanced\.mode: must be .bce_softmax. or .sigmoid. or .ce. or .focal., got .softmax",
+        ),
+    ],
+)
+def test_values_out_of_range_are_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_method({"kind": "class_balanced", field: value})
+
+
+def test_a_class_without_pictures_is_refused() -> None:
+    assert "2 of 4 have none: 1, 2" in ClassBalancedLoss().unfit(torch.tensor([5, 0, 0, 1]))
+    adjusted = ClassBalancedLoss.model_validate_json('{"post_hoc": {"kind": "logit_adjust", "prior": [0.5, 0.5]}}')
+    assert "got 2" in adjusted.unfit(torch.tensor([5, 1, 1]))

@@ -1,0 +1,159 @@
+"""Any method with any head, sampler, constraint and adjustment: it can be trained, or it is refused with a reason."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lt_train.constraints.base import constraint_kinds
+from lt_train.errors import SpecError
+from lt_train.heads.base import head_kinds
+from lt_train.methods.base import MethodSpec, TrainedMethod, method_kinds, parse_method
+from lt_train.post_hoc.base import post_hoc_kinds
+from lt_train.samplers.base import sampler_kinds
+
+PARTS: dict[str, list[str | None]] = {
+    "head": list(head_kinds()),
+    "sampler": list(sampler_kinds()),
+    "constraint": [None, *constraint_kinds()],
+    "post_hoc": [None, *post_hoc_kinds()],
+}
+COUNTS = torch.tensor([90, 30, 10, 2])
+every_method = pytest.mark.parametrize("kind", method_kinds())
+
+
+def documents(kind: str) -> Iterator[dict[str, Any]]:
+    """Every combination of the parts that a method of this kind has."""
+    names = [name for name in PARTS if name in method_kinds()[kind].model_fields]
+    for parts in itertools.product(*(PARTS[name] for name in names)):
+        chosen = zip(names, parts, strict=True)
+        yield {"kind": kind, **{name: None if part is None else {"kind": part} for name, part in chosen}}
+
+
+def outcome(document: dict[str, Any]) -> MethodSpec | str:
+    try:
+        return parse_method(document)
+    except SpecError as error:
+        return str(error)
+
+
+@every_method
+def test_it_can_be_trained_or_is_refused_with_a_reason(kind: str) -> None:
+    found = [(document, outcome(document)) for document in documents(kind)]
+    allowed = [(document, method) for document, method in found if isinstance(method, MethodSpec)]
+    assert allowed, f"{kind} goes with nothing"
+    for document, reason in found:
+        if isinstance(reason, str):
+            named = [part["kind"] for part in document.values() if isinstance(part, dict)]
+            assert any(word in reason for word in (*named, "must be a mapping")), reason
+            assert any(word in reason for word in ("has none", "must be", "known:", "would do so again")), reason
+    for document, method in allowed:
+        for name, part in document.items():
+            own = getattr(method, name)
+            assert (own if own is None or isinstance(own, str) else own.kind) == (
+                part and part["kind"] if name != "kind" else kind
+            )
+        assert parse_method(json.loads(method.model_dump_json())) == method
+        assert method.unfit(COUNTS) == ""
+        if isinstance(method, TrainedMethod):
+            lanes = {name: torch.tensor(value) for name, value in method.lane_values().items()}
+            loss = method.loss(lanes, COUNTS)(torch.zeros(4, 4), torch.arange(4))
+            assert bool(loss.isfinite().all())
+
+
+@every_method
+def test_what_is_refused_is_what_makes_no_sense(kind: str) -> None:
+    spec = method_kinds()[kind]
+    for document in documents(kind):
+        head, constraint, adjustment = (
+            head_kinds()[document["head"]["kind"]],
+            document.get("constraint"),
+            document.get("post_hoc"),
+        )
+        post_hoc = post_hoc_kinds()[adjustment["kind"]] if adjustment else None
+        fresh = spec.model_fields["init"].default == "fresh" if "init" in spec.model_fields else False
+        corrects = getattr(spec, "corrects_prior", False)
+        senseless = (
+            not all(fixed(spec, name, document[name]) for name in document if name != "kind")
+            or (fresh and head.needs_classifier)
+            or (constraint is not None and not head.has_rows)
+            or (post_hoc is not None and post_hoc.needs_rows and not head.has_rows)
+            or (corrects and post_hoc is not None and post_hoc.corrects_prior)
+        )
+        assert isinstance(outcome(document), str) == senseless, document
+
+
+def fixed(spec: type[MethodSpec], name: str, part: dict[str, str] | None) -> bool:
+    """Whether a part is what the method is made of, or the method leaves it open."""
+    default, annotation = spec.model_fields[name].default, spec.model_fields[name].annotation
+    if annotation is type(None) or annotation is type(default):
+        return (part or {}).get("kind") == (default.kind if default is not None else None)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (
+            {"kind": "ce", "head": "cosine", "constraint": "maxnorm"},
+            "maxnorm bounds the length .* cosine has none; use",
+        ),
+        ({"kind": "ce", "head": "lws", "post_hoc": "tau_norm"}, "tau_norm divides by the length .* lws has none; use"),
+        ({"kind": "ce", "head": "disalign", "init": "fresh"}, "disalign re-scales .* init must be warm, got fresh"),
+        ({"kind": "crt", "head": "lws"}, "lws re-scales .* init must be warm, got fresh"),
+        ({"kind": "balanced_softmax", "post_hoc": "logit_adjust"}, "corrects for class frequencies .* remove one"),
+        ({"kind": "logit_adjust_loss", "post_hoc": "logit_adjust"}, "corrects for class frequencies .* remove one"),
+        (
+            {"kind": "cosine", "head": {"kind": "linear"}},
+            r"cosine\.head\.kind: unknown kind .linear.; .* known: cosine",
+        ),
+        ({"kind": "resample", "sampler": {"kind": "instance"}}, "unknown kind .instance.; known: class_balanced"),
+        ({"kind": "crt", "init": "warm"}, r"crt\.init: must be .fresh., got .warm"),
+        ({"kind": "vanilla", "sampler": {"kind": "instance"}}, "sampler: unknown key"),
+        ({"kind": "ce", "head": "sphere"}, "unknown kind .sphere.; .*known: cosine, disalign, linear, lws"),
+    ],
+)
+def test_reasons(document: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SpecError, match=reason):
+        parse_method(document)
+
+
+@every_method
+def test_every_part_may_be_left_out(kind: str) -> None:
+    assert parse_method({"kind": kind}) == method_kinds()[kind]()
+
+
+@every_method
+def test_lane_values_are_the_numbers_and_the_rest_is_static(kind: str) -> None:
+    method = method_kinds()[kind]()
+    lanes, static = method.lane_values(), json.dumps(method.static_fields())
+    assert all(type(value) is float for value in lanes.values())
+    for path, value in lanes.items():
+        assert getattr_path(method, path) == value
+        assert f'"{path.rpartition(".")[2]}"' not in static, path
+    if method.trains:
+        assert {"lr", "weight_decay", "momentum"} <= set(lanes)
+
+
+def getattr_path(spec: Any, path: str) -> Any:
+    for name in path.split("."):
+        spec = getattr(spec, name)
+    return spec
+
+
+@every_method
+def test_a_class_without_pictures_is_refused_where_its_size_is_divided_by(kind: str) -> None:
+    """Either the method says which class is empty, or it can be trained without it."""
+    empty = torch.tensor([90, 0, 10, 2])
+    method = method_kinds()[kind]()
+    reason = method.unfit(empty)
+    if reason:
+        assert reason == "every class must have training pictures, but 1 of 4 have none: 1"
+    elif isinstance(method, TrainedMethod):
+        lanes = {name: torch.tensor(value) for name, value in method.lane_values().items()}
+        losses, gradients = method.loss(lanes, empty).with_gradient(torch.eye(3, 4), torch.tensor([0, 2, 3]))
+        assert bool(losses.isfinite().all())
+        assert bool(gradients.isfinite().all())

@@ -1,0 +1,27 @@
+"""`crt`: `resample` from a fresh head."""
+
+import pytest
+
+from lt_train.errors import SpecError
+from lt_train.methods.base import parse_method
+from lt_train.methods.crt import ClassifierRetraining
+from lt_train.methods.resample import Resample
+
+
+def test_it_is_resample_from_a_fresh_head() -> None:
+    found, warm = ClassifierRetraining().model_dump(), Resample().model_dump()
+    assert {name for name in found if found[name] != warm[name]} == {"kind", "init"}
+    assert found["init"] == "fresh"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"init": "warm"}, r"crt\.init: must be .fresh., got .warm"),
+        ({"sampler": {"kind": "instance"}}, "known: class_balanced"),
+        ({"head": "disalign"}, "disalign re-scales a trained classifier; init must be warm, got fresh"),
+    ],
+)
+def test_what_it_is_made_of(document: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_method({"kind": "crt", **document})

@@ -1,0 +1,148 @@
+"""The fused engine is the reference with every constraint and post-hoc adjustment, on every head that allows them.
+
+Like `test_conformance`, parametrised over the registry. What the parts do is seen, too: a constraint or an adjustment
+that both engines left out would agree.
+"""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from support.banks import make_bank
+from support.compositions import PARTS, REFUSED_PARTS
+from support.engines import agree, distance, every_engine, kept, lone_run, make_runs, predict
+
+from lt_train.constraints.base import constraint_kinds
+from lt_train.heads.base import head_kinds
+from lt_train.heads.linear import StackedLinear
+from lt_train.methods.base import MethodSpec, TrainedMethod, method_kinds, parse_method
+from lt_train.post_hoc.base import post_hoc_kinds
+from lt_train.retrain import fused
+from lt_train.retrain.base import Engine, EpochRule, Run
+
+every_part = pytest.mark.parametrize("method", PARTS.values(), ids=PARTS)
+BANK = make_bank((40, 20, 9, 4, 1), dim=6, views=2, val_per_class=4)
+SEEDS = (0, 7, 0, 7, 0)
+
+
+@every_part
+def test_fused_is_the_reference(method: MethodSpec) -> None:
+    agree(BANK, make_runs(method, epochs=2, batch_size=32, seeds=SEEDS), EpochRule("best", "test"))
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name.startswith("ce-")])
+def test_every_part_changes_what_a_head_predicts(name: str) -> None:
+    """Guards the test above: a part that both engines left out would agree."""
+    for run in make_runs(PARTS[name], epochs=2, batch_size=32, seeds=SEEDS[:2]):
+        without = replace(run, method=run.method.model_copy(update={"constraint": None, "post_hoc": None}))
+        logits = [predict(BANK, each, kept(fused.fit(BANK, [each])[0])) for each in (run, without)]
+        assert distance(*logits) > 1e-3
+
+
+def test_every_kind_of_part_is_compared_on_some_head() -> None:
+    used = [method.constraint for method in PARTS.values() if isinstance(method, TrainedMethod) and method.constraint]
+    assert {(part.kind, part.every) for part in used} == set(product(constraint_kinds(), ("epoch", "step")))
+    assert {method.post_hoc.kind for method in PARTS.values() if method.post_hoc is not None} == post_hoc_kinds().keys()
+    both = {
+        method.constraint.every for method in PARTS.values() if isinstance(method, TrainedMethod) and method.constraint
+    }
+    assert both == {"epoch", "step"}
+
+
+def test_what_is_refused_has_a_reason() -> None:
+    assert len(PARTS) >= len(method_kinds()) * 3
+    assert REFUSED_PARTS
+    assert all(reason.strip() for reason in REFUSED_PARTS.values())
+    rowless = {head for head, spec in head_kinds().items() if not spec.has_rows}
+    for head in rowless:
+        for part in constraint_kinds():
+            reason = REFUSED_PARTS[f"ce-head:{head}-constraint:{part}"]
+            assert f"constraint {part} bounds the length of trained weight rows, and head {head} has none" in reason
+
+
+def test_a_constraint_and_an_adjustment_may_be_had_together() -> None:
+    document = {
+        "kind": "los",
+        "constraint": {"kind": "maxnorm", "fraction": 0.2, "every": "step"},
+        "post_hoc": {"kind": "tau_norm", "tau": 0.7},
+        "sampler": "class_balanced",
+    }
+    agree(BANK, make_runs(parse_method(document), epochs=2, batch_size=32, seeds=SEEDS))
+
+
+@every_engine
+@pytest.mark.parametrize("every", ["epoch", "step"])
+def test_rows_end_within_the_radius_of_their_lane(engine: Engine, every: str) -> None:
+    """Read off the result, not off the code: no row is longer than min + fraction (max - min)."""
+    assert BANK.head is not None
+    lengths = BANK.head[0].norm(dim=-1)
+    runs = [
+        lone_run(
+            {"kind": "ce", "lr": 0.5, "constraint": {"kind": "maxnorm", "fraction": fraction, "every": every}}, epochs=2
+        )
+        for fraction in (0.01, 0.3, 1.0)
+    ]
+    for run, fraction, result in zip(runs, (0.01, 0.3, 1.0), engine(BANK, runs), strict=True):
+        radius = float(lengths.min() + fraction * (lengths.max() - lengths.min()))
+        found = np.linalg.norm(kept(result).state["weight"], axis=1)
+        assert run.training.epochs == 2
+        assert found.max() == pytest.approx(radius, rel=1e-5)
+
+
+# A grid of adjustments costs one pass
+
+
+def grid(kind: str, number: int) -> list[Run]:
+    taus = np.linspace(0.0, 2.0, number)
+    return [lone_run({"kind": kind, "post_hoc": {"kind": kind, "tau": float(tau)}}, seed=int(10 * tau)) for tau in taus]
+
+
+UNTRAINED_GRIDS = [kind for kind in post_hoc_kinds() if kind in method_kinds()]
+
+
+@pytest.mark.parametrize("kind", UNTRAINED_GRIDS)
+def test_a_whole_grid_is_read_off_one_set_of_logits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    logits = StackedLinear.logits
+
+    def counted(self: StackedLinear, inputs_SBI: torch.Tensor) -> torch.Tensor:
+        found = logits(self, inputs_SBI)
+        calls.append(tuple(found.shape))
+        return found
+
+    monkeypatch.setattr(StackedLinear, "logits", counted)
+    fused.fit(BANK, grid(kind, 1))
+    alone = calls.copy()
+    calls.clear()
+    results = fused.fit(BANK, grid(kind, 21))
+    assert calls == alone, "as many products for 21 values as for one, and of the same size: not even one a lane"
+    assert {shape[0] * shape[2] for shape in calls} == {1}
+    assert len({result.test_accuracy.tobytes() for result in results}) > 1
+
+
+@pytest.mark.parametrize("kind", UNTRAINED_GRIDS)
+@pytest.mark.parametrize("lanes", [1, 2, 4, 5])
+def test_a_grid_cut_by_memory_gives_the_same(kind: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = grid(kind, 21)
+    expected = fused.fit(BANK, runs)
+    monkeypatch.setattr(fused, "STACK_BYTES", {"cpu": 4 * 5 * 6 * lanes})
+    for run, found, wanted in zip(runs, fused.fit(BANK, runs), expected, strict=True):
+        np.testing.assert_array_equal(found.test_accuracy, wanted.test_accuracy)
+        np.testing.assert_allclose(predict(BANK, run, kept(found)), predict(BANK, run, kept(wanted)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", UNTRAINED_GRIDS)
+def test_the_first_value_of_the_grid_is_the_stage_1_head(kind: str) -> None:
+    """tau 0 changes nothing, and the predictions of the last tau are others."""
+    *_, last = runs = grid(kind, 21)
+    results = agree(BANK, [lone_run({"kind": "vanilla"}), *runs])
+    vanilla, first = kept(results[0]), kept(results[1])
+    if kind == "tau_norm":  # which leaves out the bias at tau 0 too, unless it is kept
+        keeping = lone_run({"kind": kind, "post_hoc": {"kind": kind, "tau": 0.0, "bias": "keep"}})
+        first = kept(agree(BANK, [keeping])[0])
+    np.testing.assert_array_equal(first.class_accuracy, vanilla.class_accuracy)
+    np.testing.assert_allclose(first.loma, vanilla.loma, rtol=1e-5)
+    assert distance(kept(results[-1]).class_accuracy, vanilla.class_accuracy) > 0.01
+    assert predict(BANK, last, kept(results[-1])).shape == (1000, 5)

@@ -1,0 +1,146 @@
+"""The table of methods, in a terminal and in Markdown: what it shows, how it ranks, and that it fits a screen."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sweeps.report.markdown import method_table
+from sweeps.report.terminal import comparison
+from sweeps.result import (
+    Accuracies,
+    Gain,
+    Intervals,
+    Loma,
+    MethodRow,
+    Protocol,
+    Result,
+    Row,
+    RunCounts,
+    SeedAccuracies,
+    Winner,
+)
+
+LONGEST_NAME = "logit_adjust_loss"
+
+
+def row(acc: float, half: float | None = 0.0011, **method: Any) -> Row:
+    values = {"acc_all": acc, "acc_many": acc + 0.1, "acc_medium": acc - 0.1, "acc_few": None}
+    spans = {name: None if half is None or v is None else (v - half, v + half) for name, v in values.items()}
+    return Row(
+        params=method,
+        seeds=[5, 6] if half else [5],
+        best_of=SeedAccuracies(**{**values, "acc_all": acc + 0.002}, seed=5, val_acc_all=acc, failure=None),
+        mean=Accuracies(**values),
+        ci95=Intervals(**spans),
+        loma=Loma(mean=7.5, cv=0.4),
+    )
+
+
+def method(name: str, acc: float, *, tied: bool = False, half: float | None = 0.0011, val: float = 0.0) -> MethodRow:
+    gain = {"acc_all": Gain(mean=acc - 0.5, ci95=None if half is None else (acc - 0.51, acc - 0.49), p_value=None)}
+    return MethodRow(
+        **dict(row(acc, half, kind=name)),
+        method=name,
+        trial=7,
+        searched={"method.lr": 0.01, "method.head.scale": 12.5},
+        gain={"vanilla": gain},
+        objective=val or acc,
+        behind={},
+        tied=tied,
+        trials=24,
+        failed_trials=0,
+        runs=135,
+    )
+
+
+def result(*methods: MethodRow, baselines: dict[str, Row] | None = None) -> Result:
+    first = {name: getattr(methods[0], name) for name in Winner.model_fields}
+    return Result(
+        sweep="table",
+        spec_fingerprint="s",
+        bank_fingerprint="b",
+        protocol=Protocol(on="val", epoch="last", objective="mean", metric="acc_all", seeds=5, finalists=3),
+        runs=RunCounts(finished=9, failed=0, cached=0),
+        trials=[],
+        winner=Winner(**first),
+        methods=list(methods),
+        baselines=baselines or {},
+        seconds={"total": 12.0, "train": 3.0},
+        notes=[],
+    )
+
+
+def lines_of(shown: Result) -> list[str]:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(comparison(shown))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_line_a_method_best_first_with_intervals_and_the_best_of_five_beside() -> None:
+    lines = lines_of(result(method("los", 0.8, val=0.83), method("tau_norm", 0.79, half=None), method("ce", 0.75)))
+    assert lines[1].split() == ["method", "all", "many", "medium", "few", "best/5", "val"]
+    assert lines[2].split() == ["los", "80.00", "±0.11", "90.00", "±0.11", "70.00", "±0.11", "-", "80.20", "83.00"]
+    assert lines[3].split() == ["tau_norm", "79.00", "89.00", "69.00", "-", "79.20", "79.00"]
+    assert lines[4].split()[0] == "ce"
+    assert lines[5] == "winner: los, trial 7, lr=0.01 scale=12.5"
+    assert "3 finalists on fresh seeds" in lines[6]
+
+
+def test_ties_with_the_first_are_marked_and_the_first_is_not() -> None:
+    lines = lines_of(result(method("los", 0.8, tied=True), method("las", 0.799, tied=True), method("ce", 0.75)))
+    assert "intervals and ties (=) are over seeds of re-training: one backbone, one test set" in lines
+    assert [line.startswith("=") for line in lines[2:5]] == [False, True, False]
+
+
+def test_every_method_of_the_registry_fits_a_screen() -> None:
+    names = [f"{LONGEST_NAME[:-2]}{number:02d}" for number in range(18)]
+    lines = lines_of(result(*(method(name, 0.8 - place / 100) for place, name in enumerate(names))))
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    for name, line in zip(names, lines[2:], strict=False):
+        assert name in line
+
+
+def test_a_baseline_is_shown_unless_a_method_is_that_very_setting() -> None:
+    baselines = {"vanilla": row(0.7, None, kind="vanilla"), "ce": row(0.72, kind="ce", lr=0.5)}
+    methods = method("los", 0.8), method("vanilla", 0.7, half=None), method("ce", 0.75)
+    shown = result(*methods, baselines=baselines)
+    assert [line.split()[0] for line in lines_of(shown) if "(baseline)" in line] == ["ce"]
+    assert [line.split()[1] for line in method_table(shown).splitlines() if "(baseline)" in line] == ["ce"]
+
+
+def test_one_method_is_shown_beside_its_baselines_as_ever() -> None:
+    lines = lines_of(result(method("los", 0.8), baselines={"vanilla": row(0.7, None, kind="vanilla")}))
+    assert lines[1].split() == ["method", "shown", "all", "many", "medium", "few", "LoMa", "cv"]
+    assert lines[2].split()[:3] == ["vanilla", "one", "run"]
+    assert lines[-5] == "winner: trial 7, lr=0.01 scale=12.5"
+
+
+def test_the_markdown_table_is_one_and_holds_gains_and_settings() -> None:
+    baselines = {"vanilla": row(0.7, None, kind="vanilla")}
+    text = method_table(result(method("los", 0.8), method("las", 0.799, tied=True), baselines=baselines))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    cells = dict(zip(header, (cell.strip() for cell in lines[2].strip("|").split("|")), strict=True))
+    assert cells["method"] == "los"
+    assert cells["all"] == "80.00 ±0.11"
+    assert cells["few"] == "-"
+    assert cells["best of 5"] == "80.20"
+    assert cells["gain over vanilla"] == "+30.00 [+29.00, +31.00]"
+    assert cells["setting"] == "lr=0.01 scale=12.5"
+    assert cells["trials"] == "24"
+    assert lines[3].startswith("| las = |")
+    assert lines[4].startswith("| vanilla (baseline) |")
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_one_seed_has_no_interval_to_explain(seeds: int) -> None:
+    shown = result(method("los", 0.8, half=None), method("ce", 0.7, half=None))
+    shown = shown.model_copy(update={"protocol": shown.protocol.model_copy(update={"seeds": seeds})})
+    assert any("intervals are over seeds" in line for line in lines_of(shown)) is (seeds > 1)
