@@ -98,10 +98,12 @@ def split_accuracy(
         float `[*L, 4]` in 0..1; a split without images is NaN.
     """
     seen = masks & (total > 0)
+    # In double precision, so that a sum of fractions in another order is still a tie: the best epoch is chosen by it.
+    right = correct.double()
     if average == "macro":
-        correct, total = correct / total.clamp(min=1), torch.ones_like(total)
-    weights = seen.to(correct.dtype)
-    return (correct @ weights.T) / (weights @ total.to(correct.dtype))
+        right, total = right / total.clamp(min=1), torch.ones_like(total)
+    weights = seen.double()
+    return ((right @ weights.T) / (weights @ total.double())).to(correct.dtype)
 
 
 class LogitStatistics:

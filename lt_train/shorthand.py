@@ -78,8 +78,15 @@ def expand(model: type[BaseModel], document: Any) -> Any:
         for mark in field.metadata:
             if isinstance(mark, Shorthand):
                 expanded[name] = mark.expand(expanded[name])
+        if isinstance(expanded[name], str) and _is_kind(field.annotation):
+            # A method may narrow a part to one kind; its word is then as good, and any other is told by its kind.
+            expanded[name] = {"kind": expanded[name]}
         expanded[name] = _expand_inside(_models(field.annotation), expanded[name])
     return expanded
+
+
+def _is_kind(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel) and "kind" in annotation.model_fields
 
 
 def _expand_inside(models: Mapping[str, type[BaseModel]], value: Any) -> Any:

@@ -8,7 +8,6 @@ and by notebooks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,10 @@ from sweeps.result import Result, Winner, summarise
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 from sweeps.study import Trial, search_size
-from sweeps.tracking.base import Champion, SweepCard, Tracker, TrialCard
+from sweeps.tracking.base import Champion, SweepCard
+from sweeps.tracking.patient import PatientTracker
 
 __all__ = ["TrackingBehind", "resume", "run"]
-
-RETRY_SECONDS = 10.0
-"""How long a tracking server that did not answer is left alone; doubled at every further failure."""
 
 
 class TrackingBehind(LongtailError):
@@ -82,7 +79,7 @@ def _search(spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start
     prepared = time.perf_counter()
     ledger = Ledger(directory.path)
     try:
-        tracker = _PatientTracker(lambda: spec.tracking.open(_sweep_card(spec, directory, bank), Path(spec.storage)))
+        tracker = PatientTracker(lambda: spec.tracking.open(_sweep_card(spec, directory, bank), Path(spec.storage)))
         try:
             with progress(f"sweep {spec.name}", "run") as report:
                 watcher = _Watcher(spec, tracker, report)
@@ -120,7 +117,7 @@ def _search(spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start
 class _Watcher:
     """Follows a schedule: hands finished trials to tracking and keeps the progress line true."""
 
-    def __init__(self, spec: SweepSpec, tracker: _PatientTracker, report: Report) -> None:
+    def __init__(self, spec: SweepSpec, tracker: PatientTracker, report: Report) -> None:
         self.spec, self.tracker, self.report = spec, tracker, report
         self.schedule: Schedule | None = None
         self.done, self.wanted, self.stopped = 0, search_size(spec).runs, 0
@@ -149,56 +146,6 @@ class _Watcher:
         notes = [f"best {chosen.on} {chosen.metric} {100 * self.best[0]:.2f}% at {self.best[1]}"] if self.best else []
         notes += [f"{self.stopped} trials stopped early"] if self.stopped else []
         self.report(self.done, self.wanted, ", ".join(notes))
-
-
-class _PatientTracker:
-    """Tracking that delays but never fails a sweep: what could not be shown is shown later, at the latest at the end.
-
-    Raises nothing; `finish` says whether everything is shown, `trouble` what the server answered last.
-    """
-
-    def __init__(self, connect: Callable[[], Tracker]) -> None:
-        self.connect = connect
-        self.tracker: Tracker | None = None
-        self.backlog: list[TrialCard] = []
-        self.seconds = 0.0
-        self.trouble: Exception | None = None
-        self.tried = 0.0
-        self.failures = 0
-        self._attempt(lambda tracker: None)
-
-    def log_trial(self, card: TrialCard) -> None:
-        self.backlog.append(card)
-        if self.trouble is None or time.monotonic() - self.tried > RETRY_SECONDS * 2 ** (self.failures - 1):
-            self._attempt(self._catch_up)
-
-    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> bool:
-        def everything(tracker: Tracker) -> None:
-            self._catch_up(tracker)
-            tracker.finish(metrics, artifacts, champion)
-
-        return self._attempt(everything)
-
-    def interrupted(self) -> None:
-        self._attempt(lambda tracker: tracker.interrupted())
-
-    def _catch_up(self, tracker: Tracker) -> None:
-        while self.backlog:
-            tracker.log_trial(self.backlog[0])
-            del self.backlog[0]
-
-    def _attempt(self, action: Callable[[Tracker], None]) -> bool:
-        start = time.perf_counter()
-        try:
-            if self.tracker is None:
-                self.tracker = self.connect()
-            action(self.tracker)
-            self.trouble, self.failures = None, 0
-        except Exception as error:  # whatever a tracking server may answer: the sweep goes on
-            self.trouble, self.failures = error, self.failures + 1
-        self.seconds += time.perf_counter() - start
-        self.tried = time.monotonic()
-        return self.trouble is None
 
 
 def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank) -> SweepCard:

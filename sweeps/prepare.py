@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from lt_train.datasets.base import FeatureData, PictureData
 from lt_train.device import check_device
 from lt_train.errors import UserError
@@ -35,6 +37,10 @@ def prepare(spec: SweepSpec) -> FeatureBank:
     device = "cuda" if spec.resources.gpus_per_pack else "cpu"
     check_device(device)
     data = spec.dataset.load()
+    counts = torch.bincount(data.train.labels, minlength=data.num_classes)
+    for method in [contestant.method for contestant in spec.contestants()] + list(spec.baselines):
+        if reason := method.unfit(counts):  # known now, and worth no training of a backbone
+            raise UserError(f"method {method.kind}: {reason}")
     checkpoint = _stage1_checkpoint(spec, data, device)
     with progress("features", "picture") as report:
         path = build_bank(
@@ -92,8 +98,12 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
                 f"selection.metric {spec.selection.metric} on val: the validation set has no picture of that split; "
                 "select on acc_all, or give the dataset a larger validation set"
             )
-    runs = [Run(contestant.method, contestant.training, 0) for contestant in spec.contestants()]
-    runs += [Run(method, spec.training, 0) for method in spec.baselines]
+    runs = [Run(method, spec.training, 0) for method in spec.baselines]
+    for contestant in spec.contestants():
+        runs.append(Run(contestant.method, contestant.training, 0))
+        for path, dimension in contestant.space.items():
+            # What a choice asks of a bank, such as a head to start from, must hold for every value of it.
+            runs += [Run(*contestant.with_values({path: value}), 0) for _, value in dimension.probes()]
     check_runs(bank, runs, spec.selection.epoch_rule())
     check_packs(spec, PackSize(spec.resources, bank.num_classes, bank.feature_dim))
 

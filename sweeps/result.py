@@ -150,7 +150,7 @@ class Result(_Model):
     baselines: dict[str, Row]
     seconds: dict[str, float] = Field(
         description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, process starts in it); "
-        "search (asking and telling); tracking; ledger. Of all calls, summed over workers: train"
+        "search (asking and telling); tracking (beside the others); ledger. Of all calls, summed over workers: train"
     )
     notes: list[str] = Field(description="what to know about the data, and which baselines or finalists failed")
 
@@ -249,7 +249,11 @@ def _difference(schedule: Schedule, ours: Trial, theirs: Trial) -> dict[str, Gai
 
 
 def _covers_zero(difference: Gain | None) -> bool:
-    return difference is not None and difference.ci95 is not None and difference.ci95[0] <= 0 <= difference.ci95[1]
+    """Whether a difference may be none: its interval holds 0, or without an interval it is 0 itself."""
+    if difference is None:
+        return False
+    low, high = difference.ci95 or (difference.mean, difference.mean)
+    return low <= 0 <= high
 
 
 def _row(schedule: Schedule, trial: Trial) -> Row:

@@ -27,7 +27,6 @@ __all__ = ["broken_rules"]
 MOST_COMBINATIONS = 2000
 """How many combinations of searched values are tried against a method's own rules before a sweep starts."""
 
-EPOCHS = "training.epochs"
 
 Parts = Mapping[str, Any]
 Loc = tuple[int | str, ...]
@@ -128,8 +127,12 @@ def _scheduler_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator
             yield Problem(("search", "scheduler", field), message)
         return
     kind = f"scheduler {search.scheduler.kind}"
-    for loc in dict.fromkeys(one.locs[EPOCHS] for one in scheduled if EPOCHS in one.contestant.space):
-        yield Problem(loc, f"cannot be searched with {kind}, which compares runs of one length; remove one of the two")
+    for loc in dict.fromkeys(one.locs[path] for one in scheduled for path in one.static()):
+        yield Problem(
+            loc,
+            f"cannot be searched with {kind}, which compares trials that train in one pack, and those agree on it; "
+            "list the values as several methods, or search without a scheduler",
+        )
     if search.generation < 2:
         yield Problem(
             ("search", "generation"),
@@ -150,6 +153,11 @@ class _Searched(NamedTuple):
 
     contestant: Contestant
     locs: dict[str, Loc]
+
+    def static(self) -> list[str]:
+        """The paths searched that the runs of one pack must agree on."""
+        lanes = {f"method.{path}" for path in self.contestant.method.lane_values()}
+        return [path for path in self.contestant.space if path not in lanes]
 
 
 def _searched(parts: Parts) -> list[_Searched]:

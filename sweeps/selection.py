@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from lt_train.metrics import SPLITS
 from sweeps.ledger import Record
@@ -96,7 +96,7 @@ def interval(values: Array) -> Interval | None:
     if count < 2 or np.isnan(values).any():
         return None
     center, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count)
-    half = float(stats.t.ppf(0.975, count - 1)) * spread
+    half = float(special.stdtrit(count - 1, 0.975)) * spread
     return Interval(center - half, center + half)
 
 
@@ -113,7 +113,8 @@ def paired(a: Array, b: Array) -> PairedDifference:
     if np.ptp(difference) < ROUNDING:
         p_value = 1.0 if abs(center) < ROUNDING else 0.0
     else:
-        p_value = float(stats.ttest_1samp(difference, 0.0).pvalue)
+        statistic = center / (float(difference.std(ddof=1)) / math.sqrt(len(difference)))
+        p_value = 2 * float(special.stdtr(len(difference) - 1, -abs(statistic)))
     return PairedDifference(center, interval(difference), p_value)
 
 

@@ -44,11 +44,11 @@ def test_commands_parse(command: str):
     parser.parse_args(arguments)
 
 
-def test_the_sweep_file_is_valid(tmp_path: Path):
-    (text,) = [text for language, text in BLOCKS if language == "yaml"]
-    file = tmp_path / "mine.yaml"
+@pytest.mark.parametrize("text", [text for language, text in BLOCKS if language == "yaml"])
+def test_every_sweep_file_is_valid(text: str, tmp_path: Path):
+    file = tmp_path / "sweep.yaml"
     file.write_text(text)
-    assert sweeps.load(file).name == "mine"
+    assert f"name: {sweeps.load(file).name}\n" in text
 
 
 def test_the_python_lines_run(monkeypatch: pytest.MonkeyPatch, small_sweep, capsys: pytest.CaptureFixture[str]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -28,5 +27,5 @@ class MaxNorm(ConstraintSpec):
         shortest, longest = start_norms.min(), start_norms.max()
         radius = shortest + lanes["fraction"] * (longest - shortest)
         # Not linalg.vector_norm, which walks a middle axis several times slower on a CPU.
-        norms = rows.square().sum(dim=dim, keepdim=True).sqrt()
+        norms = rows.square().sum(dim=dim, keepdim=True).sqrt().clamp(min=1e-12)  # a row of zeros stays one
         rows.mul_((radius.unsqueeze(-1) / norms).clamp(max=1.0))

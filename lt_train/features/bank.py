@@ -112,7 +112,8 @@ class FeatureBank:
         """Refuse values that cannot be trained on; the scan is made once.
 
         Raises:
-            BankError: a feature is NaN or infinite, or a label is not a class; says how many, and where the first is.
+            BankError: a feature or the stage-1 head is NaN or infinite, or a label is not a class; says how many, and
+                where the first is.
         """
         if self._fault:
             raise BankError(self._fault)
@@ -127,6 +128,7 @@ class FeatureBank:
             for name, (features, labels) in sets.items()
             for fault in (_unfit_labels(name, labels, self.num_classes), _unfit_features(name, features))
         ]
+        found.append(_unfit_head(self.head))
         return "; ".join(fault for fault in found if fault)
 
     def to_arrays(self) -> dict[str, Any]:
@@ -197,6 +199,15 @@ def _unfit_features(name: str, features_VND: Tensor) -> str:
     return (
         f"{name} features must be finite, but {wrong} values are NaN or infinite, the first at {where}" if wrong else ""
     )
+
+
+def _unfit_head(head: tuple[Tensor, Tensor] | None) -> str:
+    for name, values in zip(("weight", "bias"), head or (), strict=False):
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            where = f"the first of class {int(bad[0, 0])}"
+            return f"the stage-1 {name} must be finite, but {len(bad)} values are NaN or infinite, {where}"
+    return ""
 
 
 def bank_fingerprint(inputs: Mapping[str, Any]) -> str:

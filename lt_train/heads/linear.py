@@ -62,9 +62,9 @@ class Linear(HeadSpec):
     def module(self, start: Classifier) -> nn.Module:
         """`torch.nn.Linear` with the values of `start`."""
         classes, dim = start[0].shape
-        # A plain constructor would draw its start from the global generator.
-        head: nn.Linear = nn.utils.skip_init(nn.Linear, dim, classes, device=start[0].device)
-        head.load_state_dict({"weight": start[0], "bias": start[1]})
+        # A plain constructor would draw its start from the global generator, and skip_init imports sympy: seconds.
+        head = nn.Linear(dim, classes, device="meta")
+        head.load_state_dict({"weight": start[0].clone(), "bias": start[1].clone()}, assign=True)
         return head
 
     def stack(self, modules_ST: Sequence[Sequence[nn.Linear]], lanes: Mapping[str, Tensor], device: str) -> StackedHead:

@@ -71,10 +71,10 @@ class BinarySoftmax(Loss):
         loss = -weight * (log_wrong + (true - peak) + p_top.log())
 
         gradient = torch.div(others, left, out=left).scatter_(-1, index, 0.0)
-        beyond = 1.0 - gradient.sum(dim=-1, keepdim=True)
-        gradient.add_(others.mul_(beyond - followed * p_top / rest))
+        odds = gradient.sum(dim=-1, keepdim=True)
+        gradient.add_(others.mul_(1.0 - odds - followed * p_top / rest))
         add_at_(gradient, index, -1.0)
-        of_top = torch.where(right, p_top * (beyond - 1.0) - rest, p_top * (beyond + followed))
+        of_top = torch.where(right, -odds * p_top - rest, p_top * (1.0 - odds + followed))
         gradient = torch.where(is_top, of_top, gradient)
         return loss.squeeze(-1), gradient.mul_(column(scale) * weight)
 

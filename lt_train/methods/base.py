@@ -12,6 +12,7 @@ Shapes: S seeds, B batch, T lanes (trials), K classes.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -118,7 +119,11 @@ class MethodSpec(KindSpec):
         return self
 
     def _senseless(self) -> Iterator[str]:
-        """Reasons why the parts of this method do not go together."""
+        """Reasons why the values and parts of this method do not go together."""
+        for path, value in self.lane_values().items():
+            stored = torch.tensor(value, dtype=torch.float32).item()
+            if not math.isfinite(stored) or (value < 1.0 <= stored):
+                yield f"{path} must be a number that float32 can tell from {stored:g}, got {value!r}"
         if self.post_hoc is not None and self.post_hoc.needs_rows and not self.head.has_rows:
             yield (
                 f"post_hoc {self.post_hoc.kind} divides by the length of trained weight rows, and head "
@@ -147,7 +152,7 @@ class TrainedMethod(MethodSpec):
 
     @abstractmethod
     def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
-        """The loss that is trained, with its tables.
+        """The loss that is trained, with its tables; a step takes its mean over the batch, weighted or not.
 
         Args:
             lanes: every lane value by dotted path, `[]` for one run or `[S, 1, T]` for a stack.
@@ -163,11 +168,12 @@ class TrainedMethod(MethodSpec):
                 f"constraint {self.constraint.kind} bounds the length of trained weight rows, and head "
                 f"{self.head.kind} has none; use one of {_heads_with_rows()}"
             )
-        if self.corrects_prior and self.post_hoc is not None and self.post_hoc.corrects_prior:
-            yield (
-                f"the loss of {self.kind} corrects for class frequencies in training, and post_hoc "
-                f"{self.post_hoc.kind} would do so again; remove one of the two"
-            )
+        correcting = [f"the loss of {self.kind}"] * self.corrects_prior
+        correcting += [f"sampler {self.sampler.kind}"] * self.sampler.corrects_prior
+        if self.post_hoc is not None and self.post_hoc.corrects_prior:
+            correcting.append(f"post_hoc {self.post_hoc.kind}")
+        if len(correcting) > 1:
+            yield f"{' and '.join(correcting)} would each correct for class frequencies; keep one of them"
 
 
 def _heads_with_rows() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -63,6 +63,11 @@ class WeightedByEffectiveNumber(TrainedMethod):
                 return CrossEntropy(weight=weight)
             case "focal":
                 return Focal(lanes["gamma"].unsqueeze(-1), weight)
+
+    def _senseless(self) -> Iterator[str]:
+        yield from super()._senseless()
+        if self.mode != "focal" and self.gamma != type(self).model_fields["gamma"].default:
+            yield f"gamma is the exponent of mode focal and changes nothing in mode {self.mode}; leave it out"
 
     def unfit(self, class_counts: Tensor) -> str:
         """See `MethodSpec.unfit`."""

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train.heads.cosine import Cosine
+from lt_train.lanes import part_of
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
-from lt_train.lanes import part_of
 from lt_train.methods.base import Head, TrainedMethod
 from lt_train.priors import empty_classes
 

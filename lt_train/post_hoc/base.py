@@ -39,7 +39,8 @@ class PostHocSpec(KindSpec):
         Args:
             lanes: this spec's float fields, each broadcastable to `[..., 1]`.
             class_counts: int64 `[K]`, training images a class.
-            row_norms, bias: `[..., K]`, lengths of the head's weight rows and its bias; None unless `needs_rows`.
+            row_norms: `[..., K]`, lengths of the head's weight rows; None unless `needs_rows`.
+            bias: `[..., K]`, of the head; None unless `needs_rows`.
         """
 
     def unfit(self, class_counts: Tensor) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -32,6 +31,6 @@ class TauNorm(PostHocSpec):
         """See `PostHocSpec.affine`."""
         assert row_norms is not None, "a head without rows is refused"
         assert bias is not None, "a head without rows is refused"
-        scale = row_norms.pow(-lanes["tau"])
+        scale = row_norms.clamp(min=1e-12).pow(-lanes["tau"])  # finite for a row of zeros, whose logit is 0
         # The logits come with the bias in them: what is added takes it out, or gives it back unscaled.
         return scale, -scale * bias if self.bias == "drop" else (1.0 - scale) * bias

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lt_train.errors import BankError
+from lt_train.errors import BankError, SpecError
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.metrics import SPLITS, split_masks
@@ -34,6 +34,7 @@ __all__ = [
     "check_runs",
     "diverged",
     "learning_rate_factor",
+    "overflowed",
     "score_column",
     "start_head",
 ]
@@ -69,6 +70,12 @@ class Halving:
 
     rungs: tuple[int, ...]
     factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if list(self.rungs) != sorted({*self.rungs}) or any(rung < 1 for rung in self.rungs):
+            raise SpecError(f"rungs must be whole numbers >= 1 that ascend, got {list(self.rungs)}")
+        if not self.factor > 1:
+            raise SpecError(f"factor must be > 1, got {self.factor}")
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,11 @@ def score_column(rule: EpochRule) -> int:
 def learning_rate_factor(epoch: int, epochs: int) -> float:
     """Cosine schedule stepped after each epoch: `(1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""
     return 0.5 * (1.0 + float(np.cos(np.pi * epoch / epochs)))
+
+
+def overflowed() -> str:
+    """How a failure is worded when a post-hoc adjustment is not finite."""
+    return "the post-hoc adjustment is not finite: no logit could be read; lower tau"
 
 
 def diverged(epoch: int) -> str:

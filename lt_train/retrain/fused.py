@@ -31,6 +31,7 @@ from lt_train.retrain.base import (
     RunResult,
     check_runs,
     diverged,
+    overflowed,
     score_column,
 )
 from lt_train.retrain.device_bank import DeviceBank
@@ -42,6 +43,9 @@ __all__ = ["fit"]
 
 STACK_BYTES = {"cpu": 5 * 2**19, "cuda": 2**32}
 """Weights of one stack: on a CPU they and their momentum should stay in the second-level cache."""
+
+SHORT = ("can't allocate memory", "std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says in a plain RuntimeError when memory ran out elsewhere than in its allocator of CUDA memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +96,7 @@ def _fit_in_memory(
 
 def _is_short_of_memory(error: BaseException) -> bool:
     """Whether torch, on a CPU or a CUDA device, or Python itself, could not allocate."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in SHORT)
 
 
 class _Pack:
@@ -150,13 +154,15 @@ class _Pack:
         loss = loss_ST.cpu().numpy()
         accuracy = stack.accuracy()
         test, val = accuracy["test"], accuracy.get("val")
-        sound = stack.sound_ST.cpu().numpy()
+        sound, readable = stack.sound_ST.cpu().numpy(), stack.readable_ST.cpu().numpy()
         better = np.zeros(stack.shape, dtype=bool)
         for (s, t), place in np.ndenumerate(np.array(stack.places_ST)):
             history = self.histories[place]
-            if history.failed is None and not sound[s, t]:
-                history.failed = stack.finished - 1
-            if history.failed is None:
+            if history.failure is None and not sound[s, t]:
+                history.failure = diverged(stack.finished - 1)
+            elif history.failure is None and not readable[s, t]:
+                history.failure = overflowed()
+            if history.failure is None:
                 better[s, t] = history.add(loss[s, t], test[s, t], None if val is None else val[s, t], self.rule)
         if self.rule.epoch == "best" and stack.method.trains:
             stack.keep(torch.from_numpy(better).to(self.data.device))
@@ -176,7 +182,7 @@ class _Pack:
                 regularised_std=measured.regularised_std[s, t],
                 state={name: tensor.numpy() for name, tensor in stack.state(s, t).items()},
             )
-            self.results[int(place)] = history.result(kept, stopped)
+            self.results[int(place)] = history.result(kept, stopped, validated="val" in stack.images)
 
     def _halve(self, stacks: list[Stack], finished: int) -> list[Stack]:
         """The stacks that go on after `finished` epochs: the same ones, unless that is a rung of successive halving."""
@@ -193,7 +199,8 @@ class _Pack:
         for stack in fewer:
             stack.take_over(old)
         for stack in stacks:
-            self._finish(stack, (going - left) & {int(place) for place in np.ravel(stack.places_ST)}, finished)
+            if out := (going - left) & {int(place) for place in np.ravel(stack.places_ST)}:
+                self._finish(stack, out, finished)
         return fewer
 
 
@@ -204,7 +211,7 @@ class _History:
         self.test: list[Array] = []
         self.val: list[Array] = []
         self.loss: list[float] = []
-        self.failed: int | None = None
+        self.failure: str | None = None
         self.kept = -1
         self.score = -1.0
 
@@ -225,15 +232,15 @@ class _History:
         """The accuracies that the rule judges by, `[E, 4]`."""
         return _rows(self.test if rule.on == "test" else self.val)
 
-    def result(self, kept: KeptHead, stopped: int | None) -> RunResult:
+    def result(self, kept: KeptHead, stopped: int | None, *, validated: bool) -> RunResult:
         """What is left of the run; a failed one has no head."""
-        failed = self.failed is not None
+        failed = self.failure is not None
         return RunResult(
-            val_accuracy=_rows(self.val) if self.val or failed else None,
+            val_accuracy=_rows(self.val) if validated else None,
             test_accuracy=_rows(self.test),
             train_loss=np.array(self.loss, dtype=np.float32),
             kept=None if failed else kept,
-            failure=None if self.failed is None else diverged(self.failed),
+            failure=self.failure,
             stopped=None if failed else stopped,
         )
 

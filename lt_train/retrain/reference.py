@@ -27,6 +27,7 @@ from lt_train.retrain.base import (
     RunResult,
     check_runs,
     diverged,
+    overflowed,
     score_column,
     start_head,
 )
@@ -60,8 +61,7 @@ def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochRule, stop: in
     head = method.head.module(start_head(bank, run)).to(device)
     record = _Record(bank, rule, method)
     if not isinstance(method, TrainedMethod):
-        record.add(head, train_loss=float("nan"))
-        return record.result()
+        return record.result(None if record.add(head, train_loss=float("nan")) else overflowed())
 
     lanes = {name: torch.tensor(value, device=device) for name, value in method.lane_values().items()}
     loss_of = method.loss(lanes, bank.class_counts.to(device))
@@ -86,7 +86,8 @@ def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochRule, stop: in
         schedule.step()
         if not np.isfinite(total) or not all(parameter.isfinite().all() for parameter in head.parameters()):
             return record.result(failure=diverged(epoch))
-        record.add(head, total / num_images)
+        if not record.add(head, total / num_images):
+            return record.result(failure=overflowed())
     return record.result(stopped=stop)
 
 
@@ -111,8 +112,11 @@ class _Record:
         self.kept: tuple[int, dict[str, Tensor]] | None = None
         self.score = -1.0
 
-    def add(self, head: nn.Module, train_loss: float) -> None:
+    def add(self, head: nn.Module, train_loss: float) -> bool:
+        """Take note of an epoch; False, and nothing noted, where the post-hoc adjustment is not finite."""
         classifier = self._adjusted(head)
+        if isinstance(classifier, Adjusted) and not all(table.isfinite().all() for table in classifier.buffers(False)):
+            return False
         self.loss.append(train_loss)
         self.test.append(self._accuracy(classifier, self.bank.test, "micro"))
         if self.bank.val is not None:
@@ -125,6 +129,7 @@ class _Record:
             self.score = score
             state = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
             self.kept = (len(self.loss) - 1, state)
+        return True
 
     def result(self, failure: str | None = None, stopped: int | None = None) -> RunResult:
         return RunResult(

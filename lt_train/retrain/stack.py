@@ -47,6 +47,7 @@ class Stack:
     Attributes:
         finished, epochs: epochs trained so far, and in all.
         sound_ST: bool; False for a lane whose loss or weights are not finite any more.
+        readable_ST: bool; False for a lane whose post-hoc adjustment is not finite.
     """
 
     def __init__(self, data: DeviceBank, runs: Sequence[Run], places_ST: Sequence[Sequence[int]]) -> None:
@@ -62,6 +63,7 @@ class Stack:
         self.head = self.method.head.stack(modules, part_of(self.lanes, "head"), data.device)
         self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.head.parameters.items()}
         self.sound_ST = torch.ones(self.shape, dtype=torch.bool, device=data.device)
+        self.readable_ST = torch.ones_like(self.sound_ST)
         self.finished, self.epochs = 0, self.training.epochs if self.method.trains else 1
         self._kept: dict[str, Tensor] = {}
         self._rate_factor = 1.0
@@ -86,6 +88,7 @@ class Stack:
         """One pass over the training set; returns the mean loss of every lane, `[S, T]`: NaN if nothing is trained."""
         epoch, self.finished = self.finished, self.finished + 1
         if not isinstance(self.method, TrainedMethod):
+            self._note_unreadable()
             return torch.full(self.shape, torch.nan, device=self.data.device)
         sampler, constraint = self.method.sampler, self.method.constraint
         orders = [self.data.order(sampler, row[0].seed, epoch) for row in self.runs_ST]
@@ -105,6 +108,7 @@ class Stack:
             self._project()
         loss_ST /= len(self.data.labels_N)
         self._note_failures(loss_ST)
+        self._note_unreadable()
         return loss_ST
 
     def _start_epoch(self, epoch: int) -> Tensor:
@@ -143,6 +147,11 @@ class Stack:
             if not bool(sound_ST.all()):
                 sound_ST = parameter.isfinite().all(dim=-1).all(dim=1)
             self.sound_ST = self.sound_ST & sound_ST
+
+    def _note_unreadable(self) -> None:
+        for table in self._affine() or ():
+            finite = table.isfinite().all(dim=-1).view(-1, self.shape[1] if table.ndim == 4 else 1)
+            self.readable_ST = self.readable_ST & finite
 
     @torch.no_grad()
     def accuracy(self) -> dict[str, Array]:
@@ -221,9 +230,10 @@ class Stack:
         at_once = max(1, limit // (4 * seeds * lanes * self.data.bank.num_classes))
         for start in range(0, len(images.labels), at_once):
             views = images.inputs[:, start : start + at_once]
-            logits = self.head.logits(views[0].expand(seeds if self.method.trains else 1, -1, -1))
+            heads = seeds if self.method.trains else 1
+            logits = self.head.logits(views[0].expand(heads, -1, -1))
             for view in views[1:]:
-                logits += self.head.logits(view.expand(seeds, -1, -1))
+                logits += self.head.logits(view.expand(heads, -1, -1))
             if len(views) > 1:
                 logits /= len(views)
             if affine is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -20,14 +20,15 @@ def in_parallel(tasks: Sequence[Iterator[None]], device: str) -> None:
     """Run every task to its end, on a CPU side by side with `torch.get_num_threads()` threads in all.
 
     Tasks are advanced a step (one `yield`) at a time, in turn, so that they end together even where they are not a
-    multiple of the threads. An error in one of them ends the others at their next step and is raised.
+    multiple of the threads. An error in one of them, or Ctrl-C, ends the others at their next step and is raised.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks)) if torch.device(device).type == "cpu" else 1
     waiting = deque(tasks)
+    errors: list[BaseException] = []
 
     def work() -> None:
-        while waiting:
+        while not errors:
             try:
                 task = waiting.popleft()
             except IndexError:  # another thread took the last one
@@ -36,17 +37,24 @@ def in_parallel(tasks: Sequence[Iterator[None]], device: str) -> None:
                 next(task)
             except StopIteration:
                 continue
-            except BaseException:
-                waiting.clear()
-                raise
+            except BaseException as error:
+                errors.append(error)
+                return
             waiting.append(task)
 
     if workers <= 1:
-        return work()
-    torch.set_num_threads(threads // workers)
-    try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="stack") as pool:
-            for future in [pool.submit(work) for _ in range(workers)]:
-                future.result()
-    finally:
-        torch.set_num_threads(threads)
+        work()
+    else:
+        torch.set_num_threads(threads // workers)
+        try:
+            with ThreadPoolExecutor(workers, thread_name_prefix="stack") as pool:
+                try:
+                    wait([pool.submit(work) for _ in range(workers)])
+                except BaseException as error:  # Ctrl-C, which reaches this thread alone
+                    errors.append(error)
+        finally:
+            torch.set_num_threads(threads)
+    if errors:
+        # Nothing here may go on holding an error, whose traceback holds all that was in training: memory may be short.
+        del errors[1:]
+        raise errors.pop()

@@ -9,7 +9,7 @@ Shapes: N training pictures.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,7 +19,12 @@ __all__ = ["SamplerSpec", "sampler_kinds", "sampler_union"]
 
 
 class SamplerSpec(KindSpec):
-    """Base of every sampler kind."""
+    """Base of every sampler kind.
+
+    `corrects_prior` says whether it evens out the class frequencies, which must not happen twice.
+    """
+
+    corrects_prior: ClassVar[bool] = False
 
     @abstractmethod
     def order(self, labels: Tensor, seed: int, epoch: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ __all__ = ["ClassBalanced"]
 
 class ClassBalanced(SamplerSpec):
     """Draws with replacement: a class uniformly among those with pictures, then one of its pictures; N an epoch."""
+
+    corrects_prior: ClassVar[bool] = True
 
     kind: Literal["class_balanced"] = "class_balanced"
 

@@ -168,22 +168,27 @@ def _searcher(source: PackSource) -> Any:
     from ray.tune.search import Searcher
 
     class PackSearcher(Searcher):  # type: ignore[misc]
-        def __init__(self) -> None:
+        def __init__(self, source: PackSource) -> None:
             super().__init__(metric="seconds", mode="min")
+            self.source = source
             self.in_flight: dict[str, Any] = {}
             self.error: BaseException | None = None
             self.failed_pack: str | None = None
 
+        def __getstate__(self) -> dict[str, Any]:
+            """Nothing of it: Tune writes a copy of its settings to disk, and the sweep hangs on the source."""
+            return {}
+
         def suggest(self, trial_id: str) -> Any:
-            if self.error is not None or self.failed_pack is not None or source.exhausted():
+            if self.error is not None or self.failed_pack is not None or self.source.exhausted():
                 return Searcher.FINISHED
             try:
-                pack = source.next_pack()
+                pack = self.source.next_pack()
             except BaseException as error:
                 self.error = error
                 return Searcher.FINISHED
             if pack is None:
-                return Searcher.FINISHED if source.exhausted() else None
+                return Searcher.FINISHED if self.source.exhausted() else None
             self.in_flight[trial_id] = pack
             return {"pack": pack}
 
@@ -198,7 +203,7 @@ def _searcher(source: PackSource) -> Any:
                 outcome = ray.get(result["outcome"][0])
                 if isinstance(outcome, LongtailError):
                     raise outcome
-                source.complete(pack, outcome, result["seconds"])
+                self.source.complete(pack, outcome, result["seconds"])
             except BaseException as raised:
                 self.error = raised
 
@@ -208,4 +213,4 @@ def _searcher(source: PackSource) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """Nothing: the ledger is what a resume reads."""
 
-    return PackSearcher()
+    return PackSearcher(source)

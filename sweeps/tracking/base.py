@@ -57,7 +57,7 @@ class TrialCard:
 
 @dataclass(frozen=True)
 class Champion:
-    """The winner's classifier, a torch module from features `[N, D]` to logits `[N, K]`, to be registered as a model."""
+    """The winner's classifier, a torch module from features `[N, D]` to logits `[N, K]`, to become a model."""
 
     classifier: Any
 

@@ -6,6 +6,7 @@ re-attaches to its runs and doubles none. Metrics go in batches, one request a f
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
@@ -119,6 +120,17 @@ def _client(uri: str) -> Any:
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+@functools.cache
+def _import_exporter() -> None:
+    """Export a model for nothing: torch's first export imports a compiler, for seconds.
+
+    Better while packs are trained than at the end of the sweep, when the champion is waited for.
+    """
+    import torch
+
+    torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(2, 1),))
+
+
 class _MlflowTracker:
     def __init__(self, spec: MlflowTracking, card: SweepCard, storage: Path) -> None:
         self.spec, self.card = spec, card
@@ -143,6 +155,7 @@ class _MlflowTracker:
                     failed=False,
                 )
                 self._log(seed_card.key, run, seed_card.name, "seed", seed_card)
+        _import_exporter()
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
         now = time.time_ns() // 1_000_000
@@ -202,9 +215,8 @@ class _MlflowTracker:
             return str(found.info.run_id)
         run_id = str(found.info.run_id) if found else self._create(key, name, role, parent, card.finished_ms)
         params = {**card.params, "phase": card.phase}
-        self._batch(run_id, card.metrics, card.series, params, card.finished_ms)
-        if card.stopped is not None:
-            self.client.set_tag(run_id, "stopped_after_epoch", card.stopped)
+        tags = {} if card.stopped is None else {"stopped_after_epoch": card.stopped}
+        self._batch(run_id, card.metrics, card.series, params, card.finished_ms, tags)
         for name, text in card.tables.items():
             self.client.log_text(run_id, text, name)
         self.client.set_terminated(run_id, "FAILED" if card.failed else "FINISHED", card.finished_ms)
@@ -218,13 +230,15 @@ class _MlflowTracker:
         series: Mapping[str, list[tuple[int, float]]],
         params: Mapping[str, Any],
         at_ms: int,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param, RunTag
 
         points = [Metric(key, value, at_ms, 0) for key, value in metrics.items()]
         points += [Metric(key, value, at_ms, step) for key, steps in series.items() for step, value in steps]
         names = [Param(key, str(value)[:6000]) for key, value in params.items()]
-        self.client.log_batch(run_id, metrics=points[:BATCH], params=names)
+        marks = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
+        self.client.log_batch(run_id, metrics=points[:BATCH], params=names, tags=marks)
         for start in range(BATCH, len(points), BATCH):
             self.client.log_batch(run_id, metrics=points[start : start + BATCH])
 

@@ -16,6 +16,7 @@ from lt_train.metrics import (
     SPLITS,
     LogitStatistics,
     correct_per_class,
+    hits,
     loma_by_group,
     loma_cv,
     split_accuracy,
@@ -119,11 +120,73 @@ def test_accuracy_keeps_lane_axes() -> None:
     assert accuracy.tolist() == [[[0.5, 0.25, 0.5, 0.75], [0.0, 0.0, 0.0, 0.0]]]
 
 
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_accuracy_depends_on_neither_the_order_of_classes_nor_the_lanes_beside_it(average: str) -> None:
+    """Bit for bit: the best epoch is chosen by it, and a tie that is none to the last bit is no tie."""
+    stream = torch.Generator().manual_seed(0)
+    masks = split_masks(torch.tensor([200] * 16))
+    right, total = torch.randint(0, 13, (16,), generator=stream).float(), torch.full((16,), 12)
+    lanes = torch.stack([right[torch.randperm(16, generator=stream)] for _ in range(60)])
+    together = split_accuracy(lanes, total, masks, average)  # type: ignore[arg-type]
+    alone = torch.stack([split_accuracy(lane, total, masks, average) for lane in lanes])  # type: ignore[arg-type]
+    assert together.dtype == torch.float32
+    assert len(together[:, 0].unique()) == 1
+    assert torch.equal(together[:, :2], alone[:, :2])
+
+
+# Hits
+
+
+def slow_hit(logits: list[float], label: int) -> bool:
+    """The true logit is larger than every other one; comparisons with NaN are false."""
+    return all(logits[label] > other for k, other in enumerate(logits) if k != label)
+
+
+numbers = st.one_of(st.sampled_from([0.0, -0.0, 1.0, math.inf, -math.inf, math.nan]), st.floats(-4, 4, width=32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(st.lists(numbers, min_size=4, max_size=4), min_size=1, max_size=5), data=st.data())
+def test_a_hit_is_the_largest_logit_of_all(rows: list[list[float]], data: st.DataObject) -> None:
+    labels = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
+    found = hits(torch.tensor(rows), torch.tensor(labels))
+    assert found.tolist() == [slow_hit(row, label) for row, label in zip(rows, labels, strict=True)]
+
+
+def test_without_ties_hits_are_argmax() -> None:
+    logits, labels = random_case(0, images=200, classes=7, lanes=(3,))
+    assert torch.equal(hits(logits, labels.unsqueeze(-1)), logits.argmax(dim=-1) == labels.unsqueeze(-1))
+
+
+def test_a_tie_is_no_hit_whichever_class_comes_first() -> None:
+    """By argmax a head whose logits are all equal would have the accuracy of class 0."""
+    logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [2.0, 1.0, 1.0]])
+    assert hits(logits, torch.tensor([0, 1, 0])).tolist() == [False, False, True]
+    assert not hits(torch.zeros(5, 3), torch.arange(5) % 3).any()
+
+
+def test_nan_is_no_hit_and_neither_is_infinity_twice() -> None:
+    nan, inf = math.nan, math.inf
+    logits = torch.tensor([[nan, 0.0], [1.0, nan], [nan, nan], [inf, inf], [inf, 0.0], [0.0, -inf]])
+    assert hits(logits, torch.zeros(6, dtype=torch.int64)).tolist() == [False, False, False, False, True, True]
+
+
+def test_hits_broadcast_labels_and_leave_logits_alone() -> None:
+    logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    before, labels = logits.clone(), torch.tensor([0, 1, 2, 3, 0])
+    found = hits(logits, labels.view(1, 5, 1))
+    assert found.shape == (2, 5, 3)
+    for s in range(2):
+        for t in range(3):
+            assert torch.equal(found[s, :, t], hits(logits[s, :, t], labels))
+    assert torch.equal(logits, before)
+
+
 def test_correct_per_class_by_hand_with_lanes_and_ties() -> None:
-    # Image by image; the second lane of each image is a tie between classes 0 and 2, which class 0 wins.
+    # Image by image; the second lane of each image is a tie between classes 0 and 2, which neither wins.
     logits = torch.tensor([[[3.0, 1, 2], [1, 0, 1]], [[0.0, 5, 1], [1, 0, 1]], [[0.0, 1, 5], [1, 0, 1]]])
     correct = correct_per_class(logits, torch.tensor([0, 1, 2]), 3)
-    assert correct.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert correct.tolist() == [[1, 1, 1], [0, 0, 0]]
     assert correct_per_class(logits[:, 0], torch.tensor([0, 0, 2]), 4).tolist() == [1, 0, 1, 0]
     two_axes = correct_per_class(logits.unsqueeze(1).repeat(1, 4, 1, 1), torch.tensor([0, 1, 2]), 3)
     assert two_axes.shape == (4, 2, 3)

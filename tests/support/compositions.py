@@ -3,6 +3,8 @@
 Nothing here names a kind: a new file in a room of `lt_train` is in every suite that is parametrised over these.
 """
 
+import contextlib
+import functools
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -19,6 +21,7 @@ from lt_train.samplers.base import sampler_kinds
 __all__ = [
     "ALLOWED",
     "DEFAULTS",
+    "EVERY_PART",
     "OPTIONS",
     "PARTS",
     "REFUSED",
@@ -26,6 +29,7 @@ __all__ = [
     "TRAINED",
     "Document",
     "named",
+    "searchable",
     "set_lane_value",
     "variants",
 ]
@@ -37,11 +41,22 @@ KNOWN = {
     "momentum": (0.9, 0.5, 0.0, 0.8, 0.7, 0.6, 0.3, 0.2),
     "weight_decay": (0.0, 0.01, 0.1, 0.05, 0.02, 0.03, 0.2, 0.001),
 }
-"""By lane, where a default times a factor would be no good: rates that suit small banks, and decay, which is 0."""
+"""By lane, where parts of the default would be no good: rates that suit small banks, and decay, which is 0."""
+
+
+@functools.cache
+def searchable(method: MethodSpec) -> tuple[str, ...]:
+    """Lane values that may be changed; one that would count for nothing, as `gamma` without focal loss, may not."""
+    paths = []
+    for path, value in method.lane_values().items():
+        with contextlib.suppress(SpecError):
+            set_lane_value(method, path, value * 0.5 + 0.001)
+            paths.append(path)
+    return tuple(paths)
 
 
 def variants(method: MethodSpec, number: int, *, alike: Iterable[str] = ()) -> list[MethodSpec]:
-    """`number` settings of one method that differ in every lane value, but for those in `alike`.
+    """`number` settings of one method that differ in every searchable value, but for those in `alike`.
 
     Momentum and weight decay decide how a step is done; `alike=("momentum", "weight_decay")` is momentum .9 and no
     decay in every lane, as the paper has it.
@@ -49,9 +64,14 @@ def variants(method: MethodSpec, number: int, *, alike: Iterable[str] = ()) -> l
     settings = []
     for i in range(number):
         document = method.model_dump(mode="json")
-        for path, default in method.lane_values().items():
+        for path in searchable(method):
+            default = method.lane_values()[path]
             place = 0 if path in alike else i
-            value = KNOWN[path][place] if path in KNOWN else default * (1 - 0.07 * place) if default else 0.05 * place
+            if path in KNOWN:
+                known = KNOWN[path]
+                value = known[place % len(known)] * (1 - place // len(known) / 20)
+            else:
+                value = default * (1 - 0.93 * place / number)
             _set(document, path, value)
         settings.append(parse_method(document))
     return settings
@@ -136,6 +156,20 @@ PARTS, REFUSED_PARTS = _sorted_out(
     for part in _part_documents({"constraint": constraint_kinds(), "post_hoc": post_hoc_kinds()})
 )
 """Method x head x (constraint or post-hoc adjustment, with every option of it) as far as they go together."""
+
+EVERY_PART = [
+    (kind, part, word)
+    for kind, spec in method_kinds().items()
+    for part, room in {
+        "head": head_kinds(),
+        "sampler": sampler_kinds(),
+        "constraint": constraint_kinds(),
+        "post_hoc": post_hoc_kinds(),
+    }.items()
+    if part in spec.model_fields and spec.model_fields[part].annotation is not type(None)
+    for word in room
+]
+"""Method kind, field and kind of part, allowed or not, where the method has such a field."""
 
 _CHOSEN, _ = _sorted_out(
     [

@@ -17,7 +17,7 @@ import sweeps
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
 from lt_train.retrain.base import Pack
-from sweeps.cards import trial_card
+from sweeps.cards import short_params, trial_card
 from sweeps.ledger import Ledger
 from sweeps.plan import plan
 from sweeps.prepare import prepare
@@ -256,3 +256,9 @@ def test_cards_say_the_method_and_its_values_by_path(several: MakeSweep, tmp_pat
     assert tau.name.startswith("tau_norm tau=")
     assert tau.params["post_hoc.tau"] == schedule.trials["search-tau_norm-0001"].params["method.post_hoc.tau"]
     assert by_name["baseline-vanilla"].name == "vanilla (baseline)"
+
+
+def test_values_whose_names_would_be_equal_are_shown_with_their_paths() -> None:
+    assert short_params({"method.lr": 0.1, "method.head.scale": 12.0}) == "lr=0.1 scale=12"
+    both = short_params({"method.tau": 1.0, "method.post_hoc.tau": 0.5, "method.weight_decay": 0.0})
+    assert both == "method.tau=1 method.post_hoc.tau=0.5 wd=0"

@@ -196,7 +196,8 @@ REFUSALS = {
         "  space:",
         "  scheduler: successive_halving\n  space:\n    training.epochs: {int: [10, 20]}",
         "s.yaml:11: search.space.training.epochs: cannot be searched with scheduler successive_halving, which compares "
-        "runs of one length; remove one of the two",
+        "trials that train in one pack, and those agree on it; list the values as several methods, or search without a "
+        "scheduler",
     ),
     "nobody to compare with in a generation": (
         "  trials: 4",

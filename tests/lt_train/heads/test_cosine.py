@@ -42,6 +42,14 @@ def test_a_feature_of_zeros_has_no_opinion(squash: bool) -> None:
     assert stacked.logits(spec.inputs(zeros, None)).tolist() == [[[[0.0, 0.0]]] * 3]
 
 
+def test_a_row_of_zeros_has_no_opinion() -> None:
+    module = Cosine().module((torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2)))
+    stacked = Cosine().stack([[module]], {"scale": torch.full((1, 1, 1), 30.0)}, "cpu")
+    features = torch.tensor([[[4.0, 3.0]]])
+    assert module(features).tolist()[0][0] == pytest.approx([28.8, 0.0])
+    assert stacked.logits(Cosine().inputs(features, None)).tolist()[0][0][0] == pytest.approx([28.8, 0.0])
+
+
 def test_its_margins_are_in_cosines() -> None:
     scale = torch.full((2, 1, 3), 16.0)
     assert Cosine().logit_scale({"scale": scale}) is scale

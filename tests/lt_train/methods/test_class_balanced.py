@@ -42,12 +42,18 @@ def test_every_lane_has_its_own_beta() -> None:
     torch.testing.assert_close(weights[1, 0, 2], effective_number_weights(torch.tensor(0.999), COUNTS))
 
 
+def test_weights_of_a_beta_in_float32_are_computed_in_double() -> None:
+    beta, counts = torch.tensor(0.99999), torch.tensor([3, 2, 1])
+    expected = effective_number_weights(beta.double(), counts).float()
+    torch.testing.assert_close(effective_number_weights(beta, counts), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("mode", "form"),
     [("bce_softmax", BinarySoftmax), ("sigmoid", BinarySigmoid), ("ce", CrossEntropy), ("focal", Focal)],
 )
 def test_modes(mode: str, form: type) -> None:
-    method = parse_method({"kind": "class_balanced", "mode": mode, "gamma": 1.5})
+    method = parse_method({"kind": "class_balanced", "mode": mode} | ({"gamma": 1.5} if mode == "focal" else {}))
     assert isinstance(method, ClassBalancedLoss)
     loss = method.loss({"beta": torch.tensor(0.99), "gamma": torch.tensor(1.5)}, COUNTS)
     assert isinstance(loss, form)
@@ -85,3 +91,13 @@ def test_a_class_without_pictures_is_refused() -> None:
     assert "2 of 4 have none: 1, 2" in ClassBalancedLoss().unfit(torch.tensor([5, 0, 0, 1]))
     adjusted = ClassBalancedLoss.model_validate_json('{"post_hoc": {"kind": "logit_adjust", "prior": [0.5, 0.5]}}')
     assert "got 2" in adjusted.unfit(torch.tensor([5, 1, 1]))
+
+
+def test_gamma_is_refused_where_it_changes_nothing() -> None:
+    with pytest.raises(SpecError, match="gamma is the exponent of mode focal and changes nothing in mode ce; leave it"):
+        parse_method({"kind": "class_balanced", "mode": "ce", "gamma": 1.0})
+
+
+def test_beta_that_float32_takes_for_1_is_refused() -> None:
+    with pytest.raises(SpecError, match="beta must be a number that float32 can tell from 1, got 0.99999999"):
+        parse_method({"kind": "class_balanced", "beta": 0.99999999})

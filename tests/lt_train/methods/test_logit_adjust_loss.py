@@ -27,7 +27,7 @@ def test_what_is_refused() -> None:
     for field, value, message in (
         ("tau", -1.0, r"tau: must be at least 0, got -1\.0"),
         ("prior", [0.5, 0.4], r"prior: shares must sum to 1 .* got a sum of 0\.9"),
-        ("post_hoc", "logit_adjust", "post_hoc logit_adjust would do so again"),
+        ("post_hoc", "logit_adjust", "and post_hoc logit_adjust would each correct for class frequencies"),
     ):
         with pytest.raises(SpecError, match=message):
             parse_method({"kind": "logit_adjust_loss", field: value})

@@ -135,7 +135,7 @@ def test_a_grid_cut_by_memory_gives_the_same(kind: str, lanes: int, monkeypatch:
 
 @pytest.mark.parametrize("kind", UNTRAINED_GRIDS)
 def test_the_first_value_of_the_grid_is_the_stage_1_head(kind: str) -> None:
-    """tau 0 changes nothing, and the predictions of the last tau are others."""
+    """With tau 0 nothing changes, and the predictions of the last tau are others."""
     *_, last = runs = grid(kind, 21)
     results = agree(BANK, [lone_run({"kind": "vanilla"}), *runs])
     vanilla, first = kept(results[0]), kept(results[1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.banks import make_bank
-from support.compositions import ALLOWED, DEFAULTS, PARTS, TRAINED, set_lane_value, variants
+from support.compositions import ALLOWED, DEFAULTS, PARTS, TRAINED, searchable, set_lane_value, variants
 from support.engines import (
     agree,
     assert_same,
@@ -148,16 +148,10 @@ def lane_value_cases() -> list[object]:
     for name, method in [*DEFAULTS.items(), *ALLOWED.items(), *PARTS.items()]:
         for path in method.lane_values():
             part = getattr(method, path.split(".")[0]) if "." in path else method
-            if (part.kind, path) not in seen and path in _that_count(method):
+            if (part.kind, path) not in seen and path in searchable(method):
                 seen.add((part.kind, path))
                 cases.append(pytest.param(method, path, id=f"{name}-{path}"))
     return cases
-
-
-def _that_count(method: MethodSpec) -> set[str]:
-    """Lane values of a method that its options do not leave without meaning: gamma counts in mode focal alone."""
-    unused = {"gamma"} if getattr(method, "mode", "focal") != "focal" else set()
-    return set(method.lane_values()) - unused
 
 
 @pytest.mark.parametrize(("method", "path"), lane_value_cases())

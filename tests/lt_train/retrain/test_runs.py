@@ -1,67 +1,22 @@
-"""What both engines share: refusals before anything starts, the schedule, batch orders, starting heads."""
+"""What defines a run, for both engines: its schedule, its start, and which runs may train in one loop."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from support.banks import make_bank
+from support.compositions import ALLOWED, DEFAULTS, OPTIONS, PARTS, set_lane_value
+from support.engines import lone_run, make_runs
 
-from lt_train.errors import BankError
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.methods.base import TrainingSpec, parse_method
-from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochRule, Run, diverged, epoch_order, learning_rate_factor, start_head
+from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec, parse_method
+from lt_train.retrain.base import EpochRule, Run, diverged, learning_rate_factor, score_column, start_head
+from lt_train.retrain.fused import _Pack
 
-every_engine = pytest.mark.parametrize("engine", [reference.fit, fused.fit], ids=["reference", "fused"])
-FRESH = Run(parse_method({"kind": "ce", "init": "fresh"}), TrainingSpec(epochs=1), 0)
-
-
-def make_bank(*, val: bool = True, head: bool = True) -> FeatureBank:
-    features, labels = torch.eye(3)[None], torch.arange(3)
-    images = EvalSet(features, labels)
-    counts = torch.tensor([200, 50, 30])
-    start = (torch.full((3, 3), 0.5), torch.zeros(3)) if head else None
-    return FeatureBank("small", features, labels, images if val else None, images, start, counts, counts)
+FRESH = lone_run({"kind": "ce", "init": "fresh"})
 
 
-@every_engine
-def test_best_on_val_needs_a_val_set(engine: Engine) -> None:
-    bank = make_bank(val=False)
-    with pytest.raises(BankError, match="best on val needs a validation set, and this bank has none; use on: test"):
-        engine(bank, [FRESH], rule=EpochRule("best", "val"))
-    assert engine(bank, [FRESH], rule=EpochRule("best", "test"))[0].failure is None
-    assert engine(bank, [FRESH], rule=EpochRule("last", "val"))[0].failure is None
-
-
-@every_engine
-@pytest.mark.parametrize("epoch", ["last", "best"])
-def test_a_split_without_classes_cannot_be_selected_on(engine: Engine, epoch: str) -> None:
-    rule = EpochRule(epoch, "test", "acc_few")  # type: ignore[arg-type]
-    with pytest.raises(BankError, match="acc_few cannot be selected on: no class of this dataset is in that split"):
-        engine(make_bank(), [FRESH], rule=rule)
-    assert engine(make_bank(), [FRESH], rule=replace(rule, metric="acc_medium"))[0].failure is None
-
-
-@every_engine
-@pytest.mark.parametrize("on", ["val", "test"])
-def test_a_split_without_images_cannot_be_selected_on(engine: Engine, on: str) -> None:
-    bank = make_bank()
-    without = EvalSet(bank.test.features[:, 1:], bank.test.labels[1:])
-    bank = replace(bank, **{on: without})
-    with pytest.raises(BankError, match=f"acc_many cannot be selected on: the {on} set has no picture of that split"):
-        engine(bank, [FRESH], rule=EpochRule("best", on, "acc_many"))  # type: ignore[arg-type]
-    other = EpochRule("best", "test" if on == "val" else "val", "acc_many")  # type: ignore[arg-type]
-    assert engine(bank, [FRESH], rule=other)[0].failure is None
-
-
-@every_engine
-@pytest.mark.parametrize("document", [{"kind": "vanilla"}, {"kind": "ce"}, {"kind": "los", "init": "warm"}])
-def test_a_warm_start_needs_a_head(engine: Engine, document: dict[str, str]) -> None:
-    run = Run(parse_method(document), TrainingSpec(epochs=1), 0)
-    with pytest.raises(
-        BankError, match=f"method {document['kind']} starts from the stage-1 head, and this bank has none"
-    ):
-        engine(make_bank(head=False), [FRESH, run])
-    assert len(engine(make_bank(head=False), [FRESH])) == 1
+# The schedule
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 20])
@@ -79,12 +34,24 @@ def test_the_papers_last_rate() -> None:
     assert 5e-4 * learning_rate_factor(19, 20) == pytest.approx(3.08e-6, abs=0.005e-6)
 
 
-def test_batch_orders_are_permutations_named_by_seed_and_epoch() -> None:
-    orders = {(seed, epoch): epoch_order(50, seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
-    for (seed, epoch), order in orders.items():
-        assert order.sort().values.tolist() == list(range(50))
-        assert torch.equal(order, epoch_order(50, seed, epoch))
-    assert len({tuple(order.tolist()) for order in orders.values()}) == 4
+def test_the_protocol_of_the_paper_is_the_default() -> None:
+    training, method = TrainingSpec(), DEFAULTS["los"]
+    assert isinstance(method, TrainedMethod)
+    assert (training.epochs, training.batch_size) == (20, 64)
+    assert (method.lr, method.momentum, method.weight_decay, method.init) == (5e-4, 0.9, 0.0, "warm")
+    assert EpochRule() == EpochRule("last", "val", "acc_all")
+
+
+def test_a_failure_counts_epochs_from_one_and_says_what_to_do() -> None:
+    assert diverged(0) == "diverged: loss or weights are not finite in epoch 1; lower lr"
+
+
+@pytest.mark.parametrize(("metric", "column"), [("acc_all", 0), ("acc_many", 1), ("acc_medium", 2), ("acc_few", 3)])
+def test_a_rule_judges_by_its_column(metric: str, column: int) -> None:
+    assert score_column(EpochRule("last", "test", metric)) == column  # type: ignore[arg-type]
+
+
+# The start
 
 
 def test_a_fresh_head_is_torchs_uniform_and_the_seeds_own() -> None:
@@ -100,20 +67,48 @@ def test_a_fresh_head_is_torchs_uniform_and_the_seeds_own() -> None:
     again, other = start_head(bank, FRESH), start_head(bank, replace(FRESH, seed=1))
     assert torch.equal(again[0], weight)
     assert not torch.equal(other[0], weight)
-    los = Run(parse_method({"kind": "los", "init": "fresh"}), TrainingSpec(), 0)
+    los = lone_run({"kind": "los", "init": "fresh"})
     assert torch.equal(start_head(bank, los)[0], weight), "methods with one seed start alike"
 
 
-def test_a_warm_start_is_a_copy_of_the_stage_1_head() -> None:
-    bank = make_bank()
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_start_is_a_copy_of_the_stage_1_head_or_fresh(kind: str) -> None:
+    bank, run = make_bank(), Run(DEFAULTS[kind], TrainingSpec(), 0)
     assert bank.head is not None
-    weight, bias = start_head(bank, Run(parse_method({"kind": "ce"}), TrainingSpec(), 0))
-    assert torch.equal(weight, bank.head[0])
-    assert torch.equal(bias, bank.head[1])
-    weight.zero_(), bias.fill_(1.0)
-    assert float(bank.head[0].min()) == 0.5
-    assert float(bank.head[1].max()) == 0.0
+    before = bank.head[0].clone(), bank.head[1].clone()
+    start = start_head(bank, run)
+    fresh = isinstance(run.method, TrainedMethod) and run.method.init == "fresh"
+    for mine, own in zip(start, bank.head, strict=True):
+        assert torch.equal(mine, own) != fresh
+        mine.zero_()
+    assert torch.equal(bank.head[0], before[0])
+    assert torch.equal(bank.head[1], before[1])
 
 
-def test_a_failure_counts_epochs_from_one_and_says_what_to_do() -> None:
-    assert diverged(0) == "diverged: loss or weights are not finite in epoch 1; lower lr"
+# Which runs train together
+
+
+@pytest.mark.parametrize("method", {**ALLOWED, **OPTIONS, **PARTS}.values(), ids={**ALLOWED, **OPTIONS, **PARTS})
+def test_runs_that_differ_in_lane_values_and_seeds_train_together(method: MethodSpec) -> None:
+    assert len({run.static_key() for run in make_runs(method)}) == 1
+
+
+def test_runs_that_differ_in_anything_else_do_not() -> None:
+    methods = {**ALLOWED, **OPTIONS, **PARTS}.values()
+    keys = {Run(method, TrainingSpec(), 0).static_key() for method in methods}
+    assert len(keys) == len(set(methods))
+    trainings = (TrainingSpec(), TrainingSpec(epochs=3), TrainingSpec(batch_size=3), TrainingSpec(matmul="tf32"))
+    assert len({Run(DEFAULTS["los"], training, 0).static_key() for training in trainings}) == 4
+    priors = ([0.5, 0.5], [0.4, 0.6])
+    adjusted = [lone_run({"kind": "logit_adjust_loss", "prior": prior}).static_key() for prior in priors]
+    assert adjusted[0] != adjusted[1]
+
+
+def test_a_tau_that_is_searched_is_one_stack_and_its_bias_is_not() -> None:
+    """The whole grid of a post-hoc method is one stack, whatever the seeds say."""
+    taus = [parse_method({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "tau": tau / 10}}) for tau in range(21)]
+    kept = parse_method({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "bias": "keep"}})
+    runs = [Run(method, TrainingSpec(), seed) for seed, method in enumerate([*taus, kept])]
+    pack = _Pack(make_bank(), runs, "cpu", EpochRule(), None)
+    assert [stack.shape for stack in pack._stacks(range(22))] == [(1, 21), (1, 1)]
+    assert set_lane_value(taus[0], "post_hoc.tau", 2.0) == taus[20]

@@ -95,9 +95,7 @@ def test_epochs_read_the_views_in_turn(engine: Engine) -> None:
     assert everything(engine(bank, [run])[0]) != everything(engine(wrong, [run])[0])
 
 
-FRESH = [
-    kind for kind, method in TRAINED.items() if not method.head.needs_classifier and method.constraint is None
-]
+FRESH = [kind for kind, method in TRAINED.items() if not method.head.needs_classifier and method.constraint is None]
 
 
 @pytest.mark.parametrize("kind", FRESH)

@@ -16,7 +16,8 @@ import pytest
 
 import sweeps
 from lt_train.errors import LongtailError, UserError
-from lt_train.retrain.base import EpochRule, Pack, RunResult
+from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.retrain.base import EpochRule, Pack, Run, RunResult
 from sweeps.backends.base import backend_kinds
 from sweeps.backends.ray import _check_room
 from sweeps.prepare import prepare
@@ -95,3 +96,28 @@ def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str):
     with pytest.raises(UserError, match=r"resources\.cpus_per_pack must be at most the 2 CPUs.*, got 99"):
         _check_room(99, 0, local=True)
     _check_room(99, 0, local=False)  # a cluster may grow
+
+
+class Locked(OnePack):
+    """A source that cannot be copied, as one with a thread or an open file behind it."""
+
+    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+        super().__init__(runs, rule)
+        self.lock = threading.Lock()
+        self.done: list[RunResult] = []
+
+    def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
+        with self.lock:
+            self.done += results
+
+    def exhausted(self) -> bool:
+        return bool(self.done)
+
+
+def test_a_source_stays_in_its_process_when_tune_writes_its_settings_down(
+    small_sweep: Callable[..., SweepSpec], local_ray: str
+):
+    bank = prepare(small_sweep())
+    source = Locked((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    backend_kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
+    assert [result.failure for result in source.done] == [None]

@@ -1,0 +1,50 @@
+"""The benchmarks: `python tests/benchmarks`, or `make bench` and `make bench-quick`.
+
+(a) a plain loop against the fused engine for every method, (b) arithmetic against the machine's own, (c) a whole sweep
+against Ray Tune with one trial a run, (d) growth. Figures go to latest.json, quick ones to quick.json, which is not
+kept in git. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from report import show
+from rich.console import Console
+from settings import LEVELS
+from suite import PARTS, measure
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Measure, write one JSON, print one table."""
+    parser = argparse.ArgumentParser(
+        prog="tests/benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--level", choices=LEVELS, default="full", help="how much is measured (default: full)")
+    parser.add_argument("--quick", dest="level", action="store_const", const="quick", help="the same as --level quick")
+    parser.add_argument("--parts", help=f"some of {''.join(PARTS)}, for example bd (default: those of the level)")
+    parser.add_argument("--device", default="cpu", help="torch device, for example cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, help="torch threads, and CPUs of the sweeps (default: all cores)")
+    parser.add_argument("--out", type=Path, help="the JSON file (default: beside this program)")
+    given = parser.parse_args()
+    if given.parts and not set(given.parts) <= set(PARTS):
+        parser.error(f"--parts must be some of {''.join(PARTS)}, got {given.parts}")
+    settings = LEVELS[given.level].on(given.device)
+    settings = replace(settings, threads=given.threads or settings.threads)
+    out = given.out or HERE / ("latest.json" if given.level == "full" else f"{given.level}.json")
+    document = measure(settings, given.parts or settings.parts)
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    show(document, console)
+    console.print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

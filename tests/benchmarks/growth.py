@@ -1,0 +1,117 @@
+"""Part (d): how seconds and memory of the fused engine grow, and what the shapes of large datasets cost.
+
+Each of N (with the test set), D, K and lanes is taken at half, once and twice a base shape, in turns; linear growth
+makes the time at four times the size four times as long. Memory is the peak of a fresh process less what it held
+before training. The large shapes are cut to a number of images and one epoch, and labelled so.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from banks import generate, resized
+from engines import fit, make_runs, plain_run
+from measure import interleaved, matrix_product_rate, seconds_of, warm_up
+from out_of_memory import out_of_memory
+from piece import measured
+from settings import PAPER_EPOCHS, Settings
+
+from lt_train.retrain import fused
+
+__all__ = ["growth", "peak_memory"]
+
+FACTORS = (0.5, 1.0, 2.0)
+LANE_FACTORS = (0.5, 1.0, 2.0, 4.0)
+
+
+def growth(settings: Settings) -> dict[str, Any]:
+    """`growth.{N,D,K,lanes}`, `memory`, `large` and `out_of_memory_bank_ratio`."""
+    warm_up(settings.device)
+    found: dict[str, Any] = {"growth": {}}
+    timings: dict[str, Any] = {"growth": {}}
+    for axis, sizes in _axes(settings).items():
+        times = interleaved(
+            {str(size): action for size, action in sizes.items()}, settings.repeats, settings.device, first=True
+        )
+        points = {size: min(times[str(size)]) for size in sizes}
+        smallest, largest = min(points), max(points)
+        found["growth"][axis] = (points[largest] / points[smallest]) / (largest / smallest)
+        timings["growth"][axis] = {"seconds": times, "epochs": 1, "lanes": settings.trials * settings.seeds}
+    timings["memory"] = _memory(settings)
+    timings["large"] = [_large(settings, *case) for case in settings.large]
+    ratio, timings["out_of_memory_bank_ratio"] = out_of_memory(settings)
+    found["out_of_memory_bank_ratio"] = ratio
+    return {"values": found, "timings": timings}
+
+
+def _axes(settings: Settings) -> dict[str, dict[int, Callable[[], Any]]]:
+    """By axis: size of the axis -> the training that is timed."""
+
+    def action(by: Settings) -> Callable[[], Any]:
+        bank, runs = generate(by.shape), make_runs("los", by, epochs=1)
+        return lambda: fit(fused, bank, runs, by)
+
+    axes: dict[str, dict[int, Callable[[], Any]]] = {}
+    for axis, field in (("N", "images"), ("D", "dim"), ("K", "classes")):
+        shapes = [resized(settings.shape, **{field: factor}) for factor in FACTORS]
+        axes[axis] = {getattr(shape, field): action(replace(settings, shape=shape)) for shape in shapes}
+    trials = [round(settings.trials * factor) for factor in FACTORS]
+    axes["lanes"] = {count * settings.seeds: action(replace(settings, trials=count)) for count in trials}
+    return axes
+
+
+def _memory(settings: Settings) -> dict[str, Any]:
+    """Peak memory against lanes, each in a process of its own."""
+    points: dict[str, Any] = {}
+    for factor in LANE_FACTORS:
+        trials = round(settings.trials * factor)
+        points[str(trials * settings.seeds)] = measured("peak_memory", settings, trials=trials)
+    return {"bytes_by_lanes": points, "of": "GPU memory" if settings.device != "cpu" else "the process, by getrusage"}
+
+
+def peak_memory(settings: Settings, trials: int) -> dict[str, int]:
+    """What training `trials` x seeds adds to this fresh process; on a CUDA device, what it takes there."""
+    bank, runs = generate(settings.shape), make_runs("los", replace(settings, trials=trials), epochs=1)
+    warm_up(settings.device)
+    before = _peak(settings.device)
+    fit(fused, bank, runs, settings)
+    return {"before": before, "peak": _peak(settings.device)}
+
+
+def _peak(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _large(settings: Settings, shape: Any, images: int, trials: int, seeds: int) -> dict[str, Any]:
+    """`los` on a large shape: fewer images, one epoch, few lanes; and one run of the plain loop beside it."""
+    kept = resized(shape, images=images / shape.images)
+    few = replace(settings, shape=kept, trials=trials, seeds=seeds)
+    bank, runs = generate(kept), make_runs("los", few, epochs=1)
+    rate = matrix_product_rate(settings.matrix_size, settings.device)
+    plain = seconds_of(plain_run(bank, runs[0], few), settings.device)
+    seconds = seconds_of(lambda: fit(fused, bank, runs, few), settings.device)
+    achieved = kept.operations(len(runs), 1) / seconds / 1e9
+    whole = seconds / len(runs) * (shape.images / kept.images) * PAPER_EPOCHS
+    return {
+        "shape": {"name": shape.name, "N": shape.images, "D": shape.dim, "K": shape.classes},
+        "shortened": True,
+        "images": kept.images,
+        "test_images": kept.test_images,
+        "epochs": 1,
+        "lanes": len(runs),
+        "fused_seconds": seconds,
+        "plain_seconds_a_run": plain,
+        "fused_over_plain": plain / (seconds / len(runs)),
+        "gflops": achieved,
+        "matrix_product_gflops": rate,
+        "gemm_fraction": achieved / rate,
+        "runs_per_hour_extrapolated": 3600 / whole,
+    }

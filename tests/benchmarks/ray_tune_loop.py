@@ -1,0 +1,109 @@
+"""A search with Ray Tune as Ray Tune is used without this project: one trial a run, the plain loop in the trainable.
+
+`stock` is what a tutorial shows: a function, a report an epoch, every default. `reused` is what its documentation
+offers to the impatient: a class, actors that are kept, loggers off, one report a run. Both search at random, which
+costs nothing. A program of its own, since what is measured begins with the start of a process:
+
+    python ray_tune_loop.py {stock,reused} BANK.npz CPUS TRIALS SEEDS EPOCHS BATCH_SIZE OUT.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(mode: str, bank: str, cpus: str, trials: str, seeds: str, epochs: str, batch_size: str, out: str) -> None:
+    """Search, and write when each run was complete (seconds since 1970)."""
+    if mode == "reused":
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    import numpy as np
+    import ray
+    from ray import tune
+
+    ray.init(num_cpus=int(cpus))
+    with np.load(bank) as arrays:
+        data = {name: arrays[name] for name in arrays.files}
+    fixed = {"bank": data, "epochs": int(epochs), "batch_size": int(batch_size)}
+    trainable = _function() if mode == "stock" else _class()
+    space = {
+        "smooth_factor": tune.uniform(0.5, 0.995),
+        "lr": tune.loguniform(1e-5, 1e-1),
+        "weight_decay": tune.loguniform(1e-6, 1e-1),
+        "seed": tune.grid_search(list(range(int(seeds)))),
+    }
+    completed: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        tuner = tune.Tuner(
+            tune.with_parameters(trainable, **fixed),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric="accuracy", mode="max", num_samples=int(trials), reuse_actors=True if mode == "reused" else None
+            ),
+            run_config=tune.RunConfig(storage_path=scratch, callbacks=[_clock(completed)]),
+        )
+        grid = tuner.fit()
+    if grid.errors:
+        raise RuntimeError(f"{len(grid.errors)} runs failed: {grid.errors[0]}")
+    Path(out).write_text(json.dumps({"completed": completed}))
+
+
+def _clock(completed: list[float]) -> Any:
+    from ray import tune
+
+    class Clock(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            completed.append(time.time())
+
+    return Clock()
+
+
+def _function() -> Any:
+    def train(config: dict[str, Any], bank: dict[str, Any], epochs: int, batch_size: int) -> None:
+        import plain_loop
+        import torch
+        from ray import tune
+
+        tensors = {name: torch.from_numpy(array) for name, array in bank.items()}
+        for accuracy in plain_loop.train(**tensors, **config, epochs=epochs, batch_size=batch_size):
+            tune.report({"accuracy": accuracy})
+
+    return train
+
+
+def _class() -> Any:
+    from ray import tune
+
+    class Train(tune.Trainable):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any], bank: dict[str, Any], epochs: int, batch_size: int) -> None:
+            import torch
+
+            self.tensors = {name: torch.from_numpy(array) for name, array in bank.items()}
+            self.values, self.epochs, self.batch_size = config, epochs, batch_size
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.values = new_config
+            return True
+
+        def step(self) -> dict[str, Any]:
+            import plain_loop
+
+            run = plain_loop.train(**self.tensors, **self.values, epochs=self.epochs, batch_size=self.batch_size)
+            return {"accuracy": list(run)[-1], "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Nothing."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Nothing."""
+
+    return Train
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,142 @@
+"""Which goals the values are held against, and the table that says so. Knows the suite's document; measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["goals", "show"]
+
+DISTURBED = 0.05
+"""Share of the CPU time taken by others above which figures are not to be believed."""
+
+_CPU_GOALS: tuple[tuple[str, float | None, float | None], ...] = (
+    # value, at least, at most
+    ("gemm_fraction", 0.5, None),
+    ("sweep_over_stock_tune", 10.0, None),
+    ("sweep_over_reused_actors", 3.0, None),
+    ("control_plane_fraction", None, 0.15),
+)
+_EVERYWHERE: tuple[tuple[str, float | None, float | None], ...] = (
+    *((f"growth.{axis}", 0.8, 1.2) for axis in ("N", "D", "K", "lanes")),
+    ("out_of_memory_bank_ratio", None, 1.5),
+)
+
+
+def goals(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every goal whose value was measured, and whether it was reached."""
+    cuda = document["machine"]["device"] != "cpu"
+    wanted = [*(() if cuda else _CPU_GOALS), *_EVERYWHERE]
+    for kind, entry in document["timings"].get("fused_over_reference", {}).items():
+        if entry["trained"]:
+            least = 50.0 if cuda else 8.0 if kind == "los" else 5.0
+            wanted.append((f"fused_over_reference.{kind}", least, None))
+    found = []
+    for name, least, most in wanted:
+        value = _value(document, name)
+        if value is not None:
+            met = (least is None or value >= least) and (most is None or value <= most)
+            found.append({"value": name, "measured": value, "at_least": least, "at_most": most, "met": met})
+    return found
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Print one table: every value, how it was taken, its goal and whether it is met."""
+    machine = document["machine"]
+    table = Table("", "measured", "goal", "met", "how", title=f"benchmarks, {document['level']}")
+    table.caption = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, device {machine['device']}, "
+        f"torch {machine['torch']}; {document['seconds']['total']:.0f} s in all"
+    )
+    disturbed = {part: share for part, share in document["others_cpu_share"].items() if share and share > DISTURBED}
+    if disturbed:
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in disturbed.items())
+        table.caption += f"\n[red]other processes took CPU time during {shares}: measure again on a quiet machine[/]"
+    by_name = {goal["value"]: goal for goal in document["goals"]}
+    for name, value, how in _rows(document):
+        goal = by_name.get(name)
+        bounds = [] if goal is None else [("≥", goal["at_least"]), ("≤", goal["at_most"])]
+        text = " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        verdict = "" if goal is None else "[green]yes[/]" if goal["met"] else "[red]no[/]"
+        table.add_row(name, value, text, verdict, how)
+    console.print(table)
+
+
+def _value(document: dict[str, Any], name: str) -> float | None:
+    place: Any = document
+    for part in name.split("."):
+        place = place.get(part) if isinstance(place, dict) else None
+    return place
+
+
+def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    timings = document["timings"]
+    for kind, value in document.get("fused_over_reference", {}).items():
+        entry = timings["fused_over_reference"][kind]
+        a_run = min(entry["fused_seconds"]) / entry["fused_runs"]
+        how = f"{entry['slow_side']} {min(entry['seconds_a_run_of_slow_side']):.3f} s a run, fused {a_run:.4f}"
+        how += f", {entry['fused_runs']} runs"
+        how += f", {entry['epochs']} epochs (shortened)" if entry["shortened"] else ""
+        yield f"fused_over_reference.{kind}", f"{value:.1f}x", how if entry["trained"] else f"{how}, trains nothing"
+    for name in ("reference_over_plain", "plain_with_data_loader_over_plain"):
+        if name in document:
+            yield name, f"{document[name]:.2f}", "how slow loops compare, los"
+    if "gemm_fraction" in document:
+        entry = timings["gemm_fraction"]
+        how = f"{entry['seconds_a_run']:.3f} s a run, of it evaluation {entry['evaluation_seconds_a_run']:.3f}"
+        how += f"; {max(entry['matrix_product_gflops']):.0f} GFLOP/s; {entry['epochs']} epochs"
+        yield "gemm_fraction", f"{document['gemm_fraction']:.2f}", how
+        yield "gemm_fraction_with_evaluation", f"{document['gemm_fraction_with_evaluation']:.2f}", "2 N_test D K added"
+        yield (
+            "gemm_fraction_without_evaluation",
+            f"{document['gemm_fraction_without_evaluation']:.2f}",
+            "training alone",
+        )
+    if "sweep_over_stock_tune" in document:
+        yield from _sweep_rows(document)
+    for axis, value in document.get("growth", {}).items():
+        seconds = timings["growth"][axis]["seconds"]
+        points = ", ".join(f"{size}: {min(times):.2f} s" for size, times in seconds.items())
+        yield f"growth.{axis}", f"{value:.2f}", points
+    if "memory" in timings:
+        points = timings["memory"]["bytes_by_lanes"].items()
+        text = ", ".join(f"{lanes}: {(point['peak'] - point['before']) / 2**20:.0f} MiB" for lanes, point in points)
+        yield "memory over lanes", "", text
+    if "out_of_memory_bank_ratio" in timings:
+        yield from _bank_rows(document)
+    for entry in timings.get("large", []):
+        shape = entry["shape"]
+        how = f"{entry['images']} of {shape['N']} images, 1 epoch, {entry['lanes']} lanes (shortened); "
+        how += f"{entry['gflops']:.0f} GFLOP/s, {entry['runs_per_hour_extrapolated']:.2g} runs/h extrapolated"
+        yield f"{shape['name']}, fused over plain", f"{entry['fused_over_plain']:.1f}x", how
+
+
+def _sweep_rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    ours = document["timings"]["sweep"]
+    for name, side in (("sweep_over_stock_tune", "stock_tune"), ("sweep_over_reused_actors", "reused_actors")):
+        entry = document["timings"][side]
+        how = (
+            f"{ours['seconds']:.0f} s against {entry['seconds_scaled']:.0f} (scaled from {entry['runs_measured']} runs)"
+        )
+        yield name, f"{document[name]:.1f}x", how
+    how = f"first pack after {ours['before_first_pack_seconds']:.1f} s, then {ours['training_seconds']:.1f} training, "
+    how += f"{ours['between_packs_seconds']:.1f} between packs, {ours['after_last_pack_seconds']:.1f} after"
+    yield "control_plane_fraction", f"{document['control_plane_fraction']:.2f}", how
+
+
+def _bank_rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    ratio, entry = document["out_of_memory_bank_ratio"], document["timings"]["out_of_memory_bank_ratio"]
+    if "not_measured" in entry:
+        return
+    cases = "; ".join(f"{name} {_bank_ratio(case['ratio'], case['at_least'])}" for name, case in entry["cases"].items())
+    sizes = [case["bank_bytes"] / 2**20 for case in entry["cases"].values()]
+    limit = "no limit" if entry["limit_bytes"] is None else f"{entry['limit_bytes'] / 2**20:.0f} MiB allowed"
+    how = f"{cases}; {max(sizes):.0f} MiB, {limit}"
+    yield "out_of_memory_bank_ratio", _bank_ratio(ratio, any(case["at_least"] for case in entry["cases"].values())), how
+
+
+def _bank_ratio(ratio: float | None, at_least: bool) -> str:
+    return "killed" if ratio is None else f"{'over ' if at_least else ''}{ratio:.2f}"

@@ -1,0 +1,117 @@
+"""What is measured and how long: the shapes of real banks, and how much of each part full, quick and tiny runs do.
+
+Touch this to make the suite shorter or longer. Whatever is cut short of the real thing is labelled so in the JSON.
+Shapes: N training images, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+__all__ = ["CIFAR100_LT", "IMAGENET_LT", "INATURALIST", "LEVELS", "PAPER_EPOCHS", "Settings", "Shape"]
+
+PAPER_EPOCHS = 20
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a bank; `images` is cut over classes exponentially, from `n_max` down by `imbalance_ratio`."""
+
+    name: str
+    images: int
+    dim: int
+    classes: int
+    test_images: int
+    n_max: int
+    imbalance_ratio: float
+
+    def operations(self, runs: int, epochs: int, *, evaluation: bool = False) -> float:
+        """Of the matrix products alone: 4 N D K a run and epoch (logits, weight gradient), 2 more a test image."""
+        images = 4 * self.images + (2 * self.test_images if evaluation else 0)
+        return float(images) * self.dim * self.classes * runs * epochs
+
+
+CIFAR100_LT = Shape("CIFAR100-LT, IR 100", 10_847, 512, 100, 10_000, n_max=500, imbalance_ratio=100)
+IMAGENET_LT = Shape("ImageNet-LT", 115_846, 2048, 1000, 50_000, n_max=1280, imbalance_ratio=256)
+INATURALIST = Shape("iNaturalist 2018", 437_513, 2048, 8142, 24_426, n_max=1000, imbalance_ratio=500)
+_TINY = Shape("tiny", 210, 16, 10, 100, n_max=50, imbalance_ratio=10)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of the suite.
+
+    Attributes:
+        level: full, quick or tiny.
+        parts: which of a, b, c, d.
+        methods: kinds measured in (a); empty: every registered one.
+        trials, seeds: of the fused packs of (a), (b) and (d).
+        epochs: of each run in (a) and (d); those of the paper are 20.
+        gemm_epochs: of each run in (b).
+        repeats: pairs measured for each ratio; the best of each side counts.
+        sweep_trials, sweep_seeds, sweep_epochs: of (c), our side.
+        stock_trials, reused_trials: trials of (c) on Ray Tune's side, `sweep_seeds` runs each; scaled to ours.
+        large: images kept, trials and seeds of the large shapes in (d).
+        memory_bank_bytes: training features of the bank of (d) that does not fit into memory.
+        memory_limit_bytes: what its process may use; None: no limit.
+        fresh_processes: whether every piece gets one; without, nothing is worth reading.
+    """
+
+    level: str
+    device: str = "cpu"
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    parts: tuple[str, ...] = ("a", "b", "c", "d")
+    methods: tuple[str, ...] = ()
+    shape: Shape = CIFAR100_LT
+    trials: int = 12
+    seeds: int = 5
+    taus: int = 21
+    epochs: int = 2
+    gemm_epochs: int = PAPER_EPOCHS
+    repeats: int = 3
+    matrix_size: int = 2048
+    sweep_trials: int = 60
+    sweep_seeds: int = 5
+    sweep_epochs: int = PAPER_EPOCHS
+    stock_trials: int = 2
+    reused_trials: int = 4
+    large: tuple[tuple[Shape, int, int, int], ...] = ((IMAGENET_LT, 11_584, 2, 5), (INATURALIST, 13_672, 2, 1))
+    memory_bank_bytes: int = 2**30
+    memory_limit_bytes: int | None = 2**29
+    fresh_processes: bool = True
+
+    def on(self, device: str) -> Settings:
+        """The same on `device`: a CUDA device is given 256 lanes, and Ray Tune is not measured there."""
+        if device == self.device:
+            return self
+        return replace(self, device=device, trials=64, seeds=4, parts=tuple(p for p in self.parts if p != "c"))
+
+
+LEVELS = {
+    "full": Settings("full"),
+    "quick": Settings("quick", parts=("a", "b"), methods=("los",), gemm_epochs=4, repeats=2),
+    "tiny": Settings(
+        "tiny",
+        threads=1,
+        parts=("a", "b", "d"),
+        methods=("los", "vanilla"),
+        shape=_TINY,
+        trials=2,
+        seeds=2,
+        taus=3,
+        gemm_epochs=2,
+        repeats=1,
+        matrix_size=64,
+        sweep_trials=2,
+        sweep_seeds=2,
+        sweep_epochs=2,
+        stock_trials=1,
+        reused_trials=1,
+        large=((_TINY, 100, 1, 1),),
+        memory_bank_bytes=2**20,
+        memory_limit_bytes=None,
+        fresh_processes=False,
+    ),
+}

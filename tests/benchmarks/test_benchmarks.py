@@ -1,0 +1,128 @@
+"""The machinery of the benchmarks on a tiny shape: every value is there and follows from its raw times. No speed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from lt_train.methods.base import TrainedMethod, method_kinds
+from sweeps.spec import load_resolved
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_path() -> Any:
+    """The benchmarks are a program, not a package: its directory is on the path while it runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        yield
+
+
+@pytest.fixture(scope="module")
+def document(on_path: None) -> dict[str, Any]:
+    from settings import LEVELS
+    from suite import measure
+
+    threads = torch.get_num_threads()
+    try:
+        tiny = LEVELS["tiny"]
+        return json.loads(json.dumps(measure(tiny, tiny.parts)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_every_value_has_its_raw_times(document: dict[str, Any]) -> None:
+    timings = document["timings"]
+    for kind, ratio in document["fused_over_reference"].items():
+        entry = timings["fused_over_reference"][kind]
+        fused = min(entry["fused_seconds"]) / entry["fused_runs"]
+        assert ratio == pytest.approx(min(entry["seconds_a_run_of_slow_side"]) / fused)
+    seconds = timings["reference_over_plain"]["seconds"]
+    assert document["reference_over_plain"] == pytest.approx(min(seconds["reference"]) / min(seconds["plain"]))
+    entry = timings["gemm_fraction"]
+    rate = entry["operations"] / min(entry["fit_seconds"]) / 1e9
+    assert document["gemm_fraction"] == pytest.approx(rate / max(entry["matrix_product_gflops"]))
+    for axis in ("N", "D", "K", "lanes"):
+        best = {int(size): min(times) for size, times in timings["growth"][axis]["seconds"].items()}
+        low, high = min(best), max(best)
+        assert document["growth"][axis] == pytest.approx(best[high] / best[low] * low / high)
+    cases = timings["out_of_memory_bank_ratio"]["cases"].values()
+    ratios = [min(case["mapped"]["seconds"]) / min(case["in_memory"]["seconds"]) for case in cases]
+    assert document["out_of_memory_bank_ratio"] == pytest.approx(max(ratios))
+
+
+def test_the_document_says_where_and_how_it_was_measured(document: dict[str, Any]) -> None:
+    assert {"cpu", "cores", "torch", "threads", "device"} <= document["machine"].keys()
+    assert document["level"] == "tiny"
+    assert {"a", "b", "d", "total"} <= document["seconds"].keys()
+    assert document["timings"]["gemm_fraction"]["shortened"] is True
+    assert [entry["shortened"] for entry in document["timings"]["large"]] == [True]
+    assert len(document["timings"]["memory"]["bytes_by_lanes"]) == 4
+
+
+def test_goals_are_those_of_what_was_measured_and_the_table_shows_them(document: dict[str, Any]) -> None:
+    from report import show
+
+    met = {goal["value"]: goal["met"] for goal in document["goals"]}
+    assert met["fused_over_reference.los"] == (document["fused_over_reference"]["los"] >= 8)
+    assert "fused_over_reference.vanilla" not in met  # it trains nothing
+    assert "sweep_over_stock_tune" not in met  # not measured
+    console = Console(file=io.StringIO(), width=200)
+    show(document, console)
+    text = console.file.getvalue()
+    assert all(name in text for name in (*met, "memory over lanes", "tiny, fused over plain"))
+
+
+def test_lanes_of_every_registered_method_differ() -> None:
+    from engines import make_runs
+    from settings import LEVELS
+
+    for kind, spec in method_kinds().items():
+        runs = make_runs(kind, LEVELS["tiny"], epochs=1)
+        methods = {run.method.model_dump_json() for run in runs}
+        if issubclass(spec, TrainedMethod):
+            assert len(methods) == LEVELS["tiny"].trials, kind
+        assert len({run.static_key() for run in runs}) == 1, kind
+
+
+def test_a_bank_has_the_images_of_its_shape() -> None:
+    from banks import class_counts, generate, resized
+    from settings import CIFAR100_LT, INATURALIST, LEVELS
+
+    assert sum(generate(CIFAR100_LT).class_counts.tolist()) == CIFAR100_LT.images == 10_847
+    _, images, *_ = LEVELS["full"].large[1]
+    few = resized(INATURALIST, images=images / INATURALIST.images)
+    counts = class_counts(few)
+    assert int(counts.sum()) == few.images == images
+    assert int(counts.min()) >= 1
+
+
+def test_the_sweep_of_part_c_is_a_valid_one(tmp_path: Path) -> None:
+    from settings import LEVELS
+    from sweeps_end_to_end import sweep_document
+
+    spec = load_resolved(sweep_document(LEVELS["full"], tmp_path))
+    assert (spec.search.trials, spec.selection.seeds, spec.training.epochs) == (60, 5, 20)
+
+
+def test_only_the_pace_of_runs_is_scaled() -> None:
+    from sweeps_end_to_end import scaled
+
+    # Two workers, 10 s to start, 4 s a run of each (2 s a run), 3 s to end.
+    assert scaled([14.0, 14.0, 18.0, 18.0], 21.0, runs=300, workers=2) == {
+        "seconds_a_run": 2.0,
+        "seconds_scaled": 21.0 + 296 * 2.0,
+    }
+
+
+def test_packs_side_by_side_train_once() -> None:
+    from sweeps_end_to_end import union_seconds
+
+    assert union_seconds([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 4.0

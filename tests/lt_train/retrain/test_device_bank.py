@@ -1,0 +1,91 @@
+"""A bank as a loop reads it: orders that stacks share, batches by view, test views averaged where that is allowed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.banks import make_bank
+
+from lt_train.features.bank import FeatureBank
+from lt_train.heads.base import head_kinds
+from lt_train.heads.cosine import Cosine
+from lt_train.retrain.device_bank import DeviceBank
+from lt_train.samplers.base import SamplerSpec, sampler_kinds
+from lt_train.samplers.instance import Instance
+
+
+@pytest.fixture
+def bank() -> FeatureBank:
+    return make_bank(test_images=60)
+
+
+@pytest.mark.parametrize("kind", sampler_kinds())
+def test_an_order_is_drawn_once_for_all_stacks_of_a_seed(
+    bank: FeatureBank, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, drawn = sampler_kinds()[kind](), []
+    order = type(sampler).order
+
+    def counted(self: SamplerSpec, labels: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+        drawn.append((seed, epoch))
+        return order(self, labels, seed, epoch)
+
+    monkeypatch.setattr(type(sampler), "order", counted)
+    data = DeviceBank(bank, "cpu")
+    for epoch in range(2):
+        for _ in range(3):  # stacks
+            for seed in (4, 9):
+                assert torch.equal(data.order(sampler, seed, epoch), order(sampler, bank.train_labels, seed, epoch))
+    assert drawn == [(4, 0), (9, 0), (4, 1), (9, 1)]
+
+
+def test_orders_of_two_samplers_are_kept_apart(bank: FeatureBank) -> None:
+    data = DeviceBank(bank, "cpu")
+    orders = {kind: data.order(spec(), 0, 0) for kind, spec in sampler_kinds().items()}
+    for kind, order in orders.items():
+        assert torch.equal(order, sampler_kinds()[kind]().order(bank.train_labels, 0, 0))
+    assert len({tuple(order.tolist()) for order in orders.values()}) == len(orders)
+
+
+def test_a_stack_that_is_an_epoch_behind_gets_its_own_order(bank: FeatureBank) -> None:
+    data, sampler = DeviceBank(bank, "cpu"), Instance()
+    for epoch in (0, 1, 0, 1, 1):
+        assert torch.equal(data.order(sampler, 3, epoch), sampler.order(bank.train_labels, 3, epoch))
+
+
+@pytest.mark.parametrize("epoch", range(7))
+def test_a_batch_is_of_the_view_of_its_epoch(bank: FeatureBank, epoch: int) -> None:
+    chosen = torch.tensor([[3, 200, 3], [0, 233, 100]])
+    features, labels = DeviceBank(bank, "cpu").batch(epoch, chosen)
+    assert features.shape == (2, 3, 8)
+    assert labels.shape == (2, 3, 1)
+    for s in range(2):
+        for b in range(3):
+            assert torch.equal(features[s, b], bank.train_features[epoch % 3, chosen[s, b]])
+            assert int(labels[s, b, 0]) == int(bank.train_labels[chosen[s, b]])
+
+
+@pytest.mark.parametrize("kind", head_kinds())
+def test_views_are_averaged_where_logits_are_affine_in_the_inputs(bank: FeatureBank, kind: str) -> None:
+    head = head_kinds()[kind]()
+    images = DeviceBank(bank, "cpu").images(head)
+    assert images.keys() == {"val", "test"}
+    assert images["test"].inputs.shape[:2] == ((1 if head.affine else 2), 60)
+    assert images["test"].totals.tolist() == [10] * 6
+    views = torch.stack([head.inputs(view, bank.head) for view in bank.test.features])
+    torch.testing.assert_close(images["test"].inputs, views.mean(dim=0, keepdim=True) if head.affine else views)
+
+
+def test_images_are_read_once_a_kind_of_inputs(bank: FeatureBank) -> None:
+    """Not once a scale, which may differ by lane; squashing gives other inputs."""
+    data = DeviceBank(bank, "cpu")
+    one = data.images(Cosine(scale=30.0))
+    assert data.images(Cosine(scale=10.0)) is one
+    assert data.images(Cosine(squash=True)) is not one
+    assert not torch.equal(data.images(Cosine(squash=True))["test"].inputs, one["test"].inputs)
+
+
+def test_a_bank_without_val_or_head(bank: FeatureBank) -> None:
+    data = DeviceBank(replace(bank, val=None, head=None), "cpu")
+    assert data.start is None
+    assert data.images(Cosine()).keys() == {"test"}

@@ -1,0 +1,134 @@
+"""A stack by itself: its steps are one torch.optim.SGD a run, and what it takes over from another is all of it."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from support.banks import make_bank
+from support.compositions import TRAINED, set_lane_value
+from support.engines import lone_run, make_runs
+
+from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.retrain.base import Run, learning_rate_factor, start_head
+from lt_train.retrain.device_bank import DeviceBank
+from lt_train.retrain.stack import Stack
+
+BANK = make_bank((20, 9, 4, 1), dim=5, views=1, test_images=40)
+SEEDS, LANES = (3, 8), 3
+
+
+def runs_of(method: dict[str, object], momentum: Sequence[float], weight_decay: Sequence[float]) -> list[Run]:
+    """Two seeds of three lanes, one seed after the other, with rates of their own."""
+    runs = []
+    for place in range(len(SEEDS) * LANES):
+        one = parse_method({**method, "lr": (0.01, 0.002, 0.05, 0.03, 0.001, 0.02)[place]})
+        one = set_lane_value(one, "momentum", momentum[place])
+        runs.append(
+            Run(
+                set_lane_value(one, "weight_decay", weight_decay[place]),
+                TrainingSpec(epochs=4, batch_size=8),
+                SEEDS[place // LANES],
+            )
+        )
+    return runs
+
+
+def stack_of(runs: list[Run]) -> Stack:
+    return Stack(DeviceBank(BANK, "cpu"), runs, [range(LANES), range(LANES, 2 * LANES)])
+
+
+@pytest.mark.parametrize(
+    "momentum",
+    [[0.9] * 6, [0.0] * 6, [0.9, 0.5, 0.0, 0.1, 0.99, 0.9]],
+    ids=["shared momentum", "no momentum", "own momentum"],
+)
+@pytest.mark.parametrize(
+    "weight_decay", [[0.0] * 6, [0.1] * 6, [0.0, 0.1, 0.3, 0.2, 0.0, 1.0]], ids=["no decay", "one decay", "own decay"]
+)
+@pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign"])
+def test_steps_are_torchs_sgd(momentum: list[float], weight_decay: list[float], head: str) -> None:
+    """Four epochs, so that the rate changes with momentum under way; the last batch of each is short."""
+    runs = runs_of({"kind": "los", "head": head}, momentum, weight_decay)
+    stack = stack_of(runs)
+    losses = torch.stack([stack.train_epoch() for _ in range(4)])
+    for place, run in enumerate(runs):
+        module = run.method.head.module(start_head(BANK, run))
+        optimizer = torch.optim.SGD(
+            module.parameters(), run.method.lr, momentum[place], weight_decay=weight_decay[place]
+        )
+        loss_of = run.method.loss(
+            {name: torch.tensor(value) for name, value in run.method.lane_values().items()}, BANK.class_counts
+        )
+        for epoch in range(4):
+            optimizer.param_groups[0]["lr"] = run.method.lr * learning_rate_factor(epoch, 4)
+            total = 0.0
+            for batch in run.method.sampler.order(BANK.train_labels, run.seed, epoch).split(8):
+                loss = loss_of(module(BANK.train_features[0, batch]), BANK.train_labels[batch])
+                optimizer.zero_grad()
+                loss.mean().backward()
+                optimizer.step()
+                total += float(loss.detach().sum())
+            assert float(losses[epoch, place // LANES, place % LANES]) == pytest.approx(total / 34, rel=1e-4)
+        state = stack.state(place // LANES, place % LANES)
+        for name, tensor in module.state_dict().items():
+            torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_first_step_is_the_gradient(kind: str) -> None:
+    """One batch of everything, from the start: the move over the rate is what autograd finds."""
+    run = lone_run({"kind": kind, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, batch_size=50)
+    free = run.method.model_copy(update={"constraint": None})  # a projection is no part of the gradient
+    run = Run(free, run.training, run.seed)
+    stack = Stack(DeviceBank(BANK, "cpu"), [run], [[0]])
+    stack.train_epoch()
+    module = free.head.module(start_head(BANK, run))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    lanes = {name: torch.tensor(value) for name, value in free.lane_values().items()}
+    order = free.sampler.order(BANK.train_labels, run.seed, 0)
+    loss = free.loss(lanes, BANK.class_counts)(module(BANK.train_features[0, order]), BANK.train_labels[order])
+    loss.mean().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        moved = (before[name] - stack.state(0, 0)[name]) / 0.01
+        scale = max(float(parameter.grad.norm()), 1e-3)
+        assert float((moved - parameter.grad).norm()) <= 1e-3 * scale, name
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign"])
+def test_lanes_that_move_to_another_stack_go_on_as_they_were(head: str) -> None:
+    """Weights, momentum, the rate that momentum is scaled by, the kept head, failures: nothing is left behind."""
+    momentum, decay = [0.9, 0.5, 0.3, 0.1, 0.8, 0.9], [0.0, 0.1, 0.3, 0.2, 0.0, 0.1]
+    runs = runs_of({"kind": "los", "head": head}, momentum, decay)
+    data = DeviceBank(BANK, "cpu")
+    stay, leave = stack_of(runs), stack_of(runs)
+    chosen = torch.tensor([[True, False, True], [False, True, False]])
+    for stack in (stay, leave):
+        stack.train_epoch()
+        stack.keep(torch.ones_like(chosen))
+        stack.train_epoch()
+        stack.keep(chosen)
+    leave.sound_ST = chosen.clone()
+    fewer = Stack(data, runs, [[1, 2], [3, 5]])
+    fewer.take_over({place: (leave, place // LANES, place % LANES) for place in range(6)})
+    assert (fewer.finished, fewer.epochs) == (2, 4)
+    stay.train_epoch(), fewer.train_epoch()
+    assert fewer.sound_ST.tolist() == [[False, True], [False, False]]
+    old = {1: (0, 1), 2: (0, 2), 3: (1, 0), 5: (1, 2)}
+    for (s, t), place in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (1, 2, 3, 5), strict=True):
+        for name, tensor in stay.state(*old[place]).items():
+            torch.testing.assert_close(fewer.state(s, t)[name], tensor, rtol=1e-5, atol=5e-6)
+    stay.measure(), fewer.measure()  # which puts the kept heads in place of the last
+    for (s, t), place in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (1, 2, 3, 5), strict=True):
+        for name, tensor in stay.state(*old[place]).items():
+            torch.testing.assert_close(fewer.state(s, t)[name], tensor, rtol=1e-5, atol=5e-6)
+
+
+def test_heads_that_are_not_trained_are_one() -> None:
+    """A grid of adjustments takes the memory of one head."""
+    runs = make_runs("tau_norm", seeds=range(21))
+    stack = Stack(DeviceBank(BANK, "cpu"), runs, [range(21)])
+    assert stack.shape == (1, 21)
+    assert stack.head.parameters["weight"].shape == (1, 5, 1, 4)
+    assert torch.isnan(stack.train_epoch()).all()
+    assert stack.train_epoch().shape == (1, 21)

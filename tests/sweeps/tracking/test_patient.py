@@ -1,0 +1,121 @@
+"""Tracking in its thread: nobody waits for it, nothing is lost or shown twice, and it ends when told to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from sweeps.tracking import patient
+from sweeps.tracking.base import Champion, TrialCard
+from sweeps.tracking.patient import PatientTracker
+
+NOWHERE = Path("nowhere")
+
+
+def card(key: str) -> TrialCard:
+    return TrialCard(key, key, "search", {}, {}, {}, {}, failed=False, finished_ms=0)
+
+
+class Server:
+    """Answers when `open` is set; refuses as long as `away`; notes what it was told and by which thread."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.threads: set[str] = set()
+        self.open = threading.Event()
+        self.open.set()
+        self.away = False
+        self.attempts = 0
+
+    def connect(self) -> Server:
+        self._answer("connected")
+        return self
+
+    def log_trial(self, card: TrialCard) -> None:
+        self._answer(card.key)
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+        self._answer("finished")
+
+    def interrupted(self) -> None:
+        self._answer("interrupted")
+
+    def _answer(self, what: str) -> None:
+        self.attempts += 1
+        assert self.open.wait(20)
+        if self.away:
+            raise ConnectionError("nobody is there")
+        self.told.append(what)
+        self.threads.add(threading.current_thread().name)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.open.set()
+
+
+def test_everything_is_shown_once_in_order_by_one_thread(server: Server) -> None:
+    tracker = PatientTracker(server.connect)
+    for number in range(20):
+        tracker.log_trial(card(f"t{number}"))
+    assert tracker.finish({}, NOWHERE, None)
+    assert server.told == ["connected", *(f"t{number}" for number in range(20)), "finished"]
+    assert len(server.threads) == 1
+    assert threading.current_thread().name not in server.threads
+    assert tracker.trouble is None
+    assert tracker.seconds > 0
+
+
+def test_nobody_waits_while_a_trial_is_being_shown(server: Server) -> None:
+    server.open.clear()
+    tracker = PatientTracker(server.connect)
+    for number in range(3):
+        tracker.log_trial(card(f"t{number}"))
+    assert server.told == []
+    server.open.set()
+    assert tracker.finish({}, NOWHERE, None)
+    assert server.told == ["connected", "t0", "t1", "t2", "finished"]
+
+
+def test_a_server_that_comes_back_is_told_all_of_it(server: Server) -> None:
+    server.away = True
+    tracker = PatientTracker(server.connect)
+    tracker.log_trial(card("t0"))
+    tracker.log_trial(card("t1"))
+    deadline = time.monotonic() + 20
+    while tracker.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert isinstance(tracker.trouble, ConnectionError)
+    server.away = False
+    assert tracker.finish({}, NOWHERE, None)
+    assert server.told == ["connected", "t0", "t1", "finished"]
+    assert tracker.trouble is None
+    assert server.attempts == 1 + 4, "left alone for a while after it did not answer"
+
+
+def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patient, "RETRY_SECONDS", 0.0)
+    server.away = True
+    tracker = PatientTracker(server.connect)
+    for number in range(3):
+        tracker.log_trial(card(f"t{number}"))
+    assert not tracker.finish({}, NOWHERE, None)
+    assert str(tracker.trouble) == "nobody is there"
+    assert server.attempts == 5
+    assert server.told == []
+
+
+def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> None:
+    server.open.clear()
+    tracker = PatientTracker(server.connect)
+    for number in range(50):
+        tracker.log_trial(card(f"t{number}"))
+    threading.Timer(0.2, server.open.set).start()
+    tracker.interrupted()
+    assert server.told == ["connected", "interrupted"]
