@@ -20,7 +20,7 @@ from support.engines import (
     with_method,
 )
 
-from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
+from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec, parse_method
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Engine, EpochRule, Run
 
@@ -137,6 +137,34 @@ def test_a_lane_that_diverges_late_keeps_its_curves_until_then() -> None:
 def test_a_pack_of_nothing_but_failures() -> None:
     runs = [mad(run) for run in make_runs("los", epochs=3)]
     assert {result.failure for result in agree(BANK, runs, RULE)} == {DIVERGED}
+
+
+UNREADABLE = "the post-hoc adjustment is not finite: no logit could be read; lower tau"
+
+
+def test_an_adjustment_that_overflows_fails_alone() -> None:
+    """Of a grid whose heads are one, and are not to blame: a row shorter than 1, to the power of -tau."""
+    taus = (1e6, 0.0, 1e30, 0.5)
+    runs = [
+        lone_run({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "tau": tau, "bias": "keep"}}) for tau in taus
+    ]
+    results = agree(BANK, [*runs, lone_run({"kind": "vanilla"})])
+    assert [result.failure for result in results] == [UNREADABLE, None, UNREADABLE, None, None]
+    for result in results[:4:2]:
+        assert result.kept is None
+        assert len(result.test_accuracy) == 0
+    np.testing.assert_array_equal(results[1].test_accuracy, results[4].test_accuracy)
+
+
+def test_a_trained_head_whose_adjustment_overflows_fails_alone() -> None:
+    document = {"kind": "los", "post_hoc": {"kind": "tau_norm", "tau": 1.0}}
+    runs = make_runs(parse_method(document), epochs=3, seeds=(0, 0, 7, 7))
+    worse = [runs[0], replace(runs[1], method=set_lane_value(runs[1].method, "post_hoc.tau", 1e6)), *runs[2:]]
+    results = agree(BANK, worse, RULE)
+    assert [result.failure for result in results] == [None, UNREADABLE, None, None]
+    for place, expected in enumerate(fused.fit(BANK, runs, rule=RULE)):
+        if place != 1:
+            assert_same(BANK, runs[place], results[place], expected, 1e-5, RULE)
 
 
 # Every hyperparameter reaches the loop

@@ -272,6 +272,21 @@ def test_a_split_without_images_cannot_be_selected_on(engine: Engine, on: str) -
     assert engine(bank, [FRESH], rule=other)[0].failure is None
 
 
+@pytest.mark.parametrize(
+    ("rungs", "factor", "message"),
+    [
+        ((2, 1), 2.0, r"rungs must be whole numbers >= 1 that ascend, got \[2, 1\]"),
+        ((1, 1), 2.0, r"rungs must be whole numbers >= 1 that ascend, got \[1, 1\]"),
+        ((0, 2), 2.0, r"rungs must be whole numbers >= 1 that ascend, got \[0, 2\]"),
+        ((1,), 1.0, r"factor must be > 1, got 1\.0"),
+        ((1,), NAN, r"factor must be > 1, got nan"),
+    ],
+)
+def test_a_halving_that_makes_no_sense(rungs: tuple[int, ...], factor: float, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        Halving(rungs, factor)
+
+
 @every_engine
 def test_one_run_that_cannot_be_trained_refuses_them_all(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not after the others have trained for an hour."""
