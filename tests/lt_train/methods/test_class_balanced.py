@@ -99,5 +99,5 @@ def test_gamma_is_refused_where_it_changes_nothing() -> None:
 
 
 def test_beta_that_float32_takes_for_1_is_refused() -> None:
-    with pytest.raises(SpecError, match="beta must be a number that float32 can tell from 1, got 0.99999999"):
+    with pytest.raises(SpecError, match=r"beta must be a number that float32 can tell from 1, got 0\.99999999"):
         parse_method({"kind": "class_balanced", "beta": 0.99999999})
