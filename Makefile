@@ -16,9 +16,10 @@ help:
 env: .venv/.done
 
 # Not $(PYTHON) -m pip install torch: which build pip prefers differs from machine to machine; uv follows the lock.
+# Compiled here once: every command, and every worker it starts, imports torch, Ray and MLflow.
 .venv/.done: requirements.lock pyproject.toml $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements.lock
 	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python -e .
 	touch $@
 

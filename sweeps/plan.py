@@ -121,8 +121,21 @@ def plan(spec: SweepSpec) -> Plan:
         bank_bytes=4 * dim * (views * len(data.train) + test_views * (val + len(data.test))),
         epochs_saved=1 - epochs / whole if whole else 0.0,
         train_seconds=operations / (EFFICIENCY * _matmul_rate(spec.resources.cpus_per_pack)),
-        notes=data.notes,
+        notes=(*data.notes, *_static_notes(spec)),
     )
+
+
+def _static_notes(spec: SweepSpec) -> list[str]:
+    """What is searched and keeps trials out of one another's packs, which are not counted by it."""
+    static = {
+        path: None
+        for contestant in spec.contestants()
+        for path in contestant.space
+        if path.removeprefix("method.") not in contestant.method.lane_values()
+    }
+    if not static:
+        return []
+    return [f"trials that differ in {', '.join(static)} share no pack: there will be more and smaller packs than this"]
 
 
 @dataclass(frozen=True)

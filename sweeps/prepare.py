@@ -98,12 +98,13 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
                 f"selection.metric {spec.selection.metric} on val: the validation set has no picture of that split; "
                 "select on acc_all, or give the dataset a larger validation set"
             )
-    runs = [Run(method, spec.training, 0) for method in spec.baselines]
+    runs: list[Run] = []
     for contestant in spec.contestants():
         runs.append(Run(contestant.method, contestant.training, 0))
         for path, dimension in contestant.space.items():
             # What a choice asks of a bank, such as a head to start from, must hold for every value of it.
             runs += [Run(*contestant.with_values({path: value}), 0) for _, value in dimension.probes()]
+    runs += [Run(method, spec.training, 0) for method in spec.baselines]
     check_runs(bank, runs, spec.selection.epoch_rule())
     check_packs(spec, PackSize(spec.resources, bank.num_classes, bank.feature_dim))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ HERE = Path(__file__).parent
 
 def main() -> int:
     """Measure, write one JSON, print one table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing temporary is left behind
     parser = argparse.ArgumentParser(
         prog="tests/benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

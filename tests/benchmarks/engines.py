@@ -17,6 +17,7 @@ from banks import generate
 from measure import interleaved, matrix_product_rate, warm_up
 from settings import BATCH_SIZE, PAPER_EPOCHS, Settings
 
+from lt_train.errors import SpecError
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec, method_kinds, parse_method
 from lt_train.retrain import fused, reference
@@ -58,7 +59,7 @@ def methods(settings: Settings) -> dict[str, Any]:
             "epochs": settings.epochs if trained else 0,
             "trained": trained,
             "shortened": trained and settings.epochs < PAPER_EPOCHS,
-            "varied": sorted(name for name in runs[0].method.lane_values() if name != NOT_VARIED),
+            "varied": _different(runs),
         }
         if kind == "los":
             for other in ("reference", "plain_with_data_loader"):
@@ -81,7 +82,7 @@ def arithmetic(settings: Settings) -> dict[str, Any]:
         "fit": lambda: fit(fused, bank, runs, settings),
         "fit_without_evaluation": lambda: fit(fused, unwatched, runs, settings),
     }
-    times = interleaved(sides, settings.repeats, device)
+    times = interleaved(sides, settings.gemm_repeats, device)
     rates.append(matrix_product_rate(settings.matrix_size, device))
     best, bare, peak = min(times["fit"]), min(times["fit_without_evaluation"]), max(rates) * 1e9
     counted = shape.operations(len(runs), settings.gemm_epochs)
@@ -109,6 +110,12 @@ def arithmetic(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _different(runs: list[Run]) -> list[str]:
+    """Names of the numbers that differ between lanes."""
+    values = [run.method.lane_values() for run in runs]
+    return sorted(name for name in values[0] if len({each[name] for each in values}) > 1)
+
+
 def make_runs(kind: str, settings: Settings, epochs: int) -> list[Run]:
     """Trials x seeds of a trained method, all lanes different; a grid of one number for one that trains nothing."""
     training = TrainingSpec(epochs=epochs, batch_size=BATCH_SIZE)
@@ -119,23 +126,35 @@ def make_runs(kind: str, settings: Settings, epochs: int) -> list[Run]:
 
 
 def _varied(kind: str, count: int) -> Iterator[MethodSpec]:
-    """Settings of one method, every searchable number different in each."""
+    """Settings of one method, every number that a sweep may search different in each."""
     default = parse_method({"kind": kind})
+    values = {path: value for path, value in default.lane_values().items() if path != NOT_VARIED}
+    # Some numbers belong to a mode that is not the default: elsewhere any value but their own default is refused.
+    values = {path: value for path, value in values.items() if _accepted(default, {path: 0.9 * value})}
     for number in range(count):
-        document = default.model_dump(mode="json")
-        for path, value in default.lane_values().items():
-            *parts, name = path.split(".")
-            if name == NOT_VARIED:
-                continue
-            place = document
-            for part in parts:
-                place = place[part]
-            # Downwards from the default, which keeps within every range there is.
-            place[name] = {
-                "lr": 1e-4 * 10 ** (2 * number / count),
-                "weight_decay": 1e-5 * (number + 1),
-            }.get(name, value * (1 - 0.3 * number / count))
-        yield parse_method(document)
+        # Downwards from the default, which keeps within every range there is.
+        changed = {path: value * (1 - 0.3 * number / count) for path, value in values.items()}
+        if "lr" in values:
+            changed |= {"lr": 1e-4 * 10 ** (2 * number / count), "weight_decay": 1e-5 * (number + 1)}
+        yield _with_values(default, changed)
+
+
+def _accepted(default: MethodSpec, values: dict[str, float]) -> bool:
+    try:
+        _with_values(default, values)
+    except SpecError:
+        return False
+    return True
+
+
+def _with_values(default: MethodSpec, values: dict[str, float]) -> MethodSpec:
+    """The method with these values by dotted path, and nothing else said."""
+    document: dict[str, Any] = {"kind": default.kind}
+    for path, value in values.items():
+        part, _, name = path.rpartition(".")
+        place = document.setdefault(part, {"kind": getattr(default, part).kind}) if part else document
+        place[name] = value
+    return parse_method(document)
 
 
 def plain_run(

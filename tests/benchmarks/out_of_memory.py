@@ -29,7 +29,7 @@ from lt_train.retrain import fused
 
 __all__ = ["out_of_memory", "train_on"]
 
-GIVEN_UP, STARTING = 10, 30
+GIVEN_UP, STARTING = 4, 30
 """Training from the mapped bank is given up at so many times the seconds in memory, and these to start and open it."""
 
 CGROUPS = (

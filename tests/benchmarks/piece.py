@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,6 +63,7 @@ def measured(name: str, settings: Settings, *, timeout: float | None = None, **a
 
 def main() -> None:
     """Do the piece that the command line names and print its JSON on the last line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing temporary is left behind
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=PIECES)
     parser.add_argument("level", choices=LEVELS)

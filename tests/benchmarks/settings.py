@@ -49,7 +49,7 @@ class Settings:
         methods: kinds measured in (a); empty: every registered one.
         trials, seeds: of the fused packs of (a), (b) and (d).
         epochs: of each run in (a) and (d); those of the paper are 20.
-        gemm_epochs: of each run in (b).
+        gemm_epochs, gemm_repeats: of each run in (b), and how often all of them are trained.
         repeats: pairs measured for each ratio; the best of each side counts.
         sweep_trials, sweep_seeds, sweep_epochs: of (c), our side.
         stock_trials, reused_trials: trials of (c) on Ray Tune's side, `sweep_seeds` runs each; scaled to ours.
@@ -70,6 +70,7 @@ class Settings:
     taus: int = 21
     epochs: int = 2
     gemm_epochs: int = PAPER_EPOCHS
+    gemm_repeats: int = 2
     repeats: int = 3
     matrix_size: int = 2048
     sweep_trials: int = 60
@@ -102,6 +103,7 @@ LEVELS = {
         seeds=2,
         taus=3,
         gemm_epochs=2,
+        gemm_repeats=1,
         repeats=1,
         matrix_size=64,
         sweep_trials=2,

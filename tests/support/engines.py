@@ -143,12 +143,17 @@ def predict(bank: FeatureBank, run: Run, head: KeptHead) -> Floats:
 
 
 def agree(
-    bank: FeatureBank, runs: Sequence[Run], rule: EpochRule | None = None, halving: Halving | None = None
+    bank: FeatureBank,
+    runs: Sequence[Run],
+    rule: EpochRule | None = None,
+    halving: Halving | None = None,
+    *,
+    device: str = "cpu",
 ) -> list[RunResult]:
-    """The fused engine's results, after they were found to be the reference's."""
+    """The fused engine's results on a device, after they were found to be the reference's on the CPU."""
     rule = rule or EpochRule()
     expected = reference.fit(bank, runs, rule=rule, halving=halving)
-    results = fused.fit(bank, runs, rule=rule, halving=halving)
+    results = fused.fit(bank, runs, device, rule, halving)
     for run, found, wanted in zip(runs, results, expected, strict=True):
         assert_same(bank, run, found, wanted, 1e-4, rule)
     return results

@@ -203,6 +203,18 @@ def test_plan_says_what_a_pack_holds_and_what_a_scheduler_saves(
     assert "resources.memory_per_pack is 30 KiB, too little for two trials of 2 seeds" in refused.stderr
 
 
+def test_plan_notes_what_keeps_trials_out_of_one_anothers_packs(
+    lt_sweep: Command, small_sweep: MakeSweep, tmp_path: Path
+):
+    file = tmp_path / "static.yaml"
+    lr = {"method.lr": {"loguniform": [1e-3, 1e-1]}}
+    for space, expected in ((lr, ""), (lr | {"training.batch_size": {"choice": [32, 64]}}, "training.batch_size")):
+        file.write_text(yaml.safe_dump(small_sweep(search={"space": space}).resolved(), sort_keys=False))
+        noted = lt_sweep("plan", file).stderr
+        assert ("share no pack" in noted) is bool(expected)
+        assert expected in noted
+
+
 def test_the_table_says_how_many_trials_were_stopped(lt_sweep: Command, small_sweep: MakeSweep, tmp_path: Path):
     file = tmp_path / "halved.yaml"
     search = {"trials": 4, "generation": 4, "scheduler": {"kind": "successive_halving", "rungs": [1]}}
