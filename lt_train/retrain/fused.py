@@ -85,7 +85,7 @@ def _fit_in_memory(
     if halving is not None:
         raise MemoryShort(
             f"memory ran out with {len(runs)} runs that successive halving has to compare side by side; "
-            "set resources.lanes_per_pack lower"
+            "set resources.memory_per_pack or lanes_per_pack lower"
         )
     # Outside of the handler, whose traceback would keep the first attempt's tensors alive.
     torch.cuda.empty_cache()

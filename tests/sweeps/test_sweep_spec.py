@@ -95,11 +95,12 @@ tracking: {experiment: mine}
 
 
 def test_parts_of_a_method_have_shorthands_too(tmp_path: Path) -> None:
-    short = "{kind: los, head: cosine, sampler: class_balanced, post_hoc: {kind: logit_adjust, tau: 1.5}}"
-    method = load(tmp_path, GOOD.replace("{kind: los}", short)).method
+    method = load(tmp_path, GOOD.replace("{kind: los}", "{kind: los, head: cosine, sampler: class_balanced}")).method
     assert isinstance(method, LabelOverSmooth)
     assert (method.head, method.sampler) == (Cosine(), ClassBalanced())
-    assert method.post_hoc == LogitAdjust(tau=1.5)
+    adjusted = load(tmp_path, GOOD.replace("{kind: los}", "{kind: los, post_hoc: {kind: logit_adjust, tau: 1.5}}"))
+    assert isinstance(adjusted.method, LabelOverSmooth)
+    assert adjusted.method.post_hoc == LogitAdjust(tau=1.5)
     bounded = load(tmp_path, GOOD.replace("{kind: los}", "{kind: los, constraint: maxnorm, post_hoc: tau_norm}")).method
     assert isinstance(bounded, LabelOverSmooth)
     assert (bounded.constraint, bounded.post_hoc) == (MaxNorm(), TauNorm())

@@ -74,7 +74,7 @@ def test_runs_that_are_compared_side_by_side_are_not_cut(measured: dict[str, Any
     found = measured["less"]["halving"]
     assert found["error"] == (
         "memory ran out with 32 runs that successive halving has to compare side by side; "
-        "set resources.lanes_per_pack lower"
+        "set resources.memory_per_pack or lanes_per_pack lower"
     )
     assert found["logged"] == []
 
