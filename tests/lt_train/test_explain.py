@@ -91,10 +91,10 @@ def test_a_kind_read_alone_speaks_the_same_way() -> None:
     assert caught.value.problems == [
         "los.smooth_factor: must be in [0, 1), got 1.0",
         "los.smoth: unknown key; did you mean 'smooth_factor'? "
-        "known: kind, lr, weight_decay, momentum, init, smooth_factor",
+        "known: kind, head, post_hoc, lr, weight_decay, momentum, init, sampler, constraint, smooth_factor",
     ]
-    with pytest.raises(SpecError, match=r"kind: 'lso' is unknown; did you mean 'los'\? known: "):
-        parse_method({"kind": "lso"})
+    with pytest.raises(SpecError, match=r"kind: 'loss' is unknown; did you mean 'los'\? known: "):
+        parse_method({"kind": "loss"})
 
 
 def test_offers_name_the_nearest_first() -> None:
