@@ -16,7 +16,7 @@ from lt_train.retrain.base import EpochRule, Halving, Run
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 BANK = make_bank((40, 20, 9, 4, 1), dim=6, views=2, val_per_class=4)
-SEEDS = (0, 7, 0, 7, 0)
+SEEDS = (0, 7, 0, 7, 5)
 
 
 @pytest.mark.parametrize("method", {**ALLOWED, **OPTIONS, **PARTS}.values(), ids=list({**ALLOWED, **OPTIONS, **PARTS}))

@@ -17,7 +17,7 @@ from lt_train.retrain import fused, stack
 from lt_train.retrain.base import Engine, EpochRule
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)
-SEEDS = (0, 7, 0, 7, 0)
+SEEDS = (0, 7, 0, 7, 5)
 
 
 def empty(features: int) -> EvalSet:
@@ -44,14 +44,14 @@ SHAPES: dict[str, Callable[[], FeatureBank]] = {
 @every_kind
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fused_is_the_reference_on_every_shape_of_bank(kind: str, shape: str) -> None:
-    agree(SHAPES[shape](), make_runs(kind, epochs=2, seeds=SEEDS[:3]), EpochRule("best", "test"))
+    agree(SHAPES[shape](), make_runs(kind, epochs=2, seeds=SEEDS[:4]), EpochRule("best", "test"))
 
 
 @every_kind
 @pytest.mark.parametrize("batch_size", [13, 117, 234, 1000])
 def test_fused_is_the_reference_for_every_batch_size(kind: str, batch_size: int) -> None:
     """N = 234: a short last batch, two halves, exactly all, more than there are."""
-    agree(make_bank(), make_runs(kind, epochs=2, batch_size=batch_size, seeds=SEEDS[:3]))
+    agree(make_bank(), make_runs(kind, epochs=2, batch_size=batch_size, seeds=SEEDS[:4]))
 
 
 def test_fused_is_the_reference_for_batches_of_one() -> None:
