@@ -7,12 +7,14 @@ Shapes: V views, N images, D features, K classes, S seeds, B batch, A test views
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lt_train.features.bank import EvalSet, FeatureBank
+from lt_train.features.windows import read_batches
 from lt_train.heads.base import Classifier, HeadSpec
 from lt_train.lanes import static_fields
 from lt_train.metrics import split_masks
@@ -79,15 +81,16 @@ class DeviceBank:
             self._orders[sampler, seed] = latest
         return latest[1]
 
-    def batch(self, epoch: int, batch_SB: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[S, B, D]` and labels `[S, B, 1]` of a batch, on the device, from the view of this epoch.
+    def batches(self, epoch: int, orders_SN: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features `[S, B, D]` and labels `[S, B, 1]` of an epoch's batches, on the device, from this epoch's view.
 
-        `batch_SB` is on the CPU. A bank on disk is read here, a few rows at a time.
+        `orders_SN` is on the CPU, the last batch may be short. Only what they need is read of a bank on disk.
         """
-        features_ND = self._features_VND[epoch % len(self._features_VND)]
-        rows = torch.index_select(features_ND, 0, batch_SB.flatten().to(features_ND.device))
-        features_SBD = rows.to(self.device, non_blocking=True).view(*batch_SB.shape, -1)
-        return features_SBD, self.labels_N[batch_SB.to(self.device)].unsqueeze(-1)
+        batches = orders_SN.split(size, dim=1)
+        rows = read_batches(self._features_VND[epoch % len(self._features_VND)], batches)
+        for batch_SB, features in zip(batches, rows, strict=True):
+            features_SBD = features.to(self.device, non_blocking=True).view(*batch_SB.shape, -1)
+            yield features_SBD, self.labels_N[batch_SB.to(self.device)].unsqueeze(-1)
 
     def images(self, head: HeadSpec) -> dict[str, Images]:
         """The evaluation sets as heads of this kind read them: `test`, and `val` where the bank has one."""

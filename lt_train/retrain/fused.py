@@ -152,7 +152,8 @@ class _Pack:
     def _record(self, stack: Stack, loss_ST: Tensor) -> None:
         """Measure the heads as they are now, and keep those that are the best so far."""
         loss = loss_ST.cpu().numpy()
-        accuracy = stack.accuracy()
+        last = stack.finished == stack.epochs
+        accuracy = stack.accuracy(these_count=last and self.rule.epoch == "last")
         test, val = accuracy["test"], accuracy.get("val")
         sound, readable = stack.sound_ST.cpu().numpy(), stack.readable_ST.cpu().numpy()
         better = np.zeros(stack.shape, dtype=bool)

@@ -66,6 +66,7 @@ class Stack:
         self.readable_ST = torch.ones_like(self.sound_ST)
         self.finished, self.epochs = 0, self.training.epochs if self.method.trains else 1
         self._kept: dict[str, Tensor] = {}
+        self._measured: Measured | None = None
         self._rate_factor = 1.0
         if isinstance(self.method, TrainedMethod):
             self.loss = self.method.loss(self.lanes, data.class_counts)
@@ -95,11 +96,10 @@ class Stack:
         rate_S1T = self._start_epoch(epoch)
         decay = (rate_S1T * self.lanes["weight_decay"]).unsqueeze(-1) if self._decays else None
         loss_ST = torch.zeros(self.shape, device=self.data.device)
-        for batch_SB in torch.stack(orders).split(self.training.batch_size, dim=1):
-            features_SBD, labels_SB1 = self.data.batch(epoch, batch_SB)
+        for features_SBD, labels_SB1 in self.data.batches(epoch, torch.stack(orders), self.training.batch_size):
             inputs_SBI = self.method.head.inputs(features_SBD, self.data.start)
             logits_SBTK = self.head.logits(inputs_SBI)
-            loss_SBT, grad_SBTK = self.loss.with_gradient(logits_SBTK, labels_SB1, rate_S1T / batch_SB.shape[1])
+            loss_SBT, grad_SBTK = self.loss.with_gradient(logits_SBTK, labels_SB1, rate_S1T / labels_SB1.shape[1])
             self._step(inputs_SBI, logits_SBTK, grad_SBTK, decay)
             loss_ST += loss_SBT.sum(dim=1)
             if constraint is not None and constraint.every == "step":
@@ -154,13 +154,19 @@ class Stack:
             self.readable_ST = self.readable_ST & finite
 
     @torch.no_grad()
-    def accuracy(self) -> dict[str, Array]:
-        """Accuracy by split, `[S, T, 4]`: on `val`, if there is one, the mean over classes, on `test` top-1."""
+    def accuracy(self, *, these_count: bool = False) -> dict[str, Array]:
+        """Accuracy by split, `[S, T, 4]`: on `val`, if there is one, the mean over classes, on `test` top-1.
+
+        Args:
+            these_count: the heads as they are now are the ones that count, so that `measure`, called next, need not
+                look at the test set again.
+        """
         found: dict[str, Array] = {}
         for name, images in self.images.items():
-            correct_STK = self._zero_counts()
-            for logits_SBTK, labels_B in self._logits(images):
-                self._count(correct_STK, logits_SBTK, labels_B)
+            statistics = self._statistics() if these_count and name == "test" else None
+            correct_STK = self._seen(images, statistics)
+            if statistics is not None:
+                self._measured = Measured(statistics, correct_STK)
             average: Literal["macro", "micro"] = "macro" if name == "val" else "micro"
             found[name] = split_accuracy(correct_STK, images.totals, self.data.masks, average).cpu().numpy()
         return found
@@ -194,13 +200,11 @@ class Stack:
     @torch.no_grad()
     def measure(self) -> Measured:
         """LoMa, regularised std and per-class accuracy on the test set of the heads that count; ends the training."""
-        self.head.parameters.update(self._kept)
-        statistics = LogitStatistics(self.data.bank.num_classes, self.shape, device=self.data.device)
-        correct_STK = self._zero_counts()
-        for logits_SBTK, labels_B in self._logits(self.images["test"]):
-            self._count(correct_STK, logits_SBTK, labels_B)
-            statistics.update(logits_SBTK.transpose(0, 1), labels_B)
-        return Measured(statistics, correct_STK)
+        if self._measured is None:
+            self.head.parameters.update(self._kept)
+            statistics = self._statistics()
+            self._measured = Measured(statistics, self._seen(self.images["test"], statistics))
+        return self._measured
 
     def state(self, seed: int, lane: int) -> dict[str, Tensor]:
         """One lane's classifier as `MethodSpec.classifier` takes it."""
@@ -240,12 +244,18 @@ class Stack:
                 logits = logits * affine[0] + affine[1]
             yield logits.expand(seeds, -1, lanes, -1), images.labels[start : start + at_once]
 
-    def _zero_counts(self) -> Tensor:
-        return torch.zeros(*self.shape, self.data.bank.num_classes, device=self.data.device)
+    def _seen(self, images: Images, statistics: LogitStatistics | None) -> Tensor:
+        """Right answers `[S, T, K]` by true class; every logit goes into `statistics` too."""
+        correct_STK = torch.zeros(*self.shape, self.data.bank.num_classes, device=self.data.device)
+        for logits_SBTK, labels_B in self._logits(images):
+            right_SBT = hits(logits_SBTK, labels_B.unsqueeze(-1))
+            correct_STK.transpose(1, 2).index_add_(1, labels_B, right_SBT.to(correct_STK.dtype))
+            if statistics is not None:
+                statistics.update(logits_SBTK.transpose(0, 1), labels_B)
+        return correct_STK
 
-    def _count(self, correct_STK: Tensor, logits_SBTK: Tensor, labels_B: Tensor) -> None:
-        right_SBT = hits(logits_SBTK, labels_B.unsqueeze(-1))
-        correct_STK.transpose(1, 2).index_add_(1, labels_B, right_SBT.to(correct_STK.dtype))
+    def _statistics(self) -> LogitStatistics:
+        return LogitStatistics(self.data.bank.num_classes, self.shape, device=self.data.device)
 
 
 def _drop_batch(tensor: Tensor) -> Tensor:

@@ -7,16 +7,16 @@ before training. The large shapes are cut to a number of images and one epoch, a
 
 from __future__ import annotations
 
-import resource
-import sys
+import gc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from banks import generate, resized
 from engines import fit, make_runs, plain_run
-from measure import interleaved, matrix_product_rate, seconds_of, warm_up
+from measure import interleaved, matrix_product_rate, ratio, seconds_of, warm_up
 from out_of_memory import out_of_memory
 from piece import measured
 from settings import PAPER_EPOCHS, Settings
@@ -38,14 +38,12 @@ def growth(settings: Settings) -> dict[str, Any]:
         times = interleaved(
             {str(size): action for size, action in sizes.items()}, settings.repeats, settings.device, first=True
         )
-        points = {size: min(times[str(size)]) for size in sizes}
-        smallest, largest = min(points), max(points)
-        found["growth"][axis] = (points[largest] / points[smallest]) / (largest / smallest)
+        smallest, largest = min(sizes), max(sizes)
+        found["growth"][axis] = ratio(times[str(largest)], times[str(smallest)]) / (largest / smallest)
         timings["growth"][axis] = {"seconds": times, "epochs": 1, "lanes": settings.trials * settings.seeds}
     timings["memory"] = _memory(settings)
     timings["large"] = [_large(settings, *case) for case in settings.large]
-    ratio, timings["out_of_memory_bank_ratio"] = out_of_memory(settings)
-    found["out_of_memory_bank_ratio"] = ratio
+    found["out_of_memory_bank_ratio"], timings["out_of_memory_bank_ratio"] = out_of_memory(settings)
     return {"values": found, "timings": timings}
 
 
@@ -66,28 +64,39 @@ def _axes(settings: Settings) -> dict[str, dict[int, Callable[[], Any]]]:
 
 
 def _memory(settings: Settings) -> dict[str, Any]:
-    """Peak memory against lanes, each in a process of its own."""
+    """Peak memory against lanes, each in a process of its own; of a CPU on Linux alone, which can tell."""
+    if torch.device(settings.device).type == "cpu" and not CLEAR_PEAK.exists():
+        return {"bytes_by_lanes": {}, "not_measured": "this system does not forget a process's peak"}
     points: dict[str, Any] = {}
     for factor in LANE_FACTORS:
         trials = round(settings.trials * factor)
         points[str(trials * settings.seeds)] = measured("peak_memory", settings, trials=trials)
-    return {"bytes_by_lanes": points, "of": "GPU memory" if settings.device != "cpu" else "the process, by getrusage"}
+    return {"bytes_by_lanes": points, "of": "GPU memory" if settings.device != "cpu" else "the process"}
 
 
 def peak_memory(settings: Settings, trials: int) -> dict[str, int]:
     """What training `trials` x seeds adds to this fresh process; on a CUDA device, what it takes there."""
     bank, runs = generate(settings.shape), make_runs("los", replace(settings, trials=trials), epochs=1)
     warm_up(settings.device)
-    before = _peak(settings.device)
+    if torch.device(settings.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(settings.device)
+        before = torch.cuda.memory_allocated(settings.device)
+        fit(fused, bank, runs, settings)
+        return {"before": before, "peak": torch.cuda.max_memory_allocated(settings.device)}
+    gc.collect()
+    CLEAR_PEAK.write_text("5")
+    before = _resident("VmRSS")
     fit(fused, bank, runs, settings)
-    return {"before": before, "peak": _peak(settings.device)}
+    return {"before": before, "peak": _resident("VmHWM")}
 
 
-def _peak(device: str) -> int:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+CLEAR_PEAK = Path("/proc/self/clear_refs")
+"""Where Linux is told to forget the peak of resident memory (`VmHWM`): making a bank takes more than training on it."""
+
+
+def _resident(which: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{which}:"))
 
 
 def _large(settings: Settings, shape: Any, images: int, trials: int, seeds: int) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Taking times: warm-up, interleaved repeats, the machine's own matrix product, and what machine it is.
 
-A ratio is always made of times taken in one process, one after the other in turns, so that whatever else the machine
-does falls on both sides; of each side the best counts, and every time is kept.
+A ratio is always made of pairs: times taken in one process, one right after the other, so that whatever else the
+machine does falls on both sides. The median over the pairs counts, and every time is kept.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Run
 
-__all__ = ["OthersShare", "describe_machine", "interleaved", "matrix_product_rate", "seconds_of", "warm_up"]
+__all__ = ["OthersShare", "describe_machine", "interleaved", "matrix_product_rate", "ratio", "seconds_of", "warm_up"]
 
 
 def warm_up(device: str) -> None:
@@ -52,6 +53,11 @@ def interleaved(
         for name, action in sides.items():
             times[name].append(seconds_of(action, device))
     return times
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times `fast` goes into `slow`: the median over the pairs."""
+    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def matrix_product_rate(size: int, device: str, repeats: int = 10) -> float:

@@ -47,10 +47,11 @@ class Settings:
         level: full, quick or tiny.
         parts: which of a, b, c, d.
         methods: kinds measured in (a); empty: every registered one.
-        trials, seeds: of the fused packs of (a), (b) and (d).
-        epochs: of each run in (a) and (d); those of the paper are 20.
+        trials, seeds: of the fused packs of (b) and (d).
+        method_seeds: of those of (a): two stacks are one for each of two cores, and more only take longer.
+        epochs: of each run in (a); those of the paper are 20. Runs of (d) have one.
         gemm_epochs, gemm_repeats: of each run in (b), and how often all of them are trained.
-        repeats: pairs measured for each ratio; the best of each side counts.
+        repeats: pairs measured for each ratio.
         sweep_trials, sweep_seeds, sweep_epochs: of (c), our side.
         stock_trials, reused_trials: trials of (c) on Ray Tune's side, `sweep_seeds` runs each; scaled to ours.
         large: images kept, trials and seeds of the large shapes in (d).
@@ -67,8 +68,9 @@ class Settings:
     shape: Shape = CIFAR100_LT
     trials: int = 12
     seeds: int = 5
+    method_seeds: int = 2
     taus: int = 21
-    epochs: int = 2
+    epochs: int = PAPER_EPOCHS
     gemm_epochs: int = PAPER_EPOCHS
     gemm_repeats: int = 2
     repeats: int = 3
@@ -87,12 +89,13 @@ class Settings:
         """The same on `device`: a CUDA device is given 256 lanes, and Ray Tune is not measured there."""
         if device == self.device:
             return self
-        return replace(self, device=device, trials=64, seeds=4, parts=tuple(p for p in self.parts if p != "c"))
+        parts = tuple(part for part in self.parts if part != "c")
+        return replace(self, device=device, trials=64, seeds=4, method_seeds=4, parts=parts)
 
 
 LEVELS = {
     "full": Settings("full"),
-    "quick": Settings("quick", parts=("a", "b"), methods=("los",), gemm_epochs=4, repeats=2),
+    "quick": Settings("quick", parts=("a", "b"), methods=("los",), epochs=3, gemm_epochs=2, gemm_repeats=1, repeats=2),
     "tiny": Settings(
         "tiny",
         threads=1,
@@ -101,6 +104,7 @@ LEVELS = {
         shape=_TINY,
         trials=2,
         seeds=2,
+        epochs=2,
         taus=3,
         gemm_epochs=2,
         gemm_repeats=1,

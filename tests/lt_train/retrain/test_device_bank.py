@@ -54,15 +54,13 @@ def test_a_stack_that_is_an_epoch_behind_gets_its_own_order(bank: FeatureBank) -
 
 
 @pytest.mark.parametrize("epoch", range(7))
-def test_a_batch_is_of_the_view_of_its_epoch(bank: FeatureBank, epoch: int) -> None:
-    chosen = torch.tensor([[3, 200, 3], [0, 233, 100]])
-    features, labels = DeviceBank(bank, "cpu").batch(epoch, chosen)
-    assert features.shape == (2, 3, 8)
-    assert labels.shape == (2, 3, 1)
-    for s in range(2):
-        for b in range(3):
-            assert torch.equal(features[s, b], bank.train_features[epoch % 3, chosen[s, b]])
-            assert int(labels[s, b, 0]) == int(bank.train_labels[chosen[s, b]])
+def test_batches_are_of_the_view_of_their_epoch(bank: FeatureBank, epoch: int) -> None:
+    orders = torch.tensor([[3, 200, 3, 7, 1], [0, 233, 100, 100, 9]])
+    batches = list(DeviceBank(bank, "cpu").batches(epoch, orders, 3))
+    assert [tuple(features.shape) for features, _ in batches] == [(2, 3, 8), (2, 2, 8)]  # the last one is short
+    assert [tuple(labels.shape) for _, labels in batches] == [(2, 3, 1), (2, 2, 1)]
+    assert torch.equal(torch.cat([features for features, _ in batches], dim=1), bank.train_features[epoch % 3, orders])
+    assert torch.equal(torch.cat([labels for _, labels in batches], dim=1)[..., 0], bank.train_labels[orders])
 
 
 @pytest.mark.parametrize("kind", head_kinds())

@@ -1,0 +1,118 @@
+"""Reading a bank that memory does not hold: the same rows as ever, a window at a time, in the order of the file."""
+
+import ctypes
+import mmap
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lt_train.features import windows
+
+ROWS, DIM = 5_000, 37
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Tensor:
+    """`[N, D]` in a file, mapped read-only as a bank is, whose pages are not in memory."""
+    path = tmp_path / "features"
+    torch.arange(ROWS * DIM, dtype=torch.float32).numpy().tofile(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    mapped.madvise(mmap.MADV_RANDOM)  # so that only what is asked for is read
+    array: np.ndarray = np.frombuffer(mapped, dtype=np.float32).reshape(ROWS, DIM)
+    return torch.from_numpy(array)
+
+
+def batches_of(count: int = 300, size: int = 11) -> list[Tensor]:
+    """Rows at random, some twice, in batches `[1, n]` of which the last is short."""
+    stream = torch.Generator().manual_seed(0)
+    return list(torch.randint(ROWS, (1, count * size - 4), generator=stream).split(size, dim=1))
+
+
+def test_what_was_not_read_yet_is_not_in_memory(features: Tensor) -> None:
+    assert not windows.in_memory(features)
+    assert float(features.sum()) > 0
+    assert windows.in_memory(features)
+
+
+def test_tensors_of_this_process_are_in_memory() -> None:
+    assert windows.in_memory(torch.ones(3, 5))
+    assert windows.in_memory(torch.ones(0, 5))
+
+
+def test_where_nobody_can_say_all_is_taken_to_be_in_memory(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_libc", lambda: None)
+    assert windows.in_memory(features)
+
+
+def test_a_system_that_refuses_to_say_is_taken_at_its_best(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        @staticmethod
+        def mincore(*_: object) -> int:
+            return ctypes.c_int(-1).value
+
+    monkeypatch.setattr(windows, "_libc", Refusing)
+    assert windows.in_memory(features)
+
+
+@pytest.mark.parametrize("rows_a_window", [1, 11, 100, 1_000_000])
+def test_batches_read_through_windows_are_those_of_an_index(
+    features: Tensor, rows_a_window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows smaller than a batch, of one, of some, and of all."""
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 4 * DIM * rows_a_window)
+    monkeypatch.setattr(windows, "PASSES", ROWS * 2)
+    fetched: list[Tensor] = []
+    fetch = windows._fetch
+
+    def noted(table: Tensor, window: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        rows, places = fetch(table, window)
+        fetched.append(rows)
+        return rows, places
+
+    monkeypatch.setattr(windows, "_fetch", noted)
+    batches = batches_of()
+    for batch, rows in zip(batches, windows.read_batches(features, batches), strict=True):
+        assert torch.equal(rows, features[batch.flatten()])
+    assert sum(map(len, fetched)) == sum(map(torch.numel, batches))
+    assert max(map(len, fetched)) <= max(rows_a_window, 11)
+    for rows in fetched:
+        assert bool((rows[1:, 0] >= rows[:-1, 0]).all()), "in the order of the file"
+
+
+def test_a_large_file_gets_larger_windows(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(windows, "PASSES", 4)
+    sizes = [sum(map(torch.numel, window)) for window in windows._windows(features, batches_of())]
+    assert len(sizes) == 3  # 3296 rows asked for, 5000/4 in a window
+
+
+def test_what_is_in_memory_goes_through_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_fetch", None)
+    table, batches = torch.randn(ROWS, DIM), batches_of(3)
+    assert all(
+        torch.equal(rows, table[batch[0]])
+        for batch, rows in zip(batches, windows.read_batches(table, batches), strict=True)
+    )
+
+
+def test_a_reader_that_is_left_early_ends(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 4 * DIM * 20)
+    monkeypatch.setattr(windows, "PASSES", ROWS)
+    reading = windows.read_batches(features, batches_of())
+    next(reading)
+    assert any(thread.name.startswith("bank") for thread in threading.enumerate())
+    reading.close()  # what a for loop does that is left by an error
+    assert not any(thread.name.startswith("bank") for thread in threading.enumerate())
+
+
+def test_an_error_in_the_reader_is_the_callers(features: Tensor) -> None:
+    with pytest.raises(IndexError, match="out of range"):
+        list(windows.read_batches(features, [torch.tensor([0, ROWS])]))
