@@ -10,7 +10,7 @@ help:
 	@echo "make demo   a real sweep on embedded data, with its table (about 3 minutes the first time)"
 	@echo "make test   all tests"
 	@echo "make lint   ruff, mypy, import-linter"
-	@echo "make bench  every figure the README states, as ratios; make bench-quick takes the main ones in a minute"
+	@echo "make bench  speed against a plain loop, Ray Tune and the machine itself; bench-quick: the main ones in a minute"
 	@echo "make env    only the environment, in .venv"
 
 env: .venv/.done
@@ -38,7 +38,7 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Nothing else should run on the machine meanwhile. Where a CUDA device is: make bench BENCH="--device cuda".
+# Nothing else should run on the machine meanwhile. Where a CUDA device is at hand, it is measured there.
 bench: env
 	$(BIN)/python tests/benchmarks $(BENCH)
 

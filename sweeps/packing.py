@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from lt_train.errors import UserError
 from lt_train.retrain.base import EpochRule, Halving, Pack, Run
 from lt_train.retrain.memory import lane_bytes
+from sweeps.schedulers.base import SchedulerSpec
 from sweeps.sections import ResourcesSpec
 from sweeps.sizes import enough, shown_size
 
@@ -26,6 +27,7 @@ class PackSize:
     """How many runs a pack may hold on a bank of this shape: as many as the file says, or as its memory takes."""
 
     resources: ResourcesSpec
+    scheduler: SchedulerSpec
     num_classes: int
     feature_dim: int
 
@@ -36,7 +38,14 @@ class PackSize:
 
     def run_bytes(self, run: Run) -> int:
         """Memory that one run of a pack takes, from shapes."""
-        return lane_bytes(run.method, run.training, num_classes=self.num_classes, feature_dim=self.feature_dim)
+        halving = self.scheduler.halving(run.training) if run.method.trains else None
+        return lane_bytes(
+            run.method,
+            run.training,
+            num_classes=self.num_classes,
+            feature_dim=self.feature_dim,
+            halving_factor=None if halving is None else halving.factor,
+        )
 
     def check(self, run: Run, seeds: int, halving: Halving | None) -> None:
         """Refuse packs that cannot hold what has to lie in one: a run, or two whole trials where one may be stopped.

@@ -106,7 +106,7 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
             runs += [Run(*contestant.with_values({path: value}), 0) for _, value in dimension.probes()]
     runs += [Run(method, spec.training, 0) for method in spec.baselines]
     check_runs(bank, runs, spec.selection.epoch_rule())
-    check_packs(spec, PackSize(spec.resources, bank.num_classes, bank.feature_dim))
+    check_packs(spec, PackSize(spec.resources, spec.search.scheduler, bank.num_classes, bank.feature_dim))
 
 
 def check_packs(spec: SweepSpec, size: PackSize) -> None:

@@ -45,7 +45,7 @@ class Schedule:
         on_trial: Callable[[Trial, list[Record]], None] = lambda trial, records: None,
     ) -> None:
         self.spec, self.bank_fingerprint, self.ledger, self.on_trial = spec, bank.fingerprint, ledger, on_trial
-        self.size = PackSize(spec.resources, bank.num_classes, bank.feature_dim)
+        self.size = PackSize(spec.resources, spec.search.scheduler, bank.num_classes, bank.feature_dim)
         self.rule = spec.selection.epoch_rule()
         self.studies = [Study(spec, contestant) for contestant in spec.contestants()]
         self.trials: dict[str, Trial] = {}

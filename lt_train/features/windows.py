@@ -3,8 +3,8 @@
 Training visits rows in random order. Where the file is in memory, that costs nothing. Where it is not, each batch
 would wait for a disk to find its rows one by one, and most of what comes with them is thrown away before its turn. So
 the rows of many batches are fetched in ascending order, which a disk does at full speed, by a thread that is one window
-ahead. Results do not depend on it. Knows the C library and one tensor; where the system has no `mincore`, all is taken
-to be in memory.
+ahead. Results do not depend on it. Knows the C library and one tensor. Where the system has no `mincore`, or does not
+answer it truly (Linux, for files that this user neither owns nor may write), all is taken to be in memory.
 
 Shapes: N rows of D features.
 """
@@ -22,7 +22,10 @@ from torch import Tensor
 __all__ = ["in_memory", "read_batches"]
 
 WINDOW_BYTES = 2**26
-"""Bytes fetched at once; two windows are held. More for a large file, lest it be passed over `PASSES` times."""
+"""Bytes fetched at once; two windows are held by every stack that is trained. A large file gets larger ones, so that it
+is not passed over more than `PASSES` times an epoch, up to `LARGEST_BYTES`."""
+
+LARGEST_BYTES = 2**28
 
 PASSES = 64
 
@@ -32,11 +35,11 @@ def read_batches(features: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor
 
     Args:
         features: float32, read-only as it may be; on a device, or on the CPU, in memory or mapped.
-        batches: int64 row numbers on the CPU, n in each, of any shape.
+        batches: int64 row numbers where the features are, n in each, of any shape.
     """
     if in_memory(features):
         for batch in batches:
-            yield torch.index_select(features, 0, batch.flatten().to(features.device))
+            yield torch.index_select(features, 0, batch.flatten())
         return
     windows = list(_windows(features, batches))
     with ThreadPoolExecutor(1, "bank") as reader:
@@ -69,7 +72,7 @@ def in_memory(features: Tensor) -> bool:
 def _windows(features: Tensor, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Batches in groups, each of about a window of rows."""
     row_bytes = features.shape[1] * features.element_size()
-    most = max(WINDOW_BYTES, len(features) * row_bytes // PASSES) // row_bytes
+    most = max(WINDOW_BYTES, min(len(features) * row_bytes // PASSES, LARGEST_BYTES)) // row_bytes
     window: list[Tensor] = []
     held = 0
     for batch in batches:

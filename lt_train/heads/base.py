@@ -94,6 +94,10 @@ class HeadSpec(KindSpec):
     def stack(self, modules_ST: Sequence[Sequence[Any]], lanes: Mapping[str, Tensor], device: str) -> StackedHead:
         """Modules of this kind, by seed and lane, as one; `lanes` are this spec's float fields, each `[S, 1, T]`."""
 
+    @abstractmethod
+    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
+        """How many numbers are trained in one lane: what its memory follows from."""
+
     def inputs(self, features: Tensor, start: Classifier | None) -> Tensor:
         """`[..., D] -> [..., I]`: what `StackedHead.logits` reads; the same for all lanes, done once a batch.
 

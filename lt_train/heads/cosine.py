@@ -2,6 +2,8 @@
 
 The gradient by hand uses that the part along a row, which the normalisation takes away, is the sum of gradient times
 logit: it costs a pass over the logits, not over the weights.
+
+Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here directions of features).
 """
 
 from __future__ import annotations
@@ -86,6 +88,10 @@ class Cosine(HeadSpec):
     def module(self, start: Classifier) -> nn.Module:
         """A `CosineModule` with the directions of `start`; its bias is dropped."""
         return CosineModule(start[0], self.scale, self.squash)
+
+    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.trained_numbers`."""
+        return num_classes * feature_dim
 
     def stack(
         self, modules_ST: Sequence[Sequence[CosineModule]], lanes: Mapping[str, Tensor], device: str

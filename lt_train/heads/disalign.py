@@ -2,6 +2,8 @@
 
 Factor and offset a class, mixed in by a confidence that a linear gate reads from the feature. Like `lws` it shares the
 frozen classifier's logits between lanes; the gate costs one column of a matrix product a lane.
+
+Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here frozen logits beside features).
 """
 
 from __future__ import annotations
@@ -106,6 +108,10 @@ class DistributionAlignment(HeadSpec):
     def module(self, start: Classifier) -> nn.Module:
         """An `AlignedModule` that gives the classifier's own logits."""
         return AlignedModule(*start)
+
+    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.trained_numbers`."""
+        return 2 * num_classes + feature_dim + 1
 
     def stack(
         self, modules_ST: Sequence[Sequence[AlignedModule]], lanes: Mapping[str, Tensor], device: str

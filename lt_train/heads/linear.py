@@ -1,4 +1,7 @@
-"""`linear`: `z = W f + b`, the head of most methods. Stacked: the weights of all lanes of a seed stand side by side."""
+"""`linear`: `z = W f + b`, the head of most methods. Stacked: the weights of all lanes of a seed stand side by side.
+
+Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here the features).
+"""
 
 from __future__ import annotations
 
@@ -66,6 +69,10 @@ class Linear(HeadSpec):
         head = nn.Linear(dim, classes, device="meta")
         head.load_state_dict({"weight": start[0].clone(), "bias": start[1].clone()}, assign=True)
         return head
+
+    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.trained_numbers`."""
+        return num_classes * (feature_dim + 1)
 
     def stack(self, modules_ST: Sequence[Sequence[nn.Linear]], lanes: Mapping[str, Tensor], device: str) -> StackedHead:
         """See `HeadSpec.stack`."""

@@ -2,6 +2,8 @@
 
 The frozen classifier is applied once a batch for all lanes, so a lane costs a few passes over its logits and no
 matrix product at all.
+
+Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here logits of the frozen classifier).
 """
 
 from __future__ import annotations
@@ -74,6 +76,10 @@ class LearnableWeightScaling(HeadSpec):
     def module(self, start: Classifier) -> nn.Module:
         """A `ScaledModule` with all factors 1."""
         return ScaledModule(*start)
+
+    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.trained_numbers`."""
+        return num_classes
 
     def stack(
         self, modules_ST: Sequence[Sequence[ScaledModule]], lanes: Mapping[str, Tensor], device: str

@@ -122,7 +122,7 @@ class MethodSpec(KindSpec):
         """Reasons why the values and parts of this method do not go together."""
         for path, value in self.lane_values().items():
             stored = torch.tensor(value, dtype=torch.float32).item()
-            if not math.isfinite(stored) or (value < 1.0 <= stored):
+            if not math.isfinite(stored) or (value < 1.0 <= stored) or (value > 0.0 >= stored):
                 yield f"{path} must be a number that float32 can tell from {stored:g}, got {value!r}"
         if self.post_hoc is not None and self.post_hoc.needs_rows and not self.head.has_rows:
             yield (
@@ -134,7 +134,8 @@ class MethodSpec(KindSpec):
 class TrainedMethod(MethodSpec):
     """Base of methods that re-train the head with SGD, momentum and a cosine schedule stepped after each epoch.
 
-    `corrects_prior` says whether the loss takes the class frequencies out of the logits already.
+    `corrects_prior` says whether the loss takes the class frequencies out already, by a shift of the logits or by
+    weights.
     """
 
     trains: ClassVar[bool] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -34,7 +34,7 @@ def effective_number_weights(beta: Tensor, class_counts: Tensor) -> Tensor:
     Returns:
         `[..., K]`, of the type of `beta`.
     """
-    # In double precision: 1 - beta is 1e-4, and loses three digits of float32's seven.
+    # In double precision, so that the powers of beta lose nothing more than float32 has lost of beta itself.
     one_beta = beta.double().unsqueeze(-1)
     weights = (1.0 - one_beta) / (1.0 - one_beta**class_counts)
     return (weights * (len(class_counts) / weights.sum(dim=-1, keepdim=True))).to(beta.dtype)
@@ -42,6 +42,8 @@ def effective_number_weights(beta: Tensor, class_counts: Tensor) -> Tensor:
 
 class WeightedByEffectiveNumber(TrainedMethod):
     """Base of methods whose loss is weighted by the effective number of pictures of the true class."""
+
+    corrects_prior: ClassVar[bool] = True
 
     beta: Beta = 0.9999
     mode: Literal["bce_softmax", "sigmoid", "ce", "focal"] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +24,8 @@ class AlignedClassifier(TrainedMethod):
     Unified Framework for Long-tail Visual Recognition (rho 1.5 on ImageNet-LT; the released configuration has 1.2, with
     learning rate .1, weight decay 5e-4, batches of 256 and 10 epochs).
     """
+
+    corrects_prior: ClassVar[bool] = True
 
     kind: Literal["disalign"] = "disalign"
     head: DistributionAlignment = Field(

@@ -21,7 +21,8 @@ __all__ = ["LabelDistributionAwareMargin"]
 class LabelDistributionAwareMargin(TrainedMethod):
     """The true logit is lowered in training by `m_y = max_margin (n_min / n_y)^(1/4)`, in cosines times the scale.
 
-    On a head without a scale, such as `linear`, the margin is in logits: the literal form of the paper's Table 1.
+    On a head without a scale, such as `linear`, the margin is in logits: the literal form of the paper's Table 1, which
+    leaves the bias out of every row "for simplicity"; the linear head's is trained here as everywhere.
     Source: Cao et al. 2019, Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss.
     """
 

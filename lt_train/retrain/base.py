@@ -39,7 +39,7 @@ __all__ = [
     "start_head",
 ]
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised whenever a change makes a run's numbers differ; part of every ledger key."""
 
 Array = NDArray[np.float32]

@@ -86,11 +86,14 @@ class DeviceBank:
 
         `orders_SN` is on the CPU, the last batch may be short. Only what they need is read of a bank on disk.
         """
-        batches = orders_SN.split(size, dim=1)
-        rows = read_batches(self._features_VND[epoch % len(self._features_VND)], batches)
-        for batch_SB, features in zip(batches, rows, strict=True):
-            features_SBD = features.to(self.device, non_blocking=True).view(*batch_SB.shape, -1)
-            yield features_SBD, self.labels_N[batch_SB.to(self.device)].unsqueeze(-1)
+        features_ND = self._features_VND[epoch % len(self._features_VND)]
+        # Once an epoch to where they are needed: on a CUDA device a copy a step would stop it.
+        batches = orders_SN.to(features_ND.device).split(size, dim=1)
+        labels_SN1 = self.labels_N[orders_SN.to(self.device)].unsqueeze(-1)
+        for batch_SB, labels_SB1, rows in zip(
+            batches, labels_SN1.split(size, dim=1), read_batches(features_ND, batches), strict=True
+        ):
+            yield rows.to(self.device, non_blocking=True).view(*batch_SB.shape, -1), labels_SB1
 
     def images(self, head: HeadSpec) -> dict[str, Images]:
         """The evaluation sets as heads of this kind read them: `test`, and `val` where the bank has one."""

@@ -1,9 +1,9 @@
 """The product: many runs in one loop. Lanes that share a seed share mini-batches and one matrix product a step.
 
-Runs are sorted into stacks (equal static fields, equal number of lanes a seed, weights that stay in cache); all
-stacks finish an epoch before any starts the next, so that successive halving can compare every run of a pack. A lane's
-result does not depend on its neighbours beyond the rounding of a matrix product of another width. How a stack trains
-is `retrain.stack`'s business.
+Runs are sorted into stacks (equal static fields, equal number of lanes a seed, weights that stay in cache), which are
+trained side by side and wait for one another only where successive halving compares all runs of a pack. A lane's result
+does not depend on its neighbours beyond the rounding of a matrix product of another width. How a stack trains is
+`retrain.stack`'s business.
 
 Shapes: S seeds, T lanes, K classes, E epochs.
 """
@@ -41,8 +41,8 @@ from lt_train.retrain.threads import in_parallel
 
 __all__ = ["fit"]
 
-STACK_BYTES = {"cpu": 5 * 2**19, "cuda": 2**32}
-"""Weights of one stack: on a CPU they and their momentum should stay in the second-level cache."""
+STACK_BYTES = {"cpu": 3 * 2**20, "cuda": 2**32}
+"""What is trained in one stack, and the logits of its batch: on a CPU, with the momentum, they should stay in cache."""
 
 SHORT = ("can't allocate memory", "std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch says in a plain RuntimeError when memory ran out elsewhere than in its allocator of CUDA memory."""
@@ -132,15 +132,14 @@ class _Pack:
         return [Stack(self.data, self.runs, rectangle) for rectangle in self._rectangles(places)]
 
     def _rectangles(self, places: Iterable[int]) -> Iterator[list[list[int]]]:
-        """Places by seed and lane, in rectangles: equal static fields, even widths, weights that fit a cache."""
+        """Places by seed and lane, in rectangles: equal static fields, even widths, as many lanes as fit a cache."""
         groups: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for place in places:
             run = self.runs[place]
             # Without training a seed decides nothing: all lanes share the stage-1 head's logits.
             groups[run.static_key()][run.seed if run.method.trains else 0].append(place)
-        lane_bytes = 4 * self.data.bank.num_classes * self.data.bank.feature_dim
-        most = max(1, STACK_BYTES[torch.device(self.data.device).type] // lane_bytes)
         for by_seed in groups.values():
+            most = self._most_lanes(self.runs[next(iter(by_seed.values()))[0]])
             by_width: dict[int, list[list[int]]] = defaultdict(list)
             for lanes in by_seed.values():
                 for chunk in _evenly(lanes, most):
@@ -148,6 +147,14 @@ class _Pack:
             for width, rows in by_width.items():
                 seeds = max(1, most // width)
                 yield from (rows[start : start + seeds] for start in range(0, len(rows), seeds))
+
+    def _most_lanes(self, run: Run) -> int:
+        """How many lanes of such runs a stack may have; heads that are not trained are one head, whatever the lanes."""
+        if not run.method.trains:
+            return len(self.runs)
+        classes, dim = self.data.bank.num_classes, self.data.bank.feature_dim
+        lane_bytes = 4 * (run.method.head.trained_numbers(classes, dim) + run.training.batch_size * classes)
+        return max(1, STACK_BYTES[torch.device(self.data.device).type] // lane_bytes)
 
     def _record(self, stack: Stack, loss_ST: Tensor) -> None:
         """Measure the heads as they are now, and keep those that are the best so far."""
@@ -172,6 +179,7 @@ class _Pack:
         """Results of a stack's runs, or of some of them, from the heads that count."""
         wanted = set(np.ravel(stack.places_ST)) if only is None else set(only)
         measured = stack.measure()
+        arrays: dict[int, Array] = {}  # what lanes share, such as a head that is not trained, is handed out once
         for (s, t), place in np.ndenumerate(np.array(stack.places_ST)):
             if place not in wanted:
                 continue
@@ -181,7 +189,10 @@ class _Pack:
                 class_accuracy=measured.class_accuracy[s, t],
                 loma=measured.loma[s, t],
                 regularised_std=measured.regularised_std[s, t],
-                state={name: tensor.numpy() for name, tensor in stack.state(s, t).items()},
+                state={
+                    name: arrays.setdefault(tensor.data_ptr(), tensor.numpy())
+                    for name, tensor in stack.state(s, t).items()
+                },
             )
             self.results[int(place)] = history.result(kept, stopped, validated="val" in stack.images)
 

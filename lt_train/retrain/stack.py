@@ -67,6 +67,7 @@ class Stack:
         self.finished, self.epochs = 0, self.training.epochs if self.method.trains else 1
         self._kept: dict[str, Tensor] = {}
         self._measured: Measured | None = None
+        self._one_state: dict[str, Tensor] = {}
         self._rate_factor = 1.0
         if isinstance(self.method, TrainedMethod):
             self.loss = self.method.loss(self.lanes, data.class_counts)
@@ -207,8 +208,11 @@ class Stack:
         return self._measured
 
     def state(self, seed: int, lane: int) -> dict[str, Tensor]:
-        """One lane's classifier as `MethodSpec.classifier` takes it."""
-        state = self.head.state(seed, lane if self.method.trains else 0)
+        """One lane's classifier as `MethodSpec.classifier` takes it; a head that is not trained is the same tensors."""
+        if self.method.trains:
+            state = self.head.state(seed, lane)
+        else:
+            state = self._one_state = self._one_state or self.head.state(0, 0)
         affine = self._affine()
         if affine is None:
             return state

@@ -21,7 +21,10 @@ def _ascending(rungs: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class SuccessiveHalving(SchedulerSpec):
-    """The best 1/factor of the trials that train together go on after each rung; the others stop where they are."""
+    """The best 1/factor of the trials that train together go on after each rung; the others stop where they are.
+
+    Trials are ranked by the mean over their seeds, whatever `selection.objective` is.
+    """
 
     kind: Literal["successive_halving"] = "successive_halving"
     rungs: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_ascending)] = Field(

@@ -1,51 +1,57 @@
 """Parts (a) and (b): one run at a time against the fused engine, and the fused engine against the machine.
 
-(a) For `los` and `ce` the slow side is literal torch (`plain_loop`); every other method has its own head and loss, and
-there it is `retrain.reference`, the same loop with them. How the two compare is measured for `los`, so that a reader
-sees that the reference is not made slow. Both sides evaluate after every epoch. A limit says what the machine allows:
-the ratio if nothing but the matrix products remained, at the rate of a large one. (b) Operations of the products of
-training over the seconds of training, against the rate of one large product taken beside it; and two readings of the
-whole fit, with evaluation in the seconds, and in the operations or not.
+(a) The slow side is `plain_loop` for every method that is trained: with torch's own head and loss where torch has them,
+else with the method's, which the reference engine trains too. What trains nothing is measured against
+`retrain.reference`, and so is `los`, so that a reader sees how the oracle compares. Both sides evaluate after every
+epoch. A limit says what the machine allows: the ratio if nothing but the matrix products remained, at the rate of a
+large one. (b) Operations of the products of training over the seconds of training, against the rate of one large
+product taken beside it; and two readings of the whole fit: evaluation in the seconds, and in the operations or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import plain_loop
+import torch
 from banks import generate
 from measure import interleaved, matrix_product_rate, ratio, warm_up
 from settings import BATCH_SIZE, PAPER_EPOCHS, Settings
+from torch import Tensor, nn
 
 from lt_train.errors import SpecError
 from lt_train.features.bank import FeatureBank
+from lt_train.lanes import part_of
+from lt_train.losses.base import Loss
+from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec, method_kinds, parse_method
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Run, RunResult
+from lt_train.retrain.base import Run, RunResult, start_head
 
 __all__ = ["arithmetic", "fit", "make_runs", "methods", "plain_run"]
 
 NOT_VARIED = "momentum"
 """The one number that no shipped sweep searches."""
 
-PLAIN = ("los", "ce")
-"""Kinds that the plain loop can train: torch has their head and loss."""
-
 
 def methods(settings: Settings) -> dict[str, Any]:
     """Part (a): `fused_over_reference.<method>` and how other slow loops compare."""
     warm_up(settings.device)
     bank, settings = generate(settings.shape), replace(settings, seeds=settings.method_seeds)
+    on_device = _on(bank, settings.device)
     found: dict[str, Any] = {"fused_over_reference": {}, "fused_over_reference_limit": {}}
     timings: dict[str, Any] = {"fused_over_reference": {}}
     for kind in settings.methods or method_kinds():
         runs = make_runs(kind, settings, settings.epochs)
         method, rates = runs[0].method, []
-        sides: dict[str, Callable[[], Any]] = {"reference": lambda run=runs[0]: fit(reference, bank, [run], settings)}
-        if kind in PLAIN:
+        sides: dict[str, Callable[[], Any]] = {}
+        if method.trains:
             sides["plain"] = plain_run(bank, runs[0], settings)
+        if kind == "los" or not method.trains:
+            sides["reference"] = lambda run=runs[0]: fit(reference, on_device, [run], settings)
         if kind == "los":
             sides["plain_with_data_loader"] = plain_run(bank, runs[0], settings, data_loader=True)
         sides["fused"] = lambda runs=runs: fit(fused, bank, runs, settings)
@@ -178,32 +184,68 @@ def plain_run(
     bank: FeatureBank, run: Run, settings: Settings, *, data_loader: bool = False
 ) -> Callable[[], list[float]]:
     """The same run by the plain loop, on the settings' device."""
-    values = run.method.lane_values()
-    assert bank.head is not None
-    weight, bias, *data = (
-        tensor.to(settings.device)
-        for tensor in (
-            *bank.head,
-            bank.train_features[0],
-            bank.train_labels,
-            bank.test.features[0],
-            bank.test.labels,
-        )
+    method, values, device = run.method, run.method.lane_values(), settings.device
+    assert isinstance(method, TrainedMethod)
+    features, labels, test_features, test_labels = (
+        tensor.to(device)
+        for tensor in (bank.train_features[0], bank.train_labels, bank.test.features[0], bank.test.labels)
     )
-    return lambda: list(
-        plain_loop.train(
-            *data,
-            weight=weight,
-            bias=bias,
-            epochs=run.training.epochs,
-            batch_size=run.training.batch_size,
-            lr=values["lr"],
-            weight_decay=values["weight_decay"],
-            smooth_factor=values.get("smooth_factor", 0.0),
-            seed=run.seed,
-            data_loader=data_loader,
+    weight, bias = (tensor.to(device) for tensor in start_head(bank, run))
+    lanes = {name: torch.tensor(value, device=device) for name, value in values.items()}
+    loss = method.loss(lanes, bank.class_counts.to(device))
+    draw = after_epoch = None
+    if method.sampler.kind != "instance":
+        draw = partial(method.sampler.order, bank.train_labels, run.seed)
+    if method.constraint is not None:
+        assert bank.head is not None
+        norms = bank.head[0].norm(dim=-1).to(device)
+        after_epoch = partial(_project, method, norms, part_of(lanes, "constraint"))
+
+    def train() -> list[float]:
+        is_linear = method.head.kind == "linear"
+        head = plain_loop.linear(weight, bias) if is_linear else method.head.module((weight, bias)).to(device)
+        return list(
+            plain_loop.train(
+                features,
+                labels,
+                test_features,
+                test_labels,
+                head=head,
+                criterion=_criterion(loss, values),
+                epochs=run.training.epochs,
+                batch_size=run.training.batch_size,
+                lr=values["lr"],
+                weight_decay=values["weight_decay"],
+                seed=run.seed,
+                draw=draw,
+                after_epoch=after_epoch,
+                data_loader=data_loader,
+            )
         )
-    )
+
+    return train
+
+
+def _criterion(loss: Loss, values: dict[str, float]) -> plain_loop.Criterion:
+    """Torch's own cross entropy wherever it can say the same, as a user would write it; else the method's loss."""
+    torchs = isinstance(loss, CrossEntropy) and loss.margin is None and isinstance(loss.weight, float)
+    if torchs and "smooth_head" not in values:
+        own = nn.CrossEntropyLoss(label_smoothing=values.get("smooth_factor", 0.0))
+        shift = loss.shift
+        return own if shift is None else lambda logits, labels: own(logits + shift, labels)
+    return lambda logits, labels: loss(logits, labels).mean()
+
+
+@torch.no_grad()
+def _project(method: TrainedMethod, norms: Tensor, lanes: dict[str, Tensor], head: nn.Module) -> None:
+    assert method.constraint is not None
+    method.constraint.project_(head.get_parameter("weight"), -1, norms, lanes)
+
+
+def _on(bank: FeatureBank, device: str) -> FeatureBank:
+    """The bank with its features on the device, where a plain loop wants them."""
+    test = replace(bank.test, features=bank.test.features.to(device))
+    return replace(bank, train_features=bank.train_features.to(device), test=test)
 
 
 def fit(engine: Any, bank: FeatureBank, runs: list[Run], settings: Settings) -> list[RunResult]:

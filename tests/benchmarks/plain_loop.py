@@ -1,18 +1,31 @@
 """Classifier re-training as anyone would write it with torch.nn and torch.optim: one run, nothing of this project.
 
 This is what the fused engine and the sweep are measured against. Keep it plain, and keep it honest: nothing in it may
-be slower than what a good tutorial shows for features that are in memory.
+be slower than what a good tutorial shows for features that are in memory. Methods that torch has no head or loss for
+bring their own; batches, optimiser, schedule and evaluation are the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["train"]
+__all__ = ["linear", "train"]
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""Mean loss of logits `[B, K]` and labels `[B]`."""
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """The stage-1 head, `weight [K, D]` and `bias [K]`, to be trained on."""
+    head = nn.Linear(weight.shape[1], weight.shape[0]).to(weight.device)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return head
 
 
 def train(
@@ -21,42 +34,40 @@ def train(
     test_features: Tensor,
     test_labels: Tensor,
     *,
-    weight: Tensor,
-    bias: Tensor,
+    head: nn.Module,
+    criterion: Criterion,
     epochs: int,
     batch_size: int,
     lr: float,
     weight_decay: float = 0.0,
-    smooth_factor: float = 0.0,
     seed: int = 0,
+    draw: Callable[[int], Tensor] | None = None,
+    after_epoch: Callable[[nn.Module], None] | None = None,
     data_loader: bool = False,
 ) -> Iterator[float]:
-    """Train a linear head from `weight [K, D]` and `bias [K]`; yields the test accuracy after every epoch.
+    """Train `head`; yields the test accuracy after every epoch.
 
     Features are `[N, D]` and lie, with everything else, on the device that is to train. Batches are cut out of them by
-    index, which is fast, or with `data_loader` come from a torch DataLoader, as most tutorials have it.
+    index, which is fast, or with `data_loader` come from a torch DataLoader, as most tutorials have it. `draw(epoch)`
+    gives the images of an epoch where they are not simply shuffled; `after_epoch` may project the weights.
     """
     device = train_features.device
     order = torch.Generator().manual_seed(seed)
-    head = nn.Linear(weight.shape[1], weight.shape[0]).to(device)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-    criterion = nn.CrossEntropyLoss(label_smoothing=smooth_factor)
     optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     loader = DataLoader(TensorDataset(train_features, train_labels), batch_size, shuffle=True, generator=order)
-    for _ in range(epochs):
-        if data_loader:
-            batches = iter(loader)
-        else:
-            indices = torch.randperm(len(train_labels), generator=order).to(device)
-            batches = ((train_features[batch], train_labels[batch]) for batch in indices.split(batch_size))
+    for epoch in range(epochs):
+        batches: Iterable[list[Tensor]] = loader
+        if not data_loader:
+            indices = torch.randperm(len(train_labels), generator=order) if draw is None else draw(epoch)
+            batches = ([train_features[batch], train_labels[batch]] for batch in indices.to(device).split(batch_size))
         for features, labels in batches:
             loss = criterion(head(features), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        if after_epoch is not None:
+            after_epoch(head)
         schedule.step()
         with torch.no_grad():
             predictions = head(test_features).argmax(dim=1)

@@ -1,8 +1,8 @@
 """A search with Ray Tune as Ray Tune is used without this project: one trial a run, the plain loop in the trainable.
 
 `stock` is what a tutorial shows: a function, a report an epoch, every default. `reused` is what its documentation
-offers to the impatient: a class, actors that are kept, loggers off, one report a run. Both search at random, which
-costs nothing. A program of its own, since what is measured begins with the start of a process:
+offers to the impatient: a class, actors that are kept, loggers and dashboard off, one report a run. Both search at
+random, which costs nothing. A program of its own, since what is measured begins with the start of a process:
 
     python ray_tune_loop.py {stock,reused} BANK.npz CPUS TRIALS SEEDS EPOCHS BATCH_SIZE OUT.json
 """
@@ -26,7 +26,8 @@ def main(mode: str, bank: str, cpus: str, trials: str, seeds: str, epochs: str, 
     import ray
     from ray import tune
 
-    ray.init(num_cpus=int(cpus))
+    quiet = {"include_dashboard": False, "log_to_driver": False} if mode == "reused" else {}
+    ray.init(num_cpus=int(cpus), **quiet)
     with np.load(bank) as arrays:
         data = {name: arrays[name] for name in arrays.files}
     fixed = {"bank": data, "epochs": int(epochs), "batch_size": int(batch_size)}
@@ -63,14 +64,25 @@ def _clock(completed: list[float]) -> Any:
     return Clock()
 
 
+def _run(tensors: dict[str, Any], config: dict[str, Any], epochs: int, batch_size: int) -> Any:
+    """One run of the plain loop: test accuracies, epoch by epoch."""
+    import plain_loop
+    from torch import nn
+
+    values = dict(config)
+    data = dict(tensors)
+    head = plain_loop.linear(data.pop("weight"), data.pop("bias"))
+    criterion = nn.CrossEntropyLoss(label_smoothing=values.pop("smooth_factor"))
+    return plain_loop.train(**data, **values, head=head, criterion=criterion, epochs=epochs, batch_size=batch_size)
+
+
 def _function() -> Any:
     def train(config: dict[str, Any], bank: dict[str, Any], epochs: int, batch_size: int) -> None:
-        import plain_loop
         import torch
         from ray import tune
 
         tensors = {name: torch.from_numpy(array) for name, array in bank.items()}
-        for accuracy in plain_loop.train(**tensors, **config, epochs=epochs, batch_size=batch_size):
+        for accuracy in _run(tensors, config, epochs, batch_size):
             tune.report({"accuracy": accuracy})
 
     return train
@@ -91,10 +103,8 @@ def _class() -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
-            import plain_loop
-
-            run = plain_loop.train(**self.tensors, **self.values, epochs=self.epochs, batch_size=self.batch_size)
-            return {"accuracy": list(run)[-1], "done": True}
+            accuracies = list(_run(self.tensors, self.values, self.epochs, self.batch_size))
+            return {"accuracy": accuracies[-1], "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Nothing."""

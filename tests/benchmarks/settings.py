@@ -81,7 +81,7 @@ class Settings:
     stock_trials: int = 2
     reused_trials: int = 4
     large: tuple[tuple[Shape, int, int, int], ...] = ((IMAGENET_LT, 11_584, 2, 5), (INATURALIST, 13_672, 2, 1))
-    memory_bank_bytes: int = 2**30
+    memory_bank_bytes: int = 640 * 2**20
     memory_limit_bytes: int | None = 2**29
     fresh_processes: bool = True
 
@@ -99,8 +99,7 @@ LEVELS = {
     "tiny": Settings(
         "tiny",
         threads=1,
-        parts=("a", "b", "d"),
-        methods=("los", "vanilla"),
+        methods=("los", "lws", "vanilla"),
         shape=_TINY,
         trials=2,
         seeds=2,

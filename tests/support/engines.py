@@ -29,6 +29,7 @@ __all__ = [
     "lone_run",
     "make_runs",
     "predict",
+    "stack_bytes",
     "trained",
     "with_method",
 ]
@@ -167,6 +168,13 @@ def everything(result: RunResult) -> list[object]:
     assert isinstance(state, dict), "state is the last field of KeptHead"
     parts = [*arrays, *head, *state.values()]
     return [result.failure, result.stopped, *state, *(p.tobytes() if isinstance(p, np.ndarray) else p for p in parts)]
+
+
+def stack_bytes(bank: FeatureBank, run: Run, lanes: int) -> dict[str, int]:
+    """`fused.STACK_BYTES` that lets `lanes` of such runs into a stack; one more does not fit."""
+    classes = bank.num_classes
+    numbers = run.method.head.trained_numbers(classes, bank.feature_dim) + run.training.batch_size * classes
+    return {"cpu": 4 * numbers * lanes + 1}
 
 
 def with_method(run: Run, **update: object) -> Run:

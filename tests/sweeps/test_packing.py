@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from lt_train.errors import UserError
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain.base import EpochRule, Halving, Run
 from sweeps.packing import PackSize, pack_runs
+from sweeps.schedulers.all_epochs import AllEpochs
+from sweeps.schedulers.successive_halving import SuccessiveHalving
 from sweeps.sections import ResourcesSpec
 
 HALVING = Halving((5,))
@@ -77,7 +81,7 @@ def test_no_pack_is_left_with_one_trial_where_all_could_have_two(lanes: int):
 
 def size(memory: str = "2GiB", *, classes: int = 100, dim: int = 512, lanes: int | str = "auto") -> PackSize:
     resources = ResourcesSpec.model_validate_json(f'{{"memory_per_pack": "{memory}"}}')
-    return PackSize(resources.model_copy(update={"lanes_per_pack": lanes}), classes, dim)
+    return PackSize(resources.model_copy(update={"lanes_per_pack": lanes}), AllEpochs(), classes, dim)
 
 
 def test_auto_takes_what_the_memory_holds_and_no_more():
@@ -90,6 +94,8 @@ def test_auto_takes_what_the_memory_holds_and_no_more():
     assert size(dim=2048).lanes(run) < size().lanes(run)
     (large,) = runs(1, 1, batch_size=4096)
     assert size().lanes(large) < size().lanes(run)
+    halved = dataclasses.replace(size(), scheduler=SuccessiveHalving())
+    assert halved.lanes(run) < size().lanes(run), "stacks that go on lie beside those they come from"
 
 
 def test_a_given_number_is_taken_whatever_the_memory():

@@ -173,3 +173,9 @@ def test_a_warm_head_judges_as_stage_1_did_unless_it_sees_directions(spec: HeadS
     found = spec.module(start).double()(features)
     directions = {name for name, field in type(spec).model_fields.items() if name == "scale"}
     assert torch.allclose(found, expected, atol=1e-5) == (not directions)
+
+
+@every_head
+def test_says_how_many_numbers_are_trained(spec: HeadSpec) -> None:
+    module: nn.Module = spec.module(draw_start(0))
+    assert spec.trained_numbers(CLASSES, DIM) == sum(parameter.numel() for parameter in module.parameters())

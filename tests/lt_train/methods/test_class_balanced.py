@@ -89,8 +89,6 @@ def test_values_out_of_range_are_refused(field: str, value: object, message: str
 
 def test_a_class_without_pictures_is_refused() -> None:
     assert "2 of 4 have none: 1, 2" in ClassBalancedLoss().unfit(torch.tensor([5, 0, 0, 1]))
-    adjusted = ClassBalancedLoss.model_validate_json('{"post_hoc": {"kind": "logit_adjust", "prior": [0.5, 0.5]}}')
-    assert "got 2" in adjusted.unfit(torch.tensor([5, 1, 1]))
 
 
 def test_gamma_is_refused_where_it_changes_nothing() -> None:
@@ -101,3 +99,8 @@ def test_gamma_is_refused_where_it_changes_nothing() -> None:
 def test_beta_that_float32_takes_for_1_is_refused() -> None:
     with pytest.raises(SpecError, match=r"beta must be a number that float32 can tell from 1, got 0\.99999999"):
         parse_method({"kind": "class_balanced", "beta": 0.99999999})
+
+
+def test_a_rate_that_float32_takes_for_0_is_refused() -> None:
+    with pytest.raises(SpecError, match="lr must be a number that float32 can tell from 0, got 1e-50"):
+        parse_method({"kind": "class_balanced", "lr": 1e-50})

@@ -106,6 +106,12 @@ def fixed(spec: type[MethodSpec], name: str, part: dict[str, str] | None) -> boo
         ({"kind": "ce", "head": "disalign", "init": "fresh"}, "disalign re-scales .* init must be warm, got fresh"),
         ({"kind": "crt", "head": "lws"}, "lws re-scales .* init must be warm, got fresh"),
         (
+            {"kind": "class_balanced", "sampler": "class_balanced"},
+            "the loss of class_balanced and sampler class_balanced would each correct for class frequencies",
+        ),
+        ({"kind": "ltwb", "post_hoc": "logit_adjust"}, "the loss of ltwb and post_hoc logit_adjust would each correct"),
+        ({"kind": "disalign", "sampler": "class_balanced"}, "the loss of disalign and sampler class_balanced would"),
+        (
             {"kind": "balanced_softmax", "post_hoc": "logit_adjust"},
             "would each correct for class frequencies; keep one",
         ),

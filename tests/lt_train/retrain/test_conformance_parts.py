@@ -104,6 +104,8 @@ UNTRAINED_GRIDS = [kind for kind in post_hoc_kinds() if kind in method_kinds()]
 
 @pytest.mark.parametrize("kind", UNTRAINED_GRIDS)
 def test_a_whole_grid_is_read_off_one_set_of_logits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the head: a stack of lanes that are trained would be cut."""
+    monkeypatch.setattr(fused, "STACK_BYTES", {"cpu": 1})
     calls: list[tuple[int, ...]] = []
     logits = StackedLinear.logits
 
@@ -123,14 +125,10 @@ def test_a_whole_grid_is_read_off_one_set_of_logits(kind: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", UNTRAINED_GRIDS)
-@pytest.mark.parametrize("lanes", [1, 2, 4, 5])
-def test_a_grid_cut_by_memory_gives_the_same(kind: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = grid(kind, 21)
-    expected = fused.fit(BANK, runs)
-    monkeypatch.setattr(fused, "STACK_BYTES", {"cpu": 4 * 5 * 6 * lanes})
-    for run, found, wanted in zip(runs, fused.fit(BANK, runs), expected, strict=True):
-        np.testing.assert_array_equal(found.test_accuracy, wanted.test_accuracy)
-        np.testing.assert_allclose(predict(BANK, run, kept(found)), predict(BANK, run, kept(wanted)), rtol=1e-6)
+def test_a_grid_hands_out_one_copy_of_the_head(kind: str) -> None:
+    """At iNaturalist's size a copy is 67 MB, and a grid has 21 values."""
+    weights = {id(kept(result).state["head.weight"]) for result in fused.fit(BANK, grid(kind, 21))}
+    assert len(weights) == 1
 
 
 @pytest.mark.parametrize("kind", UNTRAINED_GRIDS)

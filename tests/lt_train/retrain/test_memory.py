@@ -174,9 +174,13 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
 
 
 def test_lane_bytes_by_hand() -> None:
-    """4 heads of 10 x (20 + 1), 5 times the logits of a batch of 8, statistics of 10 classes; 4 bytes each."""
+    """Heads of 10 x (20 + 1), 5 times the logits of a batch of 8, statistics of 10 classes; 4 bytes each."""
     sizes = {"num_classes": 10, "feature_dim": 20}
     training = TrainingSpec(batch_size=8)
     assert lane_bytes(DEFAULTS["los"], training, **sizes) == 4 * (4 * 210 + 5 * 80 + 160)
     assert lane_bytes(DEFAULTS["vanilla"], training, **sizes) == 4 * (2 * 210 + 5 * 80 + 160)
     assert lane_bytes(DEFAULTS["los"], TrainingSpec(batch_size=16, epochs=99), **sizes) == 4 * (4 * 210 + 800 + 160)
+    # Half of the lanes go on in new stacks while the old ones are still there.
+    assert lane_bytes(DEFAULTS["los"], training, **sizes, halving_factor=2.0) == 4 * (5.5 * 210 + 5 * 80 + 160)
+    # 10 factors are trained; what is handed out has the frozen head too.
+    assert lane_bytes(DEFAULTS["lws"], training, **sizes) == 4 * (3 * 10 + 10 + 210 + 5 * 80 + 160)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from support.banks import make_bank
-from support.engines import assert_same, make_runs
+from support.engines import assert_same, make_runs, stack_bytes
 
 from lt_train.retrain import fused
 from lt_train.retrain.base import EpochRule, Halving
@@ -170,8 +170,8 @@ def test_an_error_keeps_nothing_alive(number: int, threads: Callable[[int], None
 def test_results_do_not_depend_on_the_number_of_threads(
     number: int, halving: Halving | None, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "STACK_BYTES", {"cpu": 2 * 4 * 6 * 8})
     bank, rule = make_bank(), EpochRule("best")
+    monkeypatch.setattr(fused, "STACK_BYTES", stack_bytes(bank, make_runs("los")[0], 2))
     runs = [*make_runs("los"), *make_runs("lws"), *make_runs("disalign"), *make_runs("tau_norm")]
     threads(1)
     expected = fused.fit(bank, runs, rule=rule, halving=halving)
@@ -213,7 +213,7 @@ def test_stacks_cut_by_their_size_give_the_same(kind: str, lanes: int, monkeypat
         shapes.append(self.shape)
 
     monkeypatch.setattr(Stack, "__init__", noted)
-    monkeypatch.setattr(fused, "STACK_BYTES", {"cpu": 4 * 6 * 8 * lanes + 1})
+    monkeypatch.setattr(fused, "STACK_BYTES", stack_bytes(bank, runs[0], lanes))
     for run, found, wanted in zip(runs, fused.fit(bank, runs, rule=rule), expected, strict=True):
         assert_same(bank, run, found, wanted, 1e-5, rule)
     sizes = [seeds * width for seeds, width in shapes]
