@@ -49,7 +49,8 @@ class Settings:
         methods: kinds measured in (a); empty: every registered one.
         trials, seeds: of the fused packs of (b) and (d).
         method_seeds: of those of (a): two stacks are one for each of two cores, and more only take longer.
-        epochs: of each run in (a); those of the paper are 20. Runs of (d) have one.
+        epochs: of each run of `los` in (a); those of the paper are 20. Runs of (d) have one.
+        epochs_of_others: of those of every other method in (a).
         gemm_epochs, gemm_repeats: of each run in (b), and how often all of them are trained.
         repeats: pairs measured for each ratio.
         sweep_trials, sweep_seeds, sweep_epochs: of (c), our side.
@@ -71,6 +72,7 @@ class Settings:
     method_seeds: int = 2
     taus: int = 21
     epochs: int = PAPER_EPOCHS
+    epochs_of_others: int = 5
     gemm_epochs: int = PAPER_EPOCHS
     gemm_repeats: int = 2
     repeats: int = 3
@@ -104,6 +106,7 @@ LEVELS = {
         trials=2,
         seeds=2,
         epochs=2,
+        epochs_of_others=2,
         taus=3,
         gemm_epochs=2,
         gemm_repeats=1,
