@@ -97,7 +97,7 @@ class Settings:
 
 LEVELS = {
     "full": Settings("full"),
-    "quick": Settings("quick", parts=("a", "b"), methods=("los",), epochs=2, gemm_epochs=2, gemm_repeats=1, repeats=2),
+    "quick": Settings("quick", parts=("a", "b"), methods=("los",), epochs=2, gemm_epochs=2, gemm_repeats=1, repeats=1),
     "tiny": Settings(
         "tiny",
         threads=1,
