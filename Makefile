@@ -3,14 +3,17 @@ PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
 
-.PHONY: env demo test lint bench bench-quick lock clean
+.PHONY: env demo test test-cluster lint bench bench-quick scale faults cluster-up cluster-down lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   a real sweep on embedded data, with its table (about 3 minutes the first time)"
-	@echo "make test   all tests"
+	@echo "make test   all tests but those of make test-cluster, which start a cluster with all that a team has beside it"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  speed against a plain loop, Ray Tune and the machine itself; bench-quick: the main ones in a minute"
+	@echo "make faults what happens to a sweep when something dies: eleven faults, five times each (an hour; root)"
+	@echo "make scale  the driver against 1,000 simulated packs on 500 simulated workers"
+	@echo "make cluster-up    a team's cluster on this machine: Ray nodes, PostgreSQL, an S3 store, MLflow; cluster-down"
 	@echo "make env    only the environment, in .venv"
 
 env: .venv/.done
@@ -29,8 +32,12 @@ $(UV):
 demo: env
 	$(BIN)/lt-sweep run sweeps/specs/demo.yaml --fresh
 
+# tests/cluster takes ten minutes more, on real Ray nodes, PostgreSQL, an S3 store and MLflow.
 test: env
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/cluster
+
+test-cluster: env
+	$(BIN)/pytest tests/cluster
 
 lint: env
 	$(BIN)/ruff check .
@@ -44,6 +51,18 @@ bench: env
 
 bench-quick: env
 	$(BIN)/python tests/benchmarks --quick $(BENCH)
+
+faults: env
+	$(BIN)/python tests/faults $(FAULTS)
+
+scale: env
+	$(BIN)/python tests/benchmarks/scale.py $(SCALE)
+
+cluster-up: env
+	$(BIN)/python infra/local/cluster.py up
+
+cluster-down: env
+	$(BIN)/python infra/local/cluster.py down
 
 # No --index: addresses of a registry have no place in the lock.
 lock: $(UV)

@@ -2,26 +2,38 @@
 
 `kinds` walks a package, imports its modules and collects those subclasses; `union` makes of them the pydantic
 discriminated union that specs and the JSON schema use. Adding a kind therefore means adding a file, and nothing
-here is ever edited for it. Knows pydantic only.
+here is ever edited for it. A spec names kinds and never code: packages of others are walked only where the person who
+runs the program says so (`ALLOWED_VARIABLE`). Knows pydantic only.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import operator
+import os
 import pkgutil
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lt_train.errors import SpecError
+from lt_train.errors import SpecError, UserError
 from lt_train.explain import dotted, explain, offer
 from lt_train.shorthand import expand
 
-__all__ = ["KindSpec", "Spec", "kinds", "parse", "union"]
+__all__ = ["ALLOWED_VARIABLE", "KindSpec", "Spec", "kinds", "parse", "union"]
+
+ALLOWED_VARIABLE = "LT_ALLOW_IMPORT"
+"""Environment variable with the packages whose kinds are there too, comma-separated; `--allow-import` sets it.
+
+Such a package has rooms like ours: kinds of `lt_train.methods` are looked for in `their_package.methods`. It must be
+set before any room is walked.
+"""
 
 
 class Spec(BaseModel):
@@ -54,11 +66,11 @@ def kinds(package: str, base: type[SpecT]) -> dict[str, type[SpecT]]:
 
     Raises:
         TypeError: two files claim the same kind; both are named. This is a bug in the tree, not a user's.
+        UserError: a package of `ALLOWED_VARIABLE` cannot be found.
     """
     found: dict[str, type[SpecT]] = {}
-    root = importlib.import_module(package)
-    for module_info in pkgutil.iter_modules(root.__path__, prefix=f"{package}."):
-        module = importlib.import_module(module_info.name)
+    for module_name in _modules(package):
+        module = importlib.import_module(module_name)
         for member in vars(module).values():
             if not (inspect.isclass(member) and issubclass(member, base)):
                 continue
@@ -70,6 +82,30 @@ def kinds(package: str, base: type[SpecT]) -> dict[str, type[SpecT]]:
                 raise TypeError(f"kind {name!r} is defined twice: in {first} and in {second}")
             found[name] = member
     return dict(sorted(found.items()))
+
+
+def _modules(package: str) -> Iterator[str]:
+    """Names of the modules of a room, ours and those of the packages that are allowed."""
+    room = package.rpartition(".")[2]
+    allowed = [name.strip() for name in os.environ.get(ALLOWED_VARIABLE, "").split(",") if name.strip()]
+    for name in (package, *(f"{one}.{room}" for one in allowed)):
+        if name != package:
+            _check_allowed(name.removesuffix(f".{room}"))
+            if importlib.util.find_spec(name) is None:
+                continue  # a package need not have every room
+        root = importlib.import_module(name)
+        yield from (module.name for module in pkgutil.iter_modules(root.__path__, prefix=f"{name}."))
+
+
+def _check_allowed(package: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
+        raise UserError(f"--allow-import takes the name of a package, got {package!r}")
+    try:
+        there = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        there = None
+    if there is None:
+        raise UserError(f"--allow-import {package}: there is no such package on this machine's path")
 
 
 def union(package: str, base: type[SpecT]) -> Any:

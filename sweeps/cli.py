@@ -1,27 +1,21 @@
-"""`lt-sweep`: the command line over `sweeps`. Parses, calls one function, prints.
+"""`lt-sweep`: the command line over `sweeps`. Parses, calls one function, and says in an exit code how it went.
 
-Exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted. Results go to standard output, progress and trouble
-to standard error. Heavy rooms are imported by the command that needs them, so that `--help` is quick.
+Exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted. What a command does is in `sweeps.commands` and
+`sweeps.job_commands`, which are imported when one runs: `--help` waits for nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from lt_train.errors import LongtailError, SpecError, UserError
-
-if TYPE_CHECKING:
-    from sweeps.result import Result
+from lt_train.errors import LongtailError, SpecError
 
 __all__ = ["build_parser", "main"]
 
@@ -31,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code: int = arguments.command(arguments)
+        _prepare(arguments)
+        room, _, function = arguments.command.rpartition(".")
+        code: int = getattr(importlib.import_module(room), function)(arguments)
         sys.stdout.flush()  # here, where a reader that is gone is still handled
         return code
     except SpecError as error:
@@ -49,171 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _prepare(arguments: argparse.Namespace) -> None:
+    """What must be known before any room is imported: secrets, and whose kinds there are beside ours."""
+    from lt_train.registry import ALLOWED_VARIABLE
+    from sweeps.secret_files import load_secret_files
+
+    load_secret_files()
+    if allowed := getattr(arguments, "allow_import", None):
+        os.environ[ALLOWED_VARIABLE] = ",".join(allowed)
+        sys.path.insert(0, os.getcwd())  # a package that lies here, as `python -m` would find it
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _validate(arguments: argparse.Namespace) -> int:
-    from sweeps.spec import load_sweep
-
-    problems: list[str] = []
-    for file in arguments.spec:
-        try:
-            load_sweep(file)
-        except SpecError as error:
-            problems += error.problems
-    if arguments.json:
-        print(json.dumps({"files": len(arguments.spec), "problems": problems}))
-    else:
-        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
-        if not problems:
-            print(f"{len(arguments.spec)} sweep file{'s' * (len(arguments.spec) > 1)} valid")
-    return 2 if problems else 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from sweeps.plan import plan
-    from sweeps.sizes import shown_size
-    from sweeps.spec import load_sweep
-
-    spec = load_sweep(arguments.spec)
-    planned = plan(spec)
-    if arguments.json:
-        print(json.dumps(planned.document()))
-        return 0
-    rows = [
-        ("trials", f"{planned.trials} in {planned.generations} generations of {spec.search.generation}"),
-        (
-            "runs",
-            f"{planned.runs}: search {planned.search_runs} ({planned.seeds} seeds), "
-            f"baselines {planned.baseline_runs}, finalists {planned.finalist_runs}",
-        ),
-        (
-            "packs",
-            f"{planned.packs}, {2 * planned.packs_per_generation} can train at once (two generations); "
-            f"{planned.pack_sizes}",
-        ),
-        ("data", f"{planned.train_images} train, {planned.val_images} val, {planned.test_images} test images"),
-        ("head", f"{planned.classes} classes x {planned.feature_dim} features"),
-        ("bank", f"{shown_size(planned.bank_bytes)}, {planned.views} training view{'s' * (planned.views > 1)}"),
-        ("memory a pack", f"{shown_size(planned.pack_bytes)} beside the bank, for the largest"),
-        (
-            "re-training",
-            f"about {_seconds(planned.train_seconds)} on one worker of this machine "
-            f"({spec.resources.cpus_per_pack} CPU a pack); stage 1 and features come before it",
-        ),
-        ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
-    ]
-    if planned.epochs_saved:
-        saved = f"{spec.search.scheduler.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
-        rows.insert(3, ("scheduler", saved))
-    if len(planned.methods) > 1:
-        rows.insert(0, ("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
-    table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    Console().print(table)
-    for note in planned.notes:
-        print(f"note: {note}", file=sys.stderr)
-    return 0
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from sweeps.directory import running_spec
-    from sweeps.driver import run
-    from sweeps.spec import load_sweep
-
-    spec = load_sweep(arguments.spec)
-    if arguments.backend:
-        spec = running_spec(spec, arguments.backend)
-    return _show(lambda: run(spec, fresh=arguments.fresh), Path(spec.storage).expanduser() / spec.name, arguments.json)
-
-
-def _resume(arguments: argparse.Namespace) -> int:
-    from sweeps.driver import resume
-
-    return _show(lambda: resume(arguments.directory), arguments.directory, arguments.json)
-
-
-def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
-    """Run a sweep and print its comparison, also when only the tracking server stayed away."""
-    from sweeps.driver import TrackingBehind
-    from sweeps.report.terminal import comparison
-
-    behind: TrackingBehind | None = None
-    try:
-        result = sweep()
-    except TrackingBehind as error:
-        behind, result = error, error.result
-    if as_json:
-        print(result.model_dump_json(by_alias=True))
-    else:
-        console = Console()
-        for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
-        console.print(comparison(result))
-        print(f"\n{directory / 'result.json'} holds all of it; next:")
-        # As it was typed: after `make demo` the program is not on the PATH.
-        program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
-        print(f"  {program} ui {directory}     compare trials in MLflow")
-        print(f"  {program} plan SPEC.yaml     what a sweep of your own would cost")
-        print(f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec")
-    if behind is not None:
-        raise behind
-    return 0 if result.winner is not None else 1
-
-
-def _kinds(arguments: argparse.Namespace) -> int:
-    from sweeps.rooms import rooms
-
-    found = rooms()
-    if arguments.json:
-        print(
-            json.dumps({room: {name: _fields(kind) for name, kind in kinds.items()} for room, kinds in found.items()})
-        )
-        return 0
-    for room, kinds in found.items():
-        table = Table(title=room, title_justify="left", title_style="bold")
-        table.add_column("kind", no_wrap=True)
-        table.add_column("what it is, and its fields with their defaults", overflow="fold")
-        for name, kind in kinds.items():
-            summary = (kind.__doc__ or "").strip().splitlines()[0]
-            fields = ", ".join(f"{key}={value}" for key, value in _fields(kind).items())
-            table.add_row(name, f"{summary}\n{fields}" if fields else summary, end_section=True)
-        Console().print(table)
-    return 0
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
-        if name == "kind":
-            continue
-        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
-        shown[name] = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
-    return shown
-
-
-def _schema(arguments: argparse.Namespace) -> int:
-    from sweeps.spec import schema
-
-    print(json.dumps(schema(), indent=1))
-    return 0
-
-
-def _ui(arguments: argparse.Namespace) -> int:
-    from sweeps.directory import load_spec
-    from sweeps.spec import load_sweep
-
-    target: Path = arguments.target
-    spec = load_spec(target) if target.is_dir() else load_sweep(target).anchored(Path.cwd())
-    serve: Callable[..., int] | None = getattr(spec.tracking, "serve", None)
-    if serve is None:
-        raise UserError(f"{target}: tracking is {spec.tracking.kind!r}, which has no user interface")
-    try:
-        return serve(spec.name, Path(spec.storage), arguments.port)
-    except KeyboardInterrupt:
-        return 130  # how one stops it
 
 
 def _port(text: str) -> int:
@@ -221,12 +65,6 @@ def _port(text: str) -> int:
     if not 0 < port < 65536:
         raise argparse.ArgumentTypeError(f"must be in 1..65535, got {port}")
     return port
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} minutes" if seconds < 7200 else f"{seconds / 3600:.2g} hours"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -237,48 +75,161 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 failed, 2 something to mend in the input, 130 interrupted",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_file_commands(commands)
+    _add_sweep_commands(commands)
+    return parser
 
-    def command(
-        name: str, function: Callable[[argparse.Namespace], int], summary: str, example: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(command=function)
-        return sub
 
-    def add_json(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--json", action="store_true", help="print JSON for a program to read")
-
-    sub = command(
-        "validate", _validate, "check sweep files, all problems at once", "lt-sweep validate sweeps/specs/*.yaml"
+def _add_file_commands(commands: Any) -> None:
+    """Commands about sweep files and kinds."""
+    sub = _command(
+        commands, "validate", "check sweep files, all problems at once", "lt-sweep validate sweeps/specs/*.yaml"
     )
     sub.add_argument("spec", nargs="+", type=Path, help="sweep files")
-    add_json(sub)
-    sub = command(
-        "plan", _plan, "trials, runs, memory and time, nothing trained", "lt-sweep plan sweeps/specs/demo.yaml"
+    _add_import(sub)
+    _add_json(sub)
+    sub = _command(
+        commands, "plan", "trials, runs, memory and time, nothing trained", "lt-sweep plan sweeps/specs/demo.yaml"
     )
     sub.add_argument("spec", type=Path, help="sweep file")
-    add_json(sub)
-    sub = command("run", _run, "run a sweep, or go on with it", "lt-sweep run sweeps/specs/demo.yaml --backend inline")
+    _add_import(sub)
+    _add_json(sub)
+    sub = _command(commands, "kinds", "every dataset, backbone, method, sampler ... there is", "lt-sweep kinds")
+    _add_import(sub)
+    _add_json(sub)
+    sub = _command(commands, "schema", "JSON schema of sweep files, for editors", "lt-sweep schema > sweep.schema.json")
+    _add_import(sub)
+
+
+def _add_sweep_commands(commands: Any) -> None:
+    """Commands about sweeps that run: on this machine, or as jobs of a cluster."""
+    sub = _command(
+        commands, "run", "run a sweep, or go on with it", "lt-sweep run sweeps/specs/demo.yaml --backend inline"
+    )
     sub.add_argument("spec", type=Path, help="sweep file")
     sub.add_argument("--fresh", action="store_true", help="start over; the old results are kept as NAME.previous-N")
     sub.add_argument("--backend", help="train there instead of where the file says, for example inline")
-    add_json(sub)
-    sub = command("resume", _resume, "go on with an interrupted sweep", "lt-sweep resume runs/demo")
-    sub.add_argument("directory", type=Path, help="sweep directory")
-    add_json(sub)
-    sub = command("kinds", _kinds, "every dataset, backbone, method, sampler ... there is", "lt-sweep kinds")
-    add_json(sub)
-    command("schema", _schema, "JSON schema of sweep files, for editors", "lt-sweep schema > sweep.schema.json")
-    sub = command("ui", _ui, "open MLflow on a sweep's runs table", "lt-sweep ui runs/demo --port 5000")
+    _add_import(sub)
+    _add_json(sub)
+    sub = _command(
+        commands,
+        "submit",
+        "run a sweep as a job of a Ray cluster, or go on with it there",
+        "lt-sweep submit sweep.yaml --address http://127.0.0.1:8265 --watch",
+        "job_commands.submit",
+    )
+    sub.add_argument("spec", type=Path, help="sweep file; it travels, with the files it names by relative paths")
+    sub.add_argument("--working-dir", type=Path, help="upload this whole directory instead")
+    sub.add_argument("--watch", action="store_true", help="follow its progress until it ends")
+    _add_job_options(sub)
+    _add_json(sub)
+    sub = _command(
+        commands,
+        "status",
+        "how far a sweep is: trials finished, best so far, rate, time left",
+        "lt-sweep status demo --address http://127.0.0.1:8265 --watch",
+        "job_commands.status",
+    )
+    _add_target(sub)
+    sub.add_argument("--watch", action="store_true", help="until it ends; exit code 0 when it is finished then")
+    _add_json(sub)
+    sub = _command(
+        commands,
+        "logs",
+        "what a sweep's job has printed",
+        "lt-sweep logs demo --address http://127.0.0.1:8265 --follow",
+        "job_commands.logs",
+    )
+    _add_target(sub, directory=False)
+    sub.add_argument("--follow", action="store_true", help="and prints, until it ends")
+    sub = _command(
+        commands,
+        "list",
+        "the sweeps of a cluster, or of a storage here",
+        "lt-sweep list --address http://127.0.0.1:8265",
+        "job_commands.list_sweeps",
+    )
+    _add_address(sub)
+    sub.add_argument("--storage", type=Path, help="those of this directory here (default without a cluster: runs)")
+    _add_json(sub)
+    sub = _command(
+        commands,
+        "stop",
+        "end a sweep in good order; finished runs are kept",
+        "lt-sweep stop demo --address http://127.0.0.1:8265",
+        "job_commands.stop",
+    )
+    _add_target(sub)
+    _add_json(sub)
+    sub = _command(
+        commands, "resume", "go on with an interrupted sweep", "lt-sweep resume runs/demo", "job_commands.resume"
+    )
+    _add_target(sub)
+    _add_job_options(sub, address=False)
+    _add_json(sub)
+    sub = _command(commands, "ui", "open MLflow on a sweep's runs table", "lt-sweep ui runs/demo --port 5000")
     sub.add_argument("target", type=Path, help="sweep directory or sweep file")
     sub.add_argument("--port", type=_port, default=5000, help="port on localhost (default 5000)")
-    return parser
+
+
+def _command(commands: Any, name: str, summary: str, example: str, function: str | None = None) -> Any:
+    sub = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(command=f"sweeps.{function or f'commands.{name}'}")
+    return sub
+
+
+def _add_json(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print JSON for a program to read")
+
+
+def _add_import(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--allow-import",
+        metavar="PACKAGE",
+        action="append",
+        default=[],
+        help="kinds of this package are there too; its code runs. Without it no sweep file can make code run",
+    )
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--address",
+        metavar="URL",
+        help="job API of a Ray cluster, such as http://127.0.0.1:8265 (default: RAY_API_SERVER_ADDRESS)",
+    )
+
+
+def _add_target(sub: argparse.ArgumentParser, *, directory: bool = True) -> None:
+    what = "a sweep's name or a job's id on the cluster at --address" + ("; without it a sweep directory" * directory)
+    sub.add_argument("target", help=what)
+    _add_address(sub)
+
+
+def _add_job_options(sub: argparse.ArgumentParser, *, address: bool = True) -> None:
+    """How a driver is run on a cluster."""
+    if address:
+        _add_address(sub)
+    group = sub.add_argument_group("on a cluster")
+    group.add_argument("--env", metavar="NAME=VALUE", action="append", default=[], help="of the job; all can read it")
+    group.add_argument(
+        "--secret-file",
+        metavar="NAME=/PATH",
+        action="append",
+        default=[],
+        help="set NAME to what this file on the cluster holds; only the path travels",
+    )
+    group.add_argument("--ship-code", action="store_true", help="send this machine's lt_train and sweeps along")
+    group.add_argument("--image", metavar="URI", help="container image of driver and workers")
+    group.add_argument("--cpus", type=float, default=0, help="CPUs of the driver itself (default 0: on the head)")
+    group.add_argument("--gpus", type=float, default=0, help="GPUs of the driver, for stage 1 and extraction")
+    _add_import(sub)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,10 @@ the end `result.json`. Knows specs and files; runs nothing.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import re
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,16 @@ from lt_train.storage import atomic_file, writing
 from sweeps.backends.base import backend_kinds
 from sweeps.spec import SweepSpec, load_resolved
 
-__all__ = ["CACHE", "SweepDirectory", "check_name", "load_spec", "locked", "open_directory", "running_spec"]
+__all__ = [
+    "CACHE",
+    "SweepDirectory",
+    "check_name",
+    "known_bank",
+    "leases",
+    "load_spec",
+    "open_directory",
+    "running_spec",
+]
 
 CACHE = "cache"
 """Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
@@ -53,31 +59,15 @@ class SweepDirectory:
         return self.path / "artifacts"
 
 
-@contextlib.contextmanager
-def locked(spec: SweepSpec) -> Iterator[None]:
-    """Hold a sweep's name in its storage: two processes cannot run, start or start over one sweep at once.
-
-    Raises:
-        UserError: another process holds it.
-        StorageError: the storage cannot be written.
-    """
-    file = Path(spec.storage) / CACHE / "locks" / f"{spec.name}.lock"
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"sweep {spec.name} in {spec.storage} is in use: another lt-sweep process is running it; "
-                "wait for it or stop it"
-            ) from None
-        yield
+def leases(storage: Path) -> Path:
+    """Where the leases of a storage's sweeps lie: not in their directories, which are moved at a fresh start."""
+    return storage / CACHE / "locks"
 
 
 def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = False) -> SweepDirectory:
-    """The sweep's directory, made if it is new; an unfinished sweep of the same spec is continued. Call it `locked`.
+    """The sweep's directory, made if it is new; an unfinished sweep of the same spec is continued.
+
+    The caller holds the sweep's lease.
 
     Args:
         spec: the sweep, with absolute paths (`SweepSpec.anchored`).
@@ -143,6 +133,12 @@ def load_spec(path: Path) -> SweepSpec:
         raise UserError(f"{path} is not a sweep directory: it has no sweep.json; start one with `lt-sweep run SPEC`")
     # The directory may have been moved: it is where it is, not where it was.
     return load_resolved(_read(identity)["spec"] | {"storage": str(path.parent), "name": path.name})
+
+
+def known_bank(spec: SweepSpec) -> str | None:
+    """The fingerprint of the bank that the sweep of this name was started on; None for one that was not."""
+    identity = Path(spec.storage) / spec.name / "sweep.json"
+    return str(_read(identity)["bank_fingerprint"]) if identity.exists() else None
 
 
 def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:

@@ -7,25 +7,28 @@ and by notebooks.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from lt_train.errors import LongtailError
+from lt_train.errors import CheckpointError, DataError, LongtailError
 from lt_train.features.bank import FeatureBank
-from lt_train.progress import Report, progress
+from lt_train.progress import progress
 from lt_train.storage import atomic_file
-from sweeps.cards import short_params, trial_card
-from sweeps.directory import SweepDirectory, check_name, load_spec, locked, open_directory
-from sweeps.ledger import Ledger, Record
-from sweeps.prepare import prepare
+from sweeps.directory import SweepDirectory, check_name, known_bank, leases, load_spec, open_directory
+from sweeps.lease import Lease, held
+from sweeps.ledger import Ledger
+from sweeps.prepare import prepare, prepared_before
 from sweeps.report.artifacts import write_artifacts
 from sweeps.result import Result, Winner, summarise
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
-from sweeps.study import Trial, search_size
+from sweeps.status import JOB_VARIABLE, Progress, Publisher
 from sweeps.tracking.base import Champion, SweepCard
 from sweeps.tracking.patient import PatientTracker
+from sweeps.watcher import Watcher
 
 __all__ = ["TrackingBehind", "resume", "run"]
 
@@ -62,28 +65,66 @@ def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
 
 def resume(directory: str | Path) -> Result:
     """Go on with the sweep in `directory`; see `run`."""
-    return _run(load_spec(Path(directory)), fresh=False)
+    return _run(load_spec(Path(directory)), fresh=False, again=True)
 
 
-def _run(spec: SweepSpec, fresh: bool) -> Result:
+def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
     check_name(spec)
-    with locked(spec):
-        start = time.perf_counter()
-        # What the user may have to mend comes up here, before an earlier sweep is touched.
-        bank = prepare(spec)
-        directory = open_directory(spec, bank.fingerprint, fresh=fresh)
-        return _search(spec, bank, directory, start)
+    job = os.environ.get(JOB_VARIABLE)
+    with held(leases(Path(spec.storage)), spec.name, job=job, told=_tell) as lease:
+        first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
+        publisher = Publisher(first, lease.holds)
+        try:
+            start = time.perf_counter()
+            # What the user may have to mend comes up here, before an earlier sweep is touched.
+            bank = _features(spec, again)
+            directory = open_directory(spec, bank.fingerprint, fresh=fresh)
+            publisher.directory = directory.path
+            result = _search(spec, bank, directory, start, lease, publisher)
+        except TrackingBehind as error:
+            publisher.update(state="finished", seconds_left=0.0, note=str(error))
+            raise
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            publisher.update(state="stopped" if stopped else "failed", note="" if stopped else str(error))
+            raise
+        publisher.update(state="finished", seconds_left=0.0, tracking_behind=0)
+        return result
 
 
-def _search(spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start: float) -> Result:
-    prepared = time.perf_counter()
-    ledger = Ledger(directory.path)
+def _features(spec: SweepSpec, again: bool) -> FeatureBank:
+    """The bank to search on. A resume can do without data and checkpoint, where the storage has the bank."""
     try:
-        tracker = PatientTracker(lambda: spec.tracking.open(_sweep_card(spec, directory, bank), Path(spec.storage)))
+        return prepare(spec)
+    except (DataError, CheckpointError) as error:
+        known = known_bank(spec) if again else None
+        bank = None if known is None else prepared_before(spec, known)
+        if bank is None:
+            raise
+        _tell(f"{error}\ngoing on with the features that this sweep was started on")
+        return bank
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _search(
+    spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start: float, lease: Lease, publisher: Publisher
+) -> Result:
+    prepared = time.perf_counter()
+    ledger = Ledger(directory.path, lease.check, lease.who)
+    try:
+        tracker = PatientTracker(
+            lambda: spec.tracking.open(_sweep_card(spec, directory, bank), Path(spec.storage)),
+            may_write=lease.holds,
+            patience=spec.tracking.patience,
+        )
         try:
             with progress(f"sweep {spec.name}", "run") as report:
-                watcher = _Watcher(spec, tracker, report)
+                watcher = Watcher(spec, tracker, report, publisher)
                 schedule = Schedule(spec, bank, ledger, watcher.on_trial)
+                publisher.update(state="running")
                 watcher.attach(schedule)
                 entered = time.perf_counter()
                 finished_before = schedule.exhausted() and directory.result.exists()
@@ -100,6 +141,7 @@ def _search(spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start
             }
             result = summarise(schedule, bank.notes, seconds)
             champion = _champion(schedule, result.winner)
+            lease.check()
             if not finished_before:  # summing up again must not replace the record of what the work took
                 with atomic_file(directory.result) as file:
                     file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
@@ -112,40 +154,6 @@ def _search(spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start
         return result
     finally:
         ledger.close()
-
-
-class _Watcher:
-    """Follows a schedule: hands finished trials to tracking and keeps the progress line true."""
-
-    def __init__(self, spec: SweepSpec, tracker: PatientTracker, report: Report) -> None:
-        self.spec, self.tracker, self.report = spec, tracker, report
-        self.schedule: Schedule | None = None
-        self.done, self.wanted, self.stopped = 0, search_size(spec).runs, 0
-        self.best: tuple[float, str] | None = None
-        self.early: list[tuple[Trial, list[Record]]] = []
-
-    def attach(self, schedule: Schedule) -> None:
-        """Start following; trials that were replayed while the schedule was being made come first."""
-        self.schedule = schedule
-        self.report(0, self.wanted, schedule.pack_sizes())
-        for trial, records in self.early:
-            self.on_trial(trial, records)
-
-    def on_trial(self, trial: Trial, records: list[Record]) -> None:
-        if self.schedule is None:
-            self.early.append((trial, records))
-            return
-        objective = self.schedule.objective(trial)
-        self.tracker.log_trial(trial_card(trial, records, objective))
-        self.done += len(records)
-        if self.schedule.stopped(trial) is not None:
-            self.stopped += 1
-        elif trial.phase == "search" and objective is not None and (self.best is None or objective > self.best[0]):
-            self.best = (objective, f"{trial.called} {short_params(trial.params)}".strip())
-        chosen = self.spec.selection
-        notes = [f"best {chosen.on} {chosen.metric} {100 * self.best[0]:.2f}% at {self.best[1]}"] if self.best else []
-        notes += [f"{self.stopped} trials stopped early"] if self.stopped else []
-        self.report(self.done, self.wanted, ", ".join(notes))
 
 
 def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank) -> SweepCard:

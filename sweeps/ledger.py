@@ -1,8 +1,10 @@
 """The ledger: what is finished, durably. The truth for resume; search and tracking only ever follow it.
 
 One sweep directory holds one `ledger.jsonl`, one line a pack, appended and synced in one write before anything else
-hears of the pack; a line cut short by a crash is dropped when the ledger is next opened. Heads lie beside it, one
-file a pack, and are removed once they can no longer win. Knows runs and results; knows no search and no tracking.
+hears of the pack; a line cut short by a crash is dropped when the ledger is next opened. Whoever opens it to write
+begins a term with a line of its own, and lines of an earlier term that come after it are void: a driver that was taken
+for dead and was not can do no harm. Heads lie beside it, one file a pack, and are removed once they can no longer win.
+Knows runs and results; knows no search and no tracking.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from lt_train.metrics import loma_cv
 from lt_train.retrain.base import NUMERICS_VERSION, EpochRule, Halving, Pack, Run, RunResult
 from lt_train.storage import atomic_file, fingerprint, sync, writing
 from lt_train.tensor_file import write_tensors
+from sweeps.lease import LeaseLost
 
-__all__ = ["Ledger", "Record", "run_key"]
+__all__ = ["Ledger", "Record", "read_records", "run_key"]
 
 
 def run_key(bank_fingerprint: str, run: Run, rule: EpochRule, halving: Halving | None = None, pool: str = "") -> str:
@@ -97,24 +100,33 @@ class Record:
 
 
 class Ledger:
-    """The open ledger of one sweep directory; the caller sees to it that no other process has it open.
+    """The ledger of one sweep directory, open to be written; the caller holds the sweep's lease.
+
+    Args:
+        directory: of the sweep.
+        check: called before every line; raises when the lease is lost.
+        driver: who writes, for those who read the file.
 
     Raises:
         LongtailError: a line in its middle is damaged.
         StorageError: it cannot be written.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, check: Callable[[], None] = lambda: None, driver: str = "") -> None:
         self.path = directory / "ledger.jsonl"
         self.heads = directory / "heads"
         self.finished: dict[str, Record] = {}
         self.seconds = {"train": 0.0, "ledger": 0.0}
+        self._check = check
+        self._term = self._end = 0
         with writing(self.path):
             self.heads.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             sync(directory)
         try:
             self._read()
+            self._write({"term": self._term + 1, "driver": driver, "at_ms": time.time_ns() // 1_000_000})
+            self._term += 1
         except BaseException:
             self.close()
             raise
@@ -127,19 +139,21 @@ class Ledger:
         """Write the results of a pack, heads first, durably and all or nothing.
 
         Raises:
+            LeaseLost: another driver writes this ledger now.
             StorageError: the disk is full; the ledger is as it was before.
         """
+        self._check()
         start = time.perf_counter()
         records = [Record.of(key, run.seed, result) for key, run, result in zip(keys, pack.runs, results, strict=True)]
         self._save_heads(pack, keys, results)
         line = {
+            "term": self._term,
             "pack": pack.name,
             "at_ms": time.time_ns() // 1_000_000,
             "seconds": round(seconds, 4),
             "runs": [{k: v for k, v in vars(record).items() if k not in ("pack", "at_ms")} for record in records],
         }
-        text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        self._write(text)
+        self._write(line)
         self.seconds["ledger"] += time.perf_counter() - start
         return self._take(line)
 
@@ -173,38 +187,84 @@ class Ledger:
         with atomic_file(self.heads / f"{pack.name}.safetensors") as file:
             write_tensors(file, tensors)
 
-    def _write(self, text: bytes) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
         """Append and sync; on failure cut off whatever part of it was written."""
-        end = os.fstat(self._file).st_size
+        text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        if os.fstat(self._file).st_size != self._end:
+            self._look_at_others()
         with writing(self.path):
             try:
-                while text:
-                    text = text[os.write(self._file, text) :]
+                rest = text
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
                 os.fsync(self._file)
             except OSError:
-                os.ftruncate(self._file, end)
+                os.ftruncate(self._file, self._end)
                 raise
+        self._end += len(text)
+
+    def _look_at_others(self) -> None:
+        """Stop if another driver has begun a term; step over what one wrote that had lost its own."""
+        others = term = 0
+        for line, end in _lines(self.path):
+            term, others = max(term, line.get("term", 0)), end
+        if term != self._term:
+            raise LeaseLost(f"{self.path} is written by another driver; this one stops, and what it finished is kept")
+        os.ftruncate(self._file, others)
+        self._end = others
 
     def _read(self) -> None:
-        whole = 0
-        for number, text in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
-            if not text.endswith(b"\n"):
-                break  # cut short by a crash; the pack was never told to anyone
-            try:
-                self._take(json.loads(text))
-            except (ValueError, KeyError, TypeError):
-                raise LongtailError(
-                    f"{self.path}:{number}: this line is damaged; remove it to train its pack again, "
-                    "or remove the directory to start over"
-                ) from None
-            whole += len(text)
-        os.ftruncate(self._file, whole)
+        for line, end in _lines(self.path):
+            self._term, self._end = max(self._term, line.get("term", 0)), end
+            if "pack" in line:
+                self._take(line)
+        os.ftruncate(self._file, self._end)
 
     def _take(self, line: dict[str, Any]) -> list[Record]:
-        records = [Record(**run, pack=line["pack"], at_ms=line["at_ms"]) for run in line["runs"]]
+        records = _records(line)
         self.finished |= {record.key: record for record in records}
         self.seconds["train"] += line["seconds"]
         return records
+
+
+def read_records(directory: Path) -> list[Record]:
+    """What is finished in a sweep directory, in the order of the ledger; for those who only look.
+
+    Raises:
+        LongtailError: a line in the ledger's middle is damaged.
+    """
+    path = directory / "ledger.jsonl"
+    if not path.exists():
+        return []
+    return [record for line, _ in _lines(path) if "pack" in line for record in _records(line)]
+
+
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines that count, each with where it ends; what a crash cut short, and what came too late, is left out."""
+    term = end = 0
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not text.endswith(b"\n"):
+            return  # cut short by a crash; the pack was never told to anyone
+        end += len(text)
+        try:
+            line = json.loads(text)
+            own = line.get("term", 0)
+            if "pack" in line:
+                _records(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LongtailError(
+                f"{path}:{number}: this line is damaged; remove it to train its pack again, "
+                "or remove the directory to start over"
+            ) from None
+        if own >= term:
+            term = own
+            yield line, end
+        else:
+            yield {"term": own}, end  # of a driver that had lost its lease
+
+
+def _records(line: dict[str, Any]) -> list[Record]:
+    return [Record(**run, pack=line["pack"], at_ms=line["at_ms"]) for run in line["runs"]]
 
 
 def _number(value: float) -> float | None:

@@ -24,7 +24,7 @@ from sweeps.directory import CACHE
 from sweeps.packing import PackSize
 from sweeps.spec import SweepSpec
 
-__all__ = ["check_packs", "prepare"]
+__all__ = ["check_packs", "prepare", "prepared_before"]
 
 
 def prepare(spec: SweepSpec) -> FeatureBank:
@@ -52,6 +52,16 @@ def prepare(spec: SweepSpec) -> FeatureBank:
             report=report,
             data=data,
         )
+    bank = open_bank(path)
+    _check(spec, bank)
+    return bank
+
+
+def prepared_before(spec: SweepSpec, fingerprint: str) -> FeatureBank | None:
+    """A bank that this storage holds already, by its fingerprint: all that a resume needs, whatever became of data."""
+    path = Path(spec.storage) / CACHE / "banks" / fingerprint
+    if not path.is_dir():
+        return None
     bank = open_bank(path)
     _check(spec, bank)
     return bank

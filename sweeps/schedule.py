@@ -19,6 +19,7 @@ from lt_train.retrain.base import Halving, Pack, Run, RunResult
 from sweeps import selection
 from sweeps.ledger import Ledger, Record, run_key
 from sweeps.packing import PackSize, pack_runs
+from sweeps.retries import Outcome, Retries
 from sweeps.spec import SweepSpec
 from sweeps.study import Phase, Study, Trial, baseline_trials
 
@@ -34,6 +35,7 @@ class Schedule:
         studies: one for each contestant, in the order of the file.
         on_trial: called once for every trial that completes, replayed ones included.
         cached: runs that were wanted and found finished already.
+        retries: packs that did not come back, and what became of them.
         seconds: time spent asking and telling.
     """
 
@@ -51,6 +53,7 @@ class Schedule:
         self.trials: dict[str, Trial] = {}
         self.finished: dict[str, list[Record]] = {}
         self.cached = 0
+        self.retries = Retries()
         self.seconds = 0.0
         self._ready: deque[Pack] = deque()
         self._in_flight: set[str] = set()
@@ -73,8 +76,22 @@ class Schedule:
 
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
         """Record a trained pack: the ledger first, then whatever follows from it."""
-        self.ledger.append(pack, self._pack_keys[pack.name], results, seconds)
+        self._record(Outcome(pack, results, seconds))
+
+    def failed(self, pack: Pack, why: str, *, own: bool) -> None:
+        """Take note that a pack did not come back; it will be handed out again, whole or in parts."""
+        again, outcome = self.retries.failed(pack, why, own=own)
+        if outcome is not None:
+            self._record(outcome)
+            return
         self._in_flight.discard(pack.name)
+        self._ready.extendleft(reversed(again))  # first of all: a generation waits for it
+
+    def _record(self, outcome: Outcome) -> None:
+        whole = self.retries.whole(outcome)
+        if whole is not None:
+            self.ledger.append(whole.pack, self._pack_keys[whole.pack.name], whole.results, whole.seconds)
+        self._in_flight.discard(outcome.pack.name)
         self._advance()
 
     def exhausted(self) -> bool:

@@ -58,6 +58,10 @@ else:
     Tracking = Annotated[tracking_union(), Shorthand(tuple(tracking_kinds()), default_kind="mlflow")]
 
 
+FILES = (("dataset", "root"), ("dataset", "path"), ("backbone", "checkpoint"))
+"""Section and field of every file or directory that a sweep reads."""
+
+
 class SweepSpec(Spec):
     """One sweep. Wherever a kind is asked for, its bare name stands for the kind with its defaults."""
 
@@ -142,6 +146,12 @@ class SweepSpec(Spec):
             searched["space"] = list(searched["space"].items())
         return fingerprint(document)
 
+    def files(self) -> dict[str, str]:
+        """The files and directories that are read, as the file gives them, by dotted path of the field."""
+        document = self.resolved()
+        named = {f"{part}.{name}": (document[part] or {}).get(name) for part, name in FILES}
+        return {field: path for field, path in named.items() if path}
+
     def anchored(self, place: Path) -> SweepSpec:
         """The same sweep with `~` and paths relative to `place` written out: good from any directory.
 
@@ -153,7 +163,7 @@ class SweepSpec(Spec):
 
         document = self.resolved()
         document["storage"] = absolute(self.storage)
-        for part, name in (("dataset", "root"), ("dataset", "path"), ("backbone", "checkpoint")):
+        for part, name in FILES:
             if (document[part] or {}).get(name):
                 document[part][name] = absolute(document[part][name])
         sqlite, uri = "sqlite:///", document["tracking"].get("uri") or ""

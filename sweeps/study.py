@@ -151,6 +151,13 @@ class SearchSize:
     search_runs: int
     finalist_runs: int
     baseline_runs: int = 0
+    finalists: int = 0
+    baselines: int = 0
+
+    @property
+    def all_trials(self) -> int:
+        """Trials of every phase: baselines, searched ones and finalists."""
+        return self.trials + self.finalists + self.baselines
 
     @property
     def runs(self) -> int:
@@ -166,7 +173,8 @@ def search_sizes(spec: SweepSpec) -> list[tuple[Contestant, SearchSize]]:
         trials = spec.search.trials if points is None else min(spec.search.trials, points)
         seeds = len(_enough(contestant.method, tuple(range(spec.selection.seeds))))
         finalists = min(spec.selection.finalists, trials)
-        sizes.append((contestant, SearchSize(trials, search_runs=trials * seeds, finalist_runs=finalists * seeds)))
+        runs = {"search_runs": trials * seeds, "finalist_runs": finalists * seeds}
+        sizes.append((contestant, SearchSize(trials, finalists=finalists, **runs)))
     return sizes
 
 
@@ -178,6 +186,8 @@ def search_size(spec: SweepSpec) -> SearchSize:
         search_runs=sum(size.search_runs for size in sizes),
         finalist_runs=sum(size.finalist_runs for size in sizes),
         baseline_runs=sum(len(trial.seeds) for trial in baseline_trials(spec)),
+        finalists=sum(size.finalists for size in sizes),
+        baselines=len(spec.baselines),
     )
 
 

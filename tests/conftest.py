@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.world import World, a_world
 
 from sweeps.spec import SweepSpec, load_resolved
 
@@ -88,6 +89,16 @@ def local_ray() -> Iterator[str]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A cluster of three Ray nodes with PostgreSQL, an S3 store and MLflow, for all tests that need the whole of it."""
+    place = tmp_path_factory.mktemp("world")
+    for directory in (place, *place.parents[:2]):
+        directory.chmod(0o711)  # PostgreSQL's own user passes through
+    with a_world(place) as whole:
+        yield whole
 
 
 @pytest.fixture

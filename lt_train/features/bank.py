@@ -86,6 +86,7 @@ class FeatureBank:
         head: stage-1 classifier `(weight [K, D], bias [K])`, or None.
         class_counts: int64 `[K]`, training pictures a class (n_k of every prior and weight).
         split_counts: int64 `[K]`, pictures a class before any hold-out (defines many / medium / few).
+        path: the directory it was opened from; None for one that was made in memory or sent.
     """
 
     fingerprint: str
@@ -97,6 +98,7 @@ class FeatureBank:
     class_counts: Tensor
     split_counts: Tensor
     notes: tuple[str, ...] = ()
+    path: Path | None = None
 
     @property
     def num_classes(self) -> int:
@@ -286,6 +288,7 @@ def open_bank(path: Path) -> FeatureBank:
         class_counts=torch.tensor(manifest.class_counts),
         split_counts=torch.tensor(manifest.split_counts),
         notes=tuple(manifest.notes),
+        path=path,
     )
 
 

@@ -25,6 +25,13 @@ class PackSource(Protocol):
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
         """Take the results of a pack, in the order of its runs, and how long their training took."""
 
+    def failed(self, pack: Pack, why: str, *, own: bool) -> None:
+        """Take note that a pack did not come back, because of its `own` process or of the machine it was on.
+
+        Raises:
+            LongtailError: enough is enough; the sweep has to be looked after.
+        """
+
     def exhausted(self) -> bool:
         """True when no pack will ever come again."""
 

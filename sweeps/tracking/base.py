@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import Field
+
 from lt_train.registry import KindSpec, kinds, union
 
 __all__ = ["Champion", "SweepCard", "Tracker", "TrackingSpec", "TrialCard", "tracking_kinds", "tracking_union"]
@@ -77,6 +79,13 @@ class Tracker(Protocol):
 
 class TrackingSpec(KindSpec):
     """Base of every tracking kind."""
+
+    patience: float = Field(
+        default=300.0,
+        ge=0,
+        description="seconds that a finished sweep waits for a tracking server that is away, >= 0; what it could not "
+        "write then, `lt-sweep resume` writes",
+    )
 
     @abstractmethod
     def open(self, card: SweepCard, storage: Path) -> Tracker:

@@ -15,11 +15,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lt_train.errors import LongtailError, UserError
 from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
@@ -30,11 +31,21 @@ BATCH = 900
 """Metric points in one request; the server takes 1000."""
 
 
+def _without_password(uri: str | None) -> str | None:
+    if uri is not None and urlsplit(uri).password:
+        raise ValueError(
+            "must hold no password, and got one: the file is copied into results; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (for a database what its own client reads, such as PGPASSWORD), or give "
+            "--secret-file to a job"
+        )
+    return uri
+
+
 class MlflowTracking(TrackingSpec):
     """MLflow on SQLite (default) or on any tracking server."""
 
     kind: Literal["mlflow"] = "mlflow"
-    uri: str | None = Field(
+    uri: Annotated[str | None, AfterValidator(_without_password)] = Field(
         default=None,
         pattern=r"^(sqlite:///|https?://|postgresql(\+\w+)?://|mysql(\+\w+)?://|mssql(\+\w+)?://|databricks)",
         description="tracking URI: sqlite:///FILE, http(s)://HOST, postgresql://...; null: sqlite:///<storage>/mlflow.db",
@@ -102,6 +113,7 @@ def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A server that is away is tried again by the sweep itself; MLflow's own patience is minutes, and blocks.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -129,6 +141,14 @@ def _import_exporter() -> None:
     import torch
 
     torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(2, 1),))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A run of this sweep that MLflow has, and whether all that belongs to it was written."""
+
+    run_id: str
+    ended: bool
 
 
 class _MlflowTracker:
@@ -178,15 +198,18 @@ class _MlflowTracker:
         place = (storage.resolve() / "mlflow-artifacts").as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=place))
 
-    def _known_runs(self) -> dict[str, Any]:
+    def _known_runs(self) -> dict[str, _Known]:
         """Runs of this sweep that exist already, by `lt.key`."""
-        known: dict[str, Any] = {}
+        known: dict[str, _Known] = {}
         token = None
         while True:
             page = self.client.search_runs(
                 [self.experiment], f"tags.`lt.sweep_id` = '{self.card.sweep_id}'", max_results=1000, page_token=token
             )
-            known |= {run.data.tags["lt.key"]: run for run in page}
+            known |= {
+                run.data.tags["lt.key"]: _Known(run.info.run_id, run.info.status in ("FINISHED", "FAILED"))
+                for run in page
+            }
             token = page.token
             if not token:
                 return known
@@ -194,8 +217,8 @@ class _MlflowTracker:
     def _parent(self) -> str:
         found = self.known.get("sweep")
         if found is not None:
-            self.client.update_run(found.info.run_id, status="RUNNING")
-            run_id = str(found.info.run_id)
+            self.client.update_run(found.run_id, status="RUNNING")
+            run_id = found.run_id
         else:
             run_id = self._create("sweep", self.card.name, "sweep", None, self.card.started_ms)
         self._batch(run_id, {}, {}, self.card.params, self.card.started_ms)
@@ -206,21 +229,21 @@ class _MlflowTracker:
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment, start_time=start_ms, tags=tags, run_name=name)
-        self.known[key] = run
-        return str(run.info.run_id)
+        self.known[key] = _Known(run.info.run_id, ended=False)
+        return self.known[key].run_id
 
     def _log(self, key: str, parent: str, name: str, role: str, card: TrialCard) -> str:
         found = self.known.get(key)
-        if found is not None and found.info.status in ("FINISHED", "FAILED"):
-            return str(found.info.run_id)
-        run_id = str(found.info.run_id) if found else self._create(key, name, role, parent, card.finished_ms)
+        if found is not None and found.ended:
+            return found.run_id
+        run_id = found.run_id if found else self._create(key, name, role, parent, card.finished_ms)
         params = {**card.params, "phase": card.phase}
         tags = {} if card.stopped is None else {"stopped_after_epoch": card.stopped}
         self._batch(run_id, card.metrics, card.series, params, card.finished_ms, tags)
         for name, text in card.tables.items():
             self.client.log_text(run_id, text, name)
         self.client.set_terminated(run_id, "FAILED" if card.failed else "FINISHED", card.finished_ms)
-        self.known[key] = self.client.get_run(run_id)
+        self.known[key] = _Known(run_id, ended=True)
         return run_id
 
     def _batch(
@@ -279,8 +302,9 @@ class _MlflowTracker:
             # Not log_model's own registration, which prints, and writes to the process's registry instead of ours.
             if not self.client.search_registered_models(f"name = '{self.card.name}'"):
                 self.client.create_registered_model(self.card.name)
-            tags = {"lt.champion": digest}
-            version = self.client.create_model_version(self.card.name, logged.model_uri, self.parent, tags)
+            version = self.client.create_model_version(
+                self.card.name, logged.model_uri, self.parent, {"lt.champion": digest}, model_id=logged.model_id
+            )
         finally:
             mlflow.set_tracking_uri(previous)
         self.client.set_registered_model_alias(self.card.name, "champion", version.version)

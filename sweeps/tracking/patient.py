@@ -19,19 +19,35 @@ __all__ = ["PatientTracker"]
 RETRY_SECONDS = 10.0
 """How long a tracking server that did not answer is left alone; doubled at every further failure."""
 
+LONGEST_PAUSE = 60.0
+
 
 class PatientTracker:
     """A tracker behind a thread. Raises nothing; `finish` says whether everything is shown.
+
+    After a failure the tracker is opened anew, which looks up what is there: whether a request that was not answered
+    was carried out, nobody can say.
+
+    Args:
+        connect: opens the tracker.
+        may_write: asked before every call; False for a driver that has lost its lease, which shows nothing any more.
+        patience: seconds that `finish` goes on trying.
 
     Attributes:
         trouble: what went wrong last, None when all went well since.
         seconds: time spent in calls to the tracker, beside whatever else went on.
     """
 
-    def __init__(self, connect: Callable[[], Tracker]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Tracker],
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        patience: float = 0.0,
+    ) -> None:
         self.trouble: Exception | None = None
         self.seconds = 0.0
-        self._connect = connect
+        self._connect, self._may_write, self._patience = connect, may_write, patience
         self._tracker: Tracker | None = None
         self._backlog: deque[TrialCard] = deque()
         self._stopping = False
@@ -39,6 +55,11 @@ class PatientTracker:
         self._failures = 0
         self._thread = ThreadPoolExecutor(1, "tracking")
         self._thread.submit(self._attempt, lambda tracker: None)
+
+    @property
+    def behind(self) -> int:
+        """Trials that are not shown yet."""
+        return len(self._backlog)
 
     def log_trial(self, card: TrialCard) -> None:
         """Show a finished trial when there is time; returns at once."""
@@ -52,20 +73,29 @@ class PatientTracker:
             self._catch_up(tracker)
             tracker.finish(metrics, artifacts, champion)
 
-        return self._last(everything)
+        return self._last(everything, time.monotonic() + self._patience)
 
     def interrupted(self) -> None:
         """Mark the sweep as stopped, after the trial being shown; the rest of them a resume will show."""
         self._stopping = True
-        self._last(lambda tracker: tracker.interrupted())
+        self._last(lambda tracker: tracker.interrupted(), until=0.0)
 
-    def _last(self, action: Callable[[Tracker], None]) -> bool:
-        succeeded = self._thread.submit(self._attempt, action).result()
-        self._thread.shutdown()
+    def _last(self, action: Callable[[Tracker], None], until: float) -> bool:
+        """The last call there is, tried again until it succeeds or the time has come."""
+        pause = 1.0
+        try:
+            while not (succeeded := self._thread.submit(self._attempt, action).result()):
+                if time.monotonic() + pause > until or not self._may_write():
+                    break
+                time.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS)
+        finally:
+            self._thread.shutdown()
         return succeeded
 
     def _catch_up_if_due(self) -> None:
-        if self.trouble is None or time.monotonic() - self._tried > RETRY_SECONDS * 2 ** (self._failures - 1):
+        pause = min(RETRY_SECONDS * 2 ** max(self._failures - 1, 0), LONGEST_PAUSE)
+        if self.trouble is None or time.monotonic() - self._tried > pause:
             self._attempt(self._catch_up)
 
     def _catch_up(self, tracker: Tracker) -> None:
@@ -74,6 +104,8 @@ class PatientTracker:
             self._backlog.popleft()
 
     def _attempt(self, action: Callable[[Tracker], None]) -> bool:
+        if not self._may_write():
+            return False
         start = time.perf_counter()
         try:
             if self._tracker is None:
@@ -81,7 +113,7 @@ class PatientTracker:
             action(self._tracker)
             self.trouble, self._failures = None, 0
         except Exception as error:  # whatever a tracking server may answer: the sweep goes on
-            self.trouble, self._failures = error, self._failures + 1
+            self.trouble, self._failures, self._tracker = error, self._failures + 1, None
         self.seconds += time.perf_counter() - start
         self._tried = time.monotonic()
         return self.trouble is None

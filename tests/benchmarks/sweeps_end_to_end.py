@@ -73,7 +73,8 @@ def _sweep(settings: Settings, place: Path) -> dict[str, Any]:
     result = json.loads((directory / "result.json").read_text())
     if result["runs"]["failed"]:
         raise RuntimeError(f"{result['runs']['failed']} runs of the sweep failed")
-    packs = [json.loads(line) for line in (directory / "ledger.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (directory / "ledger.jsonl").read_text().splitlines())
+    packs = [line for line in lines if "pack" in line]
     # A pack is written down when it has come back; it was in training for `seconds` until then.
     intervals = [(pack["at_ms"] / 1000 - pack["seconds"], pack["at_ms"] / 1000) for pack in packs]
     training = union_seconds(intervals)

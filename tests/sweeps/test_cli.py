@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.ledgers import pack_lines
 
 import sweeps.cli
 from sweeps.spec import SweepSpec
@@ -146,11 +147,10 @@ def test_an_interrupt_exits_with_130_and_resume_goes_on(
     spec = small_sweep(training={"epochs": 60}, search={"trials": 40})
     file = tmp_path / "long.yaml"
     file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
-    ledger = tmp_path / "runs" / "small" / "ledger.jsonl"
     running = subprocess.Popen(
         [sys.executable, "-m", "sweeps.cli", "run", str(file)], stderr=subprocess.PIPE, text=True
     )
-    while not (ledger.exists() and ledger.stat().st_size > 0):
+    while not pack_lines(tmp_path / "runs" / "small"):
         assert running.poll() is None
         time.sleep(0.02)
     os.kill(running.pid, number)
@@ -158,7 +158,7 @@ def test_an_interrupt_exits_with_130_and_resume_goes_on(
     assert running.returncode == 130
     assert "interrupted; `lt-sweep resume` goes on" in trouble
     assert "Traceback" not in trouble
-    finished = sum(len(json.loads(line)["runs"]) for line in ledger.read_text().splitlines())
+    finished = sum(len(line["runs"]) for line in pack_lines(tmp_path / "runs" / "small"))
     result = json.loads(lt_sweep("resume", "--json", tmp_path / "runs" / "small").stdout)
     assert result["runs"]["finished"] == 83
     assert result["runs"]["cached"] == finished

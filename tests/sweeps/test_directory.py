@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 
 import sweeps
 from lt_train.errors import DataError, UserError
-from sweeps.directory import load_spec, locked
+from sweeps.directory import leases, load_spec
+from sweeps.lease import held
 from sweeps.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
@@ -44,9 +46,9 @@ def test_starting_over_touches_nothing_when_there_is_something_to_mend(small_swe
 def test_a_sweep_in_use_can_neither_be_run_nor_started_over(small_sweep: MakeSweep, tmp_path: Path):
     spec = small_sweep(search={"trials": 2})
     sweeps.run(spec)
-    with locked(spec):
+    with held(leases(Path(spec.storage)), spec.name):
         for fresh in (False, True):
-            with pytest.raises(UserError, match=r"sweep small .* is in use: another lt-sweep process"):
+            with pytest.raises(UserError, match=rf"sweep small is being run by \S+, process {os.getpid()}, since"):
                 sweeps.run(spec, fresh=fresh)
         sweeps.run(small_sweep(name="neighbour", search={"trials": 2}))
     assert (tmp_path / "runs" / "small" / "result.json").exists()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.ledgers import runs_of
 
 import lt_train
 import sweeps
@@ -22,11 +23,6 @@ from sweeps.result import Result
 from sweeps.spec import SweepSpec, load_resolved
 
 MakeSweep = Callable[..., SweepSpec]
-
-
-def ledger_runs(spec: SweepSpec) -> list[dict]:
-    path = Path(spec.storage) / spec.name / "ledger.jsonl"
-    return [run for line in path.read_text().splitlines() for run in json.loads(line)["runs"]]
 
 
 def test_result_json_is_the_documented_model_and_adds_up(small_sweep: MakeSweep):
@@ -75,13 +71,13 @@ def test_the_papers_protocol_selects_best_epoch_and_seed_on_test(small_sweep: Ma
     assert result.protocol.model_dump() == {
         "on": "test", "epoch": "best", "objective": "best", "metric": "acc_all", "seeds": 5, "finalists": 0,
     }  # fmt: skip
-    best = {run["key"]: max(row[0] for row in run["test"]) for run in ledger_runs(spec)}
+    best = {run["key"]: max(row[0] for row in run["test"]) for run in runs_of(spec)}
     winner = result.winner
     assert winner is not None
     trials = [max(seed.acc_all for seed in trial.seeds if seed.acc_all is not None) for trial in result.trials]
     assert winner.best_of.acc_all == max(trials)
     assert max(trials) <= max(best.values())
-    for run in ledger_runs(spec):
+    for run in runs_of(spec):
         assert run["test"][run["epoch"]][0] == best[run["key"]]
 
 
@@ -92,7 +88,7 @@ def test_a_finished_sweep_is_summed_up_again_without_training(small_sweep: MakeS
     assert again.winner == first.winner
     assert again.trials == first.trials
     assert again.runs.cached == first.runs.finished
-    assert len(ledger_runs(spec)) == first.runs.finished
+    assert len(runs_of(spec)) == first.runs.finished
 
 
 def test_another_spec_under_the_same_name_is_refused_until_fresh(small_sweep: MakeSweep):
@@ -196,19 +192,19 @@ def test_a_disk_that_fills_up_mid_sweep_stops_it_and_resume_goes_on(
     spec = small_sweep(storage=str(disk), search={"trials": 60, "generation": 6})
     with pytest.raises(StorageError, match=r"the disk is full; free some space and run the same command again"):
         sweeps.run(spec)
-    finished = len(ledger_runs(spec))
+    finished = len(runs_of(spec))
     assert 0 < finished < 120
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
     result = sweeps.run(spec)
     assert result.runs.cached >= finished
-    assert len({run["key"] for run in ledger_runs(spec)}) == len(ledger_runs(spec))
+    assert len({run["key"] for run in runs_of(spec)}) == len(runs_of(spec))
     assert result.runs.finished == 120 + 1 + 2
 
 
 def test_accuracies_are_fractions_of_whole_images(small_sweep: MakeSweep):
     spec = small_sweep()
     sweeps.run(spec)
-    for run in ledger_runs(spec):
+    for run in runs_of(spec):
         for row in run["test"]:
             assert len(row) == len(SPLITS)
             assert math.isclose(row[0] * 300, round(row[0] * 300), abs_tol=1e-3)
@@ -244,7 +240,7 @@ def test_a_halved_sweep_says_who_was_stopped_and_what_whole_runs_reached(
     assert result.winner is not None
     assert result.trials[result.winner.trial].stopped is None
     assert result.methods[0].stopped_trials == 8
-    lengths = {run["stopped"]: len(run["test"]) for run in ledger_runs(spec)}
+    lengths = {run["stopped"]: len(run["test"]) for run in runs_of(spec)}
     assert lengths == {None: lengths[None], 1: 1, 2: 2}
     place = Path(spec.storage) / "small"
     assert Result.model_validate_json((place / "result.json").read_text()) == result

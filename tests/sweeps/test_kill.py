@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -12,18 +11,13 @@ from pathlib import Path
 
 import mlflow
 import yaml
+from support.ledgers import pack_lines
 
 import sweeps
 from sweeps.result import Result
 from sweeps.spec import SweepSpec
 
 KILLS = 3
-
-
-def ledger_lines(directory: Path) -> list[dict]:
-    file = directory / "ledger.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -55,22 +49,22 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
     seen: dict[str, dict] = {}
     for kill in range(KILLS):
         driver = start("run", file) if kill == 0 else start("resume", directory)
-        before, deadline = len(ledger_lines(directory)), time.monotonic() + 120
+        before, deadline = len(pack_lines(directory)), time.monotonic() + 120
         # Once it trains, at a moment of chance: within a pack, between packs, while MLflow is being written.
-        while len(ledger_lines(directory)) == before and time.monotonic() < deadline:
+        while len(pack_lines(directory)) == before and time.monotonic() < deadline:
             assert driver.poll() is None, "the sweep must not end before it is killed"
             time.sleep(0.01)
         time.sleep(moments.random())
         driver.kill()
         driver.wait()
-        lines = ledger_lines(directory)
+        lines = pack_lines(directory)
         for line in lines:
             seen |= {run["key"]: run for run in line["runs"]}
     at_last_kill = len(seen)
 
     last = start("resume", directory)
     assert last.wait(timeout=600) == 0
-    runs = [run for line in ledger_lines(directory) for run in line["runs"]]
+    runs = [run for line in pack_lines(directory) for run in line["runs"]]
     keys = [run["key"] for run in runs]
     assert len(keys) == len(set(keys)), "a finished run was trained twice"
     by_key = {run["key"]: run for run in runs}

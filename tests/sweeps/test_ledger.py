@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from lt_train.errors import LongtailError, StorageError
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain.base import EpochRule, Halving, KeptHead, Pack, Run, RunResult
-from sweeps.ledger import Ledger, run_key
+from sweeps.lease import LeaseLost
+from sweeps.ledger import Ledger, read_records, run_key
 
 
 def result(value: float = 0.5, failure: str | None = None) -> RunResult:
@@ -29,6 +31,11 @@ def result(value: float = 0.5, failure: str | None = None) -> RunResult:
 def pack(name: str, *seeds: int) -> Pack:
     method = parse_method({"kind": "los"})
     return Pack(name, tuple(Run(method, TrainingSpec(), seed) for seed in seeds), EpochRule())
+
+
+def packs(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger that are packs."""
+    return [line for line in map(json.loads, path.read_text().splitlines()) if "pack" in line]
 
 
 def test_what_is_appended_is_read_back_whole(tmp_path: Path):
@@ -62,8 +69,8 @@ def test_lines_of_before_there_were_schedulers_are_read(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
     ledger.close()
-    line = json.loads(ledger.path.read_text())
-    del line["runs"][0]["stopped"]
+    (line,) = packs(ledger.path)
+    del line["runs"][0]["stopped"], line["term"]
     ledger.path.write_text(json.dumps(line) + "\n")
     again = Ledger(tmp_path)
     assert again.finished["k0"].stopped is None
@@ -93,14 +100,80 @@ def test_damage_in_the_middle_is_told_with_its_line(tmp_path: Path):
         ledger.append(pack(name, 0), [f"k{name}"], [result()], 1.0)
     ledger.close()
     lines = ledger.path.read_bytes().splitlines(keepends=True)
-    lines[1] = lines[1].replace(b'"runs"', b'"ruins"')
+    lines[2] = lines[2].replace(b'"runs"', b'"ruins"')
     ledger.path.write_bytes(b"".join(lines))
-    with pytest.raises(LongtailError, match=r"ledger\.jsonl:2: this line is damaged"):
+    with pytest.raises(LongtailError, match=r"ledger\.jsonl:3: this line is damaged"):
         Ledger(tmp_path)
-    ledger.path.write_bytes(b"".join([lines[0], lines[2]]))
+    with pytest.raises(LongtailError, match=r"ledger\.jsonl:3: this line is damaged"):
+        read_records(tmp_path)
+    ledger.path.write_bytes(b"".join([lines[0], lines[1], lines[3]]))
     mended = Ledger(tmp_path)
     assert list(mended.finished) == ["ka", "kc"]
     mended.close()
+
+
+# Two drivers
+
+
+def test_a_driver_that_was_taken_for_dead_is_told_at_its_next_line_and_writes_nothing(tmp_path: Path):
+    old = Ledger(tmp_path, driver="old")
+    old.append(pack("a", 0), ["k0"], [result()], 1.0)
+    new = Ledger(tmp_path, driver="new")
+    before = new.path.read_bytes()
+    with pytest.raises(LeaseLost, match=r"ledger\.jsonl is written by another driver; this one stops"):
+        old.append(pack("b", 1), ["k1"], [result()], 1.0)
+    assert new.path.read_bytes() == before
+    new.append(pack("b", 1), ["k1"], [result(0.75)], 1.0)
+    assert [line["term"] for line in packs(new.path)] == [1, 2]
+    drivers = [json.loads(line).get("driver") for line in new.path.read_text().splitlines()]
+    assert drivers == ["old", None, "new", None]
+    old.close()
+    new.close()
+
+
+def test_what_an_earlier_driver_writes_after_a_later_one_has_begun_is_void(tmp_path: Path):
+    """As where its check and its write lay on either side of the takeover."""
+    old = Ledger(tmp_path)
+    old.append(pack("a", 0), ["k0"], [result()], 1.0)
+    new = Ledger(tmp_path)
+    old._end = new.path.stat().st_size  # its check has passed
+    old.append(pack("b", 1), ["k1"], [result()], 1.0)
+    new.append(pack("c", 2), ["k2"], [result()], 1.0)  # and it does not cost the later driver its turn
+    old.close()
+    new.close()
+    again = Ledger(tmp_path)
+    assert list(again.finished) == ["k0", "k2"]
+    assert [record.key for record in read_records(tmp_path)] == ["k0", "k2"]
+    again.append(pack("b", 1), ["k1"], [result()], 1.0)
+    again.close()
+    assert [record.key for record in read_records(tmp_path)] == ["k0", "k2", "k1"]
+
+
+def test_a_lost_lease_is_noticed_before_anything_is_written(tmp_path: Path):
+    def lost() -> None:
+        raise LeaseLost("ann has taken over")
+
+    ledger = Ledger(tmp_path, lost)
+    with pytest.raises(LeaseLost, match="ann has taken over"):
+        ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
+    assert not list((tmp_path / "heads").iterdir())
+    assert packs(ledger.path) == []
+    ledger.close()
+
+
+def test_those_who_only_look_see_what_is_finished_and_change_nothing(tmp_path: Path):
+    assert read_records(tmp_path) == []
+    ledger = Ledger(tmp_path)
+    told = ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), result()], 1.0)
+    ledger.close()
+    with ledger.path.open("ab") as file:
+        file.write(b'{"pack": "cut sh')
+    before = ledger.path.read_bytes()
+    assert read_records(tmp_path) == told
+    assert ledger.path.read_bytes() == before
+
+
+# Heads
 
 
 def test_heads_that_cannot_win_are_dropped_a_pack_at_a_time(tmp_path: Path):
@@ -152,8 +225,8 @@ def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(small_d
     appended = len(ledger.finished)
     assert appended > 0
     ledger.close()
-    lines = ledger.path.read_text().splitlines()
-    assert [json.loads(line)["pack"] for line in lines] == [f"p{number}" for number in range(appended)]
+    assert ledger.path.read_bytes().endswith(b"\n")
+    assert [line["pack"] for line in packs(ledger.path)] == [f"p{number}" for number in range(appended)]
     for head in list((disk / "heads").glob("*"))[:2]:
         head.unlink()
     again = Ledger(disk)

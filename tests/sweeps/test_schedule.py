@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.ledgers import pack_lines
 
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
@@ -95,7 +95,7 @@ def test_a_replay_from_any_prefix_of_the_ledger_finds_the_same_and_trains_only_t
     work_through(whole, bank, lambda packs: len(packs) - 1, workers=3)
     ledger.close()
     lines = ledger.path.read_bytes().splitlines(keepends=True)
-    ledger.path.write_bytes(b"".join(lines[:kept_lines]))
+    ledger.path.write_bytes(b"".join(lines[: 1 + kept_lines]))
     ledger = Ledger(tmp_path)
     finished = set(ledger.finished)
     again = Schedule(spec, bank, ledger)
@@ -104,7 +104,7 @@ def test_a_replay_from_any_prefix_of_the_ledger_finds_the_same_and_trains_only_t
     ledger.close()
     assert trial_values(again) == trial_values(whole)
     assert again.winner() == whole.winner()
-    keys = [run["key"] for line in ledger.path.read_text().splitlines() for run in json.loads(line)["runs"]]
+    keys = [run["key"] for line in pack_lines(tmp_path) for run in line["runs"]]
     assert len(keys) == len(set(keys)), "no run is trained twice"
     assert again.cached == len(finished)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.ledgers import pack_lines
 
 import sweeps
 from lt_train.features.bank import FeatureBank
@@ -117,14 +117,14 @@ def test_a_replay_from_any_prefix_of_the_ledger_trains_only_the_rest(
     work_through(whole, bank, lambda packs: len(packs) - 1, workers=3)
     ledger.close()
     lines = ledger.path.read_bytes().splitlines(keepends=True)
-    ledger.path.write_bytes(b"".join(lines[:kept_lines]))
+    ledger.path.write_bytes(b"".join(lines[: 1 + kept_lines]))
     ledger = Ledger(tmp_path)
     kept = set(ledger.finished)
     again = Schedule(spec, bank, ledger)
     work_through(again, bank, lambda packs: 0, workers=2)
     ledger.close()
     assert outcomes(again) == outcomes(whole)
-    keys = [run["key"] for line in ledger.path.read_text().splitlines() for run in json.loads(line)["runs"]]
+    keys = [run["key"] for line in pack_lines(tmp_path) for run in line["runs"]]
     assert len(keys) == len(set(keys)), "no run is trained twice"
     assert again.cached == len(kept) + whole.cached
 

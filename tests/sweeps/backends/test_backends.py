@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ledgers import runs_by_key
 
 import sweeps
 from lt_train.errors import BankError
@@ -17,12 +16,6 @@ from lt_train.retrain.base import EpochRule, Pack, Run, RunResult
 from sweeps.backends.base import backend_kinds
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
-
-
-def runs_by_key(spec: SweepSpec) -> dict[str, dict]:
-    lines = (Path(spec.storage) / spec.name / "ledger.jsonl").read_text().splitlines()
-    return {run["key"]: run for line in lines for run in json.loads(line)["runs"]}
-
 
 WHOLE = {"resources": {"lanes_per_pack": 2}}
 HALVED = {

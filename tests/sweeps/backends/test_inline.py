@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from support.ledgers import runs_by_key
 
 import sweeps
 from lt_train.retrain import fused
 from sweeps.spec import SweepSpec
-
-
-def runs_by_key(spec: SweepSpec) -> dict[str, dict]:
-    lines = (Path(spec.storage) / spec.name / "ledger.jsonl").read_text().splitlines()
-    return {run["key"]: run for line in lines for run in json.loads(line)["runs"]}
 
 
 def test_a_pack_that_raises_in_this_process_ends_the_sweep_with_its_error(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ledgers import runs_by_key
 
 import sweeps
 from lt_train.errors import LongtailError, UserError
@@ -22,11 +22,6 @@ from sweeps.backends.base import backend_kinds
 from sweeps.backends.ray import _check_room
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
-
-
-def runs_by_key(spec: SweepSpec) -> dict[str, dict]:
-    lines = (Path(spec.storage) / spec.name / "ledger.jsonl").read_text().splitlines()
-    return {run["key"]: run for line in lines for run in json.loads(line)["runs"]}
 
 
 def training_workers() -> list[int]:
@@ -72,6 +67,7 @@ class OnePack:
 
     def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
         self.packs = [Pack("hopeless", runs, rule)]
+        self.failures: list[tuple[str, str, bool]] = []
 
     def next_pack(self) -> Pack | None:
         return self.packs.pop() if self.packs else None
@@ -79,16 +75,25 @@ class OnePack:
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
         raise AssertionError("this pack cannot be completed")
 
+    def failed(self, pack: Pack, why: str, *, own: bool) -> None:
+        self.failures.append((pack.name, why, own))
+        raise LongtailError("enough is enough")
+
     def exhausted(self) -> bool:
         return False
 
 
-def test_a_pack_that_always_crashes_on_ray_is_reported_by_name_and_cause(
+def test_of_a_pack_that_crashes_on_ray_the_source_hears_why_and_that_it_is_to_blame(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
-    with pytest.raises(LongtailError, match=r"pack hopeless failed 3 times on Ray: AttributeError.*`lt-sweep resume`"):
-        ray_backend.train(prepare(small_sweep()), OnePack(("no run",), EpochRule()), cpus=1, gpus=0)
+    source = OnePack(("no run",), EpochRule())
+    with pytest.raises(LongtailError, match="enough is enough"):
+        ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
+    ((name, why, own),) = source.failures
+    assert name == "hopeless"
+    assert why.startswith("AttributeError: 'str' object has no attribute")
+    assert own
 
 
 def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str):

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import sweeps
-from lt_train.errors import UserError
+from lt_train.errors import SpecError, UserError
 from sweeps.driver import TrackingBehind
 from sweeps.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
+IMPATIENT = {"kind": "mlflow", "patience": 0.0}
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_a_failed_trial_is_shown_as_failed(tracked: MakeSweep):
 def test_a_store_that_is_away_delays_and_loses_nothing(tracked: MakeSweep, tmp_path: Path):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the store's directory should be")
-    away = tracked(tracking={"kind": "mlflow", "experiment": "tests", "uri": f"sqlite:///{blocked / 'm.db'}"})
+    away = tracked(tracking={"experiment": "tests", "uri": f"sqlite:///{blocked / 'm.db'}", **IMPATIENT})
     with pytest.raises(TrackingBehind, match=r"its result is written, but tracking could not be.*`lt-sweep resume"):
         sweeps.run(away)
     assert (Path(away.storage) / "small" / "result.json").exists()
@@ -149,7 +150,7 @@ def test_a_store_that_is_away_delays_and_loses_nothing(tracked: MakeSweep, tmp_p
 
 
 def test_a_server_that_does_not_answer_costs_seconds_not_minutes(tracked: MakeSweep):
-    away = tracked(tracking={"kind": "mlflow", "uri": f"http://127.0.0.1:{free_port()}"}, search={"trials": 2})
+    away = tracked(tracking={"uri": f"http://127.0.0.1:{free_port()}", **IMPATIENT}, search={"trials": 2})
     start = time.monotonic()
     with pytest.raises(TrackingBehind, match=r"Max retries exceeded|Connection refused"):
         sweeps.run(away)
@@ -222,3 +223,10 @@ def test_a_stopped_trial_is_finished_and_says_after_which_epoch(tracked: MakeSwe
         curve = found.get_metric_history(run.info.run_id, "epoch_acc_all")
         assert [point.step for point in curve] == ([1, 2, 3] if trial.stopped is None else [1])
     assert [trial.stopped for trial in result.trials].count(1) == 2
+
+
+@pytest.mark.parametrize("uri", ["https://ann:sesame@mlflow.example", "postgresql://ann:sesame@db.example/mlflow"])
+def test_a_password_has_no_place_in_a_sweep_file(uri: str, small_sweep: MakeSweep):
+    with pytest.raises(SpecError, match="must hold no password, and got one") as refused:
+        small_sweep(tracking={"kind": "mlflow", "uri": uri})
+    assert "sesame" not in str(refused.value)

@@ -1,0 +1,207 @@
+"""What the commands about files and sweeps on this machine do: each takes the command line, returns the exit code.
+
+Results go to standard output, progress and trouble to standard error. Heavy rooms are imported by the command that
+needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lt_train.errors import SpecError, UserError
+from lt_train.storage import writing
+
+if TYPE_CHECKING:
+    from sweeps.result import Result
+
+__all__ = ["kinds", "plan", "resume", "run", "schema", "ui", "validate"]
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    """Every problem of some sweep files."""
+    from sweeps.spec import load_sweep
+
+    problems: list[str] = []
+    for file in arguments.spec:
+        try:
+            load_sweep(file)
+        except SpecError as error:
+            problems += error.problems
+    if arguments.json:
+        print(json.dumps({"files": len(arguments.spec), "problems": problems}))
+    else:
+        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+        if not problems:
+            print(f"{len(arguments.spec)} sweep file{'s' * (len(arguments.spec) > 1)} valid")
+    return 2 if problems else 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """What a sweep comes to."""
+    from sweeps import plan as planning
+    from sweeps.report.progress import duration
+    from sweeps.sizes import shown_size
+    from sweeps.spec import load_sweep
+
+    spec = load_sweep(arguments.spec)
+    planned = planning.plan(spec)
+    if arguments.json:
+        print(json.dumps(planned.document()))
+        return 0
+    rows = [
+        ("trials", f"{planned.trials} in {planned.generations} generations of {spec.search.generation}"),
+        (
+            "runs",
+            f"{planned.runs}: search {planned.search_runs} ({planned.seeds} seeds), "
+            f"baselines {planned.baseline_runs}, finalists {planned.finalist_runs}",
+        ),
+        (
+            "packs",
+            f"{planned.packs}, {2 * planned.packs_per_generation} can train at once (two generations); "
+            f"{planned.pack_sizes}",
+        ),
+        ("data", f"{planned.train_images} train, {planned.val_images} val, {planned.test_images} test images"),
+        ("head", f"{planned.classes} classes x {planned.feature_dim} features"),
+        ("bank", f"{shown_size(planned.bank_bytes)}, {planned.views} training view{'s' * (planned.views > 1)}"),
+        ("memory a pack", f"{shown_size(planned.pack_bytes)} beside the bank, for the largest"),
+        (
+            "re-training",
+            f"about {duration(planned.train_seconds)} on one worker of this machine "
+            f"({spec.resources.cpus_per_pack} CPU a pack); stage 1 and features come before it",
+        ),
+        ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
+    ]
+    if planned.epochs_saved:
+        saved = f"{spec.search.scheduler.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
+        rows.insert(3, ("scheduler", saved))
+    if len(planned.methods) > 1:
+        rows.insert(0, ("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
+    table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+    for note in planned.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a sweep, or go on with it."""
+    from sweeps import driver
+    from sweeps.directory import running_spec
+    from sweeps.spec import load_sweep
+    from sweeps.status import JOB_VARIABLE
+
+    spec = load_sweep(arguments.spec)
+    if arguments.backend:
+        spec = running_spec(spec, arguments.backend)
+    if JOB_VARIABLE in os.environ:
+        # A job's own directory may be made anew, under its feet, by whoever else needs it on this machine.
+        spec = spec.anchored(Path.cwd())
+        with writing(Path(spec.storage)):
+            Path(spec.storage).mkdir(parents=True, exist_ok=True)
+        os.chdir(spec.storage)
+    return _show(
+        lambda: driver.run(spec, fresh=arguments.fresh), Path(spec.storage).expanduser() / spec.name, arguments.json
+    )
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a sweep from its directory."""
+    from sweeps import driver
+
+    directory = Path(arguments.target)
+    return _show(lambda: driver.resume(directory), directory, arguments.json)
+
+
+def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
+    """Run a sweep and print its comparison, also when only the tracking server stayed away."""
+    from sweeps.driver import TrackingBehind
+    from sweeps.report.terminal import comparison
+
+    behind: TrackingBehind | None = None
+    try:
+        result = sweep()
+    except TrackingBehind as error:
+        behind, result = error, error.result
+    if as_json:
+        print(result.model_dump_json(by_alias=True))
+    else:
+        console = Console()
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
+        console.print(comparison(result))
+        print(f"\n{directory / 'result.json'} holds all of it; next:")
+        # As it was typed: after `make demo` the program is not on the PATH.
+        program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
+        print(f"  {program} ui {directory}     compare trials in MLflow")
+        print(f"  {program} plan SPEC.yaml     what a sweep of your own would cost")
+        print(f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec")
+    if behind is not None:
+        raise behind
+    return 0 if result.winner is not None else 1
+
+
+def kinds(arguments: argparse.Namespace) -> int:
+    """Every kind with its fields."""
+    from sweeps.rooms import rooms
+
+    found = rooms()
+    if arguments.json:
+        print(
+            json.dumps({room: {name: _fields(kind) for name, kind in kinds.items()} for room, kinds in found.items()})
+        )
+        return 0
+    for room, kinds in found.items():
+        table = Table(title=room, title_justify="left", title_style="bold")
+        table.add_column("kind", no_wrap=True)
+        table.add_column("what it is, and its fields with their defaults", overflow="fold")
+        for name, kind in kinds.items():
+            summary = (kind.__doc__ or "").strip().splitlines()[0]
+            fields = ", ".join(f"{key}={value}" for key, value in _fields(kind).items())
+            table.add_row(name, f"{summary}\n{fields}" if fields else summary, end_section=True)
+        Console().print(table)
+    return 0
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if name == "kind":
+            continue
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        shown[name] = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
+    return shown
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """The JSON schema of a sweep file."""
+    from sweeps import spec
+
+    print(json.dumps(spec.schema(), indent=1))
+    return 0
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    """MLflow on a sweep's runs table."""
+    from sweeps.directory import load_spec
+    from sweeps.spec import load_sweep
+
+    target: Path = arguments.target
+    spec = load_spec(target) if target.is_dir() else load_sweep(target).anchored(Path.cwd())
+    serve: Callable[..., int] | None = getattr(spec.tracking, "serve", None)
+    if serve is None:
+        raise UserError(f"{target}: tracking is {spec.tracking.kind!r}, which has no user interface")
+    try:
+        return serve(spec.name, Path(spec.storage), arguments.port)
+    except KeyboardInterrupt:
+        return 130  # how one stops it

@@ -1,0 +1,283 @@
+"""What the commands about running sweeps do: submit, status, logs, list, stop, resume; on a cluster, or on this disk.
+
+With `--address`, or `RAY_API_SERVER_ADDRESS` in its place, a target is a sweep's name or a job's id on that cluster;
+else, and wherever it is one, a sweep directory here. Each function takes the parsed command line and returns the exit
+code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lt_train.errors import LongtailError, UserError
+from lt_train.registry import ALLOWED_VARIABLE
+from sweeps.bundle import bundled
+from sweeps.directory import leases, load_spec
+from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
+from sweeps.lease import Holder, holder
+from sweeps.report.progress import as_line, as_table
+from sweeps.secret_files import checked_environment, secret_files
+from sweeps.status import Progress, last_printed, read_progress, without_progress
+
+__all__ = ["list_sweeps", "logs", "resume", "status", "stop", "submit"]
+
+POLL_SECONDS = 2.0
+
+RAYS_OWN = re.compile(r"Running entrypoint for job|Runtime env is setting up")
+"""Lines that Ray puts at the head of a job's log."""
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Send a sweep to a cluster, and follow it if asked to."""
+    cluster = Cluster(arguments.address)
+    with bundled(arguments.spec, arguments.working_dir) as bundle:
+        job = cluster.submit(
+            ["run", *(f"--allow-import={name}" for name in arguments.allow_import), bundle.file],
+            sweep=bundle.spec.name,
+            storage=bundle.spec.storage,
+            options=_options(arguments),
+            working_dir=bundle.directory,
+        )
+    if arguments.json:
+        print(json.dumps({"job": job.id, "sweep": job.sweep, "address": cluster.address}))
+    else:
+        where = f"{job.sweep} --address {cluster.address}"
+        print(f"submitted as job {job.id}; it goes on without this terminal")
+        print(f"  lt-sweep status {where} --watch     how far it is")
+        print(f"  lt-sweep logs {where} --follow      what it prints")
+        print(f"  lt-sweep stop {where}               end it; finished runs are kept")
+    if arguments.watch:
+        return _watch(lambda: _job_progress(cluster, cluster.find(job.id)), as_json=arguments.json)
+    return 0
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a sweep from what its storage holds, here or on a cluster."""
+    cluster = _cluster(arguments)
+    if cluster is None:
+        from sweeps import commands
+
+        return commands.resume(arguments)
+    last = cluster.find(str(arguments.target))
+    options = _options(arguments)
+    kept = {name: value for name, value in last.environment.items() if not name.startswith(("RAY_", "LT_SWEEP_JOB"))}
+    again = cluster.submit(
+        ["resume", *(f"--allow-import={name}" for name in arguments.allow_import), f"{last.storage}/{last.sweep}"],
+        sweep=last.sweep,
+        storage=last.storage,
+        options=JobOptions(
+            environment={**kept, **options.environment},
+            ship_code=options.ship_code,
+            packages=options.packages,
+            image=options.image,
+            cpus=options.cpus,
+            gpus=options.gpus,
+        ),
+        working_dir=None,
+    )
+    print(json.dumps({"job": again.id}) if arguments.json else f"resumed as job {again.id}")
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """How far a sweep is; with --watch until it ends, whose exit code is then the sweep's."""
+    ask = _progress_of(arguments)
+    if arguments.watch:
+        return _watch(ask, as_json=arguments.json)
+    progress, where = ask()
+    if arguments.json:
+        print(progress.model_dump_json())
+    else:
+        Console().print(as_table(progress, where=where))
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """What a job's driver has printed, without the lines that are meant for `status`."""
+    cluster = Cluster(arguments.address)
+    job = cluster.find(arguments.target)
+    if not arguments.follow:
+        sys.stdout.write(without_progress(cluster.log(job)))
+        return 0
+    rest = ""
+    for piece in cluster.follow(job):
+        *lines, rest = (rest + piece).split("\n")
+        sys.stdout.write(without_progress("".join(f"{line}\n" for line in lines)))
+        sys.stdout.flush()
+    sys.stdout.write(without_progress(rest))
+    return 0 if cluster.find(job.id).state == "succeeded" else 1
+
+
+def list_sweeps(arguments: argparse.Namespace) -> int:
+    """Every sweep of a cluster, or of a storage here, newest first."""
+    cluster = None if arguments.storage is not None and not arguments.address else _cluster(arguments)
+    if cluster is not None:
+        rows = [
+            {
+                "sweep": job.sweep,
+                "state": job.state,
+                "started_ms": job.started_ms,
+                "job": job.id,
+                "storage": job.storage,
+            }
+            for job in cluster.jobs()
+        ]
+    else:
+        rows = []
+        storage = Path("runs") if arguments.storage is None else arguments.storage.expanduser()
+        for directory in sorted(storage.glob("*/sweep.json")):
+            progress, where = _directory_progress(directory.parent)
+            rows.append(
+                {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
+            )
+        rows.sort(key=lambda row: -int(str(row["started_ms"] or 0)))
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    if not rows:
+        print("no sweeps")
+        return 0
+    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(_clock(value) if name == "started_ms" else str(value) for name, value in row.items()))
+    Console().print(table)
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """End a sweep's driver in good order: finished runs are kept, what is open in tracking is closed."""
+    cluster = _cluster(arguments)
+    if cluster is not None:
+        job = cluster.find(arguments.target)
+        ended = job if job.ended else cluster.stop(job)
+        was = "had ended already" if job.ended else "is stopped"
+        print(json.dumps({"job": ended.id, "state": ended.state}) if arguments.json else f"job {ended.id} {was}")
+        return 0
+    directory = Path(arguments.target)
+    spec = load_spec(directory)
+    running = holder(leases(Path(spec.storage)), spec.name)
+    if running is None:
+        print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {directory}")
+        return 0
+    _end(running, lambda: holder(leases(Path(spec.storage)), spec.name) != running)
+    print(json.dumps({"stopped": True}) if arguments.json else f"stopped: {running.who}")
+    return 0
+
+
+def _cluster(arguments: argparse.Namespace) -> Cluster | None:
+    """The cluster that is meant; None for this machine's disk."""
+    here = Path(getattr(arguments, "target", "")) / "sweep.json"
+    if arguments.address or (ADDRESS_VARIABLE in os.environ and not here.exists()):
+        return Cluster(arguments.address)
+    return None
+
+
+def _end(running: Holder, gone: Callable[[], bool], timeout: float = 120.0) -> None:
+    if not running.is_here():
+        raise UserError(
+            f"the driver is {running.who}, on another machine; stop it there, or its Ray job with --address"
+        )
+    os.kill(running.process, signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    while not gone():
+        if time.monotonic() > deadline:
+            raise LongtailError(f"{running.who} has not ended {timeout:.0f} s after it was asked to")
+        time.sleep(0.2)
+
+
+def _progress_of(arguments: argparse.Namespace) -> Callable[[], tuple[Progress, str]]:
+    cluster = _cluster(arguments)
+    if cluster is not None:
+        job_id = cluster.find(arguments.target).id
+        return lambda: _job_progress(cluster, cluster.find(job_id))
+    directory = Path(arguments.target)
+    load_spec(directory)  # says what is wrong with a directory that is none
+    return lambda: _directory_progress(directory)
+
+
+def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
+    """What the driver last said, corrected by what became of its job."""
+    log = cluster.log(job) if job.state != "pending" else ""
+    said = last_printed(log)
+    if said is None:
+        note = _last_words(without_progress(log)) or ("waiting for the cluster to start it" if not job.ended else "")
+        said = Progress(sweep=job.sweep, state="preparing", note=note, started_ms=job.started_ms or 0)
+    if job.state == "stopped":
+        said = said.model_copy(update={"state": "stopped"})
+    elif job.state == "succeeded":
+        said = said.model_copy(update={"state": "finished"})
+    elif job.state == "failed" and said.state != "failed":
+        said = said.model_copy(update={"state": "failed", "note": said.note or _last_words(job.message)})
+    return said, f"job {job.id} on {cluster.address}, storage {job.storage}"
+
+
+def _directory_progress(directory: Path) -> tuple[Progress, str]:
+    spec = load_spec(directory)
+    running = holder(leases(Path(spec.storage)), spec.name)
+    said = read_progress(directory) or Progress(sweep=spec.name, state="preparing", note="it has not said anything yet")
+    said = said.model_copy(update={"sweep": spec.name})
+    if running is None and said.state in ("running", "preparing"):
+        note = f"its driver is gone; `lt-sweep resume {directory}` goes on"
+        said = said.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
+    return said, f"{directory}" + (f", run by {running.who}" if running is not None else "")
+
+
+def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
+    """Show progress until the sweep has ended: a table that changes on a terminal, a line at every change elsewhere."""
+    console = Console()
+    progress, where = ask()
+    if as_json or not console.is_terminal:
+        seen: Progress | None = None
+        while True:
+            if seen is None or progress.model_dump(exclude={"at_ms"}) != seen.model_dump(exclude={"at_ms"}):
+                print(progress.model_dump_json() if as_json else as_line(progress), flush=True)
+            if progress.state in ("finished", "failed", "stopped"):
+                break
+            time.sleep(POLL_SECONDS)
+            seen, (progress, where) = progress, ask()
+    else:
+        with Live(as_table(progress, where=where), console=console, auto_refresh=False) as live:
+            while progress.state not in ("finished", "failed", "stopped"):
+                time.sleep(POLL_SECONDS)
+                progress, where = ask()
+                live.update(as_table(progress, where=where), refresh=True)
+    return 0 if progress.state == "finished" else 1
+
+
+def _options(arguments: argparse.Namespace) -> JobOptions:
+    environment = checked_environment(arguments.env) | secret_files(arguments.secret_file)
+    if arguments.allow_import:
+        environment[ALLOWED_VARIABLE] = ",".join(arguments.allow_import)
+    packages = []
+    for name in arguments.allow_import if arguments.ship_code else ():
+        module = __import__(name)
+        packages.append(Path(str(module.__file__)).parent)
+    return JobOptions(
+        environment=environment,
+        ship_code=arguments.ship_code,
+        packages=packages,
+        image=arguments.image,
+        cpus=arguments.cpus,
+        gpus=arguments.gpus,
+    )
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not RAYS_OWN.search(line)]
+    return lines[-1] if lines else ""
+
+
+def _clock(at_ms: object) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(str(at_ms)) / 1000)) if at_ms else ""

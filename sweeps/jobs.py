@@ -1,0 +1,244 @@
+"""Sweeps as Ray jobs: submitted, found again, followed, stopped. The only file that speaks to Ray's job API.
+
+What a job is of which sweep is said in its metadata, so that any machine that reaches the cluster can ask. A job is one
+attempt at a sweep: its entry point starts the sweep or goes on with it, so a job may be repeated at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+from lt_train.errors import LongtailError, UserError
+from sweeps.status import JOB_VARIABLE
+
+__all__ = ["ADDRESS_VARIABLE", "Cluster", "Job", "JobOptions"]
+
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Environment variable with the address that counts where none is given; Ray's own."""
+
+SWEEP, STORAGE = "lt.sweep", "lt.storage"
+"""Keys of a job's metadata."""
+
+GRACE_SECONDS = 60
+"""How long a job that is asked to stop may take to close what it has open; Ray's own 3 s are too few."""
+
+ENDED = ("succeeded", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a sweep on a cluster."""
+
+    id: str
+    sweep: str
+    storage: str
+    state: Literal["pending", "running", "succeeded", "failed", "stopped"]
+    started_ms: int | None
+    ended_ms: int | None
+    message: str
+    environment: Mapping[str, str]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a sweep's driver is run on a cluster.
+
+    Attributes:
+        environment: variables that everybody who may list jobs can see.
+        ship_code: send this machine's `lt_train` and `sweeps` along, instead of using what the cluster has installed.
+        packages: directories of other packages to send along.
+        image: container image to run in, for clusters that have a runtime for it.
+        cpus, gpus: of the driver itself, which trains stage 1 and extracts features where that was not done; 0 runs it
+            on the head.
+    """
+
+    environment: Mapping[str, str]
+    ship_code: bool = False
+    packages: Sequence[Path] = ()
+    image: str | None = None
+    cpus: float = 0
+    gpus: float = 0
+
+
+class Cluster:
+    """The job API of a Ray cluster, by the address of its dashboard.
+
+    Raises:
+        UserError: the address is none, or the cluster does not take our token.
+        LongtailError: nobody answers there.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        given = address or os.environ.get(ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS") or ""
+        if not given.startswith(("http://", "https://")):
+            raise UserError(
+                f"--address must be the http:// address of the cluster's job API, such as http://127.0.0.1:8265, got "
+                f"{given or 'none'}; without it {ADDRESS_VARIABLE} counts"
+            )
+        self.address = given.rstrip("/")
+        # Ray lets these override what it is given.
+        for name in (ADDRESS_VARIABLE, "RAY_ADDRESS"):
+            os.environ.pop(name, None)
+        with self._asked():
+            from ray.job_submission import JobSubmissionClient
+
+            for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            self._client = JobSubmissionClient(self.address)
+
+    def submit(
+        self, arguments: Sequence[str], *, sweep: str, storage: str, options: JobOptions, working_dir: Path | None
+    ) -> Job:
+        """Start `lt-sweep ARGUMENTS` as a job; an attempt that is already under way is refused.
+
+        Raises:
+            UserError: this sweep has a job that has not ended.
+        """
+        for job in self.jobs():
+            if (job.sweep, job.storage) == (sweep, storage) and not job.ended:
+                raise UserError(
+                    f"sweep {sweep} is already {job.state} on {self.address}, as job {job.id}; follow it with "
+                    f"`lt-sweep status {sweep} --address {self.address} --watch`"
+                )
+        job_id = f"lt-{sweep}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
+        environment = {
+            **options.environment,
+            JOB_VARIABLE: job_id,
+            "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS),
+        }
+        runtime_env: dict[str, Any] = {"env_vars": environment}
+        if options.image is not None:
+            runtime_env["image_uri"] = options.image
+        elif working_dir is not None:
+            runtime_env["working_dir"] = str(working_dir)
+        modules = [str(path) for path in (*(_own_packages() if options.ship_code else ()), *options.packages)]
+        if modules:
+            runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
+        with self._asked():
+            self._client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "sweeps.cli", *arguments]),
+                submission_id=job_id,
+                metadata={SWEEP: sweep, STORAGE: storage},
+                runtime_env=runtime_env,
+                entrypoint_num_cpus=options.cpus or None,
+                entrypoint_num_gpus=options.gpus or None,
+            )
+        return self.find(job_id)
+
+    def jobs(self) -> list[Job]:
+        """The cluster's sweeps, newest first; other people's jobs are left out."""
+        with self._asked():
+            details = self._client.list_jobs()
+        found = [_job(one) for one in details if SWEEP in (one.metadata or {})]
+        return sorted(found, key=lambda job: -(job.started_ms or 0))
+
+    def find(self, target: str) -> Job:
+        """The latest job of a sweep by its name, or a job by its id.
+
+        Raises:
+            UserError: there is none.
+        """
+        everyone = self.jobs()
+        for job in everyone:
+            if target in (job.id, job.sweep):
+                return job
+        names = ", ".join(dict.fromkeys(job.sweep for job in everyone)) or "none"
+        raise UserError(f"{self.address} knows no sweep or job {target!r}; its sweeps: {names}")
+
+    def log(self, job: Job) -> str:
+        """All that a job has printed; empty before its driver runs."""
+        with self._asked():
+            return str(self._client.get_job_logs(job.id) or "")
+
+    def follow(self, job: Job) -> Iterator[str]:
+        """What a job has printed and prints, a few lines at a time, until it ends."""
+        pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
+
+        async def read() -> None:
+            lines: AsyncIterator[str] = self._client.tail_job_logs(job.id)
+            async for piece in lines:
+                pieces.put(piece)
+
+        def work() -> None:
+            try:
+                asyncio.run(read())
+                pieces.put(None)
+            except BaseException as error:
+                pieces.put(error)
+
+        threading.Thread(target=work, daemon=True, name="job-log").start()
+        with self._asked():
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+
+    def stop(self, job: Job, timeout: float = GRACE_SECONDS + 10) -> Job:
+        """Ask a job to end, and wait until it has.
+
+        Raises:
+            LongtailError: it has not ended in time.
+        """
+        with self._asked():
+            self._client.stop_job(job.id)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            now = self.find(job.id)
+            if now.ended:
+                return now
+            time.sleep(0.5)
+        raise LongtailError(f"job {job.id} has not ended {timeout:.0f} s after it was asked to")
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        """What the API answers as errors of ours."""
+        try:
+            yield
+        except LongtailError:
+            raise
+        except Exception as error:
+            if type(error).__name__ == "AuthenticationError":
+                raise UserError(
+                    f"the cluster at {self.address} wants a token, and did not take ours; set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN_PATH to the file that holds it (or RAY_AUTH_TOKEN)"
+                ) from None
+            text = str(error).strip().splitlines()
+            raise LongtailError(
+                f"the job API at {self.address} failed: {text[0] if text else type(error).__name__}"
+            ) from error
+
+
+def _job(details: Any) -> Job:
+    return Job(
+        id=str(details.submission_id),
+        sweep=details.metadata[SWEEP],
+        storage=details.metadata.get(STORAGE, ""),
+        state=str(details.status.value).lower(),  # type: ignore[arg-type]
+        started_ms=details.start_time,
+        ended_ms=details.end_time or None,
+        message=details.message or "",
+        environment=dict((details.runtime_env or {}).get("env_vars") or {}),
+    )
+
+
+def _own_packages() -> Iterator[Path]:
+    for name in ("lt_train", "sweeps"):
+        module = sys.modules.get(name) or __import__(name)
+        yield Path(str(module.__file__)).parent

@@ -1,0 +1,75 @@
+"""Secrets out of files: where a cluster mounts them, into the environment of the process that needs them.
+
+A job's own environment is shown to everybody who may list jobs, so what it holds is the path of a file and never what
+is in it. Knows the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from lt_train.errors import UserError
+
+__all__ = ["FILES_VARIABLE", "checked_environment", "load_secret_files", "secret_files"]
+
+FILES_VARIABLE = "LT_SWEEP_SECRET_FILES"
+"""Environment variable with `NAME=/path` pairs, separated by commas."""
+
+SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|CREDENTIAL|(^|_)KEY(_|$)|(^|_)AUTH(_|$)", re.IGNORECASE)
+"""Names of environment variables that hold what nobody should see."""
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def checked_environment(pairs: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` pairs of a job's environment, which others can see.
+
+    Raises:
+        UserError: no such pair, or a name that says it is a secret.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not NAME.fullmatch(name):
+            raise UserError(f"--env takes NAME=VALUE, got {name!r}{' without a value' if not equals else ''}")
+        if SECRET_NAME.search(name):
+            raise UserError(
+                f"--env {name}: everybody who may list jobs can read a job's environment; put the value into a file on "
+                f"the cluster, and give --secret-file {name}=/path/of/that/file"
+            )
+        found[name] = value
+    return found
+
+
+def secret_files(pairs: list[str]) -> dict[str, str]:
+    """The environment that makes `load_secret_files` read `NAME=/path` pairs; empty for none.
+
+    Raises:
+        UserError: no such pair, or a path that is not absolute.
+    """
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        if not NAME.fullmatch(name) or not path.startswith("/") or "," in path:
+            raise UserError(
+                f"--secret-file takes NAME=/path of a file on the cluster, got {name!r}"
+                + (" with a path that is not absolute" if path else " without a path")
+            )
+    return {FILES_VARIABLE: ",".join(pairs)} if pairs else {}
+
+
+def load_secret_files(environment: Mapping[str, str] = os.environ) -> None:
+    """Set the environment variables whose values `FILES_VARIABLE` says are in files; one newline at the end is cut.
+
+    Raises:
+        UserError: a file cannot be read; the message has its path and nothing that is in it.
+    """
+    for pair in filter(None, environment.get(FILES_VARIABLE, "").split(",")):
+        name, _, path = pair.partition("=")
+        try:
+            os.environ[name] = Path(path).read_text().removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise UserError(f"the secret {name} cannot be read from {path}: {why}") from None

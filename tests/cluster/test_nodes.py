@@ -1,0 +1,185 @@
+"""Packs on several nodes: the same results as on one, a bank without a shared disk or from a store, a bad lane."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from support.ledgers import pack_lines, runs_by_key
+from support.world import World
+
+import sweeps
+from sweeps.result import Result
+from sweeps.spec import SweepSpec
+
+MakeSweep = Callable[..., SweepSpec]
+SECTIONS: dict[str, Any] = {"search": {"trials": 6}, "resources": {"lanes_per_pack": 2}}
+
+
+def run_on(world: World, spec: SweepSpec, *more: str, python_path: str = "") -> subprocess.CompletedProcess[str]:
+    """`lt-sweep run` on the cluster, from this machine."""
+    file = world.place / f"{spec.name}.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    environment = world.environment()
+    environment["PYTHONPATH"] += python_path
+    return subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", "run", str(file), *more],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def expected(small_sweep: MakeSweep) -> tuple[Result, dict[str, dict[str, Any]]]:
+    spec = small_sweep(name="expected", **SECTIONS)
+    return sweeps.run(spec), runs_by_key(spec)
+
+
+@pytest.mark.parametrize("store", ["object store", "directory", "s3"])
+def test_three_nodes_come_to_what_one_comes_to_run_for_run(
+    store: str, small_sweep: MakeSweep, world: World, expected: tuple[Result, dict[str, Any]], tmp_path: Path
+) -> None:
+    bank_store = {"object store": None, "directory": str(tmp_path / "banks"), "s3": f"s3://{world.s3.bucket}/own"}[
+        store
+    ]
+    backend = {"kind": "ray", "bank_store": bank_store}
+    spec = small_sweep(name=f"nodes-{store.replace(' ', '-')}", backend=backend, **SECTIONS)
+    done = run_on(world, spec)
+    assert done.returncode == 0, done.stderr
+    result, runs = expected
+    found = Result.model_validate_json((Path(spec.storage) / spec.name / "result.json").read_text())
+    assert found.winner == result.winner
+    assert found.trials == result.trials
+    assert runs_by_key(spec) == runs, "to the last bit"
+
+
+def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, tmp_path: Path) -> None:
+    """A sweep begun on one node; whoever joins while it runs takes part."""
+    sections: dict[str, Any] = {
+        "training": {"epochs": 400},
+        "search": {"trials": 24, "generation": 6},
+        "resources": {"lanes_per_pack": 2},
+    }
+    undisturbed = sweeps.run(small_sweep(name="here", **sections))
+    late = world.workers[-1]
+    late.stop()
+    spec = small_sweep(name="joined", backend={"kind": "ray"}, **sections)
+    file = world.place / "joined.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    log = (tmp_path / "log").open("w")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.cli", "run", str(file)], env=world.environment(), stdout=log, stderr=log
+    )
+    took_part = False
+    try:
+        while driver.poll() is None and not pack_lines(Path(spec.storage) / spec.name):
+            time.sleep(0.1)
+        late.start()
+        while driver.poll() is None:
+            took_part = took_part or any("PackTrainable" in title(process) for process in late.processes())
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+        world.mend()
+    assert driver.returncode == 0, (tmp_path / "log").read_text()
+    assert took_part
+    result = Result.model_validate_json((Path(spec.storage) / spec.name / "result.json").read_text())
+    assert result.winner == undisturbed.winner
+    assert result.trials == undisturbed.trials
+
+
+def title(process: psutil.Process) -> str:
+    """Ray shows in it which method a worker is in."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+KILLER = '''
+"""Cross entropy that kills the process it runs in when the learning rate is too high: a lane that cannot be trained."""
+import os
+from typing import Literal
+from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.methods.base import TrainedMethod
+
+class Killer(TrainedMethod):
+    """Cross entropy that kills."""
+    kind: Literal["killer"] = "killer"
+
+    def loss(self, lanes, class_counts):
+        """Loss, or the end of it all."""
+        if float(lanes["lr"].max()) > 0.05:
+            os._exit(1)
+        return CrossEntropy()
+'''
+
+
+@pytest.fixture
+def killer(tmp_path: Path) -> Path:
+    """A package with a method that kills workers."""
+    package = tmp_path / "plugins" / "killing"
+    (package / "methods").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "methods" / "__init__.py").touch()
+    (package / "methods" / "killer.py").write_text(KILLER)
+    return package.parent
+
+
+def test_a_lane_that_kills_its_worker_is_found_and_failed_alone(
+    small_sweep: MakeSweep, world: World, killer: Path, tmp_path: Path
+) -> None:
+    """Of six trials in one pack, those above a rate: each is reported failed, and the others are trained."""
+    spec = small_sweep(
+        name="killing",
+        search={"trials": 6, "generation": 6, "sampler": "random", "space": {"method.lr": {"loguniform": [1e-3, 1.0]}}},
+        selection={"seeds": 1},
+        baselines=[],
+        backend={"kind": "ray"},
+    )
+    document = {**spec.resolved(), "method": {"kind": "killer"}}
+    file = world.place / "killing.yaml"
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    environment = world.environment()
+    # Ray's workers are told by the driver where to look, as an installed package needs no telling.
+    environment["PYTHONPATH"] += f":{killer}"
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", "run", str(file), "--allow-import", "killing", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    trials = json.loads(done.stdout)["trials"]
+    rates = {trial["params"]["method.lr"]: trial["seeds"][0]["failure"] for trial in trials}
+    assert len(rates) == 6
+    deadly = {rate for rate in rates if rate > 0.05}
+    assert 0 < len(deadly) < 6, "or the test shows nothing"
+    assert {rate for rate, failure in rates.items() if failure} == deadly
+    assert all("its process failed 2 times with this run alone in it" in str(rates[rate]) for rate in deadly)
+    status = json.loads((tmp_path / "runs" / "killing" / "progress.json").read_text())
+    assert status["trials_failed"] == len(deadly)
+    assert status["packs_failed"] >= 3
+    again = subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", "run", str(file), "--allow-import", "killing", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert json.loads(again.stdout)["trials"] == trials, "nothing is tried again"

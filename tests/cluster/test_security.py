@@ -1,0 +1,93 @@
+"""Who is let in: Ray's job API and MLflow want a token or a password, and answer to their own names alone."""
+
+from __future__ import annotations
+
+import base64
+import stat
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from support.world import World
+
+
+def answer(url: str, **headers: str) -> int:
+    """The status code of a GET."""
+    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as found:
+            return int(found.status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status"])
+def test_ray_wants_its_token(path: str, world: World) -> None:
+    token = world.head.token.read_text().strip()
+    assert answer(world.head.url + path) == 401
+    assert answer(world.head.url + path, Authorization="Bearer 0000") in (401, 403)
+    assert answer(world.head.url + path, Authorization=f"Bearer {token}") == 200
+
+
+def test_a_job_cannot_be_submitted_without_the_token(world: World) -> None:
+    request = urllib.request.Request(
+        f"{world.head.url}/api/jobs/",
+        data=b'{"entrypoint": "id"}',
+        headers={"Content-Type": "application/json"},
+        method="POST",
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=20)
+
+
+def test_mlflow_wants_a_password(world: World) -> None:
+    url = f"{world.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert answer(url) == 401
+    assert answer(url, Authorization=basic("admin", "password1234")) == 401
+    assert answer(url, Authorization=basic("admin", world.mlflow.password)) == 200
+
+
+def test_mlflow_answers_to_its_own_name_alone(world: World) -> None:
+    url = f"{world.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
+    known = basic("admin", world.mlflow.password)
+    assert answer(url, Authorization=known, Host="evil.example") == 403
+    assert answer(url, Authorization=known, Host=f"evil.example:{world.mlflow.port}") == 403
+    assert answer(url, Authorization=known, Host=f"localhost:{world.mlflow.port}") == 200
+
+
+def test_ray_answers_a_foreign_name_only_with_the_token(world: World) -> None:
+    """A page that a browser was led to by a foreign name has no token to send."""
+    assert answer(f"{world.head.url}/api/jobs/", Host="evil.example") == 401
+
+
+def test_everything_listens_on_this_machine_alone(world: World) -> None:
+    everyone = {process.pid for service in world.services for process in service.processes()}
+    open_to_all = []
+    for connection in psutil.net_connections("inet"):
+        if connection.pid in everyone and connection.status == psutil.CONN_LISTEN:
+            if connection.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+                name = psutil.Process(connection.pid).name()
+                open_to_all.append(f"{name} at {connection.laddr.ip}:{connection.laddr.port}")
+    # Ray's own processes speak gRPC on every address, with the token; its dashboard and job API do not.
+    assert [one for one in open_to_all if not one.startswith(("raylet", "gcs_server", "ray::", "python", "ray"))] == []
+    ports = {connection.laddr.port for connection in psutil.net_connections("inet") if connection.pid in everyone}
+    assert world.head.dashboard_port in ports
+
+
+def test_secrets_are_for_their_owner_and_in_no_command_line(world: World) -> None:
+    secrets = [world.head.token, world.place / "mlflow.password", world.place / "postgres.password"]
+    for path in secrets:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        text = path.read_text().strip()
+        assert len(text) >= 12
+        for service in world.services:
+            for process in service.processes():
+                assert text not in " ".join(process.cmdline()), f"{service.name} shows {path.name} to everybody"
+        for log in (world.place / "logs").glob("*.log"):
+            assert text.encode() not in Path(log).read_bytes(), f"{log.name} holds {path.name}"

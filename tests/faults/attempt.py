@@ -1,0 +1,247 @@
+"""One sweep on a cluster that something happens to: its file, its driver, and what is counted in the end.
+
+Nothing is taken from a log: lost and doubled work is read off the ledger, MLflow is asked over its API, and the result
+is compared with that of an undisturbed sweep, field for field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+from support.world import World
+
+__all__ = ["Attempt", "Count", "write_features"]
+
+TRIALS, SEEDS, FINALISTS = 12, 2, 2
+MLFLOW_RUNS = 1 + 2 + TRIALS + FINALISTS
+"""Parent, baselines vanilla and ce, trials, finalists."""
+
+TRIES = 6
+"""How often a driver that failed is started again, as a job's retries do."""
+
+
+def write_features(path: Path) -> None:
+    """Features of six long-tailed classes, as a user would bring them."""
+    rng = np.random.default_rng(7)
+    counts, dim = (130, 80, 40, 21, 12, 6), 12
+    centers = rng.normal(size=(len(counts), dim))
+
+    def draw(per_class: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(len(per_class)), per_class)
+        noise = 1.3 * rng.normal(size=(1, len(labels), dim))
+        return (centers[labels][None] + noise).astype(np.float32), labels
+
+    arrays: dict[str, Any] = {}
+    for name, per_class in (("train", counts), ("val", (15,) * 6), ("test", (50,) * 6)):
+        arrays[f"{name}_features"], arrays[f"{name}_labels"] = draw(per_class)
+    arrays["weight"] = (0.5 * centers).astype(np.float32)
+    arrays["bias"] = np.log(np.array(counts) / sum(counts)).astype(np.float32)
+    np.savez(path, **arrays)
+
+
+@dataclass
+class Count:
+    """What one disturbed sweep came to; every number but `runs` should be 0."""
+
+    runs: int = 0
+    lost: int = 0
+    twice: int = 0
+    doubled: int = 0
+    missing: int = 0
+    left_running: int = 0
+    same_winner: bool = False
+    same_trials: bool = False
+    drivers: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was lost, nothing done twice, and the result is that of an undisturbed sweep."""
+        wrong = self.lost + self.twice + self.doubled + self.missing + self.left_running
+        return wrong == 0 and self.same_winner and self.same_trials
+
+
+@dataclass
+class Attempt:
+    """A sweep of its own name, storage and experiment.
+
+    Attributes:
+        chance: where the moment of the fault comes from.
+        seen: every run that was in the ledger at some moment, by key.
+    """
+
+    world: World
+    name: str
+    storage: Path
+    features: Path
+    chance: random.Random
+    bank_store: str | None = None
+    driver: subprocess.Popen[bytes] | None = None
+    drivers: int = 0
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """Of the sweep."""
+        return self.storage / self.name
+
+    @property
+    def file(self) -> Path:
+        """The sweep file, written when it is asked for."""
+        path = self.world.place / f"{self.name}.yaml"
+        path.write_text(yaml.safe_dump(self.document(), sort_keys=False))
+        return path
+
+    def document(self, **changed: Any) -> dict[str, Any]:
+        """The sweep: packs of one trial, so that there are many moments."""
+        return {
+            "version": 1,
+            "name": self.name,
+            "dataset": {"kind": "arrays", "path": str(self.features)},
+            "method": "los",
+            "training": {"epochs": 400},
+            "search": {
+                "trials": TRIALS,
+                "generation": 4,
+                "sampler": {"kind": "tpe", "startup_trials": 4},
+                "space": {
+                    "method.smooth_factor": {"uniform": [0.1, 0.95]},
+                    "method.lr": {"loguniform": [1e-3, 1e-1]},
+                },
+            },
+            "selection": {"seeds": SEEDS, "finalists": FINALISTS},
+            "resources": {"lanes_per_pack": SEEDS},
+            "backend": {"kind": "ray", **({"bank_store": self.bank_store} if self.bank_store else {})},
+            "tracking": {"uri": self.world.tracking_uri, "experiment": self.name},
+            "storage": str(self.storage),
+            **changed,
+        }
+
+    def start(self) -> None:
+        """Start a driver, or start it again."""
+        self.drivers += 1
+        log = (self.world.place / "logs" / f"{self.name}.log").open("ab")
+        self.driver = subprocess.Popen(
+            [sys.executable, "-m", "sweeps.cli", "run", str(self.file), "--json"],
+            env=self.world.environment(),
+            stdout=log,
+            stderr=log,
+            cwd=self.world.place,
+        )
+
+    def wait_for_a_moment(self, timeout: float = 120.0) -> None:
+        """Return at a moment of chance while packs are trained; the driver must be alive then."""
+        packs, deadline = self.chance.randint(1, 9), time.monotonic() + timeout
+        while len(self.lines()) < packs and time.monotonic() < deadline:
+            assert self.driver is not None
+            if self.driver.poll() is not None:
+                raise RuntimeError(f"the driver ended with {self.driver.returncode} before anything happened to it")
+            time.sleep(0.02)
+        time.sleep(1.5 * self.chance.random())
+        self.look()
+
+    def finish(self, timeout: float = 300.0) -> None:
+        """Wait for the driver, and start it again as often as it fails, as a retried job does."""
+        for _ in range(TRIES):
+            assert self.driver is not None
+            try:
+                code = self.driver.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill_driver()
+                code = -9
+            self.look()
+            if code == 0:
+                return
+            self.start()
+        raise RuntimeError(f"the driver failed {TRIES} times; see {self.name}.log")
+
+    def kill_driver(self) -> None:
+        """The driver and all it has started, at once."""
+        assert self.driver is not None
+        try:
+            everyone = [*psutil.Process(self.driver.pid).children(recursive=True), psutil.Process(self.driver.pid)]
+        except psutil.NoSuchProcess:
+            everyone = []
+        for process in everyone:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.driver.wait()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The ledger's packs, as whoever reads it takes them."""
+        file = self.directory / "ledger.jsonl"
+        term, found = 0, []
+        for text in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
+            if not text.endswith(b"\n"):
+                break
+            line = json.loads(text)
+            if line["term"] >= term:
+                term = line["term"]
+                found += [line] if "pack" in line else []
+        return found
+
+    def look(self) -> None:
+        """Remember what is finished now."""
+        for line in self.lines():
+            for run in line["runs"]:
+                self.seen.setdefault(run["key"], run)
+
+    def count(self, expected: Mapping[str, Any], seconds: float) -> Count:
+        """What came of it, against the result of an undisturbed sweep."""
+        runs = [run for line in self.lines() for run in line["runs"]]
+        by_key = {run["key"]: run for run in runs}
+        result = json.loads((self.directory / "result.json").read_text())
+        tracked = self._tracked()
+        keys = [run["key"] for run in tracked]
+        return Count(
+            runs=len(runs),
+            lost=sum(by_key.get(key) != run for key, run in self.seen.items()),
+            twice=len(runs) - len(by_key),
+            doubled=len(keys) - len(set(keys)),
+            missing=MLFLOW_RUNS - len(set(keys)),
+            left_running=sum(run["status"] == "RUNNING" for run in tracked),
+            same_winner=result["winner"] == expected["winner"],
+            same_trials=result["trials"] == expected["trials"],
+            drivers=self.drivers,
+            seconds=round(seconds, 1),
+        )
+
+    def _tracked(self) -> list[dict[str, str]]:
+        """Every MLflow run of this sweep: its key and its status."""
+        script = (
+            "import json, mlflow; c = mlflow.MlflowClient();"
+            f"e = c.get_experiment_by_name({self.name!r});"
+            "runs = c.search_runs([e.experiment_id], max_results=1000);"
+            "print(json.dumps([{'key': r.data.tags['lt.key'], 'status': r.info.status} for r in runs]))"
+        )
+        environment = {**self.world.environment(), "MLFLOW_TRACKING_URI": self.world.mlflow.url}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        found: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+
+def worker_processes() -> list[int]:
+    """Ids of Ray workers that are in a pack now: Ray shows the running method in the process title."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if process.info["uids"] and process.info["uids"].real == os.getuid() and title.startswith("ray::"):
+            found += [process.pid] if "PackTrainable.train" in title else []
+    return found

@@ -1,0 +1,61 @@
+"""The launcher's file: the token on every node, a head that takes no packs, and everything that a node needs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from infra.manifests import INFRA, ROOT, documents
+
+CLUSTER = documents()["ray/cluster.yaml"]
+STARTS = {
+    place: command
+    for place in ("head", "worker")
+    for command in CLUSTER[f"{place}_start_ray_commands"]
+    if "ray start" in command
+}
+
+
+@pytest.mark.parametrize("place", ["head", "worker"])
+def test_every_node_is_started_with_the_token(place: str) -> None:
+    command = STARTS[place]
+    before, _, _ = command.partition("ray start")
+    assert re.search(r'^export PATH="\$HOME/longtail-sweeps/\.venv/bin:\$PATH" ', before)
+    assert " RAY_AUTH_MODE=token " in before
+    path = re.search(r'RAY_AUTH_TOKEN_PATH="\$HOME/([^"]+)"', before)
+    assert path is not None
+    assert f"~/{path[1]}" in CLUSTER["file_mounts"]
+
+
+def test_the_head_takes_no_packs_and_its_job_api_listens_to_itself_alone() -> None:
+    options = shlex.split(STARTS["head"].partition("ray start")[2])
+    assert {"--head", "--num-cpus=0", "--num-gpus=0", "--dashboard-host=127.0.0.1"} <= {*options}
+
+
+def test_commands_are_ones_that_ray_takes() -> None:
+    from ray.scripts.scripts import start
+
+    for place, command in STARTS.items():
+        options = shlex.split(command.partition("ray start")[2])
+        context = start.make_context("ray start", [option.replace("$RAY_HEAD_IP", "10.0.0.1") for option in options])
+        assert context.params["head"] is (place == "head")
+
+
+def test_nodes_get_what_the_environment_is_made_of() -> None:
+    """The same files as the image, and what makes the environment."""
+    sent = {
+        remote: local for remote, local in CLUSTER["file_mounts"].items() if remote.startswith("~/longtail-sweeps/")
+    }
+    assert all(remote == f"~/longtail-sweeps/{local}" for remote, local in sent.items())
+    assert all((ROOT / local).exists() for local in sent.values())
+    copied = re.findall(r"^COPY (.+) \S+$", (INFRA / "docker" / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert {*sent.values()} == {name for line in copied for name in line.split()} | {"Makefile"}
+    assert CLUSTER["setup_commands"] == ["make --directory ~/longtail-sweeps env"]
+    assert re.search(r"^env:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_secrets_come_from_outside_the_repository() -> None:
+    others = {local for remote, local in CLUSTER["file_mounts"].items() if not remote.startswith("~/longtail-sweeps/")}
+    assert others == {"~/.ray/auth_token"}
+    assert CLUSTER["auth"]["ssh_private_key"].startswith("~/")

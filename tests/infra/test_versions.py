@@ -1,0 +1,81 @@
+"""Every version that stands under infra/ is the lock's, and every image is one that carries what is run from it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from infra.manifests import INFRA, ROOT, documents, pods_of
+
+LOCKED = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE))
+(PYTHON,) = re.findall(r"--python-version (\S+)", (ROOT / "Makefile").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = f"{PROJECT['name']}:{PROJECT['version']}"
+TEXTS = [
+    path
+    for folder in (INFRA, ROOT / "docs")
+    for path in sorted(folder.rglob("*"))
+    if path.suffix in (".yaml", ".md", ".sh", ".ini") or path.name == "Dockerfile"
+]
+SPOKEN = re.compile(
+    r"\b(ray|rayVersion|mlflow|torch|python)(?:\[\w+\])?(?: version)?[ :=@]+v?(\d+(?:\.\d+)+)", re.IGNORECASE
+)
+
+
+def wanted(name: str) -> str:
+    name = name.lower().removesuffix("version")
+    return PYTHON if name == "python" else LOCKED[name]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_versions_are_the_locks(path: Path) -> None:
+    for name, version in SPOKEN.findall(path.read_text()):
+        assert version == wanted(name), f"{name} {version}"
+
+
+def test_there_are_versions_to_check() -> None:
+    found = {name.lower() for path in TEXTS for name, _ in SPOKEN.findall(path.read_text())}
+    assert {"rayversion", "python"} <= found
+    assert SPOKEN.findall("ray==1.2.3 python:3.1-slim rayVersion: 2.0.0 kuberay 1.7") == [
+        ("ray", "1.2.3"),
+        ("python", "3.1"),
+        ("rayVersion", "2.0.0"),
+    ]
+
+
+def images() -> dict[str, str]:
+    found = {
+        f"{name} {pod} {container['name']}": container["image"]
+        for name, document in documents().items()
+        for pod, template in pods_of(document)
+        for container in template["spec"]["containers"]
+    }
+    services = documents()["mlflow/compose.yaml"]["services"]
+    return found | {f"compose {name}": service["image"] for name, service in services.items()}
+
+
+@pytest.mark.parametrize("place", images())
+def test_images_are_ours_or_a_database_and_name_no_registry(place: str) -> None:
+    image = images()[place]
+    if "postgres" in place:
+        assert re.fullmatch(r"postgres:\d+", image)
+    else:
+        assert image == OURS
+
+
+def test_our_image_is_spoken_of_by_its_tag() -> None:
+    for path in TEXTS:
+        for tag in re.findall(r"longtail-sweeps:([\w.-]+)", path.read_text()):
+            assert tag == PROJECT["version"], path
+
+
+def test_one_database_everywhere() -> None:
+    assert len({image for place, image in images().items() if "postgres" in place}) == 1
+
+
+@pytest.mark.parametrize("package", ["ray", "mlflow", "torch", "flask-wtf", "psycopg-binary", "boto3"])
+def test_the_lock_has_what_the_image_runs(package: str) -> None:
+    """Ray, drivers, and MLflow's server with its logins, on PostgreSQL, with an object store."""
+    assert package in LOCKED

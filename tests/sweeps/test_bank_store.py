@@ -1,0 +1,96 @@
+"""Bank stores: a bank arrives whole, once a machine, and trouble is told without keys."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lt_train.errors import LongtailError, SpecError
+from lt_train.features.bank import open_bank
+from sweeps.bank_store import CACHE_VARIABLE, holds_keys, obtain, publish
+from sweeps.prepare import prepare
+from sweeps.spec import SweepSpec
+
+MakeSweep = Callable[..., SweepSpec]
+
+
+@pytest.fixture
+def bank(small_sweep: MakeSweep) -> Path:
+    path = prepare(small_sweep()).path
+    assert path is not None
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_from_a_shared_directory_a_bank_is_opened_where_it_lies(bank: Path, tmp_path: Path, cache: Path) -> None:
+    store = str(tmp_path / "shared")
+    publish(bank, store)
+    publish(bank, store)
+    found = obtain(bank.name, store)
+    assert found == tmp_path / "shared" / bank.name
+    assert contents(found) == contents(bank)
+    assert not cache.exists()
+
+
+def test_from_a_url_a_bank_is_fetched_once_however_many_ask(bank: Path, tmp_path: Path, cache: Path) -> None:
+    place = tmp_path / "store"
+    place.mkdir()
+    publish(bank, f"file://{place}")
+    publish(bank, f"file://{place}")
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(obtain(bank.name, f"file://{place}"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {cache / bank.name}
+    assert contents(found[0]) == contents(bank)
+    assert open_bank(found[0]).fingerprint == bank.name
+    (place / bank.name / "manifest.json").unlink()
+    assert obtain(bank.name, f"file://{place}") == found[0], "it is here already"
+
+
+def test_a_bank_whose_manifest_is_not_there_yet_is_not_there(bank: Path, tmp_path: Path, cache: Path) -> None:
+    place = tmp_path / "store"
+    place.mkdir()
+    publish(bank, f"file://{place}")
+    (place / bank.name / "manifest.json").unlink()
+    with pytest.raises(LongtailError, match=f"bank {bank.name[:12]} is not in file://"):
+        obtain(bank.name, f"file://{place}")
+    assert not (cache / bank.name).exists()
+
+
+def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(LongtailError, match="is that directory shared by all machines"):
+        obtain(bank.name, str(tmp_path / "nothing"))
+    with pytest.raises(LongtailError, match="the bank store nosuch://place cannot be written"):
+        publish(bank, "nosuch://place")
+
+
+@pytest.mark.parametrize(
+    "store",
+    ["s3://KEY:sesame@bucket/banks", "s3://sesame@bucket", "s3://bucket/banks?access_key=KEY&secret_key=sesame"],
+)
+def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) -> None:
+    assert holds_keys(store)
+    with pytest.raises(SpecError, match="must hold no keys, and got some") as refused:
+        small_sweep(backend={"kind": "ray", "bank_store": store})
+    assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize("store", ["s3://bucket/banks?region=eu-1", "gs://bucket", "/nfs/banks", "/nfs/a@b"])
+def test_other_addresses_have(store: str, small_sweep: MakeSweep) -> None:
+    assert not holds_keys(store)
+    assert small_sweep(backend={"kind": "ray", "bank_store": store}).backend.bank_store == store

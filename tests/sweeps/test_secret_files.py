@@ -1,0 +1,76 @@
+"""Secrets come out of files; what everybody can read is refused to hold them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lt_train.errors import UserError
+from sweeps.secret_files import FILES_VARIABLE, checked_environment, load_secret_files, secret_files
+
+
+def test_plain_variables_pass() -> None:
+    pairs = ["MLFLOW_TRACKING_USERNAME=ann", "OMP_NUM_THREADS=2", "EMPTY=", "X=a=b", "MONKEY=1", "AUTHOR=ann"]
+    assert checked_environment(pairs) == {
+        "MLFLOW_TRACKING_USERNAME": "ann",
+        "OMP_NUM_THREADS": "2",
+        "EMPTY": "",
+        "X": "a=b",
+        "MONKEY": "1",
+        "AUTHOR": "ann",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MLFLOW_TRACKING_PASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+        "API_KEY",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "db_pass",
+    ],
+)
+def test_secrets_are_refused_by_their_names_and_not_repeated(name: str) -> None:
+    with pytest.raises(UserError, match=rf"--env {name}: everybody .* --secret-file {name}=/path") as caught:
+        checked_environment([f"{name}=hunter2"])
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pair", ["NAME", "1NAME=x", "=x", "A B=x"])
+def test_no_pair_is_refused_without_its_value(pair: str) -> None:
+    with pytest.raises(UserError, match="--env takes NAME=VALUE"):
+        checked_environment([pair])
+
+
+def test_a_secret_is_read_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("hunter2\n")
+    other.write_text(" with space \n\n")
+    environment = secret_files([f"LT_TEST_ONE={one}", f"LT_TEST_OTHER={other}"])
+    assert "hunter2" not in str(environment)
+    for name in ("LT_TEST_ONE", "LT_TEST_OTHER"):
+        monkeypatch.delenv(name, raising=False)
+    load_secret_files(environment)
+    assert os.environ.pop("LT_TEST_ONE") == "hunter2"
+    assert os.environ.pop("LT_TEST_OTHER") == " with space \n"
+    assert secret_files([]) == {}
+    load_secret_files({})
+
+
+@pytest.mark.parametrize("pair", ["NAME", "NAME=relative", "NAME=", "A B=/x", "NAME=/a,b"])
+def test_what_is_no_file_of_the_cluster_is_refused(pair: str) -> None:
+    with pytest.raises(UserError, match="--secret-file takes NAME=/path of a file on the cluster"):
+        secret_files([pair])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(UserError, match=rf"the secret NAME cannot be read from {missing}: No such file"):
+        load_secret_files({FILES_VARIABLE: f"NAME={missing}"})
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="it is not text"):
+        load_secret_files({FILES_VARIABLE: f"NAME={tmp_path / 'binary'}"})
