@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -77,14 +78,7 @@ def resume(arguments: argparse.Namespace) -> int:
         ["resume", *(f"--allow-import={name}" for name in arguments.allow_import), f"{last.storage}/{last.sweep}"],
         sweep=last.sweep,
         storage=last.storage,
-        options=JobOptions(
-            environment={**kept, **options.environment},
-            ship_code=options.ship_code,
-            packages=options.packages,
-            image=options.image,
-            cpus=options.cpus,
-            gpus=options.gpus,
-        ),
+        options=replace(options, environment={**kept, **options.environment}),
         working_dir=None,
     )
     print(json.dumps({"job": again.id}) if arguments.json else f"resumed as job {again.id}")
@@ -243,13 +237,13 @@ def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
         while True:
             if seen is None or progress.model_dump(exclude={"at_ms"}) != seen.model_dump(exclude={"at_ms"}):
                 print(progress.model_dump_json() if as_json else as_line(progress), flush=True)
-            if progress.state in ("finished", "failed", "stopped"):
+            if progress.ended:
                 break
             time.sleep(POLL_SECONDS)
             seen, (progress, where) = progress, ask()
     else:
         with Live(as_table(progress, where=where), console=console, auto_refresh=False) as live:
-            while progress.state not in ("finished", "failed", "stopped"):
+            while not progress.ended:
                 time.sleep(POLL_SECONDS)
                 progress, where = ask()
                 live.update(as_table(progress, where=where), refresh=True)

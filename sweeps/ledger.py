@@ -155,7 +155,7 @@ class Ledger:
         }
         self._write(line)
         self.seconds["ledger"] += time.perf_counter() - start
-        return self._take(line)
+        return self._take(line, _records(line))
 
     def head(self, key: str) -> dict[str, torch.Tensor]:
         """A finished run's classifier, as `MethodSpec.classifier` takes it.
@@ -206,7 +206,7 @@ class Ledger:
     def _look_at_others(self) -> None:
         """Stop if another driver has begun a term; step over what one wrote that had lost its own."""
         others = term = 0
-        for line, end in _lines(self.path):
+        for line, _, end in _lines(self.path):
             term, others = max(term, line.get("term", 0)), end
         if term != self._term:
             raise LeaseLost(f"{self.path} is written by another driver; this one stops, and what it finished is kept")
@@ -214,14 +214,13 @@ class Ledger:
         self._end = others
 
     def _read(self) -> None:
-        for line, end in _lines(self.path):
+        for line, records, end in _lines(self.path):
             self._term, self._end = max(self._term, line.get("term", 0)), end
             if "pack" in line:
-                self._take(line)
+                self._take(line, records)
         os.ftruncate(self._file, self._end)
 
-    def _take(self, line: dict[str, Any]) -> list[Record]:
-        records = _records(line)
+    def _take(self, line: dict[str, Any], records: list[Record]) -> list[Record]:
         self.finished |= {record.key: record for record in records}
         self.seconds["train"] += line["seconds"]
         return records
@@ -236,11 +235,11 @@ def read_records(directory: Path) -> list[Record]:
     path = directory / "ledger.jsonl"
     if not path.exists():
         return []
-    return [record for line, _ in _lines(path) if "pack" in line for record in _records(line)]
+    return [record for _, records, _ in _lines(path) for record in records]
 
 
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The lines that count, each with where it ends; what a crash cut short, and what came too late, is left out."""
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
+    """The lines that count, with their records and where they end; what was cut short or came too late is left out."""
     term = end = 0
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not text.endswith(b"\n"):
@@ -249,8 +248,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
         try:
             line = json.loads(text)
             own = line.get("term", 0)
-            if "pack" in line:
-                _records(line)
+            records = _records(line) if "pack" in line else []
         except (ValueError, KeyError, TypeError, AttributeError):
             raise LongtailError(
                 f"{path}:{number}: this line is damaged; remove it to train its pack again, "
@@ -258,9 +256,9 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             ) from None
         if own >= term:
             term = own
-            yield line, end
+            yield line, records, end
         else:
-            yield {"term": own}, end  # of a driver that had lost its lease
+            yield {"term": own}, [], end  # of a driver that had lost its lease
 
 
 def _records(line: dict[str, Any]) -> list[Record]:

@@ -67,6 +67,11 @@ class Progress(BaseModel):
     started_ms: int = 0
     at_ms: int = 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of this attempt."""
+        return self.state in ("finished", "failed", "stopped")
+
 
 class Publisher:
     """Keeps a sweep's progress true where people look. May be called from any thread; never fails a sweep.

@@ -24,10 +24,12 @@ MakeSweep = Callable[..., SweepSpec]
 SECTIONS: dict[str, Any] = {"search": {"trials": 6}, "resources": {"lanes_per_pack": 2}}
 
 
-def run_on(world: World, spec: SweepSpec, *more: str, python_path: str = "") -> subprocess.CompletedProcess[str]:
+def run_on(
+    world: World, document: dict[str, Any], *more: str, python_path: str = "", timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """`lt-sweep run` on the cluster, from this machine."""
-    file = world.place / f"{spec.name}.yaml"
-    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    file = world.place / f"{document['name']}.yaml"
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
     environment = world.environment()
     environment["PYTHONPATH"] += python_path
     return subprocess.run(
@@ -36,7 +38,7 @@ def run_on(world: World, spec: SweepSpec, *more: str, python_path: str = "") -> 
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=timeout,
     )
 
 
@@ -55,7 +57,7 @@ def test_three_nodes_come_to_what_one_comes_to_run_for_run(
     ]
     backend = {"kind": "ray", "bank_store": bank_store}
     spec = small_sweep(name=f"nodes-{store.replace(' ', '-')}", backend=backend, **SECTIONS)
-    done = run_on(world, spec)
+    done = run_on(world, spec.resolved())
     assert done.returncode == 0, done.stderr
     result, runs = expected
     found = Result.model_validate_json((Path(spec.storage) / spec.name / "result.json").read_text())
@@ -150,19 +152,9 @@ def test_a_lane_that_kills_its_worker_is_found_and_failed_alone(
         backend={"kind": "ray"},
     )
     document = {**spec.resolved(), "method": {"kind": "killer"}}
-    file = world.place / "killing.yaml"
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
-    environment = world.environment()
+    options = ("--allow-import", "killing", "--json")
     # Ray's workers are told by the driver where to look, as an installed package needs no telling.
-    environment["PYTHONPATH"] += f":{killer}"
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli", "run", str(file), "--allow-import", "killing", "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    done = run_on(world, document, *options, python_path=f":{killer}", timeout=400)
     assert done.returncode == 0, done.stderr
     trials = json.loads(done.stdout)["trials"]
     rates = {trial["params"]["method.lr"]: trial["seeds"][0]["failure"] for trial in trials}
@@ -174,12 +166,5 @@ def test_a_lane_that_kills_its_worker_is_found_and_failed_alone(
     status = json.loads((tmp_path / "runs" / "killing" / "progress.json").read_text())
     assert status["trials_failed"] == len(deadly)
     assert status["packs_failed"] >= 3
-    again = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli", "run", str(file), "--allow-import", "killing", "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    again = run_on(world, document, *options, python_path=f":{killer}", timeout=100)
     assert json.loads(again.stdout)["trials"] == trials, "nothing is tried again"
