@@ -8,44 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from support.features import write_features
 from support.world import World, a_world
 
 from sweeps.spec import SweepSpec, load_resolved
 
-CLASS_COUNTS = (130, 80, 40, 21, 12, 6)
-
 
 @pytest.fixture(scope="session")
 def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An npz as a user would bring it: two training views, a mirrored test view, a stage-1 head."""
-    rng = np.random.default_rng(7)
-    classes, dim = len(CLASS_COUNTS), 12
-    centers = rng.normal(size=(classes, dim))
-
-    def draw(counts: tuple[int, ...], views: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.repeat(np.arange(classes), counts)
-        features = centers[labels][None] + 1.3 * rng.normal(size=(views, len(labels), dim))
-        return features.astype(np.float32), labels
-
-    train, test, val = draw(CLASS_COUNTS, 2), draw((50,) * classes, 2), draw((15,) * classes, 1)
-    # A head that favours large classes, as stage 1 leaves it.
-    weight = (0.5 * centers).astype(np.float32)
-    bias = np.log(np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)).astype(np.float32)
-    path = tmp_path_factory.mktemp("features") / "small.npz"
-    np.savez(
-        path,
-        train_features=train[0],
-        train_labels=train[1],
-        test_features=test[0],
-        test_labels=test[1],
-        val_features=val[0],
-        val_labels=val[1],
-        weight=weight,
-        bias=bias,
-    )
-    return path
+    """What `write_features` writes, once."""
+    return write_features(tmp_path_factory.mktemp("features") / "small.npz")
 
 
 @pytest.fixture
@@ -86,7 +59,7 @@ def local_ray() -> Iterator[str]:
     """The address of one local Ray for all tests that only need some Ray; this process has joined it."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

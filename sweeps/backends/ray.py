@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -75,6 +76,12 @@ class RayBackend(BackendSpec):
         os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are told, and dealt with, in fewer words
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        with contextlib.redirect_stdout(
+            sys.stderr
+        ):  # Ray prints what its nodes report; standard output is the result's
+            self._train(bank, source, cpus, gpus)
+
+    def _train(self, bank: FeatureBank, source: PackSource, cpus: int, gpus: float) -> None:
         import ray
 
         started = not ray.is_initialized()
@@ -286,7 +293,7 @@ def _searcher(source: PackSource) -> Any:
             try:
                 outcome = ray.get(result["outcome"][0])
             except ray.exceptions.RayError as lost:  # its machine died when it was done and not yet fetched
-                outcome = StorageError(f"its results were lost: {_first_line(lost)}")
+                outcome = StorageError(f"its results were lost: {_in_a_line(lost)}")
             self.take(pack, outcome, result["seconds"])
 
         def take(self, pack: Any, outcome: Any, seconds: float) -> None:
@@ -335,28 +342,47 @@ def _error_listener(searcher: Any) -> Any:
                     error = cloudpickle.loads(pickled)
                 except Exception:  # of a class that this process does not have: as good as not known
                     error = None
-            searcher.failed(trial.trial_id, _first_line(error), own=_own_fault(error))
+            why = _in_a_line(error)
+            if getattr(error, "actor_init_failed", False) and why.startswith(("ModuleNotFoundError", "ImportError")):
+                searcher.error = searcher.error or UserError(
+                    f"a worker could not be started: {why}; every node needs the same packages as the driver, those "
+                    "that --allow-import names with them (`lt-sweep submit --ship-code` brings them)"
+                )
+            searcher.failed(trial.trial_id, why, own=_own_fault(error))
 
     return ErrorListener()
 
 
 def _own_fault(error: Any) -> bool:
-    """Whether a pack's own process is to blame, and not the machine under it or the start of a worker on it."""
+    """Whether a pack's own process is to blame, and not the machine under it or the start of a worker on it.
+
+    Ray says that a worker's process died when its raylet has seen it die. When the raylet dies too, the actor is
+    "unavailable" or its node is dead.
+    """
     from ray import exceptions
 
-    if isinstance(error, exceptions.RayActorError):
-        on_the_machine = ("node", "preempted", "unschedulable")
-        text = str(error).lower()
-        return not (error.actor_init_failed or error.preempted or any(word in text for word in on_the_machine))
-    machines = (exceptions.ObjectLostError, exceptions.NodeDiedError, exceptions.RaySystemError)
+    if isinstance(error, exceptions.ActorDiedError):
+        return _PROCESS_DIED in str(error)
+    machines = (
+        exceptions.RayActorError,
+        exceptions.ObjectLostError,
+        exceptions.NodeDiedError,
+        exceptions.RaySystemError,
+    )
     return error is not None and not isinstance(error, machines)
 
 
-def _first_line(error: Any) -> str:
+_PROCESS_DIED = "worker process has died"
+
+
+def _in_a_line(error: Any) -> str:
     """What went wrong, in a line: of an exception in a worker its own words, which come last."""
     from ray import exceptions
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error is None or not lines:
         return "Tune does not say why"
-    return lines[-1] if isinstance(error, exceptions.RayTaskError) else lines[0]
+    if isinstance(error, exceptions.ActorDiedError) and _PROCESS_DIED in str(error):
+        return "its worker process died: it crashed or was killed, as when memory runs out"
+    in_python = isinstance(error, exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
+    return lines[-1] if in_python else lines[0]

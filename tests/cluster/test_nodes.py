@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from support.ledgers import pack_lines, runs_by_key
+from support.workers import in_a_pack
 from support.world import World
 
 import sweeps
@@ -25,16 +26,14 @@ SECTIONS: dict[str, Any] = {"search": {"trials": 6}, "resources": {"lanes_per_pa
 
 
 def run_on(
-    world: World, document: dict[str, Any], *more: str, python_path: str = "", timeout: float = 300
+    world: World, document: dict[str, Any], *more: str, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """`lt-sweep run` on the cluster, from this machine."""
     file = world.place / f"{document['name']}.yaml"
     file.write_text(yaml.safe_dump(document, sort_keys=False))
-    environment = world.environment()
-    environment["PYTHONPATH"] += python_path
     return subprocess.run(
         [sys.executable, "-m", "sweeps.cli", "run", str(file), *more],
-        env=environment,
+        env=world.environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -89,7 +88,7 @@ def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, 
             time.sleep(0.1)
         late.start()
         while driver.poll() is None:
-            took_part = took_part or any("PackTrainable" in title(process) for process in late.processes())
+            took_part = took_part or any(in_a_pack(late.processes()))
             time.sleep(0.05)
     finally:
         driver.kill()
@@ -100,14 +99,6 @@ def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, 
     result = Result.model_validate_json((Path(spec.storage) / spec.name / "result.json").read_text())
     assert result.winner == undisturbed.winner
     assert result.trials == undisturbed.trials
-
-
-def title(process: psutil.Process) -> str:
-    """Ray shows in it which method a worker is in."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 KILLER = '''
@@ -130,18 +121,19 @@ class Killer(TrainedMethod):
 
 
 @pytest.fixture
-def killer(tmp_path: Path) -> Path:
-    """A package with a method that kills workers."""
-    package = tmp_path / "plugins" / "killing"
+def killer(world: World) -> Iterator[str]:
+    """A package with a method that kills workers, installed on every node."""
+    package = world.plugins / "killing"
     (package / "methods").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "methods" / "__init__.py").touch()
     (package / "methods" / "killer.py").write_text(KILLER)
-    return package.parent
+    yield package.name
+    shutil.rmtree(package)
 
 
 def test_a_lane_that_kills_its_worker_is_found_and_failed_alone(
-    small_sweep: MakeSweep, world: World, killer: Path, tmp_path: Path
+    small_sweep: MakeSweep, world: World, killer: str, tmp_path: Path
 ) -> None:
     """Of six trials in one pack, those above a rate: each is reported failed, and the others are trained."""
     spec = small_sweep(
@@ -152,9 +144,8 @@ def test_a_lane_that_kills_its_worker_is_found_and_failed_alone(
         backend={"kind": "ray"},
     )
     document = {**spec.resolved(), "method": {"kind": "killer"}}
-    options = ("--allow-import", "killing", "--json")
-    # Ray's workers are told by the driver where to look, as an installed package needs no telling.
-    done = run_on(world, document, *options, python_path=f":{killer}", timeout=400)
+    options = ("--allow-import", killer, "--json")
+    done = run_on(world, document, *options, timeout=400)
     assert done.returncode == 0, done.stderr
     trials = json.loads(done.stdout)["trials"]
     rates = {trial["params"]["method.lr"]: trial["seeds"][0]["failure"] for trial in trials}
@@ -166,5 +157,5 @@ def test_a_lane_that_kills_its_worker_is_found_and_failed_alone(
     status = json.loads((tmp_path / "runs" / "killing" / "progress.json").read_text())
     assert status["trials_failed"] == len(deadly)
     assert status["packs_failed"] >= 3
-    again = run_on(world, document, *options, python_path=f":{killer}", timeout=100)
+    again = run_on(world, document, *options, timeout=100)
     assert json.loads(again.stdout)["trials"] == trials, "nothing is tried again"

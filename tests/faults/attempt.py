@@ -7,7 +7,6 @@ is compared with that of an undisturbed sweep, field for field.
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -17,12 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import yaml
 from support.world import World
 
-__all__ = ["Attempt", "Count", "write_features"]
+__all__ = ["Attempt", "Count"]
 
 TRIALS, SEEDS, FINALISTS = 12, 2, 2
 MLFLOW_RUNS = 1 + 2 + TRIALS + FINALISTS
@@ -30,25 +28,6 @@ MLFLOW_RUNS = 1 + 2 + TRIALS + FINALISTS
 
 TRIES = 6
 """How often a driver that failed is started again, as a job's retries do."""
-
-
-def write_features(path: Path) -> None:
-    """Features of six long-tailed classes, as a user would bring them."""
-    rng = np.random.default_rng(7)
-    counts, dim = (130, 80, 40, 21, 12, 6), 12
-    centers = rng.normal(size=(len(counts), dim))
-
-    def draw(per_class: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.repeat(np.arange(len(per_class)), per_class)
-        noise = 1.3 * rng.normal(size=(1, len(labels), dim))
-        return (centers[labels][None] + noise).astype(np.float32), labels
-
-    arrays: dict[str, Any] = {}
-    for name, per_class in (("train", counts), ("val", (15,) * 6), ("test", (50,) * 6)):
-        arrays[f"{name}_features"], arrays[f"{name}_labels"] = draw(per_class)
-    arrays["weight"] = (0.5 * centers).astype(np.float32)
-    arrays["bias"] = np.log(np.array(counts) / sum(counts)).astype(np.float32)
-    np.savez(path, **arrays)
 
 
 @dataclass
@@ -235,13 +214,3 @@ class Attempt:
         )
         found: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
         return found
-
-
-def worker_processes() -> list[int]:
-    """Ids of Ray workers that are in a pack now: Ray shows the running method in the process title."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "uids"]):
-        title = " ".join(process.info["cmdline"] or [])
-        if process.info["uids"] and process.info["uids"].real == os.getuid() and title.startswith("ray::"):
-            found += [process.pid] if "PackTrainable.train" in title else []
-    return found

@@ -7,13 +7,13 @@ A row is a function that is called while packs are trained; when it returns the 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from attempt import Attempt, worker_processes
+import psutil
+from attempt import Attempt
+from support.workers import in_a_pack
 from support.world import SmallDisk
 
 __all__ = ["ROWS", "Row"]
@@ -25,9 +25,9 @@ def worker_process_killed(attempt: Attempt) -> None:
     """A worker process dies in a pack."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for process in worker_processes()[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        for process in in_a_pack():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
                 return
         time.sleep(0.02)
     raise RuntimeError("no worker was in a pack for 30 s")

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attempt import Attempt, Count, write_features
+from attempt import Attempt, Count
 from rows import DISKS, ROWS
+from support.features import write_features
 from support.world import ROOT, SmallDisk, World
 
 __all__ = ["Table"]
@@ -24,8 +25,7 @@ class Table:
 
     def __init__(self, world: World, seed: int) -> None:
         self.world, self.chance, self.seed = world, random.Random(seed), seed
-        self.features = world.place / "features.npz"
-        write_features(self.features)
+        self.features = write_features(world.place / "features.npz")
         self.counts: dict[str, list[Count]] = {}
         self.expected = self._undisturbed()
 

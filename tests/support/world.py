@@ -103,7 +103,11 @@ class SmallDisk:
 
 
 class World:
-    """Three Ray nodes, of which two take packs, and everything a team has beside them."""
+    """Three Ray nodes, of which two take packs, and everything a team has beside them.
+
+    Attributes:
+        plugins: where a package lies that is installed on every node.
+    """
 
     def __init__(self, place: Path, workers: int = 2) -> None:
         self.place = place
@@ -113,11 +117,16 @@ class World:
         self.mlflow.hosts = (f"127.0.0.1:{self.proxy.port}",)
         self.mlflow.backend, self.mlflow.artifacts = self.postgres.uri, f"s3://{self.s3.bucket}/mlflow"
         self.mlflow.store_environment = self.s3.client_environment()
+        self.plugins = place / "plugins"
         self.workers = [self.worker(number) for number in range(workers)]
 
     def worker(self, number: int) -> RayWorker:
         """A node that takes one pack at a time; it is not started yet."""
-        environment = {"LT_SWEEP_CACHE": str(self.place / f"cache-{number}"), **self.s3.client_environment()}
+        environment = {
+            "LT_SWEEP_CACHE": str(self.place / f"cache-{number}"),
+            "PYTHONPATH": str(self.plugins),
+            **self.s3.client_environment(),
+        }
         return RayWorker(
             name=f"ray-worker-{number}", place=self.place, head=self.head, cpus=1, extra_environment=environment
         )
@@ -172,7 +181,7 @@ class World:
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
             # A driver whose head is gone ends in seconds, not in a minute.
             "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{self.plugins}",
         }
 
     @property

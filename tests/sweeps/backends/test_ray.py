@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.ledgers import runs_by_key
+from support.workers import in_a_pack
 
 import sweeps
 from lt_train.errors import LongtailError, UserError
@@ -22,17 +23,6 @@ from sweeps.backends.base import backend_kinds
 from sweeps.backends.ray import _check_room
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
-
-
-def training_workers() -> list[int]:
-    """Process ids of Ray workers that are in a pack right now: Ray shows the running method in the process title."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            title = (process / "cmdline").read_bytes()
-            if title.startswith(b"ray::") and b"Trainable.train" in title:
-                found.append(int(process.name))
-    return found
 
 
 def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
@@ -45,10 +35,11 @@ def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
     def kill_one() -> None:
         deadline = time.monotonic() + 120
         while not killed and time.monotonic() < deadline:
-            for process in training_workers()[:1]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-                    killed.append(process)
+            for process in in_a_pack():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    killed.append(process.pid)
+                    break
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill_one)
@@ -94,6 +85,19 @@ def test_of_a_pack_that_crashes_on_ray_the_source_hears_why_and_that_it_is_to_bl
     assert name == "hopeless"
     assert why.startswith("AttributeError: 'str' object has no attribute")
     assert own
+
+
+def test_workers_that_cannot_import_what_the_driver_can_end_the_sweep_at_once(
+    small_sweep: Callable[..., SweepSpec], local_ray: str, monkeypatch: pytest.MonkeyPatch
+):
+    elsewhere = types.ModuleType("only_the_driver_has_it")
+    exec("class Run: pass", elsewhere.__dict__)
+    monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
+    ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
+    source = OnePack((elsewhere.Run(),), EpochRule())
+    with pytest.raises(UserError, match=r"a worker could not be started: .*only_the_driver_has_it.*every node needs"):
+        ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
+    assert source.failures == []
 
 
 def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str):
