@@ -19,6 +19,7 @@ from rich.table import Table
 
 from lt_train.errors import SpecError, UserError
 from lt_train.storage import writing
+from sweeps.moments import shown_duration
 
 if TYPE_CHECKING:
     from sweeps.result import Result
@@ -48,7 +49,6 @@ def validate(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """What a sweep comes to."""
     from sweeps import plan as planning
-    from sweeps.report.progress import duration
     from sweeps.sizes import shown_size
     from sweeps.spec import load_sweep
 
@@ -75,7 +75,7 @@ def plan(arguments: argparse.Namespace) -> int:
         ("memory a pack", f"{shown_size(planned.pack_bytes)} beside the bank, for the largest"),
         (
             "re-training",
-            f"about {duration(planned.train_seconds)} on one worker of this machine "
+            f"about {shown_duration(planned.train_seconds)} on one worker of this machine "
             f"({spec.resources.cpus_per_pack} CPU a pack); stage 1 and features come before it",
         ),
         ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),

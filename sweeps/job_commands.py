@@ -28,6 +28,7 @@ from sweeps.bundle import bundled
 from sweeps.directory import leases, load_spec
 from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
+from sweeps.moments import shown_moment
 from sweeps.report.progress import as_line, as_table
 from sweeps.secret_files import checked_environment, secret_files
 from sweeps.status import Progress, last_printed, read_progress, without_progress
@@ -145,7 +146,7 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*(_clock(value) if name == "started_ms" else str(value) for name, value in row.items()))
+        table.add_row(*(_shown(name, value) for name, value in row.items()))
     Console().print(table)
     return 0
 
@@ -273,5 +274,7 @@ def _last_words(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _clock(at_ms: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(str(at_ms)) / 1000)) if at_ms else ""
+def _shown(name: str, value: object) -> str:
+    if name == "started_ms":
+        return shown_moment(value) if isinstance(value, int) else ""
+    return str(value)

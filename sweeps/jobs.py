@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import shlex
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
+import lt_train
 from lt_train.errors import LongtailError, UserError
 from sweeps.status import JOB_VARIABLE
 
@@ -128,7 +128,7 @@ class Cluster:
             runtime_env["image_uri"] = options.image
         elif working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
-        modules = [str(path) for path in (*(_own_packages() if options.ship_code else ()), *options.packages)]
+        modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         if modules:
             runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
         with self._asked():
@@ -238,7 +238,5 @@ def _job(details: Any) -> Job:
     )
 
 
-def _own_packages() -> Iterator[Path]:
-    for name in ("lt_train", "sweeps"):
-        module = sys.modules.get(name) or __import__(name)
-        yield Path(str(module.__file__)).parent
+def _own_packages() -> list[str]:
+    return [str(Path(module).parent) for module in (lt_train.__file__, __file__) if module]

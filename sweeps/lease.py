@@ -23,6 +23,7 @@ from pathlib import Path
 
 from lt_train.errors import LongtailError, UserError
 from lt_train.storage import writing
+from sweeps.moments import shown_moment
 
 __all__ = ["Holder", "Lease", "LeaseLost", "held", "holder"]
 
@@ -179,7 +180,7 @@ def _wait_until_gone(directory: Path, name: str, number: int, other: Holder, tol
         UserError: it shows one.
     """
     alive = UserError(
-        f"sweep {name} is being run by {other.who}, since {_clock(other.since_ms)}; wait for it, or stop it with "
+        f"sweep {name} is being run by {other.who}, since {shown_moment(other.since_ms)}; wait for it, or stop it with "
         "`lt-sweep stop`"
     )
     if other.is_here():
@@ -293,7 +294,3 @@ def _born(process: int) -> str:
         return ""
     state, *rest = text.rpartition(")")[2].split()
     return "" if state == "Z" else rest[18]
-
-
-def _clock(at_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ms / 1000))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.table import Table
 
+from sweeps.moments import shown_duration, shown_moment
 from sweeps.status import Progress
 
-__all__ = ["as_line", "as_table", "duration"]
+__all__ = ["as_line", "as_table"]
 
 
 def as_table(progress: Progress, *, where: str = "") -> Table:
@@ -45,7 +44,7 @@ def _rows(progress: Progress, where: str) -> list[tuple[str, str]]:
         best = progress.best
         rows.append(("best", f"{best.protocol} {100 * best.objective:.2f} % at {best.trial}"))
     if progress.state == "running" and progress.runs_per_second:
-        left = "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
+        left = "" if progress.seconds_left is None else f", about {shown_duration(progress.seconds_left)} left"
         rows.append(("rate", f"{progress.runs_per_second:.3g} runs/s{left}"))
     if progress.packs_lost or progress.packs_failed:
         lost = f"{progress.packs_lost} lost with their machines, {progress.packs_failed} failed; tried again"
@@ -57,12 +56,5 @@ def _rows(progress: Progress, where: str) -> list[tuple[str, str]]:
     if where:
         rows.append(("where", where))
     if progress.at_ms:
-        rows.append(("as of", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(progress.at_ms / 1000))))
+        rows.append(("as of", shown_moment(progress.at_ms)))
     return rows
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `3.5 minutes`, `12 hours`."""
-    if seconds < 120:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} minutes" if seconds < 7200 else f"{seconds / 3600:.2g} hours"
