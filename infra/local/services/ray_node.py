@@ -1,0 +1,122 @@
+"""Ray nodes: the head with its job API, and those that take packs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from services.process import BIN, HOST, Service, free_port, secret
+
+__all__ = ["RayHead", "RayWorker"]
+
+
+@dataclass(kw_only=True, eq=False)
+class _RayNode(Service):
+    """A Ray node in the foreground, so that it dies with its process."""
+
+    cpus: int = 0
+    extra_environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def session(self) -> Path:
+        """A node's own, as on a machine of its own; short, because Unix sockets lie in it, whose paths are."""
+        return Path(tempfile.gettempdir()) / f"lt-ray-{os.getuid()}-{self.port}"
+
+    def scratch(self) -> list[Path]:
+        return [self.session]
+
+    @property
+    def token(self) -> Path:
+        return self.place / "ray.token"
+
+    def client_environment(self) -> dict[str, str]:
+        """What a driver or a job client needs to be let in."""
+        secret(self.token)
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            **self.client_environment(),
+            # A job's `python` is this one.
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_raylet_start_wait_time_s": "300",  # on a busy machine
+            # A machine that is gone is noticed in seconds, not in half a minute.
+            "RAY_health_check_initial_delay_ms": "2000",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "2000",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+            **self.extra_environment,
+        }
+
+    def _options(self) -> list[str]:
+        return ["--node-ip-address", HOST, "--num-cpus", str(self.cpus), "--disable-usage-stats", "--block"]
+
+
+@dataclass(kw_only=True, eq=False)
+class RayHead(_RayNode):
+    """The head: GCS, job API and dashboard; takes no packs (`cpus` 0)."""
+
+    name: str = "ray-head"
+    dashboard_port: int = field(default_factory=free_port)
+    object_store_bytes: int = 256 * 2**20
+
+    @property
+    def address(self) -> str:
+        """Of the cluster, for nodes and drivers."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Of the job API."""
+        return f"http://{HOST}:{self.dashboard_port}"
+
+    def command(self) -> Sequence[str]:
+        options = ["--head", "--port", str(self.port), "--object-store-memory", str(self.object_store_bytes)]
+        options += ["--dashboard-host", HOST, "--dashboard-port", str(self.dashboard_port)]
+        options += ["--temp-dir", str(self.session), "--ray-client-server-port", str(free_port())]
+        return [str(BIN / "ray"), "start", *options, *self._options()]
+
+    def is_up(self) -> bool:
+        """Whether the job API answers, be it only that it wants a token."""
+        try:
+            request = urllib.request.Request(f"{self.url}/api/jobs/")
+            request.add_header("Authorization", f"Bearer {secret(self.token)}")
+            with urllib.request.urlopen(request, timeout=2):
+                return True
+        except urllib.error.HTTPError as answer:
+            return answer.code in (401, 403)
+        except OSError:
+            return False
+
+
+@dataclass(kw_only=True, eq=False)
+class RayWorker(_RayNode):
+    """A node that takes packs."""
+
+    head: RayHead | None = None
+    object_store_bytes: int = 256 * 2**20
+
+    def command(self) -> Sequence[str]:
+        assert self.head is not None, "a worker joins a head"
+        options = ["--address", self.head.address, "--object-store-memory", str(self.object_store_bytes)]
+        options += ["--temp-dir", str(self.session)]
+        return [str(BIN / "ray"), "start", *options, *self._options()]
+
+    def is_up(self) -> bool:
+        """Whether its raylet runs; that the head knows it is seen when it is given work."""
+        return any("raylet" in " ".join(_command_line(process)) for process in self.processes())
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline()[:1])
+    return []

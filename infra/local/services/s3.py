@@ -1,0 +1,46 @@
+"""An S3-compatible store, for MLflow's artifacts and for banks."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.process import BIN, HOST, Service
+
+__all__ = ["S3Store"]
+
+
+@dataclass(kw_only=True, eq=False)
+class S3Store(Service):
+    """An S3-compatible store in memory (moto), with one bucket. What it holds is gone when it ends."""
+
+    name: str = "s3"
+    bucket: str = "sweeps"
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def client_environment(self) -> dict[str, str]:
+        """What a client needs to be led here; the store takes any key."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "MLFLOW_S3_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def command(self) -> Sequence[str]:
+        return [str(BIN / "moto_server"), "-H", HOST, "-p", str(self.port)]
+
+    def wait(self, lives: Callable[[], bool] = lambda: True) -> None:
+        super().wait(lives)
+        request = urllib.request.Request(
+            f"{self.url}/{self.bucket}",
+            method="PUT",
+            headers={"Authorization": "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/s3/aws4_request"},
+        )
+        with urllib.request.urlopen(request, timeout=10):
+            return
