@@ -42,7 +42,7 @@ def main() -> int:
             for row in given.rows:
                 for number in range(given.repeats):
                     count = table.run(row)
-                    verdict = "sound" if count.sound else f"NOT SOUND: {count}"
+                    verdict = "sound" if count.sound else f"NOT SOUND: {count.note or count}"
                     print(f"{row}, {number + 1} of {given.repeats}: {count.seconds} s, {verdict}", flush=True)
     document = table.document()
     out = given.out or (HERE / "latest.json" if set(given.rows) == set(ROWS) else None)

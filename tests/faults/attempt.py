@@ -109,10 +109,15 @@ class Attempt:
             **changed,
         }
 
+    @property
+    def log(self) -> Path:
+        """What its drivers have said."""
+        return self.world.place / "logs" / f"{self.name}.log"
+
     def start(self) -> None:
         """Start a driver, or start it again."""
         self.drivers += 1
-        log = (self.world.place / "logs" / f"{self.name}.log").open("ab")
+        log = self.log.open("ab")
         self.driver = subprocess.Popen(
             [sys.executable, "-m", "sweeps.cli", "run", str(self.file), "--json"],
             env=self.world.environment(),

@@ -45,11 +45,16 @@ class Table:
             DISKS[cache].fill()
         attempt = Attempt(self.world, name, storage, self.features, self.chance, bank_store)
         begin = time.monotonic()
-        attempt.start()
-        attempt.wait_for_a_moment()
-        ROWS[row](attempt)
-        attempt.finish()
-        count = attempt.count(self.expected, time.monotonic() - begin)
+        try:
+            attempt.start()
+            attempt.wait_for_a_moment()
+            ROWS[row](attempt)
+            attempt.finish()
+            count = attempt.count(self.expected, time.monotonic() - begin)
+        except Exception as error:
+            attempt.kill_driver()
+            said = attempt.log.read_text(errors="replace")[-3000:]
+            count = Count(drivers=attempt.drivers, note=f"{type(error).__name__}: {error}; its drivers said:\n{said}")
         self.counts[row].append(count)
         if row == "node added":
             self.world.workers.pop().stop()
