@@ -32,7 +32,7 @@ class Table:
     def run(self, row: str) -> Count:
         """Try a row once, and mend the world."""
         number = len(self.counts.setdefault(row, []))
-        name = "".join(letter if letter.isalnum() else "-" for letter in row.lower()) + f"-{number}"
+        name = "fault-" + "".join(letter if letter.isalnum() else "-" for letter in row.lower()) + f"-{number}"
         storage, bank_store = self.world.place / "storage", None
         if row == "disk full on driver":
             storage = self.world.place / f"small-{number}"
