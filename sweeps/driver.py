@@ -88,7 +88,7 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
             stopped = isinstance(error, KeyboardInterrupt)
             publisher.update(state="stopped" if stopped else "failed", note="" if stopped else str(error))
             raise
-        publisher.update(state="finished", seconds_left=0.0, tracking_behind=0)
+        publisher.update(state="finished", seconds_left=0.0, tracking_behind=0, tracking_trouble="")
         return result
 
 

@@ -63,6 +63,7 @@ class Progress(BaseModel):
     packs_lost: int = Field(default=0, description="tried again because their machine died")
     packs_failed: int = Field(default=0, description="tried again, or cut, because their process died")
     tracking_behind: int = Field(default=0, description="finished trials that tracking does not show yet")
+    tracking_trouble: str = Field(default="", description="why, where the last call to it failed")
     driver: str = ""
     started_ms: int = 0
     at_ms: int = 0

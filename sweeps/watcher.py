@@ -89,4 +89,5 @@ class Watcher:
             packs_lost=self.schedule.retries.lost,
             packs_failed=self.schedule.retries.failures,
             tracking_behind=self.tracker.behind,
+            tracking_trouble=self.tracker.why_behind,
         )

@@ -50,7 +50,8 @@ def _rows(progress: Progress, where: str) -> list[tuple[str, str]]:
         lost = f"{progress.packs_lost} lost with their machines, {progress.packs_failed} failed; tried again"
         rows.append(("packs", lost))
     if progress.tracking_behind:
-        rows.append(("tracking", f"{progress.tracking_behind} trials behind"))
+        why = f", tried again: {progress.tracking_trouble}" if progress.tracking_trouble else ""
+        rows.append(("tracking", f"{progress.tracking_behind} trials behind{why}"))
     if progress.note:
         rows.append(("note", progress.note))
     if where:

@@ -61,6 +61,14 @@ class PatientTracker:
         """Trials that are not shown yet."""
         return len(self._backlog)
 
+    @property
+    def why_behind(self) -> str:
+        """What went wrong last, in a line; empty when all went well since."""
+        trouble = self.trouble
+        if trouble is None:
+            return ""
+        return next((line for line in str(trouble).splitlines() if line), type(trouble).__name__)[:200]
+
     def log_trial(self, card: TrialCard) -> None:
         """Show a finished trial when there is time; returns at once."""
         self._backlog.append(card)

@@ -7,6 +7,7 @@ PostgreSQL. One row: `--rows "node killed" --repeats 1`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -37,8 +38,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lt-faults-") as name:
         place = Path(name)
         place.chmod(0o711)  # PostgreSQL's own user passes through
-        with a_world(place) as world:
-            table = Table(world, given.seed)
+        with a_world(place) as world, contextlib.closing(Table(world, given.seed)) as table:
             for row in given.rows:
                 for number in range(given.repeats):
                     count = table.run(row)
@@ -55,7 +55,19 @@ def main() -> int:
 
 def show(document: dict[str, object]) -> None:
     """The table, a line a row."""
-    names = ("row", "repeats", "runs", "lost", "twice", "doubled", "missing", "left_running", "same_winner", "drivers")
+    names = (
+        "row",
+        "repeats",
+        "runs",
+        "lost",
+        "twice",
+        "doubled",
+        "missing",
+        "left_running",
+        "same_winner",
+        "felt",
+        "drivers",
+    )
     table = RichTable(*names, title="fault table")
     rows = document["rows"]
     assert isinstance(rows, list)

@@ -10,6 +10,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from typing import Any
 import psutil
 import yaml
 from support.world import World
+
+from sweeps.status import read_progress
 
 __all__ = ["Attempt", "Count"]
 
@@ -32,7 +35,20 @@ TRIES = 6
 
 @dataclass
 class Count:
-    """What one disturbed sweep came to; every number but `runs` should be 0."""
+    """What one disturbed sweep came to; all from `lost` to `left_running` should be 0.
+
+    Attributes:
+        runs: finished, as the ledger has it.
+        lost: finished at some moment, and not there or not the same in the end.
+        twice: trained again though they were finished.
+        doubled: MLflow runs that there are two of.
+        missing: MLflow runs that there should be.
+        left_running: MLflow runs that nobody closed.
+        drivers: how many it took.
+        felt: whether the fault left a trace: a driver more, a pack that was lost or failed, a call to tracking that
+            failed, a node that took a pack. A fault in a moment when nobody needs the part is not felt.
+        note: the error, if it came to nothing.
+    """
 
     runs: int = 0
     lost: int = 0
@@ -43,6 +59,7 @@ class Count:
     same_winner: bool = False
     same_trials: bool = False
     drivers: int = 0
+    felt: bool = False
     seconds: float = 0.0
     note: str = ""
 
@@ -60,6 +77,7 @@ class Attempt:
     Attributes:
         chance: where the moment of the fault comes from.
         seen: every run that was in the ledger at some moment, by key.
+        felt: whether the fault left a trace so far.
     """
 
     world: World
@@ -71,6 +89,7 @@ class Attempt:
     driver: subprocess.Popen[bytes] | None = None
     drivers: int = 0
     seen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    felt: bool = False
 
     @property
     def directory(self) -> Path:
@@ -125,6 +144,16 @@ class Attempt:
             stderr=log,
             cwd=self.world.place,
         )
+        threading.Thread(target=self._feel, args=(self.driver,), daemon=True).start()
+
+    def _feel(self, driver: subprocess.Popen[bytes]) -> None:
+        """Watch what the driver shows of its troubles, as long as it lives."""
+        while driver.poll() is None:
+            progress = read_progress(self.directory)
+            if progress is not None:
+                trouble = progress.packs_lost + progress.packs_failed
+                self.felt = self.felt or trouble > 0 or progress.tracking_trouble != ""
+            time.sleep(0.2)
 
     def wait_for_a_moment(self, timeout: float = 120.0) -> None:
         """Return at a moment of chance while packs are trained; the driver must be alive then."""
@@ -202,6 +231,7 @@ class Attempt:
             same_winner=result["winner"] == expected["winner"],
             same_trials=result["trials"] == expected["trials"],
             drivers=self.drivers,
+            felt=self.felt or self.drivers > 1,
             seconds=round(seconds, 1),
         )
 

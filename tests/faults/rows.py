@@ -43,6 +43,10 @@ def node_added(attempt: Attempt) -> None:
     world = attempt.world
     world.workers.append(world.worker(len(world.workers)))
     world.workers[-1].start()
+    assert attempt.driver is not None
+    while attempt.driver.poll() is None and not attempt.felt:
+        attempt.felt = any(in_a_pack(world.workers[-1].processes()))
+        time.sleep(0.02)
 
 
 def driver_killed(attempt: Attempt) -> None:

@@ -61,6 +61,11 @@ class Table:
         self.world.mend()
         return count
 
+    def close(self) -> None:
+        """Unmount what was mounted."""
+        while DISKS:
+            DISKS.popitem()[1].close()
+
     def document(self) -> dict[str, Any]:
         """What `latest.json` holds: a line a row, and every repeat behind it."""
         rows = []
@@ -75,6 +80,7 @@ class Table:
                     "missing": sum(count.missing for count in counts),
                     "left_running": sum(count.left_running for count in counts),
                     "same_winner": sum(count.same_winner and count.same_trials for count in counts),
+                    "felt": sum(count.felt for count in counts),
                     "runs": sum(count.runs for count in counts),
                     "drivers": sum(count.drivers for count in counts),
                     "seconds": [count.seconds for count in counts],

@@ -41,6 +41,7 @@ HALF = Progress(
     packs_lost=1,
     packs_failed=2,
     tracking_behind=3,
+    tracking_trouble="nobody is there",
     note="a note",
     at_ms=1_700_000_000_000,
 )
@@ -144,7 +145,7 @@ def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
         "val acc_all 81.25 % at los d=0.9",
         "2.5 runs/s, about 10 s left",
         "1 lost with their machines, 2 failed; tried again",
-        "3 trials behind",
+        "3 trials behind, tried again: nobody is there",
         "a note",
         "runs/half",
     ):

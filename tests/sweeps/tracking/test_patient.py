@@ -92,10 +92,12 @@ def test_a_server_that_comes_back_is_told_all_of_it(server: Server) -> None:
     while tracker.trouble is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert isinstance(tracker.trouble, ConnectionError)
+    assert tracker.why_behind == "nobody is there"
     server.away = False
     assert tracker.finish({}, NOWHERE, None)
     assert server.told == ["connected", "t0", "t1", "finished"]
     assert tracker.trouble is None
+    assert tracker.why_behind == ""
     assert server.attempts == 1 + 4, "left alone for a while after it did not answer"
 
 
