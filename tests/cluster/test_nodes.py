@@ -89,7 +89,7 @@ def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, 
         late.start()
         while driver.poll() is None:
             took_part = took_part or any(in_a_pack(late.processes()))
-            time.sleep(0.05)
+            time.sleep(0.3)
     finally:
         driver.kill()
         driver.wait()

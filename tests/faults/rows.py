@@ -46,7 +46,7 @@ def node_added(attempt: Attempt) -> None:
     assert attempt.driver is not None
     while attempt.driver.poll() is None and not attempt.felt:
         attempt.felt = any(in_a_pack(world.workers[-1].processes()))
-        time.sleep(0.02)
+        time.sleep(0.3)  # looking through all processes is work, and the sweep needs the cores
 
 
 def driver_killed(attempt: Attempt) -> None:
