@@ -15,6 +15,7 @@ __all__ = [
     "SpecError",
     "StorageError",
     "UserError",
+    "first_line",
 ]
 
 
@@ -56,3 +57,9 @@ class StorageError(LongtailError):
 
 class MemoryShort(LongtailError):
     """Memory ran out and smaller packs cannot help by themselves: change the pack size, or use another machine."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in a line: its first that is not empty, else the name of its class."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

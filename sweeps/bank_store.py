@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from lt_train.errors import LongtailError
+from lt_train.errors import LongtailError, first_line
+from lt_train.features.bank import MANIFEST
 from lt_train.storage import atomic_directory, writing
 from sweeps.secret_files import SECRET_NAME
 
@@ -25,8 +26,6 @@ __all__ = ["CACHE_VARIABLE", "holds_keys", "obtain", "publish"]
 
 CACHE_VARIABLE = "LT_SWEEP_CACHE"
 """Environment variable that names the directory where a machine keeps banks it has fetched."""
-
-MANIFEST = "manifest.json"
 
 
 def holds_keys(store: str) -> bool:
@@ -132,8 +131,7 @@ def _reached(store: str, doing: str) -> Iterator[None]:
     except LongtailError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LongtailError(f"the bank store {_shown(store)} cannot be {doing}: {text}") from error
+        raise LongtailError(f"the bank store {_shown(store)} cannot be {doing}: {first_line(error)}") from error
 
 
 def _shown(store: str) -> str:

@@ -21,6 +21,7 @@ from sweeps.spec import SweepSpec, load_resolved
 
 __all__ = [
     "CACHE",
+    "IDENTITY",
     "SweepDirectory",
     "check_name",
     "known_bank",
@@ -29,6 +30,9 @@ __all__ = [
     "open_directory",
     "running_spec",
 ]
+
+IDENTITY = "sweep.json"
+"""The file that makes a directory a sweep's."""
 
 CACHE = "cache"
 """Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
@@ -85,7 +89,7 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = Fals
             number += 1
         with writing(previous):
             path.rename(previous)
-    identity = path / "sweep.json"
+    identity = path / IDENTITY
     if identity.exists():
         known = _read(identity)
         way_out = "give this one another name, or start it over with --fresh (the old one is kept as .previous-N)"
@@ -128,7 +132,7 @@ def load_spec(path: Path) -> SweepSpec:
         UserError: this is not a sweep directory.
     """
     path = path.expanduser().resolve()
-    identity = path / "sweep.json"
+    identity = path / IDENTITY
     if not identity.is_file():
         raise UserError(f"{path} is not a sweep directory: it has no sweep.json; start one with `lt-sweep run SPEC`")
     # The directory may have been moved: it is where it is, not where it was.
@@ -137,7 +141,7 @@ def load_spec(path: Path) -> SweepSpec:
 
 def known_bank(spec: SweepSpec) -> str | None:
     """The fingerprint of the bank that the sweep of this name was started on; None for one that was not."""
-    identity = Path(spec.storage) / spec.name / "sweep.json"
+    identity = Path(spec.storage) / spec.name / IDENTITY
     return str(_read(identity)["bank_fingerprint"]) if identity.exists() else None
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from lt_train.errors import LongtailError, UserError
 from lt_train.registry import ALLOWED_VARIABLE
 from sweeps.bundle import bundled
-from sweeps.directory import leases, load_spec
+from sweeps.directory import IDENTITY, leases, load_spec
 from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
@@ -132,7 +132,7 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
     else:
         rows = []
         storage = Path("runs") if arguments.storage is None else arguments.storage.expanduser()
-        for directory in sorted(storage.glob("*/sweep.json")):
+        for directory in sorted(storage.glob(f"*/{IDENTITY}")):
             progress, where = _directory_progress(directory.parent)
             rows.append(
                 {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
@@ -173,7 +173,7 @@ def stop(arguments: argparse.Namespace) -> int:
 
 def _cluster(arguments: argparse.Namespace) -> Cluster | None:
     """The cluster that is meant; None for this machine's disk."""
-    here = Path(getattr(arguments, "target", "")) / "sweep.json"
+    here = Path(getattr(arguments, "target", "")) / IDENTITY
     if arguments.address or (ADDRESS_VARIABLE in os.environ and not here.exists()):
         return Cluster(arguments.address)
     return None

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 import lt_train
-from lt_train.errors import LongtailError, UserError
+from lt_train.errors import LongtailError, UserError, first_line
 from sweeps.status import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "Cluster", "Job", "JobOptions"]
@@ -46,7 +46,6 @@ class Job:
     storage: str
     state: Literal["pending", "running", "succeeded", "failed", "stopped"]
     started_ms: int | None
-    ended_ms: int | None
     message: str
     environment: Mapping[str, str]
 
@@ -219,10 +218,7 @@ class Cluster:
                     f"the cluster at {self.address} wants a token, and did not take ours; set RAY_AUTH_MODE=token and "
                     "RAY_AUTH_TOKEN_PATH to the file that holds it (or RAY_AUTH_TOKEN)"
                 ) from None
-            text = str(error).strip().splitlines()
-            raise LongtailError(
-                f"the job API at {self.address} failed: {text[0] if text else type(error).__name__}"
-            ) from error
+            raise LongtailError(f"the job API at {self.address} failed: {first_line(error)}") from error
 
 
 def _job(details: Any) -> Job:
@@ -232,7 +228,6 @@ def _job(details: Any) -> Job:
         storage=details.metadata.get(STORAGE, ""),
         state=str(details.status.value).lower(),  # type: ignore[arg-type]
         started_ms=details.start_time,
-        ended_ms=details.end_time or None,
         message=details.message or "",
         environment=dict((details.runtime_env or {}).get("env_vars") or {}),
     )

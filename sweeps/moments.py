@@ -14,7 +14,9 @@ def shown_moment(at_ms: int) -> str:
 
 def shown_duration(seconds: float) -> str:
     """`40 s`, `3.5 minutes`, `12 hours`."""
-    amount, unit = (
-        (seconds, "s") if seconds < 120 else (seconds / 60, "minutes") if seconds < 7200 else (seconds / 3600, "hours")
-    )
+    amount, unit = seconds, "s"
+    if seconds >= 7200:
+        amount, unit = seconds / 3600, "hours"
+    elif seconds >= 120:
+        amount, unit = seconds / 60, "minutes"
     return f"{amount:.2g} {unit}" if amount < 10 else f"{amount:.0f} {unit}"

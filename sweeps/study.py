@@ -173,8 +173,8 @@ def search_sizes(spec: SweepSpec) -> list[tuple[Contestant, SearchSize]]:
         trials = spec.search.trials if points is None else min(spec.search.trials, points)
         seeds = len(_enough(contestant.method, tuple(range(spec.selection.seeds))))
         finalists = min(spec.selection.finalists, trials)
-        runs = {"search_runs": trials * seeds, "finalist_runs": finalists * seeds}
-        sizes.append((contestant, SearchSize(trials, finalists=finalists, **runs)))
+        size = SearchSize(trials, search_runs=trials * seeds, finalist_runs=finalists * seeds, finalists=finalists)
+        sizes.append((contestant, size))
     return sizes
 
 

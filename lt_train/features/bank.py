@@ -26,9 +26,12 @@ from lt_train.errors import BankError
 from lt_train.storage import atomic_directory, fingerprint, sha256_file
 from lt_train.tensor_file import write_tensors
 
-__all__ = ["FORMAT", "EvalSet", "FeatureBank", "Manifest", "bank_fingerprint", "open_bank", "write_bank"]
+__all__ = ["FORMAT", "MANIFEST", "EvalSet", "FeatureBank", "Manifest", "bank_fingerprint", "open_bank", "write_bank"]
 
 FORMAT = 1
+
+MANIFEST = "manifest.json"
+"""The file that makes a directory a bank; the last to be there."""
 
 
 class FileEntry(BaseModel):
@@ -254,7 +257,7 @@ def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Pat
             notes=list(bank.notes),
             files=entries,
         ).sealed()
-        (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+        (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return path
 
 
@@ -293,7 +296,7 @@ def open_bank(path: Path) -> FeatureBank:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    file = path / "manifest.json"
+    file = path / MANIFEST
     if not file.is_file():
         raise BankError(f"{path} is not a feature bank: it has no manifest.json; make one with `lt-train features`")
     try:

@@ -76,9 +76,8 @@ class RayBackend(BackendSpec):
         os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are told, and dealt with, in fewer words
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        with contextlib.redirect_stdout(
-            sys.stderr
-        ):  # Ray prints what its nodes report; standard output is the result's
+        # Ray prints what its nodes report; standard output is the result's.
+        with contextlib.redirect_stdout(sys.stderr):
             self._train(bank, source, cpus, gpus)
 
     def _train(self, bank: FeatureBank, source: PackSource, cpus: int, gpus: float) -> None:
@@ -361,18 +360,19 @@ def _own_fault(error: Any) -> bool:
     """
     from ray import exceptions
 
-    if isinstance(error, exceptions.ActorDiedError):
-        return _PROCESS_DIED in str(error)
     machines = (
         exceptions.RayActorError,
         exceptions.ObjectLostError,
         exceptions.NodeDiedError,
         exceptions.RaySystemError,
     )
-    return error is not None and not isinstance(error, machines)
+    return _process_died(error) or (error is not None and not isinstance(error, machines))
 
 
-_PROCESS_DIED = "worker process has died"
+def _process_died(error: Any) -> bool:
+    from ray import exceptions
+
+    return isinstance(error, exceptions.ActorDiedError) and "worker process has died" in str(error)
 
 
 def _in_a_line(error: Any) -> str:
@@ -382,7 +382,7 @@ def _in_a_line(error: Any) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error is None or not lines:
         return "Tune does not say why"
-    if isinstance(error, exceptions.ActorDiedError) and _PROCESS_DIED in str(error):
+    if _process_died(error):
         return "its worker process died: it crashed or was killed, as when memory runs out"
     in_python = isinstance(error, exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
     return lines[-1] if in_python else lines[0]

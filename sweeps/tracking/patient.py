@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lt_train.errors import first_line
 from sweeps.tracking.base import Champion, Tracker, TrialCard
 
 __all__ = ["PatientTracker"]
@@ -64,10 +65,8 @@ class PatientTracker:
     @property
     def why_behind(self) -> str:
         """What went wrong last, in a line; empty when all went well since."""
-        trouble = self.trouble
-        if trouble is None:
-            return ""
-        return next((line for line in str(trouble).splitlines() if line), type(trouble).__name__)[:200]
+        trouble = self.trouble  # another thread sets it
+        return "" if trouble is None else first_line(trouble)[:200]
 
     def log_trial(self, card: TrialCard) -> None:
         """Show a finished trial when there is time; returns at once."""

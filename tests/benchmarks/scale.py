@@ -12,6 +12,7 @@ import argparse
 import heapq
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -232,8 +233,6 @@ def main() -> int:
             spec = sweep(packs * 12, generation, sampler, Path(place), classes)
             print(json.dumps(lead(spec, simulated_bank(classes, dim), workers, given.most_seconds)))
         return 0
-    import subprocess
-
     document: dict[str, Any] = {"ray_seconds_a_pack": ray_seconds_a_pack(given.ray_packs), "cases": {}}
     for case in CASES:
         command = [sys.executable, __file__, "--case", case, "--most-seconds", str(given.most_seconds)]

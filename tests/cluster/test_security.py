@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import stat
 import urllib.error
 import urllib.request
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.world import World
+from support.world import World, basic_auth
 
 
 def answer(url: str, **headers: str) -> int:
@@ -21,10 +20,6 @@ def answer(url: str, **headers: str) -> int:
             return int(found.status)
     except urllib.error.HTTPError as refused:
         return refused.code
-
-
-def basic(user: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 @pytest.mark.parametrize("path", ["/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status"])
@@ -49,13 +44,13 @@ def test_a_job_cannot_be_submitted_without_the_token(world: World) -> None:
 def test_mlflow_wants_a_password(world: World) -> None:
     url = f"{world.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
     assert answer(url) == 401
-    assert answer(url, Authorization=basic("admin", "password1234")) == 401
-    assert answer(url, Authorization=basic("admin", world.mlflow.password)) == 200
+    assert answer(url, Authorization=basic_auth("admin", "password1234")) == 401
+    assert answer(url, Authorization=basic_auth("admin", world.mlflow.password)) == 200
 
 
 def test_mlflow_answers_to_its_own_name_alone(world: World) -> None:
     url = f"{world.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
-    known = basic("admin", world.mlflow.password)
+    known = basic_auth("admin", world.mlflow.password)
     assert answer(url, Authorization=known, Host="evil.example") == 403
     assert answer(url, Authorization=known, Host=f"evil.example:{world.mlflow.port}") == 403
     assert answer(url, Authorization=known, Host=f"localhost:{world.mlflow.port}") == 200

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from support.world import ROOT, World
+from support.world import ROOT, World, basic_auth
 
 RUNS = 2000
 
@@ -84,15 +84,9 @@ def test_two_thousand_runs_go_through_one_server(world: World, tmp_path: Path) -
     request = urllib.request.Request(
         f"{world.mlflow.url}/ajax-api/2.0/mlflow/runs/search",
         data=json.dumps({"experiment_ids": [told[3]], "max_results": 100}).encode(),
-        headers={"Content-Type": "application/json", "Authorization": authorization(world)},
+        headers={"Content-Type": "application/json", "Authorization": basic_auth("admin", world.mlflow.password)},
     )
     with urllib.request.urlopen(request, timeout=60) as page:
         assert len(json.loads(page.read())["runs"]) == 100
     assert time.monotonic() - begin < 10, "what the page of runs asks for first"
     assert os.environ.get("MLFLOW_TRACKING_PASSWORD") is None
-
-
-def authorization(world: World) -> str:
-    import base64
-
-    return "Basic " + base64.b64encode(f"admin:{world.mlflow.password}".encode()).decode()

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import yaml
+from support.ledgers import pack_lines
 from support.world import World
 
 from sweeps.status import read_progress
@@ -158,7 +159,7 @@ class Attempt:
     def wait_for_a_moment(self, timeout: float = 120.0) -> None:
         """Return at a moment of chance while packs are trained; the driver must be alive then."""
         packs, deadline = self.chance.randint(1, 9), time.monotonic() + timeout
-        while len(self.lines()) < packs and time.monotonic() < deadline:
+        while len(pack_lines(self.directory)) < packs and time.monotonic() < deadline:
             assert self.driver is not None
             if self.driver.poll() is not None:
                 raise RuntimeError(f"the driver ended with {self.driver.returncode} before anything happened to it")
@@ -195,28 +196,15 @@ class Attempt:
                 continue
         self.driver.wait()
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The ledger's packs, as whoever reads it takes them."""
-        file = self.directory / "ledger.jsonl"
-        term, found = 0, []
-        for text in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
-            if not text.endswith(b"\n"):
-                break
-            line = json.loads(text)
-            if line["term"] >= term:
-                term = line["term"]
-                found += [line] if "pack" in line else []
-        return found
-
     def look(self) -> None:
         """Remember what is finished now."""
-        for line in self.lines():
+        for line in pack_lines(self.directory):
             for run in line["runs"]:
                 self.seen.setdefault(run["key"], run)
 
     def count(self, expected: Mapping[str, Any], seconds: float) -> Count:
         """What came of it, against the result of an undisturbed sweep."""
-        runs = [run for line in self.lines() for run in line["runs"]]
+        runs = [run for line in pack_lines(self.directory) for run in line["runs"]]
         by_key = {run["key"]: run for run in runs}
         result = json.loads((self.directory / "result.json").read_text())
         tracked = self._tracked()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -117,8 +118,6 @@ class Table:
 
     @staticmethod
     def _forget_banks(cache: Path) -> None:
-        import shutil
-
         for entry in cache.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)

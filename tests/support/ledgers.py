@@ -12,11 +12,17 @@ __all__ = ["pack_lines", "runs_by_key", "runs_of"]
 
 
 def pack_lines(directory: Path) -> list[dict[str, Any]]:
-    """The lines of packs in a sweep directory, whole ones alone; there are others, of drivers."""
+    """The lines of packs in a sweep directory that count: whole ones, and of no driver that another had replaced."""
     file = directory / "ledger.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    return [line for line in whole if "pack" in line]
+    term, found = 0, []
+    for text in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
+        if not text.endswith(b"\n"):
+            break
+        line = json.loads(text)
+        if line.get("term", 0) >= term:
+            term = line.get("term", 0)
+            found += [line] if "pack" in line else []
+    return found
 
 
 def runs_of(spec: SweepSpec) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Whatever a row of the table breaks is whole again before the next. Knows service
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import socket
@@ -19,8 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "infra" / "local"))
 
 from services import Mlflow, Postgres, RayHead, RayWorker, S3Store, Service, free_port  # noqa: E402
+from services.process import plain_environment  # noqa: E402
 
-__all__ = ["ROOT", "Proxy", "SmallDisk", "World", "a_world"]
+__all__ = ["ROOT", "Proxy", "SmallDisk", "World", "a_world", "basic_auth"]
+
+
+def basic_auth(user: str, password: str) -> str:
+    """The header `Authorization` of a user with a password."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 class Proxy:
@@ -170,9 +177,8 @@ class World:
 
     def environment(self) -> dict[str, str]:
         """Of a driver on this cluster."""
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "AWS_"))}
         return {
-            **own,
+            **plain_environment(),
             "RAY_ADDRESS": self.head.address,
             **self.head.client_environment(),
             **self.mlflow.client_environment(),
