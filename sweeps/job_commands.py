@@ -46,7 +46,7 @@ def submit(arguments: argparse.Namespace) -> int:
     cluster = Cluster(arguments.address)
     with bundled(arguments.spec, arguments.working_dir) as bundle:
         job = cluster.submit(
-            ["run", *(f"--allow-import={name}" for name in arguments.allow_import), bundle.file],
+            ["run", bundle.file],
             sweep=bundle.spec.name,
             storage=bundle.spec.storage,
             options=_options(arguments),
@@ -76,7 +76,7 @@ def resume(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     kept = {name: value for name, value in last.environment.items() if not name.startswith(("RAY_", "LT_SWEEP_JOB"))}
     again = cluster.submit(
-        ["resume", *(f"--allow-import={name}" for name in arguments.allow_import), f"{last.storage}/{last.sweep}"],
+        ["resume", f"{last.storage}/{last.sweep}"],
         sweep=last.sweep,
         storage=last.storage,
         options=replace(options, environment={**kept, **options.environment}),
@@ -253,7 +253,7 @@ def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
 
 def _options(arguments: argparse.Namespace) -> JobOptions:
     environment = checked_environment(arguments.env) | secret_files(arguments.secret_file)
-    if arguments.allow_import:
+    if arguments.allow_import:  # workers read it too, so it is no flag of the driver's; a resume keeps it
         environment[ALLOWED_VARIABLE] = ",".join(arguments.allow_import)
     packages = []
     for name in arguments.allow_import if arguments.ship_code else ():
