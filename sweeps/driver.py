@@ -146,10 +146,11 @@ def _search(
                 with atomic_file(directory.result) as file:
                     file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
             write_artifacts(directory, spec, bank, schedule, result)
+            shown = tracker.finish(_parent_metrics(result.winner), directory.artifacts, champion)
         except BaseException:
             tracker.interrupted()
             raise
-        if not tracker.finish(_parent_metrics(result.winner), directory.artifacts, champion):
+        if not shown:
             raise TrackingBehind(result, directory.path, tracker.trouble) from tracker.trouble
         return result
     finally:

@@ -103,7 +103,8 @@ class RayBackend(BackendSpec):
                 raise searcher.error
         finally:
             if started:
-                ray.shutdown()
+                with _own_sigterm():
+                    ray.shutdown()
 
     def _handed(self, bank: FeatureBank, *, local: bool) -> dict[str, Any]:
         """The bank as workers are handed it: its arrays, or where it lies."""
@@ -144,7 +145,10 @@ class RayBackend(BackendSpec):
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM: Ray puts one of its own in its place, which closes nothing."""
+    """Keep this process's answer to SIGTERM, which Ray takes away, so that a stopped sweep is closed in good order.
+
+    `ray.init` puts an answer of its own in its place; `ray.shutdown` sets it, behind Python's back, to sudden death.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

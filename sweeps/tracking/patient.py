@@ -6,6 +6,7 @@ the latest at the end. Knows trackers; knows no sweep.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ class PatientTracker:
         self._connect, self._may_write, self._patience = connect, may_write, patience
         self._tracker: Tracker | None = None
         self._backlog: deque[TrialCard] = deque()
-        self._stopping = False
+        self._stopping = self._finished = False
         self._tried = 0.0
         self._failures = 0
         self._thread = ThreadPoolExecutor(1, "tracking")
@@ -78,27 +79,33 @@ class PatientTracker:
 
         def everything(tracker: Tracker) -> None:
             self._catch_up(tracker)
-            tracker.finish(metrics, artifacts, champion)
+            if not self._stopping:
+                tracker.finish(metrics, artifacts, champion)
+                self._finished = True
 
-        return self._last(everything, time.monotonic() + self._patience)
+        pause, until = 1.0, time.monotonic() + self._patience
+        while not self._thread.submit(self._attempt, everything).result():
+            if time.monotonic() + pause > until or not self._may_write():
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS)
+        self._thread.shutdown()
+        return self._finished
 
     def interrupted(self) -> None:
-        """Mark the sweep as stopped, after the trial being shown; the rest of them a resume will show."""
-        self._stopping = True
-        self._last(lambda tracker: tracker.interrupted(), until=0.0)
+        """Mark the sweep as stopped, after the call under way; the rest of the trials a resume will show.
 
-    def _last(self, action: Callable[[Tracker], None], until: float) -> bool:
-        """The last call there is, tried again until it succeeds or the time has come."""
-        pause = 1.0
-        try:
-            while not (succeeded := self._thread.submit(self._attempt, action).result()):
-                if time.monotonic() + pause > until or not self._may_write():
-                    break
-                time.sleep(pause)
-                pause = min(2 * pause, RETRY_SECONDS)
-        finally:
-            self._thread.shutdown()
-        return succeeded
+        A `finish` that was interrupted and came to its end all the same stays one.
+        """
+
+        def mark(tracker: Tracker) -> None:
+            if not self._finished:
+                tracker.interrupted()
+
+        self._stopping = True
+        with contextlib.suppress(RuntimeError):  # interrupted after the last word of `finish`
+            self._thread.submit(self._attempt, mark)
+        self._thread.shutdown()
 
     def _catch_up_if_due(self) -> None:
         pause = min(RETRY_SECONDS * 2 ** max(self._failures - 1, 0), LONGEST_PAUSE)

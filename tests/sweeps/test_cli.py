@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -162,6 +164,52 @@ def test_an_interrupt_exits_with_130_and_resume_goes_on(
     result = json.loads(lt_sweep("resume", "--json", tmp_path / "runs" / "small").stdout)
     assert result["runs"]["finished"] == 83
     assert result["runs"]["cached"] == finished
+
+
+def test_a_stop_while_a_finished_sweep_is_being_tracked_closes_its_run(
+    small_sweep: MakeSweep, lt_sweep: Command, tmp_path: Path
+):
+    """Ray, in its shutdown, sets SIGTERM to sudden death: a stop after it left the parent run RUNNING."""
+    spec = small_sweep(search={"trials": 2}, backend={"kind": "ray"}, tracking={"kind": "mlflow"})
+    file = tmp_path / "late.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    store = tmp_path / "runs" / "mlflow.db"
+    with (tmp_path / "log").open("w+") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "sweeps.cli", "run", str(file)], stdout=log, stderr=log, env=without_ray()
+        )
+        while not parent_status(store):
+            assert running.poll() is None
+            time.sleep(0.1)
+        with contextlib.closing(sqlite3.connect(store, timeout=30, isolation_level=None)) as busy:
+            busy.execute("BEGIN EXCLUSIVE")
+            while not (tmp_path / "runs" / "small" / "result.json").exists():
+                assert running.poll() is None
+                time.sleep(0.02)
+            os.kill(running.pid, signal.SIGTERM)
+            busy.execute("ROLLBACK")
+        running.wait(60)
+        log.seek(0)
+        assert running.returncode == 130, log.read()
+    assert parent_status(store) == "KILLED"
+    assert lt_sweep("resume", tmp_path / "runs" / "small").returncode == 0
+    assert parent_status(store) == "FINISHED"
+
+
+def without_ray() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def parent_status(store: Path) -> str:
+    """Of the sweep's run in an MLflow store on SQLite; empty as long as there is none."""
+    if not store.exists():
+        return ""
+    with contextlib.closing(sqlite3.connect(store)) as opened:
+        try:
+            found = opened.execute("SELECT status FROM runs WHERE name = 'small'").fetchone()
+        except sqlite3.OperationalError:  # not made yet
+            return ""
+    return found[0] if found else ""
 
 
 def test_kinds_lists_every_room(lt_sweep: Command):

@@ -21,7 +21,10 @@ def card(key: str) -> TrialCard:
 
 
 class Server:
-    """Answers when `open` is set; refuses as long as `away`; notes what it was told and by which thread."""
+    """Answers when `open` is set; refuses as long as `away`; notes what it was told and by which thread.
+
+    Told `hold_at`, it closes itself before it answers, and sets `held`.
+    """
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -30,6 +33,8 @@ class Server:
         self.open.set()
         self.away = False
         self.attempts = 0
+        self.hold_at = ""
+        self.held = threading.Event()
 
     def connect(self) -> Server:
         self._answer("connected")
@@ -46,6 +51,9 @@ class Server:
 
     def _answer(self, what: str) -> None:
         self.attempts += 1
+        if what == self.hold_at:
+            self.open.clear()
+            self.held.set()
         assert self.open.wait(20)
         if self.away:
             raise ConnectionError("nobody is there")
@@ -121,3 +129,22 @@ def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> Non
     threading.Timer(0.2, server.open.set).start()
     tracker.interrupted()
     assert server.told == ["connected", "interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("reached", "told"),
+    [("t0", ["connected", "t0", "interrupted"]), ("finished", ["connected", "t0", "t1", "finished"])],
+)
+def test_an_interrupt_of_the_end_is_no_end_half_told(server: Server, reached: str, told: list[str]) -> None:
+    """What was under way is waited for; a sweep that lacks trials is not called finished, one that is stays so."""
+    tracker = PatientTracker(server.connect)
+    server.hold_at = reached
+    tracker.log_trial(card("t0"))
+    tracker.log_trial(card("t1"))
+    ending = threading.Thread(target=lambda: tracker.finish({}, NOWHERE, None))
+    ending.start()
+    assert server.held.wait(20)
+    threading.Timer(0.2, server.open.set).start()
+    tracker.interrupted()
+    assert server.told == told
+    ending.join(20)
