@@ -26,7 +26,7 @@ spec = MlflowTracking(uri=uri, experiment="scale")
 card = SweepCard("scale", "scale", {"trials": runs}, 1)
 tracker = PatientTracker(lambda: spec.open(card, storage), patience=60)
 curve = [(epoch, 0.5 + epoch / 100) for epoch in range(20)]
-begin = time.perf_counter()
+begin, worked = time.perf_counter(), time.process_time()
 for number in range(runs):
     tracker.log_trial(TrialCard(
         key=f"search-{number:04d}", name=f"los d={number / runs:.3f}", phase="search",
@@ -40,7 +40,10 @@ artifacts = storage / "artifacts"
 artifacts.mkdir(parents=True)
 (artifacts / "spec.yaml").write_text("version: 1\\n")
 sound = tracker.finish({"acc_all": 0.5}, artifacts, None)
-print(json.dumps({"sound": sound, "trouble": str(tracker.trouble), "handed": handed, "seconds": tracker.seconds}))
+print(json.dumps({
+    "sound": sound, "trouble": str(tracker.trouble), "handed": handed,
+    "cpu": time.process_time() - worked, "calls": tracker.seconds,
+}))
 """
 
 
@@ -59,8 +62,8 @@ def test_two_thousand_runs_go_through_one_server(world: World, tmp_path: Path) -
     print(answer)
     assert answer["sound"], answer
     assert answer["handed"] < 1.0, "handing a trial over must not wait for a server"
-    # Goal: 60 ms of driver time a run. A machine that is busy with other tests gets three times as much.
-    assert answer["seconds"] / RUNS < 0.18
+    # Of the driver's processor, which nothing else on the machine makes more; docs/scale.md has the time on the clock.
+    assert answer["cpu"] / RUNS < 0.060, answer
 
     script = (
         "import mlflow, collections; c = mlflow.MlflowClient(); e = c.get_experiment_by_name('scale')\n"
