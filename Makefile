@@ -34,10 +34,10 @@ demo: env
 
 # tests/cluster takes ten minutes more, on real Ray nodes, PostgreSQL, an S3 store and MLflow.
 test: env
-	$(BIN)/pytest --ignore=tests/cluster
+	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/faults
 
 test-cluster: env
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest tests/cluster tests/faults
 
 lint: env
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,7 +27,7 @@ from lt_train.errors import SpecError, UserError
 from lt_train.explain import dotted, explain, offer
 from lt_train.shorthand import expand
 
-__all__ = ["ALLOWED_VARIABLE", "KindSpec", "Spec", "kinds", "parse", "union"]
+__all__ = ["ALLOWED_VARIABLE", "KindSpec", "Spec", "allowed_package", "kinds", "parse", "union"]
 
 ALLOWED_VARIABLE = "LT_ALLOW_IMPORT"
 """Environment variable with the packages whose kinds are there too, comma-separated; `--allow-import` sets it.
@@ -90,14 +91,19 @@ def _modules(package: str) -> Iterator[str]:
     allowed = [name.strip() for name in os.environ.get(ALLOWED_VARIABLE, "").split(",") if name.strip()]
     for name in (package, *(f"{one}.{room}" for one in allowed)):
         if name != package:
-            _check_allowed(name.removesuffix(f".{room}"))
+            allowed_package(name.removesuffix(f".{room}"))
             if importlib.util.find_spec(name) is None:
                 continue  # a package need not have every room
         root = importlib.import_module(name)
         yield from (module.name for module in pkgutil.iter_modules(root.__path__, prefix=f"{name}."))
 
 
-def _check_allowed(package: str) -> None:
+def allowed_package(package: str) -> Path:
+    """The directory of a package that `--allow-import` names; nothing of it is imported.
+
+    Raises:
+        UserError: it is no name of a package, or of none that is here.
+    """
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
         raise UserError(f"--allow-import takes the name of a package, got {package!r}")
     try:
@@ -106,6 +112,9 @@ def _check_allowed(package: str) -> None:
         there = None
     if there is None:
         raise UserError(f"--allow-import {package}: there is no such package on this machine's path")
+    if not there.submodule_search_locations:
+        raise UserError(f"--allow-import {package}: it is a module and no package, so it has no rooms with kinds")
+    return Path(there.submodule_search_locations[0])
 
 
 def union(package: str, base: type[SpecT]) -> Any:

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lt_train.errors import LongtailError, UserError
-from lt_train.registry import ALLOWED_VARIABLE
+from lt_train.registry import ALLOWED_VARIABLE, allowed_package
 from sweeps.bundle import bundled
 from sweeps.directory import IDENTITY, leases, load_spec
 from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
@@ -72,8 +72,8 @@ def resume(arguments: argparse.Namespace) -> int:
         from sweeps import commands
 
         return commands.resume(arguments)
-    last = cluster.find(str(arguments.target))
     options = _options(arguments)
+    last = cluster.find(str(arguments.target))
     kept = {name: value for name, value in last.environment.items() if not name.startswith(("RAY_", "LT_SWEEP_JOB"))}
     again = cluster.submit(
         ["resume", f"{last.storage}/{last.sweep}"],
@@ -255,10 +255,8 @@ def _options(arguments: argparse.Namespace) -> JobOptions:
     environment = checked_environment(arguments.env) | secret_files(arguments.secret_file)
     if arguments.allow_import:  # workers read it too, so it is no flag of the driver's; a resume keeps it
         environment[ALLOWED_VARIABLE] = ",".join(arguments.allow_import)
-    packages = []
-    for name in arguments.allow_import if arguments.ship_code else ():
-        module = __import__(name)
-        packages.append(Path(str(module.__file__)).parent)
+    # The whole of a package, where a part of one is named.
+    packages = [allowed_package(name.partition(".")[0]) for name in arguments.allow_import if arguments.ship_code]
     return JobOptions(
         environment=environment,
         ship_code=arguments.ship_code,

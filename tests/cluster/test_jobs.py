@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from support.ledgers import pack_lines
+from support.tracked import tracked_runs
 from support.world import ROOT, World
 
 from sweeps.result import Result
@@ -167,14 +168,7 @@ def test_a_sweep_is_stopped_in_good_order_and_resumed(
 
 
 def statuses(world: World, experiment: str) -> set[str]:
-    script = (
-        "import mlflow; c = mlflow.MlflowClient();"
-        f"e = c.get_experiment_by_name({experiment!r});"
-        "print(*{r.info.status for r in c.search_runs([e.experiment_id], max_results=1000)})"
-    )
-    environment = {**world.environment(), "MLFLOW_TRACKING_URI": world.mlflow.url}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return {run["status"] for run in tracked_runs(world, experiment)}
 
 
 def test_a_sweep_that_fails_says_why(

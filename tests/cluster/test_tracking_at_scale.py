@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from support.tracked import experiment_id, tracked_runs
 from support.world import ROOT, World, basic_auth
 
 RUNS = 2000
@@ -65,28 +66,14 @@ def test_two_thousand_runs_go_through_one_server(world: World, tmp_path: Path) -
     # Of the driver's processor, which nothing else on the machine makes more; docs/scale.md has the time on the clock.
     assert answer["cpu"] / RUNS < 0.060, answer
 
-    script = (
-        "import mlflow, collections; c = mlflow.MlflowClient(); e = c.get_experiment_by_name('scale')\n"
-        "runs, token = [], None\n"
-        "while True:\n"
-        "    page = c.search_runs([e.experiment_id], max_results=1000, page_token=token)\n"
-        "    runs += page; token = page.token\n"
-        "    if not token: break\n"
-        "print(len(runs), len({r.data.tags['lt.key'] for r in runs}), {r.info.status for r in runs}, e.experiment_id)"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**environment, "MLFLOW_TRACKING_URI": world.mlflow.url},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    assert told[:3] == [str(RUNS + 1), str(RUNS + 1), "{'FINISHED'}"]
+    runs = tracked_runs(world, "scale")
+    assert len(runs) == len({run["key"] for run in runs}) == RUNS + 1
+    assert {run["status"] for run in runs} == {"FINISHED"}
 
     begin = time.monotonic()
     request = urllib.request.Request(
         f"{world.mlflow.url}/ajax-api/2.0/mlflow/runs/search",
-        data=json.dumps({"experiment_ids": [told[3]], "max_results": 100}).encode(),
+        data=json.dumps({"experiment_ids": [experiment_id(world, "scale")], "max_results": 100}).encode(),
         headers={"Content-Type": "application/json", "Authorization": basic_auth("admin", world.mlflow.password)},
     )
     with urllib.request.urlopen(request, timeout=60) as page:

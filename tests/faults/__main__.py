@@ -16,11 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what tests share, in tests/support
 
+from faults.rows import ROWS
+from faults.table import Table
 from rich.console import Console
 from rich.table import Table as RichTable
-from rows import ROWS
 from support.world import a_world
-from table import Table
 
 HERE = Path(__file__).parent
 

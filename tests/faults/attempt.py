@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import yaml
 from support.ledgers import pack_lines
+from support.tracked import tracked_runs
 from support.world import World
 
 from sweeps.status import read_progress
@@ -207,7 +208,7 @@ class Attempt:
         runs = [run for line in pack_lines(self.directory) for run in line["runs"]]
         by_key = {run["key"]: run for run in runs}
         result = json.loads((self.directory / "result.json").read_text())
-        tracked = self._tracked()
+        tracked = tracked_runs(self.world, self.name)
         keys = [run["key"] for run in tracked]
         return Count(
             runs=len(runs),
@@ -222,18 +223,3 @@ class Attempt:
             felt=self.felt or self.drivers > 1,
             seconds=round(seconds, 1),
         )
-
-    def _tracked(self) -> list[dict[str, str]]:
-        """Every MLflow run of this sweep: its key and its status."""
-        script = (
-            "import json, mlflow; c = mlflow.MlflowClient();"
-            f"e = c.get_experiment_by_name({self.name!r});"
-            "runs = c.search_runs([e.experiment_id], max_results=1000);"
-            "print(json.dumps([{'key': r.data.tags['lt.key'], 'status': r.info.status} for r in runs]))"
-        )
-        environment = {**self.world.environment(), "MLFLOW_TRACKING_URI": self.world.mlflow.url}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=120
-        )
-        found: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
-        return found

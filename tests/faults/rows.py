@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from attempt import Attempt
+from faults.attempt import Attempt
 from support.workers import in_a_pack
 from support.world import SmallDisk
 

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attempt import Attempt, Count
-from rows import DISKS, ROWS
+from faults.attempt import Attempt, Count
+from faults.rows import DISKS, ROWS
 from support.features import write_features
 from support.world import ROOT, SmallDisk, World
 

@@ -155,7 +155,8 @@ class World:
             service.start(wait=service in (self.postgres, self.s3, self.head))
         for service in slow:
             service.wait()
-        self.wait_for_nodes()
+        if slow:
+            self.wait_for_nodes()
 
     def wait_for_nodes(self, timeout: float = 90.0) -> None:
         """Return when the cluster has as many nodes as were started."""

@@ -82,3 +82,18 @@ def test_what_is_no_package_is_refused(name: str, problem: str, package: Path) -
     refused = lt_sweep(package, "kinds", "--allow-import", name)
     assert refused.returncode == 2
     assert problem in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("no_such_package", "--allow-import no_such_package: there is no such package on this machine's path"),
+        ("one_module", "--allow-import one_module: it is a module and no package"),
+    ],
+)
+def test_what_cannot_be_shipped_is_refused_before_the_cluster_is_asked(name: str, problem: str, package: Path) -> None:
+    (package / "one_module.py").touch()
+    nobody = ("--address", "http://127.0.0.1:1")
+    refused = lt_sweep(package, "resume", "mine", *nobody, "--ship-code", "--allow-import", name)
+    assert refused.returncode == 2
+    assert problem in refused.stderr
