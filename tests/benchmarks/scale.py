@@ -33,6 +33,7 @@ from sweeps.ledger import Ledger
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec, load_resolved
 from sweeps.status import Progress, Publisher
+from sweeps.study import Study
 from sweeps.tracking.null import NullTracking
 from sweeps.tracking.patient import PatientTracker
 from sweeps.watcher import Watcher
@@ -75,7 +76,7 @@ class Clock:
 
 
 def sweep(trials: int, generation: int, sampler: str, storage: Path, classes: int) -> SweepSpec:
-    """Packs of 12 trials with five seeds; generations that keep every worker busy."""
+    """Packs of 12 trials with five seeds; two generations, which are in flight together, keep every worker busy."""
     return load_resolved(
         {
             "version": 1,
@@ -122,7 +123,7 @@ def simulated_result(run: Run, bank: FeatureBank, chance: np.random.Generator) -
 
 
 def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) -> dict[str, Any]:
-    """One driver, leading simulated workers through a sweep, or as far as it comes in `most_seconds`."""
+    """One driver, leading simulated workers through a sweep, or as far as it comes in time; once a process."""
     clock, chance = Clock(), np.random.default_rng(0)
     directory = Path(spec.storage) / spec.name
     directory.mkdir(parents=True)
@@ -134,13 +135,12 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
     clock.wrap(ledger, "append", "ledger")
     clock.wrap(ledger, "drop_heads", "ledger")
     clock.wrap(publisher, "update", "progress")
+    clock.wrap(watcher, "on_trial", "cards")
+    clock.wrap(Study, "ask", "search: ask")
+    clock.wrap(Study, "tell", "search: tell")
     begin = time.perf_counter()
     with clock.part("schedule"):
         schedule = Schedule(spec, bank, ledger, watcher.on_trial)
-        for study in schedule.studies:
-            clock.wrap(study, "ask", "search: ask")
-            clock.wrap(study, "tell", "search: tell")
-        clock.wrap(watcher, "on_trial", "cards")
         watcher.attach(schedule)
     now, running, done = 0.0, [], 0
     while not schedule.exhausted() and time.perf_counter() - begin < most_seconds:
@@ -212,11 +212,11 @@ def ray_seconds_a_pack(packs: int) -> float:
 
 CASES: dict[str, tuple[int, int, int, str, int, int]] = {
     # name: workers, packs, trials a generation, sampler, classes, feature dim
-    "1,000 packs, 500 workers, random": (500, 1000, 6000, "random", 100, 64),
-    "1,000 packs, 500 workers, tpe": (500, 1000, 6000, "tpe", 100, 64),
-    "100 packs, 20 workers, tpe": (20, 100, 240, "tpe", 100, 64),
-    "1,000 packs, 500 workers, random, 1,000 classes": (500, 1000, 6000, "random", 1000, 64),
-    "5,000 packs, 500 workers, random": (500, 5000, 6000, "random", 100, 64),
+    "1,000 packs, 500 workers, random": (500, 1000, 3000, "random", 100, 64),
+    "1,000 packs, 500 workers, tpe": (500, 1000, 3000, "tpe", 100, 64),
+    "100 packs, 20 workers, tpe": (20, 100, 120, "tpe", 100, 64),
+    "1,000 packs, 500 workers, random, 1,000 classes": (500, 1000, 3000, "random", 1000, 64),
+    "5,000 packs, 500 workers, random": (500, 5000, 3000, "random", 100, 64),
 }
 
 

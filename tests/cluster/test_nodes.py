@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from support.ledgers import pack_lines, runs_by_key
-from support.workers import in_a_pack
+from support.workers import given_a_pack
 from support.world import World
 
 import sweeps
@@ -87,9 +87,8 @@ def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, 
         while driver.poll() is None and not pack_lines(Path(spec.storage) / spec.name):
             time.sleep(0.1)
         late.start()
-        while driver.poll() is None:
-            took_part = took_part or any(in_a_pack(late.processes()))
-            time.sleep(0.3)
+        took_part = given_a_pack(late, world.workers[:-1])
+        driver.wait(300)
     finally:
         driver.kill()
         driver.wait()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 from faults.attempt import Attempt
-from support.workers import in_a_pack
+from support.workers import given_a_pack, in_a_pack
 from support.world import SmallDisk
 
 __all__ = ["ROWS", "Row"]
@@ -43,10 +43,7 @@ def node_added(attempt: Attempt) -> None:
     world = attempt.world
     world.workers.append(world.worker(len(world.workers)))
     world.workers[-1].start()
-    assert attempt.driver is not None
-    while attempt.driver.poll() is None and not attempt.felt:
-        attempt.felt = any(in_a_pack(world.workers[-1].processes()))
-        time.sleep(0.3)  # looking through all processes is work, and the sweep needs the cores
+    attempt.felt = given_a_pack(world.workers[-1], world.workers[:-1])
 
 
 def driver_killed(attempt: Attempt) -> None:
