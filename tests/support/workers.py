@@ -23,7 +23,7 @@ def in_a_pack(processes: Iterable[psutil.Process] | None = None) -> Iterator[psu
             yield process
 
 
-def given_a_pack(node: RayWorker, others: Sequence[RayWorker], timeout: float = 60.0) -> bool:
+def given_a_pack(node: RayWorker, others: Sequence[RayWorker], timeout: float = 30.0) -> bool:
     """Whether a node is given a pack in time; packs of the others stand still meanwhile, so that some are left."""
     held: dict[int, psutil.Process] = {}
     deadline = time.monotonic() + timeout
