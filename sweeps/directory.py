@@ -18,6 +18,7 @@ from lt_train.errors import UserError
 from lt_train.storage import atomic_file, writing
 from sweeps.backends.base import backend_kinds
 from sweeps.spec import SweepSpec, load_resolved
+from sweeps.status import read_progress
 
 __all__ = [
     "CACHE",
@@ -26,6 +27,7 @@ __all__ = [
     "check_name",
     "known_bank",
     "leases",
+    "left_open",
     "load_spec",
     "open_directory",
     "running_spec",
@@ -36,6 +38,9 @@ IDENTITY = "sweep.json"
 
 CACHE = "cache"
 """Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
+
+_WRITTEN = {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"}
+"""What `sweep.json` holds."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,22 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = Fals
     return directory
 
 
+def left_open(spec: SweepSpec) -> tuple[SweepSpec, SweepDirectory] | None:
+    """The sweep of this name whose driver ended without a word, so that tracking takes it to be running still.
+
+    The caller holds the sweep's lease.
+    """
+    path = Path(spec.storage) / spec.name
+    said = read_progress(path)
+    if said is None or said.ended:
+        return None
+    try:
+        known = _read(path / IDENTITY)
+        return load_spec(path), SweepDirectory(path, known["sweep_id"], known["started_ms"])
+    except (OSError, UserError):  # of another version, or damaged: nothing of it can be told
+        return None
+
+
 def check_name(spec: SweepSpec) -> None:
     """Refuse names that the storage uses itself.
 
@@ -159,10 +180,11 @@ def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
 
 def _read(identity: Path) -> dict[str, Any]:
     try:
-        known: dict[str, Any] = json.loads(identity.read_text())
-        assert {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"} <= set(known)
-    except (ValueError, AssertionError):
-        raise UserError(f"{identity} is damaged; remove its directory to start the sweep over") from None
+        known = json.loads(identity.read_text())
+    except ValueError:
+        known = None
+    if not isinstance(known, dict) or not known.keys() >= _WRITTEN:
+        raise UserError(f"{identity} is damaged; remove its directory to start the sweep over")
     return known
 
 

@@ -206,6 +206,19 @@ def test_progress_is_not_written_more_often_than_people_look(tmp_path: Path, mon
     assert (seen.state, seen.trials_finished) == ("finished", 999)
 
 
+def test_the_last_of_a_burst_is_told_a_moment_later(tmp_path: Path) -> None:
+    """A pack brings many trials at once, and the next one may take an hour."""
+    publisher = Publisher(Progress(sweep="one", state="preparing"))
+    publisher.directory = tmp_path
+    publisher.update(state="running")
+    for done in range(12):
+        publisher.update(trials_finished=done + 1)
+    deadline = time.monotonic() + 20
+    while (seen := read_progress(tmp_path)) is None or seen.trials_finished < 12:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_driver_that_lost_its_lease_says_nothing_of_the_sweep(tmp_path: Path) -> None:
     publisher = Publisher(Progress(sweep="one", state="preparing"), may_write=lambda: False)
     publisher.directory = tmp_path
