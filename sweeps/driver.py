@@ -7,9 +7,13 @@ and by notebooks.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +75,7 @@ def resume(directory: str | Path) -> Result:
 def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
     check_name(spec)
     job = os.environ.get(JOB_VARIABLE)
-    with held(leases(Path(spec.storage)), spec.name, job=job, told=_tell) as lease:
+    with _stoppable(), held(leases(Path(spec.storage)), spec.name, job=job, told=_tell) as lease:
         first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
         publisher = Publisher(first, lease.holds)
         try:
@@ -93,6 +97,19 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
             raise
         publisher.update(state="finished", seconds_left=0.0, tracking_behind=0, tracking_trouble="")
         return result
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Take `lt-sweep stop`, which sends SIGTERM, as Ctrl-C, also in a notebook: a sudden death would close nothing."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _features(spec: SweepSpec, again: bool) -> FeatureBank:

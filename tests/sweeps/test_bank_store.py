@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lt_train.errors import LongtailError, SpecError
+from lt_train.errors import BankError, LongtailError, SpecError, StorageError
 from lt_train.features.bank import open_bank
-from sweeps.bank_store import CACHE_VARIABLE, holds_keys, obtain, publish
+from sweeps.bank_store import CACHE_VARIABLE, fetched, holds_keys, obtain, publish
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
 
@@ -70,6 +70,30 @@ def test_a_bank_whose_manifest_is_not_there_yet_is_not_there(bank: Path, tmp_pat
     with pytest.raises(LongtailError, match=f"bank {bank.name[:12]} is not in file://"):
         obtain(bank.name, f"file://{place}")
     assert not (cache / bank.name).exists()
+
+
+def test_a_copy_that_was_damaged_is_fetched_again(bank: Path, tmp_path: Path, cache: Path) -> None:
+    """As a cleaner of temporary files leaves it; the machine would fail every pack for ever."""
+    place = tmp_path / "store"
+    place.mkdir()
+    publish(bank, f"file://{place}")
+    (obtain(bank.name, f"file://{place}") / "test.safetensors").unlink()
+    assert fetched(bank.name, f"file://{place}").fingerprint == bank.name
+    (place / bank.name / "test.safetensors").write_bytes(b"no features")
+    (cache / bank.name / "test.safetensors").unlink()
+    with pytest.raises(BankError, match=r"test\.safetensors"):
+        fetched(bank.name, f"file://{place}")
+
+
+def test_a_store_that_is_away_may_come_back(bank: Path, tmp_path: Path, cache: Path) -> None:
+    place = tmp_path / "store"
+    place.mkdir()
+    publish(bank, f"file://{place}")
+    hidden = place / bank.name / "train.safetensors"
+    hidden.rename(tmp_path / "hidden")
+    hidden.mkdir()
+    with pytest.raises(StorageError, match=r"the bank store file://.* cannot be read"):
+        obtain(bank.name, f"file://{place}")
 
 
 def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> None:
