@@ -53,7 +53,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     load_secret_files()
     if allowed := getattr(arguments, "allow_import", None):
         os.environ[ALLOWED_VARIABLE] = ",".join(allowed)
-        sys.path.insert(0, os.getcwd())  # a package that lies here, as `python -m` would find it
+        sys.path.append(os.getcwd())  # a package that lies here, last: no file here stands in for a library
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -51,6 +51,7 @@ def submit(arguments: argparse.Namespace) -> int:
             storage=bundle.spec.storage,
             options=_options(arguments),
             working_dir=bundle.directory,
+            place=bundle.place,
         )
     if arguments.json:
         print(json.dumps({"job": job.id, "sweep": job.sweep, "address": cluster.address}))
@@ -80,7 +81,6 @@ def resume(arguments: argparse.Namespace) -> int:
         sweep=last.sweep,
         storage=last.storage,
         options=replace(options, environment={**kept, **options.environment}),
-        working_dir=None,
     )
     print(json.dumps({"job": again.id}) if arguments.json else f"resumed as job {again.id}")
     return 0

@@ -103,9 +103,24 @@ class Cluster:
             self._client = JobSubmissionClient(self.address)
 
     def submit(
-        self, arguments: Sequence[str], *, sweep: str, storage: str, options: JobOptions, working_dir: Path | None
+        self,
+        arguments: Sequence[str],
+        *,
+        sweep: str,
+        storage: str,
+        options: JobOptions,
+        working_dir: Path | None = None,
+        place: str = ".",
     ) -> Job:
         """Start `lt-sweep ARGUMENTS` as a job; an attempt that is already under way is refused.
+
+        Args:
+            arguments: of the driver.
+            sweep: what it runs.
+            storage: where its results go; a sweep is its name and its storage.
+            options: how it is run.
+            working_dir: a directory to send along.
+            place: the directory in it that the driver starts in.
 
         Raises:
             UserError: this sweep has a job that has not ended.
@@ -130,9 +145,11 @@ class Cluster:
         modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         if modules:
             runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
+        # -P: a file of the directory it starts in is no module.
+        command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps.cli"]
         with self._asked():
             self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "sweeps.cli", *arguments]),
+                entrypoint=" ".join([*command, *map(shlex.quote, arguments)]),
                 submission_id=job_id,
                 metadata={SWEEP: sweep, STORAGE: storage},
                 runtime_env=runtime_env,

@@ -1,0 +1,117 @@
+"""What is asked of a cluster's job API, and what its answers are taken for; nothing here starts one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.job_submission
+import yaml
+from ray.runtime_env import RuntimeEnv
+
+from sweeps.bundle import bundled
+from sweeps.jobs import Cluster, JobOptions
+from sweeps.spec import SweepSpec
+
+ROOT = Path(__file__).parents[2]
+
+MakeSweep = Callable[..., SweepSpec]
+
+
+class JobApi:
+    """Stands in for Ray's client: keeps what it is sent, and lists it as jobs, newest first by `start_time`."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.listed: list[SimpleNamespace] = []
+
+    def submit_job(self, **job: Any) -> None:
+        RuntimeEnv(**job["runtime_env"])  # says what goes with what
+        self.sent.append(job)
+        self.add(job["submission_id"], job["metadata"], job["runtime_env"], "RUNNING")
+
+    def add(self, job_id: str, metadata: dict[str, str], runtime_env: dict[str, Any], state: str) -> None:
+        self.listed.append(
+            SimpleNamespace(
+                submission_id=job_id,
+                metadata=metadata,
+                runtime_env=runtime_env,
+                status=SimpleNamespace(value=state),
+                start_time=len(self.listed) + 1,
+                message="",
+            )
+        )
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return self.listed
+
+
+@pytest.fixture
+def job_api(monkeypatch: pytest.MonkeyPatch) -> JobApi:
+    api = JobApi()
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", lambda address: api)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return api
+
+
+@pytest.fixture
+def cluster(job_api: JobApi) -> Cluster:
+    return Cluster("http://127.0.0.1:8265")
+
+
+def as_the_cluster(job: dict[str, Any], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a job's entry point as Ray does: by a shell, in the upload, which is on Python's path."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{directory}:{ROOT}",
+        **job["runtime_env"]["env_vars"],
+    }
+    return subprocess.run(
+        job["entrypoint"], shell=True, cwd=directory, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of somebody else, which is the current one."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+def written(spec: SweepSpec, file: Path, **dataset: Any) -> Path:
+    document = spec.resolved()
+    document["dataset"] |= dataset
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    return file
+
+
+@pytest.mark.parametrize("path", ["yaml.py", "yaml/__init__.py"])
+def test_a_file_that_travels_is_no_module(
+    path: str, cluster: Cluster, job_api: JobApi, small_sweep: MakeSweep, elsewhere: Path
+) -> None:
+    """Whoever wrote a sweep file could name a file of code as its features, by a name that the driver imports."""
+    (elsewhere / path).parent.mkdir(exist_ok=True)
+    (elsewhere / path).write_text("raise SystemExit('imported')")
+    file = written(small_sweep(backend={"kind": "ray"}, storage="/storage"), elsewhere / "sweep.yaml", path=path)
+    with bundled(file) as bundle:
+        cluster.submit(
+            ["validate", bundle.file],
+            sweep="small",
+            storage="/storage",
+            options=JobOptions({}),
+            working_dir=bundle.directory,
+            place=bundle.place,
+        )
+        assert (bundle.directory / bundle.place / path).exists()
+        done = as_the_cluster(job_api.sent[0], bundle.directory)
+    assert (done.returncode, done.stdout) == (0, "1 sweep file valid\n"), done.stderr
