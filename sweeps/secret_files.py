@@ -10,32 +10,59 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from lt_train.errors import UserError
 
-__all__ = ["FILES_VARIABLE", "checked_environment", "load_secret_files", "secret_files"]
+__all__ = ["FILES_VARIABLE", "checked_environment", "holds_credentials", "load_secret_files", "secret_files"]
 
 FILES_VARIABLE = "LT_SWEEP_SECRET_FILES"
 """Environment variable with `NAME=/path` pairs, separated by commas."""
 
-SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|CREDENTIAL|(^|_)KEY(_|$)|(^|_)AUTH(_|$)", re.IGNORECASE)
-"""Names of environment variables that hold what nobody should see."""
+SECRET_NAME = re.compile(
+    r"PASS|SECRET|TOKEN|CREDENTIAL|PWD([_-]|$)|(API|ACCESS|ACCOUNT|PRIVATE)KEY|(^|[_-])(KEYS?|AUTH|SIG|SIGNATURE)([_-]|$)",
+    re.IGNORECASE,
+)
+"""Names, of environment variables or parameters of addresses, of what nobody should see."""
+
+USERINFO = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#\s]*)@", re.IGNORECASE)
+"""In an address: its scheme, and what stands before its host."""
+
+PARAMETER = re.compile(r"[?&;#]\s*([\w.-]+)=(?=[^&;#\s])")
+"""In an address: the name of a parameter that has a value."""
+
+USER_IS_KEY = re.compile(r"(.*\+)?(https?|s3)", re.IGNORECASE)
+"""Schemes of addresses in which a user without a password may be a token or a key."""
+
+DIRECTORIES = ("PWD", "OLDPWD")
+"""Names of the shell's that look like secrets."""
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether an address in this text holds a password, a token or a key, before its host or as a parameter."""
+    if "://" not in text:
+        return False
+    for scheme, userinfo in USERINFO.findall(text):
+        user, _, password = userinfo.partition(":")
+        if password or (user and USER_IS_KEY.fullmatch(scheme)):
+            return True
+    return any(SECRET_NAME.search(name) for name in PARAMETER.findall(unquote(text)))
 
 
 def checked_environment(pairs: list[str]) -> dict[str, str]:
     """`NAME=VALUE` pairs of a job's environment, which others can see.
 
     Raises:
-        UserError: no such pair, or a name that says it is a secret.
+        UserError: no such pair, or a secret: its name says so, or its value is an address with one in it.
     """
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not NAME.fullmatch(name):
             raise UserError(f"--env takes NAME=VALUE, got {name!r}{' without a value' if not equals else ''}")
-        if SECRET_NAME.search(name):
+        if (SECRET_NAME.search(name) and name not in DIRECTORIES) or holds_credentials(value):
             raise UserError(
                 f"--env {name}: everybody who may list jobs can read a job's environment; put the value into a file on "
                 f"the cluster, and give --secret-file {name}=/path/of/that/file"

@@ -11,16 +11,25 @@ from lt_train.errors import UserError
 from sweeps.secret_files import FILES_VARIABLE, checked_environment, load_secret_files, secret_files
 
 
-def test_plain_variables_pass() -> None:
-    pairs = ["MLFLOW_TRACKING_USERNAME=ann", "OMP_NUM_THREADS=2", "EMPTY=", "X=a=b", "MONKEY=1", "AUTHOR=ann"]
-    assert checked_environment(pairs) == {
-        "MLFLOW_TRACKING_USERNAME": "ann",
-        "OMP_NUM_THREADS": "2",
-        "EMPTY": "",
-        "X": "a=b",
-        "MONKEY": "1",
-        "AUTHOR": "ann",
-    }
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "MLFLOW_TRACKING_USERNAME=ann",
+        "OMP_NUM_THREADS=2",
+        "EMPTY=",
+        "X=a=b",
+        "MONKEY=1",
+        "AUTHOR=ann",
+        "SIGNAL=TERM",
+        "PWD=/home/ann",
+        "HTTPS_PROXY=http://proxy.example:3128",
+        "MLFLOW_TRACKING_URI=postgresql://ann@db.example/mlflow",
+        "NO_PROXY=localhost,ann@home",
+    ],
+)
+def test_plain_variables_pass(pair: str) -> None:
+    name, _, value = pair.partition("=")
+    assert checked_environment([pair]) == {name: value}
 
 
 @pytest.mark.parametrize(
@@ -32,11 +41,29 @@ def test_plain_variables_pass() -> None:
         "API_KEY",
         "GOOGLE_APPLICATION_CREDENTIALS",
         "db_pass",
+        "DB_PWD",
+        "OPENAI_APIKEY",
+        "URL_SIG",
     ],
 )
 def test_secrets_are_refused_by_their_names_and_not_repeated(name: str) -> None:
     with pytest.raises(UserError, match=rf"--env {name}: everybody .* --secret-file {name}=/path") as caught:
         checked_environment([f"{name}=hunter2"])
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://ann:hunter2@proxy.example:3128",
+        "https://hunter2@git.example",
+        "http://one.example,http://ann:hunter2@two.example",
+        "postgresql://ann@db.example/mlflow?password=hunter2",
+    ],
+)
+def test_secrets_are_refused_in_addresses_and_not_repeated(value: str) -> None:
+    with pytest.raises(UserError, match=r"--env PLACE: everybody .* --secret-file PLACE=/path") as caught:
+        checked_environment([f"PLACE={value}"])
     assert "hunter2" not in str(caught.value)
 
 
