@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lt_train.errors import UserError
-from sweeps.secret_files import FILES_VARIABLE, checked_environment, load_secret_files, secret_files
+from sweeps.secret_files import FILE_PREFIX, checked_environment, load_secret_files, secret_files
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,10 @@ from sweeps.secret_files import FILES_VARIABLE, checked_environment, load_secret
         "AUTHOR=ann",
         "SIGNAL=TERM",
         "PWD=/home/ann",
+        "GOOGLE_APPLICATION_CREDENTIALS=/keys/gs.json",
+        "AWS_SHARED_CREDENTIALS_FILE=/keys/aws",
+        "PGPASSFILE=/keys/pgpass",
+        "RAY_AUTH_TOKEN_PATH=/keys/ray",
         "HTTPS_PROXY=http://proxy.example:3128",
         "MLFLOW_TRACKING_URI=postgresql://ann@db.example/mlflow",
         "NO_PROXY=localhost,ann@home",
@@ -88,7 +92,19 @@ def test_a_secret_is_read_where_it_is_needed(tmp_path: Path, monkeypatch: pytest
     load_secret_files({})
 
 
-@pytest.mark.parametrize("pair", ["NAME", "NAME=relative", "NAME=", "A B=/x", "NAME=/a,b"])
+def test_a_jobs_secrets_are_beside_those_of_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_the_pod, of_the_job = tmp_path / "pod", tmp_path / "a,b"
+    of_the_pod.write_text("one")
+    of_the_job.write_text("other")
+    for name in ("LT_TEST_ONE", "LT_TEST_OTHER"):
+        monkeypatch.delenv(name, raising=False)
+    pod, job = secret_files([f"LT_TEST_ONE={of_the_pod}"]), secret_files([f"LT_TEST_OTHER={of_the_job}"])
+    load_secret_files({**pod, **job})
+    assert os.environ.pop("LT_TEST_ONE") == "one"
+    assert os.environ.pop("LT_TEST_OTHER") == "other"
+
+
+@pytest.mark.parametrize("pair", ["NAME", "NAME=relative", "NAME=", "A B=/x"])
 def test_what_is_no_file_of_the_cluster_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match="--secret-file takes NAME=/path of a file on the cluster"):
         secret_files([pair])
@@ -97,7 +113,7 @@ def test_what_is_no_file_of_the_cluster_is_refused(pair: str) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(UserError, match=rf"the secret NAME cannot be read from {missing}: No such file"):
-        load_secret_files({FILES_VARIABLE: f"NAME={missing}"})
+        load_secret_files({f"{FILE_PREFIX}NAME": str(missing)})
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="it is not text"):
-        load_secret_files({FILES_VARIABLE: f"NAME={tmp_path / 'binary'}"})
+        load_secret_files({f"{FILE_PREFIX}NAME": str(tmp_path / "binary")})
