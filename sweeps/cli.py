@@ -46,11 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    """What must be known before any room is imported: secrets, and whose kinds there are beside ours."""
+    """What must be known before any room is imported: secrets, files, and whose kinds there are beside ours."""
     from lt_train.registry import ALLOWED_VARIABLE
+    from sweeps.parcel import unpack
     from sweeps.secret_files import load_secret_files
 
     load_secret_files()
+    unpack()
     if allowed := getattr(arguments, "allow_import", None):
         os.environ[ALLOWED_VARIABLE] = ",".join(allowed)
         sys.path.append(os.getcwd())  # a package that lies here, last: no file here stands in for a library
@@ -226,7 +228,12 @@ def _add_job_options(sub: argparse.ArgumentParser, *, address: bool = True) -> N
         help="set NAME to what this file on the cluster holds; only the path travels",
     )
     group.add_argument("--ship-code", action="store_true", help="send this machine's lt_train and sweeps along")
-    group.add_argument("--image", metavar="URI", help="container image of driver and workers")
+    group.add_argument(
+        "--image",
+        metavar="URI",
+        help="container image of driver and workers, with this project in it; podman runs it, whose settings say which "
+        "directories of a node are in it: storage must be",
+    )
     group.add_argument("--cpus", type=float, default=0, help="CPUs of the driver itself (default 0: on the head)")
     group.add_argument("--gpus", type=float, default=0, help="GPUs of the driver, for stage 1 and extraction")
     _add_import(sub)

@@ -252,6 +252,11 @@ def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> JobOptions:
+    if arguments.image is not None and arguments.ship_code:
+        raise UserError(
+            "--image and --ship-code do not go together: Ray sends no files into a container; build lt_train and "
+            "sweeps into the image"
+        )
     environment = checked_environment(arguments.env) | secret_files(arguments.secret_file)
     if arguments.allow_import:  # workers read it too, so it is no flag of the driver's; a resume keeps it
         environment[ALLOWED_VARIABLE] = ",".join(arguments.allow_import)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import lt_train
 from lt_train.errors import LongtailError, UserError, first_line
+from sweeps.parcel import packed
 from sweeps.status import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "Cluster", "Job", "JobOptions"]
@@ -63,7 +64,8 @@ class JobOptions:
         environment: variables that everybody who may list jobs can see.
         ship_code: send this machine's `lt_train` and `sweeps` along, instead of using what the cluster has installed.
         packages: directories of other packages to send along.
-        image: container image to run in, for clusters that have a runtime for it.
+        image: container image to run in, for clusters that have a runtime for it. Ray sends nothing into it but
+            variables, so no code is shipped.
         cpus, gpus: of the driver itself, which trains stage 1 and extracts features where that was not done; 0 runs it
             on the head.
     """
@@ -123,7 +125,7 @@ class Cluster:
             place: the directory in it that the driver starts in.
 
         Raises:
-            UserError: this sweep has a job that has not ended.
+            UserError: this sweep has a job that has not ended, or too much was to go into a container.
         """
         for job in self.jobs():
             if (job.sweep, job.storage) == (sweep, storage) and not job.ended:
@@ -137,12 +139,15 @@ class Cluster:
             JOB_VARIABLE: job_id,
             "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS),
         }
+        modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         runtime_env: dict[str, Any] = {"env_vars": environment}
         if options.image is not None:
+            assert not modules, "the command line refuses code for a container"
             runtime_env["image_uri"] = options.image
+            environment |= packed(working_dir / place) if working_dir is not None else {}
+            place = "."
         elif working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
-        modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         if modules:
             runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
         # -P: a file of the directory it starts in is no module.

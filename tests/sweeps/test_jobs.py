@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray.job_submission
 import yaml
 from ray.runtime_env import RuntimeEnv
 
+import sweeps.cli
+from sweeps import parcel
 from sweeps.bundle import bundled
 from sweeps.jobs import Cluster, JobOptions
 from sweeps.spec import SweepSpec
@@ -88,6 +92,18 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+ADDRESS = ("--address", "http://127.0.0.1:8265")
+
+
+def lt_sweep(*arguments: object) -> int:
+    """The command in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return sweeps.cli.main([str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def written(spec: SweepSpec, file: Path, **dataset: Any) -> Path:
     document = spec.resolved()
     document["dataset"] |= dataset
@@ -115,3 +131,53 @@ def test_a_file_that_travels_is_no_module(
         assert (bundle.directory / bundle.place / path).exists()
         done = as_the_cluster(job_api.sent[0], bundle.directory)
     assert (done.returncode, done.stdout) == (0, "1 sweep file valid\n"), done.stderr
+
+
+def test_a_sweep_goes_into_a_container_as_a_variable(
+    cluster: Cluster, job_api: JobApi, small_sweep: MakeSweep, features_file: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    """Ray takes an image together with variables alone."""
+    with np.load(features_file) as features:  # one view, of fewer test pictures
+        few = {**features, "train_features": features["train_features"][0]}
+    few |= {"test_features": few["test_features"][0, ::3], "test_labels": few["test_labels"][::3]}
+    np.savez(elsewhere / "mine.npz", **few)
+    spec = small_sweep(search={"trials": 1}, backend={"kind": "ray"})
+    file = written(spec, elsewhere / "sweep.yaml", path="mine.npz")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with bundled(file) as bundle:
+        cluster.submit(
+            ["run", bundle.file, "--backend", "inline"],
+            sweep="small",
+            storage=spec.storage,
+            options=JobOptions({"MINE": "1"}, image="registry.example/sweeps:1"),
+            working_dir=bundle.directory,
+            place=bundle.place,
+        )
+    (job,) = job_api.sent
+    assert {*job["runtime_env"]} == {"image_uri", "env_vars"}
+    assert job["runtime_env"]["image_uri"] == "registry.example/sweeps:1"
+    assert job["runtime_env"]["env_vars"]["MINE"] == "1"
+    done = as_the_cluster(job, inside)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "small" / "result.json").exists()
+    assert not [*inside.iterdir()]
+
+
+def test_what_is_too_large_for_a_variable_is_told(
+    job_api: JobApi, small_sweep: MakeSweep, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "mine.npz").write_bytes(os.urandom(parcel.MOST_BYTES))
+    file = written(small_sweep(backend={"kind": "ray"}), elsewhere / "sweep.yaml", path="mine.npz")
+    assert lt_sweep("submit", file.name, *ADDRESS, "--image", "sweeps:1") == 2
+    assert "KiB as text, and into a container go no more than 48 KiB; put them where" in capsys.readouterr().err
+    assert not job_api.sent
+
+
+def test_an_image_is_shipped_no_code(
+    job_api: JobApi, small_sweep: MakeSweep, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(small_sweep(backend={"kind": "ray"}), elsewhere / "sweep.yaml")
+    assert lt_sweep("submit", file.name, *ADDRESS, "--image", "sweeps:1", "--ship-code") == 2
+    assert "--image and --ship-code do not go together: Ray sends no files" in capsys.readouterr().err
+    assert not job_api.sent
