@@ -171,15 +171,22 @@ class Cluster:
         return sorted(found, key=lambda job: -(job.started_ms or 0))
 
     def find(self, target: str) -> Job:
-        """The latest job of a sweep by its name, or a job by its id.
+        """A job by its id, or that of a sweep by its name: the one that has not ended, else the latest.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or sweeps of this name in several storages.
         """
         everyone = self.jobs()
         for job in everyone:
-            if target in (job.id, job.sweep):
+            if job.id == target:
                 return job
+        named = sorted((job for job in everyone if job.sweep == target), key=lambda job: job.ended)
+        if len({job.storage for job in named}) > 1:
+            latest = {job.storage: job for job in reversed(named)}
+            which = "".join(f"\n  {job.id} ({job.state}) in {storage}" for storage, job in latest.items())
+            raise UserError(f"{self.address} knows several sweeps {target!r}; say which by the id of its job:{which}")
+        if named:
+            return named[0]
         names = ", ".join(dict.fromkeys(job.sweep for job in everyone)) or "none"
         raise UserError(f"{self.address} knows no sweep or job {target!r}; its sweeps: {names}")
 

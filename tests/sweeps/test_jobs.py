@@ -18,6 +18,7 @@ import yaml
 from ray.runtime_env import RuntimeEnv
 
 import sweeps.cli
+from lt_train.errors import UserError
 from sweeps import parcel
 from sweeps.bundle import bundled
 from sweeps.jobs import Cluster, JobOptions
@@ -181,3 +182,28 @@ def test_an_image_is_shipped_no_code(
     assert lt_sweep("submit", file.name, *ADDRESS, "--image", "sweeps:1", "--ship-code") == 2
     assert "--image and --ship-code do not go together: Ray sends no files" in capsys.readouterr().err
     assert not job_api.sent
+
+
+def ran(sweep: str, storage: str, **more: str) -> dict[str, str]:
+    return {"lt.sweep": sweep, "lt.storage": storage, **more}
+
+
+def test_a_name_stands_for_the_job_that_has_not_ended_else_the_latest(cluster: Cluster, job_api: JobApi) -> None:
+    for job_id, state in (("first", "FAILED"), ("second", "RUNNING"), ("third", "STOPPED")):
+        job_api.add(job_id, ran("demo", "/storage"), {}, state)
+    assert cluster.find("demo").id == "second"
+    assert cluster.find("first").id == "first"
+    job_api.listed[1].status.value = "SUCCEEDED"
+    assert cluster.find("demo").id == "third"
+
+
+def test_a_name_of_several_sweeps_is_told_with_their_jobs(cluster: Cluster, job_api: JobApi) -> None:
+    job_api.add("of-ann", ran("demo", "/ann"), {}, "FAILED")
+    job_api.add("of-ann-again", ran("demo", "/ann"), {}, "RUNNING")
+    job_api.add("of-bob", ran("demo", "/bob"), {}, "SUCCEEDED")
+    told = "several sweeps 'demo'; say which by the id of its job:"
+    with pytest.raises(UserError, match=told) as refused:
+        cluster.find("demo")
+    listed = {"  of-ann-again (running) in /ann", "  of-bob (succeeded) in /bob"}
+    assert {*str(refused.value).splitlines()[1:]} == listed
+    assert cluster.find("of-ann").storage == "/ann"
