@@ -234,8 +234,8 @@ def _add_job_options(sub: argparse.ArgumentParser, *, address: bool = True) -> N
         help="container image of driver and workers, with this project in it; podman runs it, whose settings say which "
         "directories of a node are in it: storage must be",
     )
-    group.add_argument("--cpus", type=float, default=0, help="CPUs of the driver itself (default 0: on the head)")
-    group.add_argument("--gpus", type=float, default=0, help="GPUs of the driver, for stage 1 and extraction")
+    group.add_argument("--cpus", type=float, help="CPUs of the driver itself (default 0: on the head)")
+    group.add_argument("--gpus", type=float, help="GPUs of the driver, for stage 1 and extraction")
     _add_import(sub)
 
 

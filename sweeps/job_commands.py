@@ -40,6 +40,9 @@ POLL_SECONDS = 2.0
 RAYS_OWN = re.compile(r"Running entrypoint for job|Runtime env is setting up")
 """Lines that Ray puts at the head of a job's log."""
 
+OF_ONE_JOB = ("RAY_", "LT_SWEEP_JOB")
+"""How variables begin that a job has and its resume has anew."""
+
 
 def submit(arguments: argparse.Namespace) -> int:
     """Send a sweep to a cluster, and follow it if asked to."""
@@ -75,12 +78,11 @@ def resume(arguments: argparse.Namespace) -> int:
         return commands.resume(arguments)
     options = _options(arguments)
     last = cluster.find(str(arguments.target))
-    kept = {name: value for name, value in last.environment.items() if not name.startswith(("RAY_", "LT_SWEEP_JOB"))}
     again = cluster.submit(
         ["resume", f"{last.storage}/{last.sweep}"],
         sweep=last.sweep,
         storage=last.storage,
-        options=replace(options, environment={**kept, **options.environment}),
+        options=_as_before(options, last, arguments),
     )
     print(json.dumps({"job": again.id}) if arguments.json else f"resumed as job {again.id}")
     return 0
@@ -267,8 +269,28 @@ def _options(arguments: argparse.Namespace) -> JobOptions:
         ship_code=arguments.ship_code,
         packages=packages,
         image=arguments.image,
-        cpus=arguments.cpus,
-        gpus=arguments.gpus,
+        cpus=arguments.cpus or 0,
+        gpus=arguments.gpus or 0,
+    )
+
+
+def _as_before(options: JobOptions, last: Job, arguments: argparse.Namespace) -> JobOptions:
+    """`options`, with what was not said this time as the last job had it."""
+    before = last.options
+    kept = {name: value for name, value in before.environment.items() if not name.startswith(OF_ONE_JOB)}
+    packages = [name for name in kept.get(ALLOWED_VARIABLE, "").split(",") if name]
+    said_again = options.ship_code and (arguments.allow_import or not packages)
+    if before.ship_code and options.image is None and not said_again:
+        flags = " ".join(["--ship-code", *(f"--allow-import {name}" for name in packages)])
+        raise UserError(
+            f"job {last.id} ran code that was sent along from another command; give {flags} again, where that code is"
+        )
+    return replace(
+        options,
+        environment={**kept, **options.environment},
+        image=options.image or (None if options.ship_code else before.image),
+        cpus=before.cpus if arguments.cpus is None else options.cpus,
+        gpus=before.gpus if arguments.gpus is None else options.gpus,
     )
 
 

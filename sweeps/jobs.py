@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -29,31 +30,13 @@ __all__ = ["ADDRESS_VARIABLE", "Cluster", "Job", "JobOptions"]
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 """Environment variable with the address that counts where none is given; Ray's own."""
 
-SWEEP, STORAGE = "lt.sweep", "lt.storage"
-"""Keys of a job's metadata."""
+SWEEP, STORAGE, OPTIONS = "lt.sweep", "lt.storage", "lt.options"
+"""Keys of a job's metadata; the last holds, as JSON, how it was run where that was said."""
 
 GRACE_SECONDS = 60
 """How long a job that is asked to stop may take to close what it has open; Ray's own 3 s are too few."""
 
 ENDED = ("succeeded", "failed", "stopped")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt at a sweep on a cluster."""
-
-    id: str
-    sweep: str
-    storage: str
-    state: Literal["pending", "running", "succeeded", "failed", "stopped"]
-    started_ms: int | None
-    message: str
-    environment: Mapping[str, str]
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in ENDED
 
 
 @dataclass(frozen=True)
@@ -76,6 +59,24 @@ class JobOptions:
     image: str | None = None
     cpus: float = 0
     gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a sweep on a cluster; `options` as it was run, but for `packages`."""
+
+    id: str
+    sweep: str
+    storage: str
+    state: Literal["pending", "running", "succeeded", "failed", "stopped"]
+    started_ms: int | None
+    message: str
+    options: JobOptions
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ENDED
 
 
 class Cluster:
@@ -156,7 +157,7 @@ class Cluster:
             self._client.submit_job(
                 entrypoint=" ".join([*command, *map(shlex.quote, arguments)]),
                 submission_id=job_id,
-                metadata={SWEEP: sweep, STORAGE: storage},
+                metadata={SWEEP: sweep, STORAGE: storage, OPTIONS: _said(options)},
                 runtime_env=runtime_env,
                 entrypoint_num_cpus=options.cpus or None,
                 entrypoint_num_gpus=options.gpus or None,
@@ -258,8 +259,15 @@ def _job(details: Any) -> Job:
         state=str(details.status.value).lower(),  # type: ignore[arg-type]
         started_ms=details.start_time,
         message=details.message or "",
-        environment=dict((details.runtime_env or {}).get("env_vars") or {}),
+        options=JobOptions(
+            environment=dict((details.runtime_env or {}).get("env_vars") or {}),
+            **json.loads(details.metadata.get(OPTIONS, "{}")),
+        ),
     )
+
+
+def _said(options: JobOptions) -> str:
+    return json.dumps({name: getattr(options, name) for name in ("ship_code", "image", "cpus", "gpus")})
 
 
 def _own_packages() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -207,3 +208,44 @@ def test_a_name_of_several_sweeps_is_told_with_their_jobs(cluster: Cluster, job_
     listed = {"  of-ann-again (running) in /ann", "  of-bob (succeeded) in /bob"}
     assert {*str(refused.value).splitlines()[1:]} == listed
     assert cluster.find("of-ann").storage == "/ann"
+
+
+def test_a_resume_is_run_as_the_last_job_was(
+    cluster: Cluster, job_api: JobApi, small_sweep: MakeSweep, elsewhere: Path
+) -> None:
+    file = written(small_sweep(backend={"kind": "ray"}, storage="/storage"), elsewhere / "sweep.yaml")
+    options = ("--image", "sweeps:1", "--cpus", "2", "--gpus", "0.5", "--env", "MINE=1", "--secret-file", "ONE=/one")
+    assert lt_sweep("submit", file.name, *ADDRESS, *options) == 0
+    job_api.listed[-1].status.value = "FAILED"
+    assert lt_sweep("resume", "small", *ADDRESS, "--gpus", "0", "--env", "YOURS=2", "--secret-file", "OTHER=/two") == 0
+    first, second = job_api.sent
+    assert second["entrypoint"].endswith("sweeps.cli resume /storage/small")
+    assert second["runtime_env"]["image_uri"] == "sweeps:1"
+    assert (second["entrypoint_num_cpus"], second["entrypoint_num_gpus"]) == (2, None)
+    kept, given = (one["runtime_env"]["env_vars"] for one in (first, second))
+    assert {name: value for name, value in given.items() if name not in kept} == {
+        "YOURS": "2",
+        "LT_SWEEP_SECRET_FILE_OTHER": "/two",
+    }
+    assert {*kept} - {*given} == {"LT_SWEEP_JOB_FILES"}
+    assert cluster.find("small").options.cpus == 2
+
+
+def test_code_that_was_shipped_is_asked_for_again(job_api: JobApi, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"env_vars": {"LT_ALLOW_IMPORT": "my_methods,others"}}
+    job_api.add("first", ran("demo", "/storage", **{"lt.options": '{"ship_code": true}'}), environment, "FAILED")
+    for said in ((), ("--ship-code",)):
+        assert lt_sweep("resume", "demo", *ADDRESS, *said) == 2
+        told = "job first ran code that was sent along from another command; give --ship-code --allow-import my_methods"
+        assert f"{told} --allow-import others again" in capsys.readouterr().err
+    assert not job_api.sent
+    assert lt_sweep("resume", "demo", *ADDRESS, "--image", "sweeps:1") == 0
+    said = job_api.sent[0]["metadata"]["lt.options"]
+    assert json.loads(said) == {"ship_code": False, "image": "sweeps:1", "cpus": 0, "gpus": 0}
+
+
+def test_a_job_that_says_nothing_of_its_options_is_resumed(job_api: JobApi) -> None:
+    """As KubeRay's, whose manifest a person wrote."""
+    job_api.add("demo", ran("demo", "/storage"), {"env_vars": {"LT_SWEEP_JOB": "demo", "MINE": "1"}}, "FAILED")
+    assert lt_sweep("resume", "demo", *ADDRESS) == 0
+    assert job_api.sent[0]["runtime_env"]["env_vars"]["MINE"] == "1"
