@@ -172,6 +172,7 @@ def _add_sweep_commands(commands: Any) -> None:
     sub = _command(commands, "ui", "open MLflow on a sweep's runs table", "lt-sweep ui runs/demo --port 5000")
     sub.add_argument("target", type=Path, help="sweep directory or sweep file")
     sub.add_argument("--port", type=_port, default=5000, help="port on localhost (default 5000)")
+    _add_import(sub)
 
 
 def _command(commands: Any, name: str, summary: str, example: str, function: str | None = None) -> Any:

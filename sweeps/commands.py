@@ -193,15 +193,20 @@ def schema(arguments: argparse.Namespace) -> int:
 
 def ui(arguments: argparse.Namespace) -> int:
     """MLflow on a sweep's runs table."""
-    from sweeps.directory import load_spec
+    from sweeps.directory import load_tracking, sweep_directory
     from sweeps.spec import load_sweep
 
     target: Path = arguments.target
-    spec = load_spec(target) if target.is_dir() else load_sweep(target).anchored(Path.cwd())
-    serve: Callable[..., int] | None = getattr(spec.tracking, "serve", None)
+    if target.is_dir():
+        directory = sweep_directory(target)
+        place, tracking = directory.path, load_tracking(directory)
+    else:
+        spec = load_sweep(target).anchored(Path.cwd())
+        place, tracking = Path(spec.storage) / spec.name, spec.tracking
+    serve: Callable[..., int] | None = getattr(tracking, "serve", None)
     if serve is None:
-        raise UserError(f"{target}: tracking is {spec.tracking.kind!r}, which has no user interface")
+        raise UserError(f"{target}: tracking is {tracking.kind!r}, which has no user interface")
     try:
-        return serve(spec.name, Path(spec.storage), arguments.port)
+        return serve(place.name, place.parent, arguments.port)
     except KeyboardInterrupt:
         return 130  # how one stops it

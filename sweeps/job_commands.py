@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lt_train.errors import LongtailError, UserError
+from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
 from sweeps.bundle import bundled
-from sweeps.directory import IDENTITY, leases, load_spec
+from sweeps.directory import IDENTITY, leases, sweep_directory
 from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
@@ -135,10 +135,7 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         rows = []
         storage = Path("runs") if arguments.storage is None else arguments.storage.expanduser()
         for directory in sorted(storage.glob(f"*/{IDENTITY}")):
-            progress, where = _directory_progress(directory.parent)
-            rows.append(
-                {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
-            )
+            rows.append(_row(directory.parent))
         rows.sort(key=lambda row: -int(str(row["started_ms"] or 0)))
     if arguments.json:
         print(json.dumps(rows))
@@ -153,6 +150,15 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _row(directory: Path) -> dict[str, str | int | None]:
+    """A sweep of a storage; one that cannot be read is shown with what is wrong."""
+    try:
+        progress, where = _directory_progress(directory)
+    except (LongtailError, OSError) as error:
+        return {"sweep": directory.name, "state": "unreadable", "started_ms": None, "where": first_line(error)}
+    return {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
+
+
 def stop(arguments: argparse.Namespace) -> int:
     """End a sweep's driver in good order: finished runs are kept, what is open in tracking is closed."""
     cluster = _cluster(arguments)
@@ -162,13 +168,12 @@ def stop(arguments: argparse.Namespace) -> int:
         was = "had ended already" if job.ended else "is stopped"
         print(json.dumps({"job": ended.id, "state": ended.state}) if arguments.json else f"job {ended.id} {was}")
         return 0
-    directory = Path(arguments.target)
-    spec = load_spec(directory)
-    running = holder(leases(Path(spec.storage)), spec.name)
+    path = sweep_directory(Path(arguments.target)).path
+    running = _driver(path)
     if running is None:
-        print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {directory}")
+        print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {arguments.target}")
         return 0
-    _end(running, lambda: holder(leases(Path(spec.storage)), spec.name) != running)
+    _end(running, lambda: _driver(path) != running)
     print(json.dumps({"stopped": True}) if arguments.json else f"stopped: {running.who}")
     return 0
 
@@ -179,6 +184,11 @@ def _cluster(arguments: argparse.Namespace) -> Cluster | None:
     if arguments.address or (ADDRESS_VARIABLE in os.environ and not here.exists()):
         return Cluster(arguments.address)
     return None
+
+
+def _driver(path: Path) -> Holder | None:
+    """Who runs the sweep of a directory."""
+    return holder(leases(path.parent), path.name)
 
 
 def _end(running: Holder, gone: Callable[[], bool], timeout: float = 120.0) -> None:
@@ -200,7 +210,7 @@ def _progress_of(arguments: argparse.Namespace) -> Callable[[], tuple[Progress, 
         job_id = cluster.find(arguments.target).id
         return lambda: _job_progress(cluster, cluster.find(job_id))
     directory = Path(arguments.target)
-    load_spec(directory)  # says what is wrong with a directory that is none
+    sweep_directory(directory)  # says what is wrong with a directory that is none
     return lambda: _directory_progress(directory)
 
 
@@ -221,10 +231,10 @@ def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
 
 
 def _directory_progress(directory: Path) -> tuple[Progress, str]:
-    spec = load_spec(directory)
-    running = holder(leases(Path(spec.storage)), spec.name)
-    said = read_progress(directory) or Progress(sweep=spec.name, state="preparing", note="it has not said anything yet")
-    said = said.model_copy(update={"sweep": spec.name})
+    path = sweep_directory(directory).path
+    running = _driver(path)
+    said = read_progress(path) or Progress(sweep=path.name, state="preparing", note="it has not said anything yet")
+    said = said.model_copy(update={"sweep": path.name})
     if running is None and said.state in ("running", "preparing"):
         note = f"its driver is gone; `lt-sweep resume {directory}` goes on"
         said = said.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})

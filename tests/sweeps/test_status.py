@@ -136,6 +136,41 @@ def test_a_directory_that_is_no_sweep_is_told(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == "no sweeps\n"
 
 
+def recorded(directory: Path, spec: dict[str, object]) -> Path:
+    directory.mkdir(parents=True)
+    known = {"sweep_id": "a", "started_ms": 1, "spec_fingerprint": "b", "bank_fingerprint": "c", "spec": spec}
+    (directory / "sweep.json").write_text(json.dumps(known))
+    return directory
+
+
+def test_a_sweep_with_kinds_that_are_not_here_is_shown_and_stopped(
+    small_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = small_sweep().resolved()
+    document["method"]["kind"] = "of_a_plugin"
+    directory = recorded(tmp_path / "runs" / "mine", document)
+    assert main(["status", str(directory)]) == 0
+    assert "sweep mine: stopped" in capsys.readouterr().out
+    assert main(["stop", str(directory)]) == 0
+    assert "nobody is running" in capsys.readouterr().out
+    assert main(["list", "--storage", str(directory.parent), "--json"]) == 0
+    assert [row["sweep"] for row in json.loads(capsys.readouterr().out)] == ["mine"]
+    assert main(["ui", str(directory)]) == 2
+    assert "tracking is 'none', which has no user interface" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded(tmp_path / "good", {})
+    damaged = recorded(tmp_path / "damaged", {}) / "sweep.json"
+    damaged.write_text("{")
+    assert main(["list", "--storage", str(tmp_path), "--json"]) == 0
+    rows = {row["sweep"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["good"]["state"], rows["damaged"]["state"]) == ("stopped", "unreadable")
+    assert rows["damaged"]["where"] == f"{damaged} is damaged; remove its directory to start the sweep over"
+    assert main(["list", "--storage", str(tmp_path)]) == 0
+    assert main(["status", str(damaged.parent)]) == 2
+
+
 def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
     text = shown(HALF)
     for part in (
