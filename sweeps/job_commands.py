@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
@@ -36,6 +37,9 @@ from sweeps.status import Progress, last_printed, read_progress, without_progres
 __all__ = ["list_sweeps", "logs", "resume", "status", "stop", "submit"]
 
 POLL_SECONDS = 2.0
+
+PATIENCE_SECONDS = 60.0
+"""How long a watch goes on while the cluster cannot be asked; the sweep does not mind."""
 
 RAYS_OWN = re.compile(r"Running entrypoint for job|Runtime env is setting up")
 """Lines that Ray puts at the head of a job's log."""
@@ -145,7 +149,7 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*(_shown(name, value) for name, value in row.items()))
+        table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)
     return 0
 
@@ -196,7 +200,12 @@ def _end(running: Holder, gone: Callable[[], bool], timeout: float = 120.0) -> N
         raise UserError(
             f"the driver is {running.who}, on another machine; stop it there, or its Ray job with --address"
         )
-    os.kill(running.process, signal.SIGTERM)
+    try:
+        os.kill(running.process, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has ended just now
+    except PermissionError:
+        raise UserError(f"the driver is {running.who}; that user alone may stop it") from None
     deadline = time.monotonic() + timeout
     while not gone():
         if time.monotonic() > deadline:
@@ -244,7 +253,8 @@ def _directory_progress(directory: Path) -> tuple[Progress, str]:
 def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
     """Show progress until the sweep has ended: a table that changes on a terminal, a line at every change elsewhere."""
     console = Console()
-    progress, where = ask()
+    progress, where = last = ask()
+    ask = _patient(ask, last)
     if as_json or not console.is_terminal:
         seen: Progress | None = None
         while True:
@@ -261,6 +271,27 @@ def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
                 progress, where = ask()
                 live.update(as_table(progress, where=where), refresh=True)
     return 0 if progress.state == "finished" else 1
+
+
+def _patient(ask: Callable[[], tuple[Progress, str]], last: tuple[Progress, str]) -> Callable[[], tuple[Progress, str]]:
+    """`ask`, but while a cluster that has answered cannot be reached for a moment its last answer stands."""
+    since: float | None = None
+
+    def again() -> tuple[Progress, str]:
+        nonlocal last, since
+        try:
+            last, since = ask(), None
+        except UserError:
+            raise
+        except LongtailError as error:
+            if since is None:
+                since = time.monotonic()
+                print(f"lt-sweep: {error}; asking again for {PATIENCE_SECONDS:.0f} s", file=sys.stderr, flush=True)
+            elif time.monotonic() - since > PATIENCE_SECONDS:
+                raise
+        return last
+
+    return again
 
 
 def _options(arguments: argparse.Namespace) -> JobOptions:

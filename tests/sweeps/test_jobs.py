@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from ray.runtime_env import RuntimeEnv
 
 import sweeps.cli
 from lt_train.errors import UserError
-from sweeps import parcel
+from sweeps import job_commands, parcel
 from sweeps.bundle import bundled
 from sweeps.jobs import Cluster, JobOptions
 from sweeps.spec import SweepSpec
@@ -36,6 +37,8 @@ class JobApi:
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
         self.listed: list[SimpleNamespace] = []
+        self.away: list[int] = []
+        self.asked = 0
 
     def submit_job(self, **job: Any) -> None:
         RuntimeEnv(**job["runtime_env"])  # says what goes with what
@@ -55,7 +58,13 @@ class JobApi:
         )
 
     def list_jobs(self) -> list[SimpleNamespace]:
+        self.asked += 1
+        if self.asked in self.away:
+            raise ConnectionError("the tunnel is down")
         return self.listed
+
+    def get_job_logs(self, job_id: str) -> str:
+        return ""
 
 
 @pytest.fixture
@@ -249,3 +258,32 @@ def test_a_job_that_says_nothing_of_its_options_is_resumed(job_api: JobApi) -> N
     job_api.add("demo", ran("demo", "/storage"), {"env_vars": {"LT_SWEEP_JOB": "demo", "MINE": "1"}}, "FAILED")
     assert lt_sweep("resume", "demo", *ADDRESS) == 0
     assert job_api.sent[0]["runtime_env"]["env_vars"]["MINE"] == "1"
+
+
+def test_a_watch_outlasts_a_moment_without_the_cluster(
+    job_api: JobApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job_commands, "POLL_SECONDS", 0.01)
+    job_api.add("first", ran("demo", "/storage"), {}, "RUNNING")
+    job_api.away = [4, 5]  # 1: which job; 2: how far
+
+    def watch() -> int:
+        threading.Timer(1.0, lambda: setattr(job_api.listed[0].status, "value", "SUCCEEDED")).start()
+        return lt_sweep("status", "demo", *ADDRESS, "--watch")
+
+    assert watch() == 0
+    assert job_api.asked > 5
+    shown = capsys.readouterr()
+    assert shown.err.count("the tunnel is down; asking again for 60 s") == 1
+    assert "sweep demo: finished" in shown.out
+    job_api.listed[0].status.value, job_api.asked = "RUNNING", 0
+    monkeypatch.setattr(job_commands, "PATIENCE_SECONDS", 0.0)
+    assert watch() == 1
+    assert "failed: the tunnel is down\n" in capsys.readouterr().err
+
+
+def test_a_watch_does_not_begin_without_the_cluster(job_api: JobApi, capsys: pytest.CaptureFixture[str]) -> None:
+    job_api.add("first", ran("demo", "/storage"), {}, "RUNNING")
+    job_api.away = [1]
+    assert lt_sweep("status", "demo", *ADDRESS, "--watch") == 1
+    assert "the tunnel is down" in capsys.readouterr().err

@@ -20,6 +20,8 @@ from support.ledgers import pack_lines
 import sweeps
 from sweeps import status as telling
 from sweeps.cli import main
+from sweeps.directory import leases
+from sweeps.lease import held
 from sweeps.report.progress import as_line, as_table
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, MARK, Best, Progress, Publisher, last_printed, read_progress, without_progress
@@ -171,6 +173,29 @@ def test_a_directory_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: 
     assert main(["status", str(damaged.parent)]) == 2
 
 
+def test_a_driver_of_another_user_is_told_and_one_that_has_just_ended_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = recorded(tmp_path / "mine", {})
+
+    def not_mine(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def gone(*_: object) -> None:
+        lease.close()
+        raise ProcessLookupError(3, "No such process")
+
+    with contextlib.ExitStack() as lease:
+        lease.enter_context(held(leases(tmp_path), "mine"))
+        monkeypatch.setattr(os, "kill", not_mine)
+        assert main(["stop", str(directory)]) == 2
+        told = capsys.readouterr().err
+        assert f"process {os.getpid()}; that user alone may stop it" in told
+        monkeypatch.setattr(os, "kill", gone)
+        assert main(["stop", str(directory)]) == 0
+        assert f"process {os.getpid()}" in capsys.readouterr().out
+
+
 def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
     text = shown(HALF)
     for part in (
@@ -189,6 +214,15 @@ def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
     line = as_line(HALF)
     assert "\n" not in line
     assert line.startswith("sweep half: running; trials 5 of 10 finished")
+
+
+def test_what_a_note_holds_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = "cannot read [/data/x.npz] or [red]y[/red]"
+    assert note in shown(HALF.model_copy(update={"note": note}))
+    directory = recorded(tmp_path / "[" / "x]", {})
+    assert main(["list", "--storage", str(directory.parent)]) == 0
+    assert main(["status", str(directory)]) == 0
+    assert "sweep x]: stopped" in capsys.readouterr().out
 
 
 def test_before_anything_is_known_nothing_is_made_up() -> None:
