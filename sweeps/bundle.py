@@ -91,6 +91,12 @@ def _check(spec: SweepSpec) -> None:
             f"tracking.uri: {uri} is relative, and a job's own directory is removed with it; give the http:// address "
             "of a tracking server, or sqlite:////absolute/path on the cluster"
         )
+    store = getattr(spec.backend, "bank_store", None) or "/"
+    if "://" not in store and not Path(store).is_absolute():
+        raise UserError(
+            f"backend.bank_store: {store} is relative, and workers do not run in the job's own directory; give an "
+            "absolute path that all machines of the cluster share, or a URL such as s3://bucket/banks"
+        )
     if spec.backend.kind != "ray":
         raise UserError(f"backend: {spec.backend.kind} would train in the job's driver alone; use ray, or leave it out")
 

@@ -75,6 +75,8 @@ def test_absolute_paths_are_the_clusters(write: Callable[..., Path]) -> None:
         ),
         ({}, "features", r"dataset\.path: features is a directory, which does not travel with a sweep"),
         ({}, "../mine.npz", r"dataset\.path: \.\./mine\.npz leads out of this directory"),
+        ({"backend": {"kind": "ray", "bank_store": "banks"}}, "features/mine.npz", "bank_store: banks is relative"),
+        ({"backend": {"kind": "ray", "bank_store": "~/banks"}}, "features/mine.npz", "bank_store: ~/banks is relative"),
         ({"backend": {"kind": "inline"}}, "features/mine.npz", "backend: inline would train in the job's driver alone"),
         (
             {"tracking": {"kind": "mlflow", "uri": "sqlite:///mlflow.db"}},
