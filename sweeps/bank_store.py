@@ -15,12 +15,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from lt_train.errors import BankError, LongtailError, StorageError, first_line
 from lt_train.features.bank import MANIFEST, FeatureBank, open_bank
 from lt_train.storage import atomic_directory, writing
-from sweeps.secret_files import SECRET_NAME
+from sweeps.secret_files import holds_credentials
 
 __all__ = ["CACHE_VARIABLE", "fetched", "holds_keys", "obtain", "publish"]
 
@@ -30,10 +29,7 @@ CACHE_VARIABLE = "LT_SWEEP_CACHE"
 
 def holds_keys(store: str) -> bool:
     """Whether the address of a store holds credentials, before its host or as parameters."""
-    if not _is_url(store):
-        return False
-    parts = urlsplit(store)
-    return "@" in parts.netloc or any(SECRET_NAME.search(name) for name, _ in parse_qsl(parts.query))
+    return holds_credentials(store)
 
 
 def publish(bank: Path, store: str) -> None:

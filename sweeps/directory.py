@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.errors import UserError
+from lt_train.registry import parse
 from lt_train.storage import atomic_file, writing
 from sweeps.backends.base import backend_kinds
 from sweeps.spec import SweepSpec, load_resolved
 from sweeps.status import read_progress
+from sweeps.tracking.base import TrackingSpec
 
 __all__ = [
     "CACHE",
@@ -29,8 +31,10 @@ __all__ = [
     "leases",
     "left_open",
     "load_spec",
+    "load_tracking",
     "open_directory",
     "running_spec",
+    "sweep_directory",
 ]
 
 IDENTITY = "sweep.json"
@@ -48,7 +52,7 @@ class SweepDirectory:
     """An existing sweep directory.
 
     Attributes:
-        path: the directory.
+        path: the directory; its name is the sweep's, and what it lies in the storage.
         sweep_id: unique to this sweep, given once; MLflow runs are found again by it.
         started_ms: when it was first started, milliseconds since 1970.
     """
@@ -146,18 +150,39 @@ def check_name(spec: SweepSpec) -> None:
         raise UserError(f"name: {spec.name!r} is taken by the storage itself; call the sweep something else")
 
 
-def load_spec(path: Path) -> SweepSpec:
-    """The spec of a sweep from its directory alone, as `resume` and `ui` need it.
+def sweep_directory(path: Path) -> SweepDirectory:
+    """The sweep of a directory, whose spec may name kinds that are not there: its name and storage are the path's.
 
     Raises:
-        UserError: this is not a sweep directory.
+        UserError: this is not a sweep directory, or it is damaged.
     """
     path = path.expanduser().resolve()
     identity = path / IDENTITY
     if not identity.is_file():
         raise UserError(f"{path} is not a sweep directory: it has no sweep.json; start one with `lt-sweep run SPEC`")
+    known = _read(identity)
+    return SweepDirectory(path, known["sweep_id"], known["started_ms"])
+
+
+def load_spec(path: Path) -> SweepSpec:
+    """The spec of a sweep from its directory alone, as `resume` needs it.
+
+    Raises:
+        UserError: this is not a sweep directory, or it is damaged.
+    """
+    path = sweep_directory(path).path
     # The directory may have been moved: it is where it is, not where it was.
-    return load_resolved(_read(identity)["spec"] | {"storage": str(path.parent), "name": path.name})
+    return load_resolved(_read(path / IDENTITY)["spec"] | {"storage": str(path.parent), "name": path.name})
+
+
+def load_tracking(directory: SweepDirectory) -> TrackingSpec:
+    """How a sweep is tracked, whatever else its spec names.
+
+    Raises:
+        SpecError: it names a kind of tracking that is not there.
+    """
+    tracking = _read(directory.path / IDENTITY)["spec"]["tracking"]
+    return parse("sweeps.tracking", TrackingSpec, tracking)  # type: ignore[type-abstract]
 
 
 def known_bank(spec: SweepSpec) -> str | None:

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
 from lt_train.errors import LongtailError, UserError
+from sweeps.secret_files import holds_credentials
 from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
 
 __all__ = ["MlflowTracking"]
@@ -32,11 +32,11 @@ BATCH = 900
 
 
 def _without_password(uri: str | None) -> str | None:
-    if uri is not None and urlsplit(uri).password:
+    if uri is not None and holds_credentials(uri):
         raise ValueError(
-            "must hold no password, and got one: the file is copied into results; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (for a database what its own client reads, such as PGPASSWORD), or give "
-            "--secret-file to a job"
+            "must hold no password or token, and got one: the file is copied into results; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database what its own client reads, such as "
+            "PGPASSWORD), or give --secret-file to a job"
         )
     return uri
 

@@ -105,7 +105,12 @@ def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> Non
 
 @pytest.mark.parametrize(
     "store",
-    ["s3://KEY:sesame@bucket/banks", "s3://sesame@bucket", "s3://bucket/banks?access_key=KEY&secret_key=sesame"],
+    [
+        "s3://KEY:sesame@bucket/banks",
+        "s3://sesame@bucket",
+        "s3://bucket/banks?access_key=KEY&secret_key=sesame",
+        "https://ann.blob.core.windows.net/banks?sv=2026&sig=sesame",
+    ],
 )
 def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) -> None:
     assert holds_keys(store)
@@ -114,7 +119,10 @@ def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) 
     assert "sesame" not in str(refused.value)
 
 
-@pytest.mark.parametrize("store", ["s3://bucket/banks?region=eu-1", "gs://bucket", "/nfs/banks", "/nfs/a@b"])
+@pytest.mark.parametrize(
+    "store",
+    ["s3://bucket/banks?region=eu-1", "gs://bucket", "abfs://banks@ann.dfs.core.windows.net", "/nfs/banks", "/nfs/a@b"],
+)
 def test_other_addresses_have(store: str, small_sweep: MakeSweep) -> None:
     assert not holds_keys(store)
     assert small_sweep(backend={"kind": "ray", "bank_store": store}).backend.bank_store == store

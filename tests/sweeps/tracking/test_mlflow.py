@@ -294,8 +294,24 @@ def test_a_stopped_trial_is_finished_and_says_after_which_epoch(tracked: MakeSwe
     assert [trial.stopped for trial in result.trials].count(1) == 2
 
 
-@pytest.mark.parametrize("uri", ["https://ann:sesame@mlflow.example", "postgresql://ann:sesame@db.example/mlflow"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://ann:sesame@mlflow.example",
+        "https://sesame@mlflow.example",
+        "postgresql://ann:sesame@db.example/mlflow",
+        "postgresql://ann@db.example/mlflow?password=sesame",
+        "mysql+pymysql://ann@db.example/mlflow?charset=utf8&passwd=sesame",
+        "postgresql://ann@db.example/mlflow?sslpassword=sesame",
+        "mssql+pyodbc:///?odbc_connect=UID%3Dann%3BPWD%3Dsesame",
+    ],
+)
 def test_a_password_has_no_place_in_a_sweep_file(uri: str, small_sweep: MakeSweep):
-    with pytest.raises(SpecError, match="must hold no password, and got one") as refused:
+    with pytest.raises(SpecError, match="must hold no password or token, and got one") as refused:
         small_sweep(tracking={"kind": "mlflow", "uri": uri})
     assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", ["https://mlflow.example/#/a@b", "postgresql://ann@db.example/mlflow?sslmode=require"])
+def test_a_user_of_a_database_has(uri: str, small_sweep: MakeSweep):
+    assert small_sweep(tracking={"kind": "mlflow", "uri": uri}).tracking.uri == uri
