@@ -19,17 +19,11 @@ from typing import Any
 from lt_train.errors import BankError, LongtailError, StorageError, first_line
 from lt_train.features.bank import MANIFEST, FeatureBank, open_bank
 from lt_train.storage import atomic_directory, writing
-from sweeps.secret_files import holds_credentials
 
-__all__ = ["CACHE_VARIABLE", "fetched", "holds_keys", "obtain", "publish"]
+__all__ = ["CACHE_VARIABLE", "fetched", "obtain", "publish"]
 
 CACHE_VARIABLE = "LT_SWEEP_CACHE"
 """Environment variable that names the directory where a machine keeps banks it has fetched."""
-
-
-def holds_keys(store: str) -> bool:
-    """Whether the address of a store holds credentials, before its host or as parameters."""
-    return holds_credentials(store)
 
 
 def publish(bank: Path, store: str) -> None:

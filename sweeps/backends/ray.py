@@ -23,14 +23,15 @@ from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
 from sweeps.backends.base import BackendSpec, PackSource
 from sweeps.backends.tune import error_listener, searcher, trainable_class
-from sweeps.bank_store import holds_keys, publish
+from sweeps.bank_store import publish
+from sweeps.secret_files import holds_credentials
 from sweeps.sizes import shown_size
 
 __all__ = ["RayBackend"]
 
 
 def _without_keys(store: str | None) -> str | None:
-    if store is not None and holds_keys(store):
+    if store is not None and holds_credentials(store):
         raise ValueError(
             "must hold no keys, and got some: the file is copied into results; set the store's own variables, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give --secret-file to a job"

@@ -10,8 +10,9 @@ import pytest
 
 from lt_train.errors import BankError, LongtailError, SpecError, StorageError
 from lt_train.features.bank import open_bank
-from sweeps.bank_store import CACHE_VARIABLE, fetched, holds_keys, obtain, publish
+from sweeps.bank_store import CACHE_VARIABLE, fetched, obtain, publish
 from sweeps.prepare import prepare
+from sweeps.secret_files import holds_credentials
 from sweeps.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
@@ -113,7 +114,7 @@ def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> Non
     ],
 )
 def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) -> None:
-    assert holds_keys(store)
+    assert holds_credentials(store)
     with pytest.raises(SpecError, match="must hold no keys, and got some") as refused:
         small_sweep(backend={"kind": "ray", "bank_store": store})
     assert "sesame" not in str(refused.value)
@@ -124,5 +125,5 @@ def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) 
     ["s3://bucket/banks?region=eu-1", "gs://bucket", "abfs://banks@ann.dfs.core.windows.net", "/nfs/banks", "/nfs/a@b"],
 )
 def test_other_addresses_have(store: str, small_sweep: MakeSweep) -> None:
-    assert not holds_keys(store)
+    assert not holds_credentials(store)
     assert small_sweep(backend={"kind": "ray", "bank_store": store}).backend.bank_store == store
