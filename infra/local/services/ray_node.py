@@ -54,6 +54,7 @@ class _RayNode(Service):
             "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_failure_threshold": "3",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+            "RAY_enable_metrics_collection": "0",  # its page would answer everybody, without the token
             **self.extra_environment,
         }
 
