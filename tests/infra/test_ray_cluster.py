@@ -60,3 +60,11 @@ def test_secrets_come_from_outside_the_repository() -> None:
     others = {local for remote, local in CLUSTER["file_mounts"].items() if not remote.startswith("~/longtail-sweeps/")}
     assert others == {"~/.ray/auth_token"}
     assert CLUSTER["auth"]["ssh_private_key"].startswith("~/")
+
+
+def test_every_ssh_of_the_documentation_names_the_key_that_was_made() -> None:
+    lines = (ROOT / "docs" / "cluster.md").read_text().splitlines()
+    calls = [line for line in lines if re.search(r"\bssh(-keygen|-copy-id)? -", line)]
+    assert len(calls) >= 3
+    for line in calls:
+        assert re.search(rf"-[if] {CLUSTER['auth']['ssh_private_key']}\b", line), line
