@@ -67,7 +67,8 @@ def up(place: Path, workers: int, cpus: int) -> int:
     print(
         f"up: {1 + workers} Ray nodes, job API at {head.url}; MLflow at {mlflow.url}, user admin\n"
         f"  source {environment}\n"
-        f"  in a sweep file: tracking: {{uri: {mlflow.url}}}, storage: {storage}, backend: ray\n"
+        f"  in a sweep file: tracking: {{uri: {mlflow.url}}}, storage: {storage}, backend: ray,\n"
+        f"    resources: {{cpus_per_pack: {cpus}}}, or less\n"
         f"  lt-sweep submit SWEEP.yaml --watch --secret-file MLFLOW_TRACKING_PASSWORD={place / 'mlflow.password'} \\\n"
         "    --env MLFLOW_TRACKING_USERNAME=admin"
     )
