@@ -59,7 +59,8 @@ class _RayNode(Service):
         }
 
     def _options(self) -> list[str]:
-        return ["--node-ip-address", HOST, "--num-cpus", str(self.cpus), "--disable-usage-stats", "--block"]
+        options = ["--node-ip-address", HOST, "--num-cpus", str(self.cpus), "--disable-usage-stats", "--block"]
+        return [*options, "--dashboard-agent-listen-port", "0"]  # of its own: without one, a head takes no jobs
 
 
 @dataclass(kw_only=True, eq=False)
