@@ -131,7 +131,7 @@ class World:
         """A node that takes one pack at a time; it is not started yet."""
         environment = {
             "LT_SWEEP_CACHE": str(self.place / f"cache-{number}"),
-            "PYTHONPATH": str(self.plugins),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{self.plugins}",
             **self.s3.client_environment(),
         }
         return RayWorker(
