@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import stat
 import urllib.error
@@ -50,6 +51,26 @@ def test_mlflow_wants_a_password(world: World) -> None:
     assert answer(url) == 401
     assert answer(url, Authorization=basic_auth("admin", "password1234")) == 401
     assert answer(url, Authorization=basic_auth("admin", world.mlflow.password)) == 200
+
+
+def test_drivers_cannot_administer_mlflow(world: World) -> None:
+    user, password = (world.environment()[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD"))
+    api = f"{world.mlflow.url}/api/2.0/mlflow"
+    assert answer(f"{api}/experiments/search?max_results=1", Authorization=basic_auth(user, password)) == 200
+    assert answer(f"{api}/users/get?username=admin", Authorization=basic_auth(user, password)) == 403
+    assert answer(f"{api}/users/get?username=admin", Authorization=basic_auth("admin", world.mlflow.password)) == 200
+    for what, body in {
+        "users/create": {"username": "other", "password": "0123456789ab"},
+        "users/update-admin": {"username": user, "is_admin": True},
+    }.items():
+        request = urllib.request.Request(
+            f"{api}/{what}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": basic_auth(user, password)},
+            method="POST" if what == "users/create" else "PATCH",
+        )
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=20)
 
 
 def test_mlflow_answers_to_its_own_name_alone(world: World) -> None:
@@ -108,7 +129,8 @@ def test_everything_listens_on_this_machine_alone(world: World) -> None:
 
 
 def test_secrets_are_for_their_owner_and_in_no_command_line(world: World) -> None:
-    secrets = [world.head.token, world.place / "mlflow.password", world.place / "postgres.password"]
+    names = ("mlflow.password", "sweeps.password", "postgres.password")
+    secrets = [world.head.token, *(world.place / name for name in names)]
     for path in secrets:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         text = path.read_text().strip()
