@@ -33,8 +33,8 @@ $(UV):
 demo: env
 	$(BIN)/lt-sweep run sweeps/specs/demo.yaml --fresh
 
-# tests/cluster and tests/faults, each row of its table once, take about twenty minutes more, on real Ray nodes, PostgreSQL
-# (which has to be there), an S3 store and MLflow. Two rows want root, for small file systems.
+# tests/cluster and tests/faults, each row of its table once, take about twenty minutes more, on real Ray nodes, an S3
+# store, MLflow, and PostgreSQL, which has to be there. Two rows want root, for small disks; one test wants chromium.
 test: env
 	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/faults
 
