@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lt_train.backbones.base import parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint
@@ -245,7 +246,7 @@ def _print(arguments: argparse.Namespace, document: dict[str, Any], columns: lis
         return
     table = Table(*columns)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 

@@ -35,7 +35,7 @@ def progress(title: str, unit: str = "epoch") -> Iterator[Report]:
 @contextlib.contextmanager
 def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(f"{unit}s"),
@@ -43,7 +43,7 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=None, rate="", note="")

@@ -15,14 +15,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
-from lt_train.errors import LongtailError, first_line
-from lt_train.features.bank import MANIFEST
+from lt_train.errors import BankError, LongtailError, StorageError, first_line
+from lt_train.features.bank import MANIFEST, FeatureBank, open_bank
 from lt_train.storage import atomic_directory, writing
-from sweeps.secret_files import SECRET_NAME
+from sweeps.secret_files import holds_credentials
 
-__all__ = ["CACHE_VARIABLE", "holds_keys", "obtain", "publish"]
+__all__ = ["CACHE_VARIABLE", "fetched", "holds_keys", "obtain", "publish"]
 
 CACHE_VARIABLE = "LT_SWEEP_CACHE"
 """Environment variable that names the directory where a machine keeps banks it has fetched."""
@@ -30,10 +29,7 @@ CACHE_VARIABLE = "LT_SWEEP_CACHE"
 
 def holds_keys(store: str) -> bool:
     """Whether the address of a store holds credentials, before its host or as parameters."""
-    if not _is_url(store):
-        return False
-    parts = urlsplit(store)
-    return "@" in parts.netloc or any(SECRET_NAME.search(name) for name, _ in parse_qsl(parts.query))
+    return holds_credentials(store)
 
 
 def publish(bank: Path, store: str) -> None:
@@ -44,8 +40,8 @@ def publish(bank: Path, store: str) -> None:
         store: a directory, or a URL such as `s3://bucket/banks`.
 
     Raises:
-        LongtailError: the store cannot be reached or written.
-        StorageError: a shared directory is full or not writable.
+        LongtailError: there is no such kind of store.
+        StorageError: it cannot be reached or written, or is full.
     """
     if not _is_url(store):
         target = Path(store) / bank.name
@@ -68,8 +64,8 @@ def obtain(fingerprint: str, store: str) -> Path:
     """The directory of a published bank: in a shared store its own, else a copy that this machine fetches once.
 
     Raises:
-        LongtailError: it is not there, or the store cannot be reached.
-        StorageError: this machine's disk is full or not writable.
+        LongtailError: it is not there.
+        StorageError: the store cannot be reached, or this machine's disk is full or not writable.
     """
     if not _is_url(store):
         bank = Path(store) / fingerprint
@@ -82,6 +78,24 @@ def obtain(fingerprint: str, store: str) -> Path:
             with atomic_directory(bank) as directory:
                 _fetch(fingerprint, store, directory)
     return bank
+
+
+def fetched(fingerprint: str, store: str) -> FeatureBank:
+    """A published bank, open; a copy on this machine that was damaged since is fetched once more.
+
+    Raises:
+        BankError: what is published is damaged.
+        LongtailError, StorageError: as `obtain`.
+    """
+    bank = obtain(fingerprint, store)
+    try:
+        return open_bank(bank)
+    except BankError:
+        if not _is_url(store):
+            raise
+        with _alone(bank):
+            shutil.rmtree(bank, ignore_errors=True)
+        return open_bank(obtain(fingerprint, store))
 
 
 def _fetch(fingerprint: str, store: str, into: Path) -> None:
@@ -131,7 +145,8 @@ def _reached(store: str, doing: str) -> Iterator[None]:
     except LongtailError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise LongtailError(f"the bank store {_shown(store)} cannot be {doing}: {first_line(error)}") from error
+        kind = StorageError if isinstance(error, OSError) else LongtailError  # of which the first may pass
+        raise kind(f"the bank store {_shown(store)} cannot be {doing}: {first_line(error)}") from error
 
 
 def _shown(store: str) -> str:

@@ -21,6 +21,10 @@ __all__ = ["Bundle", "bundled"]
 MOST_BYTES = 400 * 2**20
 """Ray takes 500 MiB."""
 
+PLACE = "travelling-files"
+"""Directory of an upload that the files lie in. Python looks for modules in the upload itself, so that a file beside it
+could be imported by its name; nothing in a directory of this name is."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -28,12 +32,14 @@ class Bundle:
 
     Attributes:
         spec: what is in the file.
-        directory: what is uploaded; a job runs in a copy of it.
-        file: the sweep file in it.
+        directory: what is uploaded.
+        place: the directory in it that a job runs in, to which the spec's paths are relative.
+        file: the sweep file, from there.
     """
 
     spec: SweepSpec
     directory: Path
+    place: str
     file: str
 
 
@@ -55,10 +61,11 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Bundle]:
         root = working_dir.expanduser().resolve()
         if not file.resolve().is_relative_to(root):
             raise UserError(f"{file} does not lie in the working directory {working_dir}")
-        yield Bundle(spec, root, str(file.resolve().relative_to(root)))
+        yield Bundle(spec, root, ".", str(file.resolve().relative_to(root)))
         return
     with tempfile.TemporaryDirectory(prefix="lt-sweep-") as name:
-        directory = Path(name)
+        directory = Path(name) / PLACE
+        directory.mkdir()
         shutil.copyfile(file, directory / file.name)
         for field, path in _travellers(spec):
             (directory / path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,7 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Bundle]:
                 f"the files that {file} names take {shown_size(size)}, and Ray carries no more than "
                 f"{shown_size(MOST_BYTES)}; put them where the cluster can read them, and give absolute paths"
             )
-        yield Bundle(spec, directory, file.name)
+        yield Bundle(spec, Path(name), PLACE, file.name)
 
 
 def _check(spec: SweepSpec) -> None:
@@ -83,6 +90,12 @@ def _check(spec: SweepSpec) -> None:
         raise UserError(
             f"tracking.uri: {uri} is relative, and a job's own directory is removed with it; give the http:// address "
             "of a tracking server, or sqlite:////absolute/path on the cluster"
+        )
+    store = getattr(spec.backend, "bank_store", None) or "/"
+    if "://" not in store and not Path(store).is_absolute():
+        raise UserError(
+            f"backend.bank_store: {store} is relative, and workers do not run in the job's own directory; give an "
+            "absolute path that all machines of the cluster share, or a URL such as s3://bucket/banks"
         )
     if spec.backend.kind != "ray":
         raise UserError(f"backend: {spec.backend.kind} would train in the job's driver alone; use ray, or leave it out")

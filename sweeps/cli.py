@@ -46,14 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    """What must be known before any room is imported: secrets, and whose kinds there are beside ours."""
+    """What must be known before any room is imported: secrets, files, and whose kinds there are beside ours."""
     from lt_train.registry import ALLOWED_VARIABLE
+    from sweeps.parcel import unpack
     from sweeps.secret_files import load_secret_files
 
     load_secret_files()
+    unpack()
     if allowed := getattr(arguments, "allow_import", None):
         os.environ[ALLOWED_VARIABLE] = ",".join(allowed)
-        sys.path.insert(0, os.getcwd())  # a package that lies here, as `python -m` would find it
+        sys.path.append(os.getcwd())  # a package that lies here, last: no file here stands in for a library
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -170,6 +172,7 @@ def _add_sweep_commands(commands: Any) -> None:
     sub = _command(commands, "ui", "open MLflow on a sweep's runs table", "lt-sweep ui runs/demo --port 5000")
     sub.add_argument("target", type=Path, help="sweep directory or sweep file")
     sub.add_argument("--port", type=_port, default=5000, help="port on localhost (default 5000)")
+    _add_import(sub)
 
 
 def _command(commands: Any, name: str, summary: str, example: str, function: str | None = None) -> Any:
@@ -226,9 +229,14 @@ def _add_job_options(sub: argparse.ArgumentParser, *, address: bool = True) -> N
         help="set NAME to what this file on the cluster holds; only the path travels",
     )
     group.add_argument("--ship-code", action="store_true", help="send this machine's lt_train and sweeps along")
-    group.add_argument("--image", metavar="URI", help="container image of driver and workers")
-    group.add_argument("--cpus", type=float, default=0, help="CPUs of the driver itself (default 0: on the head)")
-    group.add_argument("--gpus", type=float, default=0, help="GPUs of the driver, for stage 1 and extraction")
+    group.add_argument(
+        "--image",
+        metavar="URI",
+        help="container image of driver and workers, with this project in it; podman runs it, whose settings say which "
+        "directories of a node are in it: storage must be",
+    )
+    group.add_argument("--cpus", type=float, help="CPUs of the driver itself (default 0: on the head)")
+    group.add_argument("--gpus", type=float, help="GPUs of the driver, for stage 1 and extraction")
     _add_import(sub)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lt_train.errors import SpecError, UserError
 from lt_train.storage import writing
@@ -87,7 +88,7 @@ def plan(arguments: argparse.Namespace) -> int:
         rows.insert(0, ("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
     table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     Console().print(table)
     for note in planned.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -168,7 +169,7 @@ def kinds(arguments: argparse.Namespace) -> int:
         for name, kind in kinds.items():
             summary = (kind.__doc__ or "").strip().splitlines()[0]
             fields = ", ".join(f"{key}={value}" for key, value in _fields(kind).items())
-            table.add_row(name, f"{summary}\n{fields}" if fields else summary, end_section=True)
+            table.add_row(name, Text(f"{summary}\n{fields}" if fields else summary), end_section=True)
         Console().print(table)
     return 0
 
@@ -193,15 +194,20 @@ def schema(arguments: argparse.Namespace) -> int:
 
 def ui(arguments: argparse.Namespace) -> int:
     """MLflow on a sweep's runs table."""
-    from sweeps.directory import load_spec
+    from sweeps.directory import load_tracking, sweep_directory
     from sweeps.spec import load_sweep
 
     target: Path = arguments.target
-    spec = load_spec(target) if target.is_dir() else load_sweep(target).anchored(Path.cwd())
-    serve: Callable[..., int] | None = getattr(spec.tracking, "serve", None)
+    if target.is_dir():
+        directory = sweep_directory(target)
+        place, tracking = directory.path, load_tracking(directory)
+    else:
+        spec = load_sweep(target).anchored(Path.cwd())
+        place, tracking = Path(spec.storage) / spec.name, spec.tracking
+    serve: Callable[..., int] | None = getattr(tracking, "serve", None)
     if serve is None:
-        raise UserError(f"{target}: tracking is {spec.tracking.kind!r}, which has no user interface")
+        raise UserError(f"{target}: tracking is {tracking.kind!r}, which has no user interface")
     try:
-        return serve(spec.name, Path(spec.storage), arguments.port)
+        return serve(place.name, place.parent, arguments.port)
     except KeyboardInterrupt:
         return 130  # how one stops it

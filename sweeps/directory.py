@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.errors import UserError
+from lt_train.registry import parse
 from lt_train.storage import atomic_file, writing
 from sweeps.backends.base import backend_kinds
 from sweeps.spec import SweepSpec, load_resolved
+from sweeps.status import read_progress
+from sweeps.tracking.base import TrackingSpec
 
 __all__ = [
     "CACHE",
@@ -26,9 +29,12 @@ __all__ = [
     "check_name",
     "known_bank",
     "leases",
+    "left_open",
     "load_spec",
+    "load_tracking",
     "open_directory",
     "running_spec",
+    "sweep_directory",
 ]
 
 IDENTITY = "sweep.json"
@@ -37,13 +43,16 @@ IDENTITY = "sweep.json"
 CACHE = "cache"
 """Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
 
+_WRITTEN = {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"}
+"""What `sweep.json` holds."""
+
 
 @dataclass(frozen=True)
 class SweepDirectory:
     """An existing sweep directory.
 
     Attributes:
-        path: the directory.
+        path: the directory; its name is the sweep's, and what it lies in the storage.
         sweep_id: unique to this sweep, given once; MLflow runs are found again by it.
         started_ms: when it was first started, milliseconds since 1970.
     """
@@ -115,6 +124,22 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = Fals
     return directory
 
 
+def left_open(spec: SweepSpec) -> tuple[SweepSpec, SweepDirectory] | None:
+    """The sweep of this name whose driver ended without a word, so that tracking takes it to be running still.
+
+    The caller holds the sweep's lease.
+    """
+    path = Path(spec.storage) / spec.name
+    said = read_progress(path)
+    if said is None or said.ended:
+        return None
+    try:
+        known = _read(path / IDENTITY)
+        return load_spec(path), SweepDirectory(path, known["sweep_id"], known["started_ms"])
+    except (OSError, UserError):  # of another version, or damaged: nothing of it can be told
+        return None
+
+
 def check_name(spec: SweepSpec) -> None:
     """Refuse names that the storage uses itself.
 
@@ -125,18 +150,39 @@ def check_name(spec: SweepSpec) -> None:
         raise UserError(f"name: {spec.name!r} is taken by the storage itself; call the sweep something else")
 
 
-def load_spec(path: Path) -> SweepSpec:
-    """The spec of a sweep from its directory alone, as `resume` and `ui` need it.
+def sweep_directory(path: Path) -> SweepDirectory:
+    """The sweep of a directory, whose spec may name kinds that are not there: its name and storage are the path's.
 
     Raises:
-        UserError: this is not a sweep directory.
+        UserError: this is not a sweep directory, or it is damaged.
     """
     path = path.expanduser().resolve()
     identity = path / IDENTITY
     if not identity.is_file():
         raise UserError(f"{path} is not a sweep directory: it has no sweep.json; start one with `lt-sweep run SPEC`")
+    known = _read(identity)
+    return SweepDirectory(path, known["sweep_id"], known["started_ms"])
+
+
+def load_spec(path: Path) -> SweepSpec:
+    """The spec of a sweep from its directory alone, as `resume` needs it.
+
+    Raises:
+        UserError: this is not a sweep directory, or it is damaged.
+    """
+    path = sweep_directory(path).path
     # The directory may have been moved: it is where it is, not where it was.
-    return load_resolved(_read(identity)["spec"] | {"storage": str(path.parent), "name": path.name})
+    return load_resolved(_read(path / IDENTITY)["spec"] | {"storage": str(path.parent), "name": path.name})
+
+
+def load_tracking(directory: SweepDirectory) -> TrackingSpec:
+    """How a sweep is tracked, whatever else its spec names.
+
+    Raises:
+        SpecError: it names a kind of tracking that is not there.
+    """
+    tracking = _read(directory.path / IDENTITY)["spec"]["tracking"]
+    return parse("sweeps.tracking", TrackingSpec, tracking)  # type: ignore[type-abstract]
 
 
 def known_bank(spec: SweepSpec) -> str | None:
@@ -159,10 +205,11 @@ def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
 
 def _read(identity: Path) -> dict[str, Any]:
     try:
-        known: dict[str, Any] = json.loads(identity.read_text())
-        assert {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"} <= set(known)
-    except (ValueError, AssertionError):
-        raise UserError(f"{identity} is damaged; remove its directory to start the sweep over") from None
+        known = json.loads(identity.read_text())
+    except ValueError:
+        known = None
+    if not isinstance(known, dict) or not known.keys() >= _WRITTEN:
+        raise UserError(f"{identity} is damaged; remove its directory to start the sweep over")
     return known
 
 

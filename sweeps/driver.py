@@ -7,9 +7,13 @@ and by notebooks.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from lt_train.errors import CheckpointError, DataError, LongtailError
 from lt_train.features.bank import FeatureBank
 from lt_train.progress import progress
 from lt_train.storage import atomic_file
-from sweeps.directory import SweepDirectory, check_name, known_bank, leases, load_spec, open_directory
+from sweeps.directory import SweepDirectory, check_name, known_bank, leases, left_open, load_spec, open_directory
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
 from sweeps.prepare import prepare, prepared_before
@@ -71,13 +75,16 @@ def resume(directory: str | Path) -> Result:
 def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
     check_name(spec)
     job = os.environ.get(JOB_VARIABLE)
-    with held(leases(Path(spec.storage)), spec.name, job=job, told=_tell) as lease:
+    with _stoppable(), held(leases(Path(spec.storage)), spec.name, job=job, told=_tell) as lease:
         first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
         publisher = Publisher(first, lease.holds)
         try:
             start = time.perf_counter()
             # What the user may have to mend comes up here, before an earlier sweep is touched.
             bank = _features(spec, again)
+            lease.check()
+            if fresh:
+                _close_left_open(spec, lease)
             directory = open_directory(spec, bank.fingerprint, fresh=fresh)
             publisher.directory = directory.path
             result = _search(spec, bank, directory, start, lease, publisher)
@@ -90,6 +97,19 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
             raise
         publisher.update(state="finished", seconds_left=0.0, tracking_behind=0, tracking_trouble="")
         return result
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Take `lt-sweep stop`, which sends SIGTERM, as Ctrl-C, also in a notebook: a sudden death would close nothing."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _features(spec: SweepSpec, again: bool) -> FeatureBank:
@@ -116,9 +136,10 @@ def _search(
     ledger = Ledger(directory.path, lease.check, lease.who)
     try:
         tracker = PatientTracker(
-            lambda: spec.tracking.open(_sweep_card(spec, directory, bank), Path(spec.storage)),
+            lambda: spec.tracking.open(_sweep_card(spec, directory, bank.fingerprint), Path(spec.storage)),
             may_write=lease.holds,
             patience=spec.tracking.patience,
+            told=lambda behind, trouble: publisher.update(tracking_behind=behind, tracking_trouble=trouble),
         )
         try:
             with progress(f"sweep {spec.name}", "run") as report:
@@ -157,7 +178,16 @@ def _search(
         ledger.close()
 
 
-def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank) -> SweepCard:
+def _close_left_open(spec: SweepSpec, lease: Lease) -> None:
+    """Have tracking take an earlier sweep of this name, which is about to be put aside, for stopped."""
+    left = left_open(spec)
+    if left is not None:
+        old, directory = left
+        card = _sweep_card(old, directory, known_bank(old) or "")
+        PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds).interrupted()
+
+
+def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: str) -> SweepCard:
     return SweepCard(
         sweep_id=directory.sweep_id,
         name=spec.name,
@@ -167,7 +197,7 @@ def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank) -
             "method": ", ".join(contestant.name for contestant in spec.contestants()),
             "trials": spec.search.trials,
             "selection": spec.selection.model_dump_json(),
-            "bank": bank.fingerprint,
+            "bank": bank,
         },
         started_ms=directory.started_ms,
     )

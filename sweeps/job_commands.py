@@ -21,11 +21,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from lt_train.errors import LongtailError, UserError
+from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
 from sweeps.bundle import bundled
-from sweeps.directory import IDENTITY, leases, load_spec
+from sweeps.directory import IDENTITY, leases, sweep_directory
 from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
@@ -37,8 +38,14 @@ __all__ = ["list_sweeps", "logs", "resume", "status", "stop", "submit"]
 
 POLL_SECONDS = 2.0
 
+PATIENCE_SECONDS = 60.0
+"""How long a watch goes on while the cluster cannot be asked; the sweep does not mind."""
+
 RAYS_OWN = re.compile(r"Running entrypoint for job|Runtime env is setting up")
 """Lines that Ray puts at the head of a job's log."""
+
+OF_ONE_JOB = ("RAY_", "LT_SWEEP_JOB")
+"""How variables begin that a job has and its resume has anew."""
 
 
 def submit(arguments: argparse.Namespace) -> int:
@@ -51,6 +58,7 @@ def submit(arguments: argparse.Namespace) -> int:
             storage=bundle.spec.storage,
             options=_options(arguments),
             working_dir=bundle.directory,
+            place=bundle.place,
         )
     if arguments.json:
         print(json.dumps({"job": job.id, "sweep": job.sweep, "address": cluster.address}))
@@ -74,13 +82,11 @@ def resume(arguments: argparse.Namespace) -> int:
         return commands.resume(arguments)
     options = _options(arguments)
     last = cluster.find(str(arguments.target))
-    kept = {name: value for name, value in last.environment.items() if not name.startswith(("RAY_", "LT_SWEEP_JOB"))}
     again = cluster.submit(
         ["resume", f"{last.storage}/{last.sweep}"],
         sweep=last.sweep,
         storage=last.storage,
-        options=replace(options, environment={**kept, **options.environment}),
-        working_dir=None,
+        options=_as_before(options, last, arguments),
     )
     print(json.dumps({"job": again.id}) if arguments.json else f"resumed as job {again.id}")
     return 0
@@ -133,10 +139,7 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         rows = []
         storage = Path("runs") if arguments.storage is None else arguments.storage.expanduser()
         for directory in sorted(storage.glob(f"*/{IDENTITY}")):
-            progress, where = _directory_progress(directory.parent)
-            rows.append(
-                {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
-            )
+            rows.append(_row(directory.parent))
         rows.sort(key=lambda row: -int(str(row["started_ms"] or 0)))
     if arguments.json:
         print(json.dumps(rows))
@@ -146,9 +149,18 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*(_shown(name, value) for name, value in row.items()))
+        table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)
     return 0
+
+
+def _row(directory: Path) -> dict[str, str | int | None]:
+    """A sweep of a storage; one that cannot be read is shown with what is wrong."""
+    try:
+        progress, where = _directory_progress(directory)
+    except (LongtailError, OSError) as error:
+        return {"sweep": directory.name, "state": "unreadable", "started_ms": None, "where": first_line(error)}
+    return {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
 
 
 def stop(arguments: argparse.Namespace) -> int:
@@ -160,13 +172,12 @@ def stop(arguments: argparse.Namespace) -> int:
         was = "had ended already" if job.ended else "is stopped"
         print(json.dumps({"job": ended.id, "state": ended.state}) if arguments.json else f"job {ended.id} {was}")
         return 0
-    directory = Path(arguments.target)
-    spec = load_spec(directory)
-    running = holder(leases(Path(spec.storage)), spec.name)
+    path = sweep_directory(Path(arguments.target)).path
+    running = _driver(path)
     if running is None:
-        print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {directory}")
+        print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {arguments.target}")
         return 0
-    _end(running, lambda: holder(leases(Path(spec.storage)), spec.name) != running)
+    _end(running, lambda: _driver(path) != running)
     print(json.dumps({"stopped": True}) if arguments.json else f"stopped: {running.who}")
     return 0
 
@@ -179,12 +190,22 @@ def _cluster(arguments: argparse.Namespace) -> Cluster | None:
     return None
 
 
+def _driver(path: Path) -> Holder | None:
+    """Who runs the sweep of a directory."""
+    return holder(leases(path.parent), path.name)
+
+
 def _end(running: Holder, gone: Callable[[], bool], timeout: float = 120.0) -> None:
     if not running.is_here():
         raise UserError(
             f"the driver is {running.who}, on another machine; stop it there, or its Ray job with --address"
         )
-    os.kill(running.process, signal.SIGTERM)
+    try:
+        os.kill(running.process, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has ended just now
+    except PermissionError:
+        raise UserError(f"the driver is {running.who}; that user alone may stop it") from None
     deadline = time.monotonic() + timeout
     while not gone():
         if time.monotonic() > deadline:
@@ -198,7 +219,7 @@ def _progress_of(arguments: argparse.Namespace) -> Callable[[], tuple[Progress, 
         job_id = cluster.find(arguments.target).id
         return lambda: _job_progress(cluster, cluster.find(job_id))
     directory = Path(arguments.target)
-    load_spec(directory)  # says what is wrong with a directory that is none
+    sweep_directory(directory)  # says what is wrong with a directory that is none
     return lambda: _directory_progress(directory)
 
 
@@ -219,10 +240,10 @@ def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
 
 
 def _directory_progress(directory: Path) -> tuple[Progress, str]:
-    spec = load_spec(directory)
-    running = holder(leases(Path(spec.storage)), spec.name)
-    said = read_progress(directory) or Progress(sweep=spec.name, state="preparing", note="it has not said anything yet")
-    said = said.model_copy(update={"sweep": spec.name})
+    path = sweep_directory(directory).path
+    running = _driver(path)
+    said = read_progress(path) or Progress(sweep=path.name, state="preparing", note="it has not said anything yet")
+    said = said.model_copy(update={"sweep": path.name})
     if running is None and said.state in ("running", "preparing"):
         note = f"its driver is gone; `lt-sweep resume {directory}` goes on"
         said = said.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
@@ -232,7 +253,8 @@ def _directory_progress(directory: Path) -> tuple[Progress, str]:
 def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
     """Show progress until the sweep has ended: a table that changes on a terminal, a line at every change elsewhere."""
     console = Console()
-    progress, where = ask()
+    progress, where = last = ask()
+    ask = _patient(ask, last)
     if as_json or not console.is_terminal:
         seen: Progress | None = None
         while True:
@@ -251,7 +273,33 @@ def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
     return 0 if progress.state == "finished" else 1
 
 
+def _patient(ask: Callable[[], tuple[Progress, str]], last: tuple[Progress, str]) -> Callable[[], tuple[Progress, str]]:
+    """`ask`, but while a cluster that has answered cannot be reached for a moment its last answer stands."""
+    since: float | None = None
+
+    def again() -> tuple[Progress, str]:
+        nonlocal last, since
+        try:
+            last, since = ask(), None
+        except UserError:
+            raise
+        except LongtailError as error:
+            if since is None:
+                since = time.monotonic()
+                print(f"lt-sweep: {error}; asking again for {PATIENCE_SECONDS:.0f} s", file=sys.stderr, flush=True)
+            elif time.monotonic() - since > PATIENCE_SECONDS:
+                raise
+        return last
+
+    return again
+
+
 def _options(arguments: argparse.Namespace) -> JobOptions:
+    if arguments.image is not None and arguments.ship_code:
+        raise UserError(
+            "--image and --ship-code do not go together: Ray sends no files into a container; build lt_train and "
+            "sweeps into the image"
+        )
     environment = checked_environment(arguments.env) | secret_files(arguments.secret_file)
     if arguments.allow_import:  # workers read it too, so it is no flag of the driver's; a resume keeps it
         environment[ALLOWED_VARIABLE] = ",".join(arguments.allow_import)
@@ -262,8 +310,28 @@ def _options(arguments: argparse.Namespace) -> JobOptions:
         ship_code=arguments.ship_code,
         packages=packages,
         image=arguments.image,
-        cpus=arguments.cpus,
-        gpus=arguments.gpus,
+        cpus=arguments.cpus or 0,
+        gpus=arguments.gpus or 0,
+    )
+
+
+def _as_before(options: JobOptions, last: Job, arguments: argparse.Namespace) -> JobOptions:
+    """`options`, with what was not said this time as the last job had it."""
+    before = last.options
+    kept = {name: value for name, value in before.environment.items() if not name.startswith(OF_ONE_JOB)}
+    packages = [name for name in kept.get(ALLOWED_VARIABLE, "").split(",") if name]
+    said_again = options.ship_code and (arguments.allow_import or not packages)
+    if before.ship_code and options.image is None and not said_again:
+        flags = " ".join(["--ship-code", *(f"--allow-import {name}" for name in packages)])
+        raise UserError(
+            f"job {last.id} ran code that was sent along from another command; give {flags} again, where that code is"
+        )
+    return replace(
+        options,
+        environment={**kept, **options.environment},
+        image=options.image or (None if options.ship_code else before.image),
+        cpus=before.cpus if arguments.cpus is None else options.cpus,
+        gpus=before.gpus if arguments.gpus is None else options.gpus,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 import lt_train
 from lt_train.errors import LongtailError, UserError, first_line
+from sweeps.parcel import packed
 from sweeps.status import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "Cluster", "Job", "JobOptions"]
@@ -28,31 +30,13 @@ __all__ = ["ADDRESS_VARIABLE", "Cluster", "Job", "JobOptions"]
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 """Environment variable with the address that counts where none is given; Ray's own."""
 
-SWEEP, STORAGE = "lt.sweep", "lt.storage"
-"""Keys of a job's metadata."""
+SWEEP, STORAGE, OPTIONS = "lt.sweep", "lt.storage", "lt.options"
+"""Keys of a job's metadata; the last holds, as JSON, how it was run where that was said."""
 
 GRACE_SECONDS = 60
 """How long a job that is asked to stop may take to close what it has open; Ray's own 3 s are too few."""
 
 ENDED = ("succeeded", "failed", "stopped")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt at a sweep on a cluster."""
-
-    id: str
-    sweep: str
-    storage: str
-    state: Literal["pending", "running", "succeeded", "failed", "stopped"]
-    started_ms: int | None
-    message: str
-    environment: Mapping[str, str]
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in ENDED
 
 
 @dataclass(frozen=True)
@@ -63,7 +47,8 @@ class JobOptions:
         environment: variables that everybody who may list jobs can see.
         ship_code: send this machine's `lt_train` and `sweeps` along, instead of using what the cluster has installed.
         packages: directories of other packages to send along.
-        image: container image to run in, for clusters that have a runtime for it.
+        image: container image to run in, for clusters that have a runtime for it. Ray sends nothing into it but
+            variables, so no code is shipped.
         cpus, gpus: of the driver itself, which trains stage 1 and extracts features where that was not done; 0 runs it
             on the head.
     """
@@ -74,6 +59,24 @@ class JobOptions:
     image: str | None = None
     cpus: float = 0
     gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a sweep on a cluster; `options` as it was run, but for `packages`."""
+
+    id: str
+    sweep: str
+    storage: str
+    state: Literal["pending", "running", "succeeded", "failed", "stopped"]
+    started_ms: int | None
+    message: str
+    options: JobOptions
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ENDED
 
 
 class Cluster:
@@ -103,12 +106,27 @@ class Cluster:
             self._client = JobSubmissionClient(self.address)
 
     def submit(
-        self, arguments: Sequence[str], *, sweep: str, storage: str, options: JobOptions, working_dir: Path | None
+        self,
+        arguments: Sequence[str],
+        *,
+        sweep: str,
+        storage: str,
+        options: JobOptions,
+        working_dir: Path | None = None,
+        place: str = ".",
     ) -> Job:
         """Start `lt-sweep ARGUMENTS` as a job; an attempt that is already under way is refused.
 
+        Args:
+            arguments: of the driver.
+            sweep: what it runs.
+            storage: where its results go; a sweep is its name and its storage.
+            options: how it is run.
+            working_dir: a directory to send along.
+            place: the directory in it that the driver starts in.
+
         Raises:
-            UserError: this sweep has a job that has not ended.
+            UserError: this sweep has a job that has not ended, or too much was to go into a container.
         """
         for job in self.jobs():
             if (job.sweep, job.storage) == (sweep, storage) and not job.ended:
@@ -122,19 +140,24 @@ class Cluster:
             JOB_VARIABLE: job_id,
             "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS),
         }
+        modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         runtime_env: dict[str, Any] = {"env_vars": environment}
         if options.image is not None:
+            assert not modules, "the command line refuses code for a container"
             runtime_env["image_uri"] = options.image
+            environment |= packed(working_dir / place) if working_dir is not None else {}
+            place = "."
         elif working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
-        modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         if modules:
             runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
+        # -P: a file of the directory it starts in is no module.
+        command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps.cli"]
         with self._asked():
             self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "sweeps.cli", *arguments]),
+                entrypoint=" ".join([*command, *map(shlex.quote, arguments)]),
                 submission_id=job_id,
-                metadata={SWEEP: sweep, STORAGE: storage},
+                metadata={SWEEP: sweep, STORAGE: storage, OPTIONS: _said(options)},
                 runtime_env=runtime_env,
                 entrypoint_num_cpus=options.cpus or None,
                 entrypoint_num_gpus=options.gpus or None,
@@ -149,15 +172,22 @@ class Cluster:
         return sorted(found, key=lambda job: -(job.started_ms or 0))
 
     def find(self, target: str) -> Job:
-        """The latest job of a sweep by its name, or a job by its id.
+        """A job by its id, or that of a sweep by its name: the one that has not ended, else the latest.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or sweeps of this name in several storages.
         """
         everyone = self.jobs()
         for job in everyone:
-            if target in (job.id, job.sweep):
+            if job.id == target:
                 return job
+        named = sorted((job for job in everyone if job.sweep == target), key=lambda job: job.ended)
+        if len({job.storage for job in named}) > 1:
+            latest = {job.storage: job for job in reversed(named)}
+            which = "".join(f"\n  {job.id} ({job.state}) in {storage}" for storage, job in latest.items())
+            raise UserError(f"{self.address} knows several sweeps {target!r}; say which by the id of its job:{which}")
+        if named:
+            return named[0]
         names = ", ".join(dict.fromkeys(job.sweep for job in everyone)) or "none"
         raise UserError(f"{self.address} knows no sweep or job {target!r}; its sweeps: {names}")
 
@@ -229,8 +259,15 @@ def _job(details: Any) -> Job:
         state=str(details.status.value).lower(),  # type: ignore[arg-type]
         started_ms=details.start_time,
         message=details.message or "",
-        environment=dict((details.runtime_env or {}).get("env_vars") or {}),
+        options=JobOptions(
+            environment=dict((details.runtime_env or {}).get("env_vars") or {}),
+            **json.loads(details.metadata.get(OPTIONS, "{}")),
+        ),
     )
+
+
+def _said(options: JobOptions) -> str:
+    return json.dumps({name: getattr(options, name) for name in ("ship_code", "image", "cpus", "gpus")})
 
 
 def _own_packages() -> list[str]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lt_train.errors import LongtailError, UserError
+from lt_train.errors import LongtailError, StorageError, UserError
 from lt_train.storage import writing
 from sweeps.moments import shown_moment
 
@@ -85,8 +85,12 @@ class Lease:
 
         Raises:
             LeaseLost: another has taken it over; says who.
+            StorageError: nobody can say: the leases cannot be read.
         """
-        latest = _latest(self._directory, self._name)
+        try:
+            latest = _latest(self._directory, self._name)
+        except OSError as error:
+            raise StorageError(f"cannot read the leases in {self._directory}: {error.strerror}; run again") from error
         if latest is not None and latest[0] > self._number:
             raise LeaseLost(
                 f"{latest[1].who} has taken over sweep {self._name}: it did not see this process alive for "
@@ -94,11 +98,13 @@ class Lease:
             )
 
     def holds(self) -> bool:
-        """Whether this process still holds the lease."""
+        """Whether this process still holds the lease, as far as it knows."""
         try:
             self.check()
         except LeaseLost:
             return False
+        except StorageError:
+            pass  # a disk that stumbles has given it to nobody; the ledger asks again before it writes
         return True
 
     def release(self) -> None:

@@ -9,6 +9,7 @@ Knows runs and results; knows no search and no tracking.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -108,6 +109,7 @@ class Ledger:
         driver: who writes, for those who read the file.
 
     Raises:
+        LeaseLost: another driver has taken over before this one had begun.
         LongtailError: a line in its middle is damaged.
         StorageError: it cannot be written.
     """
@@ -125,6 +127,7 @@ class Ledger:
             sync(directory)
         try:
             self._read()
+            self._check()  # a term that begins ends the one before: only whoever holds the lease may begin one
             self._write({"term": self._term + 1, "driver": driver, "at_ms": time.time_ns() // 1_000_000})
             self._term += 1
         except BaseException:
@@ -199,9 +202,16 @@ class Ledger:
                     rest = rest[os.write(self._file, rest) :]
                 os.fsync(self._file)
             except OSError:
-                os.ftruncate(self._file, self._end)
+                self._cut_off(len(text))
                 raise
         self._end += len(text)
+
+    def _cut_off(self, length: int) -> None:
+        """Take back what was written of a line of this length, unless another driver may write here by now."""
+        with contextlib.suppress(LongtailError, OSError):  # what is left of it, readers step over
+            self._check()
+            if os.fstat(self._file).st_size <= self._end + length:
+                os.ftruncate(self._file, self._end)
 
     def _look_at_others(self) -> None:
         """Stop if another driver has begun a term; step over what one wrote that had lost its own."""

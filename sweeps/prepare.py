@@ -34,15 +34,14 @@ def prepare(spec: SweepSpec) -> FeatureBank:
         UserError: data, checkpoint and bank errors of lt_train, or a selection that this bank cannot serve.
         StorageError: the disk is full.
     """
-    device = "cuda" if spec.resources.gpus_per_pack else "cpu"
-    check_device(device)
+    device = _device(spec)
     data = spec.dataset.load()
     counts = torch.bincount(data.train.labels, minlength=data.num_classes)
     for method in [contestant.method for contestant in spec.contestants()] + list(spec.baselines):
         if reason := method.unfit(counts):  # known now, and worth no training of a backbone
             raise UserError(f"method {method.kind}: {reason}")
     checkpoint = _stage1_checkpoint(spec, data, device)
-    with progress("features", "picture") as report:
+    with progress(f"features on {device}", "picture") as report:
         path = build_bank(
             spec.dataset,
             checkpoint,
@@ -55,6 +54,20 @@ def prepare(spec: SweepSpec) -> FeatureBank:
     bank = open_bank(path)
     _check(spec, bank)
     return bank
+
+
+def _device(spec: SweepSpec) -> str:
+    """Where the backbone is trained and run: as packs are, unless only other machines have such a device.
+
+    Raises:
+        UserError: packs are trained here, on a device that this machine does not have.
+    """
+    if not spec.resources.gpus_per_pack:
+        return "cpu"
+    if spec.backend.trains_elsewhere() and not torch.cuda.is_available():
+        return "cpu"
+    check_device("cuda")
+    return "cuda"
 
 
 def prepared_before(spec: SweepSpec, fingerprint: str) -> FeatureBank | None:
@@ -88,7 +101,7 @@ def _stage1_checkpoint(spec: SweepSpec, data: PictureData | FeatureData, device:
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
     if not out.exists():
-        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind})") as report:
+        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {device}") as report:
             about = {"dataset": spec.dataset.model_dump(mode="json")}
             train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
     return out

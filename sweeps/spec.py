@@ -155,7 +155,8 @@ class SweepSpec(Spec):
     def anchored(self, place: Path) -> SweepSpec:
         """The same sweep with `~` and paths relative to `place` written out: good from any directory.
 
-        Paths are `storage`, `backbone.checkpoint`, a SQLite `tracking.uri`, and `root` or `path` of a dataset.
+        Paths are `storage`, `backbone.checkpoint`, a SQLite `tracking.uri`, a `backend.bank_store` that is no URL, and
+        `root` or `path` of a dataset.
         """
 
         def absolute(text: str) -> str:
@@ -166,6 +167,9 @@ class SweepSpec(Spec):
         for part, name in FILES:
             if (document[part] or {}).get(name):
                 document[part][name] = absolute(document[part][name])
+        store = document["backend"].get("bank_store")
+        if store and "://" not in store:
+            document["backend"]["bank_store"] = absolute(store)
         sqlite, uri = "sqlite:///", document["tracking"].get("uri") or ""
         if uri.startswith(sqlite) and uri != sqlite:
             document["tracking"]["uri"] = sqlite + absolute(uri.removeprefix(sqlite))

@@ -86,7 +86,9 @@ class Publisher:
         self._job, self._may_write = os.environ.get(JOB_VARIABLE), may_write
         self._lock = threading.Lock()
         self._now = first
-        self._told = {"file": 0.0, "line": 0.0}
+        self._ways = {"file": self._write, "line": self._print}
+        self._told = dict.fromkeys(EVERY, 0.0)
+        self._later: dict[str, threading.Timer] = {}
         self.update()
 
     def update(self, **changes: Any) -> None:
@@ -95,10 +97,25 @@ class Publisher:
             before, now = self._now, time.time_ns() // 1_000_000
             self._now = before.model_copy(update=changes | {"at_ms": now})
             at_once = self._now.state != "running" or self._now.state != before.state
-            for way, tell in (("file", self._write), ("line", self._print)):
-                if at_once or time.monotonic() - self._told[way] >= EVERY[way]:
-                    self._told[way] = time.monotonic()
-                    tell()
+            for way in EVERY:
+                wait = self._told[way] + EVERY[way] - time.monotonic()
+                if at_once or wait <= 0:
+                    self._tell(way)
+                elif way not in self._later:
+                    self._later[way] = threading.Timer(wait, self._tell_later, [way])
+                    self._later[way].daemon = True
+                    self._later[way].start()
+
+    def _tell_later(self, way: str) -> None:
+        with self._lock:
+            if way in self._later:  # and nothing newer was told since
+                self._tell(way)
+
+    def _tell(self, way: str) -> None:
+        if timer := self._later.pop(way, None):
+            timer.cancel()
+        self._told[way] = time.monotonic()
+        self._ways[way]()
 
     def _write(self) -> None:
         if self.directory is None or not self._may_write():

@@ -88,6 +88,4 @@ class Watcher:
             best=self.best,
             packs_lost=self.schedule.retries.lost,
             packs_failed=self.schedule.retries.failures,
-            tracking_behind=self.tracker.behind,
-            tracking_trouble=self.tracker.why_behind,
         )

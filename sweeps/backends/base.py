@@ -39,6 +39,10 @@ class PackSource(Protocol):
 class BackendSpec(KindSpec):
     """Base of every backend kind."""
 
+    def trains_elsewhere(self) -> bool:
+        """Whether packs are trained on other machines than the driver's, which then needs no device as theirs."""
+        return False
+
     @abstractmethod
     def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:
         """Train packs from `source` until it is exhausted, with `cpus` threads and `gpus` a pack."""

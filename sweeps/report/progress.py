@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from sweeps.moments import shown_duration, shown_moment
 from sweeps.status import Progress
@@ -12,11 +13,11 @@ __all__ = ["as_line", "as_table"]
 
 def as_table(progress: Progress, *, where: str = "") -> Table:
     """Trials finished, best so far, rate, time left; and what went wrong, if anything did."""
-    table = Table(title=_title(progress), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=Text(_title(progress)), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, text in _rows(progress, where):
-        table.add_row(name, text)
+        table.add_row(name, Text(text))  # as it is: a path in brackets is no markup of rich's
     return table
 
 

@@ -74,7 +74,7 @@ class Tracker(Protocol):
         """Show the result: metrics on the parent run, every file of `artifacts`, the champion as a model."""
 
     def interrupted(self) -> None:
-        """Mark the parent run as stopped; a later resume re-opens it."""
+        """Mark the parent run, and what else is open, as stopped; a later resume re-opens it."""
 
 
 class TrackingSpec(KindSpec):

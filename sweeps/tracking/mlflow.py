@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
 from lt_train.errors import LongtailError, UserError
+from sweeps.secret_files import holds_credentials
 from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
 
 __all__ = ["MlflowTracking"]
@@ -32,11 +32,11 @@ BATCH = 900
 
 
 def _without_password(uri: str | None) -> str | None:
-    if uri is not None and urlsplit(uri).password:
+    if uri is not None and holds_credentials(uri):
         raise ValueError(
-            "must hold no password, and got one: the file is copied into results; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (for a database what its own client reads, such as PGPASSWORD), or give "
-            "--secret-file to a job"
+            "must hold no password or token, and got one: the file is copied into results; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database what its own client reads, such as "
+            "PGPASSWORD), or give --secret-file to a job"
         )
     return uri
 
@@ -114,8 +114,9 @@ def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # A server that is away is tried again by the sweep itself; MLflow's own patience is minutes, and blocks.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # A server that is away is tried again by the sweep itself, which looks first what is there: MLflow's own retries
+    # send a request again whose answer was lost, and make two runs of one. Its patience is minutes, too, and blocks.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     # A parent process's run must not become ours.
     os.environ.pop("MLFLOW_RUN_ID", None)
@@ -186,7 +187,9 @@ class _MlflowTracker:
         self.client.set_terminated(self.parent, "FINISHED", now)
 
     def interrupted(self) -> None:
-        self.client.set_terminated(self.parent, "KILLED")
+        half_written = [run.run_id for run in self.known.values() if not run.ended and run.run_id != self.parent]
+        for run_id in (*half_written, self.parent):
+            self.client.set_terminated(run_id, "KILLED")
 
     def _experiment(self, storage: Path) -> str:
         name = self.spec.experiment or self.card.name

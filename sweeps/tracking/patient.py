@@ -34,6 +34,7 @@ class PatientTracker:
         connect: opens the tracker.
         may_write: asked before every call; False for a driver that has lost its lease, which shows nothing any more.
         patience: seconds that `finish` goes on trying.
+        told: hears, from another thread, how many trials are not shown yet and why, whenever that may have changed.
 
     Attributes:
         trouble: what went wrong last, None when all went well since.
@@ -46,10 +47,11 @@ class PatientTracker:
         *,
         may_write: Callable[[], bool] = lambda: True,
         patience: float = 0.0,
+        told: Callable[[int, str], None] = lambda behind, trouble: None,
     ) -> None:
         self.trouble: Exception | None = None
         self.seconds = 0.0
-        self._connect, self._may_write, self._patience = connect, may_write, patience
+        self._connect, self._may_write, self._patience, self._told = connect, may_write, patience, told
         self._tracker: Tracker | None = None
         self._backlog: deque[TrialCard] = deque()
         self._stopping = self._finished = False
@@ -116,6 +118,7 @@ class PatientTracker:
         while self._backlog and not self._stopping:
             tracker.log_trial(self._backlog[0])
             self._backlog.popleft()
+            self._told(self.behind, "")
 
     def _attempt(self, action: Callable[[Tracker], None]) -> bool:
         if not self._may_write():
@@ -130,4 +133,5 @@ class PatientTracker:
             self.trouble, self._failures, self._tracker = error, self._failures + 1, None
         self.seconds += time.perf_counter() - start
         self._tried = time.monotonic()
+        self._told(self.behind, self.why_behind)
         return self.trouble is None

@@ -15,7 +15,7 @@ from infra.manifests import INFRA, Document, documents, pods_of
 import sweeps
 import sweeps.cli
 from sweeps.jobs import STORAGE, SWEEP
-from sweeps.secret_files import FILES_VARIABLE, SECRET_NAME
+from sweeps.secret_files import FILE_PREFIX, SECRET_NAME
 from sweeps.status import JOB_VARIABLE
 
 PODS = {f"{name}: {pod}": spec for name, document in documents().items() for pod, spec in pods_of(document)}
@@ -73,7 +73,7 @@ def test_secrets_come_as_files(pod: str) -> None:
     for container in PODS[pod]["spec"]["containers"]:
         for variable in container.get("env", ()):
             assert "value" in variable, f"{variable['name']} is taken from elsewhere"
-            path = variable["name"] == FILES_VARIABLE or variable["name"].endswith(("_FILE", "_PATH", "_SECRETS"))
+            path = variable["name"].startswith(FILE_PREFIX) or variable["name"].endswith(("_FILE", "_PATH", "_SECRETS"))
             assert path or not SECRET_NAME.search(variable["name"]), variable["name"]
 
 
@@ -181,8 +181,7 @@ def test_a_job_is_what_lt_sweep_submit_would_make() -> None:
 def test_drivers_find_mlflow_and_their_password(pod: str) -> None:
     container = PODS[pod]["spec"]["containers"][0]
     environment = {one["name"]: one["value"] for one in container["env"]}
-    variable, _, path = environment[FILES_VARIABLE].partition("=")
-    assert variable == "MLFLOW_TRACKING_PASSWORD"
+    path = environment[f"{FILE_PREFIX}MLFLOW_TRACKING_PASSWORD"]
     assert environment["MLFLOW_TRACKING_USERNAME"] == "sweeps"
     (mount,) = [one for one in container["volumeMounts"] if Path(path).is_relative_to(one["mountPath"])]
     (volume,) = [one for one in PODS[pod]["spec"]["volumes"] if one["name"] == mount["name"]]

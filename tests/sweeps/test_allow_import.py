@@ -70,6 +70,15 @@ def test_a_sweep_file_alone_has_no_code_imported(package: Path, small_sweep: Cal
     assert "mine" in done.stdout
 
 
+def test_a_file_beside_a_package_stands_in_for_no_library(package: Path) -> None:
+    (package / "rich.py").write_text("raise SystemExit('imported')")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", "sweeps.cli", "kinds", "--allow-import", "my_package"]  # -P: as `lt-sweep`
+    done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mine" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lt_train.errors import LongtailError, SpecError
+from lt_train.errors import BankError, LongtailError, SpecError, StorageError
 from lt_train.features.bank import open_bank
-from sweeps.bank_store import CACHE_VARIABLE, holds_keys, obtain, publish
+from sweeps.bank_store import CACHE_VARIABLE, fetched, holds_keys, obtain, publish
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
 
@@ -72,6 +72,30 @@ def test_a_bank_whose_manifest_is_not_there_yet_is_not_there(bank: Path, tmp_pat
     assert not (cache / bank.name).exists()
 
 
+def test_a_copy_that_was_damaged_is_fetched_again(bank: Path, tmp_path: Path, cache: Path) -> None:
+    """As a cleaner of temporary files leaves it; the machine would fail every pack for ever."""
+    place = tmp_path / "store"
+    place.mkdir()
+    publish(bank, f"file://{place}")
+    (obtain(bank.name, f"file://{place}") / "test.safetensors").unlink()
+    assert fetched(bank.name, f"file://{place}").fingerprint == bank.name
+    (place / bank.name / "test.safetensors").write_bytes(b"no features")
+    (cache / bank.name / "test.safetensors").unlink()
+    with pytest.raises(BankError, match=r"test\.safetensors"):
+        fetched(bank.name, f"file://{place}")
+
+
+def test_a_store_that_is_away_may_come_back(bank: Path, tmp_path: Path, cache: Path) -> None:
+    place = tmp_path / "store"
+    place.mkdir()
+    publish(bank, f"file://{place}")
+    hidden = place / bank.name / "train.safetensors"
+    hidden.rename(tmp_path / "hidden")
+    hidden.mkdir()
+    with pytest.raises(StorageError, match=r"the bank store file://.* cannot be read"):
+        obtain(bank.name, f"file://{place}")
+
+
 def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> None:
     with pytest.raises(LongtailError, match="is that directory shared by all machines"):
         obtain(bank.name, str(tmp_path / "nothing"))
@@ -81,7 +105,12 @@ def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> Non
 
 @pytest.mark.parametrize(
     "store",
-    ["s3://KEY:sesame@bucket/banks", "s3://sesame@bucket", "s3://bucket/banks?access_key=KEY&secret_key=sesame"],
+    [
+        "s3://KEY:sesame@bucket/banks",
+        "s3://sesame@bucket",
+        "s3://bucket/banks?access_key=KEY&secret_key=sesame",
+        "https://ann.blob.core.windows.net/banks?sv=2026&sig=sesame",
+    ],
 )
 def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) -> None:
     assert holds_keys(store)
@@ -90,7 +119,10 @@ def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) 
     assert "sesame" not in str(refused.value)
 
 
-@pytest.mark.parametrize("store", ["s3://bucket/banks?region=eu-1", "gs://bucket", "/nfs/banks", "/nfs/a@b"])
+@pytest.mark.parametrize(
+    "store",
+    ["s3://bucket/banks?region=eu-1", "gs://bucket", "abfs://banks@ann.dfs.core.windows.net", "/nfs/banks", "/nfs/a@b"],
+)
 def test_other_addresses_have(store: str, small_sweep: MakeSweep) -> None:
     assert not holds_keys(store)
     assert small_sweep(backend={"kind": "ray", "bank_store": store}).backend.bank_store == store

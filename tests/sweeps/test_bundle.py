@@ -39,17 +39,18 @@ def test_the_file_and_what_it_names_travel_and_nothing_else(write: Callable[...,
     file = write()
     (tmp_path / "diary.txt").write_text("private")
     with bundled(file) as found:
-        there = sorted(str(path.relative_to(found.directory)) for path in found.directory.rglob("*") if path.is_file())
+        place = found.directory / found.place
+        there = sorted(str(path.relative_to(place)) for path in found.directory.rglob("*") if path.is_file())
         assert there == ["features/mine.npz", "sweep.yaml"]
-        assert (found.directory / found.file).read_text() == file.read_text()
-        assert (found.directory / "features/mine.npz").read_bytes() == (tmp_path / "features/mine.npz").read_bytes()
+        assert (place / found.file).read_text() == file.read_text()
+        assert (place / "features/mine.npz").read_bytes() == (tmp_path / "features/mine.npz").read_bytes()
     assert not found.directory.exists()
     assert file.exists()
 
 
 def test_a_whole_directory_travels_where_it_is_asked_to(write: Callable[..., Path], tmp_path: Path) -> None:
     with bundled(write(), tmp_path) as found:
-        assert (found.directory, found.file) == (tmp_path.resolve(), "sweep.yaml")
+        assert (found.directory, found.place, found.file) == (tmp_path.resolve(), ".", "sweep.yaml")
     assert tmp_path.exists()
     with (
         pytest.raises(UserError, match=r"does not lie in the working directory .*features"),
@@ -60,7 +61,7 @@ def test_a_whole_directory_travels_where_it_is_asked_to(write: Callable[..., Pat
 
 def test_absolute_paths_are_the_clusters(write: Callable[..., Path]) -> None:
     with bundled(write("/data/on/the/cluster.npz")) as found:
-        assert [path.name for path in found.directory.iterdir()] == ["sweep.yaml"]
+        assert [path.name for path in (found.directory / found.place).iterdir()] == ["sweep.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,8 @@ def test_absolute_paths_are_the_clusters(write: Callable[..., Path]) -> None:
         ),
         ({}, "features", r"dataset\.path: features is a directory, which does not travel with a sweep"),
         ({}, "../mine.npz", r"dataset\.path: \.\./mine\.npz leads out of this directory"),
+        ({"backend": {"kind": "ray", "bank_store": "banks"}}, "features/mine.npz", "bank_store: banks is relative"),
+        ({"backend": {"kind": "ray", "bank_store": "~/banks"}}, "features/mine.npz", "bank_store: ~/banks is relative"),
         ({"backend": {"kind": "inline"}}, "features/mine.npz", "backend: inline would train in the job's driver alone"),
         (
             {"tracking": {"kind": "mlflow", "uri": "sqlite:///mlflow.db"}},

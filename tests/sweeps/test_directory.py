@@ -108,6 +108,18 @@ def test_home_is_expanded(small_sweep: MakeSweep, tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "~").exists()
 
 
+@pytest.mark.parametrize(
+    ("store", "absolute"),
+    [("banks", "/here/banks"), ("~/banks", "/home/ann/banks"), ("/nfs/banks", "/nfs/banks"), ("s3://b/c", "s3://b/c")],
+)
+def test_driver_and_workers_mean_the_same_bank_store(
+    store: str, absolute: str, small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", "/home/ann")
+    spec = small_sweep(backend={"kind": "ray", "bank_store": store}).anchored(Path("/here"))
+    assert spec.backend.bank_store == absolute
+
+
 def test_a_damaged_identity_is_told(small_sweep: MakeSweep, tmp_path: Path):
     spec = small_sweep(search={"trials": 1})
     sweeps.run(spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -210,6 +211,19 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "locks").write_text("a file")
     with pytest.raises(StorageError, match="locks"), held(tmp_path / "locks", "one"):
         pass
+
+
+def test_a_disk_that_stumbles_has_given_the_lease_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(path: object) -> list[str]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with held(tmp_path, "one") as lease:
+        with monkeypatch.context() as away:
+            away.setattr(os, "listdir", stumble)
+            assert lease.holds()
+            with pytest.raises(StorageError, match="cannot read the leases in"):
+                lease.check()
+        lease.check()
 
 
 def test_a_user_without_a_name_may_hold_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,16 +151,57 @@ def test_what_an_earlier_driver_writes_after_a_later_one_has_begun_is_void(tmp_p
     assert [record.key for record in read_records(tmp_path)] == ["k0", "k2", "k1"]
 
 
-def test_a_lost_lease_is_noticed_before_anything_is_written(tmp_path: Path):
-    def lost() -> None:
-        raise LeaseLost("ann has taken over")
+class Lease:
+    """One that may be lost."""
 
-    ledger = Ledger(tmp_path, lost)
+    lost = False
+
+    def check(self) -> None:
+        if self.lost:
+            raise LeaseLost("ann has taken over")
+
+
+def test_a_lost_lease_is_noticed_before_anything_is_written(tmp_path: Path):
+    lease = Lease()
+    ledger = Ledger(tmp_path, lease.check)
+    lease.lost = True
     with pytest.raises(LeaseLost, match="ann has taken over"):
         ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
     assert not list((tmp_path / "heads").iterdir())
     assert packs(ledger.path) == []
     ledger.close()
+
+
+def test_a_driver_that_lost_its_lease_while_it_prepared_ends_nobody_elses_term(tmp_path: Path):
+    new = Ledger(tmp_path)
+    late = Lease()
+    late.lost = True
+    with pytest.raises(LeaseLost, match="ann has taken over"):
+        Ledger(tmp_path, late.check)
+    new.append(pack("a", 0), ["k0"], [result()], 1.0)
+    new.close()
+
+
+def test_a_sync_that_fails_after_the_takeover_costs_the_later_driver_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A shared disk that hangs: while this driver waits for it another begins a term and finishes a pack."""
+    lease, sync = Lease(), os.fsync
+    old = Ledger(tmp_path, lease.check)
+
+    def hang(handle: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        lease.lost = True
+        new = Ledger(tmp_path)
+        new.append(pack("b", 1), ["k1"], [result()], 1.0)
+        new.close()
+        raise OSError(errno.EIO, "it hung for too long")
+
+    monkeypatch.setattr(os, "fsync", hang)
+    with pytest.raises(StorageError, match="it hung for too long"):
+        old._write({"term": 1, "pack": "a", "at_ms": 0, "seconds": 1.0, "runs": []})
+    old.close()
+    assert [record.key for record in read_records(tmp_path)] == ["k1"]
 
 
 def test_those_who_only_look_see_what_is_finished_and_change_nothing(tmp_path: Path):

@@ -20,6 +20,8 @@ from support.ledgers import pack_lines
 import sweeps
 from sweeps import status as telling
 from sweeps.cli import main
+from sweeps.directory import leases
+from sweeps.lease import held
 from sweeps.report.progress import as_line, as_table
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, MARK, Best, Progress, Publisher, last_printed, read_progress, without_progress
@@ -136,6 +138,64 @@ def test_a_directory_that_is_no_sweep_is_told(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == "no sweeps\n"
 
 
+def recorded(directory: Path, spec: dict[str, object]) -> Path:
+    directory.mkdir(parents=True)
+    known = {"sweep_id": "a", "started_ms": 1, "spec_fingerprint": "b", "bank_fingerprint": "c", "spec": spec}
+    (directory / "sweep.json").write_text(json.dumps(known))
+    return directory
+
+
+def test_a_sweep_with_kinds_that_are_not_here_is_shown_and_stopped(
+    small_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = small_sweep().resolved()
+    document["method"]["kind"] = "of_a_plugin"
+    directory = recorded(tmp_path / "runs" / "mine", document)
+    assert main(["status", str(directory)]) == 0
+    assert "sweep mine: stopped" in capsys.readouterr().out
+    assert main(["stop", str(directory)]) == 0
+    assert "nobody is running" in capsys.readouterr().out
+    assert main(["list", "--storage", str(directory.parent), "--json"]) == 0
+    assert [row["sweep"] for row in json.loads(capsys.readouterr().out)] == ["mine"]
+    assert main(["ui", str(directory)]) == 2
+    assert "tracking is 'none', which has no user interface" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded(tmp_path / "good", {})
+    damaged = recorded(tmp_path / "damaged", {}) / "sweep.json"
+    damaged.write_text("{")
+    assert main(["list", "--storage", str(tmp_path), "--json"]) == 0
+    rows = {row["sweep"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["good"]["state"], rows["damaged"]["state"]) == ("stopped", "unreadable")
+    assert rows["damaged"]["where"] == f"{damaged} is damaged; remove its directory to start the sweep over"
+    assert main(["list", "--storage", str(tmp_path)]) == 0
+    assert main(["status", str(damaged.parent)]) == 2
+
+
+def test_a_driver_of_another_user_is_told_and_one_that_has_just_ended_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = recorded(tmp_path / "mine", {})
+
+    def not_mine(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def gone(*_: object) -> None:
+        lease.close()
+        raise ProcessLookupError(3, "No such process")
+
+    with contextlib.ExitStack() as lease:
+        lease.enter_context(held(leases(tmp_path), "mine"))
+        monkeypatch.setattr(os, "kill", not_mine)
+        assert main(["stop", str(directory)]) == 2
+        told = capsys.readouterr().err
+        assert f"process {os.getpid()}; that user alone may stop it" in told
+        monkeypatch.setattr(os, "kill", gone)
+        assert main(["stop", str(directory)]) == 0
+        assert f"process {os.getpid()}" in capsys.readouterr().out
+
+
 def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
     text = shown(HALF)
     for part in (
@@ -154,6 +214,15 @@ def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
     line = as_line(HALF)
     assert "\n" not in line
     assert line.startswith("sweep half: running; trials 5 of 10 finished")
+
+
+def test_what_a_note_holds_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = "cannot read [/data/x.npz] or [red]y[/red]"
+    assert note in shown(HALF.model_copy(update={"note": note}))
+    directory = recorded(tmp_path / "[" / "x]", {})
+    assert main(["list", "--storage", str(directory.parent)]) == 0
+    assert main(["status", str(directory)]) == 0
+    assert "sweep x]: stopped" in capsys.readouterr().out
 
 
 def test_before_anything_is_known_nothing_is_made_up() -> None:
@@ -204,6 +273,19 @@ def test_progress_is_not_written_more_often_than_people_look(tmp_path: Path, mon
     seen = read_progress(tmp_path)
     assert seen is not None
     assert (seen.state, seen.trials_finished) == ("finished", 999)
+
+
+def test_the_last_of_a_burst_is_told_a_moment_later(tmp_path: Path) -> None:
+    """A pack brings many trials at once, and the next one may take an hour."""
+    publisher = Publisher(Progress(sweep="one", state="preparing"))
+    publisher.directory = tmp_path
+    publisher.update(state="running")
+    for done in range(12):
+        publisher.update(trials_finished=done + 1)
+    deadline = time.monotonic() + 20
+    while (seen := read_progress(tmp_path)) is None or seen.trials_finished < 12:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_driver_that_lost_its_lease_says_nothing_of_the_sweep(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from ray import exceptions
 from support.ledgers import runs_by_key
 from support.workers import in_a_pack
 
@@ -20,7 +22,8 @@ from lt_train.errors import LongtailError, UserError
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain.base import EpochRule, Pack, Run, RunResult
 from sweeps.backends.base import backend_kinds
-from sweeps.backends.ray import _check_room
+from sweeps.backends.ray import _check_room, _slots
+from sweeps.backends.tune import is_own_fault
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
 
@@ -100,11 +103,81 @@ def test_workers_that_cannot_import_what_the_driver_can_end_the_sweep_at_once(
     assert source.failures == []
 
 
-def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str):
+def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str, capsys: pytest.CaptureFixture[str]):
     _check_room(2, 0, local=True)
     with pytest.raises(UserError, match=r"resources\.cpus_per_pack must be at most the 2 CPUs.*, got 99"):
         _check_room(99, 0, local=True)
-    _check_room(99, 0, local=False)  # a cluster may grow
+    with pytest.raises(UserError, match=r"resources\.gpus_per_pack must be at most the 0 GPUs.*, got 0\.5"):
+        _check_room(1, 0.5, local=True)
+    assert capsys.readouterr().err == ""
+    _check_room(99, 0, local=False)  # a cluster may grow, and nobody is left to wonder
+    assert "no node of the cluster has the 99 CPUs and 0 GPUs of a pack, they have 2 and 0; waiting" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "own"),
+    [
+        (exceptions.OutOfMemoryError("the monitor killed it"), True),
+        (exceptions.WorkerCrashedError(), True),
+        (exceptions.RayTaskError("step", "traceback", ValueError("NaN")).as_instanceof_cause(), True),
+        (MemoryError(), True),
+        (exceptions.RayTaskError("step", "traceback", OSError(28, "no space")).as_instanceof_cause(), False),
+        (exceptions.RayTaskError("step", "t", exceptions.ObjectStoreFullError("full")).as_instanceof_cause(), False),
+        (exceptions.RuntimeEnvSetupError("the disk is full"), False),
+        (exceptions.OutOfDiskError(), False),
+        (exceptions.LocalRayletDiedError(), False),
+        (exceptions.ActorUnavailableError("gone", None), False),
+        (exceptions.ActorPlacementGroupRemoved(), False),
+        (exceptions.ActorUnschedulableError("no such node"), False),
+        (None, False),
+    ],
+)
+def test_a_machines_trouble_is_not_blamed_on_a_pack(error: Any, own: bool):
+    """A run to blame is recorded as failed for good."""
+    assert is_own_fault(error) is own
+
+
+def test_a_tenth_of_a_device_is_ten_to_a_device(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0, "GPU": 1.0})
+    assert [_slots(1, gpus) for gpus in (0.1, 0.2, 0.3, 1, 0)] == [10, 5, 3, 1, 64]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test is about lacking")
+def test_a_driver_needs_no_device_where_packs_are_trained_elsewhere(
+    small_sweep: Callable[..., SweepSpec], monkeypatch: pytest.MonkeyPatch
+):
+    on_gpus = {"resources": {"gpus_per_pack": 1}}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="this machine has no CUDA device"):
+        prepare(small_sweep(backend={"kind": "ray"}, **on_gpus))
+    assert prepare(small_sweep(backend={"kind": "ray", "address": "auto"}, **on_gpus)).num_classes == 6
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert prepare(small_sweep(backend={"kind": "ray"}, **on_gpus)).num_classes == 6
+
+
+class Stopped(OnePack):
+    """A source in which a stop arrives while the first result is being recorded; another pack takes minutes."""
+
+    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+        super().__init__(runs, rule)
+        endless = Run(parse_method({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
+        self.packs.insert(0, Pack("endless", (endless,), rule))
+
+    def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_stop_while_a_result_is_recorded_does_not_wait_for_packs_in_flight(
+    small_sweep: Callable[..., SweepSpec], local_ray: str
+):
+    bank = prepare(small_sweep())
+    source = Stopped((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        backend_kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
+    assert time.monotonic() - begin < 60
 
 
 class Locked(OnePack):

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
 import sweeps
 from lt_train.errors import SpecError, UserError
 from sweeps.driver import TrackingBehind
 from sweeps.spec import SweepSpec
+from sweeps.tracking.mlflow import _client
 
 MakeSweep = Callable[..., SweepSpec]
 IMPATIENT = {"kind": "mlflow", "patience": 0.0}
@@ -157,6 +163,69 @@ def test_a_server_that_does_not_answer_costs_seconds_not_minutes(tracked: MakeSw
     assert time.monotonic() - start < 60
 
 
+def test_a_request_whose_answer_is_lost_is_not_sent_again_behind_our_back():
+    """It would make two runs of one: the sweep itself looks first what is there."""
+    asked: list[str] = []
+
+    class NoAnswer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.close_connection = True
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NoAnswer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(MlflowException):
+            _client(f"http://127.0.0.1:{server.server_port}").create_run("1")
+        server.shutdown()
+    assert asked == ["/api/2.0/mlflow/runs/create"]
+
+
+def test_a_stop_closes_what_was_half_written(tracked: MakeSweep, monkeypatch: pytest.MonkeyPatch):
+    """As where the artifact store is away: the run is there, its tables are not."""
+    spec = tracked(search={"trials": 2})
+
+    def stop_at_a_child(*arguments: object) -> None:
+        deadline = time.monotonic() + 30
+        while len(all_runs(spec)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as away:
+        away.setattr(mlflow.MlflowClient, "log_text", partial(_refuse, OSError("no artifact today")))
+        away.setattr("sweeps.driver.write_artifacts", stop_at_a_child)
+        with pytest.raises(KeyboardInterrupt):
+            sweeps.run(spec)
+    status = {run.data.tags["lt.key"]: run.info.status for run in all_runs(spec)}
+    assert status["sweep"] == "KILLED"
+    assert len(status) > 1
+    assert set(status.values()) == {"KILLED"}
+    sweeps.resume(Path(spec.storage) / "small")
+    assert {run.info.status for run in all_runs(spec)} == {"FINISHED"}
+
+
+def _refuse(error: BaseException, *arguments: object) -> None:
+    raise error
+
+
+def test_a_fresh_start_closes_what_a_killed_driver_left(tracked: MakeSweep):
+    spec = tracked(search={"trials": 2})
+    sweeps.run(spec)
+    left = next(run.info.run_id for run in all_runs(spec) if run.data.tags["lt.key"] == "sweep")
+    # As kill -9 leaves it.
+    client(spec).update_run(left, status="RUNNING")
+    file = Path(spec.storage) / "small" / "progress.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running"}))
+    sweeps.run(spec, fresh=True)
+    parents = {run.info.run_id: run.info.status for run in all_runs(spec) if run.data.tags["lt.key"] == "sweep"}
+    assert len(parents) == 2
+    assert parents.pop(left) == "KILLED"
+    assert list(parents.values()) == ["FINISHED"]
+
+
 def test_a_failed_baseline_is_told(tracked: MakeSweep):
     spec = tracked(baselines=[{"kind": "vanilla"}, {"kind": "ce", "lr": 1e38}], search={"trials": 2})
     result = sweeps.run(spec)
@@ -225,8 +294,24 @@ def test_a_stopped_trial_is_finished_and_says_after_which_epoch(tracked: MakeSwe
     assert [trial.stopped for trial in result.trials].count(1) == 2
 
 
-@pytest.mark.parametrize("uri", ["https://ann:sesame@mlflow.example", "postgresql://ann:sesame@db.example/mlflow"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://ann:sesame@mlflow.example",
+        "https://sesame@mlflow.example",
+        "postgresql://ann:sesame@db.example/mlflow",
+        "postgresql://ann@db.example/mlflow?password=sesame",
+        "mysql+pymysql://ann@db.example/mlflow?charset=utf8&passwd=sesame",
+        "postgresql://ann@db.example/mlflow?sslpassword=sesame",
+        "mssql+pyodbc:///?odbc_connect=UID%3Dann%3BPWD%3Dsesame",
+    ],
+)
 def test_a_password_has_no_place_in_a_sweep_file(uri: str, small_sweep: MakeSweep):
-    with pytest.raises(SpecError, match="must hold no password, and got one") as refused:
+    with pytest.raises(SpecError, match="must hold no password or token, and got one") as refused:
         small_sweep(tracking={"kind": "mlflow", "uri": uri})
     assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", ["https://mlflow.example/#/a@b", "postgresql://ann@db.example/mlflow?sslmode=require"])
+def test_a_user_of_a_database_has(uri: str, small_sweep: MakeSweep):
+    assert small_sweep(tracking={"kind": "mlflow", "uri": uri}).tracking.uri == uri

@@ -121,6 +121,23 @@ def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pyte
     assert server.told == []
 
 
+def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> None:
+    server.open.clear()
+    heard: list[tuple[int, str]] = []
+    tracker = PatientTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
+    tracker.log_trial(card("t0"))
+    tracker.log_trial(card("t1"))
+    server.open.set()
+    assert tracker.finish({}, NOWHERE, None)
+    assert [behind for behind, _ in heard][-1] == 0
+    assert {1, 2} & {behind for behind, _ in heard}
+    server.away = True
+    away = PatientTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
+    away.log_trial(card("t2"))
+    assert not away.finish({}, NOWHERE, None)
+    assert heard[-1] == (1, "nobody is there")
+
+
 def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> None:
     server.open.clear()
     tracker = PatientTracker(server.connect)
