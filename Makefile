@@ -8,7 +8,8 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo   a real sweep on embedded data, with its table (about 3 minutes the first time)"
-	@echo "make test   all tests but those of make test-cluster, which start a cluster with all that a team has beside it"
+	@echo "make test   all tests but those of make test-cluster"
+	@echo "make test-cluster  tests on a cluster with all that a team has beside it, and each row of the fault table once"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  speed against a plain loop, Ray Tune and the machine itself; bench-quick: the main ones in a minute"
 	@echo "make faults what happens to a sweep when something dies: eleven faults, five times each (an hour; root)"
@@ -32,7 +33,8 @@ $(UV):
 demo: env
 	$(BIN)/lt-sweep run sweeps/specs/demo.yaml --fresh
 
-# tests/cluster takes ten minutes more, on real Ray nodes, PostgreSQL, an S3 store and MLflow.
+# tests/cluster and tests/faults, each row of its table once, take about twenty minutes more, on real Ray nodes, an S3
+# store, MLflow, and PostgreSQL, which has to be there. Two rows want root, for small disks; one test wants chromium.
 test: env
 	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/faults
 

@@ -85,6 +85,13 @@ def test_every_sweep_file_is_valid(page: str, text: str, tmp_path: Path) -> None
     assert f"name: {sweeps.load(file).name}\n" in text
 
 
+def test_packs_of_the_sweep_file_fit_the_cluster_on_one_machine() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (offered,) = re.findall(r"^python infra/local/cluster\.py up .*--cpus (\d+)$", page, flags=re.MULTILINE)
+    (wanted,) = re.findall(r"^resources: \{cpus_per_pack: (\d+)\}$", page, flags=re.MULTILINE)
+    assert int(wanted) <= int(offered)
+
+
 def test_every_folder_of_infra_is_in_its_table() -> None:
     text = (ROOT / "infra" / "README.md").read_text()
     folders = {path.name for path in (ROOT / "infra").iterdir() if path.is_dir() and not path.name.startswith("_")}

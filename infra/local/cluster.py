@@ -1,8 +1,9 @@
-"""A team's cluster on one machine: `python infra/local/cluster.py up`, and `down`.
+"""A rehearsal of a team's cluster on one machine: `python infra/local/cluster.py up`, and `down`.
 
-Up starts a Ray head and workers with a token, PostgreSQL, an S3 store and MLflow with passwords, all on 127.0.0.1, and
-writes `env.sh`, which a shell sources to use them. Down ends every process that up has started, by its id; data,
-passwords and ports stay for the next up.
+Up starts a Ray head and workers with a token, PostgreSQL, an S3 store and MLflow with passwords, and writes `env.sh`,
+which a shell sources to use them. Down ends every process that up has started, by its id. Sweeps, MLflow's runs,
+passwords and ports stay for the next up. What MLflow keeps in the S3 store, artifacts and champions, does not: that
+store is in memory.
 """
 
 from __future__ import annotations
@@ -64,11 +65,12 @@ def up(place: Path, workers: int, cpus: int) -> int:
     environment.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()))
     storage = place / "storage"
     print(
-        f"up: {1 + workers} Ray nodes, job API at {head.url}; MLflow at {mlflow.url}, user admin\n"
+        f"up: {1 + workers} Ray nodes, job API at {head.url}; MLflow at {mlflow.url}, user {mlflow.user}\n"
         f"  source {environment}\n"
-        f"  in a sweep file: tracking: {{uri: {mlflow.url}}}, storage: {storage}, backend: ray\n"
-        f"  lt-sweep submit SWEEP.yaml --watch --secret-file MLFLOW_TRACKING_PASSWORD={place / 'mlflow.password'} \\\n"
-        "    --env MLFLOW_TRACKING_USERNAME=admin"
+        f"  in a sweep file: tracking: {{uri: {mlflow.url}}}, storage: {storage}, backend: ray,\n"
+        f"    resources: {{cpus_per_pack: {cpus}}}, or less\n"
+        f"  lt-sweep submit SWEEP.yaml --watch --secret-file MLFLOW_TRACKING_PASSWORD={place / 'sweeps.password'} \\\n"
+        f"    --env MLFLOW_TRACKING_USERNAME={mlflow.user}"
     )
     return 0
 
@@ -89,7 +91,7 @@ def begin(service: Service) -> None:
 
 
 def down(place: Path) -> int:
-    """End what `up` has started; the data stays until the directory is removed."""
+    """End what `up` has started; all but the S3 store's content stays until the directory is removed."""
     for name in reversed(known(place)):
         Service(name=name, place=place, port=0).stop()
         print(f"{name} ended")

@@ -133,8 +133,8 @@ def test_a_sweep_is_stopped_in_good_order_and_resumed(
     sections = {"training": {"epochs": 400}, "search": {"trials": 6}, "resources": {"lanes_per_pack": 2}}
     tracking = {"kind": "mlflow", "uri": world.mlflow.url, "experiment": "stopped"}
     file = sweep_file("stopped", **sections, tracking=tracking)
-    secret = f"MLFLOW_TRACKING_PASSWORD={world.place / 'mlflow.password'}"
-    options = ("--env", "MLFLOW_TRACKING_USERNAME=admin", "--secret-file", secret)
+    secret = f"MLFLOW_TRACKING_PASSWORD={world.place / 'sweeps.password'}"
+    options = ("--env", "MLFLOW_TRACKING_USERNAME=sweeps", "--secret-file", secret)
     submitted(file, *options)
     ledger = world.place / "storage" / "stopped" / "ledger.jsonl"
     until(lambda: len(pack_lines(ledger.parent)) >= 3)
@@ -159,7 +159,7 @@ def test_a_sweep_is_stopped_in_good_order_and_resumed(
     keys = [run["key"] for line in pack_lines(ledger.parent) for run in line["runs"]]
     assert len(keys) == len(set(keys)) == 2 * 6 + 1 + 2
     # What was secret is nowhere: not in results, not in what a job shows or prints.
-    password = world.mlflow.password
+    password = world.mlflow.user_password
     shown = shell("logs", "stopped", "--address", world.head.url).stdout
     shown += shell("list", "--address", world.head.url, "--json").stdout
     assert password not in shown

@@ -41,28 +41,53 @@ def run_on(
     )
 
 
+Outcome = tuple[Result, dict[str, dict[str, Any]]]
+"""What a sweep came to, and its finished runs by key."""
+
+
+def outcome_on(world: World, spec: SweepSpec) -> Outcome:
+    """Run a sweep on the cluster, to its end."""
+    done = run_on(world, spec.resolved())
+    assert done.returncode == 0, done.stderr
+    result = (Path(spec.storage) / spec.name / "result.json").read_text()
+    return Result.model_validate_json(result), runs_by_key(spec)
+
+
+def assert_the_same(found: Outcome, expected: Outcome) -> None:
+    """To the last bit."""
+    assert found[0].winner == expected[0].winner
+    assert found[0].trials == expected[0].trials
+    assert found[1] == expected[1]
+
+
 @pytest.fixture
-def expected(small_sweep: MakeSweep) -> tuple[Result, dict[str, dict[str, Any]]]:
+def expected(small_sweep: MakeSweep) -> Outcome:
     spec = small_sweep(name="expected", **SECTIONS)
     return sweeps.run(spec), runs_by_key(spec)
 
 
 @pytest.mark.parametrize("store", ["object store", "directory", "s3"])
-def test_three_nodes_come_to_what_one_comes_to_run_for_run(
-    store: str, small_sweep: MakeSweep, world: World, expected: tuple[Result, dict[str, Any]], tmp_path: Path
+def test_three_nodes_come_to_what_one_process_comes_to_run_for_run(
+    store: str, small_sweep: MakeSweep, world: World, expected: Outcome, tmp_path: Path
 ) -> None:
     bank_store = {"object store": None, "directory": str(tmp_path / "banks"), "s3": f"s3://{world.s3.bucket}/own"}[
         store
     ]
     backend = {"kind": "ray", "bank_store": bank_store}
     spec = small_sweep(name=f"nodes-{store.replace(' ', '-')}", backend=backend, **SECTIONS)
-    done = run_on(world, spec.resolved())
-    assert done.returncode == 0, done.stderr
-    result, runs = expected
-    found = Result.model_validate_json((Path(spec.storage) / spec.name / "result.json").read_text())
-    assert found.winner == result.winner
-    assert found.trials == result.trials
-    assert runs_by_key(spec) == runs, "to the last bit"
+    assert_the_same(outcome_on(world, spec), expected)
+
+
+def test_three_nodes_come_to_what_one_node_comes_to_run_for_run(small_sweep: MakeSweep, world: World) -> None:
+    """One node that takes packs, that is: the head takes none."""
+    on_three = outcome_on(world, small_sweep(name="on-three", backend={"kind": "ray"}, **SECTIONS))
+    world.workers[-1].stop()
+    try:
+        world.wait_for_nodes()
+        on_one = outcome_on(world, small_sweep(name="on-one", backend={"kind": "ray"}, **SECTIONS))
+    finally:
+        world.mend()
+    assert_the_same(on_one, on_three)
 
 
 def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, tmp_path: Path) -> None:

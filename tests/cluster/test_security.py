@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
+import re
 import stat
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from support.world import World, basic_auth
+from support.world import RayHead, RayWorker, Service, World, basic_auth
 
 
 def answer(url: str, **headers: str) -> int:
@@ -48,6 +53,26 @@ def test_mlflow_wants_a_password(world: World) -> None:
     assert answer(url, Authorization=basic_auth("admin", world.mlflow.password)) == 200
 
 
+def test_drivers_cannot_administer_mlflow(world: World) -> None:
+    user, password = (world.environment()[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD"))
+    api = f"{world.mlflow.url}/api/2.0/mlflow"
+    assert answer(f"{api}/experiments/search?max_results=1", Authorization=basic_auth(user, password)) == 200
+    assert answer(f"{api}/users/get?username=admin", Authorization=basic_auth(user, password)) == 403
+    assert answer(f"{api}/users/get?username=admin", Authorization=basic_auth("admin", world.mlflow.password)) == 200
+    for what, body in {
+        "users/create": {"username": "other", "password": "0123456789ab"},
+        "users/update-admin": {"username": user, "is_admin": True},
+    }.items():
+        request = urllib.request.Request(
+            f"{api}/{what}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": basic_auth(user, password)},
+            method="POST" if what == "users/create" else "PATCH",
+        )
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=20)
+
+
 def test_mlflow_answers_to_its_own_name_alone(world: World) -> None:
     url = f"{world.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
     known = basic_auth("admin", world.mlflow.password)
@@ -61,22 +86,51 @@ def test_ray_answers_a_foreign_name_only_with_the_token(world: World) -> None:
     assert answer(f"{world.head.url}/api/jobs/", Host="evil.example") == 401
 
 
-def test_everything_listens_on_this_machine_alone(world: World) -> None:
-    everyone = {process.pid for service in world.services for process in service.processes()}
-    open_to_all = []
+def listening(service: Service) -> Iterator[tuple[str, int, str]]:
+    """Address, port and command line of everything that a service listens on."""
+    processes = {process.pid: process for process in service.processes()}
     for connection in psutil.net_connections("inet"):
-        if connection.pid in everyone and connection.status == psutil.CONN_LISTEN:
-            if connection.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
-                name = psutil.Process(connection.pid).name()
-                open_to_all.append(f"{name} at {connection.laddr.ip}:{connection.laddr.port}")
-    # Ray's own processes speak gRPC on every address, with the token; its dashboard and job API do not.
-    assert [one for one in open_to_all if not one.startswith(("raylet", "gcs_server", "ray::", "python", "ray"))] == []
-    ports = {connection.laddr.port for connection in psutil.net_connections("inet") if connection.pid in everyone}
-    assert world.head.dashboard_port in ports
+        if connection.pid in processes and connection.status == psutil.CONN_LISTEN:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = " ".join(processes[connection.pid].cmdline()).strip()
+                yield connection.laddr.ip, connection.laddr.port, command
+
+
+def gives_something(url: str) -> bool:
+    """Whether a GET without a token is answered with more than a refusal."""
+    try:
+        return answer(url) not in (401, 403)
+    except (OSError, http.client.HTTPException):  # no HTTP: gRPC
+        return False
+
+
+RAYS_OWN = re.compile(
+    r"(\S*/raylet|\S*/gcs_server|ray::\S+|.* -m ray\.util\.client\.server|.*/default_worker\.py)( |$)"
+)
+"""Command lines of the processes by which Ray nodes speak to one another and to drivers."""
+
+
+def test_everything_listens_on_this_machine_alone(world: World) -> None:
+    """But for Ray's own ports, which give nothing without the token."""
+    ours = {service.port for service in (world.mlflow, world.postgres, world.s3)} | {world.head.dashboard_port}
+    found = set()
+    for service in world.services:
+        for address, port, command in listening(service):
+            found.add(port)
+            if address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+                continue
+            where = f"{service.name}: {command[:200]} listens on {address}:{port}"
+            assert port not in ours, where
+            assert isinstance(service, RayHead | RayWorker), where
+            assert RAYS_OWN.match(command), where
+            host = "127.0.0.1" if address in ("::", "0.0.0.0") else address.removeprefix("::ffff:")
+            assert not gives_something(f"http://{host}:{port}/"), where
+    assert ours <= found
 
 
 def test_secrets_are_for_their_owner_and_in_no_command_line(world: World) -> None:
-    secrets = [world.head.token, world.place / "mlflow.password", world.place / "postgres.password"]
+    names = ("mlflow.password", "sweeps.password", "postgres.password")
+    secrets = [world.head.token, *(world.place / name for name in names)]
     for path in secrets:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         text = path.read_text().strip()

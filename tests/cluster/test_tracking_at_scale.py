@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
+import pytest
+from support.browser import dump_dom, logged_in
 from support.tracked import experiment_id, tracked_runs
 from support.world import ROOT, World, basic_auth
 
 RUNS = 2000
+
+CHROMIUM = shutil.which("chromium")
 
 WRITER = """
 import json, sys, time
@@ -48,10 +55,12 @@ print(json.dumps({
 """
 
 
-def test_two_thousand_runs_go_through_one_server(world: World, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def written(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the driver of so many runs says of them, once they are written."""
     environment = {**world.environment(), "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
     done = subprocess.run(
-        [sys.executable, "-c", WRITER, world.mlflow.url, str(tmp_path), str(RUNS)],
+        [sys.executable, "-c", WRITER, world.mlflow.url, str(tmp_path_factory.mktemp("scale")), str(RUNS)],
         env=environment,
         capture_output=True,
         text=True,
@@ -59,12 +68,16 @@ def test_two_thousand_runs_go_through_one_server(world: World, tmp_path: Path) -
         timeout=900,
     )
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(answer)
-    assert answer["sound"], answer
-    assert answer["handed"] < 1.0, "handing a trial over must not wait for a server"
+    return answer
+
+
+def test_two_thousand_runs_go_through_one_server(world: World, written: dict[str, Any]) -> None:
+    assert written["sound"], written
+    assert written["handed"] < 1.0, "handing a trial over must not wait for a server"
     # Of the driver's processor, which nothing else on the machine makes more; docs/scale.md has the time on the clock.
-    assert answer["cpu"] / RUNS < 0.060, answer
+    assert written["cpu"] / RUNS < 0.060, written
 
     runs = tracked_runs(world, "scale")
     assert len(runs) == len({run["key"] for run in runs}) == RUNS + 1
@@ -80,3 +93,13 @@ def test_two_thousand_runs_go_through_one_server(world: World, tmp_path: Path) -
         assert len(json.loads(page.read())["runs"]) == 100
     assert time.monotonic() - begin < 10, "what the page of runs asks for first"
     assert os.environ.get("MLFLOW_TRACKING_PASSWORD") is None
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH to open the page")
+def test_a_browser_opens_the_page_of_two_thousand_runs(world: World, written: dict[str, Any], tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    with logged_in(world.mlflow.url, basic_auth("admin", world.mlflow.password)) as server:
+        url = f"{server}/#/experiments/{experiment_id(world, 'scale')}/runs?workflowType=machine_learning"
+        dom = dump_dom(CHROMIUM, url, tmp_path / "profile")
+    assert re.search(r'href="#/experiments/\d+/runs/\w+"[^>]*>(<[^>]*>)*scale<', dom), "the sweep's own run"
+    assert "matching runs" in dom

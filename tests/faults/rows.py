@@ -25,7 +25,7 @@ def worker_process_killed(attempt: Attempt) -> None:
     """A worker process dies in a pack."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for process in in_a_pack():
+        for process in in_a_pack(process for node in attempt.world.workers for process in node.processes()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
                 return

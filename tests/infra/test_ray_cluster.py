@@ -23,6 +23,7 @@ def test_every_node_is_started_with_the_token(place: str) -> None:
     before, _, _ = command.partition("ray start")
     assert re.search(r'^export PATH="\$HOME/longtail-sweeps/\.venv/bin:\$PATH" ', before)
     assert " RAY_AUTH_MODE=token " in before
+    assert "export RAY_enable_metrics_collection=0;" in before, "their page wants no token"
     path = re.search(r'RAY_AUTH_TOKEN_PATH="\$HOME/([^"]+)"', before)
     assert path is not None
     assert f"~/{path[1]}" in CLUSTER["file_mounts"]
@@ -59,3 +60,11 @@ def test_secrets_come_from_outside_the_repository() -> None:
     others = {local for remote, local in CLUSTER["file_mounts"].items() if not remote.startswith("~/longtail-sweeps/")}
     assert others == {"~/.ray/auth_token"}
     assert CLUSTER["auth"]["ssh_private_key"].startswith("~/")
+
+
+def test_every_ssh_of_the_documentation_names_the_key_that_was_made() -> None:
+    lines = (ROOT / "docs" / "cluster.md").read_text().splitlines()
+    calls = [line for line in lines if re.search(r"\bssh(-keygen|-copy-id)? -", line)]
+    assert len(calls) >= 3
+    for line in calls:
+        assert re.search(rf"-[if] {CLUSTER['auth']['ssh_private_key']}\b", line), line

@@ -12,9 +12,9 @@ from support.world import RayWorker
 __all__ = ["given_a_pack", "in_a_pack"]
 
 
-def in_a_pack(processes: Iterable[psutil.Process] | None = None) -> Iterator[psutil.Process]:
-    """Those of the processes, by default of all on this machine, that train a pack now."""
-    for process in processes if processes is not None else psutil.process_iter():
+def in_a_pack(processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
+    """Those of the processes that train a pack now."""
+    for process in processes:
         try:
             title = " ".join(process.cmdline())
         except psutil.Error:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "infra" / "local"))
 from services import Mlflow, Postgres, RayHead, RayWorker, S3Store, Service, free_port  # noqa: E402
 from services.process import plain_environment  # noqa: E402
 
-__all__ = ["ROOT", "Proxy", "RayWorker", "SmallDisk", "World", "a_world", "basic_auth"]
+__all__ = ["ROOT", "Proxy", "RayHead", "RayWorker", "Service", "SmallDisk", "World", "a_world", "basic_auth"]
 
 
 def basic_auth(user: str, password: str) -> str:
@@ -131,7 +131,7 @@ class World:
         """A node that takes one pack at a time; it is not started yet."""
         environment = {
             "LT_SWEEP_CACHE": str(self.place / f"cache-{number}"),
-            "PYTHONPATH": str(self.plugins),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{self.plugins}",
             **self.s3.client_environment(),
         }
         return RayWorker(

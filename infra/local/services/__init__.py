@@ -1,7 +1,9 @@
 """What a team runs for its sweeps, as processes on one machine: Ray nodes, PostgreSQL, an S3 store, MLflow with auth.
 
-Everything listens on 127.0.0.1 alone, with a password or a token made for the occasion, and leaves nothing outside its
-directory. `cluster.py` brings all of it up; tests start what they need, kill it and start it again. A file for each;
+MLflow, PostgreSQL, the S3 store and Ray's job API listen on 127.0.0.1 alone; the ports by which Ray's nodes speak to
+one another are open on every address, with the token. Passwords and the token are made for the occasion; the S3 store
+takes any key. All lies in one directory, but for Ray's sessions: in the directory for temporary files, until a node is
+stopped. `cluster.py` brings all of it up; tests start what they need, kill it and start it again. A file for each;
 `process.py` is what they share. Knows processes and ports; knows nothing of sweeps.
 """
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from services.process import BIN, HOST, Service, secret
+from services.process import BIN, HOST, NotUp, Service, plain_environment, secret
 
 __all__ = ["Mlflow"]
+
+ADD_USER = Path(__file__).resolve().parents[2] / "mlflow" / "add_user.py"
 
 
 @dataclass(kw_only=True, eq=False)
 class Mlflow(Service):
-    """MLflow's server on a database and an artifact store, with passwords and a list of hosts it answers to."""
+    """MLflow's server on a database and an artifact store, with passwords and a list of hosts it answers to.
+
+    Attributes:
+        user: an ordinary one, for drivers; `admin` is there too.
+    """
 
     name: str = "mlflow"
     backend: str = ""
@@ -22,6 +31,7 @@ class Mlflow(Service):
     store_environment: Mapping[str, str] = field(default_factory=dict)
     hosts: Sequence[str] = ()
     workers: int = 1
+    user: str = "sweeps"
 
     @property
     def url(self) -> str:
@@ -32,12 +42,17 @@ class Mlflow(Service):
         """Of the user `admin`."""
         return secret(self.place / "mlflow.password")
 
+    @property
+    def user_password(self) -> str:
+        """Of the ordinary user."""
+        return secret(self.place / f"{self.user}.password")
+
     def client_environment(self) -> dict[str, str]:
-        """What a client needs to be let in."""
+        """What a driver needs to be let in."""
         return {
             "MLFLOW_TRACKING_URI": self.url,
-            "MLFLOW_TRACKING_USERNAME": "admin",
-            "MLFLOW_TRACKING_PASSWORD": self.password,
+            "MLFLOW_TRACKING_USERNAME": self.user,
+            "MLFLOW_TRACKING_PASSWORD": self.user_password,
         }
 
     def prepare(self) -> None:
@@ -45,7 +60,7 @@ class Mlflow(Service):
         with os.fdopen(handle, "w") as file:
             file.write(
                 "[mlflow]\n"
-                "default_permission = NO_PERMISSIONS\n"
+                "default_permission = READ\n"
                 f"database_uri = {self.backend}\n"
                 "admin_username = admin\n"
                 "auth_cache_ttl_seconds = 60\n"
@@ -75,3 +90,17 @@ class Mlflow(Service):
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+    def wait(self, lives: Callable[[], bool] = lambda: True) -> None:
+        super().wait(lives)
+        secret(file := self.place / f"{self.user}.password")
+        options = ["--server", self.url, "--admin-password-file", str(self.place / "mlflow.password")]
+        done = subprocess.run(
+            [sys.executable, str(ADD_USER), self.user, str(file), *options],
+            env=plain_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise NotUp(f"{self.name} takes no user: {done.stderr}")

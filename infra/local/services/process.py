@@ -21,7 +21,7 @@ import psutil
 __all__ = ["BIN", "HOST", "NotUp", "Service", "free_port", "plain_environment", "secret"]
 
 HOST = "127.0.0.1"
-"""The only address that anything listens on."""
+"""The only address that anything listens on, but for Ray's ports for its own nodes."""
 
 BIN = Path(sys.executable).parent
 """Where this environment's programs are."""

@@ -54,11 +54,13 @@ class _RayNode(Service):
             "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_failure_threshold": "3",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+            "RAY_enable_metrics_collection": "0",  # its page would answer everybody, without the token
             **self.extra_environment,
         }
 
     def _options(self) -> list[str]:
-        return ["--node-ip-address", HOST, "--num-cpus", str(self.cpus), "--disable-usage-stats", "--block"]
+        options = ["--node-ip-address", HOST, "--num-cpus", str(self.cpus), "--disable-usage-stats", "--block"]
+        return [*options, "--dashboard-agent-listen-port", "0"]  # of its own: without one, a head takes no jobs
 
 
 @dataclass(kw_only=True, eq=False)

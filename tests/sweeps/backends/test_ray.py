@@ -38,7 +38,7 @@ def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
     def kill_one() -> None:
         deadline = time.monotonic() + 120
         while not killed and time.monotonic() < deadline:
-            for process in in_a_pack():
+            for process in in_a_pack(psutil.Process().children(recursive=True)):  # of the local Ray
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
                     killed.append(process.pid)
