@@ -128,7 +128,7 @@ def searcher(source: PackSource) -> Any:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 self.source.complete(pack, outcome, seconds)
-                self.pause = PAUSE
+                self.pause, self.resume_at = PAUSE, 0.0  # a machine that serves does not wait for one that does not
             except Exception as raised:
                 self.error = raised
 
