@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
 from sweeps.backends.base import BackendSpec, PackSource
-from sweeps.backends.tune import error_listener, searcher, trainable_class
+from sweeps.backends.tune import searcher, trainable_class, trial_listener
 from sweeps.bank_store import publish
 from sweeps.secret_files import holds_credentials
 from sweeps.sizes import shown_size
@@ -121,6 +121,7 @@ class RayBackend(BackendSpec):
         from ray import tune
 
         device = "cuda" if gpus else "cpu"
+        listener = trial_listener(search)
         with tempfile.TemporaryDirectory(prefix="lt-sweep-tune-") as scratch:
             trainable = tune.with_parameters(trainable_class(), bank=bank, threads=cpus, device=device)
             tuner = tune.Tuner(
@@ -132,11 +133,44 @@ class RayBackend(BackendSpec):
                     max_concurrent_trials=at_once,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
-                run_config=tune.RunConfig(
-                    name="packs", storage_path=scratch, verbose=0, callbacks=[error_listener(search)]
-                ),
+                run_config=tune.RunConfig(name="packs", storage_path=scratch, verbose=0, callbacks=[listener]),
             )
-            tuner.fit()
+            with _stopped_in_good_order():
+                tuner.fit()
+
+
+@contextlib.contextmanager
+def _stopped_in_good_order() -> Iterator[None]:
+    """Have Tune end at the first Ctrl-C or SIGTERM as it ends at its own signal: between two steps, cleaning up.
+
+    What is being recorded then is recorded whole, and workers do not go on with their packs on a Ray that this process
+    goes on with. A second signal interrupts at once.
+
+    Raises:
+        KeyboardInterrupt: afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1 or not callable(signal.getsignal(signal.SIGUSR1)):
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGUSR1)  # Tune's handler ends its loop
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(before[number]):  # not where it is ignored, or the system's own sudden end
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
