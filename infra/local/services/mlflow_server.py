@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,8 +91,8 @@ class Mlflow(Service):
         except OSError:
             return False
 
-    def wait(self, lives: Callable[[], bool] = lambda: True) -> None:
-        super().wait(lives)
+    def wait(self) -> None:
+        super().wait()
         secret(file := self.place / f"{self.user}.password")
         options = ["--server", self.url, "--admin-password-file", str(self.place / "mlflow.password")]
         done = subprocess.run(

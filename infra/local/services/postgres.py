@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class Postgres(Service):
         options = ["-c", f"listen_addresses={HOST}", "-c", "unix_socket_directories=", "-p", str(self.port)]
         return [*_as_postgres(), _postgres_bin("postgres"), "-D", str(self.data), *options]
 
-    def wait(self, lives: Callable[[], bool] = lambda: True) -> None:
-        super().wait(lives)
+    def wait(self) -> None:
+        super().wait()
         self._run_sql("SELECT 1 FROM pg_database WHERE datname='mlflow'", "CREATE DATABASE mlflow")
 
     def kill(self) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,20 +118,24 @@ class Service:
         scratch = [str(path) for path in self.scratch()]
         self.state.write_text(json.dumps({"pid": process.pid, "born": born, "scratch": scratch}))
         if wait:
-            self.wait(lambda: process.poll() is None)
+            self.wait()
 
-    def wait(self, lives: Callable[[], bool] = lambda: True) -> None:
-        """Return when it is up.
+    def wait(self) -> None:
+        """Return when it is up, after `start`.
 
         Raises:
             NotUp: it ended, or took too long.
         """
         deadline = time.monotonic() + self.seconds
         while not self.is_up():
-            if not lives() or time.monotonic() > deadline:
+            if not self._lives() or time.monotonic() > deadline:
                 tail = self.log.read_text(errors="replace")[-2000:]
                 raise NotUp(f"{self.name} did not come up; the end of {self.log}:\n{tail}")
             time.sleep(0.1)
+
+    def _lives(self) -> bool:
+        """Whether its process is there, and not only its end that nobody has asked for."""
+        return any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in self.processes())
 
     def processes(self) -> list[psutil.Process]:
         """Its process and all that it has started, those that are there; itself last."""

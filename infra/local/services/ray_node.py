@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from services.process import BIN, HOST, Service, free_port, secret
+from services.process import BIN, HOST, NotUp, Service, free_port, secret
 
 __all__ = ["RayHead", "RayWorker"]
 
@@ -112,6 +112,15 @@ class RayWorker(_RayNode):
         options = ["--address", self.head.address, "--object-store-memory", str(self.object_store_bytes)]
         options += ["--temp-dir", str(self.session)]
         return [str(BIN / "ray"), "start", *options, *self._options()]
+
+    def wait(self) -> None:
+        for _ in range(2):  # a head that answers already may not know its own node yet, and then turns others away
+            try:
+                return super().wait()
+            except NotUp:
+                self.kill()
+                self.start(wait=False)
+        return super().wait()
 
     def is_up(self) -> bool:
         """Whether its raylet runs; that the head knows it is seen when it is given work."""

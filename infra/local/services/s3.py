@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.process import BIN, HOST, Service
@@ -35,8 +35,8 @@ class S3Store(Service):
     def command(self) -> Sequence[str]:
         return [str(BIN / "moto_server"), "-H", HOST, "-p", str(self.port)]
 
-    def wait(self, lives: Callable[[], bool] = lambda: True) -> None:
-        super().wait(lives)
+    def wait(self) -> None:
+        super().wait()
         request = urllib.request.Request(
             f"{self.url}/{self.bucket}",
             method="PUT",
