@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from lt_train.datasets.pictures import PictureFiles, Pictures
 from lt_train.registry import KindSpec, Spec, kinds, parse, union
 
 __all__ = [
@@ -30,20 +31,33 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Inputs, uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]` (features), with their labels, int64 `[N]`."""
+InputsT = TypeVar("InputsT", bound=Pictures, covariant=True)
 
-    inputs: Tensor
+
+@dataclass(frozen=True)
+class Labelled(Generic[InputsT]):
+    """Inputs, uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]` (features), with their labels, int64 `[N]`.
+
+    Pictures may stay in files (`PictureFiles`).
+    """
+
+    inputs: InputsT
     labels: Tensor
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
     def digest(self) -> str:
-        """sha256 (hex) over shape, dtype and bytes: the content address of these inputs and labels."""
+        """sha256 (hex): the content address of these inputs and labels.
+
+        Over shape, dtype and bytes; pictures in files, and those that were read into memory from there, by
+        `PictureFiles.digest`.
+        """
         hasher = hashlib.sha256()
         for tensor in (self.inputs, self.labels):
+            if isinstance(tensor, PictureFiles):
+                hasher.update(tensor.digest().encode())
+                continue
             hasher.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
             hasher.update(tensor.contiguous().view(-1).numpy().data)
         return hasher.hexdigest()
@@ -64,7 +78,7 @@ class PictureData:
     """Pictures split three ways.
 
     Attributes:
-        train, val, test: `Labelled` pictures; `val` is None where the spec asks for no validation set.
+        train, val, test: `Labelled` pictures, in memory or in files; `val` is None where the spec asks for none.
         num_classes: K.
         split_counts: int64 `[K]`, training pictures a class before any hold-out; defines many / medium / few.
         mean, std: per-channel statistics on the 0..1 scale, each of length C.
@@ -72,9 +86,9 @@ class PictureData:
         notes: what a user must know about how the data was cut; shown loudly wherever the data is used.
     """
 
-    train: Labelled
-    val: Labelled | None
-    test: Labelled
+    train: Labelled[Pictures]
+    val: Labelled[Pictures] | None
+    test: Labelled[Pictures]
     num_classes: int
     split_counts: Tensor
     mean: tuple[float, ...]
@@ -95,9 +109,9 @@ class FeatureData:
     classifier as `(weight [K, D], bias [K])`, or None.
     """
 
-    train: Labelled
-    val: Labelled | None
-    test: Labelled
+    train: Labelled[Tensor]
+    val: Labelled[Tensor] | None
+    test: Labelled[Tensor]
     num_classes: int
     split_counts: Tensor
     head: tuple[Tensor, Tensor] | None
