@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -17,12 +18,16 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train.datasets.pictures import PictureFiles, Pictures
+from lt_train.errors import DataError
+from lt_train.progress import Report
 from lt_train.registry import KindSpec, Spec, kinds, parse, union
 
 __all__ = [
     "Augmentation",
     "DatasetSpec",
     "FeatureData",
+    "Finding",
+    "Inspection",
     "Labelled",
     "PictureData",
     "dataset_kinds",
@@ -118,6 +123,51 @@ class FeatureData:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a dataset: what, how often, and the first of what it is about, by name."""
+
+    what: str
+    count: int = 1
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.names:
+            return self.what
+        more = self.count - len(self.names)
+        return f"{self.what}: {self.count} ({', '.join(self.names)}{f' and {more} more' if more > 0 else ''})"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a dataset holds, as far as that can be told, and what is wrong with it.
+
+    Attributes:
+        counts: int64 `[K]`, training pictures a class before any hold-out; None where labels are no classes.
+        parts: pictures (or features) of train, val and test.
+        classes: names of the classes, empty where the files have none.
+        notes: what a user must know about how the data was cut.
+        findings: empty for data that is as it should be.
+    """
+
+    counts: Tensor | None
+    parts: Mapping[str, int]
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def of(cls, data: PictureData | FeatureData) -> Inspection:
+        """Of data that could be loaded."""
+        parts = {"train": data.train, "val": data.val, "test": data.test}
+        return cls(data.split_counts, {name: len(part) for name, part in parts.items() if part}, notes=data.notes)
+
+    @classmethod
+    def refused(cls, error: DataError) -> Inspection:
+        """Of data that could not."""
+        return cls(None, {}, findings=(Finding(str(error)),))
+
+
 class DatasetSpec(KindSpec):
     """Base of every dataset kind: parameters as fields, `load` as the implementation."""
 
@@ -128,6 +178,13 @@ class DatasetSpec(KindSpec):
         Raises:
             DataError: files are missing or malformed, or the subset cannot be cut as asked.
         """
+
+    def inspect(self, report: Report) -> Inspection:
+        """What the data holds and what is wrong with it; kinds whose pictures are files look at every one."""
+        try:
+            return Inspection.of(self.load())
+        except DataError as error:
+            return Inspection.refused(error)
 
     def identity(self) -> dict[str, Any]:
         """The spec as JSON without the fields that say where files are: what the data is, on any machine."""
