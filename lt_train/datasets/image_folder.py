@@ -117,9 +117,9 @@ def _listed(root: Path, part: str, classes: list[str]) -> tuple[Listed, list[str
 
 
 def _below(root: Path, folder: str) -> list[str]:
-    """Paths relative to root of all files in a folder and those in it, hidden ones left out; links are followed."""
+    """Paths relative to root of all files in a folder and those in it, hidden ones left out."""
     found = []
-    for place, _, files in os.walk(root / folder, followlinks=True):
+    for place, _, files in os.walk(root / folder):
         inside = os.path.relpath(place, root)
         found += [f"{inside}/{file}".replace(os.sep, "/") for file in files if not file.startswith(".")]
     return found

@@ -5,6 +5,7 @@ What a kind of pictures in files gives to `picture_sets`. Nothing here opens a f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from lt_train.datasets.base import Finding
 from lt_train.datasets.pictures import EMPTY, MISSING, Source
 
-__all__ = ["Listed", "Listing", "bad_findings", "label_findings", "named", "told"]
+__all__ = ["Listed", "Listing", "bad_findings", "label_findings", "name_findings", "named", "told"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,20 @@ def _gaps(present: list[int], num_classes: int, most: int = 20) -> Iterator[int]
             most -= 1
             yield missing
         expected = label + 1
+
+
+def name_findings(listing: Listing) -> list[Finding]:
+    """Pictures that one part has twice, and training pictures that another part has too."""
+    findings = []
+    names = {name: Counter(part.source.names) for name, part in listing.parts().items()}
+    for part, counter in names.items():
+        twice = [name for name, count in counter.items() if count > 1]
+        if twice:
+            findings.append(Finding(f"{part} has pictures more than once", len(twice), tuple(twice[:20])))
+        both = [name for name in names["train"] if name in counter] if part != "train" else []
+        if both:
+            findings.append(Finding(f"train and {part} share pictures", len(both), tuple(both[:20])))
+    return findings
 
 
 def bad_findings(bad: Mapping[str, Mapping[str, str]]) -> list[Finding]:

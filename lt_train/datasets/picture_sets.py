@@ -16,7 +16,7 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
 from lt_train.datasets.base import Augmentation, DatasetSpec, Finding, Inspection, Labelled, PictureData
-from lt_train.datasets.listing import Listing, bad_findings, label_findings, named, told
+from lt_train.datasets.listing import Listing, bad_findings, label_findings, name_findings, named, told
 from lt_train.datasets.longtail import Cut, hold_out_fraction, take
 from lt_train.datasets.pictures import Decoding, PictureFiles, Pictures, probe
 from lt_train.errors import DataError
@@ -128,7 +128,7 @@ class PicturesSpec(DatasetSpec):
         except DataError as error:
             return Inspection.refused(error)
         pictures, bad = self._looked_at(listing, True, report)
-        findings = [*label_findings(listing), *bad_findings(bad)]
+        findings = [*label_findings(listing), *name_findings(listing), *bad_findings(bad)]
         found = Inspection(
             counts=_counts(listing.train.labels),
             parts={name: len(part.labels) - len(bad[name]) for name, part in listing.parts().items()},

@@ -31,6 +31,9 @@ __all__ = ["EMPTY", "MISSING", "Decoding", "Files", "PictureFiles", "Pictures", 
 MISSING, EMPTY = "missing", "0 bytes"
 """What `probe` says of a picture that is not there, and of one that holds nothing."""
 
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a picture for, and not all that it knows: an EPS file is a program, which it has run."""
+
 _AT_ONCE = 256
 """Pictures a thread checks before it reports."""
 
@@ -52,7 +55,7 @@ class Decoding:
 
     def __call__(self, content: bytes) -> np.ndarray[Any, Any]:
         """uint8 `[3, H, W]`; whatever Pillow raises for what is no picture, or a damaged one."""
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             image.load()
             picture = _rgb(image)
         width, height = picture.size
@@ -186,7 +189,7 @@ class PictureFiles:
         """
         hasher = hashlib.sha256(json.dumps(asdict(self.decoding), sort_keys=True).encode())
         for row in self._rows.tolist():
-            hasher.update(f"\n{self._sizes[row]} {self.source.names[row]}".encode())
+            hasher.update(f"\n{self._sizes[row]} {self.source.names[row]}".encode(errors="surrogateescape"))
         return hasher.hexdigest()
 
     def _decode(self, row: int) -> np.ndarray[Any, Any]:
@@ -267,7 +270,7 @@ def _look(source: Source, index: int, decoding: Decoding, whole: bool) -> tuple[
 def _reason(error: Exception) -> str:
     # Pillow names the buffer that it was given, which tells nobody anything.
     text = first_line(error)
-    return "no picture that Pillow knows" if text.startswith("cannot identify image file") else text
+    return "no picture of a known format" if text.startswith("cannot identify image file") else text
 
 
 def _pieces(count: int, length: int) -> list[range]:

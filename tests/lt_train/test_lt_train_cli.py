@@ -279,7 +279,7 @@ def test_data_check_looks_at_every_picture_and_ends_with_2(tmp_path: Path, capsy
     wrong = {finding["what"]: finding for finding in json.loads(captured.out)["wrong"]}
     assert wrong["train pictures are empty (0 bytes)"]["names"] == ["train/auk/01.jpg"]
     assert wrong["train pictures are unreadable"]["count"] == 2
-    assert wrong["test pictures are unreadable"]["names"] == ["test/auk/00.jpg (no picture that Pillow knows)"]
+    assert wrong["test pictures are unreadable"]["names"] == ["test/auk/00.jpg (no picture of a known format)"]
     (gap,) = [finding for what, finding in wrong.items() if "classes without training pictures" in what]
     assert gap["names"] == ["2 (dodo)"]
     assert "lt-train: dataset image_folder is not as it must be: 4 findings" in captured.err
@@ -301,6 +301,19 @@ def test_data_check_names_missing_pictures_and_labels_out_of_range(
     shown = capsys.readouterr().out
     assert "- train pictures are missing: 1\n    train/crow/99.jpg\n" in shown
     assert "the classes of the training set: 1\n    test/owl/00.jpg has 2\n" in shown
+
+
+def test_data_check_names_pictures_that_are_listed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path, TREE)
+    lines = [f"train/{name}/0{k}.jpg {label}" for label, name in enumerate(TREE["train"]) for k in range(3)]
+    (tmp_path / "train.txt").write_text("\n".join([*lines, "train/owl/01.jpg 0"]))
+    (tmp_path / "test.txt").write_text("train/crow/02.jpg 1\ntest/owl/00.jpg 2\n")
+    assert main(shlex.split(f"data check --dataset image_list root={tmp_path} size=8 --json")) == 2
+    wrong = json.loads(capsys.readouterr().out)["wrong"]
+    assert [(finding["what"], finding["names"]) for finding in wrong] == [
+        ("train has pictures more than once", ["train/owl/01.jpg"]),
+        ("train and test share pictures", ["train/crow/02.jpg"]),
+    ]
 
 
 def test_data_check_is_for_every_kind_of_dataset(capsys: pytest.CaptureFixture[str]) -> None:

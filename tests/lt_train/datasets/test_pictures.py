@@ -174,9 +174,17 @@ def test_what_is_wrong_is_told_of_each(tmp_path: Path) -> None:
     assert list(reasons) == names[3:]
     assert (reasons["empty.jpg"], reasons["missing.jpg"]) == ("0 bytes", "missing")
     assert "truncated" in reasons["truncated.jpg"]
-    assert reasons["page.jpg"] == "no picture that Pillow knows"
+    assert reasons["page.jpg"] == "no picture of a known format"
     assert sizes[:2].tolist() == [len(good), len(good) + 9]
     assert sum(done) == len(names)
+
+
+def test_a_picture_that_is_a_program_is_refused_and_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "it ran"
+    program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n({trace}) (w) file closefile\n"
+    (tmp_path / "a.jpg").write_text(program)
+    assert probe(Files(tmp_path, ["a.jpg"]), Decoding(6, 6), whole=True)[1] == {0: "no picture of a known format"}
+    assert not trace.exists()
 
 
 def test_what_breaks_inside_a_jpeg_is_found_by_the_whole_check_and_else_when_read(tmp_path: Path) -> None:
@@ -189,3 +197,9 @@ def test_what_breaks_inside_a_jpeg_is_found_by_the_whole_check_and_else_when_rea
     assert 1 in probe(source, decoding, whole=True)[1]
     with pytest.raises(DataError, match=r"picture b\.jpg cannot be decoded .* check: whole"):
         PictureFiles(source, decoding, sizes)[:]
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "PPM", "TIFF", "WEBP"])
+def test_other_formats_are_read(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").write_bytes(encoded(picture(6, 6), kind))
+    assert probe(Files(tmp_path, ["a"]), Decoding(6, 6), whole=False)[1] == {}
