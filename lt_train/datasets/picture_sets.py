@@ -131,7 +131,7 @@ class PicturesSpec(DatasetSpec):
         findings = [*label_findings(listing), *name_findings(listing), *bad_findings(bad)]
         found = Inspection(
             counts=_counts(listing.train.labels),
-            parts={name: len(part.labels) - len(bad[name]) for name, part in listing.parts().items()},
+            parts={name: len(part) for name, part in pictures.items()},
             classes=listing.classes,
             notes=listing.notes,
             findings=tuple(findings),
@@ -182,7 +182,12 @@ class PicturesSpec(DatasetSpec):
         counts = torch.bincount(pool.labels, minlength=num_classes)
         if not counts.all():
             empty = torch.nonzero(counts == 0).flatten().tolist()
-            raise DataError(f"every class needs a training picture that can be read, and {named(empty)} have none")
+            raise DataError(
+                f"every class needs a training picture that can be read, and these have none: {named(empty)}"
+            )
+        for name, part in parts.items():
+            if not len(part):
+                raise DataError(f"{name} must have pictures that can be read, and has none")
         train: Labelled[Pictures] = pool
         cut = self.tail()
         held: Labelled[Pictures] | None = val

@@ -142,7 +142,15 @@ def test_of_many_bad_pictures_twenty_are_named(tmp_path: Path) -> None:
 
 def test_a_class_that_loses_all_its_pictures_is_refused(tmp_path: Path) -> None:
     broken = {f"train/crow/{number:02}.jpg": "empty" for number in range(5)}
-    with pytest.raises(DataError, match="every class needs a training picture that can be read, and 1 have none"):
+    with pytest.raises(
+        DataError, match=r"every class needs a training picture that can be read, and these have none: 1$"
+    ):
+        load(write_tree(tmp_path, PARTS, broken), bad_pictures="skip")
+
+
+def test_a_part_that_loses_all_its_pictures_is_refused(tmp_path: Path) -> None:
+    broken = {f"val/{name}/{number:02}.jpg": "empty" for name in ("auk", "owl") for number in range(2)}
+    with pytest.raises(DataError, match="val must have pictures that can be read, and has none"):
         load(write_tree(tmp_path, PARTS, broken), bad_pictures="skip")
 
 
