@@ -64,22 +64,36 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
-        # `name` is also the function in `lt_train.commands`.
-        added = subparsers.add_parser(
-            name,
+    def command(name: str, summary: str, example: str, device: bool = True) -> argparse.ArgumentParser:
+        # `name` is also the function in `lt_train.commands`, with _ between its words.
+        group, _, last = name.rpartition(" ")
+        added = (groups[group] if group else subparsers).add_parser(
+            last,
             help=summary,
             description=summary,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        added.set_defaults(command=name)
+        added.set_defaults(command=name.replace(" ", "_"))
         added.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-        added.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+        if device:
+            added.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
         return added
 
+    data = subparsers.add_parser("data", help="look at a dataset", description="Look at a dataset.")
+    groups = {"data": data.add_subparsers(required=True, metavar="command")}
+
     kind: dict[str, Any] = {"nargs": "+", "metavar": ("KIND", "NAME=VALUE")}
+
+    check = command(
+        "data check",
+        "class counts, splits, a picture of the tail, and what is wrong with the data; looks at every picture",
+        "lt-train data check --dataset image_folder root=~/birds size=224 --plot birds.png",
+        device=False,
+    )
+    check.add_argument("--dataset", required=True, **kind, help="a dataset kind and its parameters")
+    check.add_argument("--plot", type=_path, help="draw the class sizes into this PNG too")
 
     backbone = command(
         "backbone",

@@ -1,4 +1,4 @@
-"""The four commands of `lt-train`: flags to calls of the rooms, and their results to standard output.
+"""The commands of `lt-train`: flags to calls of the rooms, and their results to standard output.
 
 Notes and progress go to standard error, so that `--json` and a bank's path can be read by a program. Nothing is
 computed here; `lt_train.cli` owns the flags.
@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lt_train import data_check as checking
 from lt_train.backbones.base import parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.device import check_device
-from lt_train.errors import CheckpointError, LongtailError, UserError
+from lt_train.errors import CheckpointError, DataError, LongtailError, UserError
 from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.head_file import load_head, save_head
@@ -37,7 +38,28 @@ from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.train import train_backbone
 from lt_train.storage import check_output
 
-__all__ = ["backbone", "evaluate", "features", "retrain"]
+__all__ = ["backbone", "data_check", "evaluate", "features", "retrain"]
+
+
+def data_check(arguments: argparse.Namespace) -> None:
+    """Print what a dataset holds, and end with 2 where something is wrong with it."""
+    if arguments.plot:
+        check_output(arguments.plot)
+    dataset = parse_dataset(_kind(arguments.dataset))
+    with progress("looking at every picture", unit="picture") as report:
+        found = dataset.inspect(report)
+    _say(found.notes)
+    document = checking.document(found)
+    if arguments.plot and found.counts is not None:
+        checking.plot(found.counts.tolist(), arguments.plot)
+    if arguments.json:
+        _print(arguments, document, [], [])
+    else:
+        console = Console(soft_wrap=not sys.stdout.isatty())
+        for line in checking.lines(document, console.width, plain=not sys.stdout.isatty()):
+            console.print(Text(line))
+    if found.findings:
+        raise DataError(f"dataset {dataset.kind} is not as it must be: {len(found.findings)} findings")
 
 
 def backbone(arguments: argparse.Namespace) -> None:

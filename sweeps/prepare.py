@@ -95,6 +95,8 @@ def _stage1_checkpoint(spec: SweepSpec, data: PictureData | FeatureData, device:
         {
             "train": data.train.digest(),
             "augmentation": data.augmentation.model_dump(),
+            "mean": data.mean,
+            "std": data.std,
             "backbone": spec.backbone.model_dump(mode="json"),
             "stage1": spec.stage1.model_dump(mode="json"),
         }
@@ -111,8 +113,8 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
     """Refuse, before anything is searched, what no run of this sweep could do on this bank."""
     if spec.selection.on == "val" and bank.val is None:
         raise UserError(
-            "selection.on is val, and this dataset has no validation set; give it one (val_per_class, val_features) "
-            "or select on test, as the paper does"
+            "selection.on is val, and this dataset has no validation set; give it one (val_per_class, val_fraction, "
+            "val_features) or select on test, as the paper does"
         )
     if spec.selection.on == "val" and bank.val is not None:
         split = split_masks(bank.split_counts)[SPLITS.index(spec.selection.metric.removeprefix("acc_"))]

@@ -135,7 +135,7 @@ class _File:
         except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
             raise DataError(f"{path} cannot be read ({error}); write it again") from None
 
-    def features(self, part: str) -> Labelled:
+    def features(self, part: str) -> Labelled[Tensor]:
         """float32 `[views, N, D]` of one part, all finite, with its labels."""
         name = f"{part}_features"
         features = self._get(name)
@@ -144,7 +144,7 @@ class _File:
         features = self._finite(name, features.float())
         return self._labelled(part, features if features.dim() == 3 else features.unsqueeze(0), axis=1)
 
-    def pictures(self, part: str) -> Labelled:
+    def pictures(self, part: str) -> Labelled[Tensor]:
         """uint8 `[N, C, H, W]` of one part, with its labels."""
         name = f"{part}_images"
         pictures = self._get(name)
@@ -168,7 +168,9 @@ class _File:
             raise self._wrong("bias", f"floats [K] with the K = {weight.shape[0]} of weight", bias)
         return self._finite("weight", weight.float()), self._finite("bias", bias.float())
 
-    def check_classes(self, train: Labelled, val: Labelled | None, test: Labelled, num_classes: int) -> Tensor:
+    def check_classes(
+        self, train: Labelled[Tensor], val: Labelled[Tensor] | None, test: Labelled[Tensor], num_classes: int
+    ) -> Tensor:
         """int64 `[K]` training counts, after checking that labels are in range and no class is empty."""
         if num_classes < 2:
             raise DataError(f"{self.path}: there must be at least two classes, got {num_classes}")
@@ -190,7 +192,7 @@ class _File:
             )
         return counts
 
-    def _labelled(self, part: str, inputs: Tensor, axis: int) -> Labelled:
+    def _labelled(self, part: str, inputs: Tensor, axis: int) -> Labelled[Tensor]:
         name = f"{part}_labels"
         labels = self._get(name)
         integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
@@ -217,5 +219,5 @@ class _File:
         return DataError(f"{self.path}: {name} must be {rule}, got {kind} {list(tensor.shape)}")
 
 
-def _class_count(*parts: Labelled | None) -> int:
+def _class_count(*parts: Labelled[Tensor] | None) -> int:
     return max(int(part.labels.max()) for part in parts if part is not None) + 1

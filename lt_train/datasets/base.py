@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from lt_train.datasets.pictures import PictureFiles, Pictures
+from lt_train.errors import DataError
+from lt_train.progress import Report
 from lt_train.registry import KindSpec, Spec, kinds, parse, union
 
 __all__ = [
     "Augmentation",
     "DatasetSpec",
     "FeatureData",
+    "Finding",
+    "Inspection",
     "Labelled",
     "PictureData",
     "dataset_kinds",
@@ -30,20 +36,33 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Inputs, uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]` (features), with their labels, int64 `[N]`."""
+InputsT = TypeVar("InputsT", bound=Pictures, covariant=True)
 
-    inputs: Tensor
+
+@dataclass(frozen=True)
+class Labelled(Generic[InputsT]):
+    """Inputs, uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]` (features), with their labels, int64 `[N]`.
+
+    Pictures may stay in files (`PictureFiles`).
+    """
+
+    inputs: InputsT
     labels: Tensor
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
     def digest(self) -> str:
-        """sha256 (hex) over shape, dtype and bytes: the content address of these inputs and labels."""
+        """sha256 (hex): the content address of these inputs and labels.
+
+        Over shape, dtype and bytes; pictures in files, and those that were read into memory from there, by
+        `PictureFiles.digest`.
+        """
         hasher = hashlib.sha256()
         for tensor in (self.inputs, self.labels):
+            if isinstance(tensor, PictureFiles):
+                hasher.update(tensor.digest().encode())
+                continue
             hasher.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
             hasher.update(tensor.contiguous().view(-1).numpy().data)
         return hasher.hexdigest()
@@ -64,7 +83,7 @@ class PictureData:
     """Pictures split three ways.
 
     Attributes:
-        train, val, test: `Labelled` pictures; `val` is None where the spec asks for no validation set.
+        train, val, test: `Labelled` pictures, in memory or in files; `val` is None where the spec asks for none.
         num_classes: K.
         split_counts: int64 `[K]`, training pictures a class before any hold-out; defines many / medium / few.
         mean, std: per-channel statistics on the 0..1 scale, each of length C.
@@ -72,9 +91,9 @@ class PictureData:
         notes: what a user must know about how the data was cut; shown loudly wherever the data is used.
     """
 
-    train: Labelled
-    val: Labelled | None
-    test: Labelled
+    train: Labelled[Pictures]
+    val: Labelled[Pictures] | None
+    test: Labelled[Pictures]
     num_classes: int
     split_counts: Tensor
     mean: tuple[float, ...]
@@ -95,13 +114,58 @@ class FeatureData:
     classifier as `(weight [K, D], bias [K])`, or None.
     """
 
-    train: Labelled
-    val: Labelled | None
-    test: Labelled
+    train: Labelled[Tensor]
+    val: Labelled[Tensor] | None
+    test: Labelled[Tensor]
     num_classes: int
     split_counts: Tensor
     head: tuple[Tensor, Tensor] | None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a dataset: what, how often, and the first of what it is about, by name."""
+
+    what: str
+    count: int = 1
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.names:
+            return self.what
+        more = self.count - len(self.names)
+        return f"{self.what}: {self.count} ({', '.join(self.names)}{f' and {more} more' if more > 0 else ''})"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a dataset holds, as far as that can be told, and what is wrong with it.
+
+    Attributes:
+        counts: int64 `[K]`, training pictures a class before any hold-out; None where labels are no classes.
+        parts: pictures (or features) of train, val and test.
+        classes: names of the classes, empty where the files have none.
+        notes: what a user must know about how the data was cut.
+        findings: empty for data that is as it should be.
+    """
+
+    counts: Tensor | None
+    parts: Mapping[str, int]
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def of(cls, data: PictureData | FeatureData) -> Inspection:
+        """Of data that could be loaded."""
+        parts = {"train": data.train, "val": data.val, "test": data.test}
+        return cls(data.split_counts, {name: len(part) for name, part in parts.items() if part}, notes=data.notes)
+
+    @classmethod
+    def refused(cls, error: DataError) -> Inspection:
+        """Of data that could not."""
+        return cls(None, {}, findings=(Finding(str(error)),))
 
 
 class DatasetSpec(KindSpec):
@@ -114,6 +178,13 @@ class DatasetSpec(KindSpec):
         Raises:
             DataError: files are missing or malformed, or the subset cannot be cut as asked.
         """
+
+    def inspect(self, report: Report) -> Inspection:
+        """What the data holds and what is wrong with it; kinds whose pictures are files look at every one."""
+        try:
+            return Inspection.of(self.load())
+        except DataError as error:
+            return Inspection.refused(error)
 
     def identity(self) -> dict[str, Any]:
         """The spec as JSON without the fields that say where files are: what the data is, on any machine."""

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from lt_train.datasets.base import Labelled, PictureData
 from lt_train.datasets.longtail import LongTailSpec
@@ -88,7 +89,7 @@ class CifarSpec(LongTailSpec):
                 "check the connection, or unpack the published archive there yourself"
             ) from None
 
-    def _read(self, place: Path, files: Mapping[str, str], notes: list[str]) -> Labelled:
+    def _read(self, place: Path, files: Mapping[str, str], notes: list[str]) -> Labelled[Tensor]:
         parts = []
         for name, published in files.items():
             content = (place / name).read_bytes()
@@ -99,7 +100,7 @@ class CifarSpec(LongTailSpec):
         return Labelled(torch.cat([part.inputs for part in parts]), torch.cat([part.labels for part in parts]))
 
 
-def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) -> Labelled:
+def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) -> Labelled[Tensor]:
     """Pictures uint8 `[N, 3, 32, 32]` and labels of one published pickle.
 
     Raises:

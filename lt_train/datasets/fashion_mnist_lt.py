@@ -87,7 +87,7 @@ def _download(root: Path) -> None:
         ) from None
 
 
-def _labelled(folder: Path, part: str) -> Labelled:
+def _labelled(folder: Path, part: str) -> Labelled[Tensor]:
     pictures = _read_idx(folder / f"{part}-images-idx3-ubyte", dimensions=3)
     labels = _read_idx(folder / f"{part}-labels-idx1-ubyte", dimensions=1).long()
     if len(pictures) != len(labels) or pictures.shape[1:] != (28, 28) or labels.max() > 9:

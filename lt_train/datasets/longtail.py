@@ -1,7 +1,8 @@
 """Cutting a long-tailed training set out of a balanced one, and a validation set out of what is left.
 
-Class sizes, the cut and the hold-out are functions of labels alone; `LongTailSpec` adds the fields and the assembly
-that every cut dataset shares. It knows nothing of files: a dataset kind reads its own and calls `cut`.
+Class sizes, the cut and the hold-out are functions of labels alone. `Cut` are their settings as a part of a dataset's;
+`LongTailSpec` has them as fields of its own, and the assembly that every such dataset shares. It knows nothing of
+files: a dataset kind reads its own and calls `cut`.
 Shapes: N pictures, K classes.
 """
 
@@ -16,11 +17,42 @@ from torch import Tensor
 
 from lt_train import seeding
 from lt_train.datasets.base import Augmentation, DatasetSpec, Labelled, PictureData
+from lt_train.datasets.pictures import Pictures
 from lt_train.errors import DataError
+from lt_train.registry import Spec
 
-__all__ = ["LongTailSpec", "class_sizes", "cut_longtail", "hold_out", "hold_out_fraction"]
+__all__ = ["Cut", "LongTailSpec", "class_sizes", "cut_longtail", "hold_out", "hold_out_fraction", "take"]
 
 _NAMED_IN_NOTES = 20
+
+
+class Cut(Spec):
+    """An exponential long tail cut out of a balanced training set, and a validation set out of what is left."""
+
+    n_max: Annotated[int, Field(ge=1, description="training pictures of class 0, the largest")]
+    imbalance_ratio: Annotated[
+        float, Field(ge=1, description="largest class size over smallest, n_1 / n_K, >= 1; 1 is balanced")
+    ] = 100.0
+    val_per_class: Annotated[
+        int, Field(ge=0, description="validation pictures a class; 0 keeps the whole cut for training, without val")
+    ] = 20
+    shuffle_seed: Annotated[
+        int | None,
+        Field(description="null takes the first n_k pictures of class k; a seed shuffles each class before the cut"),
+    ] = None
+
+    def __call__(
+        self, pool: Labelled[Pictures], num_classes: int
+    ) -> tuple[Labelled[Pictures], Labelled[Pictures] | None, Tensor, tuple[str, ...]]:
+        """`(train, val, sizes, notes)`; `sizes` is int64 `[K]`, the training pictures before any hold-out.
+
+        Raises:
+            DataError: a class has too few pictures for the cut.
+        """
+        sizes = class_sizes(self.n_max, self.imbalance_ratio, num_classes)
+        chosen, left_over = cut_longtail(pool.labels, sizes, self.shuffle_seed)
+        train, val, notes = hold_out(pool.labels, chosen, left_over, self.val_per_class)
+        return take(pool, train), None if val is None else take(pool, val), torch.tensor(sizes), notes
 
 
 class LongTailSpec(DatasetSpec):
@@ -41,8 +73,8 @@ class LongTailSpec(DatasetSpec):
 
     def cut(
         self,
-        pool: Labelled,
-        test: Labelled,
+        pool: Labelled[Pictures],
+        test: Labelled[Pictures],
         num_classes: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -53,15 +85,14 @@ class LongTailSpec(DatasetSpec):
         Raises:
             DataError: a class has too few pictures for the cut.
         """
-        sizes = class_sizes(self.n_max, self.imbalance_ratio, num_classes)
-        chosen, left_over = cut_longtail(pool.labels, sizes, self.shuffle_seed)
-        train, val, val_notes = hold_out(pool.labels, chosen, left_over, self.val_per_class)
+        fields = Cut.model_fields.keys()
+        train, val, sizes, val_notes = Cut(**{name: getattr(self, name) for name in fields})(pool, num_classes)
         return PictureData(
-            train=_take(pool, train),
-            val=None if val is None else _take(pool, val),
+            train=train,
+            val=val,
             test=test,
             num_classes=num_classes,
-            split_counts=torch.tensor(sizes),
+            split_counts=sizes,
             mean=mean,
             std=std,
             augmentation=self.augmentation,
@@ -205,5 +236,7 @@ def _listed(parts: list[str]) -> str:
     return "; ".join(parts[:_NAMED_IN_NOTES]) + (f"; and {more} more classes" if more > 0 else "")
 
 
-def _take(pool: Labelled, indices: Tensor) -> Labelled:
-    return Labelled(pool.inputs[indices], pool.labels[indices])
+def take(pool: Labelled[Pictures], indices: Tensor) -> Labelled[Pictures]:
+    """The pictures at `indices`, int64 or bool; those in files stay there."""
+    inputs = pool.inputs[indices] if isinstance(pool.inputs, Tensor) else pool.inputs.take(indices)
+    return Labelled(inputs, pool.labels[indices])

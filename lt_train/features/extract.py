@@ -19,6 +19,7 @@ from lt_train import seeding
 from lt_train.backbones.base import Classifier
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PictureData
+from lt_train.datasets.pictures import Pictures, read_ahead
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 from lt_train.errors import CheckpointError, UserError
 from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, write_bank
@@ -146,16 +147,16 @@ class _Extractor:
         self.mean, self.std, self.batch_size, self.device = mean, std, batch_size, device
         self.done, self.total, self.report = 0, total, report
 
-    def room(self, views: int, pictures: Tensor) -> Tensor:
+    def room(self, views: int, pictures: Pictures) -> Tensor:
         """float32 `[views, N, D]` to be filled: a bank is held once, not in parts and then put together."""
         return torch.empty(views, len(pictures), self.feature_dim)
 
-    def __call__(self, pictures: Tensor, changed: Callable[[Tensor, slice], Tensor], into: Tensor) -> None:
+    def __call__(self, pictures: Pictures, changed: Callable[[Tensor, slice], Tensor], into: Tensor) -> None:
         """Fill `into`, `[N, D]`, from uint8 `[N, C, H, W]`, each batch `changed` (cropped, mirrored) first."""
+        batches = [slice(start, start + self.batch_size) for start in range(0, len(pictures), self.batch_size)]
         with torch.inference_mode():
-            for start in range(0, len(pictures), self.batch_size):
-                batch = slice(start, start + self.batch_size)
-                inputs = normalise(changed(pictures[batch], batch).to(self.device), self.mean, self.std)
+            for batch, read in zip(batches, read_ahead(pictures, batches), strict=True):
+                inputs = normalise(changed(read, batch).to(self.device), self.mean, self.std)
                 into[batch] = self.backbone(inputs.contiguous(memory_format=torch.channels_last))
                 self.done += len(inputs)
                 if self.report:
@@ -179,7 +180,7 @@ def _train_views(extractor: _Extractor, data: PictureData, features: FeaturesSpe
     return views
 
 
-def _eval_set(extractor: _Extractor, part: Labelled, flip: bool) -> EvalSet:
+def _eval_set(extractor: _Extractor, part: Labelled[Pictures], flip: bool) -> EvalSet:
     """Features `[A, N, D]` of the pictures and, with `flip`, of their mirrors."""
     views = extractor.room(1 + flip, part.inputs)
     extractor(part.inputs, _as_is, views[0])

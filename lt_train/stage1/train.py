@@ -21,6 +21,7 @@ from lt_train import seeding
 from lt_train.backbones.base import BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
+from lt_train.datasets.pictures import read_ahead
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
@@ -122,11 +123,10 @@ def _train_epoch(
     class_counts = data.class_counts().to(device)
     total = torch.zeros((), device=device)
     classifier.train()
-    for start in range(0, len(order), recipe.batch_size):
-        chosen = order[start : start + recipe.batch_size]
-        if len(chosen) == 1:  # batch norm has no variance to speak of
-            continue
-        pictures = apply_views(data.train.inputs[chosen], views[chosen], data.augmentation.pad).to(device)
+    # Batch norm has no variance to speak of in a batch of one.
+    batches = [chosen for chosen in order.split(recipe.batch_size) if len(chosen) > 1]
+    for chosen, read in zip(batches, read_ahead(data.train.inputs, batches), strict=True):
+        pictures = apply_views(read, views[chosen], data.augmentation.pad).to(device)
         inputs = normalise(pictures, data.mean, data.std).contiguous(memory_format=torch.channels_last)
         losses = recipe.loss(classifier(inputs), data.train.labels[chosen].to(device), class_counts, epoch)
         optimiser.zero_grad()

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
+from support.pictures import write_tree
 
 from lt_train.cli import main
 from lt_train.retrain import fused
@@ -240,3 +242,98 @@ def test_seeds_that_all_fail_end_with_1(
     captured = capsys.readouterr()
     assert "lt-train: 2 of 2 seeds failed (seed 0: loss is NaN; seed 1: loss is NaN)" in captured.err
     assert captured.out == ""
+
+
+TREE = {"train": {"auk": 30, "crow": 12, "owl": 5}, "test": {"auk": 4, "crow": 4, "owl": 4}}
+
+
+def test_data_check_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"data check --dataset image_folder root={write_tree(tmp_path, TREE)} size=8"
+    found = output(capsys, f"{line} --plot {tmp_path}/sizes.png")
+    assert found["parts"] == {"train": 38, "val": 9, "test": 12}
+    assert (found["classes"], found["class_counts"], found["imbalance_ratio"]) == (3, [30, 12, 5], 6.0)
+    assert found["class_names"] == ["auk", "crow", "owl"]
+    assert found["splits"]["medium"] == {"classes": 1, "pictures": 30}
+    assert found["splits"]["few"] == {"classes": 2, "pictures": 17}
+    assert found["wrong"] == []
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    assert main(shlex.split(line)) == 0
+    shown = capsys.readouterr()
+    assert "3 classes, 47 training pictures before any hold-out, largest 30, smallest 5, imbalance ratio 6" in shown.out
+    assert "many 0 (0), medium 1 (30), few 2 (17)" in shown.out
+    bars = {row.split()[0]: row.count("#") for row in shown.out.splitlines() if "#" in row}
+    assert list(bars) == ["auk", "crow", "owl"]
+    assert bars["crow"] == pytest.approx(bars["auk"] * 12 / 30, abs=1)
+    assert shown.out.isascii()
+    assert "looking at every picture: 59/59 pictures" in shown.err
+
+
+def test_data_check_looks_at_every_picture_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {"train/auk/01.jpg": "empty", "train/owl/02.jpg": "truncated", "test/auk/00.jpg": "page"}
+    root = write_tree(tmp_path, TREE, broken)
+    (root / "train/crow/03.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 90 + b"\xff\xd9")
+    (root / "train/dodo").mkdir()
+    line = f"data check --dataset image_folder root={root} size=8 bad_pictures=skip"
+    assert main([*shlex.split(line), "--json"]) == 2
+    captured = capsys.readouterr()
+    wrong = {finding["what"]: finding for finding in json.loads(captured.out)["wrong"]}
+    assert wrong["train pictures are empty (0 bytes)"]["names"] == ["train/auk/01.jpg"]
+    assert wrong["train pictures are unreadable"]["count"] == 2
+    assert wrong["test pictures are unreadable"]["names"] == ["test/auk/00.jpg (no picture of a known format)"]
+    (gap,) = [finding for what, finding in wrong.items() if "classes without training pictures" in what]
+    assert gap["names"] == ["2 (dodo)"]
+    assert "lt-train: dataset image_folder is not as it must be: 4 findings" in captured.err
+    assert main(shlex.split(line)) == 2
+    shown = capsys.readouterr().out
+    assert "- train pictures are unreadable: 2\n    train/crow/03.jpg (" in shown
+    (root / "train/dodo").rmdir()
+    assert main([*shlex.split(line), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["class_counts"] == [29, 11, 4]
+
+
+def test_data_check_names_missing_pictures_and_labels_out_of_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path, TREE)
+    (tmp_path / "train.txt").write_text("train/auk/00.jpg 0\ntrain/crow/00.jpg 1\ntrain/crow/99.jpg 1\n")
+    (tmp_path / "test.txt").write_text("test/auk/00.jpg 0\ntest/owl/00.jpg 2\n")
+    assert main(shlex.split(f"data check --dataset image_list root={tmp_path} size=8")) == 2
+    shown = capsys.readouterr().out
+    assert "- train pictures are missing: 1\n    train/crow/99.jpg\n" in shown
+    assert "the classes of the training set: 1\n    test/owl/00.jpg has 2\n" in shown
+
+
+def test_data_check_names_pictures_that_are_listed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path, TREE)
+    lines = [f"train/{name}/0{k}.jpg {label}" for label, name in enumerate(TREE["train"]) for k in range(3)]
+    (tmp_path / "train.txt").write_text("\n".join([*lines, "train/owl/01.jpg 0"]))
+    (tmp_path / "test.txt").write_text("train/crow/02.jpg 1\ntest/owl/00.jpg 2\n")
+    assert main(shlex.split(f"data check --dataset image_list root={tmp_path} size=8 --json")) == 2
+    wrong = json.loads(capsys.readouterr().out)["wrong"]
+    assert [(finding["what"], finding["names"]) for finding in wrong] == [
+        ("train has pictures more than once", ["train/owl/01.jpg"]),
+        ("train and test share pictures", ["train/crow/02.jpg"]),
+    ]
+
+
+def test_data_check_is_for_every_kind_of_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output(capsys, "data check --dataset digits_lt")["class_counts"] == [110, 78, 56, 40, 29, 20, 14, 10, 7, 5]
+    assert main(shlex.split("data check --dataset arrays path=/nowhere.npz --json")) == 2
+    assert json.loads(capsys.readouterr().out)["wrong"][0]["what"].startswith("path /nowhere.npz must be an .npz")
+
+
+def test_files_and_memory_have_one_checkpoint_and_one_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, made = write_tree(tmp_path / "birds", TREE), []
+    for name, in_memory in (("files", 0), ("memory", 2**30)):
+        dataset = f"--dataset image_folder root={root} size=8 in_memory={in_memory}"
+        checkpoint = tmp_path / f"{name}.safetensors"
+        output(capsys, f"backbone {dataset} --backbone small_cnn width=4 --recipe ce epochs=2 --out {checkpoint}")
+        # Through the one checkpoint, each into a store of its own: made twice, and not found the second time.
+        first = tmp_path / "files.safetensors"
+        found = output(capsys, f"features {dataset} --checkpoint {first} --store {tmp_path}/{name} --views 2")
+        assert (found["train"], found["val"], found["test"]) == ([2, 38, 16], [2, 9, 16], [2, 12, 16])
+        bank = Path(found["bank"])
+        tensors = load_file(checkpoint)
+        made.append((bank.name, (bank / "train.safetensors").read_bytes(), (bank / "test.safetensors").read_bytes()))
+        made[-1] += tuple(tensor.numpy().tobytes() for _, tensor in sorted(tensors.items()))
+    assert made[0] == made[1]

@@ -1,0 +1,16 @@
+"""`image_list`: pictures and labels from list files of one's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lt_train.datasets.list_files import ListSpec
+from lt_train.datasets.picture_sets import CutPicturesSpec
+
+__all__ = ["ImageList"]
+
+
+class ImageList(CutPicturesSpec, ListSpec):
+    """List files with a line `relative/path label` a picture, labels from 0 without gaps."""
+
+    kind: Literal["image_list"] = "image_list"

@@ -1,0 +1,289 @@
+"""Pictures that stay in files: they stand where a uint8 tensor `[N, 3, H, W]` would, and are decoded as they are read.
+
+Touch this to change how a picture is decoded or checked; which pictures there are is said by the kinds. Pillow decodes,
+in threads, since it lets go of the interpreter meanwhile. Knows nothing of labels, splits or specs.
+Shapes: N pictures, B a batch of them, H = W = `size` pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lt_train.errors import DataError, first_line
+
+__all__ = ["EMPTY", "MISSING", "Decoding", "Files", "PictureFiles", "Pictures", "Source", "probe", "read_ahead"]
+
+MISSING, EMPTY = "missing", "0 bytes"
+"""What `probe` says of a picture that is not there, and of one that holds nothing."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a picture for, and not all that it knows: an EPS file is a program, which it has run."""
+
+_AT_ONCE = 256
+"""Pictures a thread checks before it reports."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How bytes become pixels: RGB, the shorter side resized, the centre cut out; as torchvision does it with Pillow.
+
+    Grey, palette and CMYK become RGB, and of 16 bits the upper eight are taken; alpha is dropped, and of an animation
+    the first frame is taken. A rotation that EXIF asks for is not applied, as in the common readers.
+
+    Attributes:
+        size: side of the square that is cut out, in pixels.
+        resize: length of the shorter side before that, bilinear and antialiased; at least `size`.
+    """
+
+    size: int
+    resize: int
+
+    def __call__(self, content: bytes) -> np.ndarray[Any, Any]:
+        """uint8 `[3, H, W]`; whatever Pillow raises for what is no picture, or a damaged one."""
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            image.load()
+            picture = _rgb(image)
+        width, height = picture.size
+        short, long = sorted(picture.size)
+        if short != self.resize:
+            other = int(self.resize * long / short)
+            width, height = (self.resize, other) if width <= height else (other, self.resize)
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        if (width, height) != (self.size, self.size):
+            picture = picture.crop((left, top, left + self.size, top + self.size))
+        return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns, and mixes up transparent colours
+    return image.convert("RGB")
+
+
+class Source(Protocol):
+    """Where the bytes of pictures are: `names[i]` is what picture i is called, the same on every machine."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One a picture."""
+
+    def read(self, index: int) -> bytes:
+        """All of a picture; OSError where that cannot be."""
+
+    def ends(self, index: int) -> tuple[int, bytes, bytes]:
+        """How many bytes a picture has, its first three and its last two; OSError where that cannot be."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures that are a file each, named by their paths below `root`."""
+
+    root: Path
+    names: Sequence[str]
+
+    def read(self, index: int) -> bytes:
+        """The file's content."""
+        return (self.root / self.names[index]).read_bytes()
+
+    def ends(self, index: int) -> tuple[int, bytes, bytes]:
+        """Size, first three bytes and last two, without reading the rest."""
+        with open(self.root / self.names[index], "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(3)
+            file.seek(max(size - 2, 0))
+            return size, head, file.read(2)
+
+
+class PictureFiles:
+    """Pictures of a `Source` as a uint8 tensor `[N, 3, H, W]` would hold them; `[..]` decodes what it is asked for.
+
+    `hold` decodes all of them once and keeps them in memory, which changes speed and nothing else.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        decoding: Decoding,
+        sizes: np.ndarray[Any, Any],
+        rows: np.ndarray[Any, Any] | None = None,
+        held: Tensor | None = None,
+    ) -> None:
+        """`sizes` are bytes by index into the source; `rows` are those indices that belong here, None for all."""
+        self.source, self.decoding, self._sizes, self._held = source, decoding, sizes, held
+        self._rows = np.arange(len(source.names)) if rows is None else rows
+
+    dtype = torch.uint8
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[N, 3, H, W]`."""
+        return torch.Size((len(self), 3, self.decoding.size, self.decoding.size))
+
+    @property
+    def names(self) -> list[str]:
+        """What each picture is called."""
+        return [self.source.names[row] for row in self._rows.tolist()]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pictures are held decoded."""
+        return self._held is not None
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        """uint8 `[B, 3, H, W]` of a slice or of indices, `[3, H, W]` of one index.
+
+        Raises:
+            DataError: a picture cannot be read or decoded; it is named.
+        """
+        if self._held is not None:
+            return self._held[index]
+        rows = self._rows[index.numpy() if isinstance(index, Tensor) else index]
+        if isinstance(index, int):
+            return torch.from_numpy(np.ascontiguousarray(self._decode(int(rows))))
+        pictures = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
+        filled = pictures.numpy()
+
+        def fill(piece: range) -> None:
+            for place in piece:
+                filled[place] = self._decode(int(rows[place]))
+
+        list(_pool().map(fill, _pieces(len(rows), max(len(rows) // (4 * _threads()), 1))))
+        return pictures
+
+    def take(self, indices: Tensor) -> PictureFiles:
+        """The pictures at `indices`, int64 or bool, in that order; nothing is decoded."""
+        held = None if self._held is None else self._held[indices]
+        return PictureFiles(self.source, self.decoding, self._sizes, self._rows[indices.numpy()], held)
+
+    def hold(self) -> PictureFiles:
+        """The same pictures, decoded in memory."""
+        return PictureFiles(self.source, self.decoding, self._sizes, self._rows, self[:])
+
+    def digest(self) -> str:
+        """sha256 (hex) over names, sizes in bytes and decoding: the same for files and memory, on every machine.
+
+        Not over all bytes: that would read some hundred gigabytes before every sweep. So a picture replaced by another
+        of the very same size under the same name is not noticed. Times of change are left out, as every copy has new
+        ones.
+        """
+        hasher = hashlib.sha256(json.dumps(asdict(self.decoding), sort_keys=True).encode())
+        for row in self._rows.tolist():
+            hasher.update(f"\n{self._sizes[row]} {self.source.names[row]}".encode(errors="surrogateescape"))
+        return hasher.hexdigest()
+
+    def _decode(self, row: int) -> np.ndarray[Any, Any]:
+        try:
+            return self.decoding(self.source.read(row))
+        except Exception as error:  # a damaged picture may raise anything
+            raise DataError(
+                f"picture {self.source.names[row]} cannot be decoded ({first_line(error)}); mend or remove it. "
+                "`lt-train data check` finds every such picture, and so does check: whole before anything is trained"
+            ) from None
+
+
+Pictures = Tensor | PictureFiles
+"""Pictures in memory or in files: both have a `shape`, a length, and `[..]`."""
+
+
+def read_ahead(pictures: Pictures, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:
+    """`pictures[batch]` of every batch; of pictures in files, the next is decoded while the caller works on one."""
+    if isinstance(pictures, Tensor) or pictures.in_memory:
+        yield from (pictures[batch] for batch in batches)
+        return
+    ahead: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as reader:
+        for batch in batches:
+            ahead.append(reader.submit(pictures.__getitem__, batch))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def probe(
+    source: Source, decoding: Decoding, *, whole: bool, report: Callable[[int], None] | None = None
+) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
+    """Look at every picture of `source`.
+
+    Args:
+        source: the pictures.
+        decoding: what they must survive.
+        whole: decode each. Otherwise a file that begins and ends as a JPEG does is believed to be one, which finds the
+            missing, the empty, the truncated and what is no picture; other formats are decoded in any case.
+        report: called with the number of pictures that were looked at since the last call.
+
+    Returns:
+        Bytes of every picture (0 where unknown), int64 `[N]`, and what is wrong with those that cannot be used.
+    """
+    count = len(source.names)
+    sizes, wrong = np.zeros(count, dtype=np.int64), dict[int, str]()
+
+    def look(piece: range) -> int:
+        for index in piece:
+            sizes[index], reason = _look(source, index, decoding, whole)
+            if reason:
+                wrong[index] = reason
+        return len(piece)
+
+    for looked_at in _pool().map(look, _pieces(count, _AT_ONCE)):
+        if report:
+            report(looked_at)
+    return sizes, dict(sorted(wrong.items()))
+
+
+def _look(source: Source, index: int, decoding: Decoding, whole: bool) -> tuple[int, str]:
+    size = 0
+    try:
+        size, head, tail = source.ends(index)
+        if size == 0:
+            return 0, EMPTY
+        if whole or (head, tail) != (b"\xff\xd8\xff", b"\xff\xd9"):
+            decoding(source.read(index))
+    except FileNotFoundError:
+        return 0, MISSING
+    except Exception as error:  # a damaged picture may raise anything
+        return size, _reason(error)
+    return size, ""
+
+
+def _reason(error: Exception) -> str:
+    # Pillow names the buffer that it was given, which tells nobody anything.
+    text = first_line(error)
+    return "no picture of a known format" if text.startswith("cannot identify image file") else text
+
+
+def _pieces(count: int, length: int) -> list[range]:
+    return [range(start, min(start + length, count)) for start in range(0, count, length)]
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_threads(), thread_name_prefix="decode")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads

@@ -1,0 +1,203 @@
+"""Folders of pictures: parts, classes by name, the long-tailed cut, bad pictures by policy, files and memory alike."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.pictures import write_pictures, write_tree
+
+from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.datasets.pictures import PictureFiles
+from lt_train.errors import DataError, SpecError
+
+PARTS = {"train": {"owl": 9, "crow": 5, "auk": 7}, "val": {"auk": 2, "owl": 2}, "test": {"owl": 3, "auk": 3, "crow": 3}}
+
+
+def spec(root: Path, **fields: Any) -> Any:
+    return parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, **fields})
+
+
+def load(root: Path, **fields: Any) -> PictureData:
+    data = spec(root, **fields).load()
+    assert isinstance(data, PictureData)
+    return data
+
+
+def names(part: Any) -> list[str]:
+    assert isinstance(part.inputs, PictureFiles)
+    return part.inputs.names
+
+
+def test_parts_and_classes_are_folders_in_the_order_of_their_names(tmp_path: Path) -> None:
+    data = load(write_tree(tmp_path, PARTS))
+    assert data.class_counts().tolist() == data.split_counts.tolist() == [7, 5, 9]
+    assert data.val is not None
+    assert (len(data.val), data.val.labels.tolist(), len(data.test)) == (4, [0, 0, 2, 2], 9)
+    assert names(data.train)[:2] == ["train/auk/00.jpg", "train/auk/01.jpg"]
+    assert data.train.inputs[:].shape == data.train.inputs.shape == (21, 3, 8, 8)
+    assert data.notes == ("classes are numbered in the order of their names: 0 auk, 1 crow, 2 owl",)
+    assert data.mean == (0.485, 0.456, 0.406)
+
+
+def test_pictures_lie_at_any_depth_and_other_files_are_told(tmp_path: Path) -> None:
+    write_tree(tmp_path, PARTS)
+    write_pictures(tmp_path, {"train/auk/more/9.JPEG": 0})
+    (tmp_path / "train/auk/readme.txt").touch()
+    (tmp_path / "train/auk/.DS_Store").touch()
+    data = load(tmp_path)
+    assert "train/auk/more/9.JPEG" in names(data.train)
+    assert data.notes[-1] == "files that are no pictures by their names were passed over: 1 (train/auk/readme.txt)"
+
+
+def test_without_a_val_folder_some_are_held_out_and_without_test_val_is_it(tmp_path: Path) -> None:
+    parts = {"train": PARTS["train"], "val": PARTS["test"]}
+    data = load(write_tree(tmp_path, parts), val_fraction=0.3)
+    assert data.split_counts.tolist() == [7, 5, 9]
+    assert data.class_counts().tolist() == [5, 4, 7]
+    assert any("so val is the test set" in note for note in data.notes)
+    assert any("5 of 21 training pictures were held out" in note for note in data.notes)
+    assert len(data.test) == 9
+    assert load(tmp_path, val_fraction=0).val is None
+
+
+def test_a_tree_without_parts_gives_a_test_set_of_its_own(tmp_path: Path) -> None:
+    data = load(write_tree(tmp_path, {"": {"a": 10, "b": 5}}), val_fraction=0)
+    assert torch.bincount(data.test.labels).tolist() == [2, 1]
+    assert data.split_counts.tolist() == [8, 4]
+    assert not {*names(data.train)} & {*names(data.test)}
+    assert "3 of 15 pictures were held out as test set" in data.notes[1]
+
+
+def test_a_long_tail_is_cut_as_elsewhere(tmp_path: Path) -> None:
+    parts = {"train": {"a": 12, "b": 12, "c": 12}, "test": {"a": 2, "b": 2, "c": 2}}
+    data = load(write_tree(tmp_path, parts), cut={"n_max": 8, "imbalance_ratio": 4, "val_per_class": 3})
+    assert data.class_counts().tolist() == data.split_counts.tolist() == [8, 4, 2]
+    assert data.val is not None
+    assert torch.bincount(data.val.labels).tolist() == [3, 3, 3]
+    assert names(data.train)[8] == "train/b/00.jpg"
+    assert names(data.val)[0] == "train/a/08.jpg"
+    with pytest.raises(DataError, match="class 0 needs 13 training pictures and has only 12"):
+        load(tmp_path, cut={"n_max": 13, "imbalance_ratio": 4})
+
+
+def test_a_val_folder_stays_the_validation_set_of_a_cut(tmp_path: Path) -> None:
+    data = load(write_tree(tmp_path, PARTS), cut={"n_max": 4, "imbalance_ratio": 2})
+    assert data.class_counts().tolist() == [4, 2, 2]
+    assert data.val is not None
+    assert names(data.val)[0] == "val/auk/00.jpg"
+
+
+def test_files_and_memory_are_the_same_data(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, PARTS)
+    held, in_files = load(root), load(root, in_memory=0)
+    for one, other in zip(
+        (held.train, held.val, held.test), (in_files.train, in_files.val, in_files.test), strict=True
+    ):
+        assert one is not None
+        assert other is not None
+        assert one.inputs.in_memory
+        assert not other.inputs.in_memory
+        assert one.digest() == other.digest()
+        assert torch.equal(one.inputs[:], other.inputs[:])
+    assert spec(root).identity() == spec(root, in_memory=0, check="whole", bad_pictures="skip").identity()
+    exactly = 3 * 8 * 8 * 34
+    assert load(root, in_memory=exactly).train.inputs.in_memory
+    assert not load(root, in_memory=exactly - 1).train.inputs.in_memory
+
+
+BAD = {
+    "train/auk/01.jpg": "empty",
+    "train/auk/02.jpg": "truncated",
+    "test/owl/00.jpg": "page",
+}
+
+
+def test_bad_pictures_are_refused_with_their_count_and_names(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, PARTS, BAD)
+    with pytest.raises(
+        DataError,
+        match=r"^pictures that cannot be used: 3 \(2 in train, 1 in test\): train/auk/01\.jpg \(0 bytes\), "
+        r"train/auk/02\.jpg \(.*truncated.*\), test/owl/00\.jpg \(no picture.*bad_pictures: skip$",
+    ):
+        load(root)
+
+
+def test_bad_pictures_may_be_left_out_and_are_named(tmp_path: Path) -> None:
+    data = load(write_tree(tmp_path, PARTS, BAD), bad_pictures="skip")
+    assert data.split_counts.tolist() == [5, 5, 9]
+    assert len(data.test) == 8
+    assert data.notes[1].startswith(
+        "left out (bad_pictures: skip): pictures that cannot be used: 3 (2 in train, 1 in test)"
+    )
+    assert not {*BAD} & {*names(data.train), *names(data.test)}
+
+
+def test_of_many_bad_pictures_twenty_are_named(tmp_path: Path) -> None:
+    broken = {f"train/a/{number:02}.jpg": "empty" for number in range(25)}
+    root = write_tree(tmp_path, {"train": {"a": 30, "b": 3}, "test": {"a": 1, "b": 1}}, broken)
+    with pytest.raises(DataError, match=r"used: 25 \(25 in train\).*train/a/19\.jpg \(0 bytes\) and 5 more"):
+        load(root)
+
+
+def test_a_class_that_loses_all_its_pictures_is_refused(tmp_path: Path) -> None:
+    broken = {f"train/crow/{number:02}.jpg": "empty" for number in range(5)}
+    with pytest.raises(
+        DataError, match=r"every class needs a training picture that can be read, and these have none: 1$"
+    ):
+        load(write_tree(tmp_path, PARTS, broken), bad_pictures="skip")
+
+
+def test_a_part_that_loses_all_its_pictures_is_refused(tmp_path: Path) -> None:
+    broken = {f"val/{name}/{number:02}.jpg": "empty" for name in ("auk", "owl") for number in range(2)}
+    with pytest.raises(DataError, match="val must have pictures that can be read, and has none"):
+        load(write_tree(tmp_path, PARTS, broken), bad_pictures="skip")
+
+
+def test_the_whole_check_finds_what_is_broken_inside(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, PARTS)
+    (root / "train/owl/03.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 90 + b"\xff\xd9")
+    assert len(load(root, check="whole", bad_pictures="skip").train) == 20
+    with pytest.raises(DataError, match=r"that cannot be used: 1 \(1 in train\): train/owl/03\.jpg"):
+        load(root, check="whole")
+    with pytest.raises(DataError, match=r"picture train/owl/03\.jpg cannot be decoded"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"train": {"a": 2}, "test": {"a": 1}}, "must hold a folder for each of at least two classes, got a"),
+        ({"train": {"a": 2, "b": 2}}, "must have a test or val folder beside it, and has neither"),
+        ({"train": {"a": 2, "b": 2}, "test": {"b": 1, "c": 1}}, "must have the classes of train, and has others: c"),
+    ],
+)
+def test_folders_that_are_no_dataset_are_told(tmp_path: Path, parts: dict[str, dict[str, int]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(write_tree(tmp_path, parts))
+
+
+def test_a_class_without_training_pictures_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path, PARTS)
+    (tmp_path / "train/bat").mkdir()
+    with pytest.raises(DataError, match=r"there are classes without training pictures: 1 \(1 \(bat\)\)"):
+        load(tmp_path)
+
+
+def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere must be a folder of pictures, and is not"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize": 7}, r"image_folder\.resize: must be at least size \(8\), got 7"),
+        ({"std": [1, 0, 1]}, r"image_folder\.std: must be above 0 for every channel"),
+        ({"bad_pictures": "ignore"}, r"image_folder\.bad_pictures: must be 'fail' or 'skip'"),
+        ({"cut": {"imbalance_ratio": 10}}, r"image_folder\.cut\.n_max: is required"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        spec(tmp_path, **fields)

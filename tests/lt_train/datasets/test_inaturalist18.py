@@ -1,0 +1,41 @@
+"""iNaturalist 2018's list files, on a miniature tree."""
+
+from pathlib import Path
+
+import pytest
+from support.pictures import write_pictures
+
+from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.datasets.inaturalist18 import INaturalist18
+
+TRAIN = {f"train_val2018/Aves/{2500 + k % 4}/{k:032x}.jpg": k % 4 for k in range(16)}
+VAL = {f"train_val2018/Aves/{2500 + k % 4}/v{k:031x}.jpg": k % 4 for k in range(12)}
+
+
+def load(root: Path, **fields: float) -> PictureData:
+    write_pictures(root, TRAIN | VAL)
+    for name, pictures in (("train", TRAIN), ("val", VAL)):
+        lines = [f"{path} {label}\n" for path, label in pictures.items()]
+        (root / f"iNaturalist18_{name}.txt").write_text("".join(lines))
+    data = parse_dataset({"kind": "inaturalist18", "root": str(root), "size": 8, **fields}).load()
+    assert isinstance(data, PictureData)
+    return data
+
+
+def test_its_validation_pictures_are_the_test_set(tmp_path: Path) -> None:
+    data = load(tmp_path)
+    assert (len(data.train), data.val, len(data.test)) == (16, None, 12)
+    assert data.test.inputs.names == list(VAL)
+    assert data.notes == (
+        "THIS IS NOT THE PUBLISHED inaturalist18: train 16 instead of 437513, test 12 instead of 24426, 4 classes "
+        "instead of 8142; results compare with no published ones",
+    )
+
+
+def test_a_validation_set_is_held_out_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(INaturalist18, "published", {"train": 16, "test": 12})
+    monkeypatch.setattr(INaturalist18, "classes", 4)
+    data = load(tmp_path, val_fraction=0.25)
+    assert data.val is not None
+    assert (data.class_counts().tolist(), len(data.val)) == ([3, 3, 3, 3], 4)
+    assert len(data.notes) == 1

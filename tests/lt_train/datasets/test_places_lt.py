@@ -1,0 +1,23 @@
+"""Places-LT's list files, on a miniature tree."""
+
+from pathlib import Path
+
+from support.pictures import write_pictures
+
+from lt_train.datasets.base import PictureData, parse_dataset
+
+
+def test_its_lists_are_read_and_a_miniature_is_told(tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("val", 2), ("test", 4)):
+        pictures = {f"data_large/a/airfield/{part}{k:08}.jpg": k % 2 for k in range(count)}
+        write_pictures(tmp_path, pictures)
+        lines = [f"{path} {label}\n" for path, label in pictures.items()]
+        (tmp_path / f"Places_LT_{part}.txt").write_text("".join(lines))
+    data = parse_dataset({"kind": "places_lt", "root": str(tmp_path), "size": 8}).load()
+    assert isinstance(data, PictureData)
+    assert data.val is not None
+    assert (len(data.train), len(data.val), len(data.test)) == (6, 2, 4)
+    assert (
+        "train 6 instead of 62500, val 2 instead of 7300, test 4 instead of 36500, 2 classes instead of 365"
+        in (data.notes[0])
+    )

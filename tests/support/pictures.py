@@ -1,0 +1,49 @@
+"""Miniature trees of pictures: small JPEGs whose brightness tells their class, some broken in known ways."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["encoded", "write_pictures", "write_tree"]
+
+
+def encoded(label: int, seed: int, mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> bytes:
+    """A JPEG, noisy, of a brightness by class; `mode` is what JPEG can be: RGB, L or CMYK."""
+    rng = np.random.default_rng((label, seed))
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    noise = rng.integers(0, 40, (size[1], size[0], bands), dtype=np.uint8) + np.uint8(50 * (label % 4))
+    file = io.BytesIO()
+    Image.fromarray(noise[..., 0] if bands == 1 else noise, mode).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def write_pictures(root: Path, pictures: Mapping[str, int], broken: Mapping[str, str] | None = None) -> None:
+    """A JPEG at every path below `root`, of its class; `broken` says which are empty, truncated, page or missing."""
+    broken = broken or {}
+    for seed, (name, label) in enumerate(pictures.items()):
+        content = encoded(label, seed, ("RGB", "L", "CMYK")[seed % 3])
+        how = broken.get(name)
+        if how == "missing":
+            continue
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(
+            {"empty": b"", "truncated": content[: len(content) // 2], "page": b"<html>"}.get(how or "", content)
+        )
+
+
+def write_tree(root: Path, parts: Mapping[str, Mapping[str, int]], broken: Mapping[str, str] | None = None) -> Path:
+    """`root/<part>/<class>/NN.jpg`, so many as `parts` says; a part with an empty name lies directly below root."""
+    for part, classes in parts.items():
+        names = {
+            "/".join(filter(None, (part, name, f"{number:02}.jpg"))): label
+            for label, name in enumerate(sorted(classes))
+            for number in range(classes[name])
+        }
+        write_pictures(root, names, broken)
+    return root
