@@ -7,6 +7,7 @@ Shapes: B pictures, C channels, H x W pixels, D features, K classes.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,7 +15,34 @@ from torch import Tensor, nn
 
 from lt_train.registry import KindSpec, kinds, parse, union
 
-__all__ = ["BackboneSpec", "Classifier", "backbone_kinds", "backbone_union", "parse_backbone"]
+__all__ = ["BackboneSpec", "Classifier", "Frozen", "backbone_kinds", "backbone_union", "parse_backbone"]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A trained network that turns pictures into features, on the CPU in evaluation mode, and the head it came with.
+
+    Attributes:
+        network: `[B, C, H, W] -> [B, D]`.
+        feature_dim: D.
+        head: the classifier `(weight [K, D], bias [K])` it was trained with; None where there is none to start from.
+        in_channels: how many channels pictures must have.
+        mean, std: per channel, on the 0..1 scale, what its pictures were normalised with; None: not known.
+        identity: JSON of what decides its features: `backbone` and `checkpoint`, the sha256 of the file.
+        called: what to call it in an error; `remedy` says what to do where it does not fit a dataset.
+        notes: what a user must know about how it was read.
+    """
+
+    network: nn.Module
+    feature_dim: int
+    head: tuple[Tensor, Tensor] | None
+    in_channels: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    identity: dict[str, Any]
+    called: str
+    remedy: str
+    notes: tuple[str, ...] = ()
 
 
 class BackboneSpec(KindSpec):
@@ -31,6 +59,20 @@ class BackboneSpec(KindSpec):
     @abstractmethod
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
         """A freshly initialised network `[B, C, H, W] -> [B, D]` and its D."""
+
+    def read_checkpoint(self, picture_shape: tuple[int, int, int]) -> Frozen | None:
+        """The network with the weights of `checkpoint`, for kinds that read files of others.
+
+        Args:
+            picture_shape: `(C, H, W)` of the pictures it is for.
+
+        Returns:
+            None where `checkpoint` is to be read as what `lt-train backbone` writes, as it is unless a kind overrides.
+
+        Raises:
+            UserError: the kind's own reasons.
+        """
+        return None
 
 
 class Classifier(nn.Module):

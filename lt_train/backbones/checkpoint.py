@@ -20,7 +20,7 @@ from lt_train.errors import CheckpointError, SpecError
 from lt_train.storage import atomic_file
 from lt_train.tensor_file import write_tensors
 
-__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "written_here"]
 
 FORMAT = 1
 _KEY = "longtail-sweeps checkpoint"
@@ -90,6 +90,15 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
             f"{document['num_classes']} classes: {error}"
         ) from None
     return classifier.eval(), document
+
+
+def written_here(path: Path) -> bool:
+    """Whether `path` is a checkpoint of ours, sound or not in what it says, and not a file of another tool."""
+    try:
+        with safe_open(path, framework="pt") as contents:
+            return _KEY in (contents.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _document(path: Path, text: str) -> dict[str, Any]:
