@@ -10,6 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -76,20 +77,70 @@ class BackboneSpec(KindSpec):
 
 
 class Classifier(nn.Module):
-    """A backbone and the stage-1 linear head on top of it: `[B, C, H, W] -> logits [B, K]`."""
+    """A backbone and the stage-1 head on top of it: `[B, C, H, W] -> logits [B, K]`.
 
-    def __init__(self, spec: BackboneSpec, in_channels: int, num_classes: int) -> None:
+    The head is linear, or with `cosine_scale` LDAM's: then the backbone ends in the directions of its features, and
+    the bank that is extracted with it holds those.
+    """
+
+    def __init__(
+        self, spec: BackboneSpec, in_channels: int, num_classes: int, cosine_scale: float | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.cosine_scale = cosine_scale
         self.backbone, self.feature_dim = spec.build(in_channels)
-        self.head = nn.Linear(self.feature_dim, num_classes)
+        self.head: nn.Linear | NormalisedHead
+        if cosine_scale is None:
+            self.head = nn.Linear(self.feature_dim, num_classes)
+        else:
+            self.backbone = nn.Sequential(self.backbone, Directions())
+            self.head = NormalisedHead(self.feature_dim, num_classes, cosine_scale)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits `[B, K]` of normalised pictures `[B, C, H, W]`."""
         logits: Tensor = self.head(self.backbone(pictures))
         return logits
+
+    def linear_head(self) -> tuple[Tensor, Tensor]:
+        """`(weight [K, D], bias [K])` that make of the backbone's features the logits: where re-training starts."""
+        if isinstance(self.head, NormalisedHead):
+            weight, bias = self.head.linear()
+        else:
+            weight, bias = self.head.weight, self.head.bias
+        return weight.detach(), bias.detach()
+
+
+class Directions(nn.Module):
+    """Features of length 1: `f / |f|`; a feature of zeros stays."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, D] -> [B, D]`."""
+        return nn.functional.normalize(features, dim=-1)
+
+
+class NormalisedHead(nn.Module):
+    """`s cos(W_k, f)` of features of length 1, without a bias (Cao et al. 2019, code: NormedLinear).
+
+    As a linear head it has rows `s W_k / |W_k|` and bias 0, and that is how it computes its logits.
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, scale: float) -> None:
+        super().__init__()
+        start = torch.empty(num_classes, feature_dim).uniform_(-1, 1)
+        self.weight = nn.Parameter(nn.functional.normalize(start, dim=-1))
+        self.scale = scale
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """`(weight [K, D], bias [K])` of the linear head that it is."""
+        weight = self.scale * nn.functional.normalize(self.weight, dim=-1)
+        return weight, weight.new_zeros(len(weight))
+
+    def forward(self, directions: Tensor) -> Tensor:
+        """Logits `[B, K]` of `[B, D]`, each of length 1."""
+        return nn.functional.linear(directions, *self.linear())
 
 
 def backbone_kinds() -> dict[str, type[BackboneSpec]]:

@@ -37,7 +37,7 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
     return Frozen(
         network=classifier.backbone,
         feature_dim=classifier.feature_dim,
-        head=(classifier.head.weight.detach(), classifier.head.bias.detach()),
+        head=classifier.linear_head(),
         in_channels=classifier.in_channels,
         mean=about.get("mean"),
         std=about.get("std"),

@@ -22,6 +22,7 @@ from lt_train.backbones.base import BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
 from lt_train.datasets.transform import apply_views, draw_views, normalise
+from lt_train.errors import UserError
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
 from lt_train.storage import atomic_file, check_output, fingerprint
@@ -65,13 +66,15 @@ def train_backbone(
         null for an empty one) beside `about`.
 
     Raises:
-        UserError: `out` is a directory, or its name too long.
+        UserError: `out` is a directory, its name is too long, or the recipe cannot do with these classes.
         StorageError: state or checkpoint could not be written; the last finished epoch is kept.
     """
     check_output(out)
+    if reason := recipe.unfit(data.class_counts()):
+        raise UserError(f"recipe {recipe.kind}: {reason}")
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
-        classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes)
+        classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())
     # Channels last is the layout the convolutions of both CPU and GPU are fastest in.
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(
@@ -177,7 +180,9 @@ class _State:
         """Replace the file by the state after `epoch`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.classifier.state_dict().items()}
         for name, parameter in self.classifier.named_parameters():
-            tensors[f"momentum.{name}"] = self.optimiser.state[parameter]["momentum_buffer"]
+            buffer = self.optimiser.state[parameter].get("momentum_buffer")
+            if buffer is not None:  # there is none without momentum, or for what the loss does not reach
+                tensors[f"momentum.{name}"] = buffer
         metadata = {_KEY: json.dumps({"identity": self.identity, "epoch": epoch})}
         with atomic_file(self.file) as temporary:
             write_tensors(temporary, tensors, metadata)
@@ -198,7 +203,8 @@ class _State:
             {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )
         for name, parameter in self.classifier.named_parameters():
-            self.optimiser.state[parameter]["momentum_buffer"] = _like(parameter, tensors[f"momentum.{name}"])
+            if (buffer := tensors.get(f"momentum.{name}")) is not None:
+                self.optimiser.state[parameter]["momentum_buffer"] = _like(parameter, buffer)
         first = int(about["epoch"]) + 1
         return first, f"resumed after epoch {first}"
 
