@@ -69,13 +69,16 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
         if _is_pickle(path):
             raise CheckpointError(
                 f"checkpoint {path} is a PyTorch pickle, which is not read; a checkpoint is the safetensors file that "
-                "`lt-train backbone` writes"
+                "`lt-train backbone` writes; weights of others are for backbone imported"
             ) from None
         raise CheckpointError(
             f"checkpoint {path} cannot be read ({error}): it is truncated, altered or of another kind; train it again"
         ) from None
     if _KEY not in metadata:
-        raise CheckpointError(f"checkpoint {path} was not written by `lt-train backbone`; train one with that command")
+        raise CheckpointError(
+            f"checkpoint {path} was not written by `lt-train backbone`; train one with that command, or read it as "
+            "weights of others with backbone imported"
+        )
     document = _document(path, metadata[_KEY])
     try:
         backbone = parse_backbone(document["backbone"])

@@ -21,7 +21,7 @@ from lt_train.registry import ALLOWED_VARIABLE, allowed_package
 
 __all__ = ["make_model"]
 
-_LOADERS = re.compile(r"weights|weights_backbone|pretrained\w*|checkpoint_path|cache_dir")
+_LOADERS = re.compile(r"weights\w*|pretrained\w*|checkpoint_path|cache_dir")
 """Arguments by which torchvision and timm fetch or read weights themselves, from wherever they are told."""
 
 

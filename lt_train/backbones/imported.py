@@ -89,12 +89,19 @@ class Imported(BackboneSpec):
         return self
 
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
-        """The model without its classifier, and its D; pictures are tried out in the size that it says, 224 or 32."""
+        """The model without its classifier, and its D.
+
+        A linear classifier that is named says D; else pictures are tried, in the size that the model says, 224 or 32.
+        """
         channels = len(self.mean)
         if in_channels not in (1, channels):
             raise UserError(f"{self.factory} takes pictures of {channels} channels, or grey ones, got {in_channels}")
         model = make_model(self.factory, self.arguments).eval()
-        network, dim = self._split(model, _sizes(channels, model, self.arguments))
+        named = dict(model.named_modules()).get(self.classifier or "")
+        if self.classifier and isinstance(named, nn.Linear):
+            network, dim = FeaturesOf(model, self.classifier, channels), named.in_features
+        else:
+            network, dim = self._split(model, _sizes(channels, model, self.arguments))
         model.set_submodule(network.layer, nn.Identity())
         return network, dim
 
@@ -260,7 +267,8 @@ class FeaturesOf(nn.Module):
 
 def _sizes(channels: int, model: nn.Module, arguments: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     """Shapes of pictures to try a model on: the one that it was made for where it says so, else the usual ones."""
-    said = [arguments.get("image_size"), arguments.get("img_size"), getattr(model, "image_size", None)]
+    timms = (getattr(model, "default_cfg", None) or {}).get("input_size", [None])[-1]
+    said = [arguments.get("image_size"), arguments.get("img_size"), getattr(model, "image_size", None), timms]
     stated = [size for size in said if isinstance(size, int)]
     return [(channels, size, size) for size in (stated[:1] or (224, 32))]
 

@@ -22,7 +22,7 @@ from lt_train.backbones.base import BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
 from lt_train.datasets.transform import apply_views, draw_views, normalise
-from lt_train.errors import UserError
+from lt_train.errors import UserError, first_line
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
 from lt_train.storage import atomic_file, check_output, fingerprint
@@ -66,7 +66,8 @@ def train_backbone(
         null for an empty one) beside `about`.
 
     Raises:
-        UserError: `out` is a directory, its name is too long, or the recipe cannot do with these classes.
+        UserError: `out` is a directory, its name is too long, the recipe cannot do with these classes, or the
+            backbone with pictures of this size.
         StorageError: state or checkpoint could not be written; the last finished epoch is kept.
     """
     check_output(out)
@@ -75,6 +76,7 @@ def train_backbone(
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())
+    _check_pictures(classifier, data)
     # Channels last is the layout the convolutions of both CPU and GPU are fastest in.
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(
@@ -107,6 +109,19 @@ def train_backbone(
 def resume_file(out: Path) -> Path:
     """Where the state of an unfinished training of `out` lies."""
     return out.with_name(out.name + ".resume")
+
+
+def _check_pictures(classifier: Classifier, data: PictureData) -> None:
+    """Refuse pictures that the backbone does not take, before there is anything to lose."""
+    try:
+        with torch.inference_mode():
+            classifier.eval()(normalise(data.train.inputs[:2], data.mean, data.std))
+    except Exception as error:  # whatever the network's own code raises
+        size = " x ".join(map(str, data.train.inputs.shape[1:]))
+        raise UserError(
+            f"backbone {classifier.spec.kind} cannot be run on pictures of {size}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _train_epoch(

@@ -1,6 +1,7 @@
 """Models of others: their own logits come out of bank and warm head, to the bit, and what does not fit is refused."""
 
 import copy
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -42,11 +43,15 @@ def dataset(tmp_path: Path) -> DatasetSpec:
     return write_pictures(tmp_path / "pictures.npz")
 
 
-def own_logits(model: nn.Module, dataset: DatasetSpec) -> Tensor:
-    """What the model itself says of the test pictures, in the layout and the batch that features are taken in."""
+def pictures_of(dataset: DatasetSpec) -> Tensor:
     data = dataset.load()
     assert isinstance(data, PictureData)
-    inputs = normalise(data.test.inputs, MEAN, STD).contiguous(memory_format=torch.channels_last)
+    return data.test.inputs
+
+
+def own_logits(model: nn.Module, dataset: DatasetSpec) -> Tensor:
+    """What the model itself says of the test pictures, in the layout and the batch that features are taken in."""
+    inputs = normalise(pictures_of(dataset), MEAN, STD).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         frozen = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         logits: Tensor = frozen(inputs)
@@ -177,6 +182,15 @@ class Tiny(nn.Module):
     def forward(self, pictures):
         features = self.hidden(self.backbone(pictures)).relu()
         return {"logits": self.classifier(features, features) if self.two else self.classifier(features)}
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunks = nn.ModuleList(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(192, 5) for _ in range(2))
+
+    def forward(self, pictures):
+        return [head(trunk(pictures)) for trunk, head in zip(self.trunks, self.heads)]
 
 def no_model():
     os.environ["LT_TINY_RAN"] = "1"
@@ -441,6 +455,29 @@ def test_pictures_of_a_size_that_the_model_does_not_take_are_refused(tmp_path: P
             checkpoint=str(tmp_path / "x.safetensors"),
             **fields,
         )
+
+
+def test_pictures_that_the_model_does_not_take_are_refused_before_training(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "small.npz", size=8).load()
+    assert isinstance(data, PictureData)
+    fields = {"factory": "torchvision:vit_b_16", "arguments": {"image_size": 64}, "classifier": "heads.head"}
+    with pytest.raises(UserError, match="backbone imported cannot be run on pictures of 3 x 8 x 8: AssertionError"):
+        train_backbone(data, parse_backbone(RESNET | fields), parse_recipe({"kind": "ce"}), tmp_path / "out")
+
+
+def test_each_expert_of_a_model_with_several_is_read_by_its_name(tmp_path: Path, package: str) -> None:
+    dataset = write_pictures(tmp_path / "small.npz", size=8)
+    model = importlib.import_module(f"{package}.nets").Experts()
+    save_file(scrambled(model).state_dict(), tmp_path / "experts.safetensors")
+    fields = {"factory": f"{package}.nets:Experts", "arguments": {}}
+    fields |= {"checkpoint": str(tmp_path / "experts.safetensors")}
+    with pytest.raises(UserError, match=r"2 linear layers make it: heads\.0, heads\.1; linear layers at its end, of 2"):
+        make_bank(dataset, tmp_path, **fields)
+    for index in range(2):
+        bank = make_bank(dataset, tmp_path, **fields, classifier=f"heads.{index}")
+        with torch.inference_mode():
+            own = model.eval()(normalise(pictures_of(dataset), MEAN, STD))[index]
+        assert torch.equal(warm_logits(bank), own)
 
 
 def test_without_a_checkpoint_it_is_trained_by_a_recipe_and_then_read_as_ours(tmp_path: Path, package: str) -> None:
