@@ -24,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if arguments.allow_import:
+            from lt_train.registry import ALLOWED_VARIABLE
+
+            os.environ[ALLOWED_VARIABLE] = ",".join(arguments.allow_import)
+            sys.path.append(os.getcwd())  # a package that lies here, last: no file here stands in for a library
         from lt_train import commands
 
         command: Callable[[argparse.Namespace], None] = getattr(commands, arguments.command)
@@ -79,6 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
         if device:
             added.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+        added.add_argument(
+            "--allow-import",
+            metavar="PACKAGE",
+            action="append",
+            default=[],
+            help="kinds and models of this package are there too; its code runs",
+        )
         return added
 
     data = subparsers.add_parser("data", help="look at a dataset", description="Look at a dataset.")
@@ -112,8 +124,12 @@ def build_parser() -> argparse.ArgumentParser:
         "lt-train features --dataset digits_lt --checkpoint digits.safetensors --views 20",
     )
     features.add_argument("--dataset", required=True, **kind, help="a dataset kind and its parameters")
-    features.add_argument(
+    source = features.add_mutually_exclusive_group()
+    source.add_argument(
         "--checkpoint", type=_path, help="of lt-train backbone; none for a dataset that brings features"
+    )
+    source.add_argument(
+        "--backbone", **kind, help="a backbone with a checkpoint of its own, such as imported; instead of --checkpoint"
     )
     features.add_argument(
         "--views", type=_positive, default=1, help="augmented views; 1: pictures as they are (default)"

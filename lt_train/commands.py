@@ -93,13 +93,13 @@ def features(arguments: argparse.Namespace) -> None:
     check_device(arguments.device)
     dataset = parse_dataset(_kind(arguments.dataset))
     features = FeaturesSpec(views=arguments.views, test_flip=False if arguments.no_test_flip else None)
+    source = arguments.checkpoint if arguments.backbone is None else parse_backbone(_kind(arguments.backbone))
     data = dataset.load()
     _say(data.notes)
     with progress("extracting features", unit="picture") as report:
-        path = build_bank(
-            dataset, arguments.checkpoint, features, arguments.store, device=arguments.device, report=report, data=data
-        )
+        path = build_bank(dataset, source, features, arguments.store, device=arguments.device, report=report, data=data)
     bank = open_bank(path)
+    _say(note for note in bank.notes if note not in data.notes)
     document = {
         "bank": str(path),
         "train": list(bank.train_features.shape),

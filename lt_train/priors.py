@@ -1,4 +1,6 @@
-"""Class priors p_k = n_k / N: from the training counts, or as a user gives them. Knows torch only.
+"""What class sizes say: priors p_k = n_k / N, or as a user gives them, and weights by effective number.
+
+Knows torch only.
 
 Shapes: K classes.
 """
@@ -12,7 +14,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-__all__ = ["Prior", "empty_classes", "log_prior", "unfit_prior"]
+__all__ = ["Prior", "effective_number_weights", "empty_classes", "log_prior", "unfit_prior"]
 
 TOLERANCE = 1e-3
 """How far a given prior may be from summing to 1: room for rounded figures."""
@@ -35,6 +37,22 @@ Prior = Annotated[
     AfterValidator(_sound),
     Field(description="share of each class, K numbers > 0 that sum to 1; default: the training set's n_k / N"),
 ]
+
+
+def effective_number_weights(beta: Tensor, class_counts: Tensor) -> Tensor:
+    """`(1 - beta) / (1 - beta^n_k)`, scaled to sum K (Cui et al. 2019, Eq. 6); 1 for every class where beta is 0.
+
+    Args:
+        beta: in [0, 1), any shape.
+        class_counts: int64 `[K]`, > 0.
+
+    Returns:
+        `[..., K]`, of the type of `beta`.
+    """
+    # In double precision, so that the powers of beta lose nothing more than float32 has lost of beta itself.
+    one_beta = beta.double().unsqueeze(-1)
+    weights = (1.0 - one_beta) / (1.0 - one_beta**class_counts)
+    return (weights * (len(class_counts) / weights.sum(dim=-1, keepdim=True))).to(beta.dtype)
 
 
 def log_prior(prior: tuple[float, ...] | None, class_counts: Tensor) -> Tensor:

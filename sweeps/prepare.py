@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lt_train.backbones.base import BackboneSpec
 from lt_train.datasets.base import FeatureData, PictureData
 from lt_train.device import check_device
 from lt_train.errors import UserError
@@ -40,7 +41,7 @@ def prepare(spec: SweepSpec) -> FeatureBank:
     for method in [contestant.method for contestant in spec.contestants()] + list(spec.baselines):
         if reason := method.unfit(counts):  # known now, and worth no training of a backbone
             raise UserError(f"method {method.kind}: {reason}")
-    checkpoint = _stage1_checkpoint(spec, data, device)
+    checkpoint = _trained(spec, data, device)
     with progress(f"features on {device}", "picture") as report:
         path = build_bank(
             spec.dataset,
@@ -80,8 +81,8 @@ def prepared_before(spec: SweepSpec, fingerprint: str) -> FeatureBank | None:
     return bank
 
 
-def _stage1_checkpoint(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> Path | None:
-    """The checkpoint to extract with: the given one, or one trained with the sweep's recipe; None for features."""
+def _trained(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> Path | BackboneSpec | None:
+    """What to extract with: the backbone with its checkpoint, or one trained by the recipe; None for features."""
     if isinstance(data, FeatureData):
         if spec.backbone is not None:
             raise UserError(f"dataset {spec.dataset.kind} brings features; leave out backbone and stage1")
@@ -89,7 +90,7 @@ def _stage1_checkpoint(spec: SweepSpec, data: PictureData | FeatureData, device:
     if spec.backbone is None:
         raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
     if spec.backbone.checkpoint is not None:
-        return Path(spec.backbone.checkpoint).expanduser()
+        return spec.backbone
     assert spec.stage1 is not None, "the spec asks for a recipe where no checkpoint is given"
     address = fingerprint(
         {

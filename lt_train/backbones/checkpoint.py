@@ -20,7 +20,7 @@ from lt_train.errors import CheckpointError, SpecError
 from lt_train.storage import atomic_file
 from lt_train.tensor_file import write_tensors
 
-__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "written_here"]
 
 FORMAT = 1
 _KEY = "longtail-sweeps checkpoint"
@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
         path: the file; one that is there is replaced.
         classifier: on any device.
         about: what else to keep, JSON: dataset, recipe, `mean`, `std`, accuracy. The keys `format`, `backbone`,
-            `in_channels` and `num_classes` are filled in from the classifier.
+            `in_channels`, `num_classes` and `cosine_scale` are filled in from the classifier.
 
     Raises:
         StorageError: the disk is full or not writable; a file that was there is as before.
@@ -44,6 +44,7 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
         "backbone": classifier.spec.model_dump(mode="json", exclude={"checkpoint"}),
         "in_channels": classifier.in_channels,
         "num_classes": classifier.num_classes,
+        "cosine_scale": classifier.cosine_scale,
     }
     with atomic_file(path) as temporary:
         write_tensors(temporary, classifier.state_dict(), {_KEY: json.dumps(document)})
@@ -68,13 +69,16 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
         if _is_pickle(path):
             raise CheckpointError(
                 f"checkpoint {path} is a PyTorch pickle, which is not read; a checkpoint is the safetensors file that "
-                "`lt-train backbone` writes"
+                "`lt-train backbone` writes; weights of others are for backbone imported"
             ) from None
         raise CheckpointError(
             f"checkpoint {path} cannot be read ({error}): it is truncated, altered or of another kind; train it again"
         ) from None
     if _KEY not in metadata:
-        raise CheckpointError(f"checkpoint {path} was not written by `lt-train backbone`; train one with that command")
+        raise CheckpointError(
+            f"checkpoint {path} was not written by `lt-train backbone`; train one with that command, or read it as "
+            "weights of others with backbone imported"
+        )
     document = _document(path, metadata[_KEY])
     try:
         backbone = parse_backbone(document["backbone"])
@@ -82,7 +86,9 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
         raise CheckpointError(f"checkpoint {path}: its backbone is not one of this version: {error}") from None
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; the generator is not ours to move
-            classifier = Classifier(backbone, document["in_channels"], document["num_classes"])
+            # Files from before there was a head with a scale do not speak of it.
+            scale = document.get("cosine_scale")
+            classifier = Classifier(backbone, document["in_channels"], document["num_classes"], scale)
         classifier.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
@@ -90,6 +96,15 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
             f"{document['num_classes']} classes: {error}"
         ) from None
     return classifier.eval(), document
+
+
+def written_here(path: Path) -> bool:
+    """Whether `path` is a checkpoint of ours, sound or not in what it says, and not a file of another tool."""
+    try:
+        with safe_open(path, framework="pt") as contents:
+            return _KEY in (contents.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _document(path: Path, text: str) -> dict[str, Any]:
@@ -109,6 +124,9 @@ def _document(path: Path, text: str) -> dict[str, Any]:
         "backbone": (isinstance(backbone, dict) and isinstance(backbone.get("kind"), str), "a mapping with a kind"),
         **{name: (_is_count(document.get(name)), "a whole number above 0") for name in ("in_channels", "num_classes")},
     }
+    if document.get("cosine_scale") is not None:
+        right = _are_numbers([document["cosine_scale"]], 1) and document["cosine_scale"] > 0
+        checks["cosine_scale"] = right, "null or a finite number above 0"
     for name in ("mean", "std"):
         if name in document:
             right = _are_numbers(document[name], document.get("in_channels"))

@@ -16,15 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train import seeding
-from lt_train.backbones.base import Classifier
-from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.backbones.base import BackboneSpec, Frozen
+from lt_train.backbones.frozen import load_frozen
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PictureData
 from lt_train.datasets.pictures import Pictures, read_ahead
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 from lt_train.errors import CheckpointError, UserError
 from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, write_bank
 from lt_train.registry import Spec
-from lt_train.storage import sha256_file
 
 __all__ = ["FeaturesSpec", "Report", "build_bank"]
 
@@ -53,7 +52,7 @@ class FeaturesSpec(Spec):
 
 def build_bank(
     dataset: DatasetSpec,
-    checkpoint: Path | None,
+    checkpoint: Path | BackboneSpec | None,
     features: FeaturesSpec,
     store: Path,
     *,
@@ -65,7 +64,7 @@ def build_bank(
 
     Args:
         dataset: what to load.
-        checkpoint: of `lt-train backbone`; None for a dataset that brings features.
+        checkpoint: of `lt-train backbone`, or a backbone that names its own; None for a dataset that brings features.
         features: which views to store; a dataset that brings features has its own, and ignores this.
         store: the directory that holds banks, each under its fingerprint.
         device: where the backbone runs.
@@ -84,25 +83,23 @@ def build_bank(
     data = dataset.load() if data is None else data
     if isinstance(data, FeatureData):
         if checkpoint is not None:
-            raise UserError(
-                f"dataset {dataset.kind} brings features, so no backbone is used; drop checkpoint {checkpoint}"
-            )
+            named = checkpoint.checkpoint if isinstance(checkpoint, BackboneSpec) else checkpoint
+            raise UserError(f"dataset {dataset.kind} brings features, so no backbone is used; drop checkpoint {named}")
         return _import(dataset, data, store)
     if checkpoint is None:
         raise CheckpointError(
             f"dataset {dataset.kind} holds pictures and needs a checkpoint; train one with `lt-train backbone`"
         )
-    checkpoint = checkpoint.expanduser()
-    classifier, about = load_checkpoint(checkpoint)
-    _check_fit(checkpoint, classifier, data)
+    _, channels, height, width = data.train.inputs.shape
+    frozen = load_frozen(checkpoint, (channels, height, width))
+    _check_fit(frozen, data)
     test_flip = data.augmentation.flip if features.test_flip is None else features.test_flip
     # A backbone sees pictures normalised as in its own training, whatever this dataset's statistics are.
-    mean, std = about.get("mean", data.mean), about.get("std", data.std)
+    mean, std = frozen.mean or data.mean, frozen.std or data.std
     inputs = {
         "dataset": dataset.identity(),
         "digests": _digests(data),
-        "backbone": about["backbone"],
-        "checkpoint": sha256_file(checkpoint),
+        **frozen.identity,
         "transform": {"mean": list(mean), "std": list(std), **data.augmentation.model_dump()},
         "views": features.views,
         "test_flip": test_flip,
@@ -114,17 +111,17 @@ def build_bank(
         return path
     evaluated = len(data.test) + (len(data.val) if data.val else 0)
     total = features.views * len(data.train) + (1 + test_flip) * evaluated
-    extractor = _Extractor(classifier, mean, std, features.batch_size, device, total, report)
+    extractor = _Extractor(frozen, mean, std, features.batch_size, device, total, report)
     bank = FeatureBank(
         fingerprint=path.name,
         train_features=_train_views(extractor, data, features),
         train_labels=data.train.labels,
         val=_eval_set(extractor, data.val, test_flip) if data.val else None,
         test=_eval_set(extractor, data.test, test_flip),
-        head=(classifier.head.weight.detach().cpu(), classifier.head.bias.detach().cpu()),
+        head=frozen.head,
         class_counts=data.class_counts(),
         split_counts=data.split_counts,
-        notes=data.notes,
+        notes=(*data.notes, *frozen.notes),
     )
     return write_bank(store, inputs, bank)
 
@@ -134,7 +131,7 @@ class _Extractor:
 
     def __init__(
         self,
-        classifier: Classifier,
+        frozen: Frozen,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         batch_size: int,
@@ -142,8 +139,8 @@ class _Extractor:
         total: int,
         report: Report | None,
     ) -> None:
-        self.backbone = classifier.backbone.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.feature_dim = classifier.feature_dim
+        self.backbone = frozen.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.feature_dim = frozen.feature_dim
         self.mean, self.std, self.batch_size, self.device = mean, std, batch_size, device
         self.done, self.total, self.report = 0, total, report
 
@@ -193,16 +190,16 @@ def _as_is(pictures: Tensor, batch: slice) -> Tensor:
     return pictures
 
 
-def _check_fit(checkpoint: Path, classifier: Classifier, data: PictureData) -> None:
-    channels = int(data.train.inputs.shape[1])
+def _check_fit(frozen: Frozen, data: PictureData) -> None:
+    classes = len(frozen.head[0]) if frozen.head is not None else data.num_classes
     for what, theirs, ours in (
-        ("classes", classifier.num_classes, data.num_classes),
-        ("input channels", classifier.in_channels, channels),
+        ("classes", classes, data.num_classes),
+        ("input channels", frozen.in_channels, int(data.train.inputs.shape[1])),
     ):
         if theirs != ours:
             raise CheckpointError(
-                f"checkpoint {checkpoint} is for another dataset: it has {theirs} {what} where the dataset has {ours}; "
-                "train one on this dataset with `lt-train backbone`"
+                f"{frozen.called} is for another dataset: it has {theirs} {what} where the dataset has {ours}; "
+                f"{frozen.remedy}"
             )
 
 

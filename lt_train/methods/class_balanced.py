@@ -14,30 +14,14 @@ from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.losses.focal import Focal
 from lt_train.methods.base import TrainedMethod
 from lt_train.methods.focal import Gamma
-from lt_train.priors import empty_classes
+from lt_train.priors import effective_number_weights, empty_classes
 
-__all__ = ["Beta", "ClassBalancedLoss", "WeightedByEffectiveNumber", "effective_number_weights"]
+__all__ = ["Beta", "ClassBalancedLoss", "WeightedByEffectiveNumber"]
 
 Beta = Annotated[
     float,
     Field(ge=0, lt=1, description="beta of the effective number (1 - beta^n) / (1 - beta), in [0, 1); 0: no weights"),
 ]
-
-
-def effective_number_weights(beta: Tensor, class_counts: Tensor) -> Tensor:
-    """`(1 - beta) / (1 - beta^n_k)`, scaled to sum K (Cui et al. 2019, Eq. 6); 1 for every class where beta is 0.
-
-    Args:
-        beta: in [0, 1), any shape.
-        class_counts: int64 `[K]`, > 0.
-
-    Returns:
-        `[..., K]`, of the type of `beta`.
-    """
-    # In double precision, so that the powers of beta lose nothing more than float32 has lost of beta itself.
-    one_beta = beta.double().unsqueeze(-1)
-    weights = (1.0 - one_beta) / (1.0 - one_beta**class_counts)
-    return (weights * (len(class_counts) / weights.sum(dim=-1, keepdim=True))).to(beta.dtype)
 
 
 class WeightedByEffectiveNumber(TrainedMethod):

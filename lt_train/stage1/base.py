@@ -1,8 +1,8 @@
 """What a stage-1 recipe is: a frozen spec that says how the backbone and its first head are trained.
 
-A recipe kind is one file in this folder with one `RecipeSpec` subclass. It supplies the loss and, where it differs
-from a cosine, the learning rate of every epoch; the loop, resuming and checkpoints are `stage1.train`'s. Knows torch
-only. Shapes: B batch, K classes.
+A recipe kind is one file in this folder with one `RecipeSpec` subclass. It supplies the loss and, where they differ
+from a cosine and a linear head, the learning rate of every epoch and the head; the loop, resuming and checkpoints are
+`stage1.train`'s. Knows torch only. Shapes: B batch, K classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["RecipeSpec", "parse_recipe", "recipe_kinds", "recipe_union"]
 
 
 class RecipeSpec(KindSpec):
-    """Base of every recipe kind: SGD with momentum; `loss` and `learning_rate` are its two say-sos."""
+    """Base of every recipe kind: SGD with momentum; `loss`, `learning_rate` and `cosine_scale` are its say-sos."""
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 60
     batch_size: Annotated[int, Field(ge=2, description="pictures a step; a last batch of one picture is left out")] = 32
@@ -43,6 +43,14 @@ class RecipeSpec(KindSpec):
         Returns:
             float `[B]`.
         """
+
+    def cosine_scale(self) -> float | None:
+        """The factor s of a head whose logits are `s cos(W_k, f)`; None for a linear head."""
+        return None
+
+    def unfit(self, class_counts: Tensor) -> str:
+        """Why the recipe is no use for int64 `[K]` training pictures a class; empty where it is."""
+        return ""
 
     def learning_rate(self, epoch: int) -> float:
         """Cosine from `lr`, stepped after each epoch: `lr * (1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""

@@ -23,6 +23,7 @@ from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
 from lt_train.datasets.pictures import read_ahead
 from lt_train.datasets.transform import apply_views, draw_views, normalise
+from lt_train.errors import UserError, first_line
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
 from lt_train.storage import atomic_file, check_output, fingerprint
@@ -66,13 +67,17 @@ def train_backbone(
         null for an empty one) beside `about`.
 
     Raises:
-        UserError: `out` is a directory, or its name too long.
+        UserError: `out` is a directory, its name is too long, the recipe cannot do with these classes, or the
+            backbone with pictures of this size.
         StorageError: state or checkpoint could not be written; the last finished epoch is kept.
     """
     check_output(out)
+    if reason := recipe.unfit(data.class_counts()):
+        raise UserError(f"recipe {recipe.kind}: {reason}")
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
-        classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes)
+        classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())
+    _check_pictures(classifier, data)
     # Channels last is the layout the convolutions of both CPU and GPU are fastest in.
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(
@@ -105,6 +110,19 @@ def train_backbone(
 def resume_file(out: Path) -> Path:
     """Where the state of an unfinished training of `out` lies."""
     return out.with_name(out.name + ".resume")
+
+
+def _check_pictures(classifier: Classifier, data: PictureData) -> None:
+    """Refuse pictures that the backbone does not take, before there is anything to lose."""
+    try:
+        with torch.inference_mode():
+            classifier.eval()(normalise(data.train.inputs[:2], data.mean, data.std))
+    except Exception as error:  # whatever the network's own code raises
+        size = " x ".join(map(str, data.train.inputs.shape[1:]))
+        raise UserError(
+            f"backbone {classifier.spec.kind} cannot be run on pictures of {size}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _train_epoch(
@@ -177,7 +195,9 @@ class _State:
         """Replace the file by the state after `epoch`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.classifier.state_dict().items()}
         for name, parameter in self.classifier.named_parameters():
-            tensors[f"momentum.{name}"] = self.optimiser.state[parameter]["momentum_buffer"]
+            buffer = self.optimiser.state[parameter].get("momentum_buffer")
+            if buffer is not None:  # there is none without momentum, or for what the loss does not reach
+                tensors[f"momentum.{name}"] = buffer
         metadata = {_KEY: json.dumps({"identity": self.identity, "epoch": epoch})}
         with atomic_file(self.file) as temporary:
             write_tensors(temporary, tensors, metadata)
@@ -198,7 +218,8 @@ class _State:
             {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )
         for name, parameter in self.classifier.named_parameters():
-            self.optimiser.state[parameter]["momentum_buffer"] = _like(parameter, tensors[f"momentum.{name}"])
+            if (buffer := tensors.get(f"momentum.{name}")) is not None:
+                self.optimiser.state[parameter]["momentum_buffer"] = _like(parameter, buffer)
         first = int(about["epoch"]) + 1
         return first, f"resumed after epoch {first}"
 

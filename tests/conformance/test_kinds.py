@@ -19,11 +19,12 @@ every_kind = pytest.mark.parametrize("spec", KINDS)
 
 
 def example(spec: type[KindSpec]) -> KindSpec:
-    """The kind with nothing given but what it requires, which may only be text."""
+    """The kind with nothing given but what it requires, which may only be text; of a certain form by its example."""
     required = [name for name, field in spec.model_fields.items() if field.is_required()]
     for name in required:
         assert spec.model_fields[name].annotation is str, f"{name} needs a default, or an example value here"
-    return spec.model_validate_json(json.dumps({"kind": spec.kind_name()} | dict.fromkeys(required, "somewhere")))
+    given = {name: (spec.model_fields[name].examples or ["somewhere"])[0] for name in required}
+    return spec.model_validate_json(json.dumps({"kind": spec.kind_name()} | given))
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
 from support.pictures import write_tree
 
 from lt_train.cli import main
@@ -68,6 +70,36 @@ def test_from_pictures_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (found["bank"], found["train"], found["test"]) == (path, [2, 369, 16], [1, 500, 16])
     evaluated = output(capsys, f"evaluate --bank {path}")
     assert evaluated["accuracy"]["all"] == pytest.approx(trained["accuracy"]["all"], abs=0.011)
+
+
+def test_features_of_a_model_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "theirs.safetensors")
+    model = f"imported factory=torchvision:resnet18 checkpoint={tmp_path}/theirs.safetensors"
+    command = f"features --dataset digits_lt --store {tmp_path}/banks --backbone {model}"
+    found = output(capsys, shlex.join([*shlex.split(command), 'arguments={"num_classes": 10}']))
+    assert found["train"] == [1, 369, 512]
+    assert "122 of the model's 122 tensors match; the head starts from fc [10, 512]" in found["notes"][-1]
+    assert main(shlex.split(command)) == 2
+    assert "of another shape: fc.weight [10, 512] where the model has [1000, 512]" in capsys.readouterr().err
+
+
+def test_models_of_a_package_want_to_be_allowed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    save_file(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).state_dict(), tmp_path / "net.st")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("LT_ALLOW_IMPORT", None)
+    model = ["imported", "factory=mine:net", "checkpoint=net.st", "mean=[0.5]", "std=[0.5]"]
+    command = [sys.executable, "-P", "-m", "lt_train.cli", "features", "--dataset", "digits_lt", "--backbone", *model]
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "a package that --allow-import names, got mine:net" in refused.stderr
+    command += ["--allow-import", "mine"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the head starts from 1 [10, 64]" in done.stderr
 
 
 @pytest.mark.parametrize("engine", ["fused", "reference"])

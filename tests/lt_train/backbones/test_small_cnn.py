@@ -15,7 +15,9 @@ def test_kinds_are_found() -> None:
 def test_features_have_the_promised_dimension_and_gradients_reach_the_start(
     kind: str, channels: int, size: int
 ) -> None:
-    network = Classifier(parse_backbone({"kind": kind}), channels, 7)
+    required = {name: field for name, field in backbone_kinds()[kind].model_fields.items() if field.is_required()}
+    given = {name: (field.examples or [None])[0] for name, field in required.items()}
+    network = Classifier(parse_backbone({"kind": kind} | given), channels, 7)
     pictures = torch.randn(2, channels, size, size)
     assert network.backbone(pictures).shape == (2, network.feature_dim)
     network(pictures).square().sum().backward()

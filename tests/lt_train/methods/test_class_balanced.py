@@ -8,7 +8,8 @@ from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.losses.focal import Focal
 from lt_train.methods.base import parse_method
-from lt_train.methods.class_balanced import ClassBalancedLoss, effective_number_weights
+from lt_train.methods.class_balanced import ClassBalancedLoss
+from lt_train.priors import effective_number_weights
 
 COUNTS = torch.tensor([500, 60, 5, 1])
 

@@ -1,5 +1,6 @@
 """Stage 1: it learns, it is reproducible, and a kill at any moment changes nothing."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -156,6 +157,27 @@ def test_a_last_batch_of_one_picture_is_left_out(digits: PictureData, tmp_path: 
     recipe = parse_recipe({"kind": "ce", "epochs": 1, "batch_size": len(digits.train) - 1})
     train_backbone(digits, parse_backbone(BACKBONE), recipe, tmp_path / "out")
     assert (tmp_path / "out").exists()
+
+
+def test_a_training_without_momentum_goes_on_too(digits: PictureData, tmp_path: Path) -> None:
+    recipe = parse_recipe({"kind": "ce", "epochs": 2, "momentum": 0})
+
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt("stopped")
+
+    train_backbone(digits, parse_backbone(BACKBONE), recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        train_backbone(digits, parse_backbone(BACKBONE), recipe, tmp_path / "resumed", report=stop)
+    train_backbone(digits, parse_backbone(BACKBONE), recipe, tmp_path / "resumed")
+    assert same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_recipe_that_cannot_do_with_empty_classes_is_refused(digits: PictureData, tmp_path: Path) -> None:
+    data = dataclasses.replace(digits, num_classes=12)
+    recipe = parse_recipe({"kind": "ldam_drw", "epochs": 1})
+    with pytest.raises(UserError, match=r"recipe ldam_drw: every class must have .* 2 of 12 have none: 10, 11"):
+        train_backbone(data, parse_backbone(BACKBONE), recipe, tmp_path / "out")
 
 
 def test_recipe_fields_are_checked() -> None:

@@ -1,0 +1,47 @@
+"""From what a user names, a checkpoint or a backbone with one, to the frozen network that a bank is extracted with.
+
+Knows backbones and their files; knows nothing of data beyond the shape of a picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lt_train.backbones.base import BackboneSpec, Frozen
+from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.errors import CheckpointError
+from lt_train.storage import sha256_file
+
+__all__ = ["load_frozen"]
+
+
+def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]) -> Frozen:
+    """The network of a checkpoint of `lt-train backbone`, or of a backbone and the checkpoint that it names.
+
+    Args:
+        source: the file, or the backbone.
+        picture_shape: `(C, H, W)` of the pictures that it is for.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or not the backbone's.
+        UserError: what the backbone's kind refuses.
+    """
+    if isinstance(source, BackboneSpec):
+        if source.checkpoint is None:
+            raise CheckpointError(f"backbone {source.kind} has no weights; give it a checkpoint")
+        if (frozen := source.read_checkpoint(picture_shape)) is not None:
+            return frozen
+        source = Path(source.checkpoint)
+    path = source.expanduser()
+    classifier, about = load_checkpoint(path)
+    return Frozen(
+        network=classifier.backbone,
+        feature_dim=classifier.feature_dim,
+        head=classifier.linear_head(),
+        in_channels=classifier.in_channels,
+        mean=about.get("mean"),
+        std=about.get("std"),
+        identity={"backbone": about["backbone"], "checkpoint": sha256_file(path)},
+        called=f"checkpoint {path}",
+        remedy="train one on this dataset with `lt-train backbone`",
+    )
