@@ -160,6 +160,7 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
         done += 1
     tracker.interrupted()
     ledger.close()
+    publisher.update(state="finished")
     simulation = clock.seconds.pop("simulation", 0.0)
     spent = time.perf_counter() - begin - simulation
     return {
