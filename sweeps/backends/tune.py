@@ -18,7 +18,7 @@ from sweeps.secret_files import load_secret_files
 __all__ = ["is_own_fault", "searcher", "trainable_class", "trial_listener"]
 
 PAUSE = 1.0
-"""Seconds that no pack is handed out after a machine could not serve one; doubled while that goes on."""
+"""Seconds that a worker waits after its machine could not serve a pack; doubled while that goes on."""
 
 LONGEST_PAUSE = 30.0
 
@@ -35,7 +35,7 @@ def trainable_class() -> Any:
             import torch
 
             torch.set_num_threads(threads)
-            self.handed, self.device, self.pack = bank, device, config["pack"]
+            self.handed, self.device, self.pack, self.pause = bank, device, config["pack"], PAUSE
             self.bank: FeatureBank | None = None
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -51,8 +51,13 @@ def trainable_class() -> Any:
                 if self.bank is None:
                     self.bank = _received(self.handed)
                 outcome = fused.fit(self.bank, self.pack.runs, self.device, self.pack.rule, self.pack.halving)
+                self.pause = PAUSE
             except LongtailError as error:
                 outcome = error  # not a failure of this process: the driver knows what to do about it
+            if isinstance(outcome, StorageError):
+                # A machine that fails at once would otherwise take pack after pack; the others need not wait for it.
+                time.sleep(self.pause)
+                self.pause = min(2 * self.pause, LONGEST_PAUSE)
             # By reference: heads are large, and Tune would write them into its experiment state again and again.
             return {"outcome": [ray.put(outcome)], "seconds": time.perf_counter() - start, "done": True}
 
@@ -84,7 +89,6 @@ def searcher(source: PackSource) -> Any:
             self.source = source
             self.in_flight: dict[str, Any] = {}
             self.error: BaseException | None = None
-            self.pause, self.resume_at = PAUSE, 0.0
 
         def __getstate__(self) -> dict[str, Any]:
             """Nothing of it: Tune writes a copy of its settings to disk, and the sweep hangs on the source."""
@@ -93,8 +97,6 @@ def searcher(source: PackSource) -> Any:
         def suggest(self, trial_id: str) -> Any:
             if self.error is not None or self.source.exhausted():
                 return Searcher.FINISHED
-            if time.monotonic() < self.resume_at:
-                return None
             try:
                 pack = self.source.next_pack()
             except Exception as error:
@@ -121,14 +123,10 @@ def searcher(source: PackSource) -> Any:
             try:
                 if isinstance(outcome, StorageError):
                     self.source.failed(pack, str(outcome), own=False)
-                    # A machine that fails at once would otherwise take pack after pack, and fail each.
-                    self.resume_at = time.monotonic() + self.pause
-                    self.pause = min(2 * self.pause, LONGEST_PAUSE)
                     return
                 if isinstance(outcome, BaseException):
                     raise outcome
                 self.source.complete(pack, outcome, seconds)
-                self.pause, self.resume_at = PAUSE, 0.0  # a machine that serves does not wait for one that does not
             except Exception as raised:
                 self.error = raised
 
