@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-__all__ = ["Problem", "dotted", "explain", "nearest", "offer"]
+__all__ = ["Problem", "dotted", "explain", "named", "nearest", "offer"]
 
 
 class Problem(NamedTuple):
@@ -43,6 +43,12 @@ def offer(word: Any, known: Iterable[str]) -> str:
     """`; did you mean 'x'? known: x, y, z`: the nearest of `known`, if any is near, then all of them."""
     known = list(known)
     return f"{nearest(str(word), known) or ';'} known: {', '.join(known)}"
+
+
+def named(what: Sequence[Any], most: int = 20) -> str:
+    """The first `most` of `what`, and how many more there are."""
+    more = len(what) - most
+    return ", ".join(map(str, what[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:

@@ -27,7 +27,7 @@ from lt_train.errors import SpecError, UserError
 from lt_train.explain import dotted, explain, offer
 from lt_train.shorthand import expand
 
-__all__ = ["ALLOWED_VARIABLE", "KindSpec", "Spec", "allowed_package", "kinds", "parse", "union"]
+__all__ = ["ALLOWED_VARIABLE", "KindSpec", "Spec", "allowed_names", "allowed_package", "kinds", "parse", "union"]
 
 ALLOWED_VARIABLE = "LT_ALLOW_IMPORT"
 """Environment variable with the packages whose kinds are there too, comma-separated; `--allow-import` sets it.
@@ -88,14 +88,18 @@ def kinds(package: str, base: type[SpecT]) -> dict[str, type[SpecT]]:
 def _modules(package: str) -> Iterator[str]:
     """Names of the modules of a room, ours and those of the packages that are allowed."""
     room = package.rpartition(".")[2]
-    allowed = [name.strip() for name in os.environ.get(ALLOWED_VARIABLE, "").split(",") if name.strip()]
-    for name in (package, *(f"{one}.{room}" for one in allowed)):
+    for name in (package, *(f"{one}.{room}" for one in allowed_names())):
         if name != package:
             allowed_package(name.removesuffix(f".{room}"))
             if importlib.util.find_spec(name) is None:
                 continue  # a package need not have every room
         root = importlib.import_module(name)
         yield from (module.name for module in pkgutil.iter_modules(root.__path__, prefix=f"{name}."))
+
+
+def allowed_names() -> list[str]:
+    """The packages that `ALLOWED_VARIABLE` names."""
+    return [name.strip() for name in os.environ.get(ALLOWED_VARIABLE, "").split(",") if name.strip()]
 
 
 def allowed_package(package: str) -> Path:

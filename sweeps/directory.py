@@ -134,8 +134,7 @@ def left_open(spec: SweepSpec) -> tuple[SweepSpec, SweepDirectory] | None:
     if said is None or said.ended:
         return None
     try:
-        known = _read(path / IDENTITY)
-        return load_spec(path), SweepDirectory(path, known["sweep_id"], known["started_ms"])
+        return load_spec(path), sweep_directory(path)
     except (OSError, UserError):  # of another version, or damaged: nothing of it can be told
         return None
 

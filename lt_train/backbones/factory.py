@@ -8,7 +8,6 @@ to change what may be called; what becomes of the model is `imported`'s matter. 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from lt_train.errors import UserError, first_line
 from lt_train.explain import nearest
-from lt_train.registry import ALLOWED_VARIABLE, allowed_package
+from lt_train.registry import allowed_names, allowed_package
 
 __all__ = ["make_model"]
 
@@ -76,8 +75,7 @@ def _of_timm(factory: str, name: str) -> Callable[..., Any]:
 
 def _of_package(factory: str, module: str, name: str) -> Callable[..., Any]:
     """A function that an allowed package defines; one that it merely imports, such as `os.system`, is none of its."""
-    allowed = [one.strip() for one in os.environ.get(ALLOWED_VARIABLE, "").split(",") if one.strip()]
-    package = next((one for one in allowed if f"{module}.".startswith(f"{one}.")), None)
+    package = next((one for one in allowed_names() if f"{module}.".startswith(f"{one}.")), None)
     if package is None:
         raise UserError(
             f"factory must name torchvision, timm or a package that --allow-import names, got {factory}; "

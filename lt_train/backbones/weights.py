@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lt_train.errors import CheckpointError, first_line
+from lt_train.explain import named
 
 __all__ = ["KeyReport", "fit_weights", "read_weights"]
 
@@ -72,7 +73,7 @@ def _named_tensors(path: Path, saved: Any) -> dict[str, Tensor]:
             tensors = {str(name): value for name, value in candidate.items() if isinstance(value, Tensor)}
             if tensors:
                 return tensors
-    found = f"the keys {_listed(map(str, keys))}" if keys else f"a {type(saved).__name__}"
+    found = f"the keys {named(keys, _MOST_NAMES)}" if keys else f"a {type(saved).__name__}"
     raise CheckpointError(
         f"checkpoint {path} must hold tensors by name, at its top or under {', '.join(_NESTED)}, got {found}"
     )
@@ -103,7 +104,7 @@ class KeyReport:
         if self.prefix:
             text += f" (less the prefix {''.join(self.prefix)})"
         parts = (("missing", self.missing), ("left over", self.left_over), ("of another shape", self.reshaped))
-        return "; ".join([text, *(f"{what}: {_listed(names)}" for what, names in parts if names)])
+        return "; ".join([text, *(f"{what}: {named(names, _MOST_NAMES)}" for what, names in parts if names)])
 
 
 def fit_weights(
@@ -129,22 +130,24 @@ def fit_weights(
     """
     wanted = model.state_dict()
     if strip_prefix is None:
-        prefix, named = _best_names(tensors, wanted)
+        prefix, renamed = _best_names(tensors, wanted)
     else:
         prefix = (strip_prefix,) if strip_prefix else ()
-        named = {name.removeprefix(strip_prefix): tensor for name, tensor in tensors.items()}
-    fitting = {name: tensor for name, tensor in named.items() if name in wanted and tensor.shape == wanted[name].shape}
+        renamed = {name.removeprefix(strip_prefix): tensor for name, tensor in tensors.items()}
+    fitting = {
+        name: tensor for name, tensor in renamed.items() if name in wanted and tensor.shape == wanted[name].shape
+    }
     report = KeyReport(
         matched=len(fitting),
         total=len(wanted),
         prefix=prefix,
         # A counter of batch norm that old files lack, and that nothing depends on.
-        missing=tuple(name for name in wanted if name not in named and not name.endswith("num_batches_tracked")),
-        left_over=tuple(name for name in named if name not in wanted),
+        missing=tuple(name for name in wanted if name not in renamed and not name.endswith("num_batches_tracked")),
+        left_over=tuple(name for name in renamed if name not in wanted),
         reshaped=tuple(
-            f"{name} {list(named[name].shape)} where the model has {list(tensor.shape)}"
+            f"{name} {list(renamed[name].shape)} where the model has {list(tensor.shape)}"
             for name, tensor in wanted.items()
-            if name in named and name not in fitting
+            if name in renamed and name not in fitting
         ),
     )
     unused = (f"{ignored}.*",) if ignored else ()
@@ -171,18 +174,13 @@ def _best_names(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> tuple[t
     best: tuple[tuple[str, ...], dict[str, Tensor]] = (), dict(tensors)
     for depth in range(1, 4):
         for prefix in itertools.product(PREFIXES, repeat=depth):
-            named = dict(tensors)
+            renamed = dict(tensors)
             for part in prefix:
-                named = {name.removeprefix(part): tensor for name, tensor in named.items()}
-            if len(named) == len(tensors) and len(wanted & named.keys()) > len(wanted & best[1].keys()):
-                best = prefix, named
+                renamed = {name.removeprefix(part): tensor for name, tensor in renamed.items()}
+            if len(renamed) == len(tensors) and len(wanted & renamed.keys()) > len(wanted & best[1].keys()):
+                best = prefix, renamed
     return best
 
 
 def _unlike(names: Iterable[str], patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" * (len(names) > _MOST_NAMES))

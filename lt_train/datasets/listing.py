@@ -6,17 +6,17 @@ What a kind of pictures in files gives to `picture_sets`. Nothing here opens a f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lt_train.datasets.base import Finding
 from lt_train.datasets.pictures import EMPTY, MISSING, Source
+from lt_train.explain import named
 
-__all__ = ["Listed", "Listing", "bad_findings", "label_findings", "name_findings", "named", "told"]
+__all__ = ["Listed", "Listing", "bad_findings", "label_findings", "name_findings", "told"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,6 @@ class Listing:
         """The parts that there are, by name."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
-
-
-def named(what: Sequence[Any], most: int = 20) -> str:
-    """The first twenty of `what`, and how many more there are."""
-    more = len(what) - most
-    return ", ".join(map(str, what[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def label_findings(listing: Listing) -> list[Finding]:

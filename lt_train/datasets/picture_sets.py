@@ -16,10 +16,11 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
 from lt_train.datasets.base import Augmentation, DatasetSpec, Finding, Inspection, Labelled, PictureData
-from lt_train.datasets.listing import Listing, bad_findings, label_findings, name_findings, named, told
+from lt_train.datasets.listing import Listing, bad_findings, label_findings, name_findings, told
 from lt_train.datasets.longtail import Cut, hold_out_fraction, take
 from lt_train.datasets.pictures import Decoding, PictureFiles, Pictures, probe
 from lt_train.errors import DataError
+from lt_train.explain import named
 from lt_train.progress import Report, progress
 
 __all__ = ["CutPicturesSpec", "PicturesSpec"]

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
 from sweeps.backends.base import BackendSpec, PackSource
-from sweeps.backends.tune import searcher, trainable_class, trial_listener
+from sweeps.backends.tune import error_listener, searcher, trainable_class
 from sweeps.bank_store import publish
 from sweeps.secret_files import holds_credentials
 from sweeps.sizes import shown_size
@@ -121,7 +121,6 @@ class RayBackend(BackendSpec):
         from ray import tune
 
         device = "cuda" if gpus else "cpu"
-        listener = trial_listener(search)
         with tempfile.TemporaryDirectory(prefix="lt-sweep-tune-") as scratch:
             trainable = tune.with_parameters(trainable_class(), bank=bank, threads=cpus, device=device)
             tuner = tune.Tuner(
@@ -133,7 +132,9 @@ class RayBackend(BackendSpec):
                     max_concurrent_trials=at_once,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
-                run_config=tune.RunConfig(name="packs", storage_path=scratch, verbose=0, callbacks=[listener]),
+                run_config=tune.RunConfig(
+                    name="packs", storage_path=scratch, verbose=0, callbacks=[error_listener(search)]
+                ),
             )
             with _stopped_in_good_order():
                 tuner.fit()

@@ -1,4 +1,4 @@
-"""What Ray Tune is given: a class that trains a pack in a worker, a search that hands packs out, ears for its trials.
+"""What Ray Tune is given: a class that trains a pack in a worker, a search that hands packs out, ears for failures.
 
 Made by functions, so that importing this module does not import Ray. Knows packs and banks; knows no ledger.
 """
@@ -15,7 +15,7 @@ from sweeps.backends.base import PackSource
 from sweeps.bank_store import fetched
 from sweeps.secret_files import load_secret_files
 
-__all__ = ["is_own_fault", "searcher", "trainable_class", "trial_listener"]
+__all__ = ["error_listener", "is_own_fault", "searcher", "trainable_class"]
 
 PAUSE = 1.0
 """Seconds that a worker waits after its machine could not serve a pack; doubled while that goes on."""
@@ -148,11 +148,11 @@ def searcher(source: PackSource) -> Any:
     return PackSearcher(source)
 
 
-def trial_listener(search: Any) -> Any:
+def error_listener(search: Any) -> Any:
     """Tells the searcher of every trial that failed, and why, which Tune's own call to it does not say."""
     from ray import cloudpickle, tune
 
-    class TrialListener(tune.Callback):  # type: ignore[misc]
+    class ErrorListener(tune.Callback):  # type: ignore[misc]
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             error: Any = None
             if trial.pickled_error_file is not None:
@@ -169,7 +169,7 @@ def trial_listener(search: Any) -> Any:
                 )
             search.failed(trial.trial_id, why, own=is_own_fault(error))
 
-    return TrialListener()
+    return ErrorListener()
 
 
 def is_own_fault(error: Any) -> bool:
