@@ -279,8 +279,8 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plain(array: Any) -> Any:
+def _plain(array: np.ndarray) -> Any:
     """Nested lists with None for every value that is not finite: JSON has no NaN."""
-    if array.ndim == 0:
-        return _number(round(float(array), 7))
-    return [_plain(row) for row in array]
+    rounded = np.round(array.astype(np.float64), 7)
+    finite = np.isfinite(rounded)
+    return (rounded if finite.all() else np.where(finite, rounded, None)).tolist()

@@ -12,11 +12,13 @@ import argparse
 import heapq
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +43,27 @@ from sweeps.watcher import Watcher
 HERE = Path(__file__).parent
 PACK_SECONDS = 60.0
 """Virtual: how long a worker takes for a pack. Faster packs bring the same work to the driver in less time."""
+
+
+class TimeUp(Exception):
+    """A case has had its seconds; what it has done until then is its measurement."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Leave the block when the seconds are over, from wherever it then is."""
+
+    def stop(*_: object) -> None:
+        raise TimeUp
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TimeUp:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Clock:
@@ -143,21 +166,21 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
         schedule = Schedule(spec, bank, ledger, watcher.on_trial)
         watcher.attach(schedule)
     now, running, done = 0.0, [], 0
-    while not schedule.exhausted() and time.perf_counter() - begin < most_seconds:
-        while len(running) < workers:
+    with at_most(most_seconds - (time.perf_counter() - begin)):
+        while not schedule.exhausted():
+            while len(running) < workers:
+                with clock.part("schedule"):
+                    pack = schedule.next_pack()
+                if pack is None:
+                    break
+                back = now + PACK_SECONDS * (0.9 + 0.2 * chance.random())
+                heapq.heappush(running, (back, done + len(running), pack))
+            now, _, pack = heapq.heappop(running)
+            with clock.part("simulation"):
+                results = [simulated_result(run, bank, chance) for run in pack.runs]
             with clock.part("schedule"):
-                pack = schedule.next_pack()
-            if pack is None:
-                break
-            heapq.heappush(running, (now + PACK_SECONDS * (0.9 + 0.2 * chance.random()), done + len(running), pack))
-        if not running:
-            break
-        now, _, pack = heapq.heappop(running)
-        with clock.part("simulation"):
-            results = [simulated_result(run, bank, chance) for run in pack.runs]
-        with clock.part("schedule"):
-            schedule.complete(pack, results, PACK_SECONDS)
-        done += 1
+                schedule.complete(pack, results, PACK_SECONDS)
+            done += 1
     tracker.interrupted()
     ledger.close()
     publisher.update(state="finished")
@@ -225,7 +248,7 @@ def main() -> int:
     """Lead every case in a process of its own, print a table, write scale.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, help="one case, as JSON on standard output")
-    parser.add_argument("--most-seconds", type=float, default=600.0, help="give a case up after these (default 600)")
+    parser.add_argument("--most-seconds", type=float, default=180.0, help="give a case up after these (default 180)")
     parser.add_argument("--ray-packs", type=int, default=200, help="real packs through Ray Tune (default 200)")
     given = parser.parse_args()
     if given.case:
@@ -248,11 +271,14 @@ def main() -> int:
 def show(document: dict[str, Any]) -> None:
     """A line a case."""
     parts = sorted({part for case in document["cases"].values() for part in case["by_part"]})
-    table = Table("case", "packs", "ms a pack", *(f"{part}, ms" for part in parts), "ledger MB", "memory MB")
+    table = Table(
+        "case", "packs", "to its end", "ms a pack", *(f"{part}, ms" for part in parts), "ledger MB", "memory MB"
+    )
     for name, case in document["cases"].items():
         row = [_milliseconds(case["by_part"].get(part, 0.0), case) for part in parts]
         sizes = [f"{case[size] / 1e6:.0f}" for size in ("ledger_bytes", "peak_memory_bytes")]
-        table.add_row(name, str(case["packs"]), _milliseconds(case["seconds"], case), *row, *sizes)
+        ended = "yes" if case["finished"] else "no"
+        table.add_row(name, str(case["packs"]), ended, _milliseconds(case["seconds"], case), *row, *sizes)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     console.print(f"Ray Tune itself: {1000 * document['ray_seconds_a_pack']:.0f} ms a pack")
