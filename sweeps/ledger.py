@@ -281,6 +281,6 @@ def _number(value: float) -> float | None:
 
 def _plain(array: np.ndarray) -> Any:
     """Nested lists with None for every value that is not finite: JSON has no NaN."""
-    rounded = np.round(array.astype(np.float64), 7)
-    finite = np.isfinite(rounded)
-    return (rounded if finite.all() else np.where(finite, rounded, None)).tolist()
+    plain = np.round(array.astype(np.float64), 7).astype(object)
+    plain[~np.isfinite(array)] = None
+    return plain.tolist()
