@@ -160,9 +160,9 @@ def _name_problems(family: Any, key: str, values: list[_Value]) -> Iterator[Prob
             yield Problem(place, f"must have a kind, or be a word or a number, to be called by; or {way_out}")
         elif name in first:
             yield Problem(place, f"{name!r} is what {key}[{first[name].place[-1]}] is called already; {way_out}")
-        elif not isinstance(family, str) or not re.match(NAME, family):
+        elif not isinstance(family, str) or not re.fullmatch(NAME, family):
             pass  # told of the family's name
-        elif not re.match(NAME, f"{family}-{name}"):
+        elif not re.fullmatch(NAME, f"{family}-{name}"):
             yield Problem(
                 place,
                 f"the sweep would be called {f'{family}-{name}'!r}: a name has at most 64 letters, digits, dots, "
@@ -194,7 +194,7 @@ def _in_file(loc: Loc, key: str, place: Loc) -> Loc:
 def _once(found: list[list[Problem]], key: str, values: list[_Value]) -> Iterator[Problem]:
     """The problems of all members; what is wrong with the key itself, and so with every value alike, is told of it."""
     places = {value.place for value in values}
-    alike = [message for loc, message in found[0] if loc in places] if len(found) == len(values) else []
+    alike = [message for loc, message in found[0] if loc in places] if 0 < len(found) == len(values) else []
     alike = [message for message in alike if all(any(message == one for _, one in each) for each in found)]
     for each in found:
         for loc, message in each:

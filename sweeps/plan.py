@@ -7,6 +7,7 @@ GPU what the user says. `sweeps.report.planned` shows it.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -275,6 +276,7 @@ def _epochs(runs: int, seeds: int, epochs: int, halving: Halving | None) -> int:
     return seeds * (total + trials * (epochs - done))
 
 
+@functools.cache
 def _matmul_rate(threads: int) -> float:
     """Operations a second of this machine's float32 matrix product with `threads` threads."""
     before = torch.get_num_threads()

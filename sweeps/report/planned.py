@@ -61,19 +61,19 @@ def _times(spec: SweepSpec, planned: Plan) -> list[tuple[str, str]]:
 
 
 def plans_table(plans: Sequence[tuple[SweepSpec, Plan]]) -> Group:
-    """A line a sweep, in hours of one device, and the sum, in which what sweeps share counts once."""
+    """A line a sweep, with the time of its phases, and the sum, in which what sweeps share counts once."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("sweep", no_wrap=True)
-    for name in ("runs", "stage 1", "features", "heads", "hours", "bank"):
+    for name in ("runs", "stage 1", "features", "heads", "all", "bank"):
         table.add_column(name, justify="right", no_wrap=True)
     for spec, planned in plans:
         phases = (planned.stage1_seconds, planned.feature_seconds, planned.train_seconds, planned.seconds)
-        table.add_row(spec.name, str(planned.runs), *map(_hours, phases), shown_size(planned.bank_bytes))
+        table.add_row(spec.name, str(planned.runs), *map(_short, phases), shown_size(planned.bank_bytes))
     total = _sum(plans)
     phases = (total["stage1_seconds"], total["feature_seconds"], total["train_seconds"], total["seconds"])
-    table.add_row("sum", str(total["runs"]), *map(_hours, phases), shown_size(total["bank_bytes"]))
+    table.add_row("sum", str(total["runs"]), *map(_short, phases), shown_size(total["bank_bytes"]))
     devices = " or ".join(dict.fromkeys(planned.device for _, planned in plans))
-    return Group(Text(f"hours of one {devices}, estimated from operations"), table)
+    return Group(Text(f"time of one {devices}, estimated from operations"), table)
 
 
 def plans_document(plans: Sequence[tuple[SweepSpec, Plan]]) -> dict[str, Any]:
@@ -97,7 +97,11 @@ def _sum(plans: Sequence[tuple[SweepSpec, Plan]]) -> dict[str, float]:
     }
 
 
-def _hours(seconds: float | None) -> str:
+def _short(seconds: float | None) -> str:
+    """`40 s`, `25 min`, `8.2 h`."""
     if seconds is None:
         return "-"
-    return f"{seconds / 3600:.3g}" if seconds >= 36 else "<0.01"
+    amount, unit = (
+        (seconds / 3600, "h") if seconds >= 5400 else (seconds / 60, "min") if seconds >= 90 else (seconds, "s")
+    )
+    return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
