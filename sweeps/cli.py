@@ -102,10 +102,10 @@ def _add_file_commands(commands: Any) -> None:
     )
     sub.add_argument("spec", nargs="+", type=Path, help="sweep files; of several a line each, and the sum")
     sub.add_argument(
-        "--gpu-tflops",
+        "--tflops",
         metavar="RATE",
         type=_rate,
-        help="the time of a GPU that does so many 10^12 operations a second (default: 20 where packs take a GPU)",
+        help="10^12 operations a second of the device to estimate for (default: 20 for a GPU, else measured here)",
     )
     _add_import(sub)
     _add_json(sub)

@@ -55,7 +55,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
     loaded = [load_file(file) for file in arguments.spec]
     specs = [spec for one in loaded for spec in (one.sweeps if isinstance(one, Family) else [one])]
-    plans = [(spec, planning.plan(spec, arguments.gpu_tflops)) for spec in specs]
+    plans = [(spec, planning.plan(spec, arguments.tflops)) for spec in specs]
     ((spec, planned), *more) = plans
     if arguments.json:
         print(json.dumps(plans_document(plans) if more else planned.document()))

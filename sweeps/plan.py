@@ -2,7 +2,7 @@
 
 Loads the data, or where it is not here takes its published counts; builds the (untrained) backbone and counts its
 operations. Time is an estimate: operations over a rate, which for the CPU is this machine's matrix product and for a
-GPU what the user says. `sweeps.report.planned` shows it.
+GPU what the user says or `GPU_TFLOPS`. `sweeps.report.planned` shows it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EFFICIENCY = 0.55
 
 GPU_TFLOPS = 20.0
 """What a GPU is taken to reach in convolutions, in 10^12 operations a second: some 800 pictures a second in training a
-ResNet-50. An assumption, since no two GPUs and networks agree; `--gpu-tflops` says another."""
+ResNet-50. An assumption, since no two GPUs and networks agree; `--tflops` says another."""
 
 STEP_SECONDS = 5e-4
 """What a step of re-training is taken to cost a GPU at least: some fifty kernels, started one after another."""
@@ -93,13 +93,13 @@ class Plan:
         return asdict(self) | {"runs": self.runs}
 
 
-def plan(spec: SweepSpec, gpu_tflops: float | None = None) -> Plan:
+def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     """Count and estimate.
 
     Args:
         spec: the sweep.
-        gpu_tflops: count the time of a GPU that reaches so many 10^12 operations a second; None for `GPU_TFLOPS` where
-            packs are trained on one, and for this machine's CPU elsewhere.
+        tflops: 10^12 operations a second that the device reaches; None for `GPU_TFLOPS` where packs are trained on
+            GPUs, and for what this machine's matrix product reaches elsewhere.
 
     Raises:
         UserError: the data is missing and nobody published how much there is, or it cannot be cut as asked, or needs a
@@ -140,7 +140,7 @@ def plan(spec: SweepSpec, gpu_tflops: float | None = None) -> Plan:
     steps = math.ceil(len(data.train) / spec.training.batch_size) * sum(
         own.run.training.epochs * (sum(map(len, own.packs)) + own.finalist_packs) for own in searches if own.whole
     )
-    rates = _rates(spec, gpu_tflops)
+    rates = _rates(spec, tflops)
     document, trained_on = spec.resolved(), spec.dataset.identity()
     return Plan(
         methods={contestant.name: own.trials for contestant, own in search_sizes(spec)},
@@ -195,10 +195,12 @@ class _Rates:
     step_seconds: float
 
 
-def _rates(spec: SweepSpec, gpu_tflops: float | None) -> _Rates:
-    if gpu_tflops is not None or spec.resources.gpus_per_pack:
-        tflops = GPU_TFLOPS if gpu_tflops is None else gpu_tflops
-        return _Rates(f"GPU at {tflops:g} TFLOP/s", 1e12 * tflops, 1e12 * tflops, STEP_SECONDS)
+def _rates(spec: SweepSpec, tflops: float | None) -> _Rates:
+    if spec.resources.gpus_per_pack:
+        rate = 1e12 * (GPU_TFLOPS if tflops is None else tflops)
+        return _Rates(f"GPU at {rate / 1e12:g} TFLOP/s", rate, rate, STEP_SECONDS)
+    if tflops is not None:
+        return _Rates(f"worker at {tflops:g} TFLOP/s", 1e12 * tflops, EFFICIENCY * 1e12 * tflops, 0.0)
     heads = EFFICIENCY * _matmul_rate(spec.resources.cpus_per_pack)
     return _Rates("worker of this machine", _matmul_rate(torch.get_num_threads()), heads, 0.0)
 

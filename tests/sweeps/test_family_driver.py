@@ -191,8 +191,8 @@ def test_plan_adds_up_and_counts_what_is_shared_once(lt_sweep: Callable[..., End
     one, two = planned["sweeps"]["fam-1"], planned["sweeps"]["fam-2"]
     assert planned["sum"]["runs"] == one["runs"] + two["runs"]
     assert planned["sum"]["bank_bytes"] == one["bank_bytes"] == two["bank_bytes"]
-    shown = lt_sweep("plan", file, file, "--gpu-tflops", "10").stdout
-    assert "time of one GPU at 10 TFLOP/s, estimated from operations" in shown
+    shown = lt_sweep("plan", file, file, "--tflops", "10").stdout
+    assert "time of one worker at 10 TFLOP/s, estimated from operations" in shown
     assert shown.count("fam-1") == 2
 
 
