@@ -273,7 +273,7 @@ def _print(arguments: argparse.Namespace, document: dict[str, Any], columns: lis
 
 
 def _kind(words: Sequence[str]) -> dict[str, Any]:
-    """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string."""
+    """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string, a list must be."""
     document: dict[str, Any] = {"kind": words[0]}
     for word in words[1:]:
         name, equals, text = word.partition("=")
@@ -283,6 +283,9 @@ def _kind(words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{words[0]} is the kind already, and {word} gives another; write the kind first, once")
         try:
             document[name] = json.loads(text)
-        except ValueError:
+        except ValueError as error:
+            if text.startswith(("[", "{")):
+                example = '["a", "b"]' if text.startswith("[") else '{"a": true}'
+                raise UserError(f"{name}: must be JSON, as in '{name}={example}', got {text} ({error})") from None
             document[name] = text
     return document

@@ -146,17 +146,18 @@ def _note(layers: Sequence[_Layer], shape: list[int], times: Sequence[float], as
     names = named([layer.name for layer in layers], _MOST_NAMES)
     text = f"the head starts from {'the mean of the logits of ' * (len(layers) > 1)}{names} {shape}"
     cosines = [layer.scale * number for layer, number in zip(layers, times, strict=True) if layer.scale is not None]
-    if cosines:
-        text += f", with rows s W_k / |W_k|, s = {_numbers(cosines)}, and bias 0"
+    seen = [layer.name for layer in layers if layer.scale is not None]
+    those = f" of {named(seen, _MOST_NAMES)}" if len(seen) < len(layers) else ""
+    if seen:
+        text += f", with rows s W_k / |W_k|, s = {_numbers(cosines)}, and bias 0{those}"
     elif all(layer.bias is None for layer in layers):
         text += " without a bias, which starts at 0"
-    if not cosines and set(times) != {1.0}:
+    if not seen and set(times) != {1.0}:
         text += f", times {_numbers(times)} as in the model"
     if len(layers) > 1:
-        text += "; their features stand side by side"
-    if cosines:
-        seen = named([layer.name for layer in layers if layer.scale is not None], _MOST_NAMES)
-        text += f"; features of {seen} are directions f / |f|, for it sees nothing else"
+        text += "; features are theirs side by side"
+    if seen:
+        text += f"; features{those} are directions f / |f|, for nothing else is seen"
     return text if as_returned else f"{text}; what the model returns is not these logits"
 
 

@@ -1,7 +1,7 @@
 """Models of somebody's package, which `--allow-import support` lets be imported: small, and built as published ones.
 
 `Ride` is built as RIDE is (Wang et al. 2021, code: ride_resnet_cifar): a shared trunk, a branch and a classifier an
-expert, with LDAM's normalised classifiers where it says `norm`, whose scale comes after the layer.
+expert. Where those are LDAM's normalised ones, the scale `s` comes after the layer.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Ride(nn.Module):
     def __init__(
         self,
         dims: Sequence[int] = (6, 6, 6),
-        norm: bool = False,
-        s: float = 30.0,
+        layers: Sequence[str] = ("linear",) * 3,
+        s: float = 1.0,
         classes: Sequence[int] = (5, 5, 5),
         returns: str = "mean",
     ) -> None:
@@ -124,9 +124,9 @@ class Ride(nn.Module):
             nn.Sequential(nn.Conv2d(4, dim, 3), nn.BatchNorm2d(dim), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
             for dim in dims
         )
-        make = Normed if norm else nn.Linear
-        self.linears = nn.ModuleList(make(dim, count) for dim, count in zip(dims, classes, strict=True))
-        self.s, self.returns = s if norm else 1.0, returns
+        tops = zip(layers, dims, classes, strict=False)
+        self.linears = nn.ModuleList(CLASSIFIERS[layer](dim, count) for layer, dim, count in tops)
+        self.s, self.returns = s, returns
 
     def forward(self, pictures: Tensor) -> object:
         shared = self.trunk(pictures)

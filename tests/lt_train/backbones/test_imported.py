@@ -166,7 +166,7 @@ def test_what_may_be_missing_is_drawn_from_a_stream_of_its_own(tmp_path: Path, a
 
 @pytest.mark.parametrize(
     ("name", "arguments", "dim"),
-    [("Tiny", {}, 6), ("Ride", {}, 18), ("Ride", {"dims": [6, 4, 8], "norm": True}, 18)],
+    [("Tiny", {}, 6), ("Ride", {}, 18), ("Ride", {"dims": [6, 4, 8], "layers": ["normed"] * 3}, 18)],
     ids=["one classifier", "experts", "experts of cosines and of several widths"],
 )
 def test_without_a_checkpoint_it_is_trained_by_a_recipe_and_then_read_as_ours(

@@ -49,7 +49,7 @@ def test_experts_are_found_and_give_the_mean_that_the_model_returns(
     own = own_output(model, small) if arguments.get("returns") != "named" else own_output(model, small).mean(1)
     assert_same_logits(bank, own[0] if isinstance(own, tuple) else own)
     assert bank.notes[-1].endswith(
-        f"the head starts from the mean of the logits of linears.0, linears.1, linears.2 {note}; their features stand "
+        f"the head starts from the mean of the logits of linears.0, linears.1, linears.2 {note}; features are theirs "
         "side by side"
     )
     named = ["linears.0", "linears.1", "linears.2"]
@@ -58,9 +58,9 @@ def test_experts_are_found_and_give_the_mean_that_the_model_returns(
 
 
 def test_the_head_of_experts_is_their_rows_side_by_side_over_their_number(tmp_path: Path, allowed: str) -> None:
-    model = save_theirs(Ride(dims=[6, 4], classes=[5, 5]), tmp_path)
+    model = save_theirs(Ride(dims=[6, 4]), tmp_path)
     assert isinstance(model, Ride)
-    bank = theirs(tmp_path, "Ride", {"dims": [6, 4], "classes": [5, 5]})
+    bank = theirs(tmp_path, "Ride", {"dims": [6, 4]})
     assert bank.head is not None
     first, second = model.linears
     torch.testing.assert_close(bank.head[0], torch.cat([first.weight, second.weight], dim=1).detach() / 2)
@@ -110,7 +110,7 @@ def test_cosines_start_as_rows_of_one_length_on_directions(
     torch.testing.assert_close(bank.test.features.norm(dim=-1), torch.ones(1, 10))
     assert bank.notes[-1].endswith(
         f"the head starts from classifier [5, {hidden}], with rows s W_k / |W_k|, s = {scale * times:.4g}, and bias 0; "
-        "features of classifier are directions f / |f|, for it sees nothing else"
+        "features are directions f / |f|, for nothing else is seen"
     )
     assert identity(bank)["directions"] == ["classifier"]
     alone = theirs(tmp_path, "Tiny", arguments, use_head=False)
@@ -121,14 +121,27 @@ def test_cosines_start_as_rows_of_one_length_on_directions(
 def test_experts_of_cosines_start_with_the_scale_that_comes_after_them(
     small: DatasetSpec, tmp_path: Path, allowed: str
 ) -> None:
-    arguments = {"norm": True, "s": 20, "dims": [6, 4, 6]}
+    arguments: dict[str, Any] = {"layers": ["normed"] * 3, "s": 20, "dims": [6, 4, 6]}
     model = save_theirs(Ride(**arguments), tmp_path)
     bank = theirs(tmp_path, "Ride", arguments)
     assert_same_logits(bank, own_output(model, small))
-    assert ", with rows s W_k / |W_k|, s = 20, and bias 0; their features stand side by side" in bank.notes[-1]
+    assert bank.notes[-1].endswith(
+        "linears.0, linears.1, linears.2 [5, 16], with rows s W_k / |W_k|, s = 20, and bias 0; features are theirs "
+        "side by side; features are directions f / |f|, for nothing else is seen"
+    )
     assert identity(bank)["directions"] == ["linears.0", "linears.1", "linears.2"]
     each = bank.test.features.split([6, 4, 6], dim=-1)
     torch.testing.assert_close(torch.stack([part.norm(dim=-1) for part in each]), torch.ones(3, 1, 10))
+
+
+def test_experts_of_both_forms_start_each_by_its_own_rule(small: DatasetSpec, tmp_path: Path, allowed: str) -> None:
+    arguments: dict[str, Any] = {"layers": ["linear", "cosine", "unbiased"], "s": 2}
+    model = save_theirs(Ride(**arguments), tmp_path)
+    bank = theirs(tmp_path, "Ride", arguments)
+    assert_same_logits(bank, own_output(model, small))
+    assert identity(bank)["directions"] == ["linears.1"]
+    assert "features of linears.1 are directions f / |f|" in bank.notes[-1]
+    assert ", and bias 0 of linears.1; features are theirs side by side; " in bank.notes[-1]
 
 
 @pytest.mark.parametrize("layer", ["weight_norm", "old_weight_norm", "lookalike"])
@@ -159,10 +172,11 @@ def test_where_the_model_returns_something_else_it_is_said(tmp_path: Path, allow
 
 
 def test_a_checkpoint_of_experts_behind_a_prefix_is_read(small: DatasetSpec, tmp_path: Path, allowed: str) -> None:
-    model = scrambled(Ride(norm=True))
+    arguments: dict[str, Any] = {"layers": ["normed"] * 3, "s": 30}
+    model = scrambled(Ride(**arguments))
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     save_file(state, tmp_path / "theirs.safetensors")
-    assert_same_logits(theirs(tmp_path, "Ride", {"norm": True}), own_output(model, small))
+    assert_same_logits(theirs(tmp_path, "Ride", arguments), own_output(model, small))
 
 
 def test_features_of_several_layers_may_be_taken_alone(tmp_path: Path, allowed: str) -> None:
