@@ -283,9 +283,9 @@ def _kind(words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{words[0]} is the kind already, and {word} gives another; write the kind first, once")
         try:
             document[name] = json.loads(text)
-        except ValueError as error:
+        except ValueError:
             if text.startswith(("[", "{")):
                 example = '["a", "b"]' if text.startswith("[") else '{"a": true}'
-                raise UserError(f"{name}: must be JSON, as in '{name}={example}', got {text} ({error})") from None
+                raise UserError(f"{name}: must be JSON, as in '{name}={example}', got {text}") from None
             document[name] = text
     return document

@@ -154,10 +154,11 @@ def _note(layers: Sequence[_Layer], shape: list[int], times: Sequence[float], as
         text += " without a bias, which starts at 0"
     if not seen and set(times) != {1.0}:
         text += f", times {_numbers(times)} as in the model"
-    if len(layers) > 1:
-        text += "; features are theirs side by side"
+    if len(layers) > 1 or seen:
+        text += "; features are" + " theirs side by side" * (len(layers) > 1)
     if seen:
-        text += f"; features{those} are directions f / |f|, for nothing else is seen"
+        link = f", those{those} as" if those else ", as" if len(layers) > 1 else ""
+        text += f"{link} directions f / |f|, for nothing else is seen"
     return text if as_returned else f"{text}; what the model returns is not these logits"
 
 

@@ -15,7 +15,9 @@ from support.imported import CLASSES, make_bank, own_output, save_theirs, scramb
 from support.their_models import Ride, Tiny
 from torch import Tensor
 
+from lt_train.backbones.classifier_layers import find_classifiers
 from lt_train.datasets.base import DatasetSpec
+from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
 
 
@@ -127,7 +129,7 @@ def test_experts_of_cosines_start_with_the_scale_that_comes_after_them(
     assert_same_logits(bank, own_output(model, small))
     assert bank.notes[-1].endswith(
         "linears.0, linears.1, linears.2 [5, 16], with rows s W_k / |W_k|, s = 20, and bias 0; features are theirs "
-        "side by side; features are directions f / |f|, for nothing else is seen"
+        "side by side, as directions f / |f|, for nothing else is seen"
     )
     assert identity(bank)["directions"] == ["linears.0", "linears.1", "linears.2"]
     each = bank.test.features.split([6, 4, 6], dim=-1)
@@ -140,8 +142,10 @@ def test_experts_of_both_forms_start_each_by_its_own_rule(small: DatasetSpec, tm
     bank = theirs(tmp_path, "Ride", arguments)
     assert_same_logits(bank, own_output(model, small))
     assert identity(bank)["directions"] == ["linears.1"]
-    assert "features of linears.1 are directions f / |f|" in bank.notes[-1]
-    assert ", and bias 0 of linears.1; features are theirs side by side; " in bank.notes[-1]
+    assert bank.notes[-1].endswith(
+        ", and bias 0 of linears.1; features are theirs side by side, those of linears.1 as directions f / |f|, for "
+        "nothing else is seen"
+    )
 
 
 @pytest.mark.parametrize("layer", ["weight_norm", "old_weight_norm", "lookalike"])
@@ -163,6 +167,17 @@ def test_what_the_model_multiplies_its_logits_by_is_in_the_head(
     bank = theirs(tmp_path, "Tiny", {"times": 0.25})
     assert_same_logits(bank, own_output(model, small))
     assert bank.notes[-1].endswith("the head starts from classifier [5, 6], times 0.25 as in the model")
+
+
+def test_classifiers_that_are_all_zero_do_not_show_which_the_model_uses() -> None:
+    model = Ride(returns="first").eval()
+    assert find_classifiers(model, torch.rand(2, 3, 8, 8), "it") == ("linears.0",)
+    for parameter in model.linears.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(
+        UserError, match=r"for it: .*, and 3 linear layers make it: linears\.0, linears\.1, linears\.2\."
+    ):
+        find_classifiers(model, torch.rand(2, 3, 8, 8), "it")
 
 
 def test_where_the_model_returns_something_else_it_is_said(tmp_path: Path, allowed: str) -> None:
