@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.imported import CLASSES, make_bank, own_output, save_theirs, scrambled, theirs, warm_logits
-from support.their_models import Ride, Tiny
-from torch import Tensor
+from support.their_models import CLASSIFIERS, Ride, Tiny
+from torch import Tensor, nn
 
-from lt_train.backbones.classifier_layers import find_classifiers
+from lt_train.backbones.classifier_layers import FeaturesOf, find_classifiers
+from lt_train.backbones.warm_head import warm_head
 from lt_train.datasets.base import DatasetSpec
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
@@ -178,6 +179,13 @@ def test_classifiers_that_are_all_zero_do_not_show_which_the_model_uses() -> Non
         UserError, match=r"for it: .*, and 3 linear layers make it: linears\.0, linears\.1, linears\.2\."
     ):
         find_classifiers(model, torch.rand(2, 3, 8, 8), "it")
+
+
+def test_a_layer_is_measured_on_features_of_other_lengths_than_the_models_too() -> None:
+    squashed = CLASSIFIERS["squashed"](192, CLASSES)
+    model = nn.Sequential(nn.Flatten(), nn.LayerNorm(192, elementwise_affine=False), squashed)
+    with pytest.raises(UserError, match="2 of it is a Squashed whose output is neither"):
+        warm_head(FeaturesOf(model, ["2"], 3), torch.rand(2, 3, 8, 8), "it")
 
 
 def test_where_the_model_returns_something_else_it_is_said(tmp_path: Path, allowed: str) -> None:
