@@ -114,8 +114,8 @@ def _measured(name: str, layer: Any, features: Tensor, called: str) -> _Layer:
         ) from None
     # Looked at after the layer ran: torch's old weight_norm puts the weight together then.
     weight, bias = layer.weight.detach().float(), getattr(layer, "bias", None)
-    bias = bias.detach().float() if isinstance(bias, Tensor) else None
     classes, dim = logits.shape[-1], features.shape[-1]
+    bias = bias.detach().float() if isinstance(bias, Tensor) and bias.shape == (classes,) else None
     for rows in (weight, weight.T):  # LDAM's code keeps it as [D, K]
         if rows.shape != (classes, dim):
             continue
