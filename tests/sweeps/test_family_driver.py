@@ -179,6 +179,7 @@ def test_failures_exit_as_a_sweep_of_their_kind_would(
     ran = lt_sweep("run", file)
     assert ran.returncode == 2
     assert "lt-sweep: 1 of 2 sweeps of fam failed" in ran.stderr
+    assert "Traceback" not in ran.stderr, "that is for bugs of ours"
     assert "fam-gone: failed" in ran.stdout
     assert "here" in ran.stdout
     state = json.loads(lt_sweep("status", tmp_path / "runs" / "fam", "--json").stdout)
