@@ -58,6 +58,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _minutes(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return number
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -117,6 +124,14 @@ def build_parser() -> argparse.ArgumentParser:
     backbone.add_argument("--recipe", default=["ce"], **kind, help="default: ce")
     backbone.add_argument("--out", type=_path, required=True, help="the checkpoint to write")
     backbone.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
+
+    backbone.add_argument(
+        "--save-every",
+        metavar="MINUTES",
+        type=_minutes,
+        default=10.0,
+        help="keep the state within an epoch too, this often (default: 10); an epoch's end and Ctrl-C always do",
+    )
 
     features = command(
         "features",

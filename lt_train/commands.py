@@ -82,9 +82,16 @@ def backbone(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             about={"dataset": dataset.model_dump(mode="json")},
             report=report,
+            save_every=arguments.save_every,
         )
-    accuracy = load_checkpoint(arguments.out)[1]["accuracy"]
-    document = {"checkpoint": str(arguments.out), "accuracy": accuracy, "notes": list(data.notes)}
+    trained = load_checkpoint(arguments.out)[1]
+    accuracy = trained["accuracy"]
+    document = {
+        "checkpoint": str(arguments.out),
+        "accuracy": accuracy,
+        "curve": trained["curve"],
+        "notes": list(data.notes),
+    }
     _print(arguments, document, ["checkpoint", *SPLITS], [[str(arguments.out), *_percents(accuracy)]])
 
 

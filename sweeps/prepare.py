@@ -21,6 +21,7 @@ from lt_train.progress import progress
 from lt_train.retrain.base import Run, check_runs
 from lt_train.stage1.train import train_backbone
 from lt_train.storage import fingerprint
+from sweeps.backends.base import BackboneJob
 from sweeps.directory import CACHE
 from sweeps.packing import PackSize
 from sweeps.spec import SweepSpec
@@ -92,6 +93,7 @@ def _trained(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> P
     if spec.backbone.checkpoint is not None:
         return spec.backbone
     assert spec.stage1 is not None, "the spec asks for a recipe where no checkpoint is given"
+    workers = spec.resources.stage1_workers
     address = fingerprint(
         {
             "train": data.train.digest(),
@@ -99,14 +101,22 @@ def _trained(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> P
             "mean": data.mean,
             "std": data.std,
             "backbone": spec.backbone.model_dump(mode="json"),
-            "stage1": spec.stage1.model_dump(mode="json"),
+            "stage1": spec.stage1.identity(),
+            # Several add up in another order, and each has its own statistics of batch norm: other weights.
+            **({"workers": workers} if workers > 1 else {}),
         }
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
     if not out.exists():
-        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {device}") as report:
-            about = {"dataset": spec.dataset.model_dump(mode="json")}
-            train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
+        about = {"dataset": spec.dataset.model_dump(mode="json")}
+        on = device if workers == 1 else f"{workers} workers"
+        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {on}") as report:
+            if workers == 1:
+                train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
+            else:
+                job = BackboneJob(data, spec.dataset, spec.backbone, spec.stage1, about)
+                cpus, gpus = spec.resources.cpus_per_pack, spec.resources.gpus_per_pack
+                spec.backend.train_backbone(job, out, workers=workers, cpus=cpus, gpus=gpus, report=report)
     return out
 
 

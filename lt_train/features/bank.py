@@ -1,8 +1,9 @@
 """The feature bank: a frozen backbone's features of one dataset, on disk, content-addressed and memory-mapped.
 
 Directory layout (DESIGN section 5): `manifest.json`, `train.safetensors`, `test.safetensors` and, where they exist,
-`val.safetensors` and `head.safetensors`. A bank is written once under its fingerprint and never changed; opening one
-checks every byte. Knows torch and safetensors; knows nothing of how features came about.
+`val.safetensors`, `head.safetensors` and `stage1.json`, what a checkpoint says of its training. A bank is written once
+under its fingerprint and never changed; opening one checks every byte. Knows torch and safetensors; knows nothing of
+how features came about.
 
 Shapes: V training views, A test views, N pictures, D features, K classes.
 """
@@ -10,9 +11,10 @@ Shapes: V training views, A test views, N pictures, D features, K classes.
 from __future__ import annotations
 
 import functools
+import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 """The file that makes a directory a bank; the last to be there."""
+
+RECORD = "stage1.json"
 
 
 class FileEntry(BaseModel):
@@ -89,6 +93,7 @@ class FeatureBank:
         head: stage-1 classifier `(weight [K, D], bias [K])`, or None.
         class_counts: int64 `[K]`, training pictures a class (n_k of every prior and weight).
         split_counts: int64 `[K]`, pictures a class before any hold-out (defines many / medium / few).
+        record: JSON of how its backbone was trained, as its checkpoint says; empty where it does not.
         path: the directory it was opened from; None for one that was made in memory or sent.
     """
 
@@ -101,6 +106,7 @@ class FeatureBank:
     class_counts: Tensor
     split_counts: Tensor
     notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
     @property
@@ -244,6 +250,10 @@ def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Pat
             file = directory / f"{name}.safetensors"
             write_tensors(file, contents)
             entries[file.name] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+        if bank.record:
+            file = directory / RECORD
+            file.write_text(json.dumps(dict(bank.record), allow_nan=False) + "\n")
+            entries[RECORD] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
         manifest = Manifest(
             format=FORMAT,
             fingerprint=bank.fingerprint,
@@ -291,6 +301,7 @@ def open_bank(path: Path) -> FeatureBank:
         class_counts=torch.tensor(manifest.class_counts),
         split_counts=torch.tensor(manifest.split_counts),
         notes=tuple(manifest.notes),
+        record=json.loads((path / RECORD).read_text()) if RECORD in manifest.files else {},
         path=path,
     )
 

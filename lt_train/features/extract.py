@@ -122,6 +122,7 @@ def build_bank(
         class_counts=data.class_counts(),
         split_counts=data.split_counts,
         notes=(*data.notes, *frozen.notes),
+        record=frozen.record,
     )
     return write_bank(store, inputs, bank)
 
