@@ -22,7 +22,7 @@ from lt_train.backbones.base import BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
 from lt_train.datasets.pictures import read_ahead
-from lt_train.datasets.transform import apply_views, draw_views, normalise
+from lt_train.datasets.transform import View, draw_views, normalise
 from lt_train.errors import UserError, first_line
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
@@ -137,15 +137,14 @@ def _train_epoch(
     """One pass over the training set in a fresh order and freshly augmented; the mean loss."""
     stream = seeding.generator("stage1 epoch", seed, epoch)
     order = torch.randperm(len(data.train), generator=stream)
-    views = draw_views(len(data.train), data.augmentation, stream)
+    view = View(data.train.inputs, data.augmentation, draw_views(len(data.train), data.augmentation, stream))
     class_counts = data.class_counts().to(device)
     total = torch.zeros((), device=device)
     classifier.train()
     # Batch norm has no variance to speak of in a batch of one.
     batches = [chosen for chosen in order.split(recipe.batch_size) if len(chosen) > 1]
-    for chosen, read in zip(batches, read_ahead(data.train.inputs, batches), strict=True):
-        pictures = apply_views(read, views[chosen], data.augmentation.pad).to(device)
-        inputs = normalise(pictures, data.mean, data.std).contiguous(memory_format=torch.channels_last)
+    for chosen, read in zip(batches, read_ahead(view, batches), strict=True):
+        inputs = normalise(read.to(device), data.mean, data.std).contiguous(memory_format=torch.channels_last)
         losses = recipe.loss(classifier(inputs), data.train.labels[chosen].to(device), class_counts, epoch)
         optimiser.zero_grad()
         losses.mean().backward()
