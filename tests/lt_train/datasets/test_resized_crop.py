@@ -1,4 +1,4 @@
-"""Random parts of pictures in files: torchvision's crop of the drawn box, its distribution, the same for every reader."""
+"""Random parts of pictures in files: torchvision's crop of the box, its distribution, the same for every reader."""
 
 from pathlib import Path
 

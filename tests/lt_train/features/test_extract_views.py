@@ -1,4 +1,4 @@
-"""Banks of resized crops: what the frozen network says of the views drawn from (seed, view); older banks stay theirs."""
+"""Banks of resized crops: what the frozen network says of the views drawn; older banks keep their address."""
 
 from pathlib import Path
 
