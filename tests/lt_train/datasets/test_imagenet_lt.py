@@ -83,6 +83,12 @@ def test_a_folder_with_two_labels_is_refused(tmp_path: Path) -> None:
         parse_dataset({"kind": "imagenet_lt", "root": str(tmp_path), "size": 8}).load()
 
 
+def test_two_folders_of_one_label_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, labels=(0, 0, 1))
+    with pytest.raises(DataError, match=r"a label for each.*: 1 \(n01440761 has 0, after n01440760 with 0\)"):
+        parse_dataset({"kind": "imagenet_lt", "root": str(root), "size": 8}).load()
+
+
 def test_parts_of_whole_pictures_are_the_augmentation_unless_told_otherwise() -> None:
     spec = parse_dataset({"kind": "imagenet_lt", "root": "x"})
     assert isinstance(spec, ImageNetLT)
