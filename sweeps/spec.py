@@ -224,7 +224,7 @@ def load_resolved(document: Mapping[str, Any]) -> SweepSpec:
 def schema() -> dict[str, Any]:
     """The JSON schema of a sweep file, for editors. It knows fields and ranges; `load_sweep` knows the rest."""
     document = SweepSpec.model_json_schema()
-    optional = {"mlflow"}  # the kind that a mapping in `tracking` has when it names none
+    optional = {"mlflow", "pad_crop"}  # the kinds of a mapping in `tracking` and `augmentation` that names none
     for definition in document["$defs"].values():
         kind = definition.get("properties", {}).get("kind", {}).get("const")
         if kind is not None and kind not in optional:

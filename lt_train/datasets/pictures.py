@@ -1,15 +1,14 @@
 """Pictures that stay in files: they stand where a uint8 tensor `[N, 3, H, W]` would, and are decoded as they are read.
 
-Touch this to change how a picture is decoded or checked; which pictures there are is said by the kinds. Pillow decodes,
-in threads, since it lets go of the interpreter meanwhile. Knows nothing of labels, splits or specs.
-Shapes: N pictures, B a batch of them, H = W = `size` pixels.
+Touch this to change how pictures are read or checked; how bytes become pixels is said by `decoding`, which pictures
+there are by the kinds. Threads decode, since Pillow lets go of the interpreter meanwhile. Knows nothing of labels,
+splits or specs. Shapes: N pictures, B a batch of them, H = W = `size` pixels.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import os
 from collections import deque
@@ -21,61 +20,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from lt_train.datasets.decoding import Decoding, Framing
 from lt_train.errors import DataError, first_line
 
-__all__ = ["EMPTY", "MISSING", "Decoding", "Files", "PictureFiles", "Pictures", "Source", "probe", "read_ahead"]
+__all__ = ["EMPTY", "MISSING", "Files", "PictureFiles", "Pictures", "Readable", "Source", "probe", "read_ahead"]
 
 MISSING, EMPTY = "missing", "0 bytes"
 """What `probe` says of a picture that is not there, and of one that holds nothing."""
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What Pillow may take a picture for, and not all that it knows: an EPS file is a program, which it has run."""
-
 _AT_ONCE = 256
 """Pictures a thread checks before it reports."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How bytes become pixels: RGB, the shorter side resized, the centre cut out; as torchvision does it with Pillow.
-
-    Grey, palette and CMYK become RGB, and of 16 bits the upper eight are taken; alpha is dropped, and of an animation
-    the first frame is taken. A rotation that EXIF asks for is not applied, as in the common readers.
-
-    Attributes:
-        size: side of the square that is cut out, in pixels.
-        resize: length of the shorter side before that, bilinear and antialiased; at least `size`.
-    """
-
-    size: int
-    resize: int
-
-    def __call__(self, content: bytes) -> np.ndarray[Any, Any]:
-        """uint8 `[3, H, W]`; whatever Pillow raises for what is no picture, or a damaged one."""
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            image.load()
-            picture = _rgb(image)
-        width, height = picture.size
-        short, long = sorted(picture.size)
-        if short != self.resize:
-            other = int(self.resize * long / short)
-            width, height = (self.resize, other) if width <= height else (other, self.resize)
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        if (width, height) != (self.size, self.size):
-            picture = picture.crop((left, top, left + self.size, top + self.size))
-        return np.asarray(picture).transpose(2, 0, 1)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # else Pillow warns, and mixes up transparent colours
-    return image.convert("RGB")
 
 
 class Source(Protocol):
@@ -161,12 +117,25 @@ class PictureFiles:
         rows = self._rows[index.numpy() if isinstance(index, Tensor) else index]
         if isinstance(index, int):
             return torch.from_numpy(np.ascontiguousarray(self._decode(int(rows))))
+        return self._decoded(rows)
+
+    def framed(self, index: slice | Tensor, framings: Sequence[Framing]) -> Tensor:
+        """uint8 `[B, 3, H, W]`: of each picture what its framing cuts out, in its full size, resized to the square.
+
+        Pictures that are held are decoded again all the same: what is held has lost the rest.
+
+        Raises:
+            DataError: a picture cannot be read or decoded; it is named.
+        """
+        return self._decoded(self._rows[index.numpy() if isinstance(index, Tensor) else index], framings)
+
+    def _decoded(self, rows: np.ndarray[Any, Any], framings: Sequence[Framing] | None = None) -> Tensor:
         pictures = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
         filled = pictures.numpy()
 
         def fill(piece: range) -> None:
             for place in piece:
-                filled[place] = self._decode(int(rows[place]))
+                filled[place] = self._decode(int(rows[place]), framings[place] if framings else None)
 
         list(_pool().map(fill, _pieces(len(rows), max(len(rows) // (4 * _threads()), 1))))
         return pictures
@@ -192,9 +161,9 @@ class PictureFiles:
             hasher.update(f"\n{self._sizes[row]} {self.source.names[row]}".encode(errors="surrogateescape"))
         return hasher.hexdigest()
 
-    def _decode(self, row: int) -> np.ndarray[Any, Any]:
+    def _decode(self, row: int, framing: Framing | None = None) -> np.ndarray[Any, Any]:
         try:
-            return self.decoding(self.source.read(row))
+            return self.decoding(self.source.read(row), framing)
         except Exception as error:  # a damaged picture may raise anything
             raise DataError(
                 f"picture {self.source.names[row]} cannot be decoded ({first_line(error)}); mend or remove it. "
@@ -206,7 +175,18 @@ Pictures = Tensor | PictureFiles
 """Pictures in memory or in files: both have a `shape`, a length, and `[..]`."""
 
 
-def read_ahead(pictures: Pictures, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:
+class Readable(Protocol):
+    """What gives uint8 `[B, C, H, W]` for a batch of places; `in_memory` where that takes no time to speak of."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing has to be decoded."""
+
+    def __getitem__(self, batch: slice | Tensor, /) -> Tensor:
+        """The pictures of a batch."""
+
+
+def read_ahead(pictures: Tensor | Readable, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:
     """`pictures[batch]` of every batch; of pictures in files, the next is decoded while the caller works on one."""
     if isinstance(pictures, Tensor) or pictures.in_memory:
         yield from (pictures[batch] for batch in batches)

@@ -20,7 +20,7 @@ from lt_train.backbones.base import BackboneSpec, Frozen
 from lt_train.backbones.frozen import load_frozen
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PictureData
 from lt_train.datasets.pictures import Pictures, read_ahead
-from lt_train.datasets.transform import apply_views, draw_views, normalise
+from lt_train.datasets.transform import View, draw_views, normalise
 from lt_train.errors import CheckpointError, UserError
 from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, write_bank
 from lt_train.registry import Spec
@@ -149,8 +149,8 @@ class _Extractor:
         """float32 `[views, N, D]` to be filled: a bank is held once, not in parts and then put together."""
         return torch.empty(views, len(pictures), self.feature_dim)
 
-    def __call__(self, pictures: Pictures, changed: Callable[[Tensor, slice], Tensor], into: Tensor) -> None:
-        """Fill `into`, `[N, D]`, from uint8 `[N, C, H, W]`, each batch `changed` (cropped, mirrored) first."""
+    def __call__(self, pictures: Pictures | View, changed: Callable[[Tensor, slice], Tensor], into: Tensor) -> None:
+        """Fill `into`, `[N, D]`, from uint8 `[N, C, H, W]`, each batch `changed` (mirrored) first."""
         batches = [slice(start, start + self.batch_size) for start in range(0, len(pictures), self.batch_size)]
         with torch.inference_mode():
             for batch, read in zip(batches, read_ahead(pictures, batches), strict=True):
@@ -170,11 +170,7 @@ def _train_views(extractor: _Extractor, data: PictureData, features: FeaturesSpe
     for view in range(features.views):
         stream = seeding.generator("feature view", features.seed, view)
         drawn = draw_views(len(data.train), data.augmentation, stream)
-
-        def cropped(pictures: Tensor, batch: slice, drawn: Tensor = drawn) -> Tensor:
-            return apply_views(pictures, drawn[batch], data.augmentation.pad)
-
-        extractor(data.train.inputs, cropped, views[view])
+        extractor(View(data.train.inputs, data.augmentation, drawn), _as_is, views[view])
     return views
 
 

@@ -19,7 +19,7 @@ from lt_train import seeding
 from lt_train.backbones.base import Classifier
 from lt_train.datasets.base import Labelled, PictureData
 from lt_train.datasets.pictures import Pictures, read_ahead
-from lt_train.datasets.transform import apply_views, draw_views, normalise
+from lt_train.datasets.transform import View, draw_views, normalise
 from lt_train.metrics import SPLITS, correct_per_class, hits, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
 from lt_train.stage1.ranks import Ranks
@@ -95,17 +95,18 @@ class Training:
             group["lr"] = self.recipe.learning_rate(self.epoch)
         stream = seeding.generator("stage1 epoch", self.seed, self.epoch)
         order = torch.randperm(len(self.data.train), generator=stream)
-        views = draw_views(len(self.data.train), self.data.augmentation, stream)
+        drawn = draw_views(len(self.data.train), self.data.augmentation, stream)
+        view = View(self.data.train.inputs, self.data.augmentation, drawn)
         # Batch norm has no variance to speak of in a batch of one.
         batches = [chosen for chosen in order.split(self.recipe.batch_size) if len(chosen) > 1]
         left = batches[self.steps :]
         parts = [chosen[self.ranks.share(len(chosen))] for chosen in left]
         self.network.train()
-        for chosen, part, read in zip(left, parts, read_ahead(self.data.train.inputs, parts), strict=True):
+        for chosen, read in zip(left, read_ahead(view, parts), strict=True):
             with seeding.global_stream(
                 self.device, "stage1 network", self.seed, self.epoch, self.steps, *self.ranks.own
             ):
-                self._step(chosen, apply_views(read, views[part], self.data.augmentation.pad))
+                self._step(chosen, read)
             self.steps += 1
             if self.steps < len(batches):
                 between()

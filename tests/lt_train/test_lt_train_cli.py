@@ -362,10 +362,13 @@ def test_data_check_is_for_every_kind_of_dataset(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["wrong"][0]["what"].startswith("path /nowhere.npz must be an .npz")
 
 
-def test_files_and_memory_have_one_checkpoint_and_one_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("augmentation", ["", "augmentation=resized_crop"])
+def test_files_and_memory_have_one_checkpoint_and_one_bank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], augmentation: str
+) -> None:
     root, made = write_tree(tmp_path / "birds", TREE), []
     for name, in_memory in (("files", 0), ("memory", 2**30)):
-        dataset = f"--dataset image_folder root={root} size=8 in_memory={in_memory}"
+        dataset = f"--dataset image_folder root={root} size=8 in_memory={in_memory} {augmentation}"
         checkpoint = tmp_path / f"{name}.safetensors"
         output(capsys, f"backbone {dataset} --backbone small_cnn width=4 --recipe ce epochs=2 --out {checkpoint}")
         # Through the one checkpoint, each into a store of its own: made twice, and not found the second time.

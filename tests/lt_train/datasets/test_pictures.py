@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lt_train.datasets.base import Labelled
+from lt_train.datasets.decoding import Decoding
 from lt_train.datasets.longtail import take
-from lt_train.datasets.pictures import Decoding, Files, PictureFiles, probe, read_ahead
+from lt_train.datasets.pictures import Files, PictureFiles, probe, read_ahead
 from lt_train.errors import DataError
 
 RANDOM = np.random.default_rng(3)
