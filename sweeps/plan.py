@@ -78,13 +78,13 @@ def plan(spec: SweepSpec) -> Plan:
     data = spec.dataset.load()
     if isinstance(data, FeatureData):
         views, dim = int(data.train.inputs.shape[0]), int(data.train.inputs.shape[-1])
-        test_views = int(data.test.inputs.shape[0])
+        test_views, number = int(data.test.inputs.shape[0]), data.train.inputs.element_size()
     else:
         if spec.backbone is None:
             raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
         views, (_, dim) = spec.features.views, spec.backbone.build(int(data.train.inputs.shape[1]))
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
-        test_views = 1 + flip
+        test_views, number = 1 + flip, getattr(torch, spec.features.dtype).itemsize
     size = PackSize(spec.resources, spec.search.scheduler, data.num_classes, dim)
     check_packs(spec, size)
     val = len(data.val) if data.val else 0
@@ -118,7 +118,7 @@ def plan(spec: SweepSpec) -> Plan:
         classes=data.num_classes,
         feature_dim=dim,
         views=views,
-        bank_bytes=4 * dim * (views * len(data.train) + test_views * (val + len(data.test))),
+        bank_bytes=number * dim * (views * len(data.train) + test_views * (val + len(data.test))),
         epochs_saved=1 - epochs / whole if whole else 0.0,
         train_seconds=operations / (EFFICIENCY * _matmul_rate(spec.resources.cpus_per_pack)),
         notes=(*data.notes, *_static_notes(spec)),

@@ -35,6 +35,7 @@ Loc = tuple[int | str, ...]
 def broken_rules(parts: Parts) -> Iterator[Problem]:
     """Every rule that the valid parts of a sweep file break."""
     yield from _backbone_problems(parts)
+    yield from _extraction_problems(parts)
     yield from _selection_problems(parts)
     yield from _method_problems(parts)
     if "search" in parts:
@@ -60,6 +61,17 @@ def _backbone_problems(parts: Parts) -> Iterator[Problem]:
         )
     elif backbone.checkpoint is not None and stage1 is not None:
         yield Problem(("stage1",), "would train a backbone that backbone.checkpoint has already; remove one of the two")
+
+
+def _extraction_problems(parts: Parts) -> Iterator[Problem]:
+    if not {"backend", "resources"} <= set(parts):
+        return
+    backend, workers = parts["backend"], parts["resources"].extract_workers
+    if workers > 1 and not backend.extracts:
+        yield Problem(
+            ("resources", "extract_workers"),
+            f"must be 1 with backend {backend.kind}, which is this process alone, got {workers}; set backend: ray",
+        )
 
 
 def _may_bring_features(dataset: DatasetSpec) -> bool:

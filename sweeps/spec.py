@@ -138,7 +138,7 @@ class SweepSpec(Spec):
             del document["backbone"]["checkpoint"]
         for part in ("name", "tracking", "storage", "backend"):
             del document[part]
-        del document["resources"]["gpus_per_pack"]
+        del document["resources"]["gpus_per_pack"], document["resources"]["extract_workers"]
         if self.resources.lanes_per_pack != "auto":
             del document["resources"]["memory_per_pack"]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.

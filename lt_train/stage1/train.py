@@ -21,7 +21,7 @@ from lt_train import seeding
 from lt_train.backbones.base import BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
-from lt_train.datasets.pictures import read_ahead
+from lt_train.datasets.pictures import PictureFiles, read_ahead
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 from lt_train.errors import UserError, first_line
 from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
@@ -67,6 +67,7 @@ def train_backbone(
         null for an empty one) beside `about`.
 
     Raises:
+        DataError: a picture cannot be read.
         UserError: `out` is a directory, its name is too long, the recipe cannot do with these classes, or the
             backbone with pictures of this size.
         StorageError: state or checkpoint could not be written; the last finished epoch is kept.
@@ -74,6 +75,9 @@ def train_backbone(
     check_output(out)
     if reason := recipe.unfit(data.class_counts()):
         raise UserError(f"recipe {recipe.kind}: {reason}")
+    for part in (data.train.inputs, data.test.inputs):
+        if isinstance(part, PictureFiles):
+            part.refuse_unreadable()
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())

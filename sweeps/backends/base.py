@@ -7,9 +7,11 @@ there is none and hands every outcome back; which packs there are never depends 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol
 
 from lt_train.features.bank import FeatureBank
+from lt_train.features.shards import Workers
 from lt_train.registry import KindSpec, kinds, union
 from lt_train.retrain.base import Pack, RunResult
 
@@ -39,9 +41,20 @@ class PackSource(Protocol):
 class BackendSpec(KindSpec):
     """Base of every backend kind."""
 
+    extracts: ClassVar[bool] = False
+    """Whether it has processes that extract features."""
+
     def trains_elsewhere(self) -> bool:
         """Whether packs are trained on other machines than the driver's, which then needs no device as theirs."""
         return False
+
+    def extractors(self, count: int, *, cpus: int, gpus: float) -> AbstractContextManager[Workers]:
+        """`count` processes that run pictures through a backbone, as long as the block runs; for kinds that have any.
+
+        Raises:
+            UserError: they ask for more than there is.
+        """
+        raise AssertionError("a sweep with extract_workers on a backend that has none is refused")
 
     @abstractmethod
     def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:

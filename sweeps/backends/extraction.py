@@ -1,0 +1,67 @@
+"""Features extracted by many processes at once: Ray Data hands shards to actors, which run the backbone.
+
+The extractor, network and pictures in memory included, goes through the object store once to a machine; pictures in
+files are opened by path where the actor runs. An actor that dies is started again and its shards are done again. Order
+does not matter: every shard says which rows it is. Knows shards; knows no sweep and no bank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lt_train.features.shards import Done, Extractor, Shard, Workers
+
+__all__ = ["ray_workers"]
+
+
+def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
+    """`count` actors of the Ray that this process has joined, each with `cpus` threads and `gpus`."""
+
+    def extract(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+        import ray
+        import ray.data
+
+        if not wanted:
+            return
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # there is one already
+        context.execution_options.preserve_order = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # A block is a shard: what an actor is given, and what is done again when it dies.
+        listed = ray.data.from_items([{"shard": place} for place in range(len(wanted))], override_num_blocks=len(wanted))
+        done = listed.map_batches(
+            _Worker,
+            fn_constructor_args=(ray.put(extractor), list(wanted), cpus),
+            batch_size=1,
+            # Two shards an actor: while one is in the network, the first pictures of the other are decoded.
+            compute=ray.data.ActorPoolStrategy(size=min(count, len(wanted)), max_tasks_in_flight_per_actor=2),
+            num_cpus=cpus,
+            num_gpus=gpus,
+            max_concurrency=2,
+        )
+        for row in done.iter_rows(prefetch_batches=0) if False else done.iter_rows():
+            yield row["done"]
+
+    return extract
+
+
+class _Worker:
+    """Runs shards in an actor."""
+
+    def __init__(self, extractor: Any, wanted: list[Shard], cpus: int) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(cpus)
+        self.extractor: Extractor = ray.get(extractor)
+        self.wanted = wanted
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+        done = list(self.extractor.run([self.wanted[place] for place in batch["shard"].tolist()]))
+        column = np.empty(len(done), dtype=object)
+        column[:] = done
+        return {"done": column}
