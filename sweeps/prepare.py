@@ -68,7 +68,15 @@ def _extracted(
 
     with progress(f"features on {device}, {resources.extract_workers} workers", "picture") as report:
         return build_bank(
-            spec.dataset, checkpoint, spec.features, store, device=device, report=report, data=data, workers=workers
+            spec.dataset,
+            checkpoint,
+            spec.features,
+            store,
+            device=device,
+            report=report,
+            data=data,
+            workers=workers,
+            threads=resources.cpus_per_pack,
         )
 
 

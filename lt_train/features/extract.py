@@ -80,6 +80,7 @@ def build_bank(
     report: Report | None = None,
     data: PictureData | FeatureData | None = None,
     workers: Workers = in_this_process,
+    threads: int | None = None,
     pace: Pace | None = None,
 ) -> Path:
     """The bank of `dataset` through `checkpoint`, made unless it is there already.
@@ -94,7 +95,9 @@ def build_bank(
         device: where the backbone runs.
         report: progress, in pictures.
         data: what `dataset.load()` returned, where the caller has it already.
-        workers: who runs the pictures through the backbone; the bank does not depend on it.
+        workers: who runs the pictures through the backbone; on one kind of device, the bank does not depend on it.
+        threads: of torch that `workers` have on a CPU; None: as many as this process has. With other numbers of them
+            features may differ in their last bits.
         pace: is told how fast it went.
 
     Returns:
@@ -151,6 +154,7 @@ def build_bank(
         seed=features.seed,
         batch_size=features.batch_size,
         device=device,
+        threads=threads,
     )
     sets = {
         name: SetShape(features.views if name == "train" else 1 + test_flip, part.labels)
@@ -160,8 +164,7 @@ def build_bank(
     told_of = report or (lambda done, total, note: None)
     with alone(path, lambda who: told_of(0, _pictures(sets), f"waiting for {who}, which extracts the same")) as place:
         if not path.is_dir():
-            plan = {"batch_size": features.batch_size, "device": torch.device(device).type, "torch": torch.__version__}
-            with Partial(place, plan, sets, frozen.feature_dim, dtype) as partial:
+            with Partial(place, extractor.decisive(), sets, frozen.feature_dim, dtype) as partial:
                 _extract(partial, extractor, workers, features.unreadable, told_of, pace or Pace())
             write_bank(store, inputs, *_finished(partial, data, frozen, path.name))
     return path
@@ -172,8 +175,9 @@ def _extract(
 ) -> None:
     """Fill what is missing."""
     total, before = _pictures(partial.sets), partial.pictures
-    note = f"resumed after {before} of {total} pictures" if before else ""
-    report(before, total, note) if before else None
+    note = f"resumed after {before} of {total} pictures" if before else partial.discarded
+    if note:
+        report(before, total, note)
     at_once = 1 if workers is in_this_process else _SHARD_BATCHES
     wanted = shards(partial.missing(), extractor.batch_size * at_once)
     begun = time.perf_counter()

@@ -108,7 +108,7 @@ class Partial:
     def __init__(
         self, path: Path, plan: Mapping[str, Any], sets: Mapping[str, SetShape], feature_dim: int, dtype: torch.dtype
     ) -> None:
-        """Go on with what lies in `path`, or begin anew where nothing does, or something of another plan.
+        """Go on with what lies in `path`, or begin anew where nothing does, or something of another plan (`discarded`).
 
         Args:
             path: from `alone`.
@@ -123,7 +123,11 @@ class Partial:
         self.path, self.sets, self.feature_dim, self.dtype = path, dict(sets), feature_dim, dtype
         self.done: dict[tuple[str, int], list[tuple[int, int]]] = {}
         self.unreadable: dict[str, dict[int, str]] = {name: {} for name in sets}
-        if self._plan_there() != dict(plan):
+        self.discarded = ""
+        if (there := self._plan_there()) != dict(plan):
+            if there is not None and _has_begun(path):
+                other = ", ".join(f"{name} {there.get(name)}" for name in plan if there.get(name) != plan[name])
+                self.discarded = f"begun anew: what was half done was extracted with {other}"
             self._begin(plan)
         self._read_journal()
         self._files = {name: (path / f"{name}.safetensors").open("r+b", buffering=0) for name in sets}
@@ -218,9 +222,10 @@ class Partial:
 
     def _plan_there(self) -> Any:
         try:
-            return json.loads((self.path / _PLAN).read_text())
+            there = json.loads((self.path / _PLAN).read_text())
         except (FileNotFoundError, ValueError):
             return None
+        return there if isinstance(there, dict) else None
 
     def _begin(self, plan: Mapping[str, Any]) -> None:
         with writing(self.path):

@@ -133,11 +133,17 @@ class Extractor:
         seed: int,
         batch_size: int,
         device: str,
+        threads: int | None = None,
     ) -> None:
-        """`views` are of the training pictures, drawn from `seed`; 1 is the picture as it is."""
+        """`views` are of the training pictures, drawn from `seed`; 1 is the picture as it is.
+
+        `threads` of torch are those that whoever runs shards on a CPU must have, by default as many as are here: with
+        others a product may be summed in another order, and differ in its last bits.
+        """
         self.network, self.parts, self.normalisation = network, dict(parts), normalisation
         self.augmentation, self.views, self.seed = augmentation, views, seed
         self.batch_size, self.device = batch_size, device
+        self.threads = threads or torch.get_num_threads()
         self._begin()
 
     def _begin(self) -> None:
@@ -159,6 +165,12 @@ class Extractor:
                 for name, held in self.parts.items()
             }
         self._begin()
+
+    def decisive(self) -> dict[str, Any]:
+        """What may change the last bits of features beside what they are features of, as JSON."""
+        device = torch.device(self.device).type
+        threads = self.threads if device == "cpu" else None
+        return {"batch_size": self.batch_size, "device": device, "threads": threads, "torch": torch.__version__}
 
     def run(self, wanted: Iterable[Shard]) -> Iterator[Done]:
         """Do the shards, in order; while a batch is in the network the next is decoded, across shards."""

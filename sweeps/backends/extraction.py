@@ -19,7 +19,7 @@ __all__ = ["ray_workers"]
 
 
 def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
-    """`count` actors of the Ray that this process has joined, each with `cpus` threads and `gpus`."""
+    """`count` actors of the Ray that this process has joined, each on `cpus` and `gpus`."""
 
     def extract(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
         import ray
@@ -29,39 +29,43 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
             return
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # there is one already
-        context.execution_options.preserve_order = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # A block is a shard: what an actor is given, and what is done again when it dies.
-        listed = ray.data.from_items([{"shard": place} for place in range(len(wanted))], override_num_blocks=len(wanted))
+        # A block is a shard: what an actor is given at once, and what is done again when it dies.
+        listed = ray.data.from_items(
+            [{"shard": number} for number in range(len(wanted))], override_num_blocks=len(wanted)
+        )
+        travelling = ray.put(extractor)
         done = listed.map_batches(
             _Worker,
-            fn_constructor_args=(ray.put(extractor), list(wanted), cpus),
+            fn_constructor_args=(travelling, list(wanted)),
             batch_size=1,
-            # Two shards an actor: while one is in the network, the first pictures of the other are decoded.
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(wanted)), max_tasks_in_flight_per_actor=2),
+            # Two shards at a time: while one is in the network, the first pictures of the other are decoded.
+            compute=ray.data.ActorPoolStrategy(
+                size=min(count, len(wanted)), max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+            ),
             num_cpus=cpus,
             num_gpus=gpus,
-            max_concurrency=2,
         )
-        for row in done.iter_rows(prefetch_batches=0) if False else done.iter_rows():
+        for row in done.iter_rows():
             yield row["done"]
 
     return extract
 
 
 class _Worker:
-    """Runs shards in an actor."""
+    """Runs shards in an actor, whose threads of torch are those that the extractor asks for."""
 
-    def __init__(self, extractor: Any, wanted: list[Shard], cpus: int) -> None:
+    def __init__(self, extractor: Any, wanted: list[Shard]) -> None:
         import ray
-        import torch
 
-        torch.set_num_threads(cpus)
         self.extractor: Extractor = ray.get(extractor)
         self.wanted = wanted
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-        done = list(self.extractor.run([self.wanted[place] for place in batch["shard"].tolist()]))
+        import torch
+
+        torch.set_num_threads(self.extractor.threads)
+        done = list(self.extractor.run([self.wanted[number] for number in batch["shard"].tolist()]))
         column = np.empty(len(done), dtype=object)
         column[:] = done
         return {"done": column}
