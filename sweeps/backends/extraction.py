@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lt_train.errors import LongtailError, first_line
 from lt_train.features.shards import Done, Extractor, Shard, Workers
 
 __all__ = ["ray_workers"]
@@ -24,6 +25,7 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
     def extract(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
         import ray
         import ray.data
+        import ray.data.exceptions
 
         if not wanted:
             return
@@ -46,10 +48,23 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
             num_cpus=cpus,
             num_gpus=gpus,
         )
-        for row in done.iter_rows():
-            yield row["done"]
+        try:
+            for row in done.iter_rows():
+                yield row["done"]
+        except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
+            raise _told(error) from error
 
     return extract
+
+
+def _told(error: BaseException) -> LongtailError:
+    """What a worker raised on purpose, out of what Ray wrapped around it; of anything else, a line."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, LongtailError):
+            return inner
+        deepest, inner = inner, getattr(inner, "cause", None) or inner.__cause__
+    return LongtailError(f"a worker that extracts features failed: {first_line(deepest)}; what is done is kept")
 
 
 class _Worker:
