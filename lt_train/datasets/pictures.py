@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ __all__ = [
     "ahead",
     "probe",
     "read_ahead",
+    "shared",
 ]
 
 ReadT = TypeVar("ReadT")
@@ -231,6 +233,14 @@ class PictureFiles:
             hasher.update(f"\n{self._sizes[row]} {self.source.names[row]}".encode(errors="surrogateescape"))
         return hasher.hexdigest()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: an array for the tensor, which Ray's processes of one machine then share."""
+        return vars(self) | {"_held": None if self._held is None else self._held.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._held = None if state["_held"] is None else shared(state["_held"])
+
     def refuse_unreadable(self) -> None:
         """Refuse pictures that are held where it is known of one that it cannot be read; of files nothing is known yet.
 
@@ -275,6 +285,13 @@ def _plain(index: slice | Tensor) -> slice | np.ndarray[Any, Any]:
 
 Pictures = Tensor | PictureFiles
 """Pictures in memory or in files: both have a `shape`, a length, and `[..]`."""
+
+
+def shared(pictures: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor over an array that may be read-only, as what processes share is; it is only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pictures)
 
 
 def read_ahead(pictures: Pictures, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:

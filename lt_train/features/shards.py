@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from lt_train import seeding
 from lt_train.datasets.base import Augmentation
-from lt_train.datasets.pictures import PictureFiles, Pictures, ahead
+from lt_train.datasets.pictures import PictureFiles, Pictures, ahead, shared
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 
 __all__ = ["Done", "Extractor", "Pace", "Shard", "Workers", "in_this_process", "shards"]
@@ -158,12 +157,7 @@ class Extractor:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        with warnings.catch_warnings():  # what is shared is read-only, and is only read
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            self.parts = {
-                name: torch.from_numpy(held) if isinstance(held, np.ndarray) else held
-                for name, held in self.parts.items()
-            }
+        self.parts = {name: shared(held) if isinstance(held, np.ndarray) else held for name, held in self.parts.items()}
         self._begin()
 
     def decisive(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Pictures in files: decoded as torchvision does it, the same from files and memory, and what is no picture is told."""
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,14 @@ def test_files_and_memory_are_the_same(pictures: PictureFiles) -> None:
         assert one.digest() == other.digest()
         assert torch.equal(one[:], other[:])
         assert torch.equal(one[torch.tensor([2, 0])], other[torch.tensor([2, 0])])
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_they_travel(pictures: PictureFiles, held: bool) -> None:
+    arrived = pickle.loads(pickle.dumps(pictures.hold() if held else pictures))
+    assert arrived.in_memory is held
+    assert torch.equal(arrived[:], pictures[:])
+    assert arrived.digest() == pictures.digest()
 
 
 def test_labelled_pictures_are_taken_and_hashed_in_both_ways(pictures: PictureFiles) -> None:
