@@ -173,7 +173,9 @@ class Extractor:
             for shard in wanted
             for start in range(shard.start, shard.stop, self.batch_size)
         ]
-        reads = ahead(partial(_read, self.parts[shard.part], rows) for shard, rows in batches)
+        calls = (partial(_read, self.parts[shard.part], rows) for shard, rows in batches)
+        # What is in memory is no work for a thread, and would only wait for its turn.
+        reads = (call() for call in calls) if all(map(_in_memory, self.parts.values())) else ahead(calls)
         launched: deque[tuple[Shard, slice, _Launched]] = deque()
         filling = _Filling()
         for shard, rows in batches:
@@ -259,6 +261,10 @@ class _Filling:
             whole = self.features[0] if len(self.features) == 1 else torch.cat(self.features)
             self.features = []
             yield Done(shard, whole.numpy(), self.unreadable.pop(shard), self.seconds.pop(shard))
+
+
+def _in_memory(pictures: Pictures) -> bool:
+    return isinstance(pictures, Tensor) or pictures.in_memory
 
 
 def _read(pictures: Pictures, rows: slice) -> tuple[Tensor, Mapping[int, str]]:
