@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     features = command(
         "features",
-        "extract a feature bank and print its path; a bank that exists is not made again",
+        "extract a feature bank and print its path; one that exists is not made again, one half made is gone on with",
         "lt-train features --dataset digits_lt --checkpoint digits.safetensors --views 20",
     )
     features.add_argument("--dataset", required=True, **kind, help="a dataset kind and its parameters")
@@ -150,6 +150,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--views", type=_positive, default=1, help="augmented views; 1: pictures as they are (default)"
     )
     features.add_argument("--no-test-flip", action="store_true", help="test on pictures alone, without their mirrors")
+    features.add_argument(
+        "--dtype", choices=["float32", "float16"], default="float32", help="of features on disk (default: float32)"
+    )
+    features.add_argument(
+        "--unreadable",
+        choices=["fail", "skip"],
+        default="fail",
+        help="give up at a picture that cannot be decoded, or leave it out and say so (default: fail)",
+    )
     features.add_argument("--store", type=_path, default=Path("banks"), help="folder that holds banks (default: banks)")
 
     retrain = command(

@@ -6,6 +6,7 @@ of that storage. Knows the specs and lt_train; knows no search.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from lt_train.device import check_device
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import build_bank
+from lt_train.features.shards import Done, Extractor, Shard
 from lt_train.metrics import SPLITS, split_masks
 from lt_train.progress import progress
 from lt_train.retrain.base import Run, check_runs
@@ -43,19 +45,40 @@ def prepare(spec: SweepSpec) -> FeatureBank:
         if reason := method.unfit(counts):  # known now, and worth no training of a backbone
             raise UserError(f"method {method.kind}: {reason}")
     checkpoint = _trained(spec, data, device)
-    with progress(f"features on {device}", "picture") as report:
-        path = build_bank(
+    bank = open_bank(_extracted(spec, data, checkpoint, device))
+    _check(spec, bank)
+    return bank
+
+
+def _extracted(
+    spec: SweepSpec, data: PictureData | FeatureData, checkpoint: Path | BackboneSpec | None, device: str
+) -> Path:
+    """Where the bank lies, made by this process or by as many others as the sweep asks for."""
+    resources, store = spec.resources, Path(spec.storage) / CACHE / "banks"
+    if resources.extract_workers == 1 or checkpoint is None:
+        with progress(f"features on {device}", "picture") as report:
+            return build_bank(spec.dataset, checkpoint, spec.features, store, device=device, report=report, data=data)
+    device = "cuda" if resources.gpus_per_pack else "cpu"  # theirs; this process may have none
+
+    def workers(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+        # Only now: a bank that is there needs no Ray.
+        with spec.backend.extractors(
+            resources.extract_workers, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack
+        ) as extract:
+            yield from extract(extractor, wanted)
+
+    with progress(f"features on {device}, {resources.extract_workers} workers", "picture") as report:
+        return build_bank(
             spec.dataset,
             checkpoint,
             spec.features,
-            Path(spec.storage) / CACHE / "banks",
+            store,
             device=device,
             report=report,
             data=data,
+            workers=workers,
+            threads=resources.cpus_per_pack,
         )
-    bank = open_bank(path)
-    _check(spec, bank)
-    return bank
 
 
 def _device(spec: SweepSpec) -> str:

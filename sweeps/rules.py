@@ -35,7 +35,7 @@ Loc = tuple[int | str, ...]
 def broken_rules(parts: Parts) -> Iterator[Problem]:
     """Every rule that the valid parts of a sweep file break."""
     yield from _backbone_problems(parts)
-    yield from _stage1_problems(parts)
+    yield from _worker_problems(parts)
     yield from _selection_problems(parts)
     yield from _method_problems(parts)
     if "search" in parts:
@@ -63,11 +63,17 @@ def _backbone_problems(parts: Parts) -> Iterator[Problem]:
         yield Problem(("stage1",), "would train a backbone that backbone.checkpoint has already; remove one of the two")
 
 
-def _stage1_problems(parts: Parts) -> Iterator[Problem]:
+def _worker_problems(parts: Parts) -> Iterator[Problem]:
     if not {"backend", "resources"} <= set(parts):
         return
-    if reason := parts["backend"].too_many(parts["resources"].stage1_workers):
-        yield Problem(("resources", "stage1_workers"), reason)
+    backend = parts["backend"]
+    for field in ("stage1_workers", "extract_workers"):
+        workers = getattr(parts["resources"], field)
+        if workers > 1 and not backend.has_workers:
+            yield Problem(
+                ("resources", field),
+                f"must be 1 with backend {backend.kind}, which is this process alone, got {workers}; set backend: ray",
+            )
 
 
 def _may_bring_features(dataset: DatasetSpec) -> bool:

@@ -151,7 +151,8 @@ class SweepSpec(Spec):
         if self.stage1 is not None:
             document["stage1"] = self.stage1.identity()
         # How many train the backbone is in its address, and so in the fingerprint of its features.
-        del document["resources"]["gpus_per_pack"], document["resources"]["stage1_workers"]
+        for free in ("gpus_per_pack", "stage1_workers", "extract_workers"):
+            del document["resources"][free]
         if self.resources.lanes_per_pack != "auto":
             del document["resources"]["memory_per_pack"]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lt_train.datasets.base import Augmentation, ResizedCrop
-from lt_train.datasets.decoding import Box
+from lt_train.datasets.decoding import Box, Framing
 from lt_train.datasets.pictures import PictureFiles, Pictures
 
 __all__ = ["View", "apply_views", "draw_views", "normalise", "part_of_picture"]
@@ -85,10 +85,26 @@ class View:
         drawn, augmentation = self.drawn[batch], self.augmentation
         if not isinstance(augmentation, ResizedCrop):
             return apply_views(self.pictures[batch], drawn, augmentation.pad)
+        files, framings = self._framed(drawn)
+        return _mirrored(files.framed(batch, framings), drawn)
+
+    def attempt(self, batch: slice | Tensor) -> tuple[Tensor, dict[int, str]]:
+        """See `PictureFiles.attempt`; for `ResizedCrop` alone, as other views are made of pictures that are read."""
+        drawn = self.drawn[batch]
+        files, framings = self._framed(drawn)
+        pictures, unreadable = files.attempt(batch, framings)
+        return _mirrored(pictures, drawn), unreadable
+
+    def _framed(self, drawn: Tensor) -> tuple[PictureFiles, list[Framing]]:
+        """The files, and what to cut out of each picture."""
+        assert isinstance(self.augmentation, ResizedCrop)
         assert isinstance(self.pictures, PictureFiles), "specs offer resized_crop where pictures are files alone"
-        framings = [partial(part_of_picture, row, augmentation.ratio) for row in drawn.tolist()]
-        cut = self.pictures.framed(batch, framings)
-        return torch.where(drawn[:, -1].view(-1, 1, 1, 1) == 1, cut.flip(-1), cut)
+        ratio = self.augmentation.ratio
+        return self.pictures, [partial(part_of_picture, row, ratio) for row in drawn.tolist()]
+
+
+def _mirrored(pictures: Tensor, drawn: Tensor) -> Tensor:
+    return torch.where(drawn[:, -1].view(-1, 1, 1, 1) == 1, pictures.flip(-1), pictures)
 
 
 def apply_views(pictures: Tensor, views: Tensor, pad: int) -> Tensor:

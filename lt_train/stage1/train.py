@@ -23,6 +23,7 @@ from lt_train import seeding
 from lt_train.backbones.base import BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
+from lt_train.datasets.pictures import PictureFiles
 from lt_train.datasets.transform import normalise
 from lt_train.device import check_precision, repeatable_convolutions
 from lt_train.errors import UserError, first_line
@@ -78,6 +79,7 @@ def train_backbone(
         beside `about`.
 
     Raises:
+        DataError: a picture cannot be read.
         UserError: `out` is a directory, its name is too long, the recipe cannot do with these classes or this device,
             or the backbone with pictures of this size.
         StorageError: state or checkpoint could not be written; the last state that was is kept.
@@ -87,6 +89,9 @@ def train_backbone(
     check_output(out)
     ranks = Ranks(device)
     _check_recipe(recipe, data, device, ranks)
+    for part in (data.train.inputs, data.test.inputs):
+        if isinstance(part, PictureFiles):
+            part.refuse_unreadable()
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())

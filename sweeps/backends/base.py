@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lt_train.backbones.base import BackboneSpec
 from lt_train.datasets.base import DatasetSpec, PictureData
-from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
+from lt_train.features.shards import Workers
 from lt_train.registry import KindSpec, kinds, union
 from lt_train.retrain.base import Pack, RunResult
 from lt_train.stage1.base import RecipeSpec
@@ -58,22 +59,19 @@ class BackboneJob:
 class BackendSpec(KindSpec):
     """Base of every backend kind."""
 
+    has_workers: ClassVar[bool] = False
+    """Whether there are other processes than the driver's, which can train a backbone or extract features."""
+
     def trains_elsewhere(self) -> bool:
         """Whether packs are trained on other machines than the driver's, which then needs no device as theirs."""
         return False
-
-    def too_many(self, stage1_workers: int) -> str:
-        """Why so many processes cannot train a backbone together; empty where they can."""
-        if stage1_workers == 1:
-            return ""
-        return (
-            f"must be 1 with backend {self.kind}, which is this process alone, got {stage1_workers}; set backend: ray"
-        )
 
     def train_backbone(
         self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: Report
     ) -> None:
         """Train a backbone in several processes together and write its checkpoint to `out`, on this machine.
+
+        For kinds that have any.
 
         Args:
             job: what to train.
@@ -87,7 +85,15 @@ class BackendSpec(KindSpec):
             UserError: there are not so many, or what training refuses.
             LongtailError: it failed; what was saved is kept, and another call goes on there.
         """
-        raise UserError(f"resources.stage1_workers {self.too_many(workers)}")
+        raise AssertionError("a sweep with stage1_workers on a backend that has none is refused")
+
+    def extractors(self, count: int, *, cpus: int, gpus: float) -> AbstractContextManager[Workers]:
+        """`count` processes that run pictures through a backbone, as long as the block runs; for kinds that have any.
+
+        Raises:
+            UserError: they ask for more than there is.
+        """
+        raise AssertionError("a sweep with extract_workers on a backend that has none is refused")
 
     @abstractmethod
     def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:

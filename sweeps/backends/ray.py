@@ -1,4 +1,4 @@
-"""`ray`: Ray Tune drives packs across a cluster. With `tune.py` and `training.py` the only files that work on Ray.
+"""`ray`: Ray Tune drives packs across a cluster. This room and `sweeps.jobs` are the only files that work on Ray.
 
 A pack is one Tune trial; actors are reused, so a worker process starts once and imports torch once. On a local Ray
 workers open the bank where it lies. On a cluster it goes through the object store once, and every worker on a machine
@@ -16,14 +16,16 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
+from lt_train.features.shards import Workers
 from lt_train.stage1.train import Report
 from sweeps.backends.base import BackboneJob, BackendSpec, PackSource
+from sweeps.backends.extraction import ray_workers
 from sweeps.backends.training import train_together
 from sweeps.backends.tune import error_listener, searcher, trainable_class
 from sweeps.bank_store import publish
@@ -44,6 +46,8 @@ def _without_keys(store: str | None) -> str | None:
 
 class RayBackend(BackendSpec):
     """Packs as Ray Tune trials, on a local Ray or on the cluster at `address`."""
+
+    has_workers: ClassVar[bool] = True
 
     kind: Literal["ray"] = "ray"
     address: str | None = Field(
@@ -80,10 +84,6 @@ class RayBackend(BackendSpec):
         with contextlib.redirect_stdout(sys.stderr):
             self._train(bank, source, cpus, gpus)
 
-    def too_many(self, stage1_workers: int) -> str:
-        """Nothing is: that a cluster has them is seen when they are needed."""
-        return ""
-
     def train_backbone(
         self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: Report
     ) -> None:
@@ -99,6 +99,14 @@ class RayBackend(BackendSpec):
             self._tune(search, handed, cpus, gpus, _slots(cpus, gpus) if local else None)
             if search.error is not None:
                 raise search.error
+
+    @contextlib.contextmanager
+    def extractors(self, count: int, *, cpus: int, gpus: float) -> Iterator[Workers]:
+        """`count` actors on the Ray that packs are trained on."""
+        # Ray prints what its nodes report; standard output is the result's.
+        with contextlib.redirect_stdout(sys.stderr), self._ray() as local:
+            _check_room(cpus, gpus, local=local)
+            yield ray_workers(min(count, _slots(cpus, gpus)) if local else count, cpus, gpus)
 
     @contextlib.contextmanager
     def _ray(self) -> Iterator[bool]:

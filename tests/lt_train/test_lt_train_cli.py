@@ -68,6 +68,11 @@ def test_from_pictures_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (Path(path) / "manifest.json").is_file()
     found = output(capsys, shlex.join(command))
     assert (found["bank"], found["train"], found["test"]) == (path, [2, 369, 16], [1, 500, 16])
+    assert (found["dtype"], found["pace"]) == ("float32", None)  # it was there
+    half = output(capsys, shlex.join([*command, "--dtype", "float16", "--unreadable", "skip"]))
+    assert (half["bank"] != path, half["dtype"], half["pace"]["pictures"]) == (True, "float16", 2 * 369 + 140 + 500)
+    assert sum(half["pace"]["shares"].values()) == pytest.approx(1)
+    assert half["pace"]["pictures_per_second"] == pytest.approx(half["pace"]["pictures"] / half["pace"]["seconds"])
     evaluated = output(capsys, f"evaluate --bank {path}")
     assert evaluated["accuracy"]["all"] == pytest.approx(trained["accuracy"]["all"], abs=0.011)
 

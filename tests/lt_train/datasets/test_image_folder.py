@@ -160,8 +160,11 @@ def test_the_whole_check_finds_what_is_broken_inside(tmp_path: Path) -> None:
     assert len(load(root, check="whole", bad_pictures="skip").train) == 20
     with pytest.raises(DataError, match=r"that cannot be used: 1 \(1 in train\): train/owl/03\.jpg"):
         load(root, check="whole")
+    held = load(root)  # its pictures are decoded, and the one that cannot be is whoever's who asks for it
     with pytest.raises(DataError, match=r"picture train/owl/03\.jpg cannot be decoded"):
-        load(root)
+        held.train.inputs[:]
+    with pytest.raises(DataError, match=r"picture train/owl/03\.jpg cannot be decoded"):
+        held.train.inputs.refuse_unreadable()
 
 
 @pytest.mark.parametrize(
