@@ -6,6 +6,7 @@ of that storage. Knows the specs and lt_train; knows no search.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,8 +29,12 @@ from sweeps.spec import SweepSpec
 __all__ = ["check_packs", "prepare", "prepared_before"]
 
 
-def prepare(spec: SweepSpec) -> FeatureBank:
+def prepare(spec: SweepSpec, told: Callable[[str], None] | None = None) -> FeatureBank:
     """The sweep's feature bank: trains the backbone and extracts features where that was not done before.
+
+    Args:
+        spec: what to do.
+        told: hears how far that is.
 
     Raises:
         UserError: data, checkpoint and bank errors of lt_train, or a selection that this bank cannot serve.
@@ -41,8 +46,8 @@ def prepare(spec: SweepSpec) -> FeatureBank:
     for method in [contestant.method for contestant in spec.contestants()] + list(spec.baselines):
         if reason := method.unfit(counts):  # known now, and worth no training of a backbone
             raise UserError(f"method {method.kind}: {reason}")
-    checkpoint = _trained(spec, data, device)
-    with progress(f"features on {device}", "picture") as report:
+    checkpoint = _trained(spec, data, device, told)
+    with progress(f"features on {device}", "picture", told) as report:
         path = build_bank(
             spec.dataset,
             checkpoint,
@@ -81,7 +86,9 @@ def prepared_before(spec: SweepSpec, fingerprint: str) -> FeatureBank | None:
     return bank
 
 
-def _trained(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> Path | BackboneSpec | None:
+def _trained(
+    spec: SweepSpec, data: PictureData | FeatureData, device: str, told: Callable[[str], None] | None
+) -> Path | BackboneSpec | None:
     """What to extract with: the backbone with its checkpoint, or one trained by the recipe; None for features."""
     if isinstance(data, FeatureData):
         if spec.backbone is not None:
@@ -104,7 +111,7 @@ def _trained(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> P
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
     if not out.exists():
-        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {device}") as report:
+        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {device}", told=told) as report:
             about = {"dataset": spec.dataset.model_dump(mode="json")}
             train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
     return out
