@@ -306,8 +306,8 @@ SAID = """lt-progress {"sweep": "demo", "state": "%s", "note": "%s", "at_ms": 1}
             "SUCCEEDED",
             SAID % ("finished", ""),
             "finished",
-            "`lt-sweep logs demo --address http://127.0.0.1:8265` prints its table; /storage/demo/result.json holds all "
-            "of it",
+            "`lt-sweep logs demo --address http://127.0.0.1:8265` prints its table; "
+            "/storage/demo/result.json holds all of it",
         ),
         (
             "FAILED",
