@@ -159,7 +159,8 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:
-        table.add_column(name.removesuffix("_ms"), overflow="fold")  # whole, as the next command wants it
+        # Whole, and an id in one piece: the next command wants it.
+        table.add_column(name.removesuffix("_ms"), overflow="fold", no_wrap=name == "job")
     for row in rows:
         table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)
@@ -257,7 +258,7 @@ def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
         if said.at_ms and not said.ended:  # it ran, and never said how it ended
             note = f"its driver was ended by force ({last_words}); `lt-sweep resume {where}` goes on"
         state, note = "failed", note or last_words
-    elif said.ended:  # and about to print its table
+    elif said.state == "finished":  # and about to print its table
         state = "running"
     said = said.model_copy(update={"state": state, "note": note})
     return said, f"job {job.id} on {cluster.address}, storage {job.storage}"

@@ -319,6 +319,7 @@ SAID = """lt-progress {"sweep": "demo", "state": "%s", "note": "%s", "at_ms": 1}
         ("FAILED", SAID % ("stopped", "") + "\nlt-sweep: interrupted", "failed", "lt-sweep: interrupted"),
         ("FAILED", "Running entrypoint for job\nlt-sweep: no such secret", "failed", "lt-sweep: no such secret"),
         ("RUNNING", SAID % ("finished", ""), "running", ""),
+        ("RUNNING", SAID % ("failed", "out of ideas"), "failed", "out of ideas"),
         ("PENDING", "", "preparing", "waiting for the cluster to start it"),
     ],
 )
@@ -345,10 +346,11 @@ def test_who_stops_watching_is_told_that_the_sweep_goes_on(
 
 
 def test_a_list_shows_ids_whole(job_api: JobApi, capsys: pytest.CaptureFixture[str]) -> None:
-    job = "lt-a-rather-long-name-of-a-sweep-20261125-211137-23461"
-    job_api.add(job, ran("a-rather-long-name-of-a-sweep", "/storage/of/a/team/with/a/long/name"), {}, "RUNNING")
+    job = "lt-a-rather-long-name-20261125-211137-23461"
+    job_api.add(job, ran("a-rather-long-name", "/storage/of/a/team/with/a/long/name"), {}, "RUNNING")
     assert lt_sweep("list", *ADDRESS) == 0
     printed = capsys.readouterr().out
+    assert job in printed
     assert "…" not in printed
     assert printed.split()[:3] == ["sweep", "state", "started"]
     job_api.listed.clear()
