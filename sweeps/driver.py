@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
 from sweeps.prepare import prepare, prepared_before
 from sweeps.report.artifacts import write_artifacts
+from sweeps.report.terminal import winner_line
 from sweeps.result import Result, Winner, summarise
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
@@ -82,7 +83,7 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
         try:
             start = time.perf_counter()
             # What the user may have to mend comes up here, before an earlier sweep is touched.
-            bank = _features(spec, again)
+            bank = _features(spec, again, lambda text: publisher.update(note=text))
             lease.check()
             if fresh:
                 _close_left_open(spec, lease)
@@ -90,13 +91,20 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
             publisher.directory = directory.path
             result = _search(spec, bank, directory, start, lease, publisher)
         except TrackingBehind as error:
-            publisher.update(state="finished", seconds_left=0.0, note=str(error))
+            publisher.update(state="finished", winner=winner_line(error.result), seconds_left=0.0, note=str(error))
             raise
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             publisher.update(state="stopped" if stopped else "failed", note="" if stopped else str(error))
             raise
-        publisher.update(state="finished", seconds_left=0.0, tracking_behind=0, tracking_trouble="")
+        publisher.update(
+            state="finished",
+            note="",
+            winner=winner_line(result),
+            seconds_left=0.0,
+            tracking_behind=0,
+            tracking_trouble="",
+        )
         return result
 
 
@@ -113,10 +121,10 @@ def _stoppable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _features(spec: SweepSpec, again: bool) -> FeatureBank:
+def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> FeatureBank:
     """The bank to search on. A resume can do without data and checkpoint, where the storage has the bank."""
     try:
-        return prepare(spec)
+        return prepare(spec, told)
     except (DataError, CheckpointError) as error:
         known = known_bank(spec) if again else None
         bank = None if known is None else prepared_before(spec, known)
@@ -147,7 +155,7 @@ def _search(
             with progress(f"sweep {spec.name}", "run") as report:
                 watcher = Watcher(spec, tracker, report, publisher)
                 schedule = Schedule(spec, bank, ledger, watcher.on_trial)
-                publisher.update(state="running")
+                publisher.update(state="running", note="")
                 watcher.attach(schedule)
                 entered = time.perf_counter()
                 finished_before = schedule.exhausted() and directory.result.exists()
@@ -155,6 +163,7 @@ def _search(
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
                 left = time.perf_counter()
+                publisher.update(note="writing the result, and what tracking does not show yet")
             seconds = {
                 "prepare": prepared - start,
                 "backend": left - entered,

@@ -6,7 +6,7 @@ of that storage. Knows the specs and lt_train; knows no search.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,8 +31,12 @@ from sweeps.spec import SweepSpec
 __all__ = ["check_packs", "prepare", "prepared_before"]
 
 
-def prepare(spec: SweepSpec) -> FeatureBank:
+def prepare(spec: SweepSpec, told: Callable[[str], None] | None = None) -> FeatureBank:
     """The sweep's feature bank: trains the backbone and extracts features where that was not done before.
+
+    Args:
+        spec: what to do.
+        told: hears how far that is.
 
     Raises:
         UserError: data, checkpoint and bank errors of lt_train, or a selection that this bank cannot serve.
@@ -44,19 +48,23 @@ def prepare(spec: SweepSpec) -> FeatureBank:
     for method in [contestant.method for contestant in spec.contestants()] + list(spec.baselines):
         if reason := method.unfit(counts):  # known now, and worth no training of a backbone
             raise UserError(f"method {method.kind}: {reason}")
-    checkpoint = _trained(spec, data, device)
-    bank = open_bank(_extracted(spec, data, checkpoint, device))
+    checkpoint = _trained(spec, data, device, told)
+    bank = open_bank(_extracted(spec, data, checkpoint, device, told))
     _check(spec, bank)
     return bank
 
 
 def _extracted(
-    spec: SweepSpec, data: PictureData | FeatureData, checkpoint: Path | BackboneSpec | None, device: str
+    spec: SweepSpec,
+    data: PictureData | FeatureData,
+    checkpoint: Path | BackboneSpec | None,
+    device: str,
+    told: Callable[[str], None] | None,
 ) -> Path:
     """Where the bank lies, made by this process or by as many others as the sweep asks for."""
     resources, store = spec.resources, Path(spec.storage) / CACHE / "banks"
     if resources.extract_workers == 1 or checkpoint is None:
-        with progress(f"features on {device}", "picture") as report:
+        with progress(f"features on {device}", "picture", told) as report:
             return build_bank(spec.dataset, checkpoint, spec.features, store, device=device, report=report, data=data)
     device = "cuda" if resources.gpus_per_pack else "cpu"  # theirs; this process may have none
 
@@ -67,7 +75,7 @@ def _extracted(
         ) as extract:
             yield from extract(extractor, wanted)
 
-    with progress(f"features on {device}, {resources.extract_workers} workers", "picture") as report:
+    with progress(f"features on {device}, {resources.extract_workers} workers", "picture", told) as report:
         return build_bank(
             spec.dataset,
             checkpoint,
@@ -105,7 +113,9 @@ def prepared_before(spec: SweepSpec, fingerprint: str) -> FeatureBank | None:
     return bank
 
 
-def _trained(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> Path | BackboneSpec | None:
+def _trained(
+    spec: SweepSpec, data: PictureData | FeatureData, device: str, told: Callable[[str], None] | None
+) -> Path | BackboneSpec | None:
     """What to extract with: the backbone with its checkpoint, or one trained by the recipe; None for features."""
     if isinstance(data, FeatureData):
         if spec.backbone is not None:
@@ -133,7 +143,7 @@ def _trained(spec: SweepSpec, data: PictureData | FeatureData, device: str) -> P
     if not out.exists():
         about = {"dataset": spec.dataset.model_dump(mode="json")}
         on = device if workers == 1 else f"{workers} workers"
-        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {on}") as report:
+        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {on}", told=told) as report:
             if workers == 1:
                 train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
             else:

@@ -9,6 +9,7 @@ asks, waits where it is told to, and is never the one to try a pack again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -181,9 +182,12 @@ def _stopped_in_good_order() -> Iterator[None]:
         yield
         return
     asked: list[int] = []
+    tune = logging.getLogger("ray.tune.tune")
+    level = tune.level
 
     def interrupt(number: int, frame: Any) -> None:
         asked.append(number)
+        tune.setLevel(logging.CRITICAL)  # it would say that trials which are stopped have not completed
         if len(asked) > 1 or not callable(signal.getsignal(signal.SIGUSR1)):
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGUSR1)  # Tune's handler ends its loop
@@ -195,6 +199,7 @@ def _stopped_in_good_order() -> Iterator[None]:
     try:
         yield
     finally:
+        tune.setLevel(level)
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked:

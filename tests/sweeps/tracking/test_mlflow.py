@@ -184,6 +184,37 @@ def test_a_request_whose_answer_is_lost_is_not_sent_again_behind_our_back():
     assert asked == ["/api/2.0/mlflow/runs/create"]
 
 
+@pytest.mark.parametrize(
+    ("user", "status", "told"),
+    [
+        ("ann", 401, "refuses ann with this password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (None, 401, "wants a login, and got none; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("ann", 403, "does not let ann write experiment 'small'; name another in tracking.experiment"),
+    ],
+)
+def test_who_is_not_let_in_is_told_what_to_set(
+    user: str | None, status: int, told: str, tracked: MakeSweep, monkeypatch: pytest.MonkeyPatch
+):
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"You are not authenticated. Please see a page.")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    if user is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(TrackingBehind, match=f"{uri} {told}"):
+            sweeps.run(tracked(tracking={"uri": uri, **IMPATIENT}, search={"trials": 2}))
+        server.shutdown()
+
+
 def test_a_stop_closes_what_was_half_written(tracked: MakeSweep, monkeypatch: pytest.MonkeyPatch):
     """As where the artifact store is away: the run is there, its tables are not."""
     spec = tracked(search={"trials": 2})
