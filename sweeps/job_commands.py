@@ -164,8 +164,9 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:
+        head = name.removesuffix("_ms")
         # Whole, and an id in one piece: the next command wants it.
-        table.add_column(name.removesuffix("_ms"), overflow="fold", no_wrap=name == "job")
+        table.add_column(head, overflow="fold", no_wrap=name == "job", min_width=len(head))
     for row in rows:
         table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)
