@@ -169,6 +169,16 @@ def _add_sweep_commands(commands: Any) -> None:
     _add_target(sub)
     _add_job_options(sub, address=False)
     _add_json(sub)
+    sub = _command(
+        commands,
+        "report",
+        "a page with verdict, tables and figures of sweeps, finished or not",
+        "lt-sweep report runs/demo",
+    )
+    sub.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="sweep directory, or the result.json in it")
+    sub.add_argument("--out", type=Path, help="directory to write to (default for one sweep: its report/)")
+    _add_import(sub)
+    _add_json(sub)
     sub = _command(commands, "ui", "open MLflow on a sweep's runs table", "lt-sweep ui runs/demo --port 5000")
     sub.add_argument("target", type=Path, help="sweep directory or sweep file")
     sub.add_argument("--port", type=_port, default=5000, help="port on localhost (default 5000)")
