@@ -71,7 +71,7 @@ def loma(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
     order = class_order(sweep.manifest.class_counts)
     groups = np.array_split(order, min(GROUPS, len(order)))
     names = [_group_name(sweep.manifest, group.tolist()) for group in groups]
-    ticks = dict(enumerate(names))
+    ticks = {float(place): name for place, name in enumerate(names)}
     x = [float(place) for place in range(len(groups))]
     left, right = [], []
     for style, (name, one) in enumerate(list(shown.items())[:MOST_LINES]):
@@ -89,14 +89,20 @@ def loma(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
     return Figure(
         "loma",
         "LoMa and regularised std (Fig. 3)",
-        "Left: Logits Magnitude (Eq. 6) over its sum, mean of a group of classes; level is balanced. Right: std over LoMa "
-        "(Eq. 7); classes whose LoMa is not positive are left out. Means over seeds, on test.",
+        "Left: Logits Magnitude (Eq. 6) over its sum, mean of a group of classes; level is balanced. Right: std over "
+        "LoMa (Eq. 7); classes whose LoMa is not positive are left out. Means over seeds, on test.",
         f"LoMa share by class group: {told}.",
         (
             Panel(place, "LoMa / sum |LoMa|", tuple(left), x_ticks=ticks),
-            Panel(place, "regularised std", tuple(right), x_ticks=ticks),
+            Panel(place, "regularised std", tuple(right), x_ticks=ticks, y_log=_wide(right)),
         ),
     )
+
+
+def _wide(series: Sequence[Series]) -> bool:
+    """Whether values lie so far apart that one of them would flatten all others."""
+    known = [value for one in series for value in one.y if value is not None]
+    return bool(known) and min(known) > 0 and max(known) > 10 * min(known)
 
 
 def class_accuracy(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
@@ -137,7 +143,8 @@ def _gained(shown: dict[str, Setting], chosen: Sequence[str]) -> str:
     ours, theirs = (over_seeds(shown[name], "class_accuracy") for name in chosen[:2])
     gaps = [a - b for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
     up, down = sum(gap > 1e-9 for gap in gaps), sum(gap < -1e-9 for gap in gaps)
-    return f"Over {chosen[1]}, {chosen[0]} gained on {up} classes, lost on {down}, and is level on {len(gaps) - up - down}."
+    level = len(gaps) - up - down
+    return f"Over {chosen[1]}, {chosen[0]} gained on {up} classes, lost on {down}, and is level on {level}."
 
 
 def one_picture(sweep: Sweep) -> Figure | None:

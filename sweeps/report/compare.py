@@ -124,7 +124,7 @@ def ending(curves: selection.Array) -> Ending | None:
     """
     if curves.size == 0 or np.isnan(curves).any():
         return None
-    seeds, epochs = curves.shape
+    epochs = curves.shape[1]
     mean = curves.mean(axis=0)
     peak = epochs - 1 - int(mean[::-1].argmax())
     about = (epochs, peak + 1, float(mean[peak]), float(mean[-1]))

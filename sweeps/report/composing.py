@@ -14,6 +14,7 @@ from sweeps.report.compare import estimate
 from sweeps.report.content import Cell, Column, Figure, Report, Section, Table
 from sweeps.report.reading import Sweep
 from sweeps.report.verdict import called, verdict
+from sweeps.search.importance import FEWEST_TRIALS
 
 __all__ = ["compose", "overview"]
 
@@ -88,7 +89,7 @@ def _importance_missing(sweep: Sweep) -> str:
     if not any(len(one.space) > 1 for one in sweep.spec.contestants()):
         return "Fewer than two values were searched, so there is no importance to tell."
     if search_figures.importance(sweep) is None:
-        return f"Parameter importance needs {search_figures.FEWEST_TRIALS} whole trials that differ in their value."
+        return f"Parameter importance needs {FEWEST_TRIALS} whole trials that differ in their value."
     return ""
 
 

@@ -70,7 +70,7 @@ def draw(figure: Figure, prefix: str) -> str:
 
     across = min(figure.across, len(figure.panels))
     down = math.ceil(len(figure.panels) / across)
-    wide = WIDTH if across > 1 else 1.7 * WIDTH
+    wide = WIDTH if across > 1 else 1.35 * WIDTH
     with mpl.rc_context(_SETTINGS):
         canvas = Canvas(
             figsize=(wide * across if across < 3 else 0.75 * wide * across, HEIGHT * down), layout="constrained"
@@ -124,8 +124,17 @@ def _panel(axes: Any, panel: Panel) -> None:
 
 
 def _ticks(axes: Any, panel: Panel) -> None:
-    for ticks, place in ((panel.x_ticks, axes.xaxis), (panel.y_ticks, axes.yaxis)):
+    from matplotlib import ticker
+
+    whole = all(float(x).is_integer() for one in panel.series for x in one.x)
+    for ticks, place, log in ((panel.x_ticks, axes.xaxis, panel.x_log), (panel.y_ticks, axes.yaxis, panel.y_log)):
         if ticks is None:
+            if log and len(place.get_ticklocs()) < 6:  # few decades: say what lies between them
+                place.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+                place.set_major_formatter(ticker.FormatStrFormatter("%g"))
+                place.set_minor_formatter(ticker.NullFormatter())
+            elif place is axes.xaxis and whole and not log:
+                place.set_major_locator(ticker.MaxNLocator(integer=True))
             continue
         every = max(1, math.ceil(len(ticks) / 12))
         kept = list(ticks.items())[::every]
@@ -163,7 +172,9 @@ def _points(axes: Any, one: Series, label: str | None) -> None:
     size, alpha = (18.0 if len(one.x) <= 150 else 7.0), (0.35 if one.faint else 0.85)
     many = len(one.x) > RASTERISED_ABOVE
     if one.value is None:
-        hollow = {"facecolors": "none", "edgecolors": style} if one.mark == "hollow" else {"color": style}
+        # What lies on another is hollow, so that both are seen.
+        hollow = one.mark == "hollow" or (one.style > 0 and not one.faint)
+        fill = {"facecolors": "none", "edgecolors": style} if hollow else {"color": style}
         axes.scatter(
             one.x,
             _holes(one.y),
@@ -172,7 +183,7 @@ def _points(axes: Any, one: Series, label: str | None) -> None:
             alpha=alpha,
             label=label,
             rasterized=many,
-            **hollow,
+            **fill,
         )
         return
     shares = _shares(one.value)
@@ -215,8 +226,8 @@ def _cells(axes: Any, one: Series, label: str | None) -> None:
 
     shares = _shares(one.value or [])
     for place, (x, y, share) in enumerate(zip(one.x, _holes(one.y), shares, strict=True)):
-        look = {"facecolor": STYLES[0], "alpha": 0.08 + 0.6 * share, "linewidth": 0}
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
+        cell = Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=STYLES[0], alpha=0.08 + 0.6 * share, linewidth=0)
+        axes.add_patch(cell)
         if one.label is not None and len(one.x) <= 150:
             axes.text(x, y, one.label[place], ha="center", va="center", fontsize=7.5)
     axes.set_xlim(min(one.x) - 0.5, max(one.x) + 0.5)

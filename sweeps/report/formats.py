@@ -70,7 +70,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A `table` environment with booktabs' rules: needs `\\usepackage{booktabs}` and nothing else."""
+    """A `table` environment with the rules of the package booktabs, which is all it needs."""
     places = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
     lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{places}}}", r"\toprule"]

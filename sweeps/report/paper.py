@@ -105,7 +105,7 @@ def printed(spec: SweepSpec) -> Printed | None:
     ratio = data.get("imbalance_ratio")
     if data["kind"] != "cifar100_lt" or data["n_max"] != 500 or ratio not in TABLE2_CIFAR:
         return None
-    recipe = (document["stage1"] or {}).get("kind")
+    recipe = str((document["stage1"] or {}).get("kind"))
     if backbone == "resnet32" and ratio == 100 and recipe in TABLE4:
         rows: dict[str, Splits] = {kind: (value, None, None, None) for kind, value in TABLE4[recipe].items()}
         return Printed(f"Table 4, row {recipe}: {BEST_OF_FIVE}", rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def history(sweep: Sweep) -> Figure | None:
         "history",
         "Search history",
         "One point a trial, in the order it was asked; failed trials are crosses at the foot.",
-        f"Objective against trial number for {done} trials, {count} of them failed, with the best so far as a step line.",
+        f"Objective against trial number for {done} trials, {count} of them failed; the best so far is a step line.",
         tuple(panels),
     )
 
@@ -84,17 +84,17 @@ def epochs(sweep: Sweep) -> Figure | None:
     if winner is None or not winner.trial.method.trains:
         return None
     panels = []
-    sets = ["val", "test"] if winner.records[0].val else ["test"]
+    sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]
     for on in sets:
         series, lines = [], []
         for style, split in enumerate(SPLITS):
-            curve = [None if v is None else 100 * v for v in mean_curve(winner.records, on, style)]  # type: ignore[arg-type]
+            curve = [None if v is None else 100 * v for v in mean_curve(winner.records, on, style)]
             if any(value is not None for value in curve):
                 x = [float(epoch) for epoch in range(1, len(curve) + 1)]
                 series.append(Series(split, x, curve, style=style, faint=style != sweep.column))
         vanilla = sweep.sound_baselines.get("vanilla")
         if vanilla is not None and (on == "test" or vanilla.records[0].val):
-            start = judged(vanilla.records, on, sweep.column).mean()  # type: ignore[arg-type]
+            start = judged(vanilla.records, on, sweep.column).mean()
             lines.append(Line(f"stage-1 head, {SPLITS[sweep.column]}", y=100 * float(start), style=5))
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
     end = ending_of(sweep, winner)
@@ -126,8 +126,8 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
     return Figure(
         "smooth_factor",
         "Accuracy against smooth factor (Fig. 4)",
-        "Points are trials, whose other values differ; the line goes through the best trial, by what is selected on, of "
-        "each value or range of the smooth factor.",
+        "Points are trials, whose other values differ; the line goes through the best trial, by what is selected on, "
+        "of each value or range of the smooth factor.",
         f"Test accuracy against smooth factor for {len(series) // 2} sweep(s). "
         + " ".join(f"{one.name}: {_trend(one)}" for one in series[1::2]),
         (Panel("smooth factor", f"test accuracy ({metric}), %", tuple(series)),),
@@ -242,7 +242,7 @@ def importance(sweep: Sweep) -> Figure | None:
         "importance",
         "Parameter importance",
         "Optuna's fANOVA: the share of the spread of the objective over the searched ranges that a parameter explains "
-        f"alone. Of searches with at least {FEWEST_TRIALS} whole trials; it says nothing of values that were not tried.",
+        f"alone. Of searches with at least {FEWEST_TRIALS} whole trials; it says nothing of untried values.",
         f"Importance of searched parameters. {told}",
         tuple(panels),
     )

@@ -1,4 +1,4 @@
-"""The tables of a report but for the verdict's: methods, the paper beside us, finalists, trials, cost, failures. Pure."""
+"""The tables of a report but the verdict's: methods, the paper beside us, finalists, trials, cost, failures. Pure."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def methods(sweep: Sweep) -> Table:
     note = (
         "Test accuracy in percent, mean and half its 95% interval over seeds. Best of "
         f"{seeds}: all classes, the seed that is best by what is selected on. Minus first: in "
-        f"{sweep.spec.selection.metric}, paired by seed. LoMa: Eq. 6, mean over classes; cv: std over mean, 0 is balanced."
+        f"{sweep.spec.selection.metric}, paired by seed. LoMa: Eq. 6, mean over classes; cv: std over mean, 0: balanced."
     )
     return Table("methods", "Methods, each at its best", columns, tuple(rows), note, frozenset({0} if first else ()))
 

@@ -109,8 +109,8 @@ def _numbers(sweep: Sweep) -> Table | None:
     chosen = sweep.spec.selection
     how = "that seed is the best by what is selected on" if chosen.on == "test" else "the seed is chosen on val"
     note = (
-        f"* {selection.expected_best(seeds):.2f} standard deviations: by how much the best of {seeds} normal seeds lies "
-        f"above their mean if it is chosen by that very column. Here {how}, so it is at most about this."
+        f"* {selection.expected_best(seeds):.2f} standard deviations: by how much the best of {seeds} normal seeds "
+        f"lies above their mean if it is chosen by that very column. Here {how}, so it is at most about this."
     )
     return Table("winner", "The winner", (Column("%"), *BY_SPLIT), tuple(rows), note * (seeds > 1), frozenset({0}))
 
@@ -129,8 +129,8 @@ def _gains(sweep: Sweep) -> Table | None:
     metric = sweep.spec.selection.metric
     columns = (Column("winner minus"), *(Column(split, "points") for split in SPLITS), Column("p", "p"), Column("is"))
     note = (
-        f"Points, with 95% intervals; paired by seed. p and the last column: two-sided paired t test in {metric}; tied: "
-        "the interval holds 0. Intervals are over seeds of the re-training: one backbone, one test set."
+        f"Points, with 95% intervals; paired by seed. p and the last column: two-sided paired t test in {metric}; "
+        "tied: the interval holds 0. Intervals are over seeds of the re-training: one backbone, one test set."
     )
     return Table("gains", "Gain of the winner", columns, tuple(rows), note) if rows else None
 
@@ -158,7 +158,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
             "One seed: no interval and no test; a difference may be luck." if trains else "It trains nothing: one run."
         )
     elif float(np.ptp(winner.values[:, sweep.column])) < selection.ROUNDING:
-        yield "All seeds agree to the last picture, so the interval over seeds has no width; the test set's own does."
+        yield "All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."
     end = ending_of(sweep, winner)
     if end is not None:
         yield ending_text(end, chosen.epoch)
