@@ -66,6 +66,7 @@ _SETTINGS = {
 def draw(figure: Figure, prefix: str) -> str:
     """The SVG element of a figure; `prefix` keeps its ids apart from others' on the page."""
     import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
     across = min(figure.across, len(figure.panels))
@@ -82,7 +83,8 @@ def draw(figure: Figure, prefix: str) -> str:
         for empty in axes[len(figure.panels) :]:
             empty.set_axis_off()
         out = io.StringIO()
-        canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+        # `savefig` would lay it all out twice.
+        FigureCanvasSVG(canvas).print_svg(out, metadata=dict.fromkeys(("Date", "Creator", "Type", "Format")))
     return _inline(out.getvalue(), prefix, figure)
 
 

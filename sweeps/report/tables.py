@@ -73,7 +73,7 @@ def methods(sweep: Sweep) -> Table:
     note = (
         "Test accuracy in percent, mean and half its 95% interval over seeds. Best of "
         f"{seeds}: all classes, the seed that is best by what is selected on. Minus first: in "
-        f"{sweep.spec.selection.metric}, paired by seed. LoMa: Eq. 6, mean over classes; cv: std over mean, 0: balanced."
+        f"{sweep.spec.selection.metric}, paired by seed. LoMa: Eq. 6, mean over classes; cv: its std over mean."
     )
     return Table("methods", "Methods, each at its best", columns, tuple(rows), note, frozenset({0} if first else ()))
 
