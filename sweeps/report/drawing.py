@@ -121,8 +121,11 @@ def _panel(axes: Any, panel: Panel) -> None:
     if panel.value_label:
         axes.set_title(f"larger, darker: {panel.value_label}", loc="right", fontsize=7.5)
     if len(named) > 1:
-        columns = 1 if len(named) < 4 else 2
-        axes.legend(frameon=False, fontsize=7.5, ncols=columns, loc="best", handlelength=2.6)
+        look = {"frameon": False, "fontsize": 7.5, "handlelength": 2.6}
+        if panel.title:
+            axes.legend(loc="best", ncols=1 if len(named) < 4 else 2, **look)
+        else:  # above the axes, where nothing is hidden by it
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, columnspacing=1.2, **look)
 
 
 def _ticks(axes: Any, panel: Panel) -> None:
@@ -131,7 +134,8 @@ def _ticks(axes: Any, panel: Panel) -> None:
     whole = all(float(x).is_integer() for one in panel.series for x in one.x)
     for ticks, place, log in ((panel.x_ticks, axes.xaxis, panel.x_log), (panel.y_ticks, axes.yaxis, panel.y_log)):
         if ticks is None:
-            if log and len(place.get_ticklocs()) < 6:  # few decades: say what lies between them
+            low, high = place.get_view_interval()
+            if log and 0 < low and high < 150 * low:  # about two decades: say what lies between them
                 place.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
                 place.set_major_formatter(ticker.FormatStrFormatter("%g"))
                 place.set_minor_formatter(ticker.NullFormatter())

@@ -15,7 +15,7 @@ from lt_train.errors import LongtailError, StorageError
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain.base import EpochRule, Halving, KeptHead, Pack, Run, RunResult
 from sweeps.lease import LeaseLost
-from sweeps.ledger import Ledger, read_records, run_key
+from sweeps.ledger import FinishedRuns, Ledger, read_records, run_key
 
 
 def result(value: float = 0.5, failure: str | None = None) -> RunResult:
@@ -276,3 +276,22 @@ def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(small_d
     again.append(pack("after", 0), ["kafter"], [result()], 1.0)
     assert len(again.finished) == appended + 1
     again.close()
+
+
+def test_who_only_looks_sees_what_is_finished_and_changes_nothing(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(0.25), result(0.75)], 1.5)
+    with ledger.path.open("ab") as file:
+        file.write(b'{"term":1,"pack":"cut sh')  # a driver in the middle of a write
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    seen = FinishedRuns(tmp_path)
+    seen.drop_heads(["k0", "k1"])
+    assert seen.finished == ledger.finished
+    assert seen.seconds["train"] == 1.5
+    assert seen.head("k1")["weight"].tolist() == [[0.75] * 3] * 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(AssertionError, match="is open to be read, not written"):
+        seen.append(pack("b", 2), ["k2"], [result()], 1.0)
+    assert FinishedRuns(tmp_path / "nothing").finished == {}
+    assert not (tmp_path / "nothing").exists()
+    ledger.close()
