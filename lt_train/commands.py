@@ -273,7 +273,7 @@ def _print(arguments: argparse.Namespace, document: dict[str, Any], columns: lis
 
 
 def _kind(words: Sequence[str]) -> dict[str, Any]:
-    """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string."""
+    """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string, a list must be."""
     document: dict[str, Any] = {"kind": words[0]}
     for word in words[1:]:
         name, equals, text = word.partition("=")
@@ -284,5 +284,8 @@ def _kind(words: Sequence[str]) -> dict[str, Any]:
         try:
             document[name] = json.loads(text)
         except ValueError:
+            if text.startswith(("[", "{")):
+                example = '["a", "b"]' if text.startswith("[") else '{"a": true}'
+                raise UserError(f"{name}: must be JSON, as in '{name}={example}', got {text}") from None
             document[name] = text
     return document

@@ -27,6 +27,8 @@ from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
 from sweeps.bundle import bundled
 from sweeps.directory import IDENTITY, leases, sweep_directory
+from sweeps.family_directory import is_family, load_known_family
+from sweeps.family_progress import as_one
 from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
@@ -54,8 +56,8 @@ def submit(arguments: argparse.Namespace) -> int:
     with bundled(arguments.spec, arguments.working_dir) as bundle:
         job = cluster.submit(
             ["run", bundle.file],
-            sweep=bundle.spec.name,
-            storage=bundle.spec.storage,
+            sweep=bundle.name,
+            storage=bundle.storage,
             options=_options(arguments),
             working_dir=bundle.directory,
             place=bundle.place,
@@ -100,8 +102,11 @@ def status(arguments: argparse.Namespace) -> int:
     progress, where = ask()
     if arguments.json:
         print(progress.model_dump_json())
-    else:
-        Console().print(as_table(progress, where=where))
+        return 0
+    Console().print(as_table(progress, where=where))
+    if _cluster(arguments) is None and is_family(Path(arguments.target)):
+        for member in _members(Path(arguments.target)):
+            print(as_line(member) if isinstance(member, Progress) else f"sweep {member}: not begun")
     return 0
 
 
@@ -172,7 +177,8 @@ def stop(arguments: argparse.Namespace) -> int:
         was = "had ended already" if job.ended else "is stopped"
         print(json.dumps({"job": ended.id, "state": ended.state}) if arguments.json else f"job {ended.id} {was}")
         return 0
-    path = sweep_directory(Path(arguments.target)).path
+    target = Path(arguments.target)
+    path = target.expanduser().resolve() if is_family(target) else sweep_directory(target).path
     running = _driver(path)
     if running is None:
         print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {arguments.target}")
@@ -219,6 +225,8 @@ def _progress_of(arguments: argparse.Namespace) -> Callable[[], tuple[Progress, 
         job_id = cluster.find(arguments.target).id
         return lambda: _job_progress(cluster, cluster.find(job_id))
     directory = Path(arguments.target)
+    if is_family(directory):
+        return lambda: _family_progress(directory)
     sweep_directory(directory)  # says what is wrong with a directory that is none
     return lambda: _directory_progress(directory)
 
@@ -230,6 +238,9 @@ def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
     if said is None:
         note = _last_words(without_progress(log)) or ("waiting for the cluster to start it" if not job.ended else "")
         said = Progress(sweep=job.sweep, state="preparing", note=note, started_ms=job.started_ms or 0)
+    if said.sweep != job.sweep and said.ended and not job.ended:  # one of a family's, and the next begins
+        note = f"{said.sweep} has {'failed' if said.state == 'failed' else 'ended'}, the next begins"
+        said = said.model_copy(update={"state": "running", "note": note, "seconds_left": None})
     if job.state == "stopped":
         said = said.model_copy(update={"state": "stopped"})
     elif job.state == "succeeded":
@@ -248,6 +259,21 @@ def _directory_progress(directory: Path) -> tuple[Progress, str]:
         note = f"its driver is gone; `lt-sweep resume {directory}` goes on"
         said = said.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
     return said, f"{directory}" + (f", run by {running.who}" if running is not None else "")
+
+
+def _family_progress(directory: Path) -> tuple[Progress, str]:
+    """That of a family, as if it were one sweep."""
+    path = directory.expanduser().resolve()
+    running = _driver(path)
+    members = [member if isinstance(member, Progress) else None for member in _members(path)]
+    said = as_one(path.name, members, led=running is not None)
+    return said, f"{directory}" + (f", run by {running.who}" if running is not None else "")
+
+
+def _members(directory: Path) -> list[Progress | str]:
+    """What the sweeps of a family say; one that was not begun by its name."""
+    sweeps = [Path(spec.storage) / spec.name for spec in load_known_family(directory).sweeps]
+    return [_directory_progress(place)[0] if (place / IDENTITY).exists() else place.name for place in sweeps]
 
 
 def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:

@@ -30,7 +30,7 @@ from lt_train.storage import atomic_file, fingerprint, sync, writing
 from lt_train.tensor_file import write_tensors
 from sweeps.lease import LeaseLost
 
-__all__ = ["FinishedRuns", "Ledger", "Record", "read_records", "run_key"]
+__all__ = ["FinishedRuns", "Ledger", "Record", "run_key"]
 
 
 def run_key(bank_fingerprint: str, run: Run, rule: EpochRule, halving: Halving | None = None, pool: str = "") -> str:
@@ -263,18 +263,6 @@ class Ledger(FinishedRuns):
             if "pack" in line:
                 self._take(line, records)
         os.ftruncate(self._file, self._end)
-
-
-def read_records(directory: Path) -> list[Record]:
-    """What is finished in a sweep directory, in the order of the ledger; for those who only look.
-
-    Raises:
-        LongtailError: a line in the ledger's middle is damaged.
-    """
-    path = directory / "ledger.jsonl"
-    if not path.exists():
-        return []
-    return [record for _, records, _ in _lines(path) for record in records]
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lt_train.registry import KindSpec, kinds, parse, union
 
-__all__ = ["BackboneSpec", "Classifier", "Frozen", "backbone_kinds", "backbone_union", "parse_backbone"]
+__all__ = ["BackboneSpec", "Classifier", "Directions", "Frozen", "backbone_kinds", "backbone_union", "parse_backbone"]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ __all__ = [
     "Inspection",
     "Labelled",
     "PictureData",
+    "blank",
     "dataset_kinds",
     "dataset_union",
     "parse_dataset",
@@ -66,6 +67,12 @@ class Labelled(Generic[InputsT]):
             hasher.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
             hasher.update(tensor.contiguous().view(-1).numpy().data)
         return hasher.hexdigest()
+
+
+def blank(count: int, num_classes: int, shape: tuple[int, int, int]) -> Labelled[Tensor]:
+    """Pictures that have a shape `(C, H, W)` and nothing else, dealt evenly to the classes; for `as_published`."""
+    pictures = torch.empty(count, *shape, dtype=torch.uint8, device="meta")
+    return Labelled(pictures, torch.arange(count, dtype=torch.int64) % num_classes)
 
 
 class Augmentation(Spec):
@@ -185,6 +192,13 @@ class DatasetSpec(KindSpec):
             return Inspection.of(self.load())
         except DataError as error:
             return Inspection.refused(error)
+
+    def as_published(self) -> PictureData | None:
+        """What `load` returns where the published files are, counted without them: shapes and labels, no pictures.
+
+        Pictures are on torch's device `meta`. None for a kind of which only its files know what there is.
+        """
+        return None
 
     def identity(self) -> dict[str, Any]:
         """The spec as JSON without the fields that say where files are: what the data is, on any machine."""

@@ -14,8 +14,11 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from lt_train.datasets.base import Labelled, PictureData, blank
 from lt_train.datasets.listing import Listed, Listing
+from lt_train.datasets.longtail import hold_out_fraction
 from lt_train.datasets.picture_sets import PicturesSpec
 from lt_train.datasets.pictures import Files
 from lt_train.errors import DataError
@@ -64,6 +67,22 @@ class PublishedSpec(ListSpec):
             description="the shorter side is resized to this before the centre is cut out; null is size",
         ),
     ] = 256
+
+    def as_published(self) -> PictureData:
+        """See `DatasetSpec.as_published`; pictures are dealt evenly to classes, which decides what a hold-out takes."""
+        shape = (3, self.size, self.size)
+        train, test = (blank(self.published[part], self.classes, shape) for part in ("train", "test"))
+        counts = torch.bincount(train.labels)
+        notes: tuple[str, ...] = ()
+        if self.val is not None and "val" in self.published:
+            val: Labelled[Tensor] | None = blank(self.published["val"], self.classes, shape)
+        else:
+            kept, held, notes = hold_out_fraction(train.labels, self.val_fraction)
+            val = None if held is None else Labelled(train.inputs[held], train.labels[held])
+            train = Labelled(train.inputs[kept], train.labels[kept])
+        return PictureData(
+            train, val, test, self.classes, counts, self.mean, self.std, augmentation=self.augmentation, notes=notes
+        )
 
     def listing(self) -> Listing:
         """What the lists say, with a note where that is not what was published."""

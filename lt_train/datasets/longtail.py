@@ -205,8 +205,11 @@ def hold_out_fraction(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor |
         return torch.arange(len(labels)), None, ()
     held = torch.zeros(len(labels), dtype=torch.bool)
     without = []
-    for k in torch.unique(labels).tolist():
-        members = torch.nonzero(labels == k).flatten()
+    counts = torch.bincount(labels)
+    # Sorted once: iNaturalist has too many classes to look through all labels for each.
+    for k, members in enumerate(torch.argsort(labels, stable=True).split(counts.tolist())):
+        if not len(members):
+            continue
         take = min(max(int(fraction * len(members)), 1), len(members) - 1)
         held[members[_spread(len(members), take)]] = True
         if take == 0:

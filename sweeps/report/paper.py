@@ -72,13 +72,13 @@ _TABLE4_METHODS = ("vanilla", "ce", "focal", "ldam", "balanced_softmax", "class_
 TABLE4: Mapping[str, Mapping[str, float]] = {
     recipe: dict(zip(_TABLE4_METHODS, row, strict=True))
     for recipe, row in {
-        "ce": (41.59, 41.67, 44.18, 43.87, 45.03, 45.01, 45.18),
+        "ce_steps": (41.59, 41.67, 44.18, 43.87, 45.03, 45.01, 45.18),
         "ce_drw": (42.38, 42.38, 42.55, 42.41, 44.27, 44.39, 44.88),
         "ldam_drw": (44.43, 44.45, 44.58, 44.47, 45.34, 45.52, 45.86),
         "balanced_softmax": (45.90, 45.91, 46.04, 45.90, 46.81, 46.76, 47.08),
     }.items()
 }
-"""Stage-1 recipe, then method: all classes of CIFAR100-LT at IR 100."""
+"""Stage-1 recipe on LDAM's schedule, then method: all classes of CIFAR100-LT at IR 100."""
 
 
 @dataclass(frozen=True)

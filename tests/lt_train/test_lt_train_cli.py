@@ -141,6 +141,14 @@ def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -
         ("retrain --bank /nowhere --method lss --device cuda:99", "device cuda:99 asked for, and this machine has"),
         ("retrain --bank BANK --method los kind=vanilla", "los is the kind already, and kind=vanilla gives another"),
         ("retrain --bank BANK --method los --out .", ". is a directory, and a file is to be written"),
+        (
+            "features --dataset digits_lt --backbone imported classifier=[a,b]",
+            """classifier: must be JSON, as in 'classifier=["a", "b"]', got [a,b]""",
+        ),
+        (
+            "features --dataset digits_lt --backbone imported 'arguments={a: 1}'",
+            """arguments: must be JSON, as in 'arguments={"a": true}', got {a: 1}""",
+        ),
         ("evaluate --bank BANK --head /nowhere.safetensors", "head /nowhere.safetensors does not exist"),
         ("features --dataset digits_lt", "digits_lt holds pictures and needs a checkpoint"),
         ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
