@@ -141,7 +141,7 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         # As it was typed: after `make demo` the program is not on the PATH.
         program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
         print(f"  {program} ui {directory}     compare trials in MLflow")
-        print(f"  {program} report {directory} a page with verdict, tables and figures")
+        print(f"  {program} report {directory}     a page with verdict, tables and figures")
         print(f"  {program} plan SPEC.yaml     what a sweep of your own would cost")
         print(f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec")
     if behind is not None:

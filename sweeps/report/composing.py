@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from sweeps.report import class_figures, search_figures, tables
+from sweeps.report import class_figures, search_figures, tables, value_figures
 from sweeps.report.compare import estimate
 from sweeps.report.content import Cell, Column, Figure, Report, Section, Table
 from sweeps.report.reading import Sweep
@@ -49,14 +49,14 @@ def compose(sweep: Sweep, beside: Sequence[Sweep] = ()) -> Report:
             "search",
             "Search",
             text=_texts(_importance_missing(sweep)),
-            tables=_some(search_figures.near_best(sweep), tables.best_trials(sweep)),
+            tables=_some(value_figures.near_best(sweep), tables.best_trials(sweep)),
             figures=_some(
                 search_figures.history(sweep),
                 search_figures.smooth_factor(beside or [sweep]),
                 search_figures.lr_weight_decay(sweep),
-                search_figures.slices(sweep),
-                search_figures.importance(sweep),
-                search_figures.parallel(sweep),
+                value_figures.slices(sweep),
+                value_figures.importance(sweep),
+                value_figures.parallel(sweep),
             ),
         ),
         Section("cost", "Cost", tables=_some(tables.cost(sweep), tables.phases(sweep))),
@@ -88,7 +88,7 @@ def overview(sweeps: Sequence[Sweep]) -> Table:
 def _importance_missing(sweep: Sweep) -> str:
     if not any(len(one.space) > 1 for one in sweep.spec.contestants()):
         return "Fewer than two values were searched, so there is no importance to tell."
-    if search_figures.importance(sweep) is None:
+    if value_figures.importance(sweep) is None:
         return f"Parameter importance needs {FEWEST_TRIALS} whole trials that differ in their value."
     return ""
 
