@@ -81,7 +81,7 @@ def history(sweep: Sweep) -> Figure | None:
 def epochs(sweep: Sweep) -> Figure | None:
     """Accuracy after every epoch of the winner, beside where the stage-1 head stands."""
     winner, chosen = sweep.winner, sweep.spec.selection
-    if winner is None or not winner.trial.method.trains:
+    if winner is None or len(winner.records[0].test) < 2:  # it trains nothing, or for one epoch
         return None
     panels = []
     sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]

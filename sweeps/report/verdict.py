@@ -70,13 +70,13 @@ def _headline(sweep: Sweep) -> str:
     mean = estimate(winner.values[:, sweep.column])
     split = SPLITS[sweep.column]
     which = "all classes" if split == "all" else f"{split} classes"
-    leads = "leads so far" if sweep.state == "unfinished" else "wins"
     ties = [name for name, one in _rivals(sweep) if difference(winner, one, sweep.column).verdict == "tied"]
     vanilla = sweep.sound_baselines.get("vanilla")
     over = ""
     if vanilla is not None and vanilla.trial.method != winner.trial.method:
         gap = difference(winner, vanilla, sweep.column).by_split[sweep.column]
         over = f", {shown(gap.mean, 'points')} points over vanilla" if gap else ""
+    leads = "leads so far" if sweep.state == "unfinished" else "is first" if ties else "wins"
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
     method = winner.trial.called
     return f"{method} {leads}: {shown(mean, 'percent')} % right over {which}{over}{tied}."
@@ -179,7 +179,7 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
         if tried == 1:
             return "One setting was tried, so nothing was chosen among trials."
         return (
-            f"Best of {tried} trials on the seeds it was chosen by, which flatters it; `selection.finalists` runs the "
+            f"Best of {tried} trials on the seeds it was chosen by, which flatters it; selection.finalists runs the "
             "best again on fresh seeds."
         )
     assert winner.objective is not None
@@ -215,7 +215,7 @@ def ending_text(end: Ending, epoch: str) -> str:
     """The transient question, answered by the curve."""
     stands = "that epoch counts" if epoch == "best" else "its last epoch counts"
     if end.shape == "short":
-        return f"{end.epochs} epochs are too few to say whether the winner stands on a transient."
+        return f"Too few epochs ({end.epochs}) to say whether the winner stands on a transient."
     if end.shape == "falling":
         return (
             f"The winner stands on a transient: its curve peaks at epoch {end.peak} ({100 * end.peak_value:.2f} %) and "
