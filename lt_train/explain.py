@@ -108,11 +108,11 @@ def _problem(
     if kind == "missing":
         return Problem(loc, "is required, but not given")
     if kind == "union_tag_invalid":
-        if "'kind'" in context["discriminator"]:
+        if "kind" in context["discriminator"]:
             return _unknown_kind((*loc, "kind"), context["tag"], place.tags)
         return Problem(loc, f"unknown key {context['tag']!r}{offer(context['tag'], place.tags)}")
     if kind == "union_tag_not_found":
-        if "'kind'" in context["discriminator"]:
+        if "kind" in context["discriminator"]:
             return Problem(loc, f"kind is required, but not given; known: {', '.join(place.tags)}")
         return Problem(loc, f"must be a mapping with one of the keys {', '.join(place.tags)}{got}")
     if kind == "literal_error":

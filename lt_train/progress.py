@@ -22,14 +22,23 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextlib.contextmanager
-def progress(title: str, unit: str = "epoch") -> Iterator[Report]:
-    """Show how far `title` is, in `unit`s, as long as the block runs; yields what to call along the way."""
+def progress(title: str, unit: str = "epoch", told: Callable[[str], None] | None = None) -> Iterator[Report]:
+    """Show how far `title` is, in `unit`s, as long as the block runs; yields what to call along the way.
+
+    Args:
+        title: what is being done.
+        unit: what is counted.
+        told: hears it too, as `title: 3 of 20 epochs`, at every report.
+    """
     console = Console(stderr=True)
-    if console.is_terminal:
-        with _bar(console, title, unit) as report:
-            yield report
-    else:
-        yield _lines(title, unit)
+    with _bar(console, title, unit) if console.is_terminal else contextlib.nullcontext(_lines(title, unit)) as show:
+
+        def report(done: int, total: int, note: str = "") -> None:
+            show(done, total, note)
+            if told is not None:
+                told(f"{title}: {done} of {total} {unit}s")
+
+        yield report
 
 
 @contextlib.contextmanager
@@ -57,14 +66,13 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
 
 
 def _lines(title: str, unit: str) -> Report:
-    begun = time.monotonic()
-    first: int | None = None
-    last_line = 0.0
+    begun, first, reports, last_line = time.monotonic(), 0, 0, 0.0
 
     def report(done: int, total: int, note: str = "") -> None:
-        nonlocal first, last_line
-        first = done if first is None else first
+        nonlocal begun, first, reports, last_line
         now = time.monotonic()
+        if reports < 2 and done < total:  # not from the beginning: before the first is done workers start, once
+            begun, first, reports = now, done, reports + 1
         if done < total and now - last_line < _SECONDS_BETWEEN_LINES:
             return
         last_line = now

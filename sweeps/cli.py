@@ -135,6 +135,7 @@ def _add_sweep_commands(commands: Any) -> None:
     )
     sub.add_argument("spec", type=Path, help="sweep file; it travels, with the files it names by relative paths")
     sub.add_argument("--working-dir", type=Path, help="upload this whole directory instead")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old results are kept as NAME.previous-N")
     sub.add_argument("--watch", action="store_true", help="follow its progress until it ends")
     _add_job_options(sub)
     _add_json(sub)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from lt_train.errors import CheckpointError, DataError, LongtailError
 from lt_train.features.bank import FeatureBank
 from lt_train.progress import progress
 from lt_train.storage import atomic_file
+from sweeps.cards import stage1_series
 from sweeps.directory import SweepDirectory, check_name, known_bank, leases, left_open, load_spec, open_directory
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
 from sweeps.prepare import prepare, prepared_before
 from sweeps.report.artifacts import write_artifacts
+from sweeps.report.terminal import winner_line
 from sweeps.result import Result, Winner, summarise
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
@@ -81,7 +83,7 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
         try:
             start = time.perf_counter()
             # What the user may have to mend comes up here, before an earlier sweep is touched.
-            bank = _features(spec, again)
+            bank = _features(spec, again, lambda text: publisher.update(note=text))
             lease.check()
             if fresh:
                 _close_left_open(spec, lease)
@@ -89,13 +91,20 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
             publisher.directory = directory.path
             result = _search(spec, bank, directory, start, lease, publisher)
         except TrackingBehind as error:
-            publisher.update(state="finished", seconds_left=0.0, note=str(error))
+            publisher.update(state="finished", winner=winner_line(error.result), seconds_left=0.0, note=str(error))
             raise
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             publisher.update(state="stopped" if stopped else "failed", note="" if stopped else str(error))
             raise
-        publisher.update(state="finished", seconds_left=0.0, tracking_behind=0, tracking_trouble="")
+        publisher.update(
+            state="finished",
+            note="",
+            winner=winner_line(result),
+            seconds_left=0.0,
+            tracking_behind=0,
+            tracking_trouble="",
+        )
         return result
 
 
@@ -112,10 +121,10 @@ def _stoppable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _features(spec: SweepSpec, again: bool) -> FeatureBank:
+def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> FeatureBank:
     """The bank to search on. A resume can do without data and checkpoint, where the storage has the bank."""
     try:
-        return prepare(spec)
+        return prepare(spec, told)
     except (DataError, CheckpointError) as error:
         known = known_bank(spec) if again else None
         bank = None if known is None else prepared_before(spec, known)
@@ -134,9 +143,10 @@ def _search(
 ) -> Result:
     prepared = time.perf_counter()
     ledger = Ledger(directory.path, lease.check, lease.who)
+    card = _sweep_card(spec, directory, bank.fingerprint, stage1_series(bank.record))
     try:
         tracker = PatientTracker(
-            lambda: spec.tracking.open(_sweep_card(spec, directory, bank.fingerprint), Path(spec.storage)),
+            lambda: spec.tracking.open(card, Path(spec.storage)),
             may_write=lease.holds,
             patience=spec.tracking.patience,
             told=lambda behind, trouble: publisher.update(tracking_behind=behind, tracking_trouble=trouble),
@@ -145,7 +155,7 @@ def _search(
             with progress(f"sweep {spec.name}", "run") as report:
                 watcher = Watcher(spec, tracker, report, publisher)
                 schedule = Schedule(spec, bank, ledger, watcher.on_trial)
-                publisher.update(state="running")
+                publisher.update(state="running", note="")
                 watcher.attach(schedule)
                 entered = time.perf_counter()
                 finished_before = schedule.exhausted() and directory.result.exists()
@@ -153,6 +163,7 @@ def _search(
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
                 left = time.perf_counter()
+                publisher.update(note="writing the result, and what tracking does not show yet")
             seconds = {
                 "prepare": prepared - start,
                 "backend": left - entered,
@@ -187,7 +198,9 @@ def _close_left_open(spec: SweepSpec, lease: Lease) -> None:
         PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds).interrupted()
 
 
-def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: str) -> SweepCard:
+def _sweep_card(
+    spec: SweepSpec, directory: SweepDirectory, bank: str, series: Mapping[str, list[tuple[int, float]]] | None = None
+) -> SweepCard:
     return SweepCard(
         sweep_id=directory.sweep_id,
         name=spec.name,
@@ -200,6 +213,7 @@ def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: str) -> SweepC
             "bank": bank,
         },
         started_ms=directory.started_ms,
+        series=series or {},
     )
 
 

@@ -29,7 +29,7 @@ from sweeps.bundle import bundled
 from sweeps.directory import IDENTITY, leases, sweep_directory
 from sweeps.family_directory import is_family, load_known_family
 from sweeps.family_progress import as_one
-from sweeps.jobs import ADDRESS_VARIABLE, Cluster, Job, JobOptions
+from sweeps.jobs import ADDRESS_VARIABLE, GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
 from sweeps.report.progress import as_line, as_table
@@ -55,7 +55,7 @@ def submit(arguments: argparse.Namespace) -> int:
     cluster = Cluster(arguments.address)
     with bundled(arguments.spec, arguments.working_dir) as bundle:
         job = cluster.submit(
-            ["run", bundle.file],
+            ["run", bundle.file, *(["--fresh"] if arguments.fresh else [])],
             sweep=bundle.name,
             storage=bundle.storage,
             options=_options(arguments),
@@ -65,11 +65,7 @@ def submit(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"job": job.id, "sweep": job.sweep, "address": cluster.address}))
     else:
-        where = f"{job.sweep} --address {cluster.address}"
-        print(f"submitted as job {job.id}; it goes on without this terminal")
-        print(f"  lt-sweep status {where} --watch     how far it is")
-        print(f"  lt-sweep logs {where} --follow      what it prints")
-        print(f"  lt-sweep stop {where}               end it; finished runs are kept")
+        _print_started(f"submitted as job {job.id}", cluster, job)
     if arguments.watch:
         return _watch(lambda: _job_progress(cluster, cluster.find(job.id)), as_json=arguments.json)
     return 0
@@ -90,8 +86,19 @@ def resume(arguments: argparse.Namespace) -> int:
         storage=last.storage,
         options=_as_before(options, last, arguments),
     )
-    print(json.dumps({"job": again.id}) if arguments.json else f"resumed as job {again.id}")
+    if arguments.json:
+        print(json.dumps({"job": again.id}))
+    else:
+        _print_started(f"resumed as job {again.id}", cluster, again)
     return 0
+
+
+def _print_started(how: str, cluster: Cluster, job: Job) -> None:
+    where = f"{job.sweep} --address {cluster.address}"
+    print(f"{how}; it goes on without this terminal")
+    print(f"  lt-sweep status {where} --watch     how far it is")
+    print(f"  lt-sweep logs {where} --follow      what it prints")
+    print(f"  lt-sweep stop {where}               end it; finished runs are kept", flush=True)
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -118,10 +125,13 @@ def logs(arguments: argparse.Namespace) -> int:
         sys.stdout.write(without_progress(cluster.log(job)))
         return 0
     rest = ""
-    for piece in cluster.follow(job):
-        *lines, rest = (rest + piece).split("\n")
-        sys.stdout.write(without_progress("".join(f"{line}\n" for line in lines)))
-        sys.stdout.flush()
+    try:
+        for piece in cluster.follow(job):
+            *lines, rest = (rest + piece).split("\n")
+            sys.stdout.write(without_progress("".join(f"{line}\n" for line in lines)))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _not_followed()
     sys.stdout.write(without_progress(rest))
     return 0 if cluster.find(job.id).state == "succeeded" else 1
 
@@ -150,9 +160,12 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows))
         return 0
     if not rows:
-        print("no sweeps")
+        print(f"no sweeps {f'on {cluster.address}' if cluster is not None else f'in {storage}'}")
         return 0
-    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in rows[0]:
+        # Whole, and an id in one piece: the next command wants it.
+        table.add_column(name.removesuffix("_ms"), overflow="fold", no_wrap=name == "job")
     for row in rows:
         table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)
@@ -173,6 +186,9 @@ def stop(arguments: argparse.Namespace) -> int:
     cluster = _cluster(arguments)
     if cluster is not None:
         job = cluster.find(arguments.target)
+        if not job.ended:
+            told = f"asked job {job.id} to stop; it closes what is open in tracking first"
+            print(f"{told}, for {GRACE_SECONDS} s at most", file=sys.stderr, flush=True)
         ended = job if job.ended else cluster.stop(job)
         was = "had ended already" if job.ended else "is stopped"
         print(json.dumps({"job": ended.id, "state": ended.state}) if arguments.json else f"job {ended.id} {was}")
@@ -236,17 +252,26 @@ def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
     log = cluster.log(job) if job.state != "pending" else ""
     said = last_printed(log)
     if said is None:
-        note = _last_words(without_progress(log)) or ("waiting for the cluster to start it" if not job.ended else "")
+        note = _last_words(log) or ("waiting for the cluster to start it" if not job.ended else "")
         said = Progress(sweep=job.sweep, state="preparing", note=note, started_ms=job.started_ms or 0)
     if said.sweep != job.sweep and said.ended and not job.ended:  # one of a family's, and the next begins
         note = f"{said.sweep} has {'failed' if said.state == 'failed' else 'ended'}, the next begins"
         said = said.model_copy(update={"state": "running", "note": note, "seconds_left": None})
+    where = f"{job.sweep} --address {cluster.address}"
+    state, note = said.state, said.note
     if job.state == "stopped":
-        said = said.model_copy(update={"state": "stopped"})
+        state, note = "stopped", f"`lt-sweep resume {where}` goes on"
     elif job.state == "succeeded":
-        said = said.model_copy(update={"state": "finished"})
-    elif job.state == "failed" and said.state != "failed":
-        said = said.model_copy(update={"state": "failed", "note": said.note or _last_words(job.message)})
+        note = f"`lt-sweep logs {where}` prints its table; {job.storage}/{job.sweep}/result.json holds all of it"
+        state = "finished"
+    elif job.state == "failed":
+        last_words = _last_words(job.message) or _last_words(log)
+        if said.at_ms and not said.ended:  # it ran, and never said how it ended
+            note = f"its driver was ended by force ({last_words}); `lt-sweep resume {where}` goes on"
+        state, note = "failed", note or last_words
+    elif said.state == "finished":  # and about to print its table
+        state = "running"
+    said = said.model_copy(update={"state": state, "note": note})
     return said, f"job {job.id} on {cluster.address}, storage {job.storage}"
 
 
@@ -277,7 +302,21 @@ def _members(directory: Path) -> list[Progress | str]:
 
 
 def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
-    """Show progress until the sweep has ended: a table that changes on a terminal, a line at every change elsewhere."""
+    """Show progress until the sweep has ended, or nobody wants to see more of it; the sweep does not mind."""
+    try:
+        ended = _shown_until_it_ends(ask, as_json=as_json)
+    except KeyboardInterrupt:
+        return _not_followed()
+    return 0 if ended.state == "finished" else 1
+
+
+def _not_followed() -> int:
+    print("lt-sweep: no longer followed; the sweep goes on", file=sys.stderr)
+    return 130
+
+
+def _shown_until_it_ends(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> Progress:
+    """A table that changes on a terminal, a line at every change elsewhere; returns the last."""
     console = Console()
     progress, where = last = ask()
     ask = _patient(ask, last)
@@ -296,7 +335,7 @@ def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:
                 time.sleep(POLL_SECONDS)
                 progress, where = ask()
                 live.update(as_table(progress, where=where), refresh=True)
-    return 0 if progress.state == "finished" else 1
+    return progress
 
 
 def _patient(ask: Callable[[], tuple[Progress, str]], last: tuple[Progress, str]) -> Callable[[], tuple[Progress, str]]:
@@ -362,7 +401,8 @@ def _as_before(options: JobOptions, last: Job, arguments: argparse.Namespace) ->
 
 
 def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not RAYS_OWN.search(line)]
+    printed = without_progress(text).splitlines()
+    lines = [line.strip() for line in printed if line.strip() and not RAYS_OWN.search(line)]
     return lines[-1] if lines else ""
 
 

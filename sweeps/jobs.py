@@ -25,7 +25,7 @@ from lt_train.errors import LongtailError, UserError, first_line
 from sweeps.parcel import packed
 from sweeps.status import JOB_VARIABLE
 
-__all__ = ["ADDRESS_VARIABLE", "Cluster", "Job", "JobOptions"]
+__all__ = ["ADDRESS_VARIABLE", "GRACE_SECONDS", "Cluster", "Job", "JobOptions"]
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 """Environment variable with the address that counts where none is given; Ray's own."""
@@ -98,7 +98,7 @@ class Cluster:
         # Ray lets these override what it is given.
         for name in (ADDRESS_VARIABLE, "RAY_ADDRESS"):
             os.environ.pop(name, None)
-        with self._asked():
+        with self._asked("; is a Ray head's job API there, and the way to it open (a tunnel, a port-forward)?"):
             from ray.job_submission import JobSubmissionClient
 
             for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
@@ -236,8 +236,8 @@ class Cluster:
         raise LongtailError(f"job {job.id} has not ended {timeout:.0f} s after it was asked to")
 
     @contextlib.contextmanager
-    def _asked(self) -> Iterator[None]:
-        """What the API answers as errors of ours."""
+    def _asked(self, hint: str = "") -> Iterator[None]:
+        """What the API answers as errors of ours, with what may be behind them."""
         try:
             yield
         except LongtailError:
@@ -248,7 +248,7 @@ class Cluster:
                     f"the cluster at {self.address} wants a token, and did not take ours; set RAY_AUTH_MODE=token and "
                     "RAY_AUTH_TOKEN_PATH to the file that holds it (or RAY_AUTH_TOKEN)"
                 ) from None
-            raise LongtailError(f"the job API at {self.address} failed: {first_line(error)}") from error
+            raise LongtailError(f"the job API at {self.address} failed: {first_line(error)}{hint}") from error
 
 
 def _job(details: Any) -> Job:

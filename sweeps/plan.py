@@ -110,14 +110,14 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     features: int | None = None
     if isinstance(data, FeatureData):
         views, dim = int(data.train.inputs.shape[0]), int(data.train.inputs.shape[-1])
-        test_views = int(data.test.inputs.shape[0])
+        test_views, number = int(data.test.inputs.shape[0]), data.train.inputs.element_size()
     else:
         if spec.backbone is None:
             raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
         network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
         views = spec.features.views
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
-        test_views = 1 + flip
+        test_views, number = 1 + flip, getattr(torch, spec.features.dtype).itemsize
         _, *shape = data.train.inputs.shape
         picture = forward_operations(network, (shape[0], shape[1], shape[2])) + 2 * dim * data.num_classes
         if spec.backbone.checkpoint is None and spec.stage1 is not None:
@@ -162,7 +162,7 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
         classes=data.num_classes,
         feature_dim=dim,
         views=views,
-        bank_bytes=4 * dim * (views * len(data.train) + test_views * (val + len(data.test))),
+        bank_bytes=number * dim * (views * len(data.train) + test_views * (val + len(data.test))),
         epochs_saved=1 - epochs / whole if whole else 0.0,
         device=rates.device,
         stage1_seconds=None if stage1 is None else stage1 / rates.network,

@@ -148,7 +148,11 @@ class SweepSpec(Spec):
             del document["backbone"]["checkpoint"]
         for part in ("name", "tracking", "storage", "backend"):
             del document[part]
-        del document["resources"]["gpus_per_pack"]
+        if self.stage1 is not None:
+            document["stage1"] = self.stage1.identity()
+        # How many train the backbone is in its address, and so in the fingerprint of its features.
+        for free in ("gpus_per_pack", "stage1_workers", "extract_workers"):
+            del document["resources"][free]
         if self.resources.lanes_per_pack != "auto":
             del document["resources"]["memory_per_pack"]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.
@@ -221,7 +225,7 @@ def load_resolved(document: Mapping[str, Any]) -> SweepSpec:
 def schema() -> dict[str, Any]:
     """The JSON schema of a sweep file, for editors. It knows fields and ranges; `load_sweep` knows the rest."""
     document = SweepSpec.model_json_schema()
-    optional = {"mlflow"}  # the kind that a mapping in `tracking` has when it names none
+    optional = {"mlflow", "pad_crop"}  # the kinds of a mapping in `tracking` and `augmentation` that names none
     for definition in document["$defs"].values():
         kind = definition.get("properties", {}).get("kind", {}).get("const")
         if kind is not None and kind not in optional:

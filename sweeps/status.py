@@ -59,7 +59,8 @@ class Progress(BaseModel):
     runs: int = 0
     runs_per_second: float | None = Field(default=None, description="trained by this driver since its first trial")
     seconds_left: float | None = None
-    best: Best | None = None
+    best: Best | None = Field(default=None, description="of the search; a finalist may win over it")
+    winner: str = Field(default="", description="of a finished sweep, with its test accuracy and gains, in a line")
     packs_lost: int = Field(default=0, description="tried again because their machine died")
     packs_failed: int = Field(default=0, description="tried again, or cut, because their process died")
     tracking_behind: int = Field(default=0, description="finished trials that tracking does not show yet")
@@ -92,11 +93,11 @@ class Publisher:
         self.update()
 
     def update(self, **changes: Any) -> None:
-        """Take note of what changed, and tell it when it is time; a state other than running is told at once."""
+        """Take note of what changed, and tell it when it is time; a change of state is told at once."""
         with self._lock:
             before, now = self._now, time.time_ns() // 1_000_000
             self._now = before.model_copy(update=changes | {"at_ms": now})
-            at_once = self._now.state != "running" or self._now.state != before.state
+            at_once = self._now.ended or self._now.state != before.state
             for way in EVERY:
                 wait = self._told[way] + EVERY[way] - time.monotonic()
                 if at_once or wait <= 0:

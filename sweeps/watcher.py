@@ -38,7 +38,7 @@ class Watcher:
         self.report(0, self.size.runs, schedule.pack_sizes())
         for trial, records in self.early:
             self._take(trial, records)
-        self._tell()
+        self._tell("" if schedule.exhausted() else "workers start and train the first packs")
 
     def on_trial(self, trial: Trial, records: list[Record]) -> None:
         """Called by the schedule once for every trial that completes."""
@@ -64,7 +64,7 @@ class Watcher:
             called = f"{trial.called} {short_params(trial.params)}".strip()
             self.best = Best(trial=called, objective=objective, protocol=f"{chosen.on} {chosen.metric}")
 
-    def _tell(self) -> None:
+    def _tell(self, note: str = "") -> None:
         assert self.schedule is not None, "there is something to tell once a schedule is followed"
         notes = []
         if self.best is not None:
@@ -73,10 +73,13 @@ class Watcher:
             notes.append(f"{self.stopped} trials stopped early")
         if self.failed:
             notes.append(f"{self.failed} trials failed")
+        if self.schedule.retries.lost:
+            notes.append(f"{self.schedule.retries.lost} packs lost with their machines, tried again")
         self.report(self.runs, self.size.runs, ", ".join(notes))
         took = 0.0 if self.began is None else time.monotonic() - self.began
         rate = (self.runs - self.before) / took if self.runs > self.before and took > 0 else None
         self.publisher.update(
+            note=note,
             trials_finished=self.trials,
             trials_failed=self.failed,
             trials_stopped=self.stopped,

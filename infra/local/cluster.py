@@ -1,9 +1,9 @@
 """A rehearsal of a team's cluster on one machine: `python infra/local/cluster.py up`, and `down`.
 
 Up starts a Ray head and workers with a token, PostgreSQL, an S3 store and MLflow with passwords, and writes `env.sh`,
-which a shell sources to use them. Down ends every process that up has started, by its id. Sweeps, MLflow's runs,
-passwords and ports stay for the next up. What MLflow keeps in the S3 store, artifacts and champions, does not: that
-store is in memory.
+which a shell sources to use them, and `demo.yaml`, a sweep that is ready to be submitted. Down ends every process that
+up has started, by its id. Sweeps, MLflow's runs, passwords and ports stay for the next up. What MLflow keeps in the S3
+store, artifacts and champions, does not: that store is in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 
 from services import Mlflow, NotUp, Postgres, RayHead, RayWorker, S3Store, Service, free_port
 
-HERE = Path(__file__).resolve().parents[2] / ".local-cluster"
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / ".local-cluster"
+DEMO = ROOT / "sweeps" / "specs" / "demo.yaml"
 
 
 def main() -> int:
@@ -35,10 +37,9 @@ def main() -> int:
 def up(place: Path, workers: int, cpus: int) -> int:
     """Start everything, in the order in which they need one another."""
     if known(place):
-        print(f"something of it runs already: {', '.join(known(place))}; take it down first", file=sys.stderr)
+        print(f"it was brought up already ({', '.join(known(place))}); take it down first", file=sys.stderr)
         return 2
-    place.mkdir(parents=True, exist_ok=True)
-    place.chmod(0o711)  # PostgreSQL's own user passes through
+    make_place(place)
     database, store = Postgres(place=place, port=port(place, "postgres")), S3Store(place=place, port=port(place, "s3"))
     mlflow = Mlflow(place=place, port=port(place, "mlflow"))
     head = RayHead(place=place, port=port(place, "ray"), dashboard_port=port(place, "ray-dashboard"))
@@ -50,10 +51,10 @@ def up(place: Path, workers: int, cpus: int) -> int:
         mlflow.store_environment = store.client_environment()
         for service in (mlflow, head, *nodes):
             begin(service)
-    except NotUp as error:
-        print(error, file=sys.stderr)
+    except (NotUp, KeyboardInterrupt) as error:
+        print(str(error) or "interrupted; what had begun is ended", file=sys.stderr)
         down(place)
-        return 1
+        return 1 if isinstance(error, NotUp) else 130
     settings = {
         "RAY_API_SERVER_ADDRESS": head.url,
         **head.client_environment(),
@@ -63,16 +64,33 @@ def up(place: Path, workers: int, cpus: int) -> int:
     environment = place / "env.sh"
     environment.touch(mode=0o600)
     environment.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()))
-    storage = place / "storage"
+    storage, password = place / "storage", place / f"{mlflow.user}.password"
+    (place / "demo.yaml").write_text(demo(mlflow.url, storage, cpus))
     print(
-        f"up: {1 + workers} Ray nodes, job API at {head.url}; MLflow at {mlflow.url}, user {mlflow.user}\n"
+        f"up: {1 + workers} Ray nodes, job API at {head.url}\n"
+        f"    MLflow at {mlflow.url}, user {mlflow.user}, its password in {password}\n"
         f"  source {environment}\n"
-        f"  in a sweep file: tracking: {{uri: {mlflow.url}}}, storage: {storage}, backend: ray,\n"
-        f"    resources: {{cpus_per_pack: {cpus}}}, or less\n"
-        f"  lt-sweep submit SWEEP.yaml --watch --secret-file MLFLOW_TRACKING_PASSWORD={place / 'sweeps.password'} \\\n"
-        f"    --env MLFLOW_TRACKING_USERNAME={mlflow.user}"
+        f"  lt-sweep submit {place / 'demo.yaml'} --watch --env MLFLOW_TRACKING_USERNAME={mlflow.user} \\\n"
+        f"    --secret-file MLFLOW_TRACKING_PASSWORD={password}\n"
+        f"in a sweep file of your own: tracking: {{uri: {mlflow.url}}}, storage: {storage},\n"
+        f"    resources: {{cpus_per_pack: {cpus}}} or less"
     )
     return 0
+
+
+def make_place(place: Path) -> None:
+    """The directory of it all, which holds passwords: it is no part of the repository that it may lie in."""
+    place.mkdir(parents=True, exist_ok=True)
+    place.chmod(0o711)  # PostgreSQL's own user passes through
+    (place / ".gitignore").write_text("*\n")
+
+
+def demo(tracking: str, storage: Path, cpus: int) -> str:
+    """The demo's sweep file, for this cluster instead of a laptop."""
+    ours = ("backend:", "storage:", "tracking:", "# yaml-language-server:")
+    kept = [line for line in DEMO.read_text().splitlines() if not line.startswith(ours)]
+    kept += [f"tracking: {{uri: '{tracking}'}}", f"storage: '{storage}'", f"resources: {{cpus_per_pack: {cpus}}}"]
+    return "\n".join(kept) + "\n"
 
 
 def port(place: Path, name: str) -> int:
@@ -92,6 +110,8 @@ def begin(service: Service) -> None:
 
 def down(place: Path) -> int:
     """End what `up` has started; all but the S3 store's content stays until the directory is removed."""
+    if not known(place):
+        print(f"nothing was brought up in {place}")
     for name in reversed(known(place)):
         Service(name=name, place=place, port=0).stop()
         print(f"{name} ended")
@@ -100,6 +120,8 @@ def down(place: Path) -> int:
 
 def status(place: Path) -> int:
     """Which of it runs."""
+    if not known(place):
+        print(f"nothing was brought up in {place}")
     for name in known(place):
         print(name, "runs" if Service(name=name, place=place, port=0).processes() else "is gone")
     return 0 if known(place) else 1

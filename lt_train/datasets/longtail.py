@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train import seeding
-from lt_train.datasets.base import Augmentation, DatasetSpec, Labelled, PictureData
+from lt_train.datasets.base import DatasetSpec, Labelled, PadCrop, PictureData
 from lt_train.datasets.pictures import Pictures
 from lt_train.errors import DataError
 from lt_train.registry import Spec
@@ -69,7 +69,7 @@ class LongTailSpec(DatasetSpec):
         int | None,
         Field(description="null takes the first n_k pictures of class k; a seed shuffles each class before the cut"),
     ] = None
-    augmentation: Augmentation = Augmentation(pad=4, flip=True)
+    augmentation: PadCrop = PadCrop(pad=4, flip=True)
 
     def cut(
         self,

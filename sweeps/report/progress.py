@@ -41,17 +41,20 @@ def _rows(progress: Progress, where: str) -> list[tuple[str, str]]:
         of = f"{progress.trials_finished} of {progress.trials} finished"
         rows.append(("trials", ", ".join([of, *extra])))
         rows.append(("runs", f"{progress.runs_finished} of {progress.runs}"))
-    if progress.best is not None:
+    if progress.winner:
+        rows.append(("winner", progress.winner))
+    elif progress.best is not None:
         best = progress.best
         rows.append(("best", f"{best.protocol} {100 * best.objective:.2f} % at {best.trial}"))
-    if progress.state == "running" and progress.runs_per_second:
+    if progress.state == "running" and progress.runs_per_second and progress.runs_finished < progress.runs:
         left = "" if progress.seconds_left is None else f", about {shown_duration(progress.seconds_left)} left"
         rows.append(("rate", f"{progress.runs_per_second:.3g} runs/s{left}"))
     if progress.packs_lost or progress.packs_failed:
         lost = f"{progress.packs_lost} lost with their machines, {progress.packs_failed} failed; tried again"
         rows.append(("packs", lost))
     if progress.tracking_behind:
-        why = f", tried again: {progress.tracking_trouble}" if progress.tracking_trouble else ""
+        again = "tried again" if progress.state == "running" else "a resume tries again"
+        why = f", {again}: {progress.tracking_trouble}" if progress.tracking_trouble else ""
         rows.append(("tracking", f"{progress.tracking_behind} trials behind{why}"))
     if progress.note:
         rows.append(("note", progress.note))

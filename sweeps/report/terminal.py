@@ -14,9 +14,9 @@ from rich.text import Text
 from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
 from sweeps.report.cells import difference, means, other_baselines, percent, plain
-from sweeps.result import Gain, Result, Row
+from sweeps.result import Gain, Result, Row, Winner
 
-__all__ = ["comparison"]
+__all__ = ["comparison", "winner_line"]
 
 
 def comparison(result: Result) -> Group:
@@ -25,6 +25,20 @@ def comparison(result: Result) -> Group:
         title = f"{result.sweep}: test accuracy in %, mean ±95% over {result.protocol.seeds} seeds, best on top"
         return Group(Text(title), _methods(result), *_notes(result))
     return Group(_winner_and_baselines(result), Text(), *_notes(result))
+
+
+def winner_line(result: Result) -> str:
+    """The winner, its test accuracy and what it gains, in a line; empty where there is none."""
+    winner = result.winner
+    if winner is None:
+        return ""
+    gains = [f"{difference(gain['acc_all'])} over {name}" for name, gain in winner.gain.items() if "acc_all" in gain]
+    return f"{_named(result, winner)}: test {means(winner)[0]} %" + (f", {', '.join(gains)}" if gains else "")
+
+
+def _named(result: Result, winner: Winner) -> str:
+    whose = f"{winner.method}, " if len(result.methods) > 1 else ""
+    return f"{whose}trial {winner.trial}, {short_params(winner.searched) or 'nothing searched'}"
 
 
 def _methods(result: Result) -> Table:
@@ -74,10 +88,7 @@ def _add(table: Table, name: str, row: Row) -> None:
 def _notes(result: Result) -> list[Text]:
     protocol, winner, several = result.protocol, result.winner, len(result.methods) > 1
     fresh = f", {protocol.finalists} finalists on fresh seeds" if protocol.finalists else ""
-    lines = ["no winner"]
-    if winner is not None:
-        whose = f"{winner.method}, " if several else ""
-        lines = [f"winner: {whose}trial {winner.trial}, {short_params(winner.searched) or 'nothing searched'}"]
+    lines = ["no winner" if winner is None else f"winner: {_named(result, winner)}"]
     lines.append(
         f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
         f"{protocol.seeds} seeds{fresh}"

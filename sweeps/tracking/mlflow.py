@@ -58,8 +58,32 @@ class MlflowTracking(TrackingSpec):
         return self.uri or f"sqlite:///{storage / 'mlflow.db'}"
 
     def open(self, card: SweepCard, storage: Path) -> Tracker:
-        """Start the sweep's parent run or re-attach to it."""
-        return _MlflowTracker(self, card, storage)
+        """Start the sweep's parent run or re-attach to it.
+
+        Raises:
+            LongtailError: the server does not let us, with whose login and what would change that.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _MlflowTracker(self, card, storage)
+        except MlflowException as error:
+            if error.get_http_status_code() not in (401, 403):
+                raise
+            raise LongtailError(self._refused(error.get_http_status_code(), card)) from error
+
+    def _refused(self, status: int, card: SweepCard) -> str:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        if status == 403:
+            experiment = self.experiment or card.name
+            return (
+                f"{self.uri} does not let {user} write experiment {experiment!r}; name another in tracking.experiment"
+            )
+        what = "wants a login, and got none" if user is None else f"refuses {user} with this password"
+        return (
+            f"{self.uri} {what}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a job with --env and "
+            "--secret-file)"
+        )
 
     def serve(self, sweep: str, storage: Path, port: int) -> int:
         """Start MLflow's own server on the sweep's store, at localhost:`port`, until it is stopped; its exit code.
@@ -224,7 +248,8 @@ class _MlflowTracker:
             run_id = found.run_id
         else:
             run_id = self._create("sweep", self.card.name, "sweep", None, self.card.started_ms)
-        self._batch(run_id, {}, {}, self.card.params, self.card.started_ms)
+        # Points that are there already, with the same time, MLflow knows for the same.
+        self._batch(run_id, {}, self.card.series, self.card.params, self.card.started_ms)
         return run_id
 
     def _create(self, key: str, name: str, role: str, parent: str | None, start_ms: int) -> str:

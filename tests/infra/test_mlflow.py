@@ -7,6 +7,7 @@ import configparser
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -209,6 +210,28 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "http://127.0.0.1:1 does not answer" in done.stderr
+
+
+def test_a_server_that_comes_up_is_waited_for(tmp_path: Path) -> None:
+    """A port-forward in the background takes a moment."""
+    Server.asked, Server.taken = [], set()
+    make_secrets(tmp_path, "admin-password", "mine")
+    with socket.socket() as taken:  # a port that is there and does not listen
+        taken.bind(("127.0.0.1", 0))
+        address = taken.getsockname()
+        command = [sys.executable, MLFLOW / "add_user.py", "sweeps", tmp_path / "mine", "--wait", "60"]
+        command += ["--server", f"http://127.0.0.1:{address[1]}", "--admin-password-file", tmp_path / "admin-password"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+    server = HTTPServer(address, Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (process.returncode, out.partition(" at ")[0]) == (0, "sweeps may log in")
 
 
 def test_scripts_are_programs() -> None:

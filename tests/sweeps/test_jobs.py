@@ -37,6 +37,7 @@ class JobApi:
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
         self.listed: list[SimpleNamespace] = []
+        self.logs: dict[str, str] = {}
         self.away: list[int] = []
         self.asked = 0
 
@@ -64,7 +65,7 @@ class JobApi:
         return self.listed
 
     def get_job_logs(self, job_id: str) -> str:
-        return ""
+        return self.logs.get(job_id, "")
 
 
 @pytest.fixture
@@ -287,3 +288,86 @@ def test_a_watch_does_not_begin_without_the_cluster(job_api: JobApi, capsys: pyt
     job_api.away = [1]
     assert lt_sweep("status", "demo", *ADDRESS, "--watch") == 1
     assert "the tunnel is down" in capsys.readouterr().err
+
+
+SAID = """lt-progress {"sweep": "demo", "state": "%s", "note": "%s", "at_ms": 1}"""
+
+
+@pytest.mark.parametrize(
+    ("became", "log", "state", "note"),
+    [
+        (
+            "STOPPED",
+            SAID % ("running", "x"),
+            "stopped",
+            "`lt-sweep resume demo --address http://127.0.0.1:8265` goes on",
+        ),
+        (
+            "SUCCEEDED",
+            SAID % ("finished", ""),
+            "finished",
+            "`lt-sweep logs demo --address http://127.0.0.1:8265` prints its table; "
+            "/storage/demo/result.json holds all of it",
+        ),
+        (
+            "FAILED",
+            SAID % ("running", "x") + "\nKilled\n",
+            "failed",
+            "its driver was ended by force (Killed); `lt-sweep resume demo --address http://127.0.0.1:8265` goes on",
+        ),
+        ("FAILED", SAID % ("failed", "out of ideas") + "\nTraceback", "failed", "out of ideas"),
+        ("FAILED", SAID % ("stopped", "") + "\nlt-sweep: interrupted", "failed", "lt-sweep: interrupted"),
+        ("FAILED", "Running entrypoint for job\nlt-sweep: no such secret", "failed", "lt-sweep: no such secret"),
+        ("RUNNING", SAID % ("finished", ""), "running", ""),
+        ("RUNNING", SAID % ("failed", "out of ideas"), "failed", "out of ideas"),
+        ("PENDING", "", "preparing", "waiting for the cluster to start it"),
+    ],
+)
+def test_what_became_of_a_job_is_said_with_what_goes_on(
+    became: str, log: str, state: str, note: str, job_api: JobApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_api.add("first", ran("demo", "/storage"), {}, became)
+    job_api.logs["first"] = log
+    assert lt_sweep("status", "demo", *ADDRESS, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["state"], said["note"]) == (state, note)
+
+
+def test_who_stops_watching_is_told_that_the_sweep_goes_on(
+    job_api: JobApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_commands.time, "sleep", interrupt)
+    job_api.add("first", ran("demo", "/storage"), {}, "RUNNING")
+    assert lt_sweep("status", "demo", *ADDRESS, "--watch") == 130
+    assert capsys.readouterr().err == "lt-sweep: no longer followed; the sweep goes on\n"
+
+
+def test_a_list_shows_ids_whole(job_api: JobApi, capsys: pytest.CaptureFixture[str]) -> None:
+    job = "lt-a-rather-long-name-20261125-211137-23461"
+    job_api.add(job, ran("a-rather-long-name", "/storage/of/a/team/with/a/long/name"), {}, "RUNNING")
+    assert lt_sweep("list", *ADDRESS) == 0
+    printed = capsys.readouterr().out
+    assert job in printed
+    assert "…" not in printed
+    assert printed.split()[:3] == ["sweep", "state", "started"]
+    job_api.listed.clear()
+    assert lt_sweep("list", *ADDRESS) == 0
+    assert capsys.readouterr().out == "no sweeps on http://127.0.0.1:8265\n"
+
+
+def test_a_sweep_is_started_over_where_it_is_asked_for(
+    job_api: JobApi, small_sweep: MakeSweep, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the driver advises that finds another sweep of this name; a resume does not start over once more."""
+    file = written(small_sweep(backend={"kind": "ray"}, storage="/storage"), elsewhere / "sweep.yaml")
+    assert lt_sweep("submit", file.name, *ADDRESS, "--fresh") == 0
+    job_api.listed[-1].status.value = "FAILED"
+    assert lt_sweep("resume", "small", *ADDRESS) == 0
+    assert [job["entrypoint"].partition("sweeps.cli ")[2] for job in job_api.sent] == [
+        "run sweep.yaml --fresh",
+        "resume /storage/small",
+    ]
+    assert capsys.readouterr().out.count("lt-sweep status small --address http://127.0.0.1:8265 --watch") == 2

@@ -68,6 +68,14 @@ def test_a_finished_sweep_says_so(small_sweep: MakeSweep, tmp_path: Path) -> Non
     assert progress.best.objective == pytest.approx(best)
     assert progress.best.protocol == "val acc_all"
     assert f"process {os.getpid()}" in progress.driver
+    assert result.winner is not None
+    assert progress.winner.startswith(f"trial {result.winner.trial}, d=")
+    assert f": test {100 * result.winner.mean.acc_all:.2f}" in progress.winner
+    assert progress.winner.count(" over ") == 2
+    text = shown(progress)
+    assert " ".join(progress.winner.split()) in " ".join(text.split())
+    for of_the_way in ("best", "left", "note"):
+        assert of_the_way not in text
 
 
 def test_a_sweep_that_fails_says_why(small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +143,7 @@ def test_a_directory_that_is_no_sweep_is_told(tmp_path: Path, capsys: pytest.Cap
         assert main([command, str(tmp_path)]) == 2
         assert "is not a sweep directory" in capsys.readouterr().err
     assert main(["list", "--storage", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "no sweeps\n"
+    assert capsys.readouterr().out == f"no sweeps in {tmp_path}\n"
 
 
 def recorded(directory: Path, spec: dict[str, object]) -> Path:
@@ -223,6 +231,43 @@ def test_what_a_note_holds_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["list", "--storage", str(directory.parent)]) == 0
     assert main(["status", str(directory)]) == 0
     assert "sweep x]: stopped" in capsys.readouterr().out
+
+
+def test_nothing_is_left_once_all_runs_are_finished() -> None:
+    done = HALF.model_copy(update={"trials_finished": 10, "runs_finished": 50, "seconds_left": 0.0})
+    assert "rate" not in shown(done)
+    assert "3 trials behind, a resume tries again: nobody" in shown(done.model_copy(update={"state": "stopped"}))
+
+
+def test_what_a_sweep_is_at_is_said_while_it_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
+    monkeypatch.setattr(telling, "EVERY", {"file": 0.0, "line": 0.0})
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "version": 1,
+                "name": "pictures",
+                "dataset": {"kind": "digits_lt"},
+                "backbone": {"kind": "small_cnn", "width": 4},
+                "stage1": {"kind": "ce", "epochs": 2},
+                "method": "los",
+                "search": {"trials": 2, "space": {"method.lr": {"loguniform": [1e-4, 1e-1]}}},
+                "selection": {"seeds": 2, "finalists": 0},
+                "backend": "inline",
+                "tracking": {"kind": "none"},
+                "storage": str(tmp_path),
+            }
+        )
+    )
+    printed = subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", "run", str(file)], capture_output=True, text=True, check=True
+    ).stdout
+    said = [last_printed(line) for line in printed.splitlines() if MARK in line]
+    notes = [progress.note for progress in said if progress is not None]
+    assert "" == notes[0] == notes[-1]
+    assert notes[1].startswith("stage 1 (small_cnn, ce) on cpu: ")
+    assert notes[-2] == "writing the result, and what tracking does not show yet"
 
 
 def test_before_anything_is_known_nothing_is_made_up() -> None:

@@ -125,6 +125,8 @@ def test_a_resolved_sweep_reads_back_as_itself(tmp_path: Path) -> None:
         ("tracking: none", False),
         ("backend: inline", False),
         ("resources: {gpus_per_pack: 1}", False),
+        ("resources: {extract_workers: 4}", False),
+        ("features: {dtype: float16}", True),
         ("training: {epochs: 20}", False),
         ("resources: {lanes_per_pack: 8}", True),
         ("resources: {lanes_per_pack: auto, memory_per_pack: 2048MiB}", False),

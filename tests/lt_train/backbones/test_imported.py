@@ -28,7 +28,8 @@ from support.their_models import Tiny
 from torch import nn
 
 from lt_train.backbones.base import parse_backbone
-from lt_train.datasets.base import DatasetSpec
+from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
 from lt_train.errors import CheckpointError
 from lt_train.features.bank import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
@@ -185,3 +186,14 @@ def test_without_a_checkpoint_it_is_trained_by_a_recipe_and_then_read_as_ours(
     )
     with pytest.raises(CheckpointError, match="backbone imported has no weights; give it a checkpoint"):
         build_bank(small, parse_backbone(model), FeaturesSpec(), tmp_path / "banks")
+
+
+def test_a_torchvision_model_without_a_checkpoint_is_trained_for_the_classes_of_the_dataset(tmp_path: Path) -> None:
+    data = parse_dataset({"kind": "digits_lt", "n_max": 12, "imbalance_ratio": 2}).load()
+    assert isinstance(data, PictureData)
+    backbone = parse_backbone({"kind": "imported", "factory": "torchvision:resnet18"})
+    out = train_backbone(data, backbone, parse_recipe({"kind": "ce", "epochs": 1}), tmp_path / "out")
+    classifier, document = load_checkpoint(out)
+    assert document["num_classes"] == 10
+    assert classifier.head.weight.shape == (10, 512)
+    assert not [name for name in classifier.state_dict() if "fc" in name], "its own classifier, for 1000, is gone"
