@@ -58,6 +58,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _minutes(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return number
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -118,9 +125,17 @@ def build_parser() -> argparse.ArgumentParser:
     backbone.add_argument("--out", type=_path, required=True, help="the checkpoint to write")
     backbone.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
 
+    backbone.add_argument(
+        "--save-every",
+        metavar="MINUTES",
+        type=_minutes,
+        default=10.0,
+        help="keep the state within an epoch too, this often (default: 10); an epoch's end and Ctrl-C always do",
+    )
+
     features = command(
         "features",
-        "extract a feature bank and print its path; a bank that exists is not made again",
+        "extract a feature bank and print its path; one that exists is not made again, one half made is gone on with",
         "lt-train features --dataset digits_lt --checkpoint digits.safetensors --views 20",
     )
     features.add_argument("--dataset", required=True, **kind, help="a dataset kind and its parameters")
@@ -135,6 +150,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--views", type=_positive, default=1, help="augmented views; 1: pictures as they are (default)"
     )
     features.add_argument("--no-test-flip", action="store_true", help="test on pictures alone, without their mirrors")
+    features.add_argument(
+        "--dtype", choices=["float32", "float16"], default="float32", help="of features on disk (default: float32)"
+    )
+    features.add_argument(
+        "--unreadable",
+        choices=["fail", "skip"],
+        default="fail",
+        help="give up at a picture that cannot be decoded, or leave it out and say so (default: fail)",
+    )
     features.add_argument("--store", type=_path, default=Path("banks"), help="folder that holds banks (default: banks)")
 
     retrain = command(

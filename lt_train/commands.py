@@ -28,6 +28,7 @@ from lt_train.device import check_device
 from lt_train.errors import CheckpointError, DataError, LongtailError, UserError
 from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.shards import Pace
 from lt_train.head_file import load_head, save_head
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.metrics import SPLITS, split_accuracy, split_masks
@@ -82,9 +83,16 @@ def backbone(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             about={"dataset": dataset.model_dump(mode="json")},
             report=report,
+            save_every=arguments.save_every,
         )
-    accuracy = load_checkpoint(arguments.out)[1]["accuracy"]
-    document = {"checkpoint": str(arguments.out), "accuracy": accuracy, "notes": list(data.notes)}
+    trained = load_checkpoint(arguments.out)[1]
+    accuracy = trained["accuracy"]
+    document = {
+        "checkpoint": str(arguments.out),
+        "accuracy": accuracy,
+        "curve": trained["curve"],
+        "notes": list(data.notes),
+    }
     _print(arguments, document, ["checkpoint", *SPLITS], [[str(arguments.out), *_percents(accuracy)]])
 
 
@@ -92,12 +100,20 @@ def features(arguments: argparse.Namespace) -> None:
     """Make a bank, or find it, and print its path."""
     check_device(arguments.device)
     dataset = parse_dataset(_kind(arguments.dataset))
-    features = FeaturesSpec(views=arguments.views, test_flip=False if arguments.no_test_flip else None)
+    features = FeaturesSpec(
+        views=arguments.views,
+        test_flip=False if arguments.no_test_flip else None,
+        dtype=arguments.dtype,
+        unreadable=arguments.unreadable,
+    )
     source = arguments.checkpoint if arguments.backbone is None else parse_backbone(_kind(arguments.backbone))
     data = dataset.load()
     _say(data.notes)
+    pace = Pace()
     with progress("extracting features", unit="picture") as report:
-        path = build_bank(dataset, source, features, arguments.store, device=arguments.device, report=report, data=data)
+        path = build_bank(
+            dataset, source, features, arguments.store, device=arguments.device, report=report, data=data, pace=pace
+        )
     bank = open_bank(path)
     _say(note for note in bank.notes if note not in data.notes)
     document = {
@@ -106,7 +122,9 @@ def features(arguments: argparse.Namespace) -> None:
         "val": None if bank.val is None else list(bank.val.features.shape),
         "test": list(bank.test.features.shape),
         "classes": bank.num_classes,
+        "dtype": str(bank.train_features.dtype).removeprefix("torch."),
         "notes": list(bank.notes),
+        "pace": pace.document() if pace.pictures else None,  # None for a bank that was there
     }
     if arguments.json:
         _print(arguments, document, [], [])
@@ -273,7 +291,7 @@ def _print(arguments: argparse.Namespace, document: dict[str, Any], columns: lis
 
 
 def _kind(words: Sequence[str]) -> dict[str, Any]:
-    """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string."""
+    """`["los", "lr=5e-3"]` as `{"kind": "los", "lr": 5e-3}`; a value that is no JSON is a string, a list must be."""
     document: dict[str, Any] = {"kind": words[0]}
     for word in words[1:]:
         name, equals, text = word.partition("=")
@@ -284,5 +302,8 @@ def _kind(words: Sequence[str]) -> dict[str, Any]:
         try:
             document[name] = json.loads(text)
         except ValueError:
+            if text.startswith(("[", "{")):
+                example = '["a", "b"]' if text.startswith("[") else '{"a": true}'
+                raise UserError(f"{name}: must be JSON, as in '{name}={example}', got {text}") from None
             document[name] = text
     return document

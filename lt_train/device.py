@@ -1,6 +1,7 @@
 """Whether this machine has the device that was asked for, and how exactly it is to multiply.
 
 Both command lines ask here first, so that a wrong device costs a message and not a traceback after minutes of work.
+It also says which precisions a device has, and keeps convolutions from choosing their algorithms by the clock.
 Knows torch only.
 """
 
@@ -9,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from lt_train.errors import UserError
 
-__all__ = ["check_device", "matmul_precision"]
+__all__ = ["check_device", "check_precision", "matmul_precision", "repeatable_convolutions"]
 
 
 def check_device(device: str) -> torch.device:
@@ -50,3 +51,34 @@ def matmul_precision(device: str, precision: Literal["float32", "tf32"]) -> Iter
         yield
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def check_precision(device: str, precision: Literal["float32", "bfloat16", "float16"]) -> None:
+    """Refuse a precision of mixed training that `device` does not have.
+
+    Raises:
+        UserError: float16 on a CPU, or bfloat16 on a GPU from before it.
+    """
+    cuda = torch.device(device).type == "cuda"
+    if precision == "float16" and not cuda:
+        raise UserError(f"precision float16 needs a CUDA device, and this is {device}; use bfloat16 or float32")
+    if precision == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"precision bfloat16 asked for, and {device} does not have it; use float16 or float32")
+
+
+@contextlib.contextmanager
+def repeatable_convolutions(device: str) -> Iterator[None]:
+    """Have cuDNN take algorithms that give the same bits every time, and none by measuring; as before afterwards.
+
+    What else a network runs on CUDA (scatters, some poolings' gradients) may still sum in another order each time.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

@@ -57,15 +57,27 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     A validator that checks several things at once may raise PydanticCustomError with `problems`, a list of
     `(loc, message)`, in its context; each becomes a problem of its own.
     """
+    entries = error.errors(include_url=False)
+    places = [_walk(model, entry["loc"]) for entry in entries]
+    types = [(loc, entry["type"]) for (loc, _), entry in zip(places, entries, strict=True)]
     problems: list[Problem] = []
-    for entry in error.errors(include_url=False):
+    for entry, (loc, place) in zip(entries, places, strict=True):
         several = entry.get("ctx", {}).get("problems")
         if several is not None:
             problems += [Problem(tuple(loc), message) for loc, message in several]
-            continue
-        loc, place = _walk(model, entry["loc"])
-        problems.append(_problem(loc, place, entry["type"], entry["msg"], entry["input"], entry.get("ctx", {})))
+        elif entry["type"] not in _TYPES or (others := _alternatives(loc, types)) == [entry["type"]]:
+            problems.append(_problem(loc, place, entry["type"], entry["msg"], entry["input"], entry.get("ctx", {})))
+        elif others[:1] == [entry["type"]]:
+            words = " or ".join(dict.fromkeys(_TYPES[kind] for kind in others))
+            problems.append(Problem(loc, f"must be {words}, got {_shown(entry['input'])}"))
     return problems
+
+
+def _alternatives(loc: tuple[str | int, ...], types: Sequence[tuple[tuple[str | int, ...], str]]) -> list[str]:
+    """What types a value at `loc` might have had, where it is none of them; of text or a list, a list gets further."""
+    here = [kind for there, kind in types if there == loc]
+    further = any(there[: len(loc)] == loc and there != loc for there, _ in types)
+    return here if all(kind in _TYPES for kind in here) and not further else []
 
 
 _TYPES = {
@@ -96,11 +108,11 @@ def _problem(
     if kind == "missing":
         return Problem(loc, "is required, but not given")
     if kind == "union_tag_invalid":
-        if "'kind'" in context["discriminator"]:
+        if "kind" in context["discriminator"]:
             return _unknown_kind((*loc, "kind"), context["tag"], place.tags)
         return Problem(loc, f"unknown key {context['tag']!r}{offer(context['tag'], place.tags)}")
     if kind == "union_tag_not_found":
-        if "'kind'" in context["discriminator"]:
+        if "kind" in context["discriminator"]:
             return Problem(loc, f"kind is required, but not given; known: {', '.join(place.tags)}")
         return Problem(loc, f"must be a mapping with one of the keys {', '.join(place.tags)}{got}")
     if kind == "literal_error":
@@ -212,6 +224,8 @@ def _walk(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[tuple[str |
             place = _Place(tagged, place.parent_keys, place.description)
             continue
         containers = [option for option in place.options if _is_container(option.annotation)]
+        if isinstance(part, str):  # the name of a type where a list is allowed too
+            containers = [option for option in containers if get_origin(option.annotation) not in (list, tuple)]
         if not containers:
             continue
         found = [child for option in containers for child in _children(option.annotation, part)]

@@ -1,7 +1,8 @@
 """Searches: a YAML file in, a sweep over re-trainings out. Knows lt_train, ray, optuna and mlflow.
 
-The public surface is three functions: `load` a sweep file, `run` it, `resume` a sweep directory. They are imported
-when first used, so that `lt-sweep --help` does not wait for torch.
+The public surface: `load` a sweep file, `run` it, `resume` a sweep directory; the same of a file with `across` are
+`load_family`, `run_family` and `resume_family`. They are imported when first used, so that `lt-sweep --help` does not
+wait for torch.
 """
 
 from __future__ import annotations
@@ -10,19 +11,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sweeps.crosstable import CrossTable, cross_table
     from sweeps.driver import resume, run
+    from sweeps.family import Family, load_family
+    from sweeps.family_driver import resume_family, run_family
     from sweeps.result import Result
     from sweeps.spec import SweepSpec
     from sweeps.spec import load_sweep as load
 
-__all__ = ["Result", "SweepSpec", "load", "resume", "run"]
+__all__ = [
+    "CrossTable",
+    "Family",
+    "Result",
+    "SweepSpec",
+    "cross_table",
+    "load",
+    "load_family",
+    "resume",
+    "resume_family",
+    "run",
+    "run_family",
+]
 
 _PLACES = {
+    "CrossTable": ("sweeps.crosstable", "CrossTable"),
+    "Family": ("sweeps.family", "Family"),
     "Result": ("sweeps.result", "Result"),
     "SweepSpec": ("sweeps.spec", "SweepSpec"),
+    "cross_table": ("sweeps.crosstable", "cross_table"),
     "load": ("sweeps.spec", "load_sweep"),
+    "load_family": ("sweeps.family", "load_family"),
     "resume": ("sweeps.driver", "resume"),
+    "resume_family": ("sweeps.family_driver", "resume_family"),
     "run": ("sweeps.driver", "run"),
+    "run_family": ("sweeps.family_driver", "run_family"),
 }
 
 

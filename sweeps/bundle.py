@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.errors import UserError
+from sweeps.family import Family, load_file
 from sweeps.sizes import shown_size
-from sweeps.spec import SweepSpec, load_sweep
+from sweeps.spec import SweepSpec
 
 __all__ = ["Bundle", "bundled"]
 
@@ -31,13 +32,14 @@ class Bundle:
     """A sweep ready to travel.
 
     Attributes:
-        spec: what is in the file.
+        name, storage: of the sweep, or the family, that is in the file.
         directory: what is uploaded.
         place: the directory in it that a job runs in, to which the spec's paths are relative.
         file: the sweep file, from there.
     """
 
-    spec: SweepSpec
+    name: str
+    storage: str
     directory: Path
     place: str
     file: str
@@ -55,19 +57,22 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Bundle]:
         SpecError: the file is wrong.
         UserError: results would be lost with the job, or a file is missing or does not belong in an upload.
     """
-    spec = load_sweep(file)
-    _check(spec)
+    loaded = load_file(file)
+    sweeps = loaded.sweeps if isinstance(loaded, Family) else [loaded]
+    for spec in sweeps:
+        _check(spec)
     if working_dir is not None:
         root = working_dir.expanduser().resolve()
         if not file.resolve().is_relative_to(root):
             raise UserError(f"{file} does not lie in the working directory {working_dir}")
-        yield Bundle(spec, root, ".", str(file.resolve().relative_to(root)))
+        yield Bundle(loaded.name, loaded.storage, root, ".", str(file.resolve().relative_to(root)))
         return
     with tempfile.TemporaryDirectory(prefix="lt-sweep-") as name:
         directory = Path(name) / PLACE
         directory.mkdir()
         shutil.copyfile(file, directory / file.name)
-        for field, path in _travellers(spec):
+        travellers = {path: field for spec in sweeps for field, path in _travellers(spec)}
+        for path, field in travellers.items():
             (directory / path).parent.mkdir(parents=True, exist_ok=True)
             _copy(field, path, directory / path)
         size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
@@ -76,7 +81,7 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Bundle]:
                 f"the files that {file} names take {shown_size(size)}, and Ray carries no more than "
                 f"{shown_size(MOST_BYTES)}; put them where the cluster can read them, and give absolute paths"
             )
-        yield Bundle(spec, Path(name), PLACE, file.name)
+        yield Bundle(loaded.name, loaded.storage, Path(name), PLACE, file.name)
 
 
 def _check(spec: SweepSpec) -> None:

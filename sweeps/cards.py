@@ -1,7 +1,8 @@
-"""What tracking shows of a trial: names a person can read, metrics, per-seed values and curves. Pure."""
+"""What tracking shows of trials, names a person can read, metrics, per-seed values and curves, and of stage 1. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sweeps.ledger import Record
 from sweeps.study import Trial
 from sweeps.tracking.base import TrialCard
 
-__all__ = ["short_params", "trial_card"]
+__all__ = ["short_params", "stage1_series", "trial_card"]
 
 SHORT = {"smooth_factor": "d", "weight_decay": "wd"}
 """Symbols of the paper and of everyday speech for parameter names in titles."""
@@ -78,6 +79,25 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None) -> 
         seed_runs=seed_runs,
         stopped=selection.stopped(records),
     )
+
+
+def stage1_series(record: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """The curve of a backbone's training over its epochs, and at the last one its accuracy on test by split.
+
+    Args:
+        record: `FeatureBank.record`, which may be empty.
+    """
+    curve = record.get("curve", [])
+    series: dict[str, list[tuple[int, float | None]]] = {
+        f"stage1_{short}": [(point["epoch"], point[name]) for point in curve]
+        for short, name in (("loss", "loss"), ("acc", "accuracy"), ("lr", "lr"))
+    }
+    for split in SPLITS:
+        series[f"stage1_val_acc_{split}"] = [(point["epoch"], point["val"][split]) for point in curve if "val" in point]
+        test = record.get("accuracy", {}).get(split)
+        series[f"stage1_test_acc_{split}"] = [(curve[-1]["epoch"], test)] if curve else []
+    known = {name: [(step, value) for step, value in points if value is not None] for name, points in series.items()}
+    return {name: points for name, points in known.items() if points}
 
 
 def _curves(records: list[Record]) -> dict[str, list[tuple[int, float]]]:

@@ -69,6 +69,13 @@ def _port(text: str) -> int:
     return port
 
 
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return rate
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `lt-sweep`."""
     parser = argparse.ArgumentParser(
@@ -93,7 +100,13 @@ def _add_file_commands(commands: Any) -> None:
     sub = _command(
         commands, "plan", "trials, runs, memory and time, nothing trained", "lt-sweep plan sweeps/specs/demo.yaml"
     )
-    sub.add_argument("spec", type=Path, help="sweep file")
+    sub.add_argument("spec", nargs="+", type=Path, help="sweep files; of several a line each, and the sum")
+    sub.add_argument(
+        "--tflops",
+        metavar="RATE",
+        type=_rate,
+        help="10^12 operations a second of the device to estimate for (default: 20 for a GPU, else measured here)",
+    )
     _add_import(sub)
     _add_json(sub)
     sub = _command(commands, "kinds", "every dataset, backbone, method, sampler ... there is", "lt-sweep kinds")
@@ -169,6 +182,13 @@ def _add_sweep_commands(commands: Any) -> None:
     )
     _add_target(sub)
     _add_job_options(sub, address=False)
+    _add_json(sub)
+    sub = _command(
+        commands, "table", "the table of a sweep's results, or of a family's, once more", "lt-sweep table runs/demo"
+    )
+    sub.add_argument("target", type=Path, help="sweep file, or directory of a sweep or a family")
+    sub.add_argument("--markdown", action="store_true", help="as Markdown, for a README or a paper's appendix")
+    _add_import(sub)
     _add_json(sub)
     sub = _command(commands, "ui", "open MLflow on a sweep's runs table", "lt-sweep ui runs/demo --port 5000")
     sub.add_argument("target", type=Path, help="sweep directory or sweep file")

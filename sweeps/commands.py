@@ -7,6 +7,7 @@ needs them.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -20,22 +21,21 @@ from rich.text import Text
 
 from lt_train.errors import SpecError, UserError
 from lt_train.storage import writing
-from sweeps.moments import shown_duration
 
 if TYPE_CHECKING:
     from sweeps.result import Result
 
-__all__ = ["kinds", "plan", "resume", "run", "schema", "ui", "validate"]
+__all__ = ["kinds", "plan", "resume", "run", "schema", "table", "ui", "validate"]
 
 
 def validate(arguments: argparse.Namespace) -> int:
     """Every problem of some sweep files."""
-    from sweeps.spec import load_sweep
+    from sweeps.family import load_file
 
     problems: list[str] = []
     for file in arguments.spec:
         try:
-            load_sweep(file)
+            load_file(file)
         except SpecError as error:
             problems += error.problems
     if arguments.json:
@@ -48,80 +48,76 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """What a sweep comes to."""
+    """What sweeps come to."""
     from sweeps import plan as planning
-    from sweeps.sizes import shown_size
-    from sweeps.spec import load_sweep
+    from sweeps.family import Family, load_file
+    from sweeps.report.planned import plan_table, plans_document, plans_table
 
-    spec = load_sweep(arguments.spec)
-    planned = planning.plan(spec)
+    loaded = [load_file(file) for file in arguments.spec]
+    specs = [spec for one in loaded for spec in (one.sweeps if isinstance(one, Family) else [one])]
+    plans = [(spec, planning.plan(spec, arguments.tflops)) for spec in specs]
+    ((spec, planned), *more) = plans
     if arguments.json:
-        print(json.dumps(planned.document()))
+        print(json.dumps(plans_document(plans) if more else planned.document()))
         return 0
-    rows = [
-        ("trials", f"{planned.trials} in {planned.generations} generations of {spec.search.generation}"),
-        (
-            "runs",
-            f"{planned.runs}: search {planned.search_runs} ({planned.seeds} seeds), "
-            f"baselines {planned.baseline_runs}, finalists {planned.finalist_runs}",
-        ),
-        (
-            "packs",
-            f"{planned.packs}, {2 * planned.packs_per_generation} can train at once (two generations); "
-            f"{planned.pack_sizes}",
-        ),
-        ("data", f"{planned.train_images} train, {planned.val_images} val, {planned.test_images} test images"),
-        ("head", f"{planned.classes} classes x {planned.feature_dim} features"),
-        ("bank", f"{shown_size(planned.bank_bytes)}, {planned.views} training view{'s' * (planned.views > 1)}"),
-        ("memory a pack", f"{shown_size(planned.pack_bytes)} beside the bank, for the largest"),
-        (
-            "re-training",
-            f"about {shown_duration(planned.train_seconds)} on one worker of this machine "
-            f"({spec.resources.cpus_per_pack} CPU a pack); stage 1 and features come before it",
-        ),
-        ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
-    ]
-    if planned.epochs_saved:
-        saved = f"{spec.search.scheduler.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
-        rows.insert(3, ("scheduler", saved))
-    if len(planned.methods) > 1:
-        rows.insert(0, ("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
-    table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)
-    for name, value in rows:
-        table.add_row(name, Text(value))
-    Console().print(table)
-    for note in planned.notes:
+    Console().print(plans_table(plans) if more else plan_table(spec, planned))
+    for note in dict.fromkeys(note for _, planned in plans for note in planned.notes):
         print(f"note: {note}", file=sys.stderr)
     return 0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a sweep, or go on with it."""
+    """Run the sweep of a file, or its sweeps, or go on with them."""
     from sweeps import driver
     from sweeps.directory import running_spec
-    from sweeps.spec import load_sweep
+    from sweeps.family import Family, load_file
+    from sweeps.family_commands import show_family
+    from sweeps.family_driver import run_family
     from sweeps.status import JOB_VARIABLE
 
-    spec = load_sweep(arguments.spec)
-    if arguments.backend:
-        spec = running_spec(spec, arguments.backend)
+    loaded = load_file(arguments.spec)
+    if backend := arguments.backend:
+        changed = functools.partial(running_spec, backend=backend)
+        loaded = loaded.each(changed) if isinstance(loaded, Family) else changed(loaded)
     if JOB_VARIABLE in os.environ:
         # A job's own directory may be made anew, under its feet, by whoever else needs it on this machine.
-        spec = spec.anchored(Path.cwd())
-        with writing(Path(spec.storage)):
-            Path(spec.storage).mkdir(parents=True, exist_ok=True)
-        os.chdir(spec.storage)
+        loaded = loaded.anchored(Path.cwd())
+        with writing(Path(loaded.storage)):
+            Path(loaded.storage).mkdir(parents=True, exist_ok=True)
+        os.chdir(loaded.storage)
+    if isinstance(loaded, Family):
+        family = loaded
+        return show_family(lambda: run_family(family, fresh=arguments.fresh), as_json=arguments.json)
+    spec = loaded
     return _show(
         lambda: driver.run(spec, fresh=arguments.fresh), Path(spec.storage).expanduser() / spec.name, arguments.json
     )
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Go on with a sweep from its directory."""
+    """Go on with a sweep, or a family of them, from its directory; or with the family of a file."""
     from sweeps import driver
+    from sweeps.family import Family
+    from sweeps.family_commands import show_family
+    from sweeps.family_directory import find_sweeps
+    from sweeps.family_driver import resume_family, run_family
 
-    directory = Path(arguments.target)
-    return _show(lambda: driver.resume(directory), directory, arguments.json)
+    target = Path(arguments.target)
+    found = find_sweeps(target) if target.exists() else None
+    if isinstance(found, Family):
+        family = found  # a file may have changed since, and the sweeps' directories know
+        again = (lambda: resume_family(target)) if target.is_dir() else (lambda: run_family(family))
+        return show_family(again, as_json=arguments.json)
+    if found is not None:
+        raise UserError(f"{target} is the file of one sweep; resume takes its directory, {found.storage}/{found.name}")
+    return _show(lambda: driver.resume(target), target, arguments.json)
+
+
+def table(arguments: argparse.Namespace) -> int:
+    """The table of a finished sweep, or of a family, once more."""
+    from sweeps.family_commands import show_results
+
+    return show_results(arguments.target, as_json=arguments.json, markdown=arguments.markdown)
 
 
 def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:

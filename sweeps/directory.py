@@ -24,6 +24,7 @@ from sweeps.tracking.base import TrackingSpec
 
 __all__ = [
     "CACHE",
+    "FAMILY",
     "IDENTITY",
     "SweepDirectory",
     "check_name",
@@ -39,6 +40,9 @@ __all__ = [
 
 IDENTITY = "sweep.json"
 """The file that makes a directory a sweep's."""
+
+FAMILY = "family.json"
+"""The file that makes a directory a family's (`sweeps.family_directory`); no sweep may have its name."""
 
 CACHE = "cache"
 """Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
@@ -92,6 +96,8 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = Fals
         StorageError: it cannot be written.
     """
     path = Path(spec.storage) / spec.name
+    if (path / FAMILY).exists():
+        raise UserError(f"{path} is a family's directory; call the sweep something else, or move it away")
     if fresh and path.exists():
         number = 1
         while (previous := path.with_name(f"{spec.name}.previous-{number}")).exists():
@@ -158,7 +164,10 @@ def sweep_directory(path: Path) -> SweepDirectory:
     path = path.expanduser().resolve()
     identity = path / IDENTITY
     if not identity.is_file():
-        raise UserError(f"{path} is not a sweep directory: it has no sweep.json; start one with `lt-sweep run SPEC`")
+        family = "; it is a family's, and each member has its own" * (path / FAMILY).exists()
+        raise UserError(
+            f"{path} is not a sweep directory: it has no sweep.json{family}; start one with `lt-sweep run SPEC`"
+        )
     known = _read(identity)
     return SweepDirectory(path, known["sweep_id"], known["started_ms"])
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lt_train.errors import CheckpointError, DataError, LongtailError
 from lt_train.features.bank import FeatureBank
 from lt_train.progress import progress
 from lt_train.storage import atomic_file
+from sweeps.cards import stage1_series
 from sweeps.directory import SweepDirectory, check_name, known_bank, leases, left_open, load_spec, open_directory
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
@@ -142,9 +143,10 @@ def _search(
 ) -> Result:
     prepared = time.perf_counter()
     ledger = Ledger(directory.path, lease.check, lease.who)
+    card = _sweep_card(spec, directory, bank.fingerprint, stage1_series(bank.record))
     try:
         tracker = PatientTracker(
-            lambda: spec.tracking.open(_sweep_card(spec, directory, bank.fingerprint), Path(spec.storage)),
+            lambda: spec.tracking.open(card, Path(spec.storage)),
             may_write=lease.holds,
             patience=spec.tracking.patience,
             told=lambda behind, trouble: publisher.update(tracking_behind=behind, tracking_trouble=trouble),
@@ -196,7 +198,9 @@ def _close_left_open(spec: SweepSpec, lease: Lease) -> None:
         PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds).interrupted()
 
 
-def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: str) -> SweepCard:
+def _sweep_card(
+    spec: SweepSpec, directory: SweepDirectory, bank: str, series: Mapping[str, list[tuple[int, float]]] | None = None
+) -> SweepCard:
     return SweepCard(
         sweep_id=directory.sweep_id,
         name=spec.name,
@@ -209,6 +213,7 @@ def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: str) -> SweepC
             "bank": bank,
         },
         started_ms=directory.started_ms,
+        series=series or {},
     )
 
 

@@ -27,6 +27,8 @@ from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
 from sweeps.bundle import bundled
 from sweeps.directory import IDENTITY, leases, sweep_directory
+from sweeps.family_directory import is_family, load_known_family
+from sweeps.family_progress import as_one
 from sweeps.jobs import ADDRESS_VARIABLE, GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
@@ -54,8 +56,8 @@ def submit(arguments: argparse.Namespace) -> int:
     with bundled(arguments.spec, arguments.working_dir) as bundle:
         job = cluster.submit(
             ["run", bundle.file, *(["--fresh"] if arguments.fresh else [])],
-            sweep=bundle.spec.name,
-            storage=bundle.spec.storage,
+            sweep=bundle.name,
+            storage=bundle.storage,
             options=_options(arguments),
             working_dir=bundle.directory,
             place=bundle.place,
@@ -107,8 +109,11 @@ def status(arguments: argparse.Namespace) -> int:
     progress, where = ask()
     if arguments.json:
         print(progress.model_dump_json())
-    else:
-        Console().print(as_table(progress, where=where))
+        return 0
+    Console().print(as_table(progress, where=where))
+    if _cluster(arguments) is None and is_family(Path(arguments.target)):
+        for member in _members(Path(arguments.target)):
+            print(as_line(member) if isinstance(member, Progress) else f"sweep {member}: not begun")
     return 0
 
 
@@ -159,8 +164,9 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:
+        title = name.removesuffix("_ms")
         # Whole, and an id in one piece: the next command wants it.
-        table.add_column(name.removesuffix("_ms"), overflow="fold", no_wrap=name == "job")
+        table.add_column(title, overflow="fold", min_width=len(title), no_wrap=name in ("job", "state"))
     for row in rows:
         table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)
@@ -188,7 +194,8 @@ def stop(arguments: argparse.Namespace) -> int:
         was = "had ended already" if job.ended else "is stopped"
         print(json.dumps({"job": ended.id, "state": ended.state}) if arguments.json else f"job {ended.id} {was}")
         return 0
-    path = sweep_directory(Path(arguments.target)).path
+    target = Path(arguments.target)
+    path = target.expanduser().resolve() if is_family(target) else sweep_directory(target).path
     running = _driver(path)
     if running is None:
         print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {arguments.target}")
@@ -235,6 +242,8 @@ def _progress_of(arguments: argparse.Namespace) -> Callable[[], tuple[Progress, 
         job_id = cluster.find(arguments.target).id
         return lambda: _job_progress(cluster, cluster.find(job_id))
     directory = Path(arguments.target)
+    if is_family(directory):
+        return lambda: _family_progress(directory)
     sweep_directory(directory)  # says what is wrong with a directory that is none
     return lambda: _directory_progress(directory)
 
@@ -246,13 +255,19 @@ def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
     if said is None:
         note = _last_words(log) or ("waiting for the cluster to start it" if not job.ended else "")
         said = Progress(sweep=job.sweep, state="preparing", note=note, started_ms=job.started_ms or 0)
+    if said.sweep != job.sweep and said.ended and not job.ended:  # one of a family's, and the next begins
+        note = f"{said.sweep} has {'failed' if said.state == 'failed' else 'ended'}, the next begins"
+        said = said.model_copy(update={"state": "running", "note": note, "seconds_left": None})
     where = f"{job.sweep} --address {cluster.address}"
     state, note = said.state, said.note
     if job.state == "stopped":
         state, note = "stopped", f"`lt-sweep resume {where}` goes on"
     elif job.state == "succeeded":
-        note = f"`lt-sweep logs {where}` prints its table; {job.storage}/{job.sweep}/result.json holds all of it"
-        state = "finished"
+        state, note = "finished", f"`lt-sweep logs {where}` prints its table"
+        if said.sweep == job.sweep:  # and it is no family, whose results lie beside it
+            note += f"; {job.storage}/{job.sweep}/result.json holds all of it"
+        else:
+            said = said.model_copy(update={"winner": ""})
     elif job.state == "failed":
         last_words = _last_words(job.message) or _last_words(log)
         if said.at_ms and not said.ended:  # it ran, and never said how it ended
@@ -273,6 +288,21 @@ def _directory_progress(directory: Path) -> tuple[Progress, str]:
         note = f"its driver is gone; `lt-sweep resume {directory}` goes on"
         said = said.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
     return said, f"{directory}" + (f", run by {running.who}" if running is not None else "")
+
+
+def _family_progress(directory: Path) -> tuple[Progress, str]:
+    """That of a family, as if it were one sweep."""
+    path = directory.expanduser().resolve()
+    running = _driver(path)
+    members = [member if isinstance(member, Progress) else None for member in _members(path)]
+    said = as_one(path.name, members, led=running is not None)
+    return said, f"{directory}" + (f", run by {running.who}" if running is not None else "")
+
+
+def _members(directory: Path) -> list[Progress | str]:
+    """What the sweeps of a family say; one that was not begun by its name."""
+    sweeps = [Path(spec.storage) / spec.name for spec in load_known_family(directory).sweeps]
+    return [_directory_progress(place)[0] if (place / IDENTITY).exists() else place.name for place in sweeps]
 
 
 def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:

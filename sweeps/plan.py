@@ -1,10 +1,13 @@
 """What a sweep will cost before a cluster is rented: trials, runs, packs, memory and time, nothing trained.
 
-Loads the data and builds the (untrained) backbone for their shapes; measures this machine's matrix product.
+Loads the data, or where it is not here takes its published counts; builds the (untrained) backbone and counts its
+operations. Time is an estimate: operations over a rate, which for the CPU is this machine's matrix product and for a
+GPU what the user says or `GPU_TFLOPS`. `sweeps.report.planned` shows it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -12,27 +15,38 @@ from typing import Any
 
 import torch
 
-from lt_train.datasets.base import FeatureData
-from lt_train.errors import UserError
+from lt_train.backbones.operations import forward_operations
+from lt_train.datasets.base import FeatureData, PictureData
+from lt_train.errors import DataError, UserError
 from lt_train.retrain.base import Halving, Run
+from lt_train.storage import fingerprint
 from sweeps.contestants import Contestant
 from sweeps.packing import PackSize, evenly
 from sweeps.prepare import check_packs
 from sweeps.spec import SweepSpec
 from sweeps.study import SearchSize, baseline_trials, search_size, search_sizes
 
-__all__ = ["Plan", "plan"]
+__all__ = ["GPU_TFLOPS", "Plan", "plan"]
 
 EFFICIENCY = 0.55
 """Share of the matrix product's rate that re-training and evaluation reach, from runs on 2 cores (`make bench`)."""
 
+GPU_TFLOPS = 20.0
+"""What a GPU is taken to reach in convolutions, in 10^12 operations a second: some 800 pictures a second in training a
+ResNet-50. An assumption, since no two GPUs and networks agree; `--tflops` says another."""
+
+STEP_SECONDS = 5e-4
+"""What a step of re-training is taken to cost a GPU at least: some fifty kernels, started one after another."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep amounts to. Memory in bytes; time in seconds of one worker of this machine, stage 1 not included.
+    """What a sweep amounts to. Memory in bytes; time in seconds of one `device`, estimated.
 
     `methods` are the trials of each. Packs, lanes and bytes are those of the largest pack; `packs_per_generation` those
-    of all methods together. `epochs_saved` is the share of the search's epochs that a scheduler saves.
+    of all methods together. `epochs_saved` is the share of the search's epochs that a scheduler saves. `stage1_seconds`
+    are null where nothing is to be trained first, `feature_seconds` where features are brought; both count what the
+    storage may have already. `backbone` and `bank` are equal for sweeps that share them.
     """
 
     methods: dict[str, int]
@@ -56,7 +70,12 @@ class Plan:
     views: int
     bank_bytes: int
     epochs_saved: float
+    device: str
+    stage1_seconds: float | None
+    feature_seconds: float | None
     train_seconds: float
+    backbone: str
+    bank: str
     notes: tuple[str, ...]
 
     @property
@@ -64,27 +83,47 @@ class Plan:
         """Runs in all."""
         return self.search_runs + self.baseline_runs + self.finalist_runs
 
+    @property
+    def seconds(self) -> float:
+        """Of all three phases."""
+        return (self.stage1_seconds or 0.0) + (self.feature_seconds or 0.0) + self.train_seconds
+
     def document(self) -> dict[str, Any]:
         """The plan as JSON holds it."""
         return asdict(self) | {"runs": self.runs}
 
 
-def plan(spec: SweepSpec) -> Plan:
+def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     """Count and estimate.
 
+    Args:
+        spec: the sweep.
+        tflops: 10^12 operations a second that the device reaches; None for `GPU_TFLOPS` where packs are trained on
+            GPUs, and for what this machine's matrix product reaches elsewhere.
+
     Raises:
-        UserError: the data is missing, cannot be cut as asked, or needs a backbone that is not given.
+        UserError: the data is missing and nobody published how much there is, or it cannot be cut as asked, or needs a
+            backbone that is not given.
     """
-    data = spec.dataset.load()
+    data, missing = _data(spec)
+    stage1: int | None = None
+    features: int | None = None
     if isinstance(data, FeatureData):
         views, dim = int(data.train.inputs.shape[0]), int(data.train.inputs.shape[-1])
-        test_views = int(data.test.inputs.shape[0])
+        test_views, number = int(data.test.inputs.shape[0]), data.train.inputs.element_size()
     else:
         if spec.backbone is None:
             raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
-        views, (_, dim) = spec.features.views, spec.backbone.build(int(data.train.inputs.shape[1]))
+        network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
+        views = spec.features.views
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
-        test_views = 1 + flip
+        test_views, number = 1 + flip, getattr(torch, spec.features.dtype).itemsize
+        _, *shape = data.train.inputs.shape
+        picture = forward_operations(network, (shape[0], shape[1], shape[2])) + 2 * dim * data.num_classes
+        if spec.backbone.checkpoint is None and spec.stage1 is not None:
+            # Forward, and twice as much backward; the test set is looked at once.
+            stage1 = picture * (3 * spec.stage1.epochs * len(data.train) + len(data.test))
+        features = picture * (views * len(data.train) + test_views * (len(data.val or ()) + len(data.test)))
     size = PackSize(spec.resources, spec.search.scheduler, data.num_classes, dim)
     check_packs(spec, size)
     val = len(data.val) if data.val else 0
@@ -98,6 +137,11 @@ def plan(spec: SweepSpec) -> Plan:
         len(trial.seeds) * trial.training.epochs for trial in baseline_trials(spec) if trial.method.trains
     )
     operations = (epochs + reported) * image * (2 * len(data.train) + val + len(data.test))
+    steps = math.ceil(len(data.train) / spec.training.batch_size) * sum(
+        own.run.training.epochs * (sum(map(len, own.packs)) + own.finalist_packs) for own in searches if own.whole
+    )
+    rates = _rates(spec, tflops)
+    document, trained_on = spec.resolved(), spec.dataset.identity()
     return Plan(
         methods={contestant.name: own.trials for contestant, own in search_sizes(spec)},
         trials=sizes.trials,
@@ -118,11 +162,47 @@ def plan(spec: SweepSpec) -> Plan:
         classes=data.num_classes,
         feature_dim=dim,
         views=views,
-        bank_bytes=4 * dim * (views * len(data.train) + test_views * (val + len(data.test))),
+        bank_bytes=number * dim * (views * len(data.train) + test_views * (val + len(data.test))),
         epochs_saved=1 - epochs / whole if whole else 0.0,
-        train_seconds=operations / (EFFICIENCY * _matmul_rate(spec.resources.cpus_per_pack)),
-        notes=(*data.notes, *_static_notes(spec)),
+        device=rates.device,
+        stage1_seconds=None if stage1 is None else stage1 / rates.network,
+        feature_seconds=None if features is None else features / rates.network,
+        train_seconds=max(operations / rates.heads, steps * rates.step_seconds),
+        backbone=fingerprint([trained_on, document["backbone"], document["stage1"]]),
+        bank=fingerprint([trained_on, document["backbone"], document["stage1"], document["features"]]),
+        notes=(*missing, *data.notes, *_static_notes(spec)),
     )
+
+
+def _data(spec: SweepSpec) -> tuple[PictureData | FeatureData, list[str]]:
+    """The data, or as much of it as was published, with a note that says so."""
+    try:
+        return spec.dataset.load(), []
+    except DataError as error:
+        published = spec.dataset.as_published()
+        if published is None:
+            raise
+        return published, [f"the data is not here, and is counted as it was published: {error}"]
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Operations a second of what the sweep runs on: the backbone's, the heads', and what a step costs at least."""
+
+    device: str
+    network: float
+    heads: float
+    step_seconds: float
+
+
+def _rates(spec: SweepSpec, tflops: float | None) -> _Rates:
+    if spec.resources.gpus_per_pack:
+        rate = 1e12 * (GPU_TFLOPS if tflops is None else tflops)
+        return _Rates(f"GPU at {rate / 1e12:g} TFLOP/s", rate, rate, STEP_SECONDS)
+    if tflops is not None:
+        return _Rates(f"worker at {tflops:g} TFLOP/s", 1e12 * tflops, EFFICIENCY * 1e12 * tflops, 0.0)
+    heads = EFFICIENCY * _matmul_rate(spec.resources.cpus_per_pack)
+    return _Rates("worker of this machine", _matmul_rate(torch.get_num_threads()), heads, 0.0)
 
 
 def _static_notes(spec: SweepSpec) -> list[str]:
@@ -198,6 +278,7 @@ def _epochs(runs: int, seeds: int, epochs: int, halving: Halving | None) -> int:
     return seeds * (total + trials * (epochs - done))
 
 
+@functools.cache
 def _matmul_rate(threads: int) -> float:
     """Operations a second of this machine's float32 matrix product with `threads` threads."""
     before = torch.get_num_threads()

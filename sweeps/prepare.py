@@ -6,7 +6,7 @@ of that storage. Knows the specs and lt_train; knows no search.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +17,13 @@ from lt_train.device import check_device
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank, open_bank
 from lt_train.features.extract import build_bank
+from lt_train.features.shards import Done, Extractor, Shard
 from lt_train.metrics import SPLITS, split_masks
 from lt_train.progress import progress
 from lt_train.retrain.base import Run, check_runs
 from lt_train.stage1.train import train_backbone
 from lt_train.storage import fingerprint
+from sweeps.backends.base import BackboneJob
 from sweeps.directory import CACHE
 from sweeps.packing import PackSize
 from sweeps.spec import SweepSpec
@@ -47,19 +49,44 @@ def prepare(spec: SweepSpec, told: Callable[[str], None] | None = None) -> Featu
         if reason := method.unfit(counts):  # known now, and worth no training of a backbone
             raise UserError(f"method {method.kind}: {reason}")
     checkpoint = _trained(spec, data, device, told)
-    with progress(f"features on {device}", "picture", told) as report:
-        path = build_bank(
+    bank = open_bank(_extracted(spec, data, checkpoint, device, told))
+    _check(spec, bank)
+    return bank
+
+
+def _extracted(
+    spec: SweepSpec,
+    data: PictureData | FeatureData,
+    checkpoint: Path | BackboneSpec | None,
+    device: str,
+    told: Callable[[str], None] | None,
+) -> Path:
+    """Where the bank lies, made by this process or by as many others as the sweep asks for."""
+    resources, store = spec.resources, Path(spec.storage) / CACHE / "banks"
+    if resources.extract_workers == 1 or checkpoint is None:
+        with progress(f"features on {device}", "picture", told) as report:
+            return build_bank(spec.dataset, checkpoint, spec.features, store, device=device, report=report, data=data)
+    device = "cuda" if resources.gpus_per_pack else "cpu"  # theirs; this process may have none
+
+    def workers(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+        # Only now: a bank that is there needs no Ray.
+        with spec.backend.extractors(
+            resources.extract_workers, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack
+        ) as extract:
+            yield from extract(extractor, wanted)
+
+    with progress(f"features on {device}, {resources.extract_workers} workers", "picture", told) as report:
+        return build_bank(
             spec.dataset,
             checkpoint,
             spec.features,
-            Path(spec.storage) / CACHE / "banks",
+            store,
             device=device,
             report=report,
             data=data,
+            workers=workers,
+            threads=resources.cpus_per_pack,
         )
-    bank = open_bank(path)
-    _check(spec, bank)
-    return bank
 
 
 def _device(spec: SweepSpec) -> str:
@@ -99,6 +126,7 @@ def _trained(
     if spec.backbone.checkpoint is not None:
         return spec.backbone
     assert spec.stage1 is not None, "the spec asks for a recipe where no checkpoint is given"
+    workers = spec.resources.stage1_workers
     address = fingerprint(
         {
             "train": data.train.digest(),
@@ -106,14 +134,22 @@ def _trained(
             "mean": data.mean,
             "std": data.std,
             "backbone": spec.backbone.model_dump(mode="json"),
-            "stage1": spec.stage1.model_dump(mode="json"),
+            "stage1": spec.stage1.identity(),
+            # Several add up in another order, and each has its own statistics of batch norm: other weights.
+            **({"workers": workers} if workers > 1 else {}),
         }
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
     if not out.exists():
-        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {device}", told=told) as report:
-            about = {"dataset": spec.dataset.model_dump(mode="json")}
-            train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
+        about = {"dataset": spec.dataset.model_dump(mode="json")}
+        on = device if workers == 1 else f"{workers} workers"
+        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {on}", told=told) as report:
+            if workers == 1:
+                train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
+            else:
+                job = BackboneJob(data, spec.dataset, spec.backbone, spec.stage1, about)
+                cpus, gpus = spec.resources.cpus_per_pack, spec.resources.gpus_per_pack
+                spec.backend.train_backbone(job, out, workers=workers, cpus=cpus, gpus=gpus, report=report)
     return out
 
 

@@ -35,6 +35,7 @@ Loc = tuple[int | str, ...]
 def broken_rules(parts: Parts) -> Iterator[Problem]:
     """Every rule that the valid parts of a sweep file break."""
     yield from _backbone_problems(parts)
+    yield from _worker_problems(parts)
     yield from _selection_problems(parts)
     yield from _method_problems(parts)
     if "search" in parts:
@@ -60,6 +61,19 @@ def _backbone_problems(parts: Parts) -> Iterator[Problem]:
         )
     elif backbone.checkpoint is not None and stage1 is not None:
         yield Problem(("stage1",), "would train a backbone that backbone.checkpoint has already; remove one of the two")
+
+
+def _worker_problems(parts: Parts) -> Iterator[Problem]:
+    if not {"backend", "resources"} <= set(parts):
+        return
+    backend = parts["backend"]
+    for field in ("stage1_workers", "extract_workers"):
+        workers = getattr(parts["resources"], field)
+        if workers > 1 and not backend.has_workers:
+            yield Problem(
+                ("resources", field),
+                f"must be 1 with backend {backend.kind}, which is this process alone, got {workers}; set backend: ray",
+            )
 
 
 def _may_bring_features(dataset: DatasetSpec) -> bool:

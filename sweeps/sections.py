@@ -104,6 +104,18 @@ class ResourcesSpec(Spec):
 
     cpus_per_pack: int = Field(default=1, ge=1, description="CPU threads a pack, >= 1")
     gpus_per_pack: float = Field(default=0.0, ge=0, description="GPUs a pack, >= 0; fractions share a device")
+    stage1_workers: int = Field(
+        default=1,
+        ge=1,
+        description="processes that train the backbone together where that is still to be done, >= 1, each with "
+        "cpus_per_pack and, where packs have any, one GPU; 1: the sweep's own process; more: through Ray Train",
+    )
+    extract_workers: int = Field(
+        default=1,
+        ge=1,
+        description="processes that extract features where that is still to be done, >= 1, each with cpus_per_pack and "
+        "gpus_per_pack; 1: the sweep's own process, with all threads that it has; more: on Ray",
+    )
     lanes_per_pack: Lanes = Field(
         default="auto",
         description="runs trained side by side in one pack at most, >= 1; auto: as many as memory_per_pack holds",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from lt_train.backbones.base import BackboneSpec, backbone_kinds, backbone_union
@@ -29,14 +29,15 @@ from lt_train.stage1.base import RecipeSpec, recipe_kinds, recipe_union
 from lt_train.storage import fingerprint
 from sweeps.backends.base import BackendSpec, backend_kinds, backend_union
 from sweeps.backends.ray import RayBackend
-from sweeps.contestants import Contestant, MethodEntry, Methods, contestants
+from sweeps.contestants import Contestant, Methods, contestants
+from sweeps.mending import valid_parts
 from sweeps.rules import broken_rules
 from sweeps.sections import PAPER_PROTOCOL, ResourcesSpec, SearchSpec, SelectionSpec
 from sweeps.tracking.base import TrackingSpec, tracking_kinds, tracking_union
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.yaml_source import Source, load_yaml
 
-__all__ = ["SweepSpec", "load_resolved", "load_sweep", "schema"]
+__all__ = ["ACROSS", "NAME", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
 
 if TYPE_CHECKING:
     Dataset = DatasetSpec
@@ -58,6 +59,15 @@ else:
     Tracking = Annotated[tracking_union(), Shorthand(tuple(tracking_kinds()), default_kind="mlflow")]
 
 
+ACROSS = "across"
+"""The key that makes a file one of several sweeps; `sweeps.family` reads it."""
+
+SHARED = ("version", "name", "backend", "tracking", "storage")
+"""What all sweeps of a family have in common: nothing of it decides results."""
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a sweep may be called."""
+
 FILES = (("dataset", "root"), ("dataset", "path"), ("backbone", "checkpoint"))
 """Section and field of every file or directory that a sweep reads."""
 
@@ -69,7 +79,7 @@ class SweepSpec(Spec):
 
     version: Literal[1] = Field(description="version of this format; 1")
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=NAME,
         description="at most 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
     )
     dataset: Dataset = Field(description="the long-tailed data")
@@ -138,7 +148,11 @@ class SweepSpec(Spec):
             del document["backbone"]["checkpoint"]
         for part in ("name", "tracking", "storage", "backend"):
             del document[part]
-        del document["resources"]["gpus_per_pack"]
+        if self.stage1 is not None:
+            document["stage1"] = self.stage1.identity()
+        # How many train the backbone is in its address, and so in the fingerprint of its features.
+        for free in ("gpus_per_pack", "stage1_workers", "extract_workers"):
+            del document["resources"][free]
         if self.resources.lanes_per_pack != "auto":
             del document["resources"]["memory_per_pack"]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.
@@ -180,12 +194,20 @@ class SweepSpec(Spec):
 
 
 def load_sweep(path: str | Path) -> SweepSpec:
-    """Read and check a sweep file.
+    """Read and check the file of one sweep.
 
     Raises:
-        SpecError: `problems` holds every problem as `file:line: dotted.path: what is wrong; did you mean ...`.
+        SpecError: `problems` holds every problem as `file:line: dotted.path: what is wrong; did you mean ...`; a file
+            with `across` is of several sweeps, and for `sweeps.family` to read.
     """
-    return _validate(load_yaml(path))
+    source = load_yaml(path)
+    if ACROSS in source.document:
+        why = "across: makes several sweeps, and one is wanted; sweeps.load_family reads them"
+        raise SpecError(source.complaint((ACROSS,), why))
+    sweep = checked(source.document)
+    if isinstance(sweep, SweepSpec):
+        return sweep
+    raise SpecError(told(sweep, source))
 
 
 def load_resolved(document: Mapping[str, Any]) -> SweepSpec:
@@ -194,105 +216,72 @@ def load_resolved(document: Mapping[str, Any]) -> SweepSpec:
     Raises:
         SpecError: as `load_sweep`, without file and line.
     """
-    return _validate(dict(document))
+    sweep = checked(document)
+    if isinstance(sweep, SweepSpec):
+        return sweep
+    raise SpecError([f"{dotted(loc)}: {message}" for loc, message in sweep])
 
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a sweep file, for editors. It knows fields and ranges; `load_sweep` knows the rest."""
     document = SweepSpec.model_json_schema()
-    optional = {"mlflow"}  # the kind that a mapping in `tracking` has when it names none
+    optional = {"mlflow", "pad_crop"}  # the kinds of a mapping in `tracking` and `augmentation` that names none
     for definition in document["$defs"].values():
         kind = definition.get("properties", {}).get("kind", {}).get("const")
         if kind is not None and kind not in optional:
             definition["required"] = sorted({"kind", *definition.get("required", [])})
-    either = [{"required": ["method"]}, {"required": ["methods"]}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document, "oneOf": either}
+    every = document["properties"]
+    own = {name: field for name, field in every.items() if name not in SHARED}
+    # A family's file may leave to `across` what a sweep's must have.
+    alone = {
+        "required": document.pop("required"),
+        "oneOf": [{"required": ["method"]}, {"required": ["methods"]}],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **document,
+        "properties": {**every, ACROSS: _across_schema(own)},
+        "required": ["version", "name"],
+        "if": {"required": [ACROSS]},
+        "else": alone,
+    }
 
 
-def _validate(source: Source | dict[str, Any]) -> SweepSpec:
-    document = expand(SweepSpec, source.document if isinstance(source, Source) else source)
-    if document.get("methods") is not None:
+def _across_schema(sections: Mapping[str, Any]) -> dict[str, Any]:
+    def values(one: Mapping[str, Any]) -> dict[str, Any]:
+        # What is said of a section is said where it stands by itself.
+        short = {key: word for key, word in one.items() if key not in ("default", "description", "title")}
+        listed = {"type": "array", "minItems": 2, "items": short}
+        return {"anyOf": [listed, {"type": "object", "minProperties": 2, "additionalProperties": short}]}
+
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "description": "makes the file a family of sweeps, one for each value: a section, or a dotted field such as "
+        "dataset.imbalance_ratio, with a list of values, or with a mapping of names to values",
+        "properties": {name: values(section) for name, section in sections.items()},
+        "patternProperties": {r"^[a-z0-9_]+\.": values({})},
+        "additionalProperties": False,
+    }
+
+
+def checked(document: Mapping[str, Any]) -> SweepSpec | list[Problem]:
+    """The sweep that a document stands for, shorthands and all, or everything that is wrong with it."""
+    written: dict[str, Any] = expand(SweepSpec, dict(document))
+    if written.get("methods") is not None:
         # Any other rival may be listed, and is then tuned as the others are.
-        document.setdefault("baselines", [{"kind": "vanilla"}])
+        written.setdefault("baselines", [{"kind": "vanilla"}])
     try:
-        return SweepSpec.model_validate_json(json.dumps(document))
+        return SweepSpec.model_validate_json(json.dumps(written))
     except ValidationError as error:
         problems = explain(error, SweepSpec)
         if all(entry["type"] != "broken_rules" for entry in error.errors()):
-            problems += broken_rules(_valid_parts(document))
-    raise SpecError(_told(problems, source)) from None
+            problems += broken_rules(valid_parts(SweepSpec, written))
+        return problems
 
 
-def _told(problems: Iterable[Problem], source: Source | dict[str, Any]) -> list[str]:
-    """Problems as messages; in the order of the lines where there is a file."""
-    if not isinstance(source, Source):
-        return [f"{dotted(loc)}: {message}" for loc, message in problems]
+def told(problems: Iterable[Problem], source: Source) -> list[str]:
+    """Problems as messages, in the order of the lines of their file."""
     in_order = sorted(problems, key=lambda problem: source.position(problem.loc))
     return [source.complaint(loc, f"{dotted(loc)}: {message}") for loc, message in in_order]
-
-
-def _valid_parts(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a wrong file that can be judged by the rules between parts.
-
-    The searched parts and the search are mended first, by leaving out what was complained about, so that one wrong
-    value in them does not hide a wrong range; any other wrong part is absent, and any wrong one of several methods is
-    None.
-    """
-    parts: dict[str, Any] = {}
-    for name, field in SweepSpec.model_fields.items():
-        if name not in document:
-            if not field.is_required():
-                parts[name] = field.get_default(call_default_factory=True)
-            continue
-        part_type: Any = Annotated[field.annotation, field]
-        if name == "methods" and isinstance(document[name], list):
-            parts[name] = [_mended_entry(index, entry) for index, entry in enumerate(document[name])]
-            continue
-        part = _mended(part_type, document[name], mend=name in MENDED, trials_may_lie=name == "search")
-        # A space of which nothing is left is no empty space.
-        if part is not _GONE and not (name == "search" and document[name].get("space") and not part.space):
-            parts[name] = part
-    return parts
-
-
-MENDED = ("method", "training", "search")
-"""Parts of which what is right is judged although something is wrong."""
-
-_GONE = object()
-"""What is left of a value when all of it was wrong."""
-
-
-def _mended(part_type: Any, value: Any, *, mend: bool = True, trials_may_lie: bool = False) -> Any:
-    """`value` as `part_type`, less what is wrong with it; `_GONE` where nothing is left, or nothing may be left out."""
-    adapter: TypeAdapter[Any] = TypeAdapter(part_type)
-    while value is not _GONE:
-        try:
-            return adapter.validate_json(json.dumps(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            loc = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
-            value = _without(value, loc) if mend else _GONE
-            if trials_may_lie and isinstance(value, dict):
-                value["trials"] = 1  # may be what was wrong, and says nothing about a space that lost a dimension
-    return _GONE
-
-
-def _mended_entry(index: int, value: Any) -> MethodEntry | None:
-    """One of several methods; what had a wrong name gets one that nobody else has."""
-    entry = _mended(MethodEntry, value)
-    if not isinstance(entry, MethodEntry):
-        return None
-    misnamed = value.get("name") is not None and entry.name is None
-    return entry.model_copy(update={"name": f"methods[{index}]"}) if misnamed else entry
-
-
-def _without(value: Any, loc: tuple[int | str, ...]) -> Any:
-    """`value` less what stands at `loc`; elements of `loc` that are not in it (tags of unions) are stepped over."""
-    if not isinstance(value, dict):
-        return _GONE
-    for depth, part in enumerate(loc):
-        if part in value:
-            inner = _without(value[part], loc[depth + 1 :])
-            rest = {key: item for key, item in value.items() if key != part}
-            return rest if inner is _GONE else {**rest, part: inner}
-    return _GONE

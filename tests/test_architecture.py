@@ -46,7 +46,7 @@ def test_the_tree_keeps_its_contracts() -> None:
         (
             "sweeps/driver.py",
             "import ray.tune",
-            "Ray is imported in three files",
+            "Ray is imported in five files",
             "sweeps.driver -> ray",
         ),
         ("sweeps/driver.py", "import mlflow", "MLflow is imported in one file", "sweeps.driver -> mlflow"),

@@ -11,6 +11,7 @@ import pytest
 import lt_train.cli
 import sweeps
 import sweeps.cli
+from sweeps.family import load_file
 from sweeps.spec import SweepSpec
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_commands_parse(command: str):
 def test_every_sweep_file_is_valid(text: str, tmp_path: Path):
     file = tmp_path / "sweep.yaml"
     file.write_text(text)
-    assert f"name: {sweeps.load(file).name}\n" in text
+    assert f"name: {load_file(file).name}\n" in text
 
 
 def test_the_python_lines_run(monkeypatch: pytest.MonkeyPatch, small_sweep, capsys: pytest.CaptureFixture[str]):
@@ -59,3 +60,20 @@ def test_the_python_lines_run(monkeypatch: pytest.MonkeyPatch, small_sweep, caps
     monkeypatch.setattr("sweeps.spec.load_sweep", lambda file: spec)
     exec(compile(text, "README.md", "exec"), {})
     assert "smooth_factor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [text for _, text in BLOCKS if text.startswith("lt-sweep plan sweeps/specs/")])
+def test_the_plans_are_what_plan_prints(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command, _, table = text.partition("\n")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where no data lies
+    monkeypatch.chdir(ROOT)
+    assert sweeps.cli.main(command.split()[1:]) == 0
+    assert "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()) + "\n" == table
+
+
+def test_every_ready_sweep_of_the_paper_has_its_plan():
+    planned = {word for command in COMMANDS if command.startswith("lt-sweep plan sweeps/") for word in command.split()}
+    for name in ("cifar100_lt_ir10", "cifar100_lt_ir50", "cifar100_lt_ir100", "imagenet_lt", "inaturalist18", "table4"):
+        assert f"sweeps/specs/{name}.yaml" in planned

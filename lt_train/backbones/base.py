@@ -7,7 +7,8 @@ Shapes: B pictures, C channels, H x W pixels, D features, K classes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lt_train.registry import KindSpec, kinds, parse, union
 
-__all__ = ["BackboneSpec", "Classifier", "Frozen", "backbone_kinds", "backbone_union", "parse_backbone"]
+__all__ = ["BackboneSpec", "Classifier", "Directions", "Frozen", "backbone_kinds", "backbone_union", "parse_backbone"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Frozen:
         identity: JSON of what decides its features: `backbone` and `checkpoint`, the sha256 of the file.
         called: what to call it in an error; `remedy` says what to do where it does not fit a dataset.
         notes: what a user must know about how it was read.
+        record: JSON of how it was trained, `recipe`, `seed`, `accuracy` and `curve`, as far as its checkpoint says.
     """
 
     network: nn.Module
@@ -44,6 +46,7 @@ class Frozen:
     called: str
     remedy: str
     notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BackboneSpec(KindSpec):

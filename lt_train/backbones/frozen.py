@@ -44,4 +44,5 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
         identity={"backbone": about["backbone"], "checkpoint": sha256_file(path)},
         called=f"checkpoint {path}",
         remedy="train one on this dataset with `lt-train backbone`",
+        record={name: about[name] for name in ("recipe", "seed", "accuracy", "curve") if name in about},
     )

@@ -113,7 +113,7 @@ def fit_weights(
     strip_prefix: str | None,
     allow_missing: Sequence[str] = (),
     allow_left_over: Sequence[str] = (),
-    ignored: str = "",
+    ignored: Sequence[str] = (),
 ) -> KeyReport:
     """Load `tensors` into `model` and say how they met.
 
@@ -123,7 +123,7 @@ def fit_weights(
         strip_prefix: taken off the checkpoint's names; None finds what fits best among `PREFIXES`.
         allow_missing: patterns of names, such as `pool.*`, that the checkpoint need not have.
         allow_left_over: patterns of names that the model need not have.
-        ignored: a layer that may differ in every way, because it is not used.
+        ignored: layers that may differ in every way, because they are not used.
 
     Raises:
         CheckpointError: anything else is missing, left over or of another shape; says all of it.
@@ -150,7 +150,7 @@ def fit_weights(
             if name in renamed and name not in fitting
         ),
     )
-    unused = (f"{ignored}.*",) if ignored else ()
+    unused = tuple(f"{layer}.*" for layer in ignored)
     refused = KeyReport(
         matched=report.matched,
         total=report.total,

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lt_train.datasets.base import Augmentation, DatasetSpec, FeatureData, Labelled, PictureData
+from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PadCrop, PictureData
 from lt_train.datasets.longtail import hold_out_fraction
 from lt_train.errors import DataError
 
@@ -47,8 +47,8 @@ class Arrays(DatasetSpec):
         ),
     ] = 0.2
     augmentation: Annotated[
-        Augmentation, Field(description="for pictures only: what stage 1 and the views of a bank apply")
-    ] = Augmentation(pad=0, flip=False)
+        PadCrop, Field(description="for pictures only: what stage 1 and the views of a bank apply")
+    ] = PadCrop(pad=0, flip=False)
 
     def load(self) -> FeatureData | PictureData:
         """What the file holds, checked.

@@ -11,10 +11,11 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
 from lt_train.datasets.pictures import PictureFiles, Pictures
@@ -23,18 +24,24 @@ from lt_train.progress import Report
 from lt_train.registry import KindSpec, Spec, kinds, parse, union
 
 __all__ = [
+    "AnyAugmentation",
     "Augmentation",
     "DatasetSpec",
     "FeatureData",
     "Finding",
     "Inspection",
     "Labelled",
+    "PadCrop",
     "PictureData",
+    "ResizedCrop",
+    "blank",
     "dataset_kinds",
     "dataset_union",
     "parse_dataset",
 ]
 
+
+_FLIP = "whether a mirrored picture is of the same class, so may be mirrored"
 
 InputsT = TypeVar("InputsT", bound=Pictures, covariant=True)
 
@@ -68,14 +75,65 @@ class Labelled(Generic[InputsT]):
         return hasher.hexdigest()
 
 
-class Augmentation(Spec):
-    """Training augmentation (paper, Appendix D): zero padding by `pad` pixels and a random crop, random mirror.
+def blank(count: int, num_classes: int, shape: tuple[int, int, int]) -> Labelled[Tensor]:
+    """Pictures that have a shape `(C, H, W)` and nothing else, dealt evenly to the classes; for `as_published`."""
+    pictures = torch.empty(count, *shape, dtype=torch.uint8, device="meta")
+    return Labelled(pictures, torch.arange(count, dtype=torch.int64) % num_classes)
 
-    `flip` also says whether a mirrored picture keeps its class; test-time flipping follows it unless told otherwise.
+
+class PadCrop(Spec):
+    """Zero padding by `pad` pixels and a random crop, random mirror (paper, Appendix D): for small pictures.
+
+    What is written without a kind is this one, and it is stored so: banks are addressed by it since before there was
+    another. `flip` also says whether a mirrored picture keeps its class; test-time flipping follows it unless told
+    otherwise.
     """
 
+    kind: Annotated[Literal["pad_crop"], Field(exclude=True)] = "pad_crop"
     pad: Annotated[int, Field(ge=0, description="pixels of zero padding before the random crop; 0 does not crop")]
-    flip: Annotated[bool, Field(description="whether a mirrored picture is of the same class, so may be mirrored")]
+    flip: Annotated[bool, Field(description=_FLIP)]
+
+
+class ResizedCrop(Spec):
+    """A random part of the picture in its full size, resized to the square, random mirror: for pictures in files.
+
+    Share and shape of the part are drawn as Szegedy et al. (2015) do and torchvision's RandomResizedCrop does. `flip`
+    means what it means to `PadCrop`.
+    """
+
+    kind: Literal["resized_crop"] = "resized_crop"
+    scale: Annotated[
+        tuple[float, float],
+        Field(description="least and largest share of the area, 0 < least <= largest <= 1"),
+    ] = (0.08, 1.0)
+    ratio: Annotated[
+        tuple[float, float], Field(description="least and largest width over height, 0 < least <= largest")
+    ] = (3 / 4, 4 / 3)
+    flip: Annotated[bool, Field(description=_FLIP)] = True
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _ascends(cls, ends: tuple[float, float], field: ValidationInfo) -> tuple[float, float]:
+        if not 0 < ends[0] <= ends[1]:
+            raise ValueError(f"must be two numbers above 0 that ascend, got {list(ends)}")
+        if field.field_name == "scale" and ends[1] > 1:
+            raise ValueError(f"must be shares of the picture, 1 at most, got {list(ends)}")
+        return ends
+
+
+def _kind_of(value: Any) -> str | None:
+    """Which augmentation a document or an instance is; one that names none is `pad_crop`."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "pad_crop"))
+    return getattr(value, "kind", None)
+
+
+Augmentation = PadCrop | ResizedCrop
+
+AnyAugmentation = Annotated[
+    Annotated[PadCrop, Tag("pad_crop")] | Annotated[ResizedCrop, Tag("resized_crop")], Discriminator(_kind_of)
+]
+"""Either, as a field of a dataset whose pictures are files."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +243,13 @@ class DatasetSpec(KindSpec):
             return Inspection.of(self.load())
         except DataError as error:
             return Inspection.refused(error)
+
+    def as_published(self) -> PictureData | None:
+        """What `load` returns where the published files are, counted without them: shapes and labels, no pictures.
+
+        Pictures are on torch's device `meta`. None for a kind of which only its files know what there is.
+        """
+        return None
 
     def identity(self) -> dict[str, Any]:
         """The spec as JSON without the fields that say where files are: what the data is, on any machine."""

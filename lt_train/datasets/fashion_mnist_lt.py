@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lt_train.datasets.base import Augmentation, Labelled, PictureData
+from lt_train.datasets.base import Labelled, PadCrop, PictureData, blank
 from lt_train.datasets.longtail import LongTailSpec
 from lt_train.errors import DataError
 
@@ -42,7 +42,7 @@ class FashionMnistLT(LongTailSpec):
     val_per_class: Annotated[
         int, Field(ge=0, description="validation pictures a class; 0 keeps the published training set, without val")
     ] = 100
-    augmentation: Augmentation = Augmentation(pad=1, flip=True)
+    augmentation: PadCrop = PadCrop(pad=1, flip=True)
 
     def load(self) -> PictureData:
         """28 x 28 grey pictures.
@@ -60,6 +60,13 @@ class FashionMnistLT(LongTailSpec):
                 "three companions), there or in FashionMNIST/raw, and does not; correct root or set download: true"
             )
         train, test = _labelled(folder, "train"), _labelled(folder, "t10k")
+        return self._cut(train, test)
+
+    def as_published(self) -> PictureData:
+        """See `DatasetSpec.as_published`: 6000 training and 1000 test pictures of every class."""
+        return self._cut(blank(60_000, 10, (1, 28, 28)), blank(10_000, 10, (1, 28, 28)))
+
+    def _cut(self, train: Labelled[Tensor], test: Labelled[Tensor]) -> PictureData:
         return self.cut(train, test, num_classes=10, mean=(0.2860,), std=(0.3530,))
 
 

@@ -17,6 +17,7 @@ class ImageNetLT(PublishedSpec):
 
     published: ClassVar[Mapping[str, int]] = {"train": 115_846, "val": 20_000, "test": 50_000}
     classes: ClassVar[int] = 1000
+    class_folder: ClassVar[str | None] = r"(?:^|/)(n\d{8})/"
 
     kind: Literal["imagenet_lt"] = "imagenet_lt"
     train: Annotated[str, Field(description="list file of the training pictures, relative to root")] = (

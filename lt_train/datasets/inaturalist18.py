@@ -17,6 +17,7 @@ class INaturalist18(PublishedSpec):
 
     published: ClassVar[Mapping[str, int]] = {"train": 437_513, "test": 24_426}
     classes: ClassVar[int] = 8142
+    class_folder: ClassVar[str | None] = r"(?:^|/)(\d+)/[^/]+$"
 
     kind: Literal["inaturalist18"] = "inaturalist18"
     train: Annotated[str, Field(description="list file of the training pictures, relative to root")] = (

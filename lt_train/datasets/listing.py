@@ -31,7 +31,8 @@ class Listed:
 class Listing:
     """All parts of a set, with the names of its classes (none where the files have none) and what a user must know.
 
-    `val` is None where a validation set is to be held out of the training set.
+    `val` is None where a validation set is to be held out of the training set; `findings` is what the kind itself finds
+    wrong with its labels.
     """
 
     train: Listed
@@ -39,6 +40,7 @@ class Listing:
     test: Listed
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def parts(self) -> dict[str, Listed]:
         """The parts that there are, by name."""
@@ -47,8 +49,8 @@ class Listing:
 
 
 def label_findings(listing: Listing) -> list[Finding]:
-    """Labels outside 0 .. K-1, where K follows from the training set, and classes that have no picture in it."""
-    findings = []
+    """Labels outside 0 .. K-1, K from the training set, classes without a picture in it, and what the kind found."""
+    findings = list(listing.findings)
     labels = listing.train.labels
     num_classes = max(int(labels.max()) + 1 if len(labels) else 0, len(listing.classes))
     for part, listed in listing.parts().items():

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train import seeding
-from lt_train.datasets.base import Augmentation, DatasetSpec, Labelled, PictureData
+from lt_train.datasets.base import DatasetSpec, Labelled, PadCrop, PictureData
 from lt_train.datasets.pictures import Pictures
 from lt_train.errors import DataError
 from lt_train.registry import Spec
@@ -69,7 +69,7 @@ class LongTailSpec(DatasetSpec):
         int | None,
         Field(description="null takes the first n_k pictures of class k; a seed shuffles each class before the cut"),
     ] = None
-    augmentation: Augmentation = Augmentation(pad=4, flip=True)
+    augmentation: PadCrop = PadCrop(pad=4, flip=True)
 
     def cut(
         self,
@@ -205,8 +205,11 @@ def hold_out_fraction(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor |
         return torch.arange(len(labels)), None, ()
     held = torch.zeros(len(labels), dtype=torch.bool)
     without = []
-    for k in torch.unique(labels).tolist():
-        members = torch.nonzero(labels == k).flatten()
+    counts = torch.bincount(labels)
+    # Sorted once: iNaturalist has too many classes to look through all labels for each.
+    for k, members in enumerate(torch.argsort(labels, stable=True).split(counts.tolist())):
+        if not len(members):
+            continue
         take = min(max(int(fraction * len(members)), 1), len(members) - 1)
         held[members[_spread(len(members), take)]] = True
         if take == 0:

@@ -15,15 +15,28 @@ from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
-from lt_train.datasets.base import Augmentation, DatasetSpec, Finding, Inspection, Labelled, PictureData
+from lt_train.datasets.base import (
+    AnyAugmentation,
+    DatasetSpec,
+    Finding,
+    Inspection,
+    Labelled,
+    PadCrop,
+    PictureData,
+    ResizedCrop,
+)
+from lt_train.datasets.decoding import Decoding
 from lt_train.datasets.listing import Listing, bad_findings, label_findings, name_findings, told
 from lt_train.datasets.longtail import Cut, hold_out_fraction, take
-from lt_train.datasets.pictures import Decoding, PictureFiles, Pictures, probe
+from lt_train.datasets.pictures import PictureFiles, Pictures, probe
 from lt_train.errors import DataError
 from lt_train.explain import named
 from lt_train.progress import Report, progress
+from lt_train.shorthand import Shorthand
 
-__all__ = ["CutPicturesSpec", "PicturesSpec"]
+__all__ = ["AUGMENTED", "CutPicturesSpec", "PicturesSpec"]
+
+AUGMENTED = "what stage 1 and the views of a bank apply: {pad, flip}, or {kind: resized_crop, scale, ratio, flip}"
 
 _SHOWN_FROM = 10_000
 """Pictures from which on looking at them takes long enough to show how far it is."""
@@ -67,10 +80,15 @@ class PicturesSpec(DatasetSpec):
         Field(
             ge=0,
             description="bytes: pictures that take no more than this decoded (3 * size * size each) are held in "
-            "memory, others are decoded as they are used; changes speed only",
+            "memory, others are decoded as they are used, as training pictures of a resized_crop always are; changes "
+            "speed only",
         ),
     ] = 2**30
-    augmentation: Augmentation = Augmentation(pad=16, flip=True)
+    augmentation: Annotated[
+        AnyAugmentation,
+        Shorthand(("resized_crop",)),
+        Field(description=AUGMENTED),
+    ] = PadCrop(pad=16, flip=True)
 
     @field_validator("resize")
     @classmethod
@@ -216,12 +234,13 @@ class PicturesSpec(DatasetSpec):
         )
 
     def _held(self, data: PictureData) -> PictureData:
-        """The same, in memory where it fits."""
-        pictures = len(data.train) + len(data.test) + (len(data.val) if data.val else 0)
+        """The same, in memory where it fits; a part of a picture is cut out of its file, so those stay there."""
+        resized = isinstance(self.augmentation, ResizedCrop)
+        pictures = len(data.test) + (len(data.val) if data.val else 0) + (0 if resized else len(data.train))
         if pictures * 3 * self.size**2 > self.in_memory:
             return data
-        val = data.val and _in_memory(data.val)
-        return replace(data, train=_in_memory(data.train), val=val, test=_in_memory(data.test))
+        train = data.train if resized else _in_memory(data.train)
+        return replace(data, train=train, val=data.val and _in_memory(data.val), test=_in_memory(data.test))
 
 
 class CutPicturesSpec(PicturesSpec):

@@ -1,81 +1,52 @@
 """Pictures that stay in files: they stand where a uint8 tensor `[N, 3, H, W]` would, and are decoded as they are read.
 
-Touch this to change how a picture is decoded or checked; which pictures there are is said by the kinds. Pillow decodes,
-in threads, since it lets go of the interpreter meanwhile. Knows nothing of labels, splits or specs.
-Shapes: N pictures, B a batch of them, H = W = `size` pixels.
+Touch this to change how pictures are read or checked; how bytes become pixels is said by `decoding`, which pictures
+there are by the kinds. Threads decode, since Pillow lets go of the interpreter meanwhile. Knows nothing of labels,
+splits or specs. Shapes: N pictures, B a batch of them, H = W = `size` pixels.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import os
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lt_train.errors import DataError, first_line
+from lt_train.datasets.decoding import Decoding, Framing
+from lt_train.errors import DataError, StorageError, first_line
 
-__all__ = ["EMPTY", "MISSING", "Decoding", "Files", "PictureFiles", "Pictures", "Source", "probe", "read_ahead"]
+__all__ = [
+    "EMPTY",
+    "MISSING",
+    "Files",
+    "PictureFiles",
+    "Pictures",
+    "Readable",
+    "Source",
+    "ahead",
+    "probe",
+    "read_ahead",
+    "shared",
+]
+
+ReadT = TypeVar("ReadT")
 
 MISSING, EMPTY = "missing", "0 bytes"
 """What `probe` says of a picture that is not there, and of one that holds nothing."""
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What Pillow may take a picture for, and not all that it knows: an EPS file is a program, which it has run."""
-
 _AT_ONCE = 256
 """Pictures a thread checks before it reports."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How bytes become pixels: RGB, the shorter side resized, the centre cut out; as torchvision does it with Pillow.
-
-    Grey, palette and CMYK become RGB, and of 16 bits the upper eight are taken; alpha is dropped, and of an animation
-    the first frame is taken. A rotation that EXIF asks for is not applied, as in the common readers.
-
-    Attributes:
-        size: side of the square that is cut out, in pixels.
-        resize: length of the shorter side before that, bilinear and antialiased; at least `size`.
-    """
-
-    size: int
-    resize: int
-
-    def __call__(self, content: bytes) -> np.ndarray[Any, Any]:
-        """uint8 `[3, H, W]`; whatever Pillow raises for what is no picture, or a damaged one."""
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            image.load()
-            picture = _rgb(image)
-        width, height = picture.size
-        short, long = sorted(picture.size)
-        if short != self.resize:
-            other = int(self.resize * long / short)
-            width, height = (self.resize, other) if width <= height else (other, self.resize)
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        if (width, height) != (self.size, self.size):
-            picture = picture.crop((left, top, left + self.size, top + self.size))
-        return np.asarray(picture).transpose(2, 0, 1)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # else Pillow warns, and mixes up transparent colours
-    return image.convert("RGB")
 
 
 class Source(Protocol):
@@ -125,9 +96,14 @@ class PictureFiles:
         sizes: np.ndarray[Any, Any],
         rows: np.ndarray[Any, Any] | None = None,
         held: Tensor | None = None,
+        unreadable: Mapping[int, str] | None = None,
     ) -> None:
-        """`sizes` are bytes by index into the source; `rows` are those indices that belong here, None for all."""
+        """`sizes` are bytes by index into the source; `rows` are those indices that belong here, None for all.
+
+        Of pictures that are `held`, `unreadable` says why some are not, by index into the source.
+        """
         self.source, self.decoding, self._sizes, self._held = source, decoding, sizes, held
+        self._unreadable = unreadable or {}
         self._rows = np.arange(len(source.names)) if rows is None else rows
 
     dtype = torch.uint8
@@ -156,29 +132,67 @@ class PictureFiles:
         Raises:
             DataError: a picture cannot be read or decoded; it is named.
         """
-        if self._held is not None:
-            return self._held[index]
-        rows = self._rows[index.numpy() if isinstance(index, Tensor) else index]
         if isinstance(index, int):
-            return torch.from_numpy(np.ascontiguousarray(self._decode(int(rows))))
-        pictures = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
-        filled = pictures.numpy()
+            return self[index : index + 1 or None][0]
+        return self._whole(index, None)
+
+    def framed(self, index: slice | Tensor, framings: Sequence[Framing]) -> Tensor:
+        """uint8 `[B, 3, H, W]`: of each picture what its framing cuts out, in its full size, resized to the square.
+
+        Pictures that are held are decoded again all the same: what is held has lost the rest.
+
+        Raises:
+            DataError: a picture cannot be read or decoded; it is named.
+        """
+        return self._whole(index, framings)
+
+    def _whole(self, index: slice | Tensor, framings: Sequence[Framing] | None) -> Tensor:
+        pictures, unreadable = self.attempt(index, framings)
+        if unreadable:
+            place = min(unreadable)
+            raise self._undecodable(int(self._rows[_plain(index)][place]), unreadable[place])
+        return pictures
+
+    def attempt(
+        self, index: slice | Tensor, framings: Sequence[Framing] | None = None
+    ) -> tuple[Tensor, dict[int, str]]:
+        """uint8 `[B, 3, H, W]`, and why those places of it are black whose pictures are missing, empty or damaged.
+
+        With `framings`, one a picture, as `framed` has them.
+
+        Raises:
+            StorageError: a picture is there and the machine cannot read it, which says nothing of the picture.
+        """
+        rows = self._rows[_plain(index)]
+        if self._held is not None and framings is None:
+            places = np.flatnonzero(np.isin(rows, list(self._unreadable))).tolist() if self._unreadable else []
+            return self._held[index], {place: self._unreadable[int(rows[place])] for place in places}
+        pictures = torch.zeros((len(rows), *self.shape[1:]), dtype=torch.uint8)
+        filled, unreadable = pictures.numpy(), dict[int, str]()
 
         def fill(piece: range) -> None:
             for place in piece:
-                filled[place] = self._decode(int(rows[place]))
+                picture = self._decode(int(rows[place]), framings[place] if framings else None)
+                if isinstance(picture, str):
+                    unreadable[place] = picture
+                else:
+                    filled[place] = picture
 
         list(_pool().map(fill, _pieces(len(rows), max(len(rows) // (4 * _threads()), 1))))
-        return pictures
+        return pictures, unreadable
 
     def take(self, indices: Tensor) -> PictureFiles:
         """The pictures at `indices`, int64 or bool, in that order; nothing is decoded."""
         held = None if self._held is None else self._held[indices]
-        return PictureFiles(self.source, self.decoding, self._sizes, self._rows[indices.numpy()], held)
+        return PictureFiles(
+            self.source, self.decoding, self._sizes, self._rows[indices.numpy()], held, self._unreadable
+        )
 
     def hold(self) -> PictureFiles:
-        """The same pictures, decoded in memory."""
-        return PictureFiles(self.source, self.decoding, self._sizes, self._rows, self[:])
+        """The same pictures, decoded in memory; those that cannot be are told of when they are asked for."""
+        held, unreadable = self.attempt(slice(None))
+        why = {int(self._rows[place]): reason for place, reason in unreadable.items()}
+        return PictureFiles(self.source, self.decoding, self._sizes, self._rows, held, why)
 
     def digest(self) -> str:
         """sha256 (hex) over names, sizes in bytes and decoding: the same for files and memory, on every machine.
@@ -192,33 +206,96 @@ class PictureFiles:
             hasher.update(f"\n{self._sizes[row]} {self.source.names[row]}".encode(errors="surrogateescape"))
         return hasher.hexdigest()
 
-    def _decode(self, row: int) -> np.ndarray[Any, Any]:
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: an array for the tensor, which Ray's processes of one machine then share."""
+        return vars(self) | {"_held": None if self._held is None else self._held.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._held = None if state["_held"] is None else shared(state["_held"])
+
+    def refuse_unreadable(self) -> None:
+        """Refuse pictures that are held where it is known of one that it cannot be read; of files nothing is known yet.
+
+        Raises:
+            DataError: it is named.
+        """
+        for row in self._rows.tolist() if self._unreadable else ():
+            if row in self._unreadable:
+                raise self._undecodable(row, self._unreadable[row])
+
+    def _undecodable(self, row: int, why: str) -> DataError:
+        """What to say of the picture at `row` of the source."""
+        return DataError(
+            f"picture {self.source.names[row]} cannot be decoded ({why}); mend or remove it. "
+            "`lt-train data check` finds every such picture, and so does check: whole before anything is trained"
+        )
+
+    def _decode(self, row: int, framing: Framing | None = None) -> np.ndarray[Any, Any] | str:
+        """The picture, or what is wrong with it."""
         try:
-            return self.decoding(self.source.read(row))
+            content = self.source.read(row)
+        except (FileNotFoundError, NotADirectoryError):
+            return MISSING
+        except OSError as error:
+            raise StorageError(
+                f"picture {self.source.names[row]} cannot be read ({first_line(error)}); see to its disk and "
+                "permissions and run again"
+            ) from error
+        if not content:
+            return EMPTY
+        try:
+            return self.decoding(content, framing)
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged picture may raise anything
-            raise DataError(
-                f"picture {self.source.names[row]} cannot be decoded ({first_line(error)}); mend or remove it. "
-                "`lt-train data check` finds every such picture, and so does check: whole before anything is trained"
-            ) from None
+            return _reason(error)
+
+
+def _plain(index: slice | Tensor) -> slice | np.ndarray[Any, Any]:
+    return index.numpy() if isinstance(index, Tensor) else index
 
 
 Pictures = Tensor | PictureFiles
 """Pictures in memory or in files: both have a `shape`, a length, and `[..]`."""
 
 
-def read_ahead(pictures: Pictures, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:
+class Readable(Protocol):
+    """What gives uint8 `[B, C, H, W]` for a batch of places; `in_memory` where that takes no time to speak of."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing has to be decoded."""
+
+    def __getitem__(self, batch: slice | Tensor, /) -> Tensor:
+        """The pictures of a batch."""
+
+
+def shared(pictures: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor over an array that may be read-only, as what processes share is; it is only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pictures)
+
+
+def read_ahead(pictures: Tensor | Readable, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:
     """`pictures[batch]` of every batch; of pictures in files, the next is decoded while the caller works on one."""
     if isinstance(pictures, Tensor) or pictures.in_memory:
         yield from (pictures[batch] for batch in batches)
-        return
-    ahead: deque[Future[Tensor]] = deque()
+    else:
+        yield from ahead(functools.partial(pictures.__getitem__, batch) for batch in batches)
+
+
+def ahead(reads: Iterable[Callable[[], ReadT]]) -> Iterator[ReadT]:
+    """What every call returns, in order; the next is made in a thread while the caller works on one's result."""
+    coming: deque[Future[ReadT]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as reader:
-        for batch in batches:
-            ahead.append(reader.submit(pictures.__getitem__, batch))
-            if len(ahead) > 1:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        for read in reads:
+            coming.append(reader.submit(read))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def probe(

@@ -1,8 +1,9 @@
 """The feature bank: a frozen backbone's features of one dataset, on disk, content-addressed and memory-mapped.
 
 Directory layout (DESIGN section 5): `manifest.json`, `train.safetensors`, `test.safetensors` and, where they exist,
-`val.safetensors` and `head.safetensors`. A bank is written once under its fingerprint and never changed; opening one
-checks every byte. Knows torch and safetensors; knows nothing of how features came about.
+`val.safetensors`, `head.safetensors` and `stage1.json`, what a checkpoint says of its training. A bank is written once
+under its fingerprint and never changed; opening one checks every byte. Knows torch and safetensors; knows nothing of
+how features came about.
 
 Shapes: V training views, A test views, N pictures, D features, K classes.
 """
@@ -10,9 +11,11 @@ Shapes: V training views, A test views, N pictures, D features, K classes.
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,24 @@ from lt_train.errors import BankError
 from lt_train.storage import atomic_directory, fingerprint, sha256_file
 from lt_train.tensor_file import write_tensors
 
-__all__ = ["FORMAT", "MANIFEST", "EvalSet", "FeatureBank", "Manifest", "bank_fingerprint", "open_bank", "write_bank"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "EvalSet",
+    "FeatureBank",
+    "Manifest",
+    "bank_fingerprint",
+    "map_set",
+    "open_bank",
+    "write_bank",
+]
 
 FORMAT = 1
 
 MANIFEST = "manifest.json"
 """The file that makes a directory a bank; the last to be there."""
+
+RECORD = "stage1.json"
 
 
 class FileEntry(BaseModel):
@@ -71,7 +86,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Features to evaluate on: float32 `[A, N, D]` (A = 2 with the mirrored view) and int64 labels `[N]`."""
+    """Features to evaluate on: `[A, N, D]` (A = 2 with the mirrored view) and int64 labels `[N]`."""
 
     features: Tensor
     labels: Tensor
@@ -83,12 +98,14 @@ class FeatureBank:
 
     Attributes:
         fingerprint: content address (sha256 hex).
-        train_features: float32 `[V, N, D]`; epoch e trains on view e mod V.
+        train_features: `[V, N, D]`, float32, or float16 as all features of the bank then are; whoever computes with
+            them takes them as float32. Epoch e trains on view e mod V.
         train_labels: int64 `[N]`.
         val, test: what to select and report on; `val` may be None.
         head: stage-1 classifier `(weight [K, D], bias [K])`, or None.
         class_counts: int64 `[K]`, training pictures a class (n_k of every prior and weight).
         split_counts: int64 `[K]`, pictures a class before any hold-out (defines many / medium / few).
+        record: JSON of how its backbone was trained, as its checkpoint says; empty where it does not.
         path: the directory it was opened from; None for one that was made in memory or sent.
     """
 
@@ -101,6 +118,7 @@ class FeatureBank:
     class_counts: Tensor
     split_counts: Tensor
     notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
     @property
@@ -194,7 +212,8 @@ def _unfit_features(name: str, features_VND: Tensor) -> str:
     for view, features_ND in enumerate(features_VND):
         for start in range(0, len(features_ND), 4096):
             chunk = features_ND[start : start + 4096]
-            if chunk.sum().isfinite():  # one pass and no temporary; a sum may overflow, so the rest is not proof
+            # One pass and no temporary; a sum may overflow, so the rest is not proof.
+            if chunk.sum(dtype=torch.float32).isfinite():
                 continue
             bad = (~chunk.isfinite()).nonzero()
             wrong += len(bad)
@@ -220,10 +239,13 @@ def bank_fingerprint(inputs: Mapping[str, Any]) -> str:
     return fingerprint({"format": FORMAT, "inputs": dict(inputs)})
 
 
-def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Path:
+def write_bank(
+    store: Path, inputs: Mapping[str, Any], bank: FeatureBank, files: Mapping[str, Path] | None = None
+) -> Path:
     """Write `bank` under `store/<fingerprint>`, atomically, and return that directory.
 
-    `bank.fingerprint` must be `bank_fingerprint(inputs)`.
+    `bank.fingerprint` must be `bank_fingerprint(inputs)`. `files` in the same file system that hold sets already, as
+    safetensors of `features` and `labels`, become the bank's by a second name: nothing of them is copied.
 
     Raises:
         StorageError: the disk is full or not writable; no partial bank is left behind.
@@ -242,8 +264,15 @@ def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Pat
         entries: dict[str, FileEntry] = {}
         for name, contents in tensors.items():
             file = directory / f"{name}.safetensors"
-            write_tensors(file, contents)
+            if files and name in files:
+                _second_name(files[name], file)
+            else:
+                write_tensors(file, contents)
             entries[file.name] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+        if bank.record:
+            file = directory / RECORD
+            file.write_text(json.dumps(dict(bank.record), allow_nan=False) + "\n")
+            entries[RECORD] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
         manifest = Manifest(
             format=FORMAT,
             fingerprint=bank.fingerprint,
@@ -251,7 +280,7 @@ def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Pat
             num_classes=bank.num_classes,
             feature_dim=bank.feature_dim,
             views=int(bank.train_features.shape[0]),
-            dtype="float32",
+            dtype=str(bank.train_features.dtype).removeprefix("torch."),
             class_counts=bank.class_counts.tolist(),
             split_counts=bank.split_counts.tolist(),
             notes=list(bank.notes),
@@ -259,6 +288,20 @@ def write_bank(store: Path, inputs: Mapping[str, Any], bank: FeatureBank) -> Pat
         ).sealed()
         (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return path
+
+
+def _second_name(file: Path, name: Path) -> None:
+    """Have `name` mean `file` too; where the file system knows one name a file, a copy of it."""
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def map_set(file: Path) -> EvalSet:
+    """Features and labels of a set's file, memory-mapped."""
+    tensors = _map(file)
+    return EvalSet(tensors["features"], tensors["labels"])
 
 
 def open_bank(path: Path) -> FeatureBank:
@@ -278,19 +321,20 @@ def open_bank(path: Path) -> FeatureBank:
             raise _damaged(path, f"{name} is truncated or altered: {size} bytes where the manifest says {entry.size}")
         if sha256_file(file) != entry.sha256:
             raise _damaged(path, f"{name} is altered: its sha256 is not the one in the manifest")
-    train, test = _map(path / "train.safetensors"), _map(path / "test.safetensors")
-    val = _map(path / "val.safetensors") if "val.safetensors" in manifest.files else None
+    train, test = map_set(path / "train.safetensors"), map_set(path / "test.safetensors")
+    val = map_set(path / "val.safetensors") if "val.safetensors" in manifest.files else None
     head = _map(path / "head.safetensors") if "head.safetensors" in manifest.files else None
     return FeatureBank(
         fingerprint=manifest.fingerprint,
-        train_features=train["features"],
-        train_labels=train["labels"],
-        val=EvalSet(val["features"], val["labels"]) if val else None,
-        test=EvalSet(test["features"], test["labels"]),
+        train_features=train.features,
+        train_labels=train.labels,
+        val=val,
+        test=test,
         head=(head["weight"], head["bias"]) if head else None,
         class_counts=torch.tensor(manifest.class_counts),
         split_counts=torch.tensor(manifest.split_counts),
         notes=tuple(manifest.notes),
+        record=json.loads((path / RECORD).read_text()) if RECORD in manifest.files else {},
         path=path,
     )
 

@@ -1,28 +1,31 @@
 """From a dataset and a trained backbone to a feature bank; from features that a user brings, the same bank directly.
 
-The backbone is frozen for good: batch norm in evaluation mode, no gradient, float32. A bank that exists under the
-fingerprint of its inputs is not made again. Knows datasets, backbones and the bank; nothing of methods.
+The backbone is frozen for good: batch norm in evaluation mode, no gradient, float32 on every device, whatever the bank
+stores. A bank that exists under the fingerprint of its inputs is not made again, and one that is half made is gone on
+with. Knows datasets, backbones and the bank; nothing of methods.
 Shapes: V training views, A test views, N pictures, C channels, H x W pixels, D features, K classes.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from lt_train import seeding
 from lt_train.backbones.base import BackboneSpec, Frozen
 from lt_train.backbones.frozen import load_frozen
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PictureData
-from lt_train.datasets.pictures import Pictures, read_ahead
-from lt_train.datasets.transform import apply_views, draw_views, normalise
-from lt_train.errors import CheckpointError, UserError
-from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, write_bank
+from lt_train.datasets.listing import told
+from lt_train.datasets.pictures import PictureFiles, Pictures
+from lt_train.errors import CheckpointError, DataError, UserError
+from lt_train.explain import named
+from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, map_set, write_bank
+from lt_train.features.partial import Partial, SetShape, alone
+from lt_train.features.shards import Extractor, Pace, Workers, in_this_process, shards
 from lt_train.registry import Spec
 
 __all__ = ["FeaturesSpec", "Report", "build_bank"]
@@ -30,9 +33,12 @@ __all__ = ["FeaturesSpec", "Report", "build_bank"]
 Report = Callable[[int, int, str], None]
 """Called as `report(done, total, note)`, in pictures."""
 
+_SHARD_BATCHES = 4
+"""Batches that another process is given at once."""
+
 
 class FeaturesSpec(Spec):
-    """Which views of the pictures a bank stores."""
+    """Which views of the pictures a bank stores, and how."""
 
     views: Annotated[
         int,
@@ -48,6 +54,20 @@ class FeaturesSpec(Spec):
     ] = None
     seed: Annotated[int, Field(description="of the augmented views")] = 0
     batch_size: Annotated[int, Field(ge=1, description="pictures a forward pass; changes speed and memory only")] = 256
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        Field(
+            description="of the features on disk: float16 takes half the room; they are computed, and trained on, in "
+            "float32 in any case"
+        ),
+    ] = "float32"
+    unreadable: Annotated[
+        Literal["fail", "skip"],
+        Field(
+            description="of pictures that turn out missing, empty or damaged as they are decoded: give up and name "
+            "the first, or leave them out and say so; what bad_pictures of the dataset finds is never met here"
+        ),
+    ] = "fail"
 
 
 def build_bank(
@@ -59,8 +79,13 @@ def build_bank(
     device: str = "cpu",
     report: Report | None = None,
     data: PictureData | FeatureData | None = None,
+    workers: Workers = in_this_process,
+    threads: int | None = None,
+    pace: Pace | None = None,
 ) -> Path:
     """The bank of `dataset` through `checkpoint`, made unless it is there already.
+
+    A call that was killed is gone on with by the next. Of two at the same time, one waits for the other.
 
     Args:
         dataset: what to load.
@@ -70,21 +95,26 @@ def build_bank(
         device: where the backbone runs.
         report: progress, in pictures.
         data: what `dataset.load()` returned, where the caller has it already.
+        workers: who runs the pictures through the backbone; on one kind of device, the bank does not depend on it.
+        threads: of torch that `workers` have on a CPU; None: as many as this process has. With other numbers of them
+            features may differ in their last bits.
+        pace: is told how fast it went.
 
     Returns:
         The bank's directory, for `open_bank`.
 
     Raises:
-        DataError: the dataset cannot be loaded.
+        BankError: a feature is too large for `features.dtype`.
+        DataError: the dataset cannot be loaded, or a picture cannot be read.
         CheckpointError: no checkpoint where one is needed, a damaged one, or one for other classes or channels.
         UserError: a checkpoint for a dataset that brings features.
-        StorageError: the bank could not be written; nothing partial is left.
+        StorageError: the bank could not be written; what was extracted is kept for the next call.
     """
     data = dataset.load() if data is None else data
     if isinstance(data, FeatureData):
         if checkpoint is not None:
-            named = checkpoint.checkpoint if isinstance(checkpoint, BackboneSpec) else checkpoint
-            raise UserError(f"dataset {dataset.kind} brings features, so no backbone is used; drop checkpoint {named}")
+            theirs = checkpoint.checkpoint if isinstance(checkpoint, BackboneSpec) else checkpoint
+            raise UserError(f"dataset {dataset.kind} brings features, so no backbone is used; drop checkpoint {theirs}")
         return _import(dataset, data, store)
     if checkpoint is None:
         raise CheckpointError(
@@ -104,90 +134,124 @@ def build_bank(
         "views": features.views,
         "test_flip": test_flip,
         "seed": features.seed,
-        "dtype": "float32",
+        "dtype": features.dtype,
+        # Who wants all pictures is not given a bank that lacks some.
+        **({} if features.unreadable == "fail" else {"unreadable": features.unreadable}),
     }
     path = store / bank_fingerprint(inputs)
     if path.is_dir():
         return path
-    evaluated = len(data.test) + (len(data.val) if data.val else 0)
-    total = features.views * len(data.train) + (1 + test_flip) * evaluated
-    extractor = _Extractor(frozen, mean, std, features.batch_size, device, total, report)
-    bank = FeatureBank(
-        fingerprint=path.name,
-        train_features=_train_views(extractor, data, features),
-        train_labels=data.train.labels,
-        val=_eval_set(extractor, data.val, test_flip) if data.val else None,
-        test=_eval_set(extractor, data.test, test_flip),
-        head=frozen.head,
-        class_counts=data.class_counts(),
-        split_counts=data.split_counts,
-        notes=(*data.notes, *frozen.notes),
+    if features.unreadable == "fail":
+        for part in _parts(data).values():
+            if isinstance(part.inputs, PictureFiles):
+                part.inputs.refuse_unreadable()
+    extractor = Extractor(
+        frozen.network,
+        {name: part.inputs for name, part in _parts(data).items()},
+        normalisation=(tuple(mean), tuple(std)),
+        augmentation=data.augmentation,
+        views=features.views,
+        seed=features.seed,
+        batch_size=features.batch_size,
+        device=device,
+        threads=threads,
     )
-    return write_bank(store, inputs, bank)
+    sets = {
+        name: SetShape(features.views if name == "train" else 1 + test_flip, part.labels)
+        for name, part in _parts(data).items()
+    }
+    dtype = getattr(torch, features.dtype)
+    told_of = report or (lambda done, total, note: None)
+    with alone(path, lambda who: told_of(0, _pictures(sets), f"waiting for {who}, which extracts the same")) as place:
+        if not path.is_dir():
+            with Partial(place, extractor.decisive(), sets, frozen.feature_dim, dtype) as partial:
+                _extract(partial, extractor, workers, features.unreadable, told_of, pace or Pace())
+            write_bank(store, inputs, *_finished(partial, data, frozen, path.name))
+    return path
 
 
-class _Extractor:
-    """Runs pictures through a frozen backbone, batch by batch, and counts them."""
-
-    def __init__(
-        self,
-        frozen: Frozen,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        batch_size: int,
-        device: str,
-        total: int,
-        report: Report | None,
-    ) -> None:
-        self.backbone = frozen.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.feature_dim = frozen.feature_dim
-        self.mean, self.std, self.batch_size, self.device = mean, std, batch_size, device
-        self.done, self.total, self.report = 0, total, report
-
-    def room(self, views: int, pictures: Pictures) -> Tensor:
-        """float32 `[views, N, D]` to be filled: a bank is held once, not in parts and then put together."""
-        return torch.empty(views, len(pictures), self.feature_dim)
-
-    def __call__(self, pictures: Pictures, changed: Callable[[Tensor, slice], Tensor], into: Tensor) -> None:
-        """Fill `into`, `[N, D]`, from uint8 `[N, C, H, W]`, each batch `changed` (cropped, mirrored) first."""
-        batches = [slice(start, start + self.batch_size) for start in range(0, len(pictures), self.batch_size)]
-        with torch.inference_mode():
-            for batch, read in zip(batches, read_ahead(pictures, batches), strict=True):
-                inputs = normalise(changed(read, batch).to(self.device), self.mean, self.std)
-                into[batch] = self.backbone(inputs.contiguous(memory_format=torch.channels_last))
-                self.done += len(inputs)
-                if self.report:
-                    self.report(self.done, self.total, "")
+def _extract(
+    partial: Partial, extractor: Extractor, workers: Workers, unreadable: str, report: Report, pace: Pace
+) -> None:
+    """Fill what is missing."""
+    total, before = _pictures(partial.sets), partial.pictures
+    note = f"resumed after {before} of {total} pictures" if before else partial.discarded
+    if note:
+        report(before, total, note)
+    at_once = 1 if workers is in_this_process else _SHARD_BATCHES
+    wanted = shards(partial.missing(), extractor.batch_size * at_once)
+    begun = time.perf_counter()
+    for number, done in enumerate(workers(extractor, wanted), start=1):
+        if done.unreadable and unreadable == "fail":
+            raise DataError(
+                f"{told({done.shard.part: _names(extractor.parts[done.shard.part], done.unreadable)})}; mend or remove "
+                "them, or leave them out with features.unreadable: skip. `lt-train data check` finds every such picture"
+            )
+        start = time.perf_counter()
+        partial.add(done)
+        pace.add({**done.seconds, "write": time.perf_counter() - start})
+        pace.pictures += len(done.features)
+        if number == len(wanted):
+            pace.wall = time.perf_counter() - begun
+            note = "; ".join(filter(None, (note, str(pace))))
+        report(partial.pictures, total, note)
 
 
-def _train_views(extractor: _Extractor, data: PictureData, features: FeaturesSpec) -> Tensor:
-    """float32 `[V, N, D]`; one view is the picture as it is, more are each drawn from (seed, view)."""
-    views = extractor.room(features.views, data.train.inputs)
-    if features.views == 1:
-        extractor(data.train.inputs, _as_is, views[0])
-        return views
-    for view in range(features.views):
-        stream = seeding.generator("feature view", features.seed, view)
-        drawn = draw_views(len(data.train), data.augmentation, stream)
+def _finished(
+    partial: Partial, data: PictureData, frozen: Frozen, fingerprint: str
+) -> tuple[FeatureBank, dict[str, Path]]:
+    """The bank of what was extracted, less the pictures that could not be read, and the files that hold its sets."""
+    bad = {name: _names(part.inputs, partial.unreadable[name]) for name, part in _parts(data).items()}
+    kept = {
+        name: torch.tensor([row for row in range(len(part)) if row not in partial.unreadable[name]], dtype=torch.int64)
+        for name, part in _parts(data).items()
+        if bad[name]
+    }
+    labels = {name: part.labels[kept[name]] if name in kept else part.labels for name, part in _parts(data).items()}
+    class_counts = torch.bincount(labels["train"], minlength=data.num_classes)
+    if "train" in kept and (empty := (class_counts == 0).nonzero().flatten().tolist()):
+        raise DataError(f"{told(bad)}; every class needs a training picture, and these have none: {named(empty)}")
+    for name, left in labels.items():
+        if not len(left):
+            raise DataError(f"{told(bad)}; {name} must have pictures that can be read, and has none")
+    notes = [*data.notes, *frozen.notes]
+    if kept:
+        notes.append(f"left out (features.unreadable: skip): {told(bad)}")
+        notes += [
+            f"{name} lacks pictures: accuracies on it compare with no published ones"
+            for name in ("val", "test")
+            if name in kept
+        ]
+    files = partial.finished(kept)
+    mapped = {name: map_set(file) for name, file in files.items()}
+    bank = FeatureBank(
+        fingerprint=fingerprint,
+        train_features=mapped["train"].features,
+        train_labels=labels["train"],
+        val=mapped.get("val"),
+        test=mapped["test"],
+        head=frozen.head,
+        class_counts=class_counts,
+        split_counts=data.split_counts,
+        notes=tuple(notes),
+        record=frozen.record,
+    )
+    return bank, files
 
-        def cropped(pictures: Tensor, batch: slice, drawn: Tensor = drawn) -> Tensor:
-            return apply_views(pictures, drawn[batch], data.augmentation.pad)
 
-        extractor(data.train.inputs, cropped, views[view])
-    return views
-
-
-def _eval_set(extractor: _Extractor, part: Labelled[Pictures], flip: bool) -> EvalSet:
-    """Features `[A, N, D]` of the pictures and, with `flip`, of their mirrors."""
-    views = extractor.room(1 + flip, part.inputs)
-    extractor(part.inputs, _as_is, views[0])
-    if flip:
-        extractor(part.inputs, lambda pictures, batch: pictures.flip(-1), views[1])
-    return EvalSet(views, part.labels)
+def _parts(data: PictureData) -> dict[str, Labelled[Pictures]]:
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
-def _as_is(pictures: Tensor, batch: slice) -> Tensor:
-    return pictures
+def _names(pictures: Pictures, unreadable: Mapping[int, str]) -> dict[str, str]:
+    """What is wrong with pictures, by name."""
+    names = pictures.names if unreadable and isinstance(pictures, PictureFiles) else []
+    return {names[row]: why for row, why in sorted(unreadable.items())}
+
+
+def _pictures(sets: Mapping[str, SetShape]) -> int:
+    return sum(shape.views * len(shape.labels) for shape in sets.values())
 
 
 def _check_fit(frozen: Frozen, data: PictureData) -> None:

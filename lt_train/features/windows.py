@@ -34,7 +34,7 @@ def read_batches(features: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor
     """The rows of each batch, `[n, D]`, of `features [N, D]`.
 
     Args:
-        features: float32, read-only as it may be; on a device, or on the CPU, in memory or mapped.
+        features: of any dtype, read-only as it may be; on a device, or on the CPU, in memory or mapped.
         batches: int64 row numbers where the features are, n in each, of any shape.
     """
     if in_memory(features):

@@ -84,7 +84,8 @@ class DeviceBank:
     def batches(self, epoch: int, orders_SN: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features `[S, B, D]` and labels `[S, B, 1]` of an epoch's batches, on the device, from this epoch's view.
 
-        `orders_SN` is on the CPU, the last batch may be short. Only what they need is read of a bank on disk.
+        Features are float32, whatever the bank stores. `orders_SN` is on the CPU, the last batch may be short. Only
+        what they need is read of a bank on disk.
         """
         features_ND = self._features_VND[epoch % len(self._features_VND)]
         # Once an epoch to where they are needed: on a CUDA device a copy a step would stop it.
@@ -93,7 +94,7 @@ class DeviceBank:
         for batch_SB, labels_SB1, rows in zip(
             batches, labels_SN1.split(size, dim=1), read_batches(features_ND, batches), strict=True
         ):
-            yield rows.to(self.device, non_blocking=True).view(*batch_SB.shape, -1), labels_SB1
+            yield rows.to(self.device, non_blocking=True).float().view(*batch_SB.shape, -1), labels_SB1
 
     def images(self, head: HeadSpec) -> dict[str, Images]:
         """The evaluation sets as heads of this kind read them: `test`, and `val` where the bank has one."""
@@ -106,7 +107,7 @@ class DeviceBank:
 
     def _read(self, images: EvalSet, head: HeadSpec) -> Images:
         labels = images.labels.to(self.device)
-        views = [head.inputs(view.to(self.device), self.start) for view in images.features]
+        views = [head.inputs(view.to(self.device).float(), self.start) for view in images.features]
         if head.affine and len(views) > 1:
             views = [torch.stack(views).mean(dim=0)]
         return Images(torch.stack(views), labels, torch.bincount(labels, minlength=self.bank.num_classes))

@@ -72,7 +72,7 @@ def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochRule, stop: in
         total = 0.0
         order = method.sampler.order(bank.train_labels, run.seed, epoch)
         for batch in order.split(run.training.batch_size):
-            features = bank.train_features[epoch % views, batch].to(device)
+            features = bank.train_features[epoch % views, batch].to(device).float()
             labels = bank.train_labels[batch].to(device)
             loss = loss_of(head(features), labels).mean()
             optimizer.zero_grad()
@@ -185,7 +185,7 @@ def measure(bank: FeatureBank, classifier: nn.Module, epoch: int = 0) -> KeptHea
 def _logits(classifier: nn.Module, images: EvalSet) -> Tensor:
     """Logits `[N, K]`, averaged over the test views, on the CPU."""
     device = next(iter(classifier.state_dict().values())).device
-    logits: Tensor = classifier(images.features.to(device)).mean(dim=0)
+    logits: Tensor = classifier(images.features.to(device).float()).mean(dim=0)
     return logits.cpu()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -29,10 +29,25 @@ class RecipeSpec(KindSpec):
     weight_decay: Annotated[float, Field(ge=0, description="L2 penalty on every parameter, >= 0 (torch.optim.SGD)")] = (
         5e-4
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="what the network computes in, by torch.autocast; weights, losses and features stay float32. "
+        "float16 scales its gradients and needs CUDA",
+    )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="whether several workers on CUDA share the statistics of batch norm; without, each has its own",
+    )
+    val_every: Annotated[
+        int, Field(ge=0, description="epochs from one accuracy on val, for the curve, to the next; 0: none is measured")
+    ] = 0
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor, class_counts: Tensor, epoch: int) -> Tensor:
         """Per-sample loss, of which each step descends the plain mean.
+
+        That of a picture may depend on the labels of the whole batch, for a common divisor, but on its own logits only:
+        of several workers each sees the logits of its own pictures.
 
         Args:
             logits: float `[B, K]`.
@@ -51,6 +66,13 @@ class RecipeSpec(KindSpec):
     def unfit(self, class_counts: Tensor) -> str:
         """Why the recipe is no use for int64 `[K]` training pictures a class; empty where it is."""
         return ""
+
+    def identity(self) -> dict[str, Any]:
+        """The recipe as JSON, less what is at a default that was the only way once: trained checkpoints stay known."""
+        later = ("precision", "sync_batch_norm", "val_every")
+        fields = type(self).model_fields
+        unset = {name for name in later if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
     def learning_rate(self, epoch: int) -> float:
         """Cosine from `lr`, stepped after each epoch: `lr * (1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""

@@ -1,42 +1,47 @@
 """Stage 1: train a backbone and its first head on a long-tailed training set, and keep them as a checkpoint.
 
-The loop is plain; what matters is around it. Every epoch draws from a stream of its own, named by (seed, epoch), and
-ends with a durable state beside the checkpoint, so that a training killed anywhere goes on from its last epoch and ends
-with the very weights an undisturbed one has (same machine, same number of threads). Knows backbones, recipes and
-pictures; knows nothing of banks. Shapes: B batch, N pictures, C channels, H x W pixels, K classes.
+The loop is `stage1.loop`'s; what is here is around it. Every epoch ends with a durable state beside the checkpoint, and
+so does a long one every few minutes, and an interrupt: a training killed anywhere goes on from the step that was saved
+and ends with the very weights an undisturbed one has (same machine, same number of threads). Processes that train
+together (`torch.distributed`) each call this; the first writes. Knows backbones, recipes and pictures; knows nothing of
+banks.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lt_train import seeding
 from lt_train.backbones.base import BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
 from lt_train.datasets.base import PictureData
-from lt_train.datasets.pictures import read_ahead
-from lt_train.datasets.transform import apply_views, draw_views, normalise
+from lt_train.datasets.pictures import PictureFiles
+from lt_train.datasets.transform import normalise
+from lt_train.device import check_precision, repeatable_convolutions
 from lt_train.errors import UserError, first_line
-from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.stage1.base import RecipeSpec
-from lt_train.storage import atomic_file, check_output, fingerprint
-from lt_train.tensor_file import write_tensors
+from lt_train.stage1.loop import Training, accuracy
+from lt_train.stage1.ranks import Ranks
+from lt_train.stage1.state import StateFile, resume_file
+from lt_train.storage import check_output, fingerprint
 
-__all__ = ["Report", "resume_file", "train_backbone"]
+__all__ = ["SAVE_EVERY", "Report", "resume_file", "train_backbone"]
 
 Report = Callable[[int, int, str], None]
 """Called as `report(done, total, note)` after every epoch."""
 
-_STATE_VERSION = 1
-_KEY = "longtail-sweeps training state"
-_EVALUATION_BATCH = 500
+SAVE_EVERY = 10.0
+"""Minutes after which a state is saved within an epoch."""
+
+_STATE_VERSION = 2
 
 
 def train_backbone(
@@ -49,6 +54,9 @@ def train_backbone(
     device: str = "cpu",
     about: Mapping[str, Any] | None = None,
     report: Report | None = None,
+    save_every: float = SAVE_EVERY,
+    saved: Callable[[Path], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Path:
     """Train a classifier and write its checkpoint.
 
@@ -61,55 +69,141 @@ def train_backbone(
         device: where to train.
         about: what else the checkpoint should say, JSON, such as `{"dataset": {...}}`.
         report: progress.
+        save_every: minutes after which the state is saved within an epoch too; 0: after every step.
+        saved: called, by the first process, with the state's file whenever it was written.
+        stop: asked after every step; once it is true the state is saved and the training ends as by Ctrl-C.
 
     Returns:
-        `out`. Its document holds `recipe`, `seed`, `mean`, `std`, `notes` and `accuracy` (fractions on test by split,
-        null for an empty one) beside `about`.
+        `out`, which of several processes the first has written. Its document holds `recipe`, `seed`, `mean`, `std`,
+        `notes`, `accuracy` (fractions on test by split, null for an empty one) and `curve` (see `Training.curve`)
+        beside `about`.
 
     Raises:
-        UserError: `out` is a directory, its name is too long, the recipe cannot do with these classes, or the
-            backbone with pictures of this size.
-        StorageError: state or checkpoint could not be written; the last finished epoch is kept.
+        DataError: a picture cannot be read.
+        UserError: `out` is a directory, its name is too long, the recipe cannot do with these classes or this device,
+            or the backbone with pictures of this size.
+        StorageError: state or checkpoint could not be written; the last state that was is kept.
+        KeyboardInterrupt: Ctrl-C (or SIGTERM where it is taken as that), after the step under way was saved; a second
+            one does not wait.
     """
     check_output(out)
-    if reason := recipe.unfit(data.class_counts()):
-        raise UserError(f"recipe {recipe.kind}: {reason}")
+    ranks = Ranks(device)
+    _check_recipe(recipe, data, device, ranks)
+    for part in (data.train.inputs, data.test.inputs):
+        if isinstance(part, PictureFiles):
+            part.refuse_unreadable()
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())
     _check_pictures(classifier, data)
     # Channels last is the layout the convolutions of both CPU and GPU are fastest in.
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.SGD(
-        classifier.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    state = _State(resume_file(out), classifier, optimiser, _identity(data, backbone, recipe, seed))
-    first, note = state.load()
-    report(first, recipe.epochs, note)
-    for epoch in range(first, recipe.epochs):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate(epoch)
-        with seeding.global_stream(device, "stage1 network", seed, epoch):
-            loss = _train_epoch(classifier, optimiser, data, recipe, seed, epoch, device)
-        state.save(epoch)
-        report(epoch + 1, recipe.epochs, f"loss {loss:.3f}")
-    document = {
-        **(about or {}),
-        "recipe": recipe.model_dump(mode="json"),
-        "seed": seed,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "notes": list(data.notes),
-        "accuracy": _accuracy(classifier, data, device),
-    }
-    save_checkpoint(out, classifier, document)
-    state.remove()
+    training = Training(classifier, data, recipe, seed, device, ranks)
+    state = StateFile(resume_file(out), _identity(data, backbone, recipe, seed, ranks))
+    report(training.epoch, recipe.epochs, _resume(training, state))
+    with repeatable_convolutions(device), _interrupts(stop) as stopping:
+        _run(training, state, report, stopping, save_every, saved or (lambda file: None))
+    if ranks.first:
+        document = {
+            **(about or {}),
+            "recipe": recipe.model_dump(mode="json"),
+            "seed": seed,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "notes": list(data.notes),
+            "accuracy": accuracy(classifier, data.test, data, device),
+            "curve": training.curve,
+        }
+        save_checkpoint(out, classifier, document)
+        state.remove()
+    ranks.wait()
     return out
 
 
-def resume_file(out: Path) -> Path:
-    """Where the state of an unfinished training of `out` lies."""
-    return out.with_name(out.name + ".resume")
+def _run(
+    training: Training,
+    state: StateFile,
+    report: Report,
+    stopping: Callable[[], bool],
+    save_every: float,
+    saved: Callable[[Path], None],
+) -> None:
+    """All epochs that are left. Nothing that is computed depends on when a state is saved."""
+    ranks, last = training.ranks, time.monotonic()
+
+    def save() -> None:
+        nonlocal last
+        tensors, document = training.state()
+        if ranks.first:
+            state.save(tensors, document)
+            saved(state.path)
+        last = time.monotonic()
+
+    def between() -> None:
+        due, stop = ranks.agree(training.steps, time.monotonic() - last >= 60 * save_every, stopping())
+        if due or stop:
+            save()
+        if stop:
+            raise KeyboardInterrupt
+
+    training.begin()
+    epochs = training.recipe.epochs
+    while training.epoch < epochs:
+        loss = training.run_epoch(between)
+        save()
+        report(training.epoch, epochs, f"loss {loss:.3f}")
+        if ranks.agree(0, stopping())[0]:
+            raise KeyboardInterrupt
+
+
+def _resume(training: Training, state: StateFile) -> str:
+    """Take up a state of this very training, if there is one; a note on what was found."""
+    found, note = state.load() if training.ranks.first else (None, "")
+    if not training.ranks.from_first(found is not None):
+        return note
+    training.restore(*(found or ({}, {})))
+    if training.steps:
+        return f"resumed in epoch {training.epoch + 1} after {training.steps} steps"
+    return f"resumed after epoch {training.epoch}"
+
+
+@contextlib.contextmanager
+def _interrupts(asked: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
+    """Have the first Ctrl-C or SIGTERM wait for the end of a step; yields what says that one came, or `asked` does.
+
+    Signals that end the process at once, or are ignored, stay as they are.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if ours else {}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, interrupt)
+    try:
+        yield lambda: bool(came) or (asked is not None and asked())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_recipe(recipe: RecipeSpec, data: PictureData, device: str, ranks: Ranks) -> None:
+    """Refuse a recipe that has no use for these classes, or asks for what is not there."""
+    if reason := recipe.unfit(data.class_counts()):
+        raise UserError(f"recipe {recipe.kind}: {reason}")
+    check_precision(device, recipe.precision)
+    if recipe.val_every and data.val is None:
+        raise UserError(
+            f"recipe {recipe.kind}: val_every is {recipe.val_every}, and this dataset has no validation set; give it "
+            "one (val_per_class, val_fraction), or leave val_every out"
+        )
+    if recipe.sync_batch_norm and ranks.count > 1 and torch.device(device).type != "cuda":
+        raise UserError(f"recipe {recipe.kind}: sync_batch_norm needs CUDA devices, and these are {device}")
 
 
 def _check_pictures(classifier: Classifier, data: PictureData) -> None:
@@ -125,50 +219,7 @@ def _check_pictures(classifier: Classifier, data: PictureData) -> None:
         ) from error
 
 
-def _train_epoch(
-    classifier: Classifier,
-    optimiser: torch.optim.Optimizer,
-    data: PictureData,
-    recipe: RecipeSpec,
-    seed: int,
-    epoch: int,
-    device: str,
-) -> float:
-    """One pass over the training set in a fresh order and freshly augmented; the mean loss."""
-    stream = seeding.generator("stage1 epoch", seed, epoch)
-    order = torch.randperm(len(data.train), generator=stream)
-    views = draw_views(len(data.train), data.augmentation, stream)
-    class_counts = data.class_counts().to(device)
-    total = torch.zeros((), device=device)
-    classifier.train()
-    # Batch norm has no variance to speak of in a batch of one.
-    batches = [chosen for chosen in order.split(recipe.batch_size) if len(chosen) > 1]
-    for chosen, read in zip(batches, read_ahead(data.train.inputs, batches), strict=True):
-        pictures = apply_views(read, views[chosen], data.augmentation.pad).to(device)
-        inputs = normalise(pictures, data.mean, data.std).contiguous(memory_format=torch.channels_last)
-        losses = recipe.loss(classifier(inputs), data.train.labels[chosen].to(device), class_counts, epoch)
-        optimiser.zero_grad()
-        losses.mean().backward()
-        optimiser.step()
-        total += losses.detach().sum()
-    return float(total) / len(order)
-
-
-def _accuracy(classifier: Classifier, data: PictureData, device: str) -> dict[str, float | None]:
-    """Top-1 on the test set by split, null for an empty one."""
-    classifier.eval()
-    correct = torch.zeros(data.num_classes)
-    with torch.inference_mode():
-        for start in range(0, len(data.test), _EVALUATION_BATCH):
-            batch = slice(start, start + _EVALUATION_BATCH)
-            logits = classifier(normalise(data.test.inputs[batch].to(device), data.mean, data.std))
-            correct += correct_per_class(logits.cpu(), data.test.labels[batch], data.num_classes)
-    total = torch.bincount(data.test.labels, minlength=data.num_classes)
-    accuracy = split_accuracy(correct, total, split_masks(data.split_counts)).tolist()
-    return {split: None if value != value else value for split, value in zip(SPLITS, accuracy, strict=True)}
-
-
-def _identity(data: PictureData, backbone: BackboneSpec, recipe: RecipeSpec, seed: int) -> str:
+def _identity(data: PictureData, backbone: BackboneSpec, recipe: RecipeSpec, seed: int, ranks: Ranks) -> str:
     """Hash of everything that decides the weights: a state of another training must not be continued."""
     return fingerprint(
         {
@@ -179,55 +230,8 @@ def _identity(data: PictureData, backbone: BackboneSpec, recipe: RecipeSpec, see
             "std": data.std,
             "augmentation": data.augmentation.model_dump(),
             "backbone": backbone.model_dump(mode="json", exclude={"checkpoint"}),
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": recipe.identity(),
             "seed": seed,
+            "ranks": ranks.count,
         }
     )
-
-
-class _State:
-    """The durable state of a training: weights, buffers, momentum and the last finished epoch in one file."""
-
-    def __init__(self, file: Path, classifier: Classifier, optimiser: torch.optim.SGD, identity: str) -> None:
-        self.file, self.classifier, self.optimiser, self.identity = file, classifier, optimiser, identity
-
-    def save(self, epoch: int) -> None:
-        """Replace the file by the state after `epoch`."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.classifier.state_dict().items()}
-        for name, parameter in self.classifier.named_parameters():
-            buffer = self.optimiser.state[parameter].get("momentum_buffer")
-            if buffer is not None:  # there is none without momentum, or for what the loss does not reach
-                tensors[f"momentum.{name}"] = buffer
-        metadata = {_KEY: json.dumps({"identity": self.identity, "epoch": epoch})}
-        with atomic_file(self.file) as temporary:
-            write_tensors(temporary, tensors, metadata)
-
-    def load(self) -> tuple[int, str]:
-        """Take up a state of this very training, if there is one: the epoch to begin with, and a note."""
-        if not self.file.is_file():
-            return 0, ""
-        try:
-            with safe_open(self.file, framework="pt") as contents:
-                about = json.loads((contents.metadata() or {}).get(_KEY, "{}"))
-                if not isinstance(about, dict) or about.get("identity") != self.identity:
-                    return 0, f"{self.file} is of another training and is ignored"
-                tensors = {name: contents.get_tensor(name) for name in contents.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
-            return 0, f"{self.file} cannot be read ({error}) and is ignored"
-        self.classifier.load_state_dict(
-            {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        )
-        for name, parameter in self.classifier.named_parameters():
-            if (buffer := tensors.get(f"momentum.{name}")) is not None:
-                self.optimiser.state[parameter]["momentum_buffer"] = _like(parameter, buffer)
-        first = int(about["epoch"]) + 1
-        return first, f"resumed after epoch {first}"
-
-    def remove(self) -> None:
-        """Training is over and its checkpoint written."""
-        self.file.unlink(missing_ok=True)
-
-
-def _like(parameter: Tensor, values: Tensor) -> Tensor:
-    """`values` on the device and in the memory layout of `parameter`, so that the update takes the same code path."""
-    return torch.empty_like(parameter, requires_grad=False).copy_(values)

@@ -7,13 +7,22 @@ there is none and hands every outcome back; which packs there are never depends 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+from lt_train.backbones.base import BackboneSpec
+from lt_train.datasets.base import DatasetSpec, PictureData
 from lt_train.features.bank import FeatureBank
+from lt_train.features.shards import Workers
 from lt_train.registry import KindSpec, kinds, union
 from lt_train.retrain.base import Pack, RunResult
+from lt_train.stage1.base import RecipeSpec
+from lt_train.stage1.train import Report
 
-__all__ = ["BackendSpec", "PackSource", "backend_kinds", "backend_union"]
+__all__ = ["BackboneJob", "BackendSpec", "PackSource", "backend_kinds", "backend_union"]
 
 
 class PackSource(Protocol):
@@ -36,12 +45,55 @@ class PackSource(Protocol):
         """True when no pack will ever come again."""
 
 
+@dataclass(frozen=True)
+class BackboneJob:
+    """A backbone to be trained: `data` is what `dataset` loads, `about` what else its checkpoint should say."""
+
+    data: PictureData
+    dataset: DatasetSpec
+    backbone: BackboneSpec
+    recipe: RecipeSpec
+    about: Mapping[str, Any]
+
+
 class BackendSpec(KindSpec):
     """Base of every backend kind."""
+
+    has_workers: ClassVar[bool] = False
+    """Whether there are other processes than the driver's, which can train a backbone or extract features."""
 
     def trains_elsewhere(self) -> bool:
         """Whether packs are trained on other machines than the driver's, which then needs no device as theirs."""
         return False
+
+    def train_backbone(
+        self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: Report
+    ) -> None:
+        """Train a backbone in several processes together and write its checkpoint to `out`, on this machine.
+
+        For kinds that have any.
+
+        Args:
+            job: what to train.
+            out: as in `train_backbone` of lt_train; the state of an unfinished training lies beside it here too.
+            workers: how many processes.
+            cpus: threads of each.
+            gpus: whether each has a GPU: one, if this is above 0.
+            report: progress, in epochs.
+
+        Raises:
+            UserError: there are not so many, or what training refuses.
+            LongtailError: it failed; what was saved is kept, and another call goes on there.
+        """
+        raise AssertionError("a sweep with stage1_workers on a backend that has none is refused")
+
+    def extractors(self, count: int, *, cpus: int, gpus: float) -> AbstractContextManager[Workers]:
+        """`count` processes that run pictures through a backbone, as long as the block runs; for kinds that have any.
+
+        Raises:
+            UserError: they ask for more than there is.
+        """
+        raise AssertionError("a sweep with extract_workers on a backend that has none is refused")
 
     @abstractmethod
     def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:

@@ -1,4 +1,4 @@
-"""`ray`: Ray Tune drives packs across a cluster. With `tune.py` beside it the only file that trains on Ray.
+"""`ray`: Ray Tune drives packs across a cluster. This room and `sweeps.jobs` are the only files that work on Ray.
 
 A pack is one Tune trial; actors are reused, so a worker process starts once and imports torch once. On a local Ray
 workers open the bank where it lies. On a cluster it goes through the object store once, and every worker on a machine
@@ -16,13 +16,18 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from lt_train.errors import UserError
 from lt_train.features.bank import FeatureBank
-from sweeps.backends.base import BackendSpec, PackSource
+from lt_train.features.shards import Workers
+from lt_train.stage1.train import Report
+from sweeps.backends.base import BackboneJob, BackendSpec, PackSource
+from sweeps.backends.extraction import ray_workers
+from sweeps.backends.training import train_together
 from sweeps.backends.tune import error_listener, searcher, trainable_class
 from sweeps.bank_store import publish
 from sweeps.secret_files import holds_credentials
@@ -42,6 +47,8 @@ def _without_keys(store: str | None) -> str | None:
 
 class RayBackend(BackendSpec):
     """Packs as Ray Tune trials, on a local Ray or on the cluster at `address`."""
+
+    has_workers: ClassVar[bool] = True
 
     kind: Literal["ray"] = "ray"
     address: str | None = Field(
@@ -74,12 +81,38 @@ class RayBackend(BackendSpec):
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is the command line's to handle
         os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are told, and dealt with, in fewer words
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Ray prints what its nodes report; standard output is the result's.
         with contextlib.redirect_stdout(sys.stderr):
             self._train(bank, source, cpus, gpus)
 
+    def train_backbone(
+        self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: Report
+    ) -> None:
+        """See `BackendSpec.train_backbone`; Ray Train starts the workers, and starts them again when one dies."""
+        with contextlib.redirect_stdout(sys.stderr), self._ray() as local:
+            train_together(job, out, workers=workers, cpus=cpus, gpus=gpus, report=report, local=local)
+
     def _train(self, bank: FeatureBank, source: PackSource, cpus: int, gpus: float) -> None:
+        with self._ray() as local:
+            _check_room(cpus, gpus, local=local)
+            search = searcher(source)
+            handed = self._handed(bank, local=local)
+            self._tune(search, handed, cpus, gpus, _slots(cpus, gpus) if local else None)
+            if search.error is not None:
+                raise search.error
+
+    @contextlib.contextmanager
+    def extractors(self, count: int, *, cpus: int, gpus: float) -> Iterator[Workers]:
+        """`count` actors on the Ray that packs are trained on."""
+        # Ray prints what its nodes report; standard output is the result's.
+        with contextlib.redirect_stdout(sys.stderr), self._ray() as local:
+            _check_room(cpus, gpus, local=local)
+            yield ray_workers(min(count, _slots(cpus, gpus)) if local else count, cpus, gpus)
+
+    @contextlib.contextmanager
+    def _ray(self) -> Iterator[bool]:
+        """Join Ray, or start one where there is none; yields whether it is one of ours, on this machine."""
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
         started = not ray.is_initialized()
@@ -93,13 +126,7 @@ class RayBackend(BackendSpec):
                     logging_level="ERROR",
                 )
         try:
-            local = local and started
-            _check_room(cpus, gpus, local=local)
-            search = searcher(source)
-            handed = self._handed(bank, local=local)
-            self._tune(search, handed, cpus, gpus, _slots(cpus, gpus) if local else None)
-            if search.error is not None:
-                raise search.error
+            yield local and started
         finally:
             if started:
                 with _own_sigterm():

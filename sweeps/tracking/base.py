@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +21,19 @@ __all__ = ["Champion", "SweepCard", "Tracker", "TrackingSpec", "TrialCard", "tra
 
 @dataclass(frozen=True)
 class SweepCard:
-    """What the parent run shows. `sweep_id` is unique to one sweep directory and is what a resume looks for."""
+    """What the parent run shows.
+
+    Attributes:
+        sweep_id: unique to one sweep directory, and what a resume looks for.
+        series: `(step, value)` points a key, such as the curve of stage 1 over its epochs.
+        started_ms: when the sweep began; the same at every repetition.
+    """
 
     sweep_id: str
     name: str
     params: Mapping[str, Any]
     started_ms: int
+    series: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,8 @@ class _MlflowTracker:
             run_id = found.run_id
         else:
             run_id = self._create("sweep", self.card.name, "sweep", None, self.card.started_ms)
-        self._batch(run_id, {}, {}, self.card.params, self.card.started_ms)
+        # Points that are there already, with the same time, MLflow knows for the same.
+        self._batch(run_id, {}, self.card.series, self.card.params, self.card.started_ms)
         return run_id
 
     def _create(self, key: str, name: str, role: str, parent: str | None, start_ms: int) -> str:

@@ -27,6 +27,7 @@ PIECES = {
     "b": ("engines", "arithmetic"),
     "c": ("sweeps_end_to_end", "end_to_end"),
     "d": ("growth", "growth"),
+    "e": ("extraction", "extraction"),
     "peak_memory": ("growth", "peak_memory"),
     "train_on": ("out_of_memory", "train_on"),
 }

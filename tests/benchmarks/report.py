@@ -23,6 +23,7 @@ _CPU_GOALS: tuple[tuple[str, float | None, float | None], ...] = (
 _EVERYWHERE: tuple[tuple[str, float | None, float | None], ...] = (
     *((f"growth.{axis}", 0.8, 1.2) for axis in ("N", "D", "K", "lanes")),
     ("out_of_memory_bank_ratio", None, 1.5),
+    ("extraction_over_forward", 0.9, None),
 )
 
 
@@ -113,6 +114,11 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "memory over lanes", "", text
     if "out_of_memory_bank_ratio" in timings:
         yield from _bank_rows(document)
+    if "extraction_over_forward" in timings:
+        entry = timings["extraction_over_forward"]
+        fast, slow = (entry["pictures"] / min(entry["seconds"][side]) for side in ("forward", "extraction"))
+        how = f"{entry['backbone']} on {entry['dataset']}, {slow:.0f} against {fast:.0f} pictures/s, best of each"
+        yield "extraction_over_forward", f"{document['extraction_over_forward']:.2f}", how
     for entry in timings.get("large", []):
         shape = entry["shape"]
         how = f"{entry['images']} of {shape['N']} images, 1 epoch, {entry['lanes']} lanes (shortened); "

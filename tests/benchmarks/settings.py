@@ -45,7 +45,7 @@ class Settings:
 
     Attributes:
         level: full, quick or tiny.
-        parts: which of a, b, c, d.
+        parts: which of a, b, c, d, e.
         methods: kinds measured in (a); empty: every registered one.
         trials, seeds: of the fused packs of (b) and (d).
         method_seeds: of those of (a): two stacks are one for each of two cores, and more only take longer.
@@ -58,13 +58,14 @@ class Settings:
         large: images kept, trials and seeds of the large shapes in (d).
         memory_bank_bytes: training features of the bank of (d) that does not fit into memory.
         memory_limit_bytes: what its process may use; None: no limit.
+        extraction_dataset, extraction_backbone, extraction_test_pictures, extraction_repeats: of (e), and its pairs.
         fresh_processes: whether every piece gets one; without, nothing is worth reading.
     """
 
     level: str
     device: str = "cpu"
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    parts: tuple[str, ...] = ("a", "b", "c", "d")
+    parts: tuple[str, ...] = ("a", "b", "c", "d", "e")
     methods: tuple[str, ...] = ()
     shape: Shape = CIFAR100_LT
     trials: int = 12
@@ -85,6 +86,10 @@ class Settings:
     large: tuple[tuple[Shape, int, int, int], ...] = ((IMAGENET_LT, 11_584, 2, 5), (INATURALIST, 13_672, 2, 1))
     memory_bank_bytes: int = 640 * 2**20
     memory_limit_bytes: int | None = 2**29
+    extraction_dataset: str = "fashion_mnist_lt"
+    extraction_backbone: str = "resnet32"
+    extraction_test_pictures: int = 2048
+    extraction_repeats: int = 5
     fresh_processes: bool = True
 
     def on(self, device: str) -> Settings:
@@ -120,6 +125,9 @@ LEVELS = {
         large=((_TINY, 100, 1, 1),),
         memory_bank_bytes=2**20,
         memory_limit_bytes=None,
+        extraction_dataset="digits_lt",
+        extraction_backbone="small_cnn",
+        extraction_repeats=1,
         fresh_processes=False,
     ),
 }

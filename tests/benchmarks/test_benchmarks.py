@@ -75,6 +75,8 @@ def test_every_value_has_its_raw_times(document: dict[str, Any]) -> None:
     for case in cases:
         assert case["ratio"] == over(case["mapped"]["seconds"], case["in_memory"]["seconds"])
     assert document["out_of_memory_bank_ratio"] == max(case["ratio"] for case in cases)
+    seconds = timings["extraction_over_forward"]["seconds"]
+    assert document["extraction_over_forward"] == over(seconds["forward"], seconds["extraction"])
     ours = timings["sweep"]
     for name, side in (("sweep_over_stock_tune", "stock_tune"), ("sweep_over_reused_actors", "reused_actors")):
         scaled = timings[side]["seconds_scaled"]

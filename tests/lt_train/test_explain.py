@@ -28,6 +28,7 @@ class Home(Spec):
     pet: Annotated[Cat | Dog, Field(discriminator="kind")] | None = None
     guests: dict[str, Cat] = Field(default={})
     ages: list[int] = Field(default=[1], min_length=1, max_length=3)
+    rooms: str | Annotated[tuple[str, ...], Field(min_length=1)] = "all"
     corners: list[float] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
     mood: Literal["calm", "wild"] = "calm"
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -46,7 +47,7 @@ class Home(Spec):
     [
         (
             '{"pett": 1}',
-            "pett: unknown key; did you mean 'pet'? known: pet, guests, ages, corners, mood, share, most, open",
+            "pett: unknown key; did you mean 'pet'? known: pet, guests, ages, rooms, corners, mood, share, most, open",
         ),
         ('{"pet": {"kind": "dogg"}}', "pet.kind: unknown kind 'dogg'; did you mean 'dog'? known: cat, dog"),
         ('{"pet": {"lives": 3}}', "pet: kind is required, but not given; known: cat, dog"),
@@ -59,6 +60,9 @@ class Home(Spec):
         ('{"ages": []}', "ages: must have at least 1 and at most 3 entries, got []"),
         ('{"ages": [1, "x"]}', "ages[1]: must be a whole number, got 'x'"),
         ('{"ages": 1}', "ages: must be a list, got 1"),
+        ('{"rooms": 3}', "rooms: must be text or a list, got 3"),
+        ('{"rooms": []}', "rooms: must have at least 1 entry, got []"),
+        ('{"rooms": ["hall", 3]}', "rooms[1]: must be text, got 3"),
         ('{"corners": [1]}', "corners: must have 2 entries, got [1]"),
         ('{"mood": "clam"}', "mood: must be 'calm' or 'wild', got 'clam'; did you mean 'calm'?"),
         ('{"share": 1.0}', "share: must be in (0, 1), got 1.0"),

@@ -68,6 +68,11 @@ def test_from_pictures_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (Path(path) / "manifest.json").is_file()
     found = output(capsys, shlex.join(command))
     assert (found["bank"], found["train"], found["test"]) == (path, [2, 369, 16], [1, 500, 16])
+    assert (found["dtype"], found["pace"]) == ("float32", None)  # it was there
+    half = output(capsys, shlex.join([*command, "--dtype", "float16", "--unreadable", "skip"]))
+    assert (half["bank"] != path, half["dtype"], half["pace"]["pictures"]) == (True, "float16", 2 * 369 + 140 + 500)
+    assert sum(half["pace"]["shares"].values()) == pytest.approx(1)
+    assert half["pace"]["pictures_per_second"] == pytest.approx(half["pace"]["pictures"] / half["pace"]["seconds"])
     evaluated = output(capsys, f"evaluate --bank {path}")
     assert evaluated["accuracy"]["all"] == pytest.approx(trained["accuracy"]["all"], abs=0.011)
 
@@ -141,6 +146,14 @@ def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -
         ("retrain --bank /nowhere --method lss --device cuda:99", "device cuda:99 asked for, and this machine has"),
         ("retrain --bank BANK --method los kind=vanilla", "los is the kind already, and kind=vanilla gives another"),
         ("retrain --bank BANK --method los --out .", ". is a directory, and a file is to be written"),
+        (
+            "features --dataset digits_lt --backbone imported classifier=[a,b]",
+            """classifier: must be JSON, as in 'classifier=["a", "b"]', got [a,b]""",
+        ),
+        (
+            "features --dataset digits_lt --backbone imported 'arguments={a: 1}'",
+            """arguments: must be JSON, as in 'arguments={"a": true}', got {a: 1}""",
+        ),
         ("evaluate --bank BANK --head /nowhere.safetensors", "head /nowhere.safetensors does not exist"),
         ("features --dataset digits_lt", "digits_lt holds pictures and needs a checkpoint"),
         ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
@@ -354,10 +367,13 @@ def test_data_check_is_for_every_kind_of_dataset(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["wrong"][0]["what"].startswith("path /nowhere.npz must be an .npz")
 
 
-def test_files_and_memory_have_one_checkpoint_and_one_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("augmentation", ["", "augmentation=resized_crop"])
+def test_files_and_memory_have_one_checkpoint_and_one_bank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], augmentation: str
+) -> None:
     root, made = write_tree(tmp_path / "birds", TREE), []
     for name, in_memory in (("files", 0), ("memory", 2**30)):
-        dataset = f"--dataset image_folder root={root} size=8 in_memory={in_memory}"
+        dataset = f"--dataset image_folder root={root} size=8 in_memory={in_memory} {augmentation}"
         checkpoint = tmp_path / f"{name}.safetensors"
         output(capsys, f"backbone {dataset} --backbone small_cnn width=4 --recipe ce epochs=2 --out {checkpoint}")
         # Through the one checkpoint, each into a store of its own: made twice, and not found the second time.

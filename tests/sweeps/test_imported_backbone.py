@@ -46,6 +46,8 @@ def test_a_sweep_runs_on_it_without_stage_1(imported_sweep: Callable[..., SweepS
     spec = imported_sweep()
     planned = plan(spec)
     assert (planned.feature_dim, planned.classes) == (512, CLASSES)
+    half = spec.features.model_copy(update={"dtype": "float16"})
+    assert plan(spec.model_copy(update={"features": half})).bank_bytes == planned.bank_bytes / 2
     result = sweeps.run(spec)
     assert result.runs.failed == 0
     bank = open_bank(Path(spec.storage) / "cache" / "banks" / result.bank_fingerprint)

@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.errors import DataError
@@ -26,6 +28,54 @@ def write_cifar100(root: Path, per_class: int = 25) -> Path:
         document["coarse_labels"] = [0] * len(document["fine_labels"])
         (folder / name).write_bytes(pickle.dumps(document, protocol=2))
     return folder
+
+
+def published_pickle(file: Path, labels: list[int]) -> None:
+    """A part as Python 2 pickled the published archive, opcode by opcode: text as bytes, numpy by its old name."""
+
+    def text(word: str) -> bytes:
+        return b"U" + bytes([len(word)]) + word.encode()
+
+    def numbers(values: list[int]) -> bytes:
+        return b"](" + b"".join(b"K" + bytes([value]) for value in values) + b"e"
+
+    size = struct.pack("<i", 3072 * len(labels))
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text("b") + b"\x87R"
+    shape = b"M" + struct.pack("<H", len(labels)) + b"M\x00\x0c\x86"
+    minus_one = b"J\xff\xff\xff\xff"
+    dtype = b"cnumpy\ndtype\n" + text("u1") + b"K\x00K\x01\x87R(K\x03" + text("|") + b"NNN" + 2 * minus_one + b"K\x00tb"
+    with file.open("wb") as out:
+        out.write(b"\x80\x02}(" + text("fine_labels") + numbers(labels) + text("coarse_labels") + numbers([0]))
+        out.write(text("batch_label") + text("a batch") + text("filenames") + b"](" + text("x.png") + b"e")
+        out.write(text("data") + array + b"(K\x01" + shape + dtype + b"\x89T" + size)
+        for place, label in enumerate(labels):
+            out.write(bytes([label, place % 256]) + bytes(3070))
+        out.write(b"tbu.")
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All 50,000 and 10,000 pictures, classes in a mixed order."""
+    folder = tmp_path_factory.mktemp("cifar") / "cifar-100-python"
+    folder.mkdir()
+    for name, per_class in (("train", 500), ("test", 100)):
+        published_pickle(folder / name, np.random.default_rng(0).permutation(np.arange(100).repeat(per_class)).tolist())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ratio", "total", "splits"), [(100, 10_847, (35, 35, 30)), (50, 12_608, (41, 41, 18)), (10, 19_573, (69, 31, 0))]
+)
+def test_the_papers_counts_come_out_of_the_published_format(
+    full_size: Path, ratio: float, total: int, splits: tuple[int, ...]
+) -> None:
+    data = load({"kind": "cifar100_lt", "root": str(full_size), "imbalance_ratio": ratio, "val_per_class": 0})
+    assert (len(data.train), len(data.test), data.val) == (total, 10_000, None)
+    counts = data.class_counts()
+    assert (counts[0], counts[-1]) == (500, 500 // ratio)
+    many, few = int((counts > 100).sum()), int((counts < 20).sum())
+    assert (many, 100 - many - few, few) == splits
+    assert torch.equal(data.train.inputs[:, 0, 0, 0].long(), data.train.labels)  # each picture has its own label
 
 
 def load(document: dict[str, Any]) -> PictureData:

@@ -12,7 +12,7 @@ import torch
 from support.pictures import encoded
 
 from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.datasets.pictures import Decoding
+from lt_train.datasets.decoding import Decoding
 from lt_train.errors import DataError
 
 

@@ -160,8 +160,11 @@ def test_the_whole_check_finds_what_is_broken_inside(tmp_path: Path) -> None:
     assert len(load(root, check="whole", bad_pictures="skip").train) == 20
     with pytest.raises(DataError, match=r"that cannot be used: 1 \(1 in train\): train/owl/03\.jpg"):
         load(root, check="whole")
+    held = load(root)  # its pictures are decoded, and the one that cannot be is whoever's who asks for it
     with pytest.raises(DataError, match=r"picture train/owl/03\.jpg cannot be decoded"):
-        load(root)
+        held.train.inputs[:]
+    with pytest.raises(DataError, match=r"picture train/owl/03\.jpg cannot be decoded"):
+        held.train.inputs.refuse_unreadable()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +199,24 @@ def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"std": [1, 0, 1]}, r"image_folder\.std: must be above 0 for every channel"),
         ({"bad_pictures": "ignore"}, r"image_folder\.bad_pictures: must be 'fail' or 'skip'"),
         ({"cut": {"imbalance_ratio": 10}}, r"image_folder\.cut\.n_max: is required"),
+        (
+            {"augmentation": "resize_crop"},
+            r"augmentation\.kind: unknown kind 'resize_crop'; did you mean 'resized_crop'",
+        ),
+        ({"augmentation": 7}, r"augmentation: kind is required, but not given; known: pad_crop, resized_crop"),
+        ({"augmentation": {"pad": -1, "flip": True}}, r"augmentation\.pad: must be at least 0, got -1"),
+        (
+            {"augmentation": {"kind": "resized_crop", "scale": [0.5, 0.2]}},
+            r"augmentation\.scale: must be two numbers above 0 that ascend, got \[0\.5, 0\.2\]",
+        ),
+        (
+            {"augmentation": {"kind": "resized_crop", "scale": [0.5, 2]}},
+            r"augmentation\.scale: must be shares of the picture, 1 at most, got \[0\.5, 2\.0\]",
+        ),
+        (
+            {"augmentation": {"kind": "resized_crop", "ratio": [0, 2]}},
+            r"augmentation\.ratio: must be two numbers above 0",
+        ),
     ],
 )
 def test_a_field_that_cannot_be_is_named(tmp_path: Path, fields: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """List files of one's own: the format, labels that have gaps or are out of range, missing pictures."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from support.pictures import write_pictures
 
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.datasets.pictures import PictureFiles
-from lt_train.errors import DataError
+from lt_train.errors import DataError, SpecError
 
 TRAIN = {f"pics/t {k}.jpg": k % 3 for k in range(12)}
 TEST = {f"pics/e{k}.jpg": k % 3 for k in range(6)}
@@ -109,6 +110,19 @@ def test_a_list_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"list file .*train\.txt cannot be read"):
         load(tmp_path)
+
+
+def test_a_list_may_be_pinned_by_its_hash(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TRAIN | TEST)
+    write_lists(tmp_path, train=TRAIN, test=TEST)
+    digest = hashlib.sha256((tmp_path / "train.txt").read_bytes()).hexdigest()
+    assert len(load(tmp_path, sha256={"train": digest}).test) == 6
+    with pytest.raises(DataError, match=rf"test\.txt must have the sha256 {digest}, got [0-9a-f]{{64}}: it is another"):
+        load(tmp_path, sha256={"test": digest})
+    with pytest.raises(SpecError, match=r"image_list\.sha256\.train: must be 64 digits"):
+        load(tmp_path, sha256={"train": "abc"})
+    one, other = ({"kind": "image_list", "root": "x", **pins} for pins in ({}, {"sha256": {"train": digest}}))
+    assert parse_dataset(one).identity() == parse_dataset(other).identity()
 
 
 def test_where_lists_lie_does_not_decide_what_the_data_is(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.pictures import write_pictures
 
-from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.datasets.base import PictureData, ResizedCrop, parse_dataset
 from lt_train.datasets.imagenet_lt import ImageNetLT
 from lt_train.errors import DataError, SpecError
 
@@ -16,10 +16,10 @@ PICTURES = {
 }
 
 
-def write(root: Path) -> Path:
+def write(root: Path, labels: tuple[int, ...] = (0, 1, 2)) -> Path:
     for part, pictures in PICTURES.items():
         write_pictures(root, pictures)
-        lines = [f"{path} {label}\n" for path, label in pictures.items()]
+        lines = [f"{path} {labels[label]}\n" for path, label in pictures.items()]
         (root / f"ImageNet_LT_{part}.txt").write_text("".join(lines))
     return root
 
@@ -55,3 +55,43 @@ def test_a_picture_that_is_not_there_is_named(tmp_path: Path) -> None:
     (write(tmp_path) / "val/ILSVRC2012_val_00000001.JPEG").unlink()
     with pytest.raises(DataError, match=r"used: 1 \(1 in test\): val/ILSVRC2012_val_00000001\.JPEG \(missing\)"):
         parse_dataset({"kind": "imagenet_lt", "root": str(tmp_path), "size": 8}).load()
+
+
+def test_labels_that_were_renumbered_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, labels=(1, 0, 2))
+    spec = parse_dataset({"kind": "imagenet_lt", "root": str(root), "size": 8})
+    message = (
+        r"labels must ascend with the class folders, a label for each, as published; heads .* would not fit: get the "
+        r"published lists, or read these as image_list: 1 \(n01440761 has 0, after n01440760 with 1\)"
+    )
+    with pytest.raises(DataError, match=message):
+        spec.load()
+    found = spec.inspect(lambda *_: None)
+    assert found.counts is not None
+    assert found.counts.tolist() == [3, 3, 3]
+    assert [finding.names for finding in found.findings] == [("n01440761 has 0, after n01440760 with 1",)]
+    names = {part: f"ImageNet_LT_{part}.txt" for part in PICTURES}
+    as_they_are = parse_dataset({"kind": "image_list", "root": str(root), "size": 8, **names}).load()
+    assert isinstance(as_they_are, PictureData)
+    assert as_they_are.train.labels[:3].tolist() == [1, 0, 2]
+
+
+def test_a_folder_with_two_labels_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path) / "ImageNet_LT_val.txt"
+    file.write_text(file.read_text().replace("n01440762_12.JPEG 2", "n01440762_12.JPEG 0"))
+    with pytest.raises(DataError, match=r"a label for each.*: 1 \(n01440762 has 0, 2\)"):
+        parse_dataset({"kind": "imagenet_lt", "root": str(tmp_path), "size": 8}).load()
+
+
+def test_two_folders_of_one_label_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, labels=(0, 0, 1))
+    with pytest.raises(DataError, match=r"a label for each.*: 1 \(n01440761 has 0, after n01440760 with 0\)"):
+        parse_dataset({"kind": "imagenet_lt", "root": str(root), "size": 8}).load()
+
+
+def test_parts_of_whole_pictures_are_the_augmentation_unless_told_otherwise() -> None:
+    spec = parse_dataset({"kind": "imagenet_lt", "root": "x"})
+    assert isinstance(spec, ImageNetLT)
+    assert spec.augmentation == ResizedCrop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True)
+    padded = parse_dataset({"kind": "imagenet_lt", "root": "x", "augmentation": {"pad": 16, "flip": True}})
+    assert padded.identity()["augmentation"] == {"pad": 16, "flip": True}

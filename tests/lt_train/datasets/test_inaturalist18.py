@@ -7,6 +7,7 @@ from support.pictures import write_pictures
 
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.datasets.inaturalist18 import INaturalist18
+from lt_train.errors import DataError
 
 TRAIN = {f"train_val2018/Aves/{2500 + k % 4}/{k:032x}.jpg": k % 4 for k in range(16)}
 VAL = {f"train_val2018/Aves/{2500 + k % 4}/v{k:031x}.jpg": k % 4 for k in range(12)}
@@ -39,3 +40,26 @@ def test_a_validation_set_is_held_out_where_asked_for(tmp_path: Path, monkeypatc
     assert data.val is not None
     assert (data.class_counts().tolist(), len(data.val)) == ([3, 3, 3, 3], 4)
     assert len(data.notes) == 1
+
+
+def test_labels_that_do_not_ascend_with_the_folders_are_refused(tmp_path: Path) -> None:
+    load(tmp_path)
+    for name in ("train", "val"):
+        file = tmp_path / f"iNaturalist18_{name}.txt"
+        pairs = [line.split() for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{path} {3 - int(label)}\n" for path, label in pairs))
+    with pytest.raises(
+        DataError, match=r"must ascend with the class folders.*: 3 \(2501 has 2, after 2500 with 3, 2502 has 1, after"
+    ):
+        parse_dataset({"kind": "inaturalist18", "root": str(tmp_path), "size": 8}).load()
+
+
+def test_folders_are_numbers_and_not_words(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        pictures = {f"train_val2018/Aves/{folder}/{part}.jpg": label for label, folder in enumerate((9, 10, 100))}
+        write_pictures(tmp_path, pictures)
+        lines = [f"{path} {label}\n" for path, label in pictures.items()]
+        (tmp_path / f"iNaturalist18_{part}.txt").write_text("".join(lines))
+    data = parse_dataset({"kind": "inaturalist18", "root": str(tmp_path), "size": 8}).load()
+    assert isinstance(data, PictureData)
+    assert data.num_classes == 3

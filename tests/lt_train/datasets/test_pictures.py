@@ -1,6 +1,7 @@
 """Pictures in files: decoded as torchvision does it, the same from files and memory, and what is no picture is told."""
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lt_train.datasets.base import Labelled
+from lt_train.datasets.decoding import Decoding
 from lt_train.datasets.longtail import take
-from lt_train.datasets.pictures import Decoding, Files, PictureFiles, probe, read_ahead
+from lt_train.datasets.pictures import Files, PictureFiles, probe, read_ahead
 from lt_train.errors import DataError
 
 RANDOM = np.random.default_rng(3)
@@ -110,6 +112,14 @@ def test_files_and_memory_are_the_same(pictures: PictureFiles) -> None:
         assert torch.equal(one[torch.tensor([2, 0])], other[torch.tensor([2, 0])])
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_they_travel(pictures: PictureFiles, held: bool) -> None:
+    arrived = pickle.loads(pickle.dumps(pictures.hold() if held else pictures))
+    assert arrived.in_memory is held
+    assert torch.equal(arrived[:], pictures[:])
+    assert arrived.digest() == pictures.digest()
+
+
 def test_labelled_pictures_are_taken_and_hashed_in_both_ways(pictures: PictureFiles) -> None:
     labels, chosen = torch.arange(7), torch.tensor([3, 2])
     in_files, in_memory = (take(Labelled(one, labels), chosen) for one in (pictures, pictures.hold()))
@@ -149,7 +159,7 @@ def test_reading_ahead_may_be_left_early_and_tells_what_broke(tmp_path: Path, pi
     batches = [slice(start, start + 1) for start in range(7)]
     assert len(next(read_ahead(pictures, batches))) == 1
     (tmp_path / "4.jpg").unlink()
-    with pytest.raises(DataError, match=r"picture 4\.jpg cannot be decoded \(.*No such file.*data check"):
+    with pytest.raises(DataError, match=r"picture 4\.jpg cannot be decoded \(missing\).*data check"):
         list(read_ahead(pictures, batches))
 
 

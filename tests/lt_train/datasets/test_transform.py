@@ -3,14 +3,14 @@
 import torch
 from torch.nn import functional
 
-from lt_train.datasets.base import Augmentation
+from lt_train.datasets.base import PadCrop
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 
 PICTURES = torch.randint(0, 256, (40, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def drawn(seed: int, pad: int = 2, flip: bool = True, count: int = 40) -> torch.Tensor:
-    return draw_views(count, Augmentation(pad=pad, flip=flip), torch.Generator().manual_seed(seed))
+    return draw_views(count, PadCrop(pad=pad, flip=flip), torch.Generator().manual_seed(seed))
 
 
 def test_normalise_is_the_formula() -> None:

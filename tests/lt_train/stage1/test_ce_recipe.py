@@ -1,10 +1,12 @@
 """The recipe's loss by hand, and the cosine schedule."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+import sweeps
 from lt_train.stage1.base import parse_recipe, recipe_kinds
 
 
@@ -30,3 +32,16 @@ def test_the_cosine_starts_at_lr_and_is_half_midway() -> None:
     assert recipe.learning_rate(0) == 0.4
     assert recipe.learning_rate(5) == pytest.approx(0.2)
     assert recipe.learning_rate(9) == pytest.approx(0.4 * 0.5 * (1 + math.cos(0.9 * math.pi)))
+
+
+@pytest.mark.parametrize("ratio", [10, 50])
+def test_ready_sweeps_train_ltwbs_strong_baseline(ratio: int) -> None:
+    spec = sweeps.load(Path(sweeps.__file__).parent / "specs" / f"cifar100_lt_ir{ratio}.yaml")
+    assert spec.backbone is not None
+    assert spec.backbone.kind == "resnet34"
+    recipe = spec.stage1
+    assert recipe is not None
+    assert (recipe.kind, recipe.epochs, recipe.batch_size, recipe.momentum) == ("ce", 200, 64, 0.9)
+    assert (recipe.lr, recipe.weight_decay) == (0.01, 5e-3)
+    for epoch in range(200):  # torch's CosineAnnealingLR(optimizer, 200), eta_min 0
+        assert recipe.learning_rate(epoch) == pytest.approx(0.01 * (1 + math.cos(math.pi * epoch / 200)) / 2)

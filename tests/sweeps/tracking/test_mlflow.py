@@ -21,6 +21,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import sweeps
+from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.errors import SpecError, UserError
 from sweeps.driver import TrackingBehind
 from sweeps.spec import SweepSpec
@@ -346,3 +347,38 @@ def test_a_password_has_no_place_in_a_sweep_file(uri: str, small_sweep: MakeSwee
 @pytest.mark.parametrize("uri", ["https://mlflow.example/#/a@b", "postgresql://ann@db.example/mlflow?sslmode=require"])
 def test_a_user_of_a_database_has(uri: str, small_sweep: MakeSweep):
     assert small_sweep(tracking={"kind": "mlflow", "uri": uri}).tracking.uri == uri
+
+
+def test_stage_1_is_shown_on_the_parent_run_of_every_sweep_that_uses_it_and_never_twice(tracked: MakeSweep):
+    pictures = {
+        "dataset": "digits_lt",
+        "backbone": {"kind": "small_cnn", "width": 4},
+        "stage1": {"kind": "ce", "epochs": 3, "val_every": 2},
+        "search": {"trials": 2},
+    }
+    first, second = tracked(**pictures), tracked(name="other", **pictures)
+    sweeps.run(first)
+    sweeps.run(second)  # takes the backbone from the cache
+    sweeps.resume(Path(first.storage) / "small")
+    found = client(first)
+    (checkpoint,) = (Path(first.storage) / "cache" / "checkpoints").glob("*.safetensors")
+    about = load_checkpoint(checkpoint)[1]
+    parents = [run for run in all_runs(first) if run.data.tags["lt.key"] == "sweep"]
+    assert len(parents) == 2
+    for parent in parents:
+        for key, name in (("stage1_loss", "loss"), ("stage1_acc", "accuracy"), ("stage1_lr", "lr")):
+            points = found.get_metric_history(parent.info.run_id, key)
+            assert [(point.step, point.value) for point in points] == [
+                (one["epoch"], pytest.approx(one[name])) for one in about["curve"]
+            ]
+        val = found.get_metric_history(parent.info.run_id, "stage1_val_acc_all")
+        assert [(point.step, point.value) for point in val] == [(2, about["curve"][1]["val"]["all"])]
+        test = found.get_metric_history(parent.info.run_id, "stage1_test_acc_few")
+        assert [(point.step, point.value) for point in test] == [(3, about["accuracy"]["few"])]
+
+
+def test_a_sweep_without_stage_1_shows_none(tracked: MakeSweep):
+    spec = tracked(search={"trials": 2}, baselines=[])
+    sweeps.run(spec)
+    (parent,) = [run for run in all_runs(spec) if run.data.tags["lt.key"] == "sweep"]
+    assert not [key for key in parent.data.metrics if key.startswith("stage1")]

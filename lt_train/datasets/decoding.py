@@ -1,0 +1,85 @@
+"""How the bytes of one picture become pixels: Pillow, as torchvision uses it.
+
+Touch this to change how a picture is decoded, resized or cut; reading many is `pictures`'. Knows Pillow only.
+Shapes: H = W = `size` pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["Box", "Decoding", "Framing"]
+
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a picture for, and not all that it knows: an EPS file is a program, which it has run."""
+
+
+class Box(NamedTuple):
+    """A part of a picture, in its own pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+Framing = Callable[[int, int], Box]
+"""From a picture's width and height to the part of it that is wanted."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How bytes become pixels: RGB, the shorter side resized, the centre cut out; as torchvision does it with Pillow.
+
+    Grey, palette and CMYK become RGB, and of 16 bits the upper eight are taken; alpha is dropped, and of an animation
+    the first frame is taken. A rotation that EXIF asks for is not applied, as in the common readers.
+
+    Attributes:
+        size: side of the square that is cut out, in pixels.
+        resize: length of the shorter side before that, bilinear and antialiased; at least `size`.
+    """
+
+    size: int
+    resize: int
+
+    def __call__(self, content: bytes, framing: Framing | None = None) -> np.ndarray[Any, Any]:
+        """uint8 `[3, H, W]`; whatever Pillow raises for what is no picture, or a damaged one.
+
+        With a framing, the part of the whole picture that it asks for is resized to the square instead.
+        """
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            image.load()
+            picture = _rgb(image)
+        picture = self._centre(picture) if framing is None else self._part(picture, framing(*picture.size))
+        return np.asarray(picture).transpose(2, 0, 1)
+
+    def _part(self, picture: Image.Image, box: Box) -> Image.Image:
+        # Two steps, as torchvision's resized_crop: resize(box=...) would let pixels beyond the box in.
+        cut = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        return cut.resize((self.size, self.size), Image.Resampling.BILINEAR)
+
+    def _centre(self, picture: Image.Image) -> Image.Image:
+        width, height = picture.size
+        short, long = sorted(picture.size)
+        if short != self.resize:
+            other = int(self.resize * long / short)
+            width, height = (self.resize, other) if width <= height else (other, self.resize)
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        if (width, height) != (self.size, self.size):
+            picture = picture.crop((left, top, left + self.size, top + self.size))
+        return picture
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns, and mixes up transparent colours
+    return image.convert("RGB")

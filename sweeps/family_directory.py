@@ -1,0 +1,69 @@
+"""A family's directory: `<storage>/<name>/family.json` says which sweeps it is, so that all of them can be found again.
+
+Their results are in their own directories beside it. Knows families and files; runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lt_train.errors import UserError
+from lt_train.storage import atomic_file
+from sweeps.directory import FAMILY, IDENTITY, check_name
+from sweeps.family import Family, load_file
+from sweeps.spec import SweepSpec, load_resolved
+
+__all__ = ["find_sweeps", "is_family", "load_known_family", "save_family"]
+
+
+def save_family(family: Family) -> None:
+    """Write down which sweeps these are. The caller holds the family's lease.
+
+    Args:
+        family: with absolute paths (`Family.anchored`).
+
+    Raises:
+        UserError: its name, or a member's, is taken.
+        StorageError: it cannot be written.
+    """
+    for spec in (*family.sweeps, family.sweeps[0].model_copy(update={"name": family.name})):
+        check_name(spec)
+    directory = Path(family.storage) / family.name
+    if (directory / IDENTITY).exists():
+        raise UserError(f"{directory} holds a sweep of this name; call the family something else, or move it away")
+    members = {value: spec.resolved() for value, spec in family.members.items()}
+    with atomic_file(directory / FAMILY) as file:
+        file.write_text(json.dumps({"across": family.across, "members": members}, indent=1) + "\n")
+
+
+def load_known_family(directory: Path) -> Family:
+    """The family of a directory; wherever it was moved with its members, there it is.
+
+    Raises:
+        UserError: this is no family's directory, or it is damaged.
+    """
+    directory = directory.expanduser().resolve()
+    try:
+        known = json.loads((directory / FAMILY).read_text())
+        across, members = known["across"], dict(known["members"])
+    except FileNotFoundError:
+        raise UserError(f"{directory} is not a family's directory: it has no {FAMILY}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{directory / FAMILY} is damaged; `lt-sweep run` with the sweep file writes it anew") from None
+    here = {"storage": str(directory.parent)}
+    return Family(
+        directory.name, across, {value: load_resolved(document | here) for value, document in members.items()}
+    )
+
+
+def is_family(directory: Path) -> bool:
+    """Whether a directory is a family's."""
+    return (directory.expanduser() / FAMILY).is_file()
+
+
+def find_sweeps(target: Path) -> SweepSpec | Family | None:
+    """What a file or a family's directory stands for; None for any other directory."""
+    if is_family(target):
+        return load_known_family(target)
+    return None if target.is_dir() else load_file(target)

@@ -1,0 +1,95 @@
+"""A family's sweeps one after another, each as `sweeps.driver` runs it: one that fails does not stop the others.
+
+Finished members are only summed up again, so that a run may be repeated until all are. Is called by the CLI and by
+notebooks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lt_train.errors import LongtailError, UserError, first_line
+from sweeps import driver
+from sweeps.crosstable import CrossTable, cross_table
+from sweeps.directory import IDENTITY, leases
+from sweeps.family import Family
+from sweeps.family_directory import load_known_family, save_family
+from sweeps.lease import held
+from sweeps.result import Result
+from sweeps.spec import SweepSpec
+from sweeps.status import JOB_VARIABLE
+
+__all__ = ["MembersFailed", "resume_family", "run_family"]
+
+
+class MembersFailed(LongtailError):
+    """All members were run, and some failed. `table` has what the others found, `errors` why, by value."""
+
+    def __init__(self, table: CrossTable, errors: Mapping[str, Exception]) -> None:
+        self.table, self.errors = table, dict(errors)
+        why = "".join(f"\n  {table.family}-{value}: {first_line(error)}" for value, error in errors.items())
+        super().__init__(f"{len(errors)} of {len(table.rows)} sweeps of {table.family} failed:{why}")
+        mendable = all(isinstance(error, UserError) for error in errors.values())
+        self.exit_code = UserError.exit_code if mendable else LongtailError.exit_code
+
+
+def run_family(family: Family, *, fresh: bool = False) -> CrossTable:
+    """Run the sweeps of a family, or go on with them where an earlier call stopped.
+
+    Args:
+        family: what to do.
+        fresh: keep what earlier sweeps of these names left as `<name>.previous-<N>` and start all of them over.
+
+    Returns:
+        Their results side by side, as `crosstable.cross_table` reads them again at any time.
+
+    Raises:
+        UserError: the family's name is taken, or another driver runs it.
+        MembersFailed: some sweeps failed; the others are finished. Run again.
+    """
+    return _run(family.anchored(Path.cwd()), lambda spec: driver.run(spec, fresh=fresh))
+
+
+def resume_family(directory: str | Path) -> CrossTable:
+    """Go on with the family in `directory`; see `run_family`."""
+
+    def again(spec: SweepSpec) -> Result:
+        place = Path(spec.storage) / spec.name
+        return driver.resume(place) if (place / IDENTITY).exists() else driver.run(spec)
+
+    return _run(load_known_family(Path(directory)), again)
+
+
+def _run(family: Family, run: Callable[[SweepSpec], Result]) -> CrossTable:
+    errors: dict[str, Exception] = {}
+    with held(leases(Path(family.storage)), family.name, job=os.environ.get(JOB_VARIABLE), told=_tell):
+        save_family(family)
+        for number, (value, spec) in enumerate(family.members.items(), start=1):
+            _tell(f"{spec.name}: {number} of {len(family.members)} sweeps of {family.name}")
+            try:
+                if run(spec).winner is None:
+                    errors[value] = LongtailError("every trial, or every finalist, failed; its result.json says why")
+            except LongtailError as error:
+                errors[value] = error
+                _tell(f"{spec.name}: {error}")
+            except Exception as error:  # a bug of ours must not cost the night either
+                errors[value] = error
+                traceback.print_exc()
+    table = cross_table(family)
+    if errors:
+        rows = [
+            row.model_copy(update={"missing": f"failed: {first_line(errors[row.value])}"})
+            if row.value in errors and not row.cells
+            else row
+            for row in table.rows
+        ]
+        raise MembersFailed(table.model_copy(update={"rows": rows}), errors)
+    return table
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

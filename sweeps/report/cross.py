@@ -1,0 +1,84 @@
+"""The table of a family, a row a member and a column a method: for a terminal, and in Markdown.
+
+Knows cross tables and rich; computes nothing.
+"""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.crosstable import Cell, CrossRow, CrossTable
+from sweeps.report.cells import percent
+
+__all__ = ["cross_comparison", "cross_markdown"]
+
+
+def cross_comparison(table: CrossTable) -> Group:
+    """Accuracy over all classes, then over the few, and what was selected on."""
+    parts = [_part(table, "acc_all", "all classes")]
+    if any(cell.mean.acc_few is not None for row in table.rows for cell in row.cells.values()):
+        parts += [_part(table, "acc_few", "few classes (under 20 training pictures)")]
+    lines = [Text(f"{row.sweep}: {row.missing}") for row in table.rows if row.missing]
+    title = f"{table.family}: test accuracy in %, mean ±95% over seeds; * the highest of its row"
+    return Group(Text(title), *parts, *lines, *_about(table))
+
+
+def cross_markdown(table: CrossTable) -> str:
+    """The same for a README or a paper's appendix: all classes and few classes in one cell."""
+    rows = [[table.across, *table.methods], ["---"] * (1 + len(table.methods))]
+    rows += [[row.value, *(_both(row, method) for method in table.methods)] for row in table.rows]
+    about = [
+        "Test accuracy in %, all classes / few classes: mean over seeds and half its 95% interval, bold: the highest "
+        "of its row",
+        *(str(line) for line in _about(table)),
+        *(f"{row.sweep}: {row.missing}" for row in table.rows if row.missing),
+    ]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", ". ".join(about)]) + ".\n"
+
+
+def _part(table: CrossTable, metric: str, title: str) -> Table:
+    shown = Table(title=Text(title), title_justify="left", title_style="", box=None, padding=(0, 1, 0, 0))
+    shown.add_column(table.across, no_wrap=True)
+    for method in table.methods:
+        shown.add_column(method)
+    for row in table.rows:
+        cells = [_cell(row.cells.get(method), metric) for method in table.methods]
+        best = [method in row.cells and row.cells[method].best and metric == "acc_all" for method in table.methods]
+        marked = [Text(cell, style="bold" if mark else "") for cell, mark in zip(cells, best, strict=True)]
+        shown.add_row(row.value, *marked)
+    return shown
+
+
+def _cell(cell: Cell | None, metric: str) -> str:
+    if cell is None:
+        return "-"
+    ci95 = getattr(cell.ci95, metric)
+    mark = "*" * (cell.best and metric == "acc_all")
+    half = "" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.2f}"
+    return f"{percent(getattr(cell.mean, metric))}{mark}{half}"
+
+
+def _both(row: CrossRow, method: str) -> str:
+    cell = row.cells.get(method)
+    if cell is None:
+        return "-"
+    every, few = _cell(cell.model_copy(update={"best": False}), "acc_all"), percent(cell.mean.acc_few)
+    return f"{f'**{every}**' if cell.best else every} / {few}"
+
+
+def _about(table: CrossTable) -> list[Text]:
+    if table.protocol is None:
+        return []
+    protocol = table.protocol
+    fresh = f", {protocol.finalists} finalists of each method on fresh seeds" if protocol.finalists else ""
+    lines = [
+        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
+        f"{protocol.seeds} seeds{fresh}",
+    ]
+    if protocol.on == "test":
+        lines.append("selected on the test set, as the paper does: these accuracies flatter")
+    if protocol.seeds > 1:
+        lines.append("intervals are over seeds of re-training: one backbone a row, one test set")
+    return [Text(line) for line in lines]

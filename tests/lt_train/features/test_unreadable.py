@@ -1,0 +1,162 @@
+"""Pictures that turn out unreadable in the middle of an extraction: refused by name, or left out and told of."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from support.extraction import broken_inside, write_checkpoint
+from support.pictures import encoded, write_tree
+
+from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.errors import DataError, StorageError
+from lt_train.features.bank import FeatureBank, open_bank
+from lt_train.features.extract import FeaturesSpec, build_bank
+
+TREE = {"train": {"auk": 9, "crow": 6, "owl": 3}, "val": {"auk": 2, "crow": 2, "owl": 2}}
+
+Make = Callable[..., FeatureBank]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "birds", TREE | {"test": TREE["val"]})
+
+
+@pytest.fixture
+def make(root: Path, tmp_path: Path) -> Make:
+    """The bank of the tree; `spoil` is done to it after it was looked at and before it is extracted."""
+    checkpoint = write_checkpoint(tmp_path / "stage1.safetensors", channels=3, classes=3)
+
+    def bank(spoil: Callable[[], Any] = lambda: None, in_memory: int = 0, store: str = "banks", **spec: Any) -> Any:
+        dataset = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
+        if in_memory:
+            spoil()
+        data = dataset.load()
+        if not in_memory:
+            spoil()
+        features = FeaturesSpec(**({"views": 2, "batch_size": 4} | spec))
+        return open_bank(build_bank(dataset, checkpoint, features, tmp_path / store, data=data))
+
+    return bank
+
+
+def spoiled(root: Path, how: str, name: str = "train/crow/02.jpg") -> None:
+    file = root / name
+    content = file.read_bytes()
+    if how == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(
+            {"empty": b"", "truncated": content[: len(content) // 2], "inside": broken_inside(len(content) - 5)}[how]
+        )
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [("missing", "missing"), ("empty", "0 bytes"), ("truncated", "truncated"), ("inside", "")]
+)
+def test_by_default_the_first_is_named_and_nothing_is_left(
+    make: Make, root: Path, tmp_path: Path, how: str, why: str
+) -> None:
+    with pytest.raises(DataError, match=rf"1 \(1 in train\): train/crow/02\.jpg \(.*{why}.*features\.unreadable: skip"):
+        make(lambda: spoiled(root, how))
+
+
+def test_a_mended_picture_is_extracted_with_what_was_done_before(make: Make, root: Path) -> None:
+    whole = make(store="whole")
+    good = (root / "train/owl/02.jpg").read_bytes()
+    with pytest.raises(DataError, match=r"train/owl/02\.jpg"):
+        make(lambda: spoiled(root, "inside", "train/owl/02.jpg"))
+    (root / "train/owl/02.jpg").write_bytes(good)
+    assert torch.equal(make().train_features, whole.train_features)
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**30])
+def test_skipped_pictures_are_left_out_and_told_of(make: Make, root: Path, in_memory: int) -> None:
+    def spoil() -> None:
+        for name in ("train/crow/02.jpg", "train/auk/00.jpg", "test/owl/01.jpg"):
+            spoiled(root, "inside", name)
+
+    whole, bank = make(store="whole"), make(spoil, in_memory, unreadable="skip")
+    kept = torch.tensor([row for row in range(18) if row not in (0, 11)])
+    for view in range(2):
+        torch.testing.assert_close(bank.train_features[view], whole.train_features[view][kept])
+    assert bank.train_labels.tolist() == whole.train_labels[kept].tolist()
+    assert bank.class_counts.tolist() == [8, 5, 3]
+    assert bank.split_counts.tolist() == [9, 6, 3]
+    torch.testing.assert_close(bank.test.features, whole.test.features[:, :-1])
+    assert bank.test.labels.tolist() == [0, 0, 1, 1, 2]
+    assert bank.val is not None
+    assert len(bank.val.labels) == 6
+    left_out, lacks = bank.notes[-2:]
+    assert left_out.startswith(
+        "left out (features.unreadable: skip): pictures that cannot be used: 3 (2 in train, 1 in"
+    )
+    assert all(name in left_out for name in ("train/crow/02.jpg", "train/auk/00.jpg", "test/owl/01.jpg"))
+    assert lacks == "test lacks pictures: accuracies on it compare with no published ones"
+    bank.check()
+
+
+def test_who_wants_all_pictures_is_not_given_a_bank_that_lacks_some(make: Make, root: Path) -> None:
+    lacking = make(lambda: spoiled(root, "inside"), unreadable="skip")
+    assert len(lacking.train_labels) == 17
+    with pytest.raises(DataError, match=r"train/crow/02\.jpg"):
+        make()
+
+
+def test_in_memory_it_is_known_before_anything_is_extracted(make: Make, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"picture test/auk/01\.jpg cannot be decoded \(no picture of a known format\)"):
+        make(lambda: spoiled(root, "inside", "test/auk/01.jpg"), 2**30)
+    assert not (tmp_path / "banks").exists()
+
+
+def test_a_class_must_keep_a_picture_and_a_set_one(make: Make, root: Path) -> None:
+    def owls() -> None:
+        for number in range(3):
+            spoiled(root, "empty", f"train/owl/{number:02}.jpg")
+
+    with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training picture.* none: 2"):
+        make(owls, unreadable="skip")
+
+    def tests() -> None:
+        for file in (root / "test").rglob("*.jpg"):
+            file.write_bytes(b"")
+
+    for number in range(3):
+        (root / f"train/owl/{number:02}.jpg").write_bytes(encoded(2, number))
+    with pytest.raises(DataError, match=r"test must have pictures that can be read, and has none"):
+        make(tests, unreadable="skip")
+
+
+def test_a_disk_that_fails_is_no_reason_to_leave_pictures_out(make: Make, root: Path) -> None:
+    def a_folder_in_its_place() -> None:
+        (root / "train/crow/02.jpg").unlink()
+        (root / "train/crow/02.jpg").mkdir()
+
+    with pytest.raises(StorageError, match=r"picture train/crow/02\.jpg cannot be read \(.*see to its disk"):
+        make(a_folder_in_its_place, unreadable="skip")
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_are_read(make: Make, root: Path, mode: str) -> None:
+    (root / "train/crow/02.jpg").write_bytes(encoded(1, 2, mode))
+    with Image.open(io.BytesIO((root / "train/crow/02.jpg").read_bytes())) as picture:
+        assert picture.mode == mode
+    assert len(make().train_labels) == 18
+
+
+def test_stage_1_refuses_what_is_known_to_be_unreadable(root: Path, tmp_path: Path) -> None:
+    from lt_train.backbones.base import parse_backbone
+    from lt_train.stage1.base import parse_recipe
+    from lt_train.stage1.train import train_backbone
+
+    spoiled(root, "inside", "test/owl/00.jpg")
+    data = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8}).load()
+    assert isinstance(data, PictureData)
+    with pytest.raises(DataError, match=r"picture test/owl/00\.jpg cannot be decoded"):
+        train_backbone(data, parse_backbone({"kind": "small_cnn"}), parse_recipe({"kind": "ce"}), tmp_path / "out")

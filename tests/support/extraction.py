@@ -1,0 +1,67 @@
+"""Extractions small enough for tests: a backbone that nobody trained, pictures in files, and what a bank's bytes are.
+
+As a program, `python extraction.py CHECKPOINT STORE KILL_AFTER` extracts digits and is killed when so many pictures are
+done; 0 lets it live. What is done is listed at once, not every two seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from lt_train.backbones.base import Classifier, parse_backbone
+from lt_train.backbones.checkpoint import save_checkpoint
+from lt_train.datasets.base import parse_dataset
+from lt_train.features import partial
+from lt_train.features.extract import FeaturesSpec, build_bank
+
+__all__ = ["DIGITS", "FEATURES", "TOTAL", "broken_inside", "bytes_of", "extract", "write_checkpoint"]
+
+DIGITS = parse_dataset({"kind": "digits_lt"})
+
+FEATURES = FeaturesSpec(views=2, test_flip=True, batch_size=50)
+
+TOTAL = 2 * (369 + 140 + 500)
+"""Pictures that are extracted."""
+
+
+def write_checkpoint(file: Path, channels: int = 1, classes: int = 10) -> Path:
+    """A small network with weights of chance, always the same."""
+    spec = parse_backbone({"kind": "small_cnn", "width": 4})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = Classifier(spec, channels, classes)
+    mean = [0.5] * channels
+    save_checkpoint(file, classifier.eval(), {"mean": mean, "std": mean})
+    return file
+
+
+def extract(checkpoint: Path, store: Path, kill_after: int = 0) -> Path:
+    """The bank; SIGKILL when `kill_after` pictures are done."""
+
+    def report(done: int, total: int, note: str) -> None:
+        if kill_after and done >= kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return build_bank(DIGITS, checkpoint, FEATURES, store, report=report)
+
+
+def bytes_of(bank: Path) -> dict[str, str]:
+    """sha256 of every file of a bank."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(bank.iterdir())}
+
+
+def broken_inside(length: int = 90) -> bytes:
+    """What begins and ends as a JPEG and is none."""
+    return b"\xff\xd8\xff" + b"\0" * length + b"\xff\xd9"
+
+
+if __name__ == "__main__":
+    partial.SYNC_SECONDS = 0.0
+    torch.set_num_threads(1)
+    print(extract(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

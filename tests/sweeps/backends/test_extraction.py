@@ -1,0 +1,149 @@
+"""Features extracted by Ray's processes: the bytes of one process, also when one of them is killed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoint
+from support.pictures import write_tree
+
+from lt_train.datasets.base import parse_dataset
+from lt_train.errors import SpecError
+from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.shards import Done, Extractor, Pace, Shard
+from sweeps.backends.extraction import ray_workers
+from sweeps.prepare import prepare
+from sweeps.spec import SweepSpec, load_resolved
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As many as every worker here has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "stage1.safetensors")
+
+
+def test_two_workers_make_the_bytes_of_one_and_of_this_process(
+    checkpoint: Path, tmp_path: Path, local_ray: str
+) -> None:
+    expected = bytes_of(build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "here"))
+    for count in (1, 2):
+        pace = Pace()
+        workers = ray_workers(count, cpus=1, gpus=0)
+        store = tmp_path / f"by {count}"
+        found = build_bank(DIGITS, checkpoint, FEATURES, store, workers=workers, threads=1, pace=pace)
+        assert bytes_of(found) == expected
+        assert pace.pictures == TOTAL
+        assert all(seconds > 0 for seconds in pace.seconds.values())
+
+
+def test_pictures_in_files_are_read_where_the_worker_is_and_bad_ones_come_back(tmp_path: Path, local_ray: str) -> None:
+    parts = {"train": {"auk": 9, "crow": 6}, "test": {"auk": 4, "crow": 4}}
+    root = write_tree(tmp_path / "birds", parts)
+    checkpoint = write_checkpoint(tmp_path / "stage1.safetensors", channels=3, classes=2)
+    dataset = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": 0})
+    data = dataset.load()
+    (root / "train/crow/05.jpg").write_bytes(b"")
+    features = FeaturesSpec(batch_size=2, unreadable="skip")
+    here = build_bank(dataset, checkpoint, features, tmp_path / "here", data=data)
+    workers = ray_workers(2, cpus=1, gpus=0)
+    there = build_bank(dataset, checkpoint, features, tmp_path / "there", data=data, workers=workers, threads=1)
+    assert bytes_of(there) == bytes_of(here)
+    assert "train/crow/05.jpg" in (there / "manifest.json").read_text()
+
+
+def workers_of_ray_data() -> Iterator[psutil.Process]:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "MapWorker" in " ".join(process.cmdline()):
+                yield process
+
+
+def test_a_worker_that_is_killed_costs_time_and_nothing_else(checkpoint: Path, tmp_path: Path, local_ray: str) -> None:
+    small = FEATURES.model_copy(update={"batch_size": 4})  # some 130 shards
+    expected = bytes_of(build_bank(DIGITS, checkpoint, small, tmp_path / "here"))
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int, note: str) -> None:
+        if not killed and done < total / 2:
+            process = next(workers_of_ray_data())
+            process.kill()
+            killed.append(process.pid)
+
+    workers = ray_workers(2, cpus=1, gpus=0)
+    found = build_bank(DIGITS, checkpoint, small, tmp_path / "there", report=kill_one, workers=workers, threads=1)
+    assert killed, "the test must have killed a worker"
+    assert bytes_of(found) == expected
+
+
+def test_what_this_process_had_done_is_not_done_again_by_workers(
+    checkpoint: Path, tmp_path: Path, local_ray: str
+) -> None:
+    expected = bytes_of(build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "undisturbed"))
+
+    def some(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+        yield from itertools.islice(extractor.run(wanted), 7)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "banks", workers=some)
+    pace = Pace()
+    found = build_bank(
+        DIGITS, checkpoint, FEATURES, tmp_path / "banks", workers=ray_workers(2, 1, 0), threads=1, pace=pace
+    )
+    assert bytes_of(found) == expected
+    assert 0 < pace.pictures < TOTAL - 7 * 50
+
+
+def sweep(tmp_path: Path, checkpoint: Path, **sections: Any) -> SweepSpec:
+    return load_resolved(
+        {
+            "version": 1,
+            "name": "small",
+            "dataset": "digits_lt",
+            "backbone": {"kind": "small_cnn", "width": 4, "checkpoint": str(checkpoint)},
+            "features": {"batch_size": 50},
+            "method": "los",
+            "search": {"trials": 1, "space": {"method.smooth_factor": {"uniform": [0.1, 0.9]}}},
+            "tracking": "none",
+            "storage": str(tmp_path / "runs"),
+            **sections,
+        }
+    )
+
+
+def test_a_sweep_asks_for_workers_and_its_results_do_not_depend_on_it(
+    checkpoint: Path, tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = sweep(tmp_path / "many", checkpoint, backend="ray", resources={"extract_workers": 2})
+    one = sweep(tmp_path / "one", checkpoint, backend="ray")
+    assert many.fingerprint() == one.fingerprint()
+    found, expected = prepare(many), prepare(one)
+    assert found.path is not None
+    assert expected.path is not None
+    assert bytes_of(found.path) == bytes_of(expected.path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a bank that is there needs no worker")
+
+    monkeypatch.setattr("sweeps.backends.ray.ray_workers", refuse)
+    assert prepare(many).fingerprint == found.fingerprint
+
+
+def test_without_ray_there_are_no_workers(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(SpecError, match=r"resources\.extract_workers: must be 1 with backend inline.*got 2; set back"):
+        sweep(tmp_path, checkpoint, backend="inline", resources={"extract_workers": 2})

@@ -1,0 +1,154 @@
+"""Stage 1 in two workers of a real Ray: the weights of one process, whatever dies or is interrupted meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.pictures import write_tree
+
+from lt_train.backbones.base import parse_backbone
+from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.datasets.base import Labelled, PictureData, parse_dataset
+from lt_train.errors import DataError, UserError
+from lt_train.stage1.base import parse_recipe
+from lt_train.stage1.state import resume_file
+from lt_train.stage1.train import train_backbone
+from sweeps.backends.base import BackboneJob, backend_kinds
+from sweeps.backends.training import _check_room
+from sweeps.prepare import prepare
+from sweeps.spec import SweepSpec
+
+TRANSFORMER = {
+    "kind": "imported",
+    "factory": "timm:vit_tiny_patch16_224",
+    "arguments": {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 10},
+}
+CNN = {"kind": "small_cnn", "width": 4}
+
+
+def job(backbone: dict[str, Any], **fields: Any) -> BackboneJob:
+    dataset = parse_dataset({"kind": "digits_lt"})
+    data = dataset.load()
+    assert isinstance(data, PictureData)
+    recipe = parse_recipe({"kind": "ce", "epochs": 2, "batch_size": 31, "lr": 0.05} | fields)
+    return BackboneJob(data, dataset, parse_backbone(backbone), recipe, {"dataset": "digits"})
+
+
+def train(one: BackboneJob, out: Path, report: Callable[[int, int, str], None] = lambda *said: None) -> None:
+    ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
+    ray_backend.train_backbone(one, out, workers=2, cpus=1, gpus=0, report=report)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_workers_train_what_one_process_trains(tmp_path: Path):
+    one, said = job(TRANSFORMER), []
+    train(one, tmp_path / "two", lambda *progress: said.append(progress))
+    train_backbone(one.data, one.backbone, one.recipe, tmp_path / "one", about=one.about)
+    weights, others = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], rtol=1e-4, atol=1e-5)
+    about = load_checkpoint(tmp_path / "two")[1]
+    assert about["dataset"] == "digits"
+    assert [point["epoch"] for point in about["curve"]] == [1, 2]
+    assert said[-1][:2] == (2, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_is_killed_and_a_driver_that_is_interrupted_change_no_bit(tmp_path: Path):
+    one = job(CNN, epochs=60)
+    train(one, tmp_path / "whole")
+    out, killed = tmp_path / "disturbed", []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 300
+        while not killed and time.monotonic() < deadline:
+            if resume_file(out).exists():
+                for process in psutil.Process().children(recursive=True):  # of the local Ray
+                    with contextlib.suppress(psutil.Error):
+                        if "RayTrainWorker" in " ".join(process.cmdline()):
+                            process.kill()
+                            killed.append(process.pid)
+                            break
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+
+    def interrupt(done: int, total: int, note: str) -> None:
+        notes.append((done, note))
+        if killed and len(notes) > 1 and 0 < done < total:
+            raise KeyboardInterrupt
+
+    notes: list[tuple[int, str]] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(one, out, interrupt)
+    killer.join()
+    assert killed, "the test must have killed a worker"
+    assert not out.exists()
+    assert resume_file(out).exists()
+    notes = []
+    train(one, out, lambda done, total, note: notes.append((done, note)))
+    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert not resume_file(out).exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_the_user_has_to_mend_is_raised_as_it_is_and_once(tmp_path: Path):
+    with pytest.raises(UserError, match="precision float16 needs a CUDA device, and this is cpu"):
+        train(job(CNN, precision="float16"), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
+    write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
+    dataset = parse_dataset({"kind": "image_folder", "root": str(tmp_path / "birds"), "size": 8, "in_memory": 0})
+    data = dataset.load()
+    assert isinstance(data, PictureData)
+    one = dataclasses.replace(job(CNN), data=data, dataset=dataset)
+    kept = torch.arange(8)
+    fewer = dataclasses.replace(data, train=Labelled(data.train.inputs.take(kept), data.train.labels[kept]))
+    with pytest.raises(DataError, match="dataset image_folder must be the same on every machine that trains, and on "):
+        train(dataclasses.replace(one, data=fewer), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_keeps_what_several_workers_trained_at_an_address_of_its_own(small_sweep: Callable[..., SweepSpec]):
+    pictures = {
+        "dataset": "digits_lt",
+        "backbone": CNN,
+        "stage1": {"kind": "ce", "epochs": 1},
+        "backend": {"kind": "ray"},
+    }
+    alone, together = small_sweep(**pictures), small_sweep(**pictures, resources={"stage1_workers": 2})
+    assert alone.fingerprint() == together.fingerprint()
+    banks = [prepare(spec).fingerprint for spec in (alone, together, together)]
+    assert banks[0] != banks[1] == banks[2]
+    assert len(list((Path(alone.storage) / "cache" / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_more_workers_than_a_local_ray_has_room_for_are_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match="stage1_workers: 3 workers of 1 CPUs each do not fit into the 2 CPUs that Ray"):
+        _check_room(3, {"CPU": 1}, local=True)
+    _check_room(3, {"CPU": 1}, local=False)
+    assert "waiting for machines that have to join" in capsys.readouterr().err
+    _check_room(2, {"CPU": 1}, local=True)
+
+
+def test_a_backend_of_one_process_refuses_several(tmp_path: Path, small_sweep: Callable[..., SweepSpec]):
+    with pytest.raises(UserError, match="stage1_workers: must be 1 with backend inline, which is this process alone"):
+        small_sweep(resources={"stage1_workers": 2})
+    inline = backend_kinds()["inline"].model_validate({"kind": "inline"})
+    with pytest.raises(UserError, match=r"resources\.stage1_workers must be 1 with backend inline"):
+        inline.train_backbone(job(CNN), tmp_path / "out", workers=2, cpus=1, gpus=0, report=lambda *said: None)
