@@ -164,9 +164,9 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:
-        head = name.removesuffix("_ms")
+        title = name.removesuffix("_ms")
         # Whole, and an id in one piece: the next command wants it.
-        table.add_column(head, overflow="fold", no_wrap=name == "job", min_width=len(head))
+        table.add_column(title, overflow="fold", min_width=len(title), no_wrap=name in ("job", "state"))
     for row in rows:
         table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)
@@ -263,8 +263,11 @@ def _job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
     if job.state == "stopped":
         state, note = "stopped", f"`lt-sweep resume {where}` goes on"
     elif job.state == "succeeded":
-        note = f"`lt-sweep logs {where}` prints its table; {job.storage}/{job.sweep}/result.json holds all of it"
-        state = "finished"
+        state, note = "finished", f"`lt-sweep logs {where}` prints its table"
+        if said.sweep == job.sweep:  # and it is no family, whose results lie beside it
+            note += f"; {job.storage}/{job.sweep}/result.json holds all of it"
+        else:
+            said = said.model_copy(update={"winner": ""})
     elif job.state == "failed":
         last_words = _last_words(job.message) or _last_words(log)
         if said.at_ms and not said.ended:  # it ran, and never said how it ended

@@ -31,8 +31,8 @@ def test_its_sweep_is_ready_to_be_submitted(tmp_path: Path) -> None:
 
     file = tmp_path / "demo.yaml"
     file.write_text(cluster.demo("http://127.0.0.1:1234", tmp_path / "a place", cpus=3))
-    with bundled(file) as bundle:
-        spec = bundle.spec
+    with bundled(file):  # a job refuses what would be lost with it
+        spec = sweeps.load(file)
     ready = sweeps.load(cluster.DEMO)
     assert (spec.storage, spec.resources.cpus_per_pack, spec.backend.kind) == (str(tmp_path / "a place"), 3, "ray")
     assert getattr(spec.tracking, "uri", None) == "http://127.0.0.1:1234"

@@ -371,3 +371,15 @@ def test_a_sweep_is_started_over_where_it_is_asked_for(
         "resume /storage/small",
     ]
     assert capsys.readouterr().out.count("lt-sweep status small --address http://127.0.0.1:8265 --watch") == 2
+
+
+def test_the_last_winner_of_a_family_is_not_shown_as_its_own(
+    job_api: JobApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_api.add("first", ran("family", "/storage"), {}, "SUCCEEDED")
+    last = {"sweep": "family-resnet32", "state": "finished", "winner": "trial 3", "at_ms": 1}
+    job_api.logs["first"] = f"lt-progress {json.dumps(last)}\n"
+    assert lt_sweep("status", "family", *ADDRESS, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    note = "`lt-sweep logs family --address http://127.0.0.1:8265` prints its table"
+    assert (said["state"], said["winner"], said["note"]) == ("finished", "", note)

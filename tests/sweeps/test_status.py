@@ -239,7 +239,9 @@ def test_nothing_is_left_once_all_runs_are_finished() -> None:
     assert "3 trials behind, a resume tries again: nobody" in shown(done.model_copy(update={"state": "stopped"}))
 
 
-def test_what_a_sweep_is_at_is_said_while_it_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_sweep_is_at_is_said_while_it_prepares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
     monkeypatch.setattr(telling, "EVERY", {"file": 0.0, "line": 0.0})
     file = tmp_path / "sweep.yaml"
@@ -260,10 +262,9 @@ def test_what_a_sweep_is_at_is_said_while_it_prepares(tmp_path: Path, monkeypatc
             }
         )
     )
-    printed = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli", "run", str(file)], capture_output=True, text=True, check=True
-    ).stdout
-    said = [last_printed(line) for line in printed.splitlines() if MARK in line]
+    monkeypatch.chdir(tmp_path)  # a job leaves its directory
+    assert main(["run", str(file)]) == 0
+    said = [last_printed(line) for line in capsys.readouterr().out.splitlines() if MARK in line]
     notes = [progress.note for progress in said if progress is not None]
     assert "" == notes[0] == notes[-1]
     assert notes[1].startswith("stage 1 (small_cnn, ce) on cpu: ")
