@@ -42,6 +42,12 @@ class Difference:
     p_value: float | None
     verdict: Literal["better", "tied", "worse", "one seed", "other seeds"]
 
+    def behind(self, column: int) -> bool:
+        """Whether ours is worse; where no test can say, whether its mean is lower."""
+        gap = self.by_split[column]
+        untested = self.verdict in ("one seed", "other seeds")
+        return self.verdict == "worse" or (untested and gap is not None and gap.mean < -selection.ROUNDING)
+
 
 def difference(ours: Setting, theirs: Setting, column: int) -> Difference:
     """Compare two sound settings seed by seed; judged in `column`, the split that the protocol selects on."""

@@ -70,25 +70,33 @@ def _headline(sweep: Sweep) -> str:
     mean = estimate(winner.values[:, sweep.column])
     split = SPLITS[sweep.column]
     which = "all classes" if split == "all" else f"{split} classes"
-    ties = [name for name, one in _rivals(sweep) if difference(winner, one, sweep.column).verdict == "tied"]
+    gaps = {name: difference(winner, one, sweep.column) for name, one in _rivals(sweep)}
+    ties = [name for name, gap in gaps.items() if gap.verdict == "tied"]
+    ahead = [name for name in sweep.sound_baselines if gaps[name].behind(sweep.column)]
     vanilla = sweep.sound_baselines.get("vanilla")
     over = ""
     if vanilla is not None and vanilla.trial.method != winner.trial.method:
-        gap = difference(winner, vanilla, sweep.column).by_split[sweep.column]
+        gap = gaps["vanilla"].by_split[sweep.column]
         over = f", {shown(gap.mean, 'points')} points over vanilla" if gap else ""
-    leads = "leads so far" if sweep.state == "unfinished" else "is first" if ties else "wins"
+    if sweep.state == "unfinished":
+        leads = "leads so far"
+    elif ahead:
+        leads = "is the best that was searched"
+    else:
+        leads = "wins" if all(gap.verdict not in ("tied", "worse") for gap in gaps.values()) else "is first"
+    worse = f", and worse than {' and '.join(ahead)}" if ahead else ""
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
     method = winner.trial.called
-    return f"{method} {leads}: {shown(mean, 'percent')} % right over {which}{over}{tied}."
+    return f"{method} {leads}{worse}: {shown(mean, 'percent')} % right over {which}{over}{tied}."
 
 
 def _about(sweep: Sweep) -> str:
     spec, failed = sweep.spec, sum(one.failed for one in sweep.searched)
     stopped = sum(one.stopped is not None for one in sweep.searched)
     of = f"{len(sweep.searched)} of {sweep.asked} trials" if sweep.state == "unfinished" else f"{sweep.asked} trials"
-    some = [f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count]
+    some = ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count)
     methods = ", ".join(one.name for one in spec.contestants())
-    told = f"{of}{f' ({chr(44).join(some)})' if some else ''} x {spec.selection.seeds} seeds of {methods}"
+    told = f"{of}{f' ({some})' if some else ''} x {spec.selection.seeds} seeds of {methods}"
     classes = f", {sweep.num_classes} classes" if sweep.num_classes else ""
     backbone = f" through {spec.backbone.kind}" if spec.backbone else ""
     return f"{told}; data {spec.dataset.kind}{classes}{backbone}."

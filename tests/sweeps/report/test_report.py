@@ -195,6 +195,15 @@ def test_one_trial_is_not_called_the_best_of_many(small_sweep: MakeSweep) -> Non
     assert {"parallel", "slices", "importance", "smooth_factor"} & figures(written) == set()
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_is_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seeds: int) -> None:
+    space = {"method.lr": {"loguniform": [30.0, 60.0]}}
+    written = reported(small_sweep(search={"trials": 1, "space": space}, selection={"seeds": seeds}))
+    headline = written.reports[0].verdict.headline
+    assert headline.startswith("los is the best that was searched, and worse than vanilla and ce: ")
+    assert "wins" not in headline
+
+
 def test_nothing_searched_is_said(small_sweep: MakeSweep) -> None:
     page = text(reported(small_sweep(method=None, methods=["los"], search={"trials": 3, "space": {}})))
     assert "nothing was searched" in page
