@@ -1,13 +1,14 @@
 """Writes a report: `index.html`, `tables/` as Markdown, LaTeX and CSV, and `data/` with what was drawn.
 
-The page is whole by itself; the directories beside it are for papers and programs. Knows files and every other part of
+The page is whole by itself; the directories beside it are for papers and programs. All of it is made before any of it
+is written. Knows files and every other part of
 the room.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from sweeps.report.reading import Sweep, read_sweep
 from sweeps.report.tables import all_trials, per_class
 
 __all__ = ["Written", "write", "write_report"]
+
+PAGE = Path("index.html")
 
 
 @dataclass(frozen=True)
@@ -57,49 +60,51 @@ def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
     if out is None and len(sweeps) > 1:
         raise UserError("a report of several sweeps belongs to none of them: say where it goes with --out DIRECTORY")
     place = sweeps[0].path / "report" if out is None else Path(out).expanduser()
-    _make_room(place)
     reports = tuple(compose(sweep, sweeps) for sweep in sweeps)
-    table = overview(sweeps) if len(sweeps) > 1 else None
-    title = f"{', '.join(names)}: sweep report"
-    for sweep, report in zip(sweeps, reports, strict=True):
-        own = Path(report.name) if len(reports) > 1 else Path()
-        _write_tables(place / "tables" / own, report.tables())
-        _write_data(place / "data" / own, sweep, report)
-    if table is not None:
-        _write_tables(place / "tables", [table])
-    with atomic_file(place / "index.html") as file:
-        file.write_text(page(title, reports, table))
-    return Written(place / "index.html", reports)
+    files = _files(sweeps, reports)
+    _make_room(place, files)
+    with atomic_file(place / PAGE) as file:  # first: by its page the next report knows what an interrupted one left
+        file.write_text(files.pop(PAGE))
+    with writing(place):
+        for name, text in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text)
+    return Written(place / PAGE, reports)
 
 
-def _make_room(place: Path) -> None:
-    """Clear what an earlier report left, which may have had tables that this one has not; refuse anything else."""
-    old = place / "index.html"
+def _make_room(place: Path, files: Mapping[Path, str]) -> None:
+    """Clear what an earlier report left, which may have had tables that this one has not; refuse anything else.
+
+    An earlier one that was interrupted before it had its page holds nothing but `files`.
+    """
+    old = place / PAGE
     if old.exists():
         if f'content="{GENERATOR}"' not in old.read_text(errors="replace"):
             raise UserError(f"{old} is no report of ours and is not written over; say another --out")
         with writing(place):
             for part in ("tables", "data"):
                 shutil.rmtree(place / part, ignore_errors=True)
-    elif place.exists() and (not place.is_dir() or any(place.iterdir())):
+    elif place.exists() and not (place.is_dir() and all(_ours(place, file, files) for file in place.rglob("*"))):
         raise UserError(f"{place} must be a new or empty directory, or hold an earlier report; say another --out")
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
 
 
-def _write_tables(place: Path, tables: Iterable[Table]) -> None:
+def _ours(place: Path, file: Path, files: Mapping[Path, str]) -> bool:
+    return file.is_dir() or file.relative_to(place) in files or file.name.startswith(f".{PAGE}.")
+
+
+def _files(sweeps: Sequence[Sweep], reports: Sequence[Report]) -> dict[Path, str]:
+    """All that a report consists of, by its path in the report's directory."""
+    table = overview(sweeps) if len(sweeps) > 1 else None
+    files = {PAGE: page(f"{', '.join(one.name for one in reports)}: sweep report", reports, table)}
+    for sweep, report in zip(sweeps, reports, strict=True):
+        own = report.name if len(reports) > 1 else ""
+        files |= _tables(Path("tables", own), report.tables())
+        more = [all_trials(sweep), per_class(sweep, classes_shown(sweep))]
+        data = [*(figure.table() for figure in report.figures()), *(one for one in more if one is not None)]
+        files |= {Path("data", own, f"{one.name}.csv"): as_csv(one) for one in data}
+    return files if table is None else files | _tables(Path("tables"), [table])
+
+
+def _tables(place: Path, tables: Iterable[Table]) -> dict[Path, str]:
     formats = {"md": as_markdown, "tex": as_latex, "csv": as_csv}
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        for table in tables:
-            for ending, formatted in formats.items():
-                (place / f"{table.name}.{ending}").write_text(formatted(table))
-
-
-def _write_data(place: Path, sweep: Sweep, report: Report) -> None:
-    more = [all_trials(sweep), per_class(sweep, classes_shown(sweep))]
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        for table in [*(figure.table() for figure in report.figures()), *more]:
-            if table is not None:
-                (place / f"{table.name}.csv").write_text(as_csv(table))
+    return {place / f"{one.name}.{kind}": formatted(one) for one in tables for kind, formatted in formats.items()}
