@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from sweeps import crosstable
 from sweeps.report import class_figures, search_figures, tables, value_figures
 from sweeps.report.compare import estimate
-from sweeps.report.content import Cell, Column, Figure, Report, Section, Table
+from sweeps.report.content import Cell, Column, Estimate, Figure, Report, Section, Table
 from sweeps.report.reading import Sweep
 from sweeps.report.verdict import called, role, verdict
 from sweeps.search.importance import FEWEST_TRIALS
 
-__all__ = ["compose", "overview"]
+__all__ = ["compose", "overview", "side_by_side"]
 
 Part = TypeVar("Part", Figure, Table)
 
@@ -85,6 +86,28 @@ def overview(sweeps: Sequence[Sweep]) -> Table:
         "Each sweep selects by its own protocol, said with its verdict. Test accuracy, mean and half its 95% interval."
     )
     return Table("overview", "Sweeps side by side", (*map(Column, titles), *splits), tuple(rows), note)
+
+
+def side_by_side(family: crosstable.CrossTable) -> tuple[Table, ...]:
+    """A family: a row a member, a column a method; over all classes, and over the few where there are some."""
+    tables = []
+    missing = "".join(f" {row.sweep}: {row.missing}." for row in family.rows if row.missing)
+    for split in ("all", "few"):
+        rows: list[tuple[Cell, ...]] = []
+        for row in family.rows:
+            cells = [row.cells.get(method) for method in family.methods]
+            rows.append((row.value, *(None if one is None else _cell(one, f"acc_{split}") for one in cells)))
+        if split == "all" or any(cell is not None for row in rows for cell in row[1:]):
+            columns = (Column(family.across), *(Column(method, "percent") for method in family.methods))
+            note = f"Test accuracy over {split} classes, mean and half its 95% interval over seeds.{missing}"
+            name, title = f"{family.family}_{split}", f"{family.family} by {family.across}: {split} classes"
+            tables.append(Table(name, title, columns, tuple(rows), note))
+    return tuple(tables)
+
+
+def _cell(method: crosstable.Cell, metric: str) -> Estimate | None:
+    mean, ci95 = getattr(method.mean, metric), getattr(method.ci95, metric)
+    return None if mean is None else Estimate(mean, *(ci95 or ()))
 
 
 def _importance_missing(sweep: Sweep) -> str:

@@ -368,6 +368,33 @@ def test_several_sweeps_stand_side_by_side_and_share_figure_four(small_sweep: Ma
     assert len(ids) == len(set(ids))
 
 
+def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    document = small_sweep(search={"trials": 1, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
+    del document["method"], document["baselines"]
+    document |= {"name": "fam", "methods": ["ce", "los"], "across": {"training.epochs": [1, 2]}}
+    file = tmp_path / "fam.json"
+    file.write_text(json.dumps(document))
+    table = sweeps.run_family(sweeps.load_family(file))
+    place = tmp_path / "runs" / "fam"
+    written = write([place])
+    assert written.page == place / "report" / "index.html"
+    assert [report.name for report in written.reports] == ["fam-1", "fam-2"]
+    for name in ("all", "few"):
+        shown = rows(place / "report" / "tables" / f"fam_{name}.csv")
+        assert [row["training.epochs"] for row in shown] == ["1", "2"]
+        for row, there in zip(shown, table.rows, strict=True):
+            for method in ("vanilla", "ce", "los"):
+                assert float(row[method]) == getattr(there.cells[method].mean, f"acc_{name}")
+    assert "fam by training.epochs: all classes" in text(written)
+    shutil.rmtree(tmp_path / "runs" / "fam-2")
+    written = write([place])
+    assert [report.name for report in written.reports] == ["fam-1"]
+    assert "fam-2: not finished." in text(written)
+    shutil.rmtree(tmp_path / "runs" / "fam-1")
+    with pytest.raises(UserError, match="no sweep of fam has begun"):
+        write([place])
+
+
 def test_a_grid_of_lr_and_weight_decay_is_a_heat_map(small_sweep: MakeSweep) -> None:
     space = {"method.lr": {"choice": [0.01, 0.02]}, "method.weight_decay": {"choice": [0.0, 0.001, 0.01]}}
     written = reported(small_sweep(search={"trials": 6, "sampler": "grid", "space": space}))
