@@ -1,8 +1,8 @@
 """Searches: a YAML file in, a sweep over re-trainings out. Knows lt_train, ray, optuna and mlflow.
 
-The public surface: `load` a sweep file, `run` it, `resume` a sweep directory; the same of a file with `across` are
-`load_family`, `run_family` and `resume_family`. They are imported when first used, so that `lt-sweep --help` does not
-wait for torch.
+The public surface: `load` a sweep file, `run` it, `resume` a sweep directory, write a `report` of one or more; the
+first three of a file with `across` are `load_family`, `run_family` and `resume_family`. They are imported when first
+used, so that `lt-sweep --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sweeps import report
     from sweeps.crosstable import CrossTable, cross_table
     from sweeps.driver import resume, run
     from sweeps.family import Family, load_family
@@ -27,6 +28,7 @@ __all__ = [
     "cross_table",
     "load",
     "load_family",
+    "report",
     "resume",
     "resume_family",
     "run",
@@ -49,6 +51,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":  # a room that can be called
+        return importlib.import_module("sweeps.report")
     if name not in _PLACES:
         raise AttributeError(f"module 'sweeps' has no attribute {name!r}")
     module, attribute = _PLACES[name]

@@ -184,6 +184,16 @@ def _add_sweep_commands(commands: Any) -> None:
     _add_job_options(sub, address=False)
     _add_json(sub)
     sub = _command(
+        commands,
+        "report",
+        "a page with verdict, tables and figures of sweeps, finished or not",
+        "lt-sweep report runs/demo",
+    )
+    sub.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="sweep directory, or the result.json in it")
+    sub.add_argument("--out", type=Path, help="directory to write to (default for one sweep: its report/)")
+    _add_import(sub)
+    _add_json(sub)
+    sub = _command(
         commands, "table", "the table of a sweep's results, or of a family's, once more", "lt-sweep table runs/demo"
     )
     sub.add_argument("target", type=Path, help="sweep file, or directory of a sweep or a family")

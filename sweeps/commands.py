@@ -25,7 +25,7 @@ from lt_train.storage import writing
 if TYPE_CHECKING:
     from sweeps.result import Result
 
-__all__ = ["kinds", "plan", "resume", "run", "schema", "table", "ui", "validate"]
+__all__ = ["kinds", "plan", "report", "resume", "run", "schema", "table", "ui", "validate"]
 
 
 def validate(arguments: argparse.Namespace) -> int:
@@ -141,11 +141,31 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         # As it was typed: after `make demo` the program is not on the PATH.
         program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
         print(f"  {program} ui {directory}     compare trials in MLflow")
+        print(f"  {program} report {directory}     a page with verdict, tables and figures")
         print(f"  {program} plan SPEC.yaml     what a sweep of your own would cost")
         print(f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec")
     if behind is not None:
         raise behind
     return 0 if result.winner is not None else 1
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """The report of sweeps that lie here, finished or not."""
+    from sweeps.report.writing import write
+
+    written = write(arguments.runs, arguments.out)
+    verdicts = {one.name: one.verdict for one in written.reports}
+    if arguments.json:
+        told = {
+            name: {"headline": one.headline, "params": one.params, "selected": one.selected, "cautions": one.cautions}
+            for name, one in verdicts.items()
+        }
+        print(json.dumps({"page": str(written.page), "sweeps": told}))
+        return 0
+    for name, one in verdicts.items():
+        print(f"{name}: {one.headline}")
+    print(f"{written.page} holds all of it; tables as Markdown, LaTeX and CSV lie beside it")
+    return 0
 
 
 def kinds(arguments: argparse.Namespace) -> int:

@@ -163,7 +163,7 @@ def _search(
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
                 left = time.perf_counter()
-                publisher.update(note="writing the result, and what tracking does not show yet")
+                publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
             seconds = {
                 "prepare": prepared - start,
                 "backend": left - entered,

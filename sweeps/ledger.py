@@ -30,7 +30,7 @@ from lt_train.storage import atomic_file, fingerprint, sync, writing
 from lt_train.tensor_file import write_tensors
 from sweeps.lease import LeaseLost
 
-__all__ = ["Ledger", "Record", "read_records", "run_key"]
+__all__ = ["FinishedRuns", "Ledger", "Record", "run_key"]
 
 
 def run_key(bank_fingerprint: str, run: Run, rule: EpochRule, halving: Halving | None = None, pool: str = "") -> str:
@@ -100,7 +100,54 @@ class Record:
         )
 
 
-class Ledger:
+class FinishedRuns:
+    """What is finished in a sweep directory, for those who only look: no lease is taken, nothing is written or removed.
+
+    Attributes:
+        finished: every record by key, in the order of the ledger.
+        seconds: spent in training, summed over packs, and in writing the ledger by this process.
+
+    Raises:
+        LongtailError: a line in the ledger's middle is damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "ledger.jsonl"
+        self.heads = directory / "heads"
+        self.finished: dict[str, Record] = {}
+        self.seconds = {"train": 0.0, "ledger": 0.0}
+        if self.path.exists():
+            for line, records, _ in _lines(self.path):
+                if "pack" in line:
+                    self._take(line, records)
+
+    def append(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult], seconds: float) -> list[Record]:
+        """See `Ledger.append`; here it is our own bug."""
+        raise AssertionError(f"{self.path} is open to be read, not written")
+
+    def head(self, key: str) -> dict[str, torch.Tensor]:
+        """A finished run's classifier, as `MethodSpec.classifier` takes it.
+
+        Raises:
+            LongtailError: it is not there: dropped, or removed by hand.
+        """
+        file = self.heads / f"{self.finished[key].pack}.safetensors"
+        if not file.exists():
+            raise LongtailError(f"head {file} is missing; start the sweep over with --fresh to train it again")
+        tensors = load_file(file)
+        prefix = f"{key}/"
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    def drop_heads(self, keys: Iterable[str]) -> None:
+        """See `Ledger.drop_heads`; who only looks removes nothing."""
+
+    def _take(self, line: dict[str, Any], records: list[Record]) -> list[Record]:
+        self.finished |= {record.key: record for record in records}
+        self.seconds["train"] += line["seconds"]
+        return records
+
+
+class Ledger(FinishedRuns):
     """The ledger of one sweep directory, open to be written; the caller holds the sweep's lease.
 
     Args:
@@ -160,19 +207,6 @@ class Ledger:
         self.seconds["ledger"] += time.perf_counter() - start
         return self._take(line, _records(line))
 
-    def head(self, key: str) -> dict[str, torch.Tensor]:
-        """A finished run's classifier, as `MethodSpec.classifier` takes it.
-
-        Raises:
-            LongtailError: it is not there: dropped, or removed by hand.
-        """
-        file = self.heads / f"{self.finished[key].pack}.safetensors"
-        if not file.exists():
-            raise LongtailError(f"head {file} is missing; start the sweep over with --fresh to train it again")
-        tensors = load_file(file)
-        prefix = f"{key}/"
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
     def drop_heads(self, keys: Iterable[str]) -> None:
         """Remove the heads of every pack all of whose runs are among `keys`: runs that cannot win any more."""
         dropped = set(keys)
@@ -229,23 +263,6 @@ class Ledger:
             if "pack" in line:
                 self._take(line, records)
         os.ftruncate(self._file, self._end)
-
-    def _take(self, line: dict[str, Any], records: list[Record]) -> list[Record]:
-        self.finished |= {record.key: record for record in records}
-        self.seconds["train"] += line["seconds"]
-        return records
-
-
-def read_records(directory: Path) -> list[Record]:
-    """What is finished in a sweep directory, in the order of the ledger; for those who only look.
-
-    Raises:
-        LongtailError: a line in the ledger's middle is damaged.
-    """
-    path = directory / "ledger.jsonl"
-    if not path.exists():
-        return []
-    return [record for _, records, _ in _lines(path) for record in records]
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:

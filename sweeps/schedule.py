@@ -12,28 +12,51 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
-from lt_train.features.bank import FeatureBank
 from lt_train.retrain.base import Halving, Pack, Run, RunResult
 from sweeps import selection
-from sweeps.ledger import Ledger, Record, run_key
+from sweeps.ledger import FinishedRuns, Record, run_key
 from sweeps.packing import PackSize, pack_runs
 from sweeps.retries import Outcome, Retries
+from sweeps.search.base import Search
 from sweeps.spec import SweepSpec
 from sweeps.study import Phase, Study, Trial, baseline_trials
 
-__all__ = ["Schedule"]
+__all__ = ["BankShape", "Schedule"]
+
+
+class BankShape(Protocol):
+    """What a schedule knows of a feature bank."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Its content address."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
 
 
 class Schedule:
     """What to train next, and what follows from what is finished. Implements `backends.base.PackSource`.
 
+    Args:
+        spec: the sweep.
+        bank: that it trains on.
+        ledger: what is finished; one that is open to be written, unless nothing is to be trained.
+        on_trial: called once for every trial that completes, replayed ones included.
+        searches: by contestant, what to ask instead of the spec's sampler.
+
     Attributes:
         finished: records of every complete trial by name, in seed order.
         trials: every trial asked so far, by name.
         studies: one for each contestant, in the order of the file.
-        on_trial: called once for every trial that completes, replayed ones included.
         cached: runs that were wanted and found finished already.
         retries: packs that did not come back, and what became of them.
         seconds: time spent asking and telling.
@@ -42,14 +65,17 @@ class Schedule:
     def __init__(
         self,
         spec: SweepSpec,
-        bank: FeatureBank,
-        ledger: Ledger,
+        bank: BankShape,
+        ledger: FinishedRuns,
         on_trial: Callable[[Trial, list[Record]], None] = lambda trial, records: None,
+        searches: Mapping[str, Search] | None = None,
     ) -> None:
         self.spec, self.bank_fingerprint, self.ledger, self.on_trial = spec, bank.fingerprint, ledger, on_trial
         self.size = PackSize(spec.resources, spec.search.scheduler, bank.num_classes, bank.feature_dim)
         self.rule = spec.selection.epoch_rule()
-        self.studies = [Study(spec, contestant) for contestant in spec.contestants()]
+        self.studies = [
+            Study(spec, contestant, (searches or {}).get(contestant.name)) for contestant in spec.contestants()
+        ]
         self.trials: dict[str, Trial] = {}
         self.finished: dict[str, list[Record]] = {}
         self.cached = 0

@@ -21,7 +21,9 @@ from sweeps.ledger import Record
 __all__ = [
     "Interval",
     "PairedDifference",
+    "best_of_bias",
     "best_seed",
+    "expected_best",
     "interval",
     "mean",
     "objective",
@@ -116,6 +118,26 @@ def paired(a: Array, b: Array) -> PairedDifference:
         statistic = center / (float(difference.std(ddof=1)) / math.sqrt(len(difference)))
         p_value = 2 * float(special.stdtr(len(difference) - 1, -abs(statistic)))
     return PairedDifference(center, interval(difference), p_value)
+
+
+def expected_best(count: int) -> float:
+    """Mean of the largest of `count` standard normal numbers: 0 for one, 1.163 for five."""
+    nodes = np.linspace(-9.0, 9.0, 6001)  # far finer than needed; the integrand is smooth and has died at both ends
+    density = np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
+    return float(np.trapezoid(nodes * count * density * special.ndtr(nodes) ** (count - 1), nodes))
+
+
+def best_of_bias(values: Array) -> float | None:
+    """By how much the best of `values [S]` lies above their mean where seeds are normal and the best is taken by them.
+
+    Their standard deviation is estimated from the same seeds and freed of its own bias (c4), so that the bias stated
+    is right on average for any S. None for one seed or an empty split.
+    """
+    count = len(values)
+    if count < 2 or np.isnan(values).any():
+        return None
+    c4 = math.sqrt(2 / (count - 1)) * math.exp(special.gammaln(count / 2) - special.gammaln((count - 1) / 2))
+    return expected_best(count) * float(values.std(ddof=1)) / c4
 
 
 def _scores(records: Sequence[Record], metric: str, on: Literal["val", "test"]) -> Array:

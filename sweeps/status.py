@@ -92,12 +92,12 @@ class Publisher:
         self._later: dict[str, threading.Timer] = {}
         self.update()
 
-    def update(self, **changes: Any) -> None:
-        """Take note of what changed, and tell it when it is time; a change of state is told at once."""
+    def update(self, *, at_once: bool = False, **changes: Any) -> None:
+        """Take note of what changed, and tell it when it is time; a change of state is always told at once."""
         with self._lock:
             before, now = self._now, time.time_ns() // 1_000_000
             self._now = before.model_copy(update=changes | {"at_ms": now})
-            at_once = self._now.ended or self._now.state != before.state
+            at_once = at_once or self._now.ended or self._now.state != before.state
             for way in EVERY:
                 wait = self._told[way] + EVERY[way] - time.monotonic()
                 if at_once or wait <= 0:

@@ -56,18 +56,23 @@ class Trial:
 class Study:
     """A contestant's search as it goes on.
 
+    Args:
+        spec: the sweep.
+        contestant: whose search it is.
+        search: what to ask, where it is not the spec's sampler: a `sweeps.search.base.Search`.
+
     Attributes:
         generations: the trials asked so far.
         told: how many generations the search algorithm has heard of.
         finalists: None until the search is over.
     """
 
-    def __init__(self, spec: SweepSpec, contestant: Contestant) -> None:
+    def __init__(self, spec: SweepSpec, contestant: Contestant, search: Search | None = None) -> None:
         self.spec, self.contestant = spec, contestant
         self.generations: list[list[Trial]] = []
         self.told = 0
         self.finalists: list[Trial] | None = None
-        self._search = _start(spec, contestant)
+        self._search = search or _start(spec, contestant)
         self._asked_all = False
 
     def ask(self) -> list[Trial] | None:

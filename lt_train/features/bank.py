@@ -38,6 +38,8 @@ __all__ = [
     "bank_fingerprint",
     "map_set",
     "open_bank",
+    "open_test",
+    "read_manifest",
     "write_bank",
 ]
 
@@ -311,16 +313,9 @@ def open_bank(path: Path) -> FeatureBank:
         BankError: the directory, the manifest or a file is missing, truncated, altered or of another format; the
             message names the file and says to remove the bank so that it is extracted again.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     for name, entry in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise _damaged(path, f"{name} is missing")
-        size = file.stat().st_size
-        if size != entry.size:
-            raise _damaged(path, f"{name} is truncated or altered: {size} bytes where the manifest says {entry.size}")
-        if sha256_file(file) != entry.sha256:
-            raise _damaged(path, f"{name} is altered: its sha256 is not the one in the manifest")
+        _check_file(path, name, entry)
     train, test = map_set(path / "train.safetensors"), map_set(path / "test.safetensors")
     val = map_set(path / "val.safetensors") if "val.safetensors" in manifest.files else None
     head = _map(path / "head.safetensors") if "head.safetensors" in manifest.files else None
@@ -339,7 +334,23 @@ def open_bank(path: Path) -> FeatureBank:
     )
 
 
-def _read_manifest(path: Path) -> Manifest:
+def open_test(path: Path) -> EvalSet:
+    """The test set of a bank alone, checked; for those who only look, and need not wait for the training views.
+
+    Raises:
+        BankError: as `open_bank`.
+    """
+    name = "test.safetensors"
+    _check_file(path, name, read_manifest(path).files[name])
+    return map_set(path / name)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What a bank says of itself, without a look at its features.
+
+    Raises:
+        BankError: there is none, or it is damaged or of another format.
+    """
     file = path / MANIFEST
     if not file.is_file():
         raise BankError(f"{path} is not a feature bank: it has no manifest.json; make one with `lt-train features`")
@@ -352,6 +363,17 @@ def _read_manifest(path: Path) -> Manifest:
     if manifest.sealed().seal != manifest.seal or bank_fingerprint(manifest.inputs) != manifest.fingerprint:
         raise _damaged(path, "manifest.json is altered: it does not match its own seal")
     return manifest
+
+
+def _check_file(path: Path, name: str, entry: FileEntry) -> None:
+    file = path / name
+    if not file.is_file():
+        raise _damaged(path, f"{name} is missing")
+    size = file.stat().st_size
+    if size != entry.size:
+        raise _damaged(path, f"{name} is truncated or altered: {size} bytes where the manifest says {entry.size}")
+    if sha256_file(file) != entry.sha256:
+        raise _damaged(path, f"{name} is altered: its sha256 is not the one in the manifest")
 
 
 def _damaged(path: Path, what: str) -> BankError:

@@ -21,7 +21,7 @@ from optuna.trial import Trial, TrialState
 
 from sweeps.search.base import Choice, Dimension, IntRange, LogUniform
 
-__all__ = ["OptunaSearch"]
+__all__ = ["OptunaSearch", "distribution"]
 
 
 class OptunaSearch:
@@ -30,7 +30,7 @@ class OptunaSearch:
     def __init__(self, sampler: BaseSampler, space: Mapping[str, Dimension]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._distributions = {path: _distribution(space[path]) for path in sorted(space)}
+        self._distributions = {path: distribution(space[path]) for path in sorted(space)}
         self._trials: list[Trial] = []
 
     def ask(self, number: int) -> dict[str, Any] | None:
@@ -58,7 +58,8 @@ class OptunaSearch:
             self._study.tell(trial, state=TrialState.PRUNED)
 
 
-def _distribution(dimension: Dimension) -> BaseDistribution:
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """A dimension as Optuna knows it."""
     if isinstance(dimension, Choice):
         return CategoricalDistribution(dimension.values)
     if isinstance(dimension, IntRange):

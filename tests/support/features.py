@@ -12,10 +12,13 @@ CLASS_COUNTS = (130, 80, 40, 21, 12, 6)
 """Training images a class."""
 
 
-def write_features(path: Path) -> Path:
-    """Two training views, a mirrored test view, a stage-1 head that favours large classes, as stage 1 leaves it."""
+def write_features(path: Path, counts: tuple[int, ...] = CLASS_COUNTS, *, test: int = 50, val: int = 15) -> Path:
+    """Two training views, a mirrored test view, a stage-1 head that favours large classes, as stage 1 leaves it.
+
+    `test` and `val` are images a class; without any there is no validation set.
+    """
     rng = np.random.default_rng(7)
-    classes, dim = len(CLASS_COUNTS), 12
+    classes, dim = len(counts), 12
     centers = rng.normal(size=(classes, dim))
 
     def draw(counts: tuple[int, ...], views: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,16 +26,14 @@ def write_features(path: Path) -> Path:
         features = centers[labels][None] + 1.3 * rng.normal(size=(views, len(labels), dim))
         return features.astype(np.float32), labels
 
-    train, test, val = draw(CLASS_COUNTS, 2), draw((50,) * classes, 2), draw((15,) * classes, 1)
+    sets = {"train": draw(counts, 2), "test": draw((test,) * classes, 2)}
+    if val:
+        sets["val"] = draw((val,) * classes, 1)
     np.savez(
         path,
-        train_features=train[0],
-        train_labels=train[1],
-        test_features=test[0],
-        test_labels=test[1],
-        val_features=val[0],
-        val_labels=val[1],
+        **{f"{name}_features": features for name, (features, _) in sets.items()},
+        **{f"{name}_labels": labels for name, (_, labels) in sets.items()},
         weight=(0.5 * centers).astype(np.float32),
-        bias=np.log(np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)).astype(np.float32),
+        bias=np.log(np.array(counts) / sum(counts)).astype(np.float32),
     )
     return path

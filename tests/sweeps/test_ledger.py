@@ -15,7 +15,7 @@ from lt_train.errors import LongtailError, StorageError
 from lt_train.methods.base import TrainingSpec, parse_method
 from lt_train.retrain.base import EpochRule, Halving, KeptHead, Pack, Run, RunResult
 from sweeps.lease import LeaseLost
-from sweeps.ledger import Ledger, read_records, run_key
+from sweeps.ledger import FinishedRuns, Ledger, run_key
 
 
 def result(value: float = 0.5, failure: str | None = None) -> RunResult:
@@ -107,7 +107,7 @@ def test_damage_in_the_middle_is_told_with_its_line(tmp_path: Path):
     with pytest.raises(LongtailError, match=r"ledger\.jsonl:3: this line is damaged"):
         Ledger(tmp_path)
     with pytest.raises(LongtailError, match=r"ledger\.jsonl:3: this line is damaged"):
-        read_records(tmp_path)
+        FinishedRuns(tmp_path)
     ledger.path.write_bytes(b"".join([lines[0], lines[1], lines[3]]))
     mended = Ledger(tmp_path)
     assert list(mended.finished) == ["ka", "kc"]
@@ -145,10 +145,10 @@ def test_what_an_earlier_driver_writes_after_a_later_one_has_begun_is_void(tmp_p
     new.close()
     again = Ledger(tmp_path)
     assert list(again.finished) == ["k0", "k2"]
-    assert [record.key for record in read_records(tmp_path)] == ["k0", "k2"]
+    assert list(FinishedRuns(tmp_path).finished) == ["k0", "k2"]
     again.append(pack("b", 1), ["k1"], [result()], 1.0)
     again.close()
-    assert [record.key for record in read_records(tmp_path)] == ["k0", "k2", "k1"]
+    assert list(FinishedRuns(tmp_path).finished) == ["k0", "k2", "k1"]
 
 
 class Lease:
@@ -201,18 +201,18 @@ def test_a_sync_that_fails_after_the_takeover_costs_the_later_driver_nothing(
     with pytest.raises(StorageError, match="it hung for too long"):
         old._write({"term": 1, "pack": "a", "at_ms": 0, "seconds": 1.0, "runs": []})
     old.close()
-    assert [record.key for record in read_records(tmp_path)] == ["k1"]
+    assert list(FinishedRuns(tmp_path).finished) == ["k1"]
 
 
 def test_those_who_only_look_see_what_is_finished_and_change_nothing(tmp_path: Path):
-    assert read_records(tmp_path) == []
+    assert FinishedRuns(tmp_path).finished == {}
     ledger = Ledger(tmp_path)
     told = ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), result()], 1.0)
     ledger.close()
     with ledger.path.open("ab") as file:
         file.write(b'{"pack": "cut sh')
     before = ledger.path.read_bytes()
-    assert read_records(tmp_path) == told
+    assert list(FinishedRuns(tmp_path).finished.values()) == told
     assert ledger.path.read_bytes() == before
 
 
@@ -276,3 +276,22 @@ def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(small_d
     again.append(pack("after", 0), ["kafter"], [result()], 1.0)
     assert len(again.finished) == appended + 1
     again.close()
+
+
+def test_who_only_looks_sees_what_is_finished_and_changes_nothing(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(0.25), result(0.75)], 1.5)
+    with ledger.path.open("ab") as file:
+        file.write(b'{"term":1,"pack":"cut sh')  # a driver in the middle of a write
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    seen = FinishedRuns(tmp_path)
+    seen.drop_heads(["k0", "k1"])
+    assert seen.finished == ledger.finished
+    assert seen.seconds["train"] == 1.5
+    assert seen.head("k1")["weight"].tolist() == [[0.75] * 3] * 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(AssertionError, match="is open to be read, not written"):
+        seen.append(pack("b", 2), ["k2"], [result()], 1.0)
+    assert FinishedRuns(tmp_path / "nothing").finished == {}
+    assert not (tmp_path / "nothing").exists()
+    ledger.close()

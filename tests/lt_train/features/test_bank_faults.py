@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lt_train.errors import BankError, StorageError
-from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, open_bank, write_bank
+from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, open_bank, open_test, write_bank
 
 INPUTS = {"dataset": "made up", "seed": 0}
 
@@ -49,6 +49,15 @@ def test_a_round_trip_changes_nothing(path: Path) -> None:
     assert again.head is not None
     assert expected.head is not None
     assert torch.equal(again.head[0], expected.head[0])
+
+
+def test_the_test_set_can_be_had_without_the_rest_and_is_checked(path: Path) -> None:
+    (path / "train.safetensors").unlink()  # many times larger, and none of its business
+    assert torch.equal(open_test(path).features, made_up().test.features)
+    file = path / "test.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(BankError, match=r"test\.safetensors is truncated or altered"):
+        open_test(path)
 
 
 @pytest.mark.parametrize("name", ["train.safetensors", "test.safetensors", "head.safetensors"])

@@ -1,0 +1,253 @@
+"""A sweep as its directory tells it, finished or not: every setting with its records, and what is left of its bank.
+
+Reads alone, takes no lease and may be called while the sweep runs. Which setting a record belongs to is found by
+replaying the schedule against the ledger: with the trials that `result.json` names where the sweep is finished, with
+the sampler's own questions where it is not. Knows directories, schedules and banks; knows nothing of a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from lt_train.errors import LongtailError, UserError
+from lt_train.features.bank import EvalSet, Manifest, open_test, read_manifest
+from lt_train.metrics import SPLITS
+from sweeps import selection
+from sweeps.directory import CACHE, known_bank, load_spec, sweep_directory
+from sweeps.ledger import FinishedRuns, Record
+from sweeps.result import Result
+from sweeps.schedule import Schedule
+from sweeps.search.base import Search
+from sweeps.spec import SweepSpec
+from sweeps.study import Phase, Trial, search_size
+
+__all__ = ["Setting", "Sweep", "class_order", "read_sweep"]
+
+State = Literal["finished", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A trial with the records of all its seeds, in seed order; `objective` is None where it failed."""
+
+    trial: Trial
+    records: tuple[Record, ...]
+    objective: float | None
+    stopped: int | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether one of its runs failed."""
+        return any(record.failure is not None for record in self.records)
+
+    @property
+    def values(self) -> selection.Array:
+        """Test accuracies `[S, 4]` at the epoch that counts; of a setting that did not fail."""
+        return selection.reported(self.records)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of its runs."""
+        return tuple(record.seed for record in self.records)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep as it lies on disk.
+
+    Attributes:
+        baselines, searched, finalists: finished settings by phase, in the order of the sweep.
+        ranked: what may win, best first: finalists where the sweep has them, trials else. While it is unfinished
+            trials alone, which all have the same seeds.
+        asked: trials of the search that will be asked for in all.
+        runs_wanted: runs of every phase that the whole sweep asks for, duplicates counted.
+        manifest, test: of the bank; None where the storage's cache has lost it.
+        missing: what could not be read, in sentences.
+        cached: runs that were wanted and found done.
+    """
+
+    path: Path
+    spec: SweepSpec
+    state: State
+    baselines: tuple[Setting, ...]
+    searched: tuple[Setting, ...]
+    finalists: tuple[Setting, ...]
+    ranked: tuple[Setting, ...]
+    asked: int
+    runs_wanted: int
+    result: Result | None
+    manifest: Manifest | None
+    test: EvalSet | None
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    cached: int
+    ledger: FinishedRuns
+
+    @property
+    def every(self) -> tuple[Setting, ...]:
+        """Settings of every phase."""
+        return (*self.baselines, *self.searched, *self.finalists)
+
+    @property
+    def winner(self) -> Setting | None:
+        """The first of those that may win; the leader while the sweep is unfinished."""
+        return self.ranked[0] if self.ranked else None
+
+    @property
+    def methods(self) -> tuple[Setting, ...]:
+        """The best setting of each contestant, best first."""
+        best: dict[str, Setting] = {}
+        for setting in self.ranked:
+            best.setdefault(setting.trial.contestant, setting)
+        return tuple(best.values())
+
+    @property
+    def sound_baselines(self) -> dict[str, Setting]:
+        """Baselines that did not fail, by name."""
+        return {one.trial.name.removeprefix("baseline-"): one for one in self.baselines if not one.failed}
+
+    @property
+    def column(self) -> int:
+        """The split that is selected on, as a column of accuracies."""
+        return SPLITS.index(self.spec.selection.metric.removeprefix("acc_"))
+
+    @property
+    def num_classes(self) -> int | None:
+        """K, as bank or records tell it."""
+        if self.manifest is not None:
+            return self.manifest.num_classes
+        return next((len(record.loma) for one in self.every for record in one.records if record.loma), None)
+
+    def best_seed(self, setting: Setting) -> Record:
+        """The run that a best-of-S report shows."""
+        chosen = self.spec.selection
+        return setting.records[selection.best_seed(setting.records, metric=chosen.metric, on=chosen.on)]
+
+    def classifier(self, setting: Setting) -> nn.Module | None:
+        """The kept head of a setting's best seed; None where it was dropped, or the directory was thinned out."""
+        try:
+            return setting.trial.method.classifier(self.ledger.head(self.best_seed(setting).key))
+        except (LongtailError, OSError, KeyError, RuntimeError):
+            return None
+
+
+def read_sweep(run: str | Path) -> Sweep:
+    """The sweep of a directory, or of the `result.json` in it.
+
+    Raises:
+        UserError: this is no sweep directory, or it is damaged, or names kinds that are not there.
+        LongtailError: its ledger is damaged.
+    """
+    place = Path(run).expanduser()
+    directory = sweep_directory(place.parent if place.name == "result.json" and place.is_file() else place)
+    spec = load_spec(directory.path)
+    result = _result(directory.result)
+    fingerprint = known_bank(spec) or ""
+    manifest, test, missing = _bank(Path(spec.storage) / CACHE / "banks" / fingerprint)
+    ledger = FinishedRuns(directory.path)
+    schedule = Schedule(spec, _Shape(fingerprint, manifest, ledger), ledger, searches=_recorded(result, spec))
+    settings = [_setting(schedule, trial) for trial in schedule.in_order() if trial.name in schedule.finished]
+    if not settings:
+        why = "Nothing is finished yet" if result is None else "The ledger no longer holds a run of this sweep"
+        missing = [*missing, f"{why}: there is nothing to show."]
+    phase: Phase = "finalist" if spec.selection.finalists and result is not None else "search"
+    ranked = [trial.name for trial in schedule.ranking(phase)]
+    by_name = {one.trial.name: one for one in settings}
+    size = search_size(spec)
+    return Sweep(
+        path=directory.path,
+        spec=spec,
+        state="unfinished" if result is None else "finished",
+        baselines=_of("baseline", settings),
+        searched=_of("search", settings),
+        finalists=_of("finalist", settings),
+        ranked=tuple(by_name[name] for name in ranked),
+        asked=size.trials,
+        runs_wanted=size.runs,
+        result=result,
+        manifest=manifest,
+        test=test,
+        missing=tuple(missing),
+        notes=tuple(result.notes if result else manifest.notes if manifest else ()),
+        seconds=result.seconds if result else {"train": ledger.seconds["train"]},
+        cached=schedule.cached if result is None else result.runs.cached,
+        ledger=ledger,
+    )
+
+
+class _Shape:
+    """A bank as a schedule knows it. Without the bank K comes from the records; D only decides packs, and none runs."""
+
+    def __init__(self, fingerprint: str, manifest: Manifest | None, ledger: FinishedRuns) -> None:
+        known = next((len(record.loma) for record in ledger.finished.values() if record.loma), 2)
+        self.fingerprint = fingerprint
+        self.num_classes = manifest.num_classes if manifest else known
+        self.feature_dim = manifest.feature_dim if manifest else 1
+
+
+class _Recorded:
+    """A search that is over: asks what was asked then, and learns nothing."""
+
+    def __init__(self, params: Sequence[dict[str, Any]]) -> None:
+        self._params = params
+
+    def ask(self, number: int) -> dict[str, Any] | None:
+        """See `sweeps.search.base.Search`."""
+        return self._params[number] if number < len(self._params) else None
+
+    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
+        """Nothing."""
+
+
+def _recorded(result: Result | None, spec: SweepSpec) -> dict[str, Search]:
+    if result is None:
+        return {}
+    by_name: dict[str, list[dict[str, Any]]] = {one.name: [] for one in spec.contestants()}
+    for row in result.trials:
+        by_name.setdefault(row.method, []).append(row.params)
+    return {name: _Recorded(params) for name, params in by_name.items()}
+
+
+def _result(file: Path) -> Result | None:
+    if not file.exists():
+        return None
+    try:
+        return Result.model_validate_json(file.read_text())
+    except (ValidationError, UnicodeDecodeError):
+        raise UserError(
+            f"{file} is damaged; remove it and run `lt-sweep resume {file.parent}` to write it anew"
+        ) from None
+
+
+def _bank(path: Path) -> tuple[Manifest | None, EvalSet | None, list[str]]:
+    try:
+        manifest = read_manifest(path)
+    except LongtailError:
+        gone = "The storage no longer has the feature bank (cache/banks): class sizes and logits could not be drawn."
+        return None, None, [gone]
+    try:
+        return manifest, open_test(path), []
+    except (LongtailError, KeyError) as error:
+        return manifest, None, [f"The bank's test features could not be read, so no logits were drawn: {error}"]
+
+
+def _setting(schedule: Schedule, trial: Trial) -> Setting:
+    records = tuple(schedule.finished[trial.name])
+    return Setting(trial, records, schedule.objective(trial), schedule.stopped(trial))
+
+
+def _of(phase: Phase, settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    return tuple(one for one in settings if one.trial.phase == phase)
+
+
+def class_order(sizes: Sequence[int]) -> list[int]:
+    """Classes by descending size; ties: the lower number."""
+    return torch.tensor(sizes).argsort(descending=True, stable=True).tolist()

@@ -1,0 +1,238 @@
+"""What a search looked like, as figures' data: history, epochs, smooth factor, learning rate x weight decay. Pure.
+
+Figures are of one method, or of several, whose searches are separate. Nothing is drawn here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from lt_train.metrics import SPLITS
+from sweeps.contestants import Contestant
+from sweeps.report.compare import judged, mean_curve
+from sweeps.report.content import Figure, Line, Panel, Series
+from sweeps.report.reading import Setting, Sweep
+from sweeps.report.verdict import called, ending_of, ending_text
+from sweeps.search.base import LogUniform
+
+__all__ = [
+    "contestants_shown",
+    "epochs",
+    "history",
+    "lr_weight_decay",
+    "objective_label",
+    "smooth_factor",
+    "whole",
+]
+
+BINS = 8
+"""Of a continuous range, where a line is drawn through its trials."""
+
+
+def whole(sweep: Sweep, method: str | None = None) -> list[Setting]:
+    """Trials of the search that have a value and ran to the end, of one contestant or of all."""
+    return [
+        one
+        for one in sweep.searched
+        if one.objective is not None and one.stopped is None and method in (None, one.trial.contestant)
+    ]
+
+
+def history(sweep: Sweep) -> Figure | None:
+    """The objective by trial, the best so far, and what failed or was stopped."""
+    panels = []
+    for contestant in contestants_shown(sweep):
+        own = [one for one in sweep.searched if one.trial.contestant == contestant.name]
+        known = [one for one in own if one.objective is not None]
+        if not known:
+            continue
+        series = [_trials("trials", [one for one in known if one.stopped is None])]
+        if stopped := [one for one in known if one.stopped is not None]:
+            series.append(_trials("stopped early", stopped, mark="hollow", style=3))
+        best, so_far = -math.inf, []
+        complete = [one for one in known if one.stopped is None]
+        for one in complete:
+            best = max(best, one.objective or 0.0)
+            so_far.append(100 * best)
+        series.append(
+            Series("best so far", [float(one.trial.number) for one in complete], so_far, mark="steps", style=1)
+        )
+        if failed := [one for one in own if one.objective is None]:
+            floor = 100 * min(one.objective or 0.0 for one in known)
+            numbers = [float(one.trial.number) for one in failed]
+            series.append(Series("failed", numbers, [floor] * len(failed), mark="cross", style=2))
+        panels.append(Panel("trial", objective_label(sweep), tuple(series), title=contestant.name))
+    if not panels:
+        return None
+    done, count = len(sweep.searched), sum(one.objective is None for one in sweep.searched)
+    return Figure(
+        "history",
+        "Search history",
+        "One point a trial, in the order it was asked; failed trials are crosses at the foot.",
+        f"Objective against trial number for {done} trials, {count} of them failed; the best so far is a step line.",
+        tuple(panels),
+    )
+
+
+def epochs(sweep: Sweep) -> Figure | None:
+    """Accuracy after every epoch of the winner, beside where the stage-1 head stands."""
+    winner, chosen = sweep.winner, sweep.spec.selection
+    if winner is None or len(winner.records[0].test) < 2:  # it trains nothing, or for one epoch
+        return None
+    panels = []
+    sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]
+    for on in sets:
+        series, lines = [], []
+        for style, split in enumerate(SPLITS):
+            curve = [None if v is None else 100 * v for v in mean_curve(winner.records, on, style)]
+            if any(value is not None for value in curve):
+                x = [float(epoch) for epoch in range(1, len(curve) + 1)]
+                series.append(Series(split, x, curve, style=style, faint=style != sweep.column))
+        vanilla = sweep.sound_baselines.get("vanilla")
+        if vanilla is not None and (on == "test" or vanilla.records[0].val):
+            start = judged(vanilla.records, on, sweep.column).mean()
+            lines.append(Line(f"stage-1 head, {SPLITS[sweep.column]}", y=100 * float(start), style=5))
+        panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
+    end = ending_of(sweep, winner)
+    told = "" if end is None else ending_text(end, chosen.epoch)
+    caption = (
+        f"The winner's accuracy after every epoch, mean over {len(winner.records)} seeds. {told} A run three times as "
+        "long would say where it leads; this sweep holds none, and a report trains nothing."
+    )
+    alt = f"Accuracy of {called(sweep, winner)} by epoch and split on {' and '.join(sets)}. {told}"
+    return Figure("epochs", "Accuracy along the epochs", caption, alt, tuple(panels))
+
+
+def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
+    """Fig. 4: accuracy against smooth factor, one line an imbalance ratio where several sweeps are given."""
+    series, panel_name = [], "method.smooth_factor"
+    for style, sweep in enumerate(sweeps):
+        own = [one for one in whole(sweep) if panel_name in one.trial.params]
+        if len(own) < 2:
+            continue
+        name = _ratio(sweep) if len(sweeps) > 1 else "best trial of each range"
+        x = [float(one.trial.params[panel_name]) for one in own]
+        y = [100 * float(one.values[:, sweep.column].mean()) for one in own]
+        series.append(Series(f"trials{f', {name}' if len(sweeps) > 1 else ''}", x, y, "points", style, faint=True))
+        line = _envelope(own, x, y)
+        series.append(Series(name, [a for a, _ in line], [b for _, b in line], style=style))
+    if not series:
+        return None
+    metric = sweeps[0].spec.selection.metric.removeprefix("acc_")
+    return Figure(
+        "smooth_factor",
+        "Accuracy against smooth factor (Fig. 4)",
+        "Points are trials, whose other values differ; the line goes through the best trial, by what is selected on, "
+        "of each value or range of the smooth factor.",
+        f"Test accuracy against smooth factor for {len(series) // 2} sweep(s). "
+        + " ".join(f"{one.name}: {_trend(one)}" for one in series[1::2]),
+        (Panel("smooth factor", f"test accuracy ({metric}), %", tuple(series)),),
+    )
+
+
+def lr_weight_decay(sweep: Sweep) -> Figure | None:
+    """Fig. 5: learning rate x weight decay; a heat map of a grid, else one point a trial."""
+    panels = []
+    lr, decay = "method.lr", "method.weight_decay"
+    for contestant in contestants_shown(sweep):
+        own = [one for one in whole(sweep, contestant.name) if {lr, decay} <= one.trial.params.keys()]
+        if len(own) < 2:
+            continue
+        x, y = ([float(one.trial.params[path]) for one in own] for path in (lr, decay))
+        value = [100 * (one.objective or 0.0) for one in own]
+        grid = len(set(x)) * len(set(y)) <= len(own) * 1.01
+        if grid:
+            panels.append(_heat_map(contestant.name, x, y, value, objective_label(sweep)))
+            continue
+        points = Series("trials", x, y, mark="points", value=value)
+        top = int(np.argmax(value))
+        star = Series("best", [x[top]], [y[top]], mark="star", style=1)
+        log = [isinstance(contestant.space[path], LogUniform) for path in (lr, decay)]
+        panels.append(
+            Panel(
+                "learning rate",
+                "weight decay",
+                (points, star),
+                contestant.name,
+                x_log=log[0],
+                y_log=log[1],
+                value_label=objective_label(sweep),
+            )
+        )
+    if not panels:
+        return None
+    return Figure(
+        "lr_weight_decay",
+        "Learning rate and weight decay (Fig. 5)",
+        "One point a trial, larger and darker where better; the star is the best. Other searched values differ.",
+        f"{objective_label(sweep)} over learning rate and weight decay for {', '.join(p.title for p in panels)}.",
+        tuple(panels),
+    )
+
+
+def contestants_shown(sweep: Sweep) -> list[Contestant]:
+    """Contestants with something to search, the best first, as many as a figure has room for."""
+    place = {one.trial.contestant: number for number, one in enumerate(sweep.methods)}
+    found = [one for one in sweep.spec.contestants() if one.space]
+    return sorted(found, key=lambda one: place.get(one.name, len(place)))[:6]
+
+
+def _trials(name: str, settings: Sequence[Setting], mark: Any = "points", style: int = 0) -> Series:
+    x = [float(one.trial.number) for one in settings]
+    return Series(name, x, [100 * (one.objective or 0.0) for one in settings], mark=mark, style=style)
+
+
+def objective_label(sweep: Sweep) -> str:
+    """What trials are judged by, as an axis names it."""
+    return f"{sweep.spec.selection.on} {sweep.spec.selection.metric}, %"
+
+
+def _ratio(sweep: Sweep) -> str:
+    ratio = getattr(sweep.spec.dataset, "imbalance_ratio", None)
+    if ratio is None and sweep.manifest is not None:
+        smallest = max(1, min(sweep.manifest.class_counts))
+        ratio = max(sweep.manifest.class_counts) / smallest
+    return f"{sweep.spec.name}, IR {ratio:.3g}" if ratio else sweep.spec.name
+
+
+def _envelope(settings: Sequence[Setting], x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """The best trial of each value, or of each of `BINS` ranges where there are more values than that."""
+    low, high = min(x), max(x)
+    exact = len(set(x)) <= BINS
+    bins: dict[float, list[int]] = {}
+    for place, value in enumerate(x):
+        key = value if exact else min(BINS - 1, math.floor(BINS * (value - low) / (high - low)))
+        bins.setdefault(key, []).append(place)
+    best = [max(places, key=lambda p: settings[p].objective or 0.0) for _, places in sorted(bins.items())]
+    return sorted((x[place], y[place]) for place in best)
+
+
+def _trend(line: Series) -> str:
+    known = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
+    top = max(known, key=lambda point: point[1])
+    return f"{known[0][1]:.2f} % at {known[0][0]:.3g}, best {top[1]:.2f} % at {top[0]:.3g}."
+
+
+def _heat_map(title: str, x: Sequence[float], y: Sequence[float], value: Sequence[float], label: str) -> Panel:
+    """Cells of a grid, best of those that share one, on evenly spaced axes."""
+    columns, rows = sorted(set(x)), sorted(set(y))
+    cells: dict[tuple[int, int], float] = {}
+    for a, b, v in zip(x, y, value, strict=True):
+        key = (columns.index(a), rows.index(b))
+        cells[key] = max(v, cells.get(key, -math.inf))
+    series = Series(
+        "grid",
+        [float(a) for a, _ in cells],
+        [float(b) for _, b in cells],
+        mark="cells",
+        value=list(cells.values()),
+        label=[f"{v:.1f}" for v in cells.values()],
+    )
+    ticks = [{float(place): f"{v:.2g}" for place, v in enumerate(values)} for values in (columns, rows)]
+    return Panel(
+        "learning rate", "weight decay", (series,), title, x_ticks=ticks[0], y_ticks=ticks[1], value_label=label
+    )

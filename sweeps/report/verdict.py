@@ -1,0 +1,231 @@
+"""The first screen of a report: who leads, by how much, by which test, and what to hold against it.
+
+Every sentence follows from the records; nothing is drawn. Knows sweeps as read, and comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lt_train.metrics import SPLITS
+from sweeps import selection
+from sweeps.cards import short_params
+from sweeps.report.compare import Ending, difference, ending, estimate, judged
+from sweeps.report.content import Cell, Column, Table, Verdict
+from sweeps.report.formats import shown
+from sweeps.report.reading import Setting, Sweep
+
+__all__ = ["called", "ending_of", "ending_text", "selected", "verdict"]
+
+BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
+
+
+def verdict(sweep: Sweep) -> Verdict:
+    """What came out."""
+    winner = sweep.winner
+    return Verdict(
+        headline=_headline(sweep),
+        about=_about(sweep),
+        selected=selected(sweep),
+        params="" if winner is None else short_params(winner.trial.params) or "nothing was searched",
+        numbers=_numbers(sweep),
+        gains=_gains(sweep),
+        cautions=tuple(_cautions(sweep)),
+    )
+
+
+def called(sweep: Sweep, setting: Setting) -> str:
+    """`los, trial 3`: what people call a setting; a baseline by its name."""
+    if setting.trial.phase == "baseline":
+        return setting.trial.name.removeprefix("baseline-")
+    return f"{setting.trial.called}, trial {setting.trial.number}"
+
+
+def selected(sweep: Sweep) -> str:
+    """What the numbers were selected on."""
+    chosen = sweep.spec.selection
+    whose = f"mean of {chosen.seeds} seeds" if chosen.objective == "mean" else f"best of {chosen.seeds} seeds"
+    text = f"Selected on {chosen.on} {chosen.metric}, {chosen.epoch} epoch, {whose if chosen.seeds > 1 else 'one seed'}"
+    if chosen.finalists and sweep.state == "finished":
+        each = " of each method" * (len(sweep.methods) > 1)
+        text += f"; the best {chosen.finalists}{each} ran again on fresh seeds, and these are those numbers"
+    return f"{text}. Accuracies are on the test set."
+
+
+def _rivals(sweep: Sweep) -> list[tuple[str, Setting]]:
+    """Whom the winner is compared with: baselines, and the runner-up by what is selected on."""
+    several = len(sweep.methods) > 1
+    runners = (sweep.methods if several else sweep.ranked)[1:2]
+    found = [(name, one) for name, one in sweep.sound_baselines.items()]
+    return found + [(f"runner-up ({called(sweep, one)})", one) for one in runners]
+
+
+def _headline(sweep: Sweep) -> str:
+    winner = sweep.winner
+    if winner is None:
+        some = "every trial that is finished" if sweep.state == "unfinished" else "every trial, or every finalist,"
+        return f"No winner: {some} failed or was stopped." if sweep.searched else "Nothing to show yet."
+    mean = estimate(winner.values[:, sweep.column])
+    split = SPLITS[sweep.column]
+    which = "all classes" if split == "all" else f"{split} classes"
+    ties = [name for name, one in _rivals(sweep) if difference(winner, one, sweep.column).verdict == "tied"]
+    vanilla = sweep.sound_baselines.get("vanilla")
+    over = ""
+    if vanilla is not None and vanilla.trial.method != winner.trial.method:
+        gap = difference(winner, vanilla, sweep.column).by_split[sweep.column]
+        over = f", {shown(gap.mean, 'points')} points over vanilla" if gap else ""
+    leads = "leads so far" if sweep.state == "unfinished" else "is first" if ties else "wins"
+    tied = f"; tied with {' and '.join(ties)}" if ties else ""
+    method = winner.trial.called
+    return f"{method} {leads}: {shown(mean, 'percent')} % right over {which}{over}{tied}."
+
+
+def _about(sweep: Sweep) -> str:
+    spec, failed = sweep.spec, sum(one.failed for one in sweep.searched)
+    stopped = sum(one.stopped is not None for one in sweep.searched)
+    of = f"{len(sweep.searched)} of {sweep.asked} trials" if sweep.state == "unfinished" else f"{sweep.asked} trials"
+    some = [f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count]
+    methods = ", ".join(one.name for one in spec.contestants())
+    told = f"{of}{f' ({chr(44).join(some)})' if some else ''} x {spec.selection.seeds} seeds of {methods}"
+    classes = f", {sweep.num_classes} classes" if sweep.num_classes else ""
+    backbone = f" through {spec.backbone.kind}" if spec.backbone else ""
+    return f"{told}; data {spec.dataset.kind}{classes}{backbone}."
+
+
+def _numbers(sweep: Sweep) -> Table | None:
+    winner = sweep.winner
+    if winner is None:
+        return None
+    rows: list[tuple[Cell, ...]] = [("winner, mean ±95%", *_means(winner))]
+    seeds = len(winner.records)
+    if seeds > 1:
+        best = selection.reported([sweep.best_seed(winner)])[0]
+        rows.append((f"winner, best of {seeds}", *(None if np.isnan(value) else float(value) for value in best)))
+        bias = [selection.best_of_bias(winner.values[:, place]) for place in range(len(SPLITS))]
+        rows.append((f"of which luck in best of {seeds}, expected*", *bias))
+    rows += [(f"{name}, mean ±95%", *_means(one)) for name, one in _rivals(sweep)]
+    chosen = sweep.spec.selection
+    how = "that seed is the best by what is selected on" if chosen.on == "test" else "the seed is chosen on val"
+    note = (
+        f"* {selection.expected_best(seeds):.2f} standard deviations: by how much the best of {seeds} normal seeds "
+        f"lies above their mean if it is chosen by that very column. Here {how}, so it is at most about this."
+    )
+    return Table("winner", "The winner", (Column("%"), *BY_SPLIT), tuple(rows), note * (seeds > 1), frozenset({0}))
+
+
+def _means(setting: Setting) -> list[Cell]:
+    return [estimate(setting.values[:, place]) for place in range(len(SPLITS))]
+
+
+def _gains(sweep: Sweep) -> Table | None:
+    winner, rows = sweep.winner, []
+    if winner is None:
+        return None
+    for name, one in _rivals(sweep):
+        gap = difference(winner, one, sweep.column)
+        rows.append((name, *gap.by_split, gap.p_value, gap.verdict))
+    metric = sweep.spec.selection.metric
+    columns = (Column("winner minus"), *(Column(split, "points") for split in SPLITS), Column("p", "p"), Column("is"))
+    note = (
+        f"Points, with 95% intervals; paired by seed. p and the last column: two-sided paired t test in {metric}; "
+        "tied: the interval holds 0. Intervals are over seeds of the re-training: one backbone, one test set."
+    )
+    return Table("gains", "Gain of the winner", columns, tuple(rows), note) if rows else None
+
+
+def _cautions(sweep: Sweep) -> Iterator[str]:
+    winner, chosen = sweep.winner, sweep.spec.selection
+    if sweep.state == "unfinished":
+        yield (
+            f"Unfinished: {len(sweep.searched)} of {sweep.asked} trials are done. The leader may change, and "
+            + (
+                "no finalist has run on fresh seeds that are compared here."
+                if chosen.finalists
+                else "the sampler has not said its last word."
+            )
+        )
+    if winner is None:
+        yield from sweep.missing
+        return
+    yield _fresh(sweep, winner)
+    if chosen.on == "test":
+        yield "Selected on the test set, as the paper does: these accuracies flatter the winner."
+    if len(winner.records) == 1:
+        trains = winner.trial.method.trains
+        yield (
+            "One seed: no interval and no test; a difference may be luck." if trains else "It trains nothing: one run."
+        )
+    elif float(np.ptp(winner.values[:, sweep.column])) < selection.ROUNDING:
+        yield "All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."
+    end = ending_of(sweep, winner)
+    if end is not None:
+        yield ending_text(end, chosen.epoch)
+    empty = [split for place, split in enumerate(SPLITS) if np.isnan(winner.values[:, place]).all()]
+    if empty:
+        yield f"No {' and no '.join(empty)} classes in this dataset: shown as a dash and left out, never counted as 0."
+    failed = [one for one in sweep.every if one.failed]
+    if failed:
+        yield f"{len(failed)} settings failed and cannot win; they are listed at the end."
+    yield from sweep.missing
+
+
+def _fresh(sweep: Sweep, winner: Setting) -> str:
+    chosen = sweep.spec.selection
+    before = next((one for one in sweep.searched if _same(one, winner)), None)
+    tried = len(sweep.searched)
+    if winner.trial.phase != "finalist" or before is None:
+        if tried == 1:
+            return "One setting was tried, so nothing was chosen among trials."
+        return (
+            f"Best of {tried} trials on the seeds it was chosen by, which flatters it; selection.finalists runs the "
+            "best again on fresh seeds."
+        )
+    assert winner.objective is not None
+    assert before.objective is not None
+    change = winner.objective - before.objective
+    text = (
+        f"On fresh seeds the winner has {100 * winner.objective:.2f} % {chosen.on} {chosen.metric}, "
+        f"{100 * before.objective:.2f} % in the search ({100 * change:+.2f})"
+    )
+    vanilla = sweep.sound_baselines.get("vanilla")
+    if vanilla is None:
+        return f"{text}."
+    says = {
+        "better": "its gain over vanilla survives them",
+        "tied": "its gain over vanilla does not survive them: tied",
+        "worse": "its gain over vanilla does not survive them: it is worse",
+    }.get(difference(winner, vanilla, sweep.column).verdict, "one seed cannot say whether its gain survives")
+    return f"{text}; {says}."
+
+
+def _same(one: Setting, other: Setting) -> bool:
+    return (one.trial.contestant, one.trial.number) == (other.trial.contestant, other.trial.number)
+
+
+def ending_of(sweep: Sweep, setting: Setting) -> Ending | None:
+    """How a setting's accuracy curve ends, on what is selected on; None for one that trains nothing."""
+    if not setting.trial.method.trains or setting.failed:
+        return None
+    return ending(judged(setting.records, sweep.spec.selection.on, sweep.column))
+
+
+def ending_text(end: Ending, epoch: str) -> str:
+    """The transient question, answered by the curve."""
+    stands = "that epoch counts" if epoch == "best" else "its last epoch counts"
+    if end.shape == "short":
+        return f"Too few epochs ({end.epochs}) to say whether the winner stands on a transient."
+    if end.shape == "falling":
+        return (
+            f"The winner stands on a transient: its curve peaks at epoch {end.peak} ({100 * end.peak_value:.2f} %) and "
+            f"falls to {100 * end.last_value:.2f} %; {stands}. Trained longer it may lose more."
+        )
+    if end.shape == "rising":
+        return (
+            f"The winner stands on a transient: its curve still rises at epoch {end.epochs}; more epochs may add to it."
+        )
+    return (
+        f"No transient by its curve, which is level at epoch {end.epochs}; but the learning rate falls to 0 there, so "
+        "only a longer run can say where it leads."
+    )

@@ -1,0 +1,67 @@
+"""One table in three formats: what a reader, a paper and a program each get of the same cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from sweeps.report.content import Cell, Column, Estimate, Kind, Table
+from sweeps.report.formats import as_csv, as_latex, as_markdown, shown
+
+TABLE = Table(
+    "some",
+    "Some & more",
+    (Column("method_x"), Column("all", "percent"), Column("gain", "points"), Column("p", "p")),
+    (
+        ("a|b", Estimate(0.5, 0.49, 0.51), Estimate(0.02, -0.01, 0.05), 0.0004),
+        ("50%_#", Estimate(0.25), None, 0.04),
+    ),
+    "A note.",
+    frozenset({0}),
+)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "text"),
+    [
+        (None, "percent", "-"),
+        (0.12345, "percent", "12.35"),
+        (Estimate(0.5, 0.45, 0.55), "percent", "50.00 ±5.00"),
+        (Estimate(0.5), "percent", "50.00"),
+        (Estimate(-0.01, -0.02, 0.0), "points", "-1.00 [-2.00, +0.00]"),
+        (0.0, "points", "+0.00"),
+        (0.0009, "p", "< 0.001"),
+        (0.05, "p", "0.050"),
+        (0.1234567, "number", "0.123"),
+        (12, "count", "12"),
+        ("los", "text", "los"),
+    ],
+)
+def test_cells_as_people_read_them(cell: Cell, kind: Kind, text: str) -> None:
+    assert shown(cell, kind) == text
+
+
+def test_markdown_keeps_its_columns_whatever_is_in_a_cell() -> None:
+    lines = as_markdown(TABLE).splitlines()
+    assert lines[0] == "## Some & more"
+    assert lines[3] == "| --- | ---: | ---: | ---: |"
+    assert lines[4] == "| **a\\|b** | **50.00 ±1.00** | **+2.00 [-1.00, +5.00]** | **< 0.001** |"
+    assert lines[-1] == "A note."
+
+
+def test_latex_escapes_what_is_special_there_and_uses_booktabs() -> None:
+    text = as_latex(TABLE)
+    assert r"50\%\_\# & 25.00 & - & 0.040 \\" in text
+    assert r"\textbf{50.00 $\pm$1.00}" in text
+    assert r"\caption{Some \& more}" in text
+    assert r"method\_x & all & gain & p \\" in text
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+
+
+def test_csv_keeps_fractions_and_gives_an_interval_columns_of_its_own() -> None:
+    found = list(csv.DictReader(io.StringIO(as_csv(TABLE))))
+    assert list(found[0]) == ["method_x", "all", "all low", "all high", "gain", "gain low", "gain high", "p"]
+    assert (found[0]["all"], found[0]["all low"]) == ("0.5", "0.49")
+    assert (found[1]["all"], found[1]["all low"], found[1]["gain"]) == ("0.25", "", "")

@@ -1,0 +1,141 @@
+"""The page of a report in a headless Chromium: it asks nobody, complains of nothing, fits, and can be read.
+
+Where there is no Chromium the tests are skipped; CI installs one. Pictures of the page are kept as test output.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.devtools import Look, look
+from support.features import write_features
+
+import sweeps
+from sweeps.report.writing import Written, write
+from sweeps.spec import SweepSpec, load_resolved
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+
+Seen = Callable[[int, bool], Look]
+
+CONTRAST = """(() => {
+  const light = c => c.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+  const paper = light(getComputedStyle(document.documentElement).backgroundColor);
+  const ratio = c => { const [a, b] = [light(c), paper].sort((x, y) => y - x); return (a + .05) / (b + .05); };
+  const marks = [...document.querySelectorAll('svg path, svg use, svg text')].flatMap(e => {
+    const s = getComputedStyle(e); return [s.stroke, s.fill].filter(c => c.startsWith('rgb(')); });
+  const words = [...document.querySelectorAll('p, th, td, li, h1, h2, figcaption')].map(e => getComputedStyle(e).color);
+  return [Math.min(...[...new Set(marks)].map(ratio)), Math.min(...[...new Set(words)].map(ratio))];
+})()"""
+"""The least contrast, as WCAG counts it, of anything drawn and of anything written."""
+
+OUTSIDE = """[...document.querySelectorAll('p, h1, h2, figcaption, li')]
+  .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.textContent)"""
+
+SCROLLS = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+
+WITHOUT_NAME = (
+    "[...document.querySelectorAll('svg')].filter(e => e.querySelector('title').textContent.length < 20).length"
+)
+
+DEAD_LINKS = """[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))
+  .filter(h => !h.startsWith('#') || !document.getElementById(h.slice(1)))"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    place = tmp_path_factory.mktemp("browser")
+    space = {
+        "method.smooth_factor": {"uniform": [0.1, 0.95]},
+        "method.lr": {"loguniform": [1e-3, 1e-1]},
+        "method.weight_decay": {"loguniform": [1e-6, 1e-2]},
+    }
+    spec: SweepSpec = load_resolved(
+        {
+            "version": 1,
+            "name": "in-a-browser",
+            "dataset": {"kind": "arrays", "path": str(write_features(place / "x.npz"))},
+            "methods": ["los", "ce", {"method": "focal", "space": {"method.gamma": {"uniform": [0, 5]}}}],
+            "training": {"epochs": 5},
+            "search": {"trials": 12, "space": space},
+            "selection": {"seeds": 3, "finalists": 2},
+            "backend": "inline",
+            "tracking": "none",
+            "storage": str(place / "runs"),
+        }
+    )
+    sweeps.run(spec)
+    return write([place / "runs" / "in-a-browser"])
+
+
+@pytest.fixture(scope="module")
+def seen(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """`seen(width, dark)`: the page as it was opened once."""
+    kept: dict[tuple[int, bool], Look] = {}
+
+    def open_once(width: int, dark: bool) -> Look:
+        if (width, dark) not in kept:
+            place = tmp_path_factory.mktemp("profile")
+            scripts = (CONTRAST, OUTSIDE, SCROLLS, WITHOUT_NAME, DEAD_LINKS)
+            found = kept[width, dark] = look(CHROMIUM, written.page, place, width=width, dark=dark, scripts=scripts)
+            (place / f"report-{width}-{'dark' if dark else 'light'}.png").write_bytes(found.picture)
+        return kept[width, dark]
+
+    return open_once
+
+
+windows = pytest.mark.parametrize(("width", "dark"), [(1400, False), (1400, True), (400, False), (400, True)])
+
+
+@windows
+def test_the_page_asks_no_network_and_complains_of_nothing(
+    seen: Seen, written: Written, width: int, dark: bool
+) -> None:
+    found = seen(width, dark)
+    assert found.requests == [written.page.resolve().as_uri()]
+    assert found.complaints == []
+    assert found.picture.startswith(b"\x89PNG")
+
+
+@windows
+def test_the_page_does_not_scroll_sideways_but_its_wide_tables_do(seen: Seen, width: int, dark: bool) -> None:
+    found = seen(width, dark)
+    assert found.scroll_width <= width
+    _, outside, scrolling, *_ = found.answers
+    assert outside == []
+    assert scrolling > 0 or width == 1400
+
+
+@windows
+def test_everything_drawn_and_written_stands_out_from_the_paper(seen: Seen, width: int, dark: bool) -> None:
+    (drawn, said), *_ = seen(width, dark).answers
+    assert drawn >= 3.0  # WCAG's least for graphics
+    assert said >= 4.5  # and for text
+
+
+def test_light_and_dark_are_two_pictures_of_one_file(seen: Seen) -> None:
+    assert seen(1400, False).picture != seen(1400, True).picture
+
+
+def test_every_figure_says_in_words_what_it_shows_and_every_link_leads_somewhere(seen: Seen) -> None:
+    *_, without_name, dead = seen(1400, False).answers
+    assert without_name == 0
+    assert dead == []
+
+
+def test_a_page_that_asks_and_complains_is_caught(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text('<script>console.error("no")</script><img src="http://127.0.0.1:9/x.png" style="width:2000px">')
+    found = look(CHROMIUM, page, tmp_path / "profile", width=400)
+    assert "http://127.0.0.1:9/x.png" in found.requests
+    assert any("no" in complaint for complaint in found.complaints)
+    assert found.scroll_width > 400
