@@ -189,8 +189,10 @@ def _add_sweep_commands(commands: Any) -> None:
         "a page with verdict, tables and figures of sweeps, finished or not",
         "lt-sweep report runs/demo",
     )
-    sub.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="sweep directory, or the result.json in it")
-    sub.add_argument("--out", type=Path, help="directory to write to (default for one sweep: its report/)")
+    sub.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="directory of a sweep or a family, or a sweep's result.json"
+    )
+    sub.add_argument("--out", type=Path, help="directory to write to (default for one RUN: its report/)")
     _add_import(sub)
     _add_json(sub)
     sub = _command(

@@ -19,6 +19,7 @@ from sweeps.report.content import Figure, Panel, Series
 from sweeps.report.logits import histograms, telling_picture
 from sweeps.report.reading import Setting, Sweep, class_order
 from sweeps.report.tables import over_seeds
+from sweeps.report.verdict import role
 
 __all__ = [
     "class_accuracy",
@@ -44,10 +45,10 @@ def classes_shown(sweep: Sweep) -> dict[str, Setting]:
     """Baselines and every method's best, the winner first, by the name that figures use."""
     shown: dict[str, Setting] = {}
     for place, one in enumerate(sweep.methods):
-        shown[f"{one.trial.called} (winner)" if place == 0 and sweep.state == "finished" else one.trial.called] = one
-    same = {one.trial.method.model_dump_json() for one in shown.values()}
+        shown[one.trial.called if place else f"{one.trial.called} ({role(sweep)})"] = one
+    recipes = [one.recipe for one in shown.values()]
     for name, one in sweep.sound_baselines.items():
-        if one.trial.method.model_dump_json() not in same:
+        if one.recipe not in recipes:
             shown[name if name not in shown else f"{name} (baseline)"] = one
     return shown
 
@@ -220,8 +221,8 @@ def _two_classifiers(sweep: Sweep) -> tuple[tuple[str, torch.nn.Module], tuple[s
         return None
     for name, one in sweep.sound_baselines.items():
         old = sweep.classifier(one)
-        if old is not None and one.trial.method != winner.trial.method:
-            return (name, old), (winner.trial.called if winner.trial.called != name else f"{name} (winner)", new)
+        if old is not None and one.recipe != winner.recipe:
+            return (name, old), (winner.trial.called if winner.trial.called != name else f"{name} ({role(sweep)})", new)
     return None
 
 
@@ -230,10 +231,10 @@ def missing_heads(sweep: Sweep) -> str:
     if sweep.winner is None or sweep.test is None or _two_classifiers(sweep) is not None:
         return ""
     if not sweep.sound_baselines:
-        return "No baseline is there to draw the winner's logits beside."
-    if all(one.trial.method == sweep.winner.trial.method for one in sweep.sound_baselines.values()):
-        return "The winner is the baseline itself: there are no two heads whose logits could be told apart."
-    return "The heads of the winner or of the baselines are no longer kept, so no logits were drawn."
+        return f"No baseline is there to draw the {role(sweep)}'s logits beside."
+    if all(one.recipe == sweep.winner.recipe for one in sweep.sound_baselines.values()):
+        return f"The {role(sweep)} is the baseline itself: there are no two heads whose logits could be told apart."
+    return f"The heads of the {role(sweep)} or of the baselines are no longer kept, so no logits were drawn."
 
 
 def _group_name(manifest: Manifest, group: Sequence[int]) -> str:

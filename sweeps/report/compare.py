@@ -42,6 +42,12 @@ class Difference:
     p_value: float | None
     verdict: Literal["better", "tied", "worse", "one seed", "other seeds"]
 
+    def behind(self, column: int) -> bool:
+        """Whether ours is worse; where no test can say, whether its mean is lower."""
+        gap = self.by_split[column]
+        untested = self.verdict in ("one seed", "other seeds")
+        return self.verdict == "worse" or (untested and gap is not None and gap.mean < -selection.ROUNDING)
+
 
 def difference(ours: Setting, theirs: Setting, column: int) -> Difference:
     """Compare two sound settings seed by seed; judged in `column`, the split that the protocol selects on."""
@@ -119,8 +125,9 @@ class Ending:
 def ending(curves: selection.Array) -> Ending | None:
     """Whether the last epoch of `curves [S, E]` lies on a slope; None where nothing was seen.
 
-    Falling: the mean ends below its peak by more than a tenth of a point, and over seeds that is no chance (95%).
-    Rising: the last tenth of the epochs lies above the fifth before it, by the same measure.
+    Falling: the last tenth of the epochs lies below the highest tenth before it by more than a tenth of a point, and
+    over seeds that is no chance: 95% for all tenths together (Bonferroni), as the highest of many lies high by luck.
+    Rising: the last tenth lies above the fifth before it, by the same measure for that one comparison.
     """
     if curves.size == 0 or np.isnan(curves).any():
         return None
@@ -131,16 +138,17 @@ def ending(curves: selection.Array) -> Ending | None:
     if epochs < 4:
         return Ending("short", *about)
     tenth = max(1, round(epochs / 10))
-    before = curves[:, -3 * tenth : -tenth].mean(axis=1)
-    if _surely_above(curves[:, peak], curves[:, -1]):
+    last, *earlier = (curves[:, max(0, end - tenth) : end].mean(axis=1) for end in range(epochs, 0, -tenth))
+    highest = max(earlier, key=np.mean)
+    if mean[peak] - mean[-1] > LEVEL and _surely_above(highest, last, comparisons=len(earlier)):
         return Ending("falling", *about)
-    if _surely_above(curves[:, -tenth:].mean(axis=1), before):
+    if _surely_above(last, curves[:, -3 * tenth : -tenth].mean(axis=1)):
         return Ending("rising", *about)
     return Ending("level", *about)
 
 
-def _surely_above(a: selection.Array, b: selection.Array) -> bool:
+def _surely_above(a: selection.Array, b: selection.Array, comparisons: int = 1) -> bool:
     pair = selection.paired(a, b)
-    if pair.ci95 is None:
+    if pair.p_value is None:
         return pair.mean > ONE_SEED_LEVEL
-    return pair.mean > LEVEL and pair.ci95.low > 0
+    return pair.mean > LEVEL and pair.p_value < 0.05 / comparisons

@@ -65,7 +65,7 @@ def as_markdown(table: Table) -> str:
     ]
     for number, row in enumerate(table.rows):
         cells = [shown(cell, column.kind).replace("|", "\\|").replace("\n", " ") for cell, column in _cells(table, row)]
-        lines.append(_row([f"**{cell}**" if number in table.strong else cell for cell in cells]))
+        lines.append(_row([f"**{cell}**" if cell and number in table.strong else cell for cell in cells]))
     return "\n".join([f"## {table.title}", "", *lines, *(["", table.note] if table.note else [])]) + "\n"
 
 

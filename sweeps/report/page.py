@@ -15,8 +15,11 @@ GENERATOR = "lt-sweep report"
 """What the page says it was made by; a directory with such a page may be written over."""
 
 
-def page(title: str, reports: Sequence[Report], overview: Table | None) -> str:
-    """The whole page. A report's places start with its number, so that several sweeps do not clash."""
+def page(title: str, reports: Sequence[Report], beside: Sequence[Table]) -> str:
+    """The whole page; `beside` are tables of several sweeps.
+
+    A report's places start with its number, so that several sweeps do not clash.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -31,4 +34,4 @@ def page(title: str, reports: Sequence[Report], overview: Table | None) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"shown": shown, "svg": svg, "generator": GENERATOR}
-    return environment.get_template("page.html.j2").render(title=title, reports=reports, overview=overview)
+    return environment.get_template("page.html.j2").render(title=title, reports=reports, beside=beside)

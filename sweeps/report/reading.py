@@ -18,6 +18,7 @@ from torch import nn
 
 from lt_train.errors import LongtailError, UserError
 from lt_train.features.bank import EvalSet, Manifest, open_test, read_manifest
+from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.directory import CACHE, known_bank, load_spec, sweep_directory
@@ -46,6 +47,11 @@ class Setting:
     def failed(self) -> bool:
         """Whether one of its runs failed."""
         return any(record.failure is not None for record in self.records)
+
+    @property
+    def recipe(self) -> tuple[MethodSpec, TrainingSpec | None]:
+        """What makes two settings the same: the method, and where it trains anything, how."""
+        return self.trial.method, self.trial.training if self.trial.method.trains else None
 
     @property
     def values(self) -> selection.Array:

@@ -16,7 +16,7 @@ from sweeps.contestants import Contestant
 from sweeps.report.compare import judged, mean_curve
 from sweeps.report.content import Figure, Line, Panel, Series
 from sweeps.report.reading import Setting, Sweep
-from sweeps.report.verdict import called, ending_of, ending_text
+from sweeps.report.verdict import called, ending_of, ending_text, role
 from sweeps.search.base import LogUniform
 
 __all__ = [
@@ -80,7 +80,7 @@ def history(sweep: Sweep) -> Figure | None:
 
 def epochs(sweep: Sweep) -> Figure | None:
     """Accuracy after every epoch of the winner, beside where the stage-1 head stands."""
-    winner, chosen = sweep.winner, sweep.spec.selection
+    winner = sweep.winner
     if winner is None or len(winner.records[0].test) < 2:  # it trains nothing, or for one epoch
         return None
     panels = []
@@ -98,10 +98,10 @@ def epochs(sweep: Sweep) -> Figure | None:
             lines.append(Line(f"stage-1 head, {SPLITS[sweep.column]}", y=100 * float(start), style=5))
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
     end = ending_of(sweep, winner)
-    told = "" if end is None else ending_text(end, chosen.epoch)
+    told = "" if end is None else ending_text(sweep, end)
     caption = (
-        f"The winner's accuracy after every epoch, mean over {len(winner.records)} seeds. {told} A run three times as "
-        "long would say where it leads; this sweep holds none, and a report trains nothing."
+        f"The {role(sweep)}'s accuracy after every epoch, mean over {len(winner.records)} seeds. {told} A run three "
+        "times as long would say where it leads; this sweep holds none, and a report trains nothing."
     )
     alt = f"Accuracy of {called(sweep, winner)} by epoch and split on {' and '.join(sets)}. {told}"
     return Figure("epochs", "Accuracy along the epochs", caption, alt, tuple(panels))

@@ -40,8 +40,8 @@ def methods(sweep: Sweep) -> Table:
     seeds = sweep.spec.selection.seeds
     first = sweep.winner
     shown = [*sweep.methods]
-    settings = {one.trial.method.model_dump_json() for one in shown}
-    shown += [one for one in sweep.sound_baselines.values() if one.trial.method.model_dump_json() not in settings]
+    recipes = [one.recipe for one in shown]
+    shown += [one for one in sweep.sound_baselines.values() if one.recipe not in recipes]
     rows: list[tuple[Cell, ...]] = []
     for one in shown:
         baseline = one.trial.phase == "baseline"

@@ -16,6 +16,7 @@ from sweeps.contestants import Contestant
 from sweeps.report.content import Column, Figure, Line, Panel, Series, Table
 from sweeps.report.reading import Sweep
 from sweeps.report.search_figures import contestants_shown, objective_label, whole
+from sweeps.report.verdict import role
 from sweeps.search.base import LogUniform
 from sweeps.search.importance import FEWEST_TRIALS, importances
 
@@ -39,9 +40,10 @@ def parallel(sweep: Sweep) -> Figure | None:
         axes = [_axis(contestant, path, [one.trial.params[path] for one in own]) for path in paths]
         axes.append(_scaled([one.objective or 0.0 for one in own]))
         top = max(1, round(len(own) / 10))
+        leading = min(top, MOST_LINES // 2)
         thinned = {
-            *range(len(own) - top, len(own)),
-            *np.linspace(0, len(own) - 1, MOST_LINES - top).astype(int).tolist(),
+            *range(len(own) - leading, len(own)),
+            *np.linspace(0, len(own) - 1, MOST_LINES - leading).astype(int).tolist(),
         }
         series = [
             Series(
@@ -128,7 +130,7 @@ def slices(sweep: Sweep) -> Figure | None:
         return None
     return Figure(
         "slices",
-        f"Around the winner ({contestant.name})",
+        f"Around the {role(sweep)} ({contestant.name})",
         "The objective against each searched value; points between the star and the dashed line are as good as half a "
         "point. The table says how wide those lie.",
         f"Objective against each of {len(panels)} searched values of {contestant.name}.",
@@ -151,9 +153,9 @@ def near_best(sweep: Sweep) -> Table | None:
     for path, value in winner.trial.params.items():
         tried, good = ([one.trial.params[path] for one in some] for some in (own, near))
         rows.append((path, _told([value]), _told(good), _told(tried)))
-    columns = tuple(map(Column, ("value", "winner", f"{len(near)} trials near the best", f"{len(own)} trials")))
+    columns = tuple(map(Column, ("value", role(sweep), f"{len(near)} trials near the best", f"{len(own)} trials")))
     note = f"Near the best: within {100 * NEAR:g} points of it in what is selected on. A wide range is a flat optimum."
-    return Table("sensitivity", "Sensitivity around the winner", columns, tuple(rows), note)
+    return Table("sensitivity", f"Sensitivity around the {role(sweep)}", columns, tuple(rows), note)
 
 
 def _axis(contestant: Contestant, path: str, values: Sequence[Any]) -> list[float]:

@@ -17,7 +17,7 @@ from sweeps.report.content import Cell, Column, Table, Verdict
 from sweeps.report.formats import shown
 from sweeps.report.reading import Setting, Sweep
 
-__all__ = ["called", "ending_of", "ending_text", "selected", "verdict"]
+__all__ = ["called", "ending_of", "ending_text", "role", "selected", "verdict"]
 
 BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
 
@@ -43,6 +43,11 @@ def called(sweep: Sweep, setting: Setting) -> str:
     return f"{setting.trial.called}, trial {setting.trial.number}"
 
 
+def role(sweep: Sweep) -> str:
+    """What the first setting is called: no one has won a sweep that is not finished."""
+    return "winner" if sweep.state == "finished" else "leader"
+
+
 def selected(sweep: Sweep) -> str:
     """What the numbers were selected on."""
     chosen = sweep.spec.selection
@@ -66,29 +71,37 @@ def _headline(sweep: Sweep) -> str:
     winner = sweep.winner
     if winner is None:
         some = "every trial that is finished" if sweep.state == "unfinished" else "every trial, or every finalist,"
-        return f"No winner: {some} failed or was stopped." if sweep.searched else "Nothing to show yet."
+        return f"No {role(sweep)}: {some} failed or was stopped." if sweep.searched else "Nothing to show yet."
     mean = estimate(winner.values[:, sweep.column])
     split = SPLITS[sweep.column]
     which = "all classes" if split == "all" else f"{split} classes"
-    ties = [name for name, one in _rivals(sweep) if difference(winner, one, sweep.column).verdict == "tied"]
+    gaps = {name: difference(winner, one, sweep.column) for name, one in _rivals(sweep)}
+    ties = [name for name, gap in gaps.items() if gap.verdict == "tied"]
+    ahead = [name for name in sweep.sound_baselines if gaps[name].behind(sweep.column)]
     vanilla = sweep.sound_baselines.get("vanilla")
     over = ""
-    if vanilla is not None and vanilla.trial.method != winner.trial.method:
-        gap = difference(winner, vanilla, sweep.column).by_split[sweep.column]
+    if vanilla is not None and vanilla.recipe != winner.recipe:
+        gap = gaps["vanilla"].by_split[sweep.column]
         over = f", {shown(gap.mean, 'points')} points over vanilla" if gap else ""
-    leads = "leads so far" if sweep.state == "unfinished" else "is first" if ties else "wins"
+    if sweep.state == "unfinished":
+        leads = "leads so far"
+    elif ahead:
+        leads = "is the best that was searched"
+    else:
+        leads = "wins" if all(gap.verdict not in ("tied", "worse") for gap in gaps.values()) else "is first"
+    worse = f", and worse than {' and '.join(ahead)}" if ahead else ""
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
     method = winner.trial.called
-    return f"{method} {leads}: {shown(mean, 'percent')} % right over {which}{over}{tied}."
+    return f"{method} {leads}{worse}: {shown(mean, 'percent')} % right over {which}{over}{tied}."
 
 
 def _about(sweep: Sweep) -> str:
     spec, failed = sweep.spec, sum(one.failed for one in sweep.searched)
     stopped = sum(one.stopped is not None for one in sweep.searched)
     of = f"{len(sweep.searched)} of {sweep.asked} trials" if sweep.state == "unfinished" else f"{sweep.asked} trials"
-    some = [f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count]
+    some = ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count)
     methods = ", ".join(one.name for one in spec.contestants())
-    told = f"{of}{f' ({chr(44).join(some)})' if some else ''} x {spec.selection.seeds} seeds of {methods}"
+    told = f"{of}{f' ({some})' if some else ''} x {spec.selection.seeds} seeds of {methods}"
     classes = f", {sweep.num_classes} classes" if sweep.num_classes else ""
     backbone = f" through {spec.backbone.kind}" if spec.backbone else ""
     return f"{told}; data {spec.dataset.kind}{classes}{backbone}."
@@ -98,11 +111,11 @@ def _numbers(sweep: Sweep) -> Table | None:
     winner = sweep.winner
     if winner is None:
         return None
-    rows: list[tuple[Cell, ...]] = [("winner, mean ±95%", *_means(winner))]
+    rows: list[tuple[Cell, ...]] = [(f"{role(sweep)}, mean ±95%", *_means(winner))]
     seeds = len(winner.records)
     if seeds > 1:
         best = selection.reported([sweep.best_seed(winner)])[0]
-        rows.append((f"winner, best of {seeds}", *(None if np.isnan(value) else float(value) for value in best)))
+        rows.append((f"{role(sweep)}, best of {seeds}", *(None if np.isnan(value) else float(value) for value in best)))
         bias = [selection.best_of_bias(winner.values[:, place]) for place in range(len(SPLITS))]
         rows.append((f"of which luck in best of {seeds}, expected*", *bias))
     rows += [(f"{name}, mean ±95%", *_means(one)) for name, one in _rivals(sweep)]
@@ -112,7 +125,9 @@ def _numbers(sweep: Sweep) -> Table | None:
         f"* {selection.expected_best(seeds):.2f} standard deviations: by how much the best of {seeds} normal seeds "
         f"lies above their mean if it is chosen by that very column. Here {how}, so it is at most about this."
     )
-    return Table("winner", "The winner", (Column("%"), *BY_SPLIT), tuple(rows), note * (seeds > 1), frozenset({0}))
+    return Table(
+        "winner", f"The {role(sweep)}", (Column("%"), *BY_SPLIT), tuple(rows), note * (seeds > 1), frozenset({0})
+    )
 
 
 def _means(setting: Setting) -> list[Cell]:
@@ -127,12 +142,17 @@ def _gains(sweep: Sweep) -> Table | None:
         gap = difference(winner, one, sweep.column)
         rows.append((name, *gap.by_split, gap.p_value, gap.verdict))
     metric = sweep.spec.selection.metric
-    columns = (Column("winner minus"), *(Column(split, "points") for split in SPLITS), Column("p", "p"), Column("is"))
+    columns = (
+        Column(f"{role(sweep)} minus"),
+        *(Column(split, "points") for split in SPLITS),
+        Column("p", "p"),
+        Column("is"),
+    )
     note = (
         f"Points, with 95% intervals; paired by seed. p and the last column: two-sided paired t test in {metric}; "
         "tied: the interval holds 0. Intervals are over seeds of the re-training: one backbone, one test set."
     )
-    return Table("gains", "Gain of the winner", columns, tuple(rows), note) if rows else None
+    return Table("gains", f"Gain of the {role(sweep)}", columns, tuple(rows), note) if rows else None
 
 
 def _cautions(sweep: Sweep) -> Iterator[str]:
@@ -151,7 +171,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
         return
     yield _fresh(sweep, winner)
     if chosen.on == "test":
-        yield "Selected on the test set, as the paper does: these accuracies flatter the winner."
+        yield f"Selected on the test set, as the paper does: these accuracies flatter the {role(sweep)}."
     if len(winner.records) == 1:
         trains = winner.trial.method.trains
         yield (
@@ -161,7 +181,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
         yield "All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."
     end = ending_of(sweep, winner)
     if end is not None:
-        yield ending_text(end, chosen.epoch)
+        yield ending_text(sweep, end)
     empty = [split for place, split in enumerate(SPLITS) if np.isnan(winner.values[:, place]).all()]
     if empty:
         yield f"No {' and no '.join(empty)} classes in this dataset: shown as a dash and left out, never counted as 0."
@@ -186,7 +206,7 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
     assert before.objective is not None
     change = winner.objective - before.objective
     text = (
-        f"On fresh seeds the winner has {100 * winner.objective:.2f} % {chosen.on} {chosen.metric}, "
+        f"On fresh seeds the {role(sweep)} has {100 * winner.objective:.2f} % {chosen.on} {chosen.metric}, "
         f"{100 * before.objective:.2f} % in the search ({100 * change:+.2f})"
     )
     vanilla = sweep.sound_baselines.get("vanilla")
@@ -211,19 +231,20 @@ def ending_of(sweep: Sweep, setting: Setting) -> Ending | None:
     return ending(judged(setting.records, sweep.spec.selection.on, sweep.column))
 
 
-def ending_text(end: Ending, epoch: str) -> str:
+def ending_text(sweep: Sweep, end: Ending) -> str:
     """The transient question, answered by the curve."""
-    stands = "that epoch counts" if epoch == "best" else "its last epoch counts"
+    stands = "that epoch counts" if sweep.spec.selection.epoch == "best" else "its last epoch counts"
+    who = role(sweep)
     if end.shape == "short":
-        return f"Too few epochs ({end.epochs}) to say whether the winner stands on a transient."
+        return f"Too few epochs ({end.epochs}) to say whether the {who} stands on a transient."
     if end.shape == "falling":
         return (
-            f"The winner stands on a transient: its curve peaks at epoch {end.peak} ({100 * end.peak_value:.2f} %) and "
+            f"The {who} stands on a transient: its curve peaks at epoch {end.peak} ({100 * end.peak_value:.2f} %) and "
             f"falls to {100 * end.last_value:.2f} %; {stands}. Trained longer it may lose more."
         )
     if end.shape == "rising":
         return (
-            f"The winner stands on a transient: its curve still rises at epoch {end.epochs}; more epochs may add to it."
+            f"The {who} stands on a transient: its curve still rises at epoch {end.epochs}; more epochs may add to it."
         )
     return (
         f"No transient by its curve, which is level at epoch {end.epochs}; but the learning rate falls to 0 there, so "

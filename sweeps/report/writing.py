@@ -1,20 +1,25 @@
 """Writes a report: `index.html`, `tables/` as Markdown, LaTeX and CSV, and `data/` with what was drawn.
 
-The page is whole by itself; the directories beside it are for papers and programs. Knows files and every other part of
+The page is whole by itself; the directories beside it are for papers and programs. All of it is made before any of it
+is written. Knows files and every other part of
 the room.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file, writing
+from sweeps.crosstable import cross_table
+from sweeps.directory import IDENTITY
+from sweeps.family import Family
+from sweeps.family_directory import is_family, load_known_family
 from sweeps.report.class_figures import classes_shown
-from sweeps.report.composing import compose, overview
+from sweeps.report.composing import compose, overview, side_by_side
 from sweeps.report.content import Report, Table
 from sweeps.report.formats import as_csv, as_latex, as_markdown
 from sweeps.report.page import GENERATOR, page
@@ -22,6 +27,8 @@ from sweeps.report.reading import Sweep, read_sweep
 from sweeps.report.tables import all_trials, per_class
 
 __all__ = ["Written", "write", "write_report"]
+
+PAGE = Path("index.html")
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     """Write the report of one or more sweeps, finished or not, and return its page.
 
     Args:
-        runs: sweep directories, or the `result.json` in them. Nothing is trained, no lease is taken.
-        out: directory to write to; None: `report/` in the sweep's directory, where there is one sweep.
+        runs: directories of sweeps or families, or a sweep's `result.json`. A family stands for those of its sweeps
+            that have begun. Nothing is trained, no lease is taken.
+        out: directory to write to; None: `report/` in the directory, where there is one.
 
     Raises:
         UserError: one of them is no sweep directory, or `out` holds something that is no report.
@@ -50,56 +58,70 @@ def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
     """As `write_report`, with what was written."""
     if not runs:
         raise UserError("a report is of at least one sweep directory, got none")
-    sweeps = [read_sweep(run) for run in runs]
+    families = {Path(run): load_known_family(Path(run)) for run in runs if is_family(Path(run))}
+    begun = [one for run in runs for one in (_begun(families[Path(run)]) if Path(run) in families else [run])]
+    sweeps = [read_sweep(run) for run in begun]
     names = [sweep.spec.name for sweep in sweeps]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"sweeps of one report must have names of their own, got {', '.join(twice)} more than once")
-    if out is None and len(sweeps) > 1:
+    if out is None and len(runs) > 1:
         raise UserError("a report of several sweeps belongs to none of them: say where it goes with --out DIRECTORY")
-    place = sweeps[0].path / "report" if out is None else Path(out).expanduser()
-    _make_room(place)
+    home = Path(runs[0]).expanduser() if families else sweeps[0].path
+    place = home / "report" if out is None else Path(out).expanduser()
     reports = tuple(compose(sweep, sweeps) for sweep in sweeps)
-    table = overview(sweeps) if len(sweeps) > 1 else None
-    title = f"{', '.join(names)}: sweep report"
-    for sweep, report in zip(sweeps, reports, strict=True):
-        own = Path(report.name) if len(reports) > 1 else Path()
-        _write_tables(place / "tables" / own, report.tables())
-        _write_data(place / "data" / own, sweep, report)
-    if table is not None:
-        _write_tables(place / "tables", [table])
-    with atomic_file(place / "index.html") as file:
-        file.write_text(page(title, reports, table))
-    return Written(place / "index.html", reports)
+    beside = [overview(sweeps)] if len(sweeps) > 1 else []
+    beside += [table for family in families.values() for table in side_by_side(cross_table(family))]
+    files = _files(sweeps, reports, beside)
+    _make_room(place, files)
+    with atomic_file(place / PAGE) as file:  # first: by its page the next report knows what an interrupted one left
+        file.write_text(files.pop(PAGE))
+    with writing(place):
+        for name, text in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text)
+    return Written(place / PAGE, reports)
 
 
-def _make_room(place: Path) -> None:
-    """Clear what an earlier report left, which may have had tables that this one has not; refuse anything else."""
-    old = place / "index.html"
+def _make_room(place: Path, files: Mapping[Path, str]) -> None:
+    """Clear what an earlier report left, which may have had tables that this one has not; refuse anything else.
+
+    An earlier one that was interrupted before it had its page holds nothing but `files`.
+    """
+    old = place / PAGE
     if old.exists():
         if f'content="{GENERATOR}"' not in old.read_text(errors="replace"):
             raise UserError(f"{old} is no report of ours and is not written over; say another --out")
         with writing(place):
             for part in ("tables", "data"):
                 shutil.rmtree(place / part, ignore_errors=True)
-    elif place.exists() and (not place.is_dir() or any(place.iterdir())):
+    elif place.exists() and not (place.is_dir() and all(_ours(place, file, files) for file in place.rglob("*"))):
         raise UserError(f"{place} must be a new or empty directory, or hold an earlier report; say another --out")
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
 
 
-def _write_tables(place: Path, tables: Iterable[Table]) -> None:
+def _ours(place: Path, file: Path, files: Mapping[Path, str]) -> bool:
+    return file.is_dir() or file.relative_to(place) in files or file.name.startswith(f".{PAGE}.")
+
+
+def _begun(family: Family) -> list[Path]:
+    places = [Path(spec.storage) / spec.name for spec in family.sweeps]
+    found = [place for place in places if (place / IDENTITY).is_file()]
+    if not found:
+        raise UserError(f"no sweep of {family.name} has begun; `lt-sweep run` with its file starts them")
+    return found
+
+
+def _files(sweeps: Sequence[Sweep], reports: Sequence[Report], beside: Sequence[Table]) -> dict[Path, str]:
+    """All that a report consists of, by its path in the report's directory."""
+    files = {PAGE: page(f"{', '.join(one.name for one in reports)}: sweep report", reports, beside)}
+    for sweep, report in zip(sweeps, reports, strict=True):
+        own = report.name if len(reports) > 1 else ""
+        files |= _tables(Path("tables", own), report.tables())
+        more = [all_trials(sweep), per_class(sweep, classes_shown(sweep))]
+        data = [*(figure.table() for figure in report.figures()), *(one for one in more if one is not None)]
+        files |= {Path("data", own, f"{one.name}.csv"): as_csv(one) for one in data}
+    return files | _tables(Path("tables"), beside)
+
+
+def _tables(place: Path, tables: Iterable[Table]) -> dict[Path, str]:
     formats = {"md": as_markdown, "tex": as_latex, "csv": as_csv}
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        for table in tables:
-            for ending, formatted in formats.items():
-                (place / f"{table.name}.{ending}").write_text(formatted(table))
-
-
-def _write_data(place: Path, sweep: Sweep, report: Report) -> None:
-    more = [all_trials(sweep), per_class(sweep, classes_shown(sweep))]
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        for table in [*(figure.table() for figure in report.figures()), *more]:
-            if table is not None:
-                (place / f"{table.name}.csv").write_text(as_csv(table))
+    return {place / f"{one.name}.{kind}": formatted(one) for one in tables for kind, formatted in formats.items()}

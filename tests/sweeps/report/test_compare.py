@@ -67,6 +67,15 @@ def test_other_seeds_are_not_paired_by_their_place() -> None:
     assert found.by_split[0].low is None
 
 
+def test_without_a_test_the_lower_mean_is_behind_and_a_tie_is_not() -> None:
+    ours = setting({0: 0.5, 1: 0.53})
+    assert difference(ours, setting({5: 0.6, 6: 0.6}), 0).behind(0)
+    assert not difference(ours, setting({5: 0.4, 6: 0.4}), 0).behind(0)
+    assert not difference(ours, setting({0: 0.53, 1: 0.52}), 0).behind(0)
+    assert difference(ours, setting({0: 0.6, 1: 0.63}), 0).behind(0)
+    assert not difference(setting({0: 0.6, 1: 0.63}), ours, 0).behind(0)
+
+
 def curves(shape: list[float], noise: float = 0.0005) -> np.ndarray:
     return np.array(shape) + noise * np.random.default_rng(0).standard_normal((5, 1))
 

@@ -51,6 +51,11 @@ def test_markdown_keeps_its_columns_whatever_is_in_a_cell() -> None:
     assert lines[-1] == "A note."
 
 
+def test_an_empty_cell_of_a_strong_row_has_no_stars() -> None:
+    table = Table("t", "T", (Column("a"), Column("b")), (("x", ""),), strong=frozenset({0}))
+    assert as_markdown(table).splitlines()[4] == "| **x** |  |"
+
+
 def test_latex_escapes_what_is_special_there_and_uses_booktabs() -> None:
     text = as_latex(TABLE)
     assert r"50\%\_\# & 25.00 & - & 0.040 \\" in text

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from support.features import write_features
 import sweeps
 from lt_train.errors import UserError
 from sweeps.cli import main
+from sweeps.report import value_figures
 from sweeps.report.class_figures import MOST_CLASSES
 from sweeps.report.composing import compose
 from sweeps.report.reading import read_sweep
+from sweeps.report.value_figures import MOST_LINES, parallel
 from sweeps.report.writing import Written, write
+from sweeps.search.importance import importances
 from sweeps.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
@@ -138,6 +142,9 @@ def test_an_unfinished_sweep_shows_what_it_has_and_takes_no_lease(
     written = write([directory(spec)])
     page = text(written)
     assert "leads so far" in page
+    assert "The leader" in page
+    everything = [file.read_text() for file in written.page.parent.rglob("*") if file.is_file()]
+    assert not any(re.search(r"[Ww]inner(?!\.(md|tex|csv)|})", NO_MARK_UP.sub(" ", one)) for one in everything)
     assert f"Unfinished: {len(sweep.searched)} of 8 trials are done." in page
     assert "other seeds" in page  # baselines ran on the fresh seeds of finalists, which did not run yet
     assert {file: file.read_bytes() for file in left} == left
@@ -193,6 +200,15 @@ def test_one_trial_is_not_called_the_best_of_many(small_sweep: MakeSweep) -> Non
     assert "One setting was tried, so nothing was chosen among trials." in page
     assert "runner-up" not in page
     assert {"parallel", "slices", "importance", "smooth_factor"} & figures(written) == set()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_is_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seeds: int) -> None:
+    space = {"method.lr": {"loguniform": [30.0, 60.0]}}
+    written = reported(small_sweep(search={"trials": 1, "space": space}, selection={"seeds": seeds}))
+    headline = written.reports[0].verdict.headline
+    assert headline.startswith("los is the best that was searched, and worse than vanilla and ce: ")
+    assert "wins" not in headline
 
 
 def test_nothing_searched_is_said(small_sweep: MakeSweep) -> None:
@@ -284,6 +300,41 @@ def test_stopped_trials_are_shown_apart_and_do_not_win(small_sweep: MakeSweep) -
     assert rows(written.page.parent / "tables" / "trials.csv")[0]["trial"] == f"los, trial {result.winner.trial}"
 
 
+def test_failed_and_stopped_trials_are_counted_apart(small_sweep: MakeSweep) -> None:
+    space = {"method.lr": {"choice": [0.01, 0.02, 0.03, 0.04, 0.05, 1e38]}}
+    search = {"trials": 6, "generation": 6, "sampler": "grid", "space": space}
+    scheduler = {"kind": "successive_halving", "rungs": [1]}
+    page = text(reported(small_sweep(search={**search, "scheduler": scheduler}, training={"epochs": 4})))
+    assert re.search(r"6 trials \(1 failed, [1-5] stopped early\)", page)
+
+
+def test_a_baseline_that_was_trained_otherwise_is_another_setting(small_sweep: MakeSweep) -> None:
+    brief = {"name": "brief", "method": "ce", "space": {"training.epochs": {"choice": [1]}}}
+    spec = small_sweep(method=None, methods=[brief], search={"trials": 1, "space": {}}, baselines=["vanilla", "ce"])
+    written = reported(spec)
+    names = [row["method"] for row in rows(written.page.parent / "tables" / "methods.csv")]
+    assert names == ["brief, trial 0", "vanilla (baseline)", "ce (baseline)"]
+    assert "ce class_accuracy" in rows(written.page.parent / "data" / "per_class.csv")[0]
+
+
+def test_thousands_of_trials_of_one_method_are_thinned_and_importance_is_told_once(
+    small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small_sweep(selection={"seeds": 1}, search={"trials": 10})
+    sweeps.run(spec)
+    sweep = read_sweep(directory(spec))
+    many = replace(sweep, searched=sweep.searched * 300)
+    figure = parallel(many)
+    assert figure is not None
+    lines = figure.panels[0].series
+    assert len(lines) <= MOST_LINES
+    assert sum(one.name == "best tenth" for one in lines) >= MOST_LINES // 2
+    calls: list[Any] = []
+    monkeypatch.setattr(value_figures, "importances", lambda *args: calls.append(args) or importances(*args))
+    assert "importance" in {one.name for one in compose(sweep).figures()}
+    assert len(calls) == 1
+
+
 def test_without_the_bank_or_the_heads_it_says_what_it_could_not_draw(small_sweep: MakeSweep) -> None:
     spec = small_sweep()
     sweeps.run(spec)
@@ -317,6 +368,33 @@ def test_several_sweeps_stand_side_by_side_and_share_figure_four(small_sweep: Ma
     assert len(ids) == len(set(ids))
 
 
+def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    document = small_sweep(search={"trials": 1, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
+    del document["method"], document["baselines"]
+    document |= {"name": "fam", "methods": ["ce", "los"], "across": {"training.epochs": [1, 2]}}
+    file = tmp_path / "fam.json"
+    file.write_text(json.dumps(document))
+    table = sweeps.run_family(sweeps.load_family(file))
+    place = tmp_path / "runs" / "fam"
+    written = write([place])
+    assert written.page == place / "report" / "index.html"
+    assert [report.name for report in written.reports] == ["fam-1", "fam-2"]
+    for name in ("all", "few"):
+        shown = rows(place / "report" / "tables" / f"fam_{name}.csv")
+        assert [row["training.epochs"] for row in shown] == ["1", "2"]
+        for row, there in zip(shown, table.rows, strict=True):
+            for method in ("vanilla", "ce", "los"):
+                assert float(row[method]) == getattr(there.cells[method].mean, f"acc_{name}")
+    assert "fam by training.epochs: all classes" in text(written)
+    shutil.rmtree(tmp_path / "runs" / "fam-2")
+    written = write([place])
+    assert [report.name for report in written.reports] == ["fam-1"]
+    assert "fam-2: not finished." in text(written)
+    shutil.rmtree(tmp_path / "runs" / "fam-1")
+    with pytest.raises(UserError, match="no sweep of fam has begun"):
+        write([place])
+
+
 def test_a_grid_of_lr_and_weight_decay_is_a_heat_map(small_sweep: MakeSweep) -> None:
     space = {"method.lr": {"choice": [0.01, 0.02]}, "method.weight_decay": {"choice": [0.0, 0.001, 0.01]}}
     written = reported(small_sweep(search={"trials": 6, "sampler": "grid", "space": space}))
@@ -341,6 +419,28 @@ def test_what_is_no_report_is_not_written_over(small_sweep: MakeSweep, tmp_path:
     second = write([directory(spec)], tmp_path / "out")
     assert first.page == second.page
     assert not (tmp_path / "out" / "tables" / "stale.md").exists()
+
+
+def test_a_report_that_was_interrupted_is_made_anew_and_what_is_beside_it_is_kept(
+    small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = small_sweep(search={"trials": 2})
+    sweeps.run(spec)
+    whole = write([directory(spec)], tmp_path / "out")
+    names = {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*")}
+    whole.page.unlink()
+    (tmp_path / "out" / "tables" / "mine.md").write_text("not of a report")
+    with pytest.raises(UserError, match="must be a new or empty directory"):
+        write([directory(spec)], tmp_path / "out")
+    assert (tmp_path / "out" / "tables" / "mine.md").read_text() == "not of a report"
+    (tmp_path / "out" / "tables" / "mine.md").unlink()
+    write([directory(spec)], tmp_path / "out")
+    assert {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*")} == names
+    with monkeypatch.context() as patched:
+        patched.setattr("sweeps.report.page.draw", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write([directory(spec)], tmp_path / "next")
+    assert not (tmp_path / "next").exists()
 
 
 def test_names_from_files_are_text_and_never_markup(small_sweep: MakeSweep) -> None:

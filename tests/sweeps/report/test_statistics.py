@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sweeps import selection
+from sweeps.report.compare import ending
 
 REPETITIONS = 1000
 TRUE = 0.60
@@ -62,3 +63,29 @@ def test_the_expected_best_of_normal_numbers_is_the_known_one() -> None:
 def test_one_seed_and_an_empty_split_have_no_bias_to_state() -> None:
     assert selection.best_of_bias(np.array([0.5])) is None
     assert selection.best_of_bias(np.array([np.nan, np.nan])) is None
+
+
+def noisy(shape: np.ndarray, seeds: int, seed: int) -> np.ndarray:
+    """Curves `[seeds, E]` of a shape: every seed has a level of its own, and every epoch its noise."""
+    random = np.random.default_rng(seed)
+    own = SPREAD * random.standard_normal((seeds, 1))
+    found: np.ndarray = shape + own + 0.4 * SPREAD * random.standard_normal((seeds, len(shape)))
+    return found
+
+
+def shapes(curve: np.ndarray, seeds: int, repetitions: int) -> list[str]:
+    found = [ending(noisy(curve, seeds, seed)) for seed in range(repetitions)]
+    return [one.shape for one in found if one is not None]
+
+
+@pytest.mark.parametrize("epochs", [10, 30, 60])
+@pytest.mark.parametrize("seeds", [2, 5, 10])
+def test_of_level_curves_one_in_twenty_at_most_is_said_to_stand_on_a_transient(seeds: int, epochs: int) -> None:
+    found = shapes(np.full(epochs, TRUE), seeds, REPETITIONS)
+    assert 1 - found.count("level") / REPETITIONS < 0.05 + 3 * np.sqrt(0.95 * 0.05 / REPETITIONS)
+
+
+@pytest.mark.parametrize("epochs", [10, 30, 60])
+def test_a_real_fall_is_found_beneath_that_noise(epochs: int) -> None:
+    falls = np.concatenate([np.full(epochs // 2, TRUE), np.linspace(TRUE, TRUE - 0.03, epochs - epochs // 2)])
+    assert shapes(falls, 5, 100).count("falling") > 90
