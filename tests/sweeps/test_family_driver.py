@@ -17,7 +17,7 @@ import sweeps
 import sweeps.cli
 from lt_train.errors import UserError
 from sweeps.crosstable import CrossTable, cross_table
-from sweeps.directory import leases
+from sweeps.directory import leases, sweep_directory
 from sweeps.driver import run
 from sweeps.family import Family, load_family
 from sweeps.family_driver import MembersFailed, resume_family, run_family
@@ -100,6 +100,39 @@ def test_a_member_without_a_winner_has_failed(family_file: MakeFamily) -> None:
         run_family(load_family(family_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
     assert failed.value.exit_code == 1
     assert [list(row.cells) for row in failed.value.table.rows] == [["vanilla"], ["vanilla", "ce"]]
+
+
+def test_a_fresh_family_that_was_stopped_goes_on_afresh(
+    family_file: MakeFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, runs = load_family(family_file({"training.epochs": [1, 2]})), tmp_path / "runs"
+    run_family(family)
+    before = {name: sweep_directory(runs / name).sweep_id for name in ("fam-1", "fam-2")}
+    with held(leases(runs), "fam-2"), pytest.raises(UserError, match="sweep fam-2 is being run by"):
+        run_family(family, fresh=True)
+    assert not (runs / "fam-1.previous-1").exists(), "nothing is touched where somebody is at work"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_once:
+        at_once.setattr("sweeps.driver.run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_family(family, fresh=True)
+    resume_family(runs / "fam")
+    for name, sweep_id in before.items():
+        assert sweep_directory(runs / f"{name}.previous-1").sweep_id == sweep_id
+        assert sweep_directory(runs / name).sweep_id != sweep_id
+
+
+def test_a_result_of_another_spec_is_no_success(family_file: MakeFamily, tmp_path: Path) -> None:
+    run_family(load_family(family_file({"training.epochs": [1, 2]})))
+    changed = load_family(family_file({"training.epochs": {"1": 1, "2": 3}}))
+    with pytest.raises(MembersFailed, match="fam-2: .* holds another sweep"):
+        run_family(changed)
+    with pytest.raises(MembersFailed, match="1 of 2 sweeps of fam failed:\n  fam-2: .* is of another spec") as failed:
+        resume_family(tmp_path / "runs" / "fam")
+    assert failed.value.exit_code == UserError.exit_code
 
 
 def test_a_family_has_one_driver(family_file: MakeFamily, tmp_path: Path) -> None:
