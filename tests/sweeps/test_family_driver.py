@@ -195,6 +195,23 @@ def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: Make
     assert (tmp_path / "runs" / "fam-1.previous-1").is_dir()
 
 
+def test_every_protocol_is_said_with_its_rows(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
+    file = family_file({"selection.on": ["val", "test"]})
+    ran = lt_sweep("run", file)
+    as_printed, markdown = (
+        " ".join(lt_sweep("table", file, *how).stdout.split()) for how in ((), ("--markdown",))
+    )
+    assert as_printed == " ".join(ran.stdout.split())
+    for shown in (as_printed, markdown):
+        assert "val: selected on val acc_all, last epoch, mean of 2 seeds" in shown
+        assert "test: selected on test acc_all, last epoch, mean of 2 seeds" in shown
+        assert shown.count("flatter") == 1
+    assert [row["protocol"]["on"] for row in json.loads(lt_sweep("table", file, "--json").stdout)["rows"]] == [
+        "val",
+        "test",
+    ]
+
+
 def test_the_table_of_one_sweep_is_shown_again_too(
     lt_sweep: Callable[..., Ended], small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
