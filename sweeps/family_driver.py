@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lt_train.errors import LongtailError, UserError, first_line
+from lt_train.errors import LongtailError, StorageError, UserError, first_line
 from sweeps import driver
 from sweeps.crosstable import CrossTable, cross_table
 from sweeps.directory import IDENTITY, leases
@@ -68,7 +68,7 @@ def resume_family(directory: str | Path) -> CrossTable:
 def _run(family: Family, run: Callable[[SweepSpec], Result], *, fresh: bool = False) -> CrossTable:
     errors: dict[str, Exception] = {}
     with _held(family, family.name):
-        save_family(family)
+        save_family(family, failed={})
         if fresh:
             _set_aside(family)
         for number, (value, spec) in enumerate(family.members.items(), start=1):
@@ -82,6 +82,9 @@ def _run(family: Family, run: Callable[[SweepSpec], Result], *, fresh: bool = Fa
             except Exception as error:  # a bug of ours must not cost the night either
                 errors[value] = error
                 traceback.print_exc()
+            if value in errors:
+                with contextlib.suppress(StorageError):  # a full disk must not cost the others their turn
+                    save_family(family, failed={value: first_line(error) for value, error in errors.items()})
     table = cross_table(family)
     rows = [
         row.model_copy(update={"missing": f"failed: {first_line(errors[row.value])}"})

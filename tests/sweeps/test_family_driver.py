@@ -233,7 +233,49 @@ def test_failures_exit_as_a_sweep_of_their_kind_would(
     assert "fam-gone: failed" in ran.stdout
     assert "here" in ran.stdout
     state = json.loads(lt_sweep("status", tmp_path / "runs" / "fam", "--json").stdout)
-    assert (state["state"], state["note"]) == ("stopped", "1 of 2 sweeps finished")
+    assert state["state"] == "failed"
+    assert state["note"].startswith("1 of 2 sweeps finished; fam-gone failed: ")
+    assert "no.npz" in state["note"]
+    shown = lt_sweep("status", tmp_path / "runs" / "fam").stdout
+    assert "sweep fam-gone: failed" in shown
+    (tmp_path / "no.npz").write_bytes(features_file.read_bytes())
+    assert lt_sweep("resume", tmp_path / "runs" / "fam").returncode == 0
+    assert "failed" not in lt_sweep("status", tmp_path / "runs" / "fam").stdout
+
+
+def test_a_family_with_kinds_that_are_not_here_is_shown(
+    lt_sweep: Callable[..., Ended], family_file: MakeFamily, tmp_path: Path
+) -> None:
+    lt_sweep("run", family_file({"training.epochs": [1, 2]}))
+    for file in (tmp_path / "runs").glob("fam*/*.json"):
+        if file.name in ("family.json", "sweep.json"):
+            file.write_text(file.read_text().replace('"kind": "los"', '"kind": "of_a_plugin"'))
+    shown = lt_sweep("status", tmp_path / "runs" / "fam")
+    assert shown.returncode == 0, shown.stderr
+    assert "sweep fam-2: finished" in shown.stdout
+    assert lt_sweep("stop", tmp_path / "runs" / "fam").returncode == 0
+    assert "of_a_plugin" in lt_sweep("resume", tmp_path / "runs" / "fam").stderr
+
+
+@pytest.mark.parametrize("from_home", [False, True])
+def test_a_family_here_is_no_name_on_the_cluster(
+    from_home: bool,
+    lt_sweep: Callable[..., Ended],
+    family_file: MakeFamily,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, directory = family_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
+    lt_sweep("run", file)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    targets = (Path("~/fam.yaml"), Path("~/runs/fam")) if from_home else (file, directory)
+    for command, target in (("status", targets[1]), ("stop", targets[1]), ("resume", targets[1])):
+        done = lt_sweep(command, target)
+        assert done.returncode == 0, done.stderr
+    if not from_home:
+        assert lt_sweep("resume", file).returncode == 0
+    assert "127.0.0.1:1" in lt_sweep("status", "fam").stderr
 
 
 def test_plan_adds_up_and_counts_what_is_shared_once(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
