@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_train.errors import CheckpointError, DataError, LongtailError
+from lt_train.errors import CheckpointError, DataError, LongtailError, UserError
 from lt_train.features.bank import FeatureBank
 from lt_train.progress import progress
 from lt_train.storage import atomic_file
-from sweeps.cards import stage1_series
 from sweeps import directory as directories
+from sweeps.cards import stage1_series
 from sweeps.directory import SweepDirectory, check_name, known_bank, leases, left_open, load_spec, open_directory
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
@@ -130,9 +130,21 @@ def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> Feat
         known = known_bank(spec) if again else None
         bank = None if known is None else prepared_before(spec, known)
         if bank is None:
+            if gone := _gone_with_a_job(spec):
+                raise UserError(f"{error}; {gone}") from error
             raise
         _tell(f"{error}\ngoing on with the features that this sweep was started on")
         return bank
+
+
+def _gone_with_a_job(spec: SweepSpec) -> str:
+    """What to do about files that a job misses: they may have travelled with an earlier one, and gone with it."""
+    missing = [field for field, path in spec.files().items() if not Path(path).exists()]
+    if JOB_VARIABLE not in os.environ or not missing:
+        return ""
+    return (
+        f"if {' and '.join(missing)} travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
+    )
 
 
 def _tell(text: str) -> None:

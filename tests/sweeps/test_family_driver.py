@@ -23,6 +23,7 @@ from sweeps.family import Family, load_family
 from sweeps.family_driver import MembersFailed, resume_family, run_family
 from sweeps.lease import held
 from sweeps.spec import SweepSpec
+from sweeps.status import JOB_VARIABLE
 
 MakeSweep = Callable[..., SweepSpec]
 MakeFamily = Callable[..., Path]
@@ -128,9 +129,9 @@ def test_a_fresh_family_that_was_stopped_goes_on_afresh(
 def test_a_result_of_another_spec_is_no_success(family_file: MakeFamily, tmp_path: Path) -> None:
     run_family(load_family(family_file({"training.epochs": [1, 2]})))
     changed = load_family(family_file({"training.epochs": {"1": 1, "2": 3}}))
-    with pytest.raises(MembersFailed, match="fam-2: .* holds another sweep"):
+    with pytest.raises(MembersFailed, match=r"fam-2: .* holds another sweep"):
         run_family(changed)
-    with pytest.raises(MembersFailed, match="1 of 2 sweeps of fam failed:\n  fam-2: .* is of another spec") as failed:
+    with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-2: .* is of another spec") as failed:
         resume_family(tmp_path / "runs" / "fam")
     assert failed.value.exit_code == UserError.exit_code
 
@@ -198,9 +199,7 @@ def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: Make
 def test_every_protocol_is_said_with_its_rows(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
     file = family_file({"selection.on": ["val", "test"]})
     ran = lt_sweep("run", file)
-    as_printed, markdown = (
-        " ".join(lt_sweep("table", file, *how).stdout.split()) for how in ((), ("--markdown",))
-    )
+    as_printed, markdown = (" ".join(lt_sweep("table", file, *how).stdout.split()) for how in ((), ("--markdown",)))
     assert as_printed == " ".join(ran.stdout.split())
     for shown in (as_printed, markdown):
         assert "val: selected on val acc_all, last epoch, mean of 2 seeds" in shown
@@ -241,6 +240,25 @@ def test_failures_exit_as_a_sweep_of_their_kind_would(
     (tmp_path / "no.npz").write_bytes(features_file.read_bytes())
     assert lt_sweep("resume", tmp_path / "runs" / "fam").returncode == 0
     assert "failed" not in lt_sweep("status", tmp_path / "runs" / "fam").stdout
+
+
+def test_a_file_that_went_with_a_job_is_asked_for_again(
+    family_file: MakeFamily, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume on a cluster: the directory that the files of the first job travelled in is removed."""
+    monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
+    travelled = tmp_path / "job" / "features.npz"
+    family = load_family(family_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(travelled)}))
+    told = r"dataset\.path travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
+    with pytest.raises(MembersFailed, match=told) as failed:
+        run_family(family)
+    assert failed.value.exit_code == UserError.exit_code
+    with pytest.raises(MembersFailed, match=told):
+        resume_family(tmp_path / "runs" / "fam")
+    monkeypatch.delenv(JOB_VARIABLE)
+    with pytest.raises(MembersFailed) as here:
+        resume_family(tmp_path / "runs" / "fam")
+    assert "travelled" not in str(here.value)
 
 
 def test_a_family_with_kinds_that_are_not_here_is_shown(
