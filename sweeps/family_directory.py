@@ -37,7 +37,9 @@ def save_family(family: Family, failed: Mapping[str, str]) -> None:
         raise UserError(f"{directory} holds a sweep of this name; call the family something else, or move it away")
     members = {value: spec.resolved() for value, spec in family.members.items()}
     with atomic_file(directory / FAMILY) as file:
-        file.write_text(json.dumps({"across": family.across, "members": members, "failed": dict(failed)}, indent=1) + "\n")
+        file.write_text(
+            json.dumps({"across": family.across, "members": members, "failed": dict(failed)}, indent=1) + "\n"
+        )
 
 
 def load_known_family(directory: Path) -> Family:

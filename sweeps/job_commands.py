@@ -1,8 +1,8 @@
 """What the commands about running sweeps do: submit, status, logs, list, stop, resume; on a cluster, or on this disk.
 
 With `--address`, or `RAY_API_SERVER_ADDRESS` in its place, a target is a sweep's name or a job's id on that cluster;
-else, and wherever it is one, a directory of a sweep or a family here. Each function takes the parsed command line and returns the exit
-code.
+else, and wherever it is one, a directory of a sweep or a family here. Each function takes the parsed command line and
+returns the exit code.
 """
 
 from __future__ import annotations
@@ -287,9 +287,7 @@ def _directory_progress(directory: Path) -> tuple[Progress, str]:
     said = said.model_copy(update={"sweep": path.name})
     if running is not None and said.ended and not _is_of(said, running):
         note = f"the last driver ended: {said.state}"
-        said = Progress(
-            sweep=path.name, state="preparing", note=note, driver=running.who, started_ms=running.since_ms
-        )
+        said = Progress(sweep=path.name, state="preparing", note=note, driver=running.who, started_ms=running.since_ms)
     if running is None and said.state in ("running", "preparing"):
         note = f"its driver is gone; `lt-sweep resume {directory}` goes on"
         said = said.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
