@@ -16,7 +16,7 @@ import torch
 
 from lt_train.errors import UserError
 
-__all__ = ["check_device", "check_precision", "matmul_precision", "repeatable_convolutions"]
+__all__ = ["check_device", "check_precision", "exact_float32", "matmul_precision", "repeatable_convolutions"]
 
 
 def check_device(device: str) -> torch.device:
@@ -51,6 +51,23 @@ def matmul_precision(device: str, precision: Literal["float32", "tf32"]) -> Iter
         yield
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+@contextlib.contextmanager
+def exact_float32(device: str) -> Iterator[None]:
+    """Products and convolutions of float32 tensors on a CUDA device in float32, not TF32; as before afterwards."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    convolutions = cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        with matmul_precision(device, "float32"):
+            yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def check_precision(device: str, precision: Literal["float32", "bfloat16", "float16"]) -> None:

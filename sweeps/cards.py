@@ -25,9 +25,18 @@ def short_params(params: dict[str, Any]) -> str:
     parts = []
     last = [path.rpartition(".")[2] for path in params]
     for (path, value), name in zip(params.items(), last, strict=True):
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        shown = _rounded(value) if isinstance(value, float) else str(value)
         parts.append(f"{path if last.count(name) > 1 else SHORT.get(name, name)}={shown}")
     return " ".join(parts)
+
+
+def _rounded(value: float) -> str:
+    """Three digits, or as many as it takes for 0.9999 not to look like 1."""
+    for digits in range(3, 17):
+        shown = f"{value:.{digits}g}"
+        if value.is_integer() or not float(shown).is_integer():
+            break
+    return shown
 
 
 def dotted_params(spec: BaseModel) -> dict[str, Any]:

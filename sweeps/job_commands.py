@@ -165,8 +165,9 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:
         title = name.removesuffix("_ms")
+        narrowest = len("2026-11-25") if title == "started" else len(title)
         # Whole, and an id in one piece: the next command wants it.
-        table.add_column(title, overflow="fold", min_width=len(title), no_wrap=name in ("job", "state"))
+        table.add_column(title, overflow="fold", min_width=narrowest, no_wrap=name in ("job", "state"))
     for row in rows:
         table.add_row(*(Text(_shown(name, value)) for name, value in row.items()))
     Console().print(table)

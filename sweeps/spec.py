@@ -148,6 +148,7 @@ class SweepSpec(Spec):
             del document["backbone"]["checkpoint"]
         for part in ("name", "tracking", "storage", "backend"):
             del document[part]
+        document["features"] = self.features.identity()
         if self.stage1 is not None:
             document["stage1"] = self.stage1.identity()
         # How many train the backbone is in its address, and so in the fingerprint of its features.

@@ -69,6 +69,13 @@ class FeaturesSpec(Spec):
         ),
     ] = "fail"
 
+    def identity(self) -> dict[str, Any]:
+        """The spec as JSON, less what is at a default that was the only way once: sweeps of before stay known."""
+        unset = {
+            name for name in ("dtype", "unreadable") if getattr(self, name) == type(self).model_fields[name].default
+        }
+        return self.model_dump(mode="json", exclude=unset)
+
 
 def build_bank(
     dataset: DatasetSpec,

@@ -24,6 +24,7 @@ from lt_train import seeding
 from lt_train.datasets.base import Augmentation, ResizedCrop
 from lt_train.datasets.pictures import PictureFiles, Pictures, ahead, shared
 from lt_train.datasets.transform import View, apply_views, draw_views, normalise
+from lt_train.device import exact_float32
 
 __all__ = ["Done", "Extractor", "Pace", "Shard", "Workers", "in_this_process", "shards"]
 
@@ -200,7 +201,8 @@ class Extractor:
         inputs = self._changed(shard, rows, pictures.to(self.device, non_blocking=True))
         inputs = normalise(inputs, *self.normalisation).contiguous(memory_format=torch.channels_last)
         ready = _mark(self.device)
-        features = network(inputs).float()
+        with exact_float32(self.device):
+            features = network(inputs).float()
         if torch.device(self.device).type == "cuda":
             features = torch.empty(features.shape, pin_memory=True).copy_(features, non_blocking=True)
         return _Launched(features, (begun, ready, _mark(self.device)))

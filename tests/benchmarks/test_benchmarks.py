@@ -90,7 +90,7 @@ def test_every_value_has_its_raw_times(document: dict[str, Any]) -> None:
 def test_the_document_says_where_and_how_it_was_measured(document: dict[str, Any]) -> None:
     assert {"cpu", "cores", "torch", "threads", "device"} <= document["machine"].keys()
     assert document["level"] == "tiny"
-    assert document["seconds"].keys() == {"a", "b", "c", "d", "total"}
+    assert document["seconds"].keys() == {"a", "b", "c", "d", "e", "total"}
     assert document["timings"]["gemm_fraction"]["shortened"] is True
     assert [entry["shortened"] for entry in document["timings"]["large"]] == [True]
     assert len(document["timings"]["memory"]["bytes_by_lanes"]) == 4

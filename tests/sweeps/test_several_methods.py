@@ -260,5 +260,6 @@ def test_cards_say_the_method_and_its_values_by_path(several: MakeSweep, tmp_pat
 
 def test_values_whose_names_would_be_equal_are_shown_with_their_paths() -> None:
     assert short_params({"method.lr": 0.1, "method.head.scale": 12.0}) == "lr=0.1 scale=12"
+    assert short_params({"method.beta": 0.9999, "method.lr": 1e-5}) == "beta=0.9999 lr=1e-05"
     both = short_params({"method.tau": 1.0, "method.post_hoc.tau": 0.5, "method.weight_decay": 0.0})
     assert both == "method.tau=1 method.post_hoc.tau=0.5 wd=0"

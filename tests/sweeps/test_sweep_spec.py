@@ -161,6 +161,12 @@ def test_a_scheduler_is_part_of_what_decides_results(tmp_path: Path) -> None:
     assert scheduled("{kind: successive_halving, rungs: [5]}").fingerprint() != bare.fingerprint()
 
 
+def test_the_fingerprint_of_a_ready_sweep_stays_what_it_was() -> None:
+    """Else the directories of every sweep that was begun are refused; a field that is added leaves its default out."""
+    assert load_sweep(SPECS / "demo.yaml").fingerprint()[:12] == "993a6ed68d7d"
+    assert load_sweep(SPECS / "table1.yaml").fingerprint()[:12] == "9cbac57703ae"
+
+
 def test_the_fingerprint_sees_the_order_a_grid_is_walked_in(tmp_path: Path) -> None:
     head = GOOD[: GOOD.index("  trials:")] + "  sampler: grid\n  trials: 2\n"
     lr, init = "    method.lr: {choice: [1, 2]}\n", "    method.init: {choice: [warm, fresh]}\n"
