@@ -102,7 +102,7 @@ def resume(arguments: argparse.Namespace) -> int:
     from sweeps.family_directory import find_sweeps
     from sweeps.family_driver import resume_family, run_family
 
-    target = Path(arguments.target)
+    target = Path(arguments.target).expanduser()
     found = find_sweeps(target) if target.exists() else None
     if isinstance(found, Family):
         family = found  # a file may have changed since, and the sweeps' directories know

@@ -37,6 +37,7 @@ class CrossRow(_Model):
 
     value: str = Field(description="the name of what makes this member")
     sweep: str
+    protocol: Protocol | None = Field(default=None, description="what was selected on; null without a result")
     cells: dict[str, Cell] = Field(description="by method; one that failed is absent")
     missing: str = Field(default="", description="why there is no result; empty where there is one")
     notes: list[str] = Field(default=[], description="what the member's result says of its data and its failures")
@@ -48,7 +49,6 @@ class CrossTable(_Model):
     schema_: Literal[1] = Field(default=1, alias="schema")
     family: str
     across: str = Field(description="the section or dotted field that differs from row to row")
-    protocol: Protocol | None = Field(description="what was selected on; null before any member is finished")
     methods: list[str] = Field(description="the columns: baselines that are no method's own setting, then the methods")
     rows: list[CrossRow]
 
@@ -62,7 +62,6 @@ def cross_table(family: Family) -> CrossTable:
     return CrossTable(
         family=family.name,
         across=family.across,
-        protocol=results[0].protocol if results else None,
         methods=[*baselines, *methods],
         rows=[_row(value, spec.name, found[value]) for value, spec in family.members.items()],
     )
@@ -97,7 +96,7 @@ def _row(value: str, sweep: str, result: Result | str) -> CrossRow:
         )
         for name, row in rows.items()
     }
-    return CrossRow(value=value, sweep=sweep, cells=cells, notes=result.notes)
+    return CrossRow(value=value, sweep=sweep, protocol=result.protocol, cells=cells, notes=result.notes)
 
 
 def _reported(result: Result) -> dict[str, Row]:

@@ -35,6 +35,7 @@ __all__ = [
     "load_tracking",
     "open_directory",
     "running_spec",
+    "set_aside",
     "sweep_directory",
 ]
 
@@ -81,7 +82,7 @@ def leases(storage: Path) -> Path:
     return storage / CACHE / "locks"
 
 
-def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = False) -> SweepDirectory:
+def open_directory(spec: SweepSpec, bank_fingerprint: str) -> SweepDirectory:
     """The sweep's directory, made if it is new; an unfinished sweep of the same spec is continued.
 
     The caller holds the sweep's lease.
@@ -89,21 +90,12 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = Fals
     Args:
         spec: the sweep, with absolute paths (`SweepSpec.anchored`).
         bank_fingerprint: of the features that the sweep trains on.
-        fresh: move what an earlier sweep of this name left to `<name>.previous-<N>` and start over.
 
     Raises:
         UserError: the directory holds a sweep with another spec or other features, or the name is reserved.
         StorageError: it cannot be written.
     """
-    path = Path(spec.storage) / spec.name
-    if (path / FAMILY).exists():
-        raise UserError(f"{path} is a family's directory; call the sweep something else, or move it away")
-    if fresh and path.exists():
-        number = 1
-        while (previous := path.with_name(f"{spec.name}.previous-{number}")).exists():
-            number += 1
-        with writing(previous):
-            path.rename(previous)
+    path = _own_path(spec)
     identity = path / IDENTITY
     if identity.exists():
         known = _read(identity)
@@ -128,6 +120,30 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, *, fresh: bool = Fals
     with atomic_file(identity) as file:
         file.write_text(json.dumps(document, indent=1) + "\n")
     return directory
+
+
+def set_aside(spec: SweepSpec) -> None:
+    """Move what an earlier sweep of this name left to `<name>.previous-<N>`. The caller holds the sweep's lease.
+
+    Raises:
+        UserError: the directory is a family's.
+        StorageError: it cannot be moved.
+    """
+    path = _own_path(spec)
+    if not path.exists():
+        return
+    number = 1
+    while (previous := path.with_name(f"{spec.name}.previous-{number}")).exists():
+        number += 1
+    with writing(previous):
+        path.rename(previous)
+
+
+def _own_path(spec: SweepSpec) -> Path:
+    path = Path(spec.storage) / spec.name
+    if (path / FAMILY).exists():
+        raise UserError(f"{path} is a family's directory; call the sweep something else, or move it away")
+    return path
 
 
 def left_open(spec: SweepSpec) -> tuple[SweepSpec, SweepDirectory] | None:

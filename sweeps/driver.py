@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_train.errors import CheckpointError, DataError, LongtailError
+from lt_train.errors import CheckpointError, DataError, LongtailError, UserError
 from lt_train.features.bank import FeatureBank
 from lt_train.progress import progress
 from lt_train.storage import atomic_file
+from sweeps import directory as directories
 from sweeps.cards import stage1_series
 from sweeps.directory import SweepDirectory, check_name, known_bank, leases, left_open, load_spec, open_directory
 from sweeps.lease import Lease, held
@@ -36,7 +37,7 @@ from sweeps.tracking.base import Champion, SweepCard
 from sweeps.tracking.patient import PatientTracker
 from sweeps.watcher import Watcher
 
-__all__ = ["TrackingBehind", "resume", "run"]
+__all__ = ["TrackingBehind", "resume", "run", "set_aside"]
 
 
 class TrackingBehind(LongtailError):
@@ -86,8 +87,8 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
             bank = _features(spec, again, lambda text: publisher.update(note=text))
             lease.check()
             if fresh:
-                _close_left_open(spec, lease)
-            directory = open_directory(spec, bank.fingerprint, fresh=fresh)
+                set_aside(spec, lease)
+            directory = open_directory(spec, bank.fingerprint)
             publisher.directory = directory.path
             result = _search(spec, bank, directory, start, lease, publisher)
         except TrackingBehind as error:
@@ -129,9 +130,21 @@ def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> Feat
         known = known_bank(spec) if again else None
         bank = None if known is None else prepared_before(spec, known)
         if bank is None:
+            if gone := _gone_with_a_job(spec):
+                raise UserError(f"{error}; {gone}") from error
             raise
         _tell(f"{error}\ngoing on with the features that this sweep was started on")
         return bank
+
+
+def _gone_with_a_job(spec: SweepSpec) -> str:
+    """What to do about files that a job misses: they may have travelled with an earlier one, and gone with it."""
+    missing = [field for field, path in spec.files().items() if not Path(path).exists()]
+    if JOB_VARIABLE not in os.environ or not missing:
+        return ""
+    return (
+        f"if {' and '.join(missing)} travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
+    )
 
 
 def _tell(text: str) -> None:
@@ -189,13 +202,23 @@ def _search(
         ledger.close()
 
 
-def _close_left_open(spec: SweepSpec, lease: Lease) -> None:
-    """Have tracking take an earlier sweep of this name, which is about to be put aside, for stopped."""
+def set_aside(spec: SweepSpec, lease: Lease) -> None:
+    """Keep what an earlier sweep of this name left as `<name>.previous-<N>`; tracking takes it for stopped.
+
+    Args:
+        spec: the sweep, with absolute paths (`SweepSpec.anchored`).
+        lease: the sweep's.
+
+    Raises:
+        UserError: the directory is a family's.
+        StorageError: it cannot be moved.
+    """
     left = left_open(spec)
     if left is not None:
         old, directory = left
         card = _sweep_card(old, directory, known_bank(old) or "")
         PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds).interrupted()
+    directories.set_aside(spec)
 
 
 def _sweep_card(

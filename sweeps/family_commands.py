@@ -51,7 +51,7 @@ def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
     found = find_sweeps(target) or load_spec(target)
     if isinstance(found, Family):
         table = cross_table(found)
-        if table.protocol is None:
+        if all(row.protocol is None for row in table.rows):
             raise UserError(f"{target}: no sweep of {found.name} has a result yet: {table.rows[0].missing}")
         _print(table, as_json=as_json, markdown=markdown)
         return 0

@@ -6,7 +6,9 @@ Their results are in their own directories beside it. Knows families and files; 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file
@@ -14,14 +16,15 @@ from sweeps.directory import FAMILY, IDENTITY, check_name
 from sweeps.family import Family, load_file
 from sweeps.spec import SweepSpec, load_resolved
 
-__all__ = ["find_sweeps", "is_family", "load_known_family", "save_family"]
+__all__ = ["find_sweeps", "is_family", "known_members", "load_known_family", "save_family"]
 
 
-def save_family(family: Family) -> None:
+def save_family(family: Family, failed: Mapping[str, str]) -> None:
     """Write down which sweeps these are. The caller holds the family's lease.
 
     Args:
         family: with absolute paths (`Family.anchored`).
+        failed: why sweeps have failed this time, by value; one that failed early has no directory that could say so.
 
     Raises:
         UserError: its name, or a member's, is taken.
@@ -34,7 +37,9 @@ def save_family(family: Family) -> None:
         raise UserError(f"{directory} holds a sweep of this name; call the family something else, or move it away")
     members = {value: spec.resolved() for value, spec in family.members.items()}
     with atomic_file(directory / FAMILY) as file:
-        file.write_text(json.dumps({"across": family.across, "members": members}, indent=1) + "\n")
+        file.write_text(
+            json.dumps({"across": family.across, "members": members, "failed": dict(failed)}, indent=1) + "\n"
+        )
 
 
 def load_known_family(directory: Path) -> Family:
@@ -44,17 +49,29 @@ def load_known_family(directory: Path) -> Family:
         UserError: this is no family's directory, or it is damaged.
     """
     directory = directory.expanduser().resolve()
+    known, here = _read(directory), {"storage": str(directory.parent)}
+    members = {value: load_resolved(document | here) for value, document in known["members"].items()}
+    return Family(directory.name, known["across"], members)
+
+
+def known_members(directory: Path) -> dict[str, str]:
+    """The names of a family's sweeps, whose specs may name kinds that are not there, and why each has failed, or "".
+
+    Raises:
+        UserError: this is no family's directory, or it is damaged.
+    """
+    known = _read(directory.expanduser().resolve())
+    return {document["name"]: known["failed"].get(value, "") for value, document in known["members"].items()}
+
+
+def _read(directory: Path) -> dict[str, Any]:
     try:
         known = json.loads((directory / FAMILY).read_text())
-        across, members = known["across"], dict(known["members"])
+        return {"across": known["across"], "members": dict(known["members"]), "failed": dict(known.get("failed", {}))}
     except FileNotFoundError:
         raise UserError(f"{directory} is not a family's directory: it has no {FAMILY}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{directory / FAMILY} is damaged; `lt-sweep run` with the sweep file writes it anew") from None
-    here = {"storage": str(directory.parent)}
-    return Family(
-        directory.name, across, {value: load_resolved(document | here) for value, document in members.items()}
-    )
 
 
 def is_family(directory: Path) -> bool:

@@ -6,19 +6,20 @@ notebooks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lt_train.errors import LongtailError, UserError, first_line
+from lt_train.errors import LongtailError, StorageError, UserError, first_line
 from sweeps import driver
 from sweeps.crosstable import CrossTable, cross_table
 from sweeps.directory import IDENTITY, leases
 from sweeps.family import Family
 from sweeps.family_directory import load_known_family, save_family
-from sweeps.lease import held
+from sweeps.lease import Lease, held
 from sweeps.result import Result
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE
@@ -48,10 +49,10 @@ def run_family(family: Family, *, fresh: bool = False) -> CrossTable:
         Their results side by side, as `crosstable.cross_table` reads them again at any time.
 
     Raises:
-        UserError: the family's name is taken, or another driver runs it.
+        UserError: the family's name is taken, or another driver runs it; or, with `fresh`, one of its sweeps.
         MembersFailed: some sweeps failed; the others are finished. Run again.
     """
-    return _run(family.anchored(Path.cwd()), lambda spec: driver.run(spec, fresh=fresh))
+    return _run(family.anchored(Path.cwd()), driver.run, fresh=fresh)
 
 
 def resume_family(directory: str | Path) -> CrossTable:
@@ -64,10 +65,12 @@ def resume_family(directory: str | Path) -> CrossTable:
     return _run(load_known_family(Path(directory)), again)
 
 
-def _run(family: Family, run: Callable[[SweepSpec], Result]) -> CrossTable:
+def _run(family: Family, run: Callable[[SweepSpec], Result], *, fresh: bool = False) -> CrossTable:
     errors: dict[str, Exception] = {}
-    with held(leases(Path(family.storage)), family.name, job=os.environ.get(JOB_VARIABLE), told=_tell):
-        save_family(family)
+    with _held(family, family.name):
+        save_family(family, failed={})
+        if fresh:
+            _set_aside(family)
         for number, (value, spec) in enumerate(family.members.items(), start=1):
             _tell(f"{spec.name}: {number} of {len(family.members)} sweeps of {family.name}")
             try:
@@ -79,16 +82,34 @@ def _run(family: Family, run: Callable[[SweepSpec], Result]) -> CrossTable:
             except Exception as error:  # a bug of ours must not cost the night either
                 errors[value] = error
                 traceback.print_exc()
+            if value in errors:
+                with contextlib.suppress(StorageError):  # a full disk must not cost the others their turn
+                    save_family(family, failed={value: first_line(error) for value, error in errors.items()})
     table = cross_table(family)
+    rows = [
+        row.model_copy(update={"missing": f"failed: {first_line(errors[row.value])}"})
+        if row.value in errors and not row.cells
+        else row
+        for row in table.rows
+    ]
+    for row in rows:  # a resume goes by what a member's directory says, and the file may have changed since
+        if not row.cells:
+            errors.setdefault(row.value, UserError(f"{row.missing}; put it back, or start over with --fresh"))
     if errors:
-        rows = [
-            row.model_copy(update={"missing": f"failed: {first_line(errors[row.value])}"})
-            if row.value in errors and not row.cells
-            else row
-            for row in table.rows
-        ]
         raise MembersFailed(table.model_copy(update={"rows": rows}), errors)
     return table
+
+
+def _set_aside(family: Family) -> None:
+    """All members' old directories at once, before the first runs: a resume cannot tell an old one from a fresh one."""
+    with contextlib.ExitStack() as stack:
+        members = [(spec, stack.enter_context(_held(family, spec.name))) for spec in family.sweeps]
+        for spec, lease in members:
+            driver.set_aside(spec, lease)
+
+
+def _held(family: Family, name: str) -> contextlib.AbstractContextManager[Lease]:
+    return held(leases(Path(family.storage)), name, job=os.environ.get(JOB_VARIABLE), told=_tell)
 
 
 def _tell(text: str) -> None:

@@ -20,6 +20,7 @@ def as_one(name: str, members: Sequence[Progress | None], *, led: bool) -> Progr
     begun = [member for member in members if member is not None]
     finished = [member for member in begun if member.state == "finished"]
     failed = [member for member in begun if member.state == "failed"]
+    known = [member for member in begun if member.trials]
     at = next((member for member in begun if not member.ended), None)
     note = f"{len(finished)} of {len(members)} sweeps finished"
     note += "".join(f"; {member.sweep} failed: {member.note}" for member in failed)
@@ -30,6 +31,7 @@ def as_one(name: str, members: Sequence[Progress | None], *, led: bool) -> Progr
         sweep=name,
         state="running" if led else ended,
         note=note,
+        part=f"{len(known)} of {len(members)} sweeps" if len(known) < len(members) else "",
         trials_finished=sum(member.trials_finished for member in begun),
         trials_failed=sum(member.trials_failed for member in begun),
         trials_stopped=sum(member.trials_stopped for member in begun),
@@ -40,6 +42,6 @@ def as_one(name: str, members: Sequence[Progress | None], *, led: bool) -> Progr
         packs_failed=sum(member.packs_failed for member in begun),
         tracking_behind=sum(member.tracking_behind for member in begun),
         driver=at.driver if at is not None else "",
-        started_ms=min((member.started_ms for member in begun), default=0),
+        started_ms=min((member.started_ms for member in begun if member.started_ms), default=0),
         at_ms=max((member.at_ms for member in begun), default=0),
     )

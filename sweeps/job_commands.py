@@ -1,8 +1,8 @@
 """What the commands about running sweeps do: submit, status, logs, list, stop, resume; on a cluster, or on this disk.
 
 With `--address`, or `RAY_API_SERVER_ADDRESS` in its place, a target is a sweep's name or a job's id on that cluster;
-else, and wherever it is one, a sweep directory here. Each function takes the parsed command line and returns the exit
-code.
+else, and wherever it is one, a directory of a sweep or a family here. Each function takes the parsed command line and
+returns the exit code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
 from sweeps.bundle import bundled
 from sweeps.directory import IDENTITY, leases, sweep_directory
-from sweeps.family_directory import is_family, load_known_family
+from sweeps.family_directory import is_family, known_members
 from sweeps.family_progress import as_one
 from sweeps.jobs import ADDRESS_VARIABLE, GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
@@ -73,7 +73,7 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep from what its storage holds, here or on a cluster."""
-    cluster = _cluster(arguments)
+    cluster = _cluster(arguments, or_file=True)
     if cluster is None:
         from sweeps import commands
 
@@ -206,10 +206,11 @@ def stop(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cluster(arguments: argparse.Namespace) -> Cluster | None:
-    """The cluster that is meant; None for this machine's disk."""
-    here = Path(getattr(arguments, "target", "")) / IDENTITY
-    if arguments.address or (ADDRESS_VARIABLE in os.environ and not here.exists()):
+def _cluster(arguments: argparse.Namespace, *, or_file: bool = False) -> Cluster | None:
+    """The cluster that is meant; None for this machine's disk, with a sweep's or a family's directory, `or_file`."""
+    target = Path(getattr(arguments, "target", "")).expanduser()
+    here = (target / IDENTITY).exists() or is_family(target) or (or_file and target.is_file())
+    if arguments.address or (ADDRESS_VARIABLE in os.environ and not here):
         return Cluster(arguments.address)
     return None
 
@@ -285,10 +286,18 @@ def _directory_progress(directory: Path) -> tuple[Progress, str]:
     running = _driver(path)
     said = read_progress(path) or Progress(sweep=path.name, state="preparing", note="it has not said anything yet")
     said = said.model_copy(update={"sweep": path.name})
+    if running is not None and said.ended and not _is_of(said, running):
+        note = f"the last driver ended: {said.state}"
+        said = Progress(sweep=path.name, state="preparing", note=note, driver=running.who, started_ms=running.since_ms)
     if running is None and said.state in ("running", "preparing"):
         note = f"its driver is gone; `lt-sweep resume {directory}` goes on"
         said = said.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
     return said, f"{directory}" + (f", run by {running.who}" if running is not None else "")
+
+
+def _is_of(said: Progress, running: Holder) -> bool:
+    """Whether this driver said it, and not one before: while it prepares it has nowhere to write."""
+    return said.driver == running.who and said.started_ms >= running.since_ms
 
 
 def _family_progress(directory: Path) -> tuple[Progress, str]:
@@ -302,8 +311,14 @@ def _family_progress(directory: Path) -> tuple[Progress, str]:
 
 def _members(directory: Path) -> list[Progress | str]:
     """What the sweeps of a family say; one that was not begun by its name."""
-    sweeps = [Path(spec.storage) / spec.name for spec in load_known_family(directory).sweeps]
-    return [_directory_progress(place)[0] if (place / IDENTITY).exists() else place.name for place in sweeps]
+    said: list[Progress | str] = []
+    for name, failure in known_members(directory).items():
+        place = directory.expanduser().resolve().with_name(name)
+        if (place / IDENTITY).exists():
+            said.append(_directory_progress(place)[0])
+        else:
+            said.append(Progress(sweep=name, state="failed", note=failure) if failure else name)
+    return said
 
 
 def _watch(ask: Callable[[], tuple[Progress, str]], *, as_json: bool) -> int:

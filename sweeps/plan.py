@@ -133,13 +133,15 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     # Forward and weight gradient in training, forward in evaluation; two operations a product.
     image = 2 * dim * data.num_classes
     epochs, whole = sum(search.epochs for search in searches), sum(search.whole for search in searches)
+    baselines = [trial for trial in baseline_trials(spec) if trial.method.trains]
     reported = sum(search.finalist_epochs for search in searches) + sum(
-        len(trial.seeds) * trial.training.epochs for trial in baseline_trials(spec) if trial.method.trains
+        len(trial.seeds) * trial.training.epochs for trial in baselines
     )
     operations = (epochs + reported) * image * (2 * len(data.train) + val + len(data.test))
-    steps = math.ceil(len(data.train) / spec.training.batch_size) * sum(
+    pack_epochs = [
         own.run.training.epochs * (sum(map(len, own.packs)) + own.finalist_packs) for own in searches if own.whole
-    )
+    ] + [trial.training.epochs for trial in baselines]
+    steps = math.ceil(len(data.train) / spec.training.batch_size) * sum(pack_epochs)
     rates = _rates(spec, tflops)
     document, trained_on = spec.resolved(), spec.dataset.identity()
     return Plan(

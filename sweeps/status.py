@@ -57,6 +57,9 @@ class Progress(BaseModel):
     trials: int = Field(default=0, description="finished in the end")
     runs_finished: int = 0
     runs: int = 0
+    part: str = Field(
+        default="", description="what trials and runs are of, where that is not all: of a family, as sweeps"
+    )
     runs_per_second: float | None = Field(default=None, description="trained by this driver since its first trial")
     seconds_left: float | None = None
     best: Best | None = Field(default=None, description="of the search; a finalist may win over it")

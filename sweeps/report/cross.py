@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sweeps.crosstable import Cell, CrossRow, CrossTable
 from sweeps.report.cells import percent
+from sweeps.result import Protocol
 
 __all__ = ["cross_comparison", "cross_markdown"]
 
@@ -69,16 +70,25 @@ def _both(row: CrossRow, method: str) -> str:
 
 
 def _about(table: CrossTable) -> list[Text]:
-    if table.protocol is None:
-        return []
-    protocol = table.protocol
-    fresh = f", {protocol.finalists} finalists of each method on fresh seeds" if protocol.finalists else ""
-    lines = [
-        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
-        f"{protocol.seeds} seeds{fresh}",
-    ]
-    if protocol.on == "test":
-        lines.append("selected on the test set, as the paper does: these accuracies flatter")
-    if protocol.seeds > 1:
+    """A line for each protocol, with the rows that were selected by it where there are several; and what they mean."""
+    by_protocol: dict[str, list[CrossRow]] = {}
+    for row in table.rows:
+        if row.protocol is not None:
+            by_protocol.setdefault(_selected(row.protocol), []).append(row)
+    lines = []
+    for selected, rows in by_protocol.items():
+        which = f"{', '.join(row.value for row in rows)}: " if len(by_protocol) > 1 else ""
+        lines.append(which + selected)
+    protocols = [row.protocol for row in table.rows if row.protocol is not None]
+    if any(protocol.seeds > 1 for protocol in protocols):
         lines.append("intervals are over seeds of re-training: one backbone a row, one test set")
     return [Text(line) for line in lines]
+
+
+def _selected(protocol: Protocol) -> str:
+    fresh = f", {protocol.finalists} finalists of each method on fresh seeds" if protocol.finalists else ""
+    flatters = "; on the test set, as the paper does: these accuracies flatter" if protocol.on == "test" else ""
+    return (
+        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
+        f"{protocol.seeds} seeds{fresh}{flatters}"
+    )

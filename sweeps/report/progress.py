@@ -38,9 +38,10 @@ def _rows(progress: Progress, where: str) -> list[tuple[str, str]]:
             for count, what in ((progress.trials_failed, "failed"), (progress.trials_stopped, "stopped early"))
             if count
         ]
-        of = f"{progress.trials_finished} of {progress.trials} finished"
+        part = f" in {progress.part}" if progress.part else ""
+        of = f"{progress.trials_finished} of {progress.trials} finished{part}"
         rows.append(("trials", ", ".join([of, *extra])))
-        rows.append(("runs", f"{progress.runs_finished} of {progress.runs}"))
+        rows.append(("runs", f"{progress.runs_finished} of {progress.runs}{part}"))
     if progress.winner:
         rows.append(("winner", progress.winner))
     elif progress.best is not None:

@@ -19,6 +19,7 @@ import yaml
 from support.ledgers import pack_lines
 
 import sweeps.cli
+from sweeps.plan import plan
 from sweeps.spec import SweepSpec
 
 SPECS = Path(__file__).parents[2] / "sweeps" / "specs"
@@ -249,6 +250,17 @@ def test_plan_says_what_a_pack_holds_and_what_a_scheduler_saves(
     refused = lt_sweep("plan", file)
     assert refused.returncode == 2
     assert "resources.memory_per_pack is 30 KiB, too little for two trials of 2 seeds" in refused.stderr
+
+
+def test_on_a_gpu_the_steps_of_baselines_take_time_too(small_sweep: MakeSweep):
+    """Small packs cost a GPU their steps: 0.5 ms each."""
+    alone, beside = (
+        plan(small_sweep(resources={"gpus_per_pack": 1}, baselines=baselines, selection={"seeds": 2}))
+        for baselines in ([{"kind": "vanilla"}], [{"kind": "vanilla"}, {"kind": "ce"}])
+    )
+    packs, more = alone.packs - 1, beside.packs - alone.packs
+    assert more == 1
+    assert beside.train_seconds == pytest.approx(alone.train_seconds * (packs + more) / packs)
 
 
 def test_plan_notes_what_keeps_trials_out_of_one_anothers_packs(

@@ -17,12 +17,13 @@ import sweeps
 import sweeps.cli
 from lt_train.errors import UserError
 from sweeps.crosstable import CrossTable, cross_table
-from sweeps.directory import leases
+from sweeps.directory import leases, sweep_directory
 from sweeps.driver import run
 from sweeps.family import Family, load_family
 from sweeps.family_driver import MembersFailed, resume_family, run_family
 from sweeps.lease import held
 from sweeps.spec import SweepSpec
+from sweeps.status import JOB_VARIABLE
 
 MakeSweep = Callable[..., SweepSpec]
 MakeFamily = Callable[..., Path]
@@ -102,6 +103,39 @@ def test_a_member_without_a_winner_has_failed(family_file: MakeFamily) -> None:
     assert [list(row.cells) for row in failed.value.table.rows] == [["vanilla"], ["vanilla", "ce"]]
 
 
+def test_a_fresh_family_that_was_stopped_goes_on_afresh(
+    family_file: MakeFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, runs = load_family(family_file({"training.epochs": [1, 2]})), tmp_path / "runs"
+    run_family(family)
+    before = {name: sweep_directory(runs / name).sweep_id for name in ("fam-1", "fam-2")}
+    with held(leases(runs), "fam-2"), pytest.raises(UserError, match="sweep fam-2 is being run by"):
+        run_family(family, fresh=True)
+    assert not (runs / "fam-1.previous-1").exists(), "nothing is touched where somebody is at work"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_once:
+        at_once.setattr("sweeps.driver.run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_family(family, fresh=True)
+    resume_family(runs / "fam")
+    for name, sweep_id in before.items():
+        assert sweep_directory(runs / f"{name}.previous-1").sweep_id == sweep_id
+        assert sweep_directory(runs / name).sweep_id != sweep_id
+
+
+def test_a_result_of_another_spec_is_no_success(family_file: MakeFamily, tmp_path: Path) -> None:
+    run_family(load_family(family_file({"training.epochs": [1, 2]})))
+    changed = load_family(family_file({"training.epochs": {"1": 1, "2": 3}}))
+    with pytest.raises(MembersFailed, match=r"fam-2: .* holds another sweep"):
+        run_family(changed)
+    with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-2: .* is of another spec") as failed:
+        resume_family(tmp_path / "runs" / "fam")
+    assert failed.value.exit_code == UserError.exit_code
+
+
 def test_a_family_has_one_driver(family_file: MakeFamily, tmp_path: Path) -> None:
     family = load_family(family_file({"training.epochs": [1, 2]}))
     with (
@@ -162,6 +196,21 @@ def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: Make
     assert (tmp_path / "runs" / "fam-1.previous-1").is_dir()
 
 
+def test_every_protocol_is_said_with_its_rows(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
+    file = family_file({"selection.on": ["val", "test"]})
+    ran = lt_sweep("run", file)
+    as_printed, markdown = (" ".join(lt_sweep("table", file, *how).stdout.split()) for how in ((), ("--markdown",)))
+    assert as_printed == " ".join(ran.stdout.split())
+    for shown in (as_printed, markdown):
+        assert "val: selected on val acc_all, last epoch, mean of 2 seeds" in shown
+        assert "test: selected on test acc_all, last epoch, mean of 2 seeds" in shown
+        assert shown.count("flatter") == 1
+    assert [row["protocol"]["on"] for row in json.loads(lt_sweep("table", file, "--json").stdout)["rows"]] == [
+        "val",
+        "test",
+    ]
+
+
 def test_the_table_of_one_sweep_is_shown_again_too(
     lt_sweep: Callable[..., Ended], small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
@@ -183,7 +232,68 @@ def test_failures_exit_as_a_sweep_of_their_kind_would(
     assert "fam-gone: failed" in ran.stdout
     assert "here" in ran.stdout
     state = json.loads(lt_sweep("status", tmp_path / "runs" / "fam", "--json").stdout)
-    assert (state["state"], state["note"]) == ("stopped", "1 of 2 sweeps finished")
+    assert state["state"] == "failed"
+    assert state["note"].startswith("1 of 2 sweeps finished; fam-gone failed: ")
+    assert "no.npz" in state["note"]
+    shown = lt_sweep("status", tmp_path / "runs" / "fam").stdout
+    assert "sweep fam-gone: failed" in shown
+    (tmp_path / "no.npz").write_bytes(features_file.read_bytes())
+    assert lt_sweep("resume", tmp_path / "runs" / "fam").returncode == 0
+    assert "failed" not in lt_sweep("status", tmp_path / "runs" / "fam").stdout
+
+
+def test_a_file_that_went_with_a_job_is_asked_for_again(
+    family_file: MakeFamily, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume on a cluster: the directory that the files of the first job travelled in is removed."""
+    monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
+    travelled = tmp_path / "job" / "features.npz"
+    family = load_family(family_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(travelled)}))
+    told = r"dataset\.path travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
+    with pytest.raises(MembersFailed, match=told) as failed:
+        run_family(family)
+    assert failed.value.exit_code == UserError.exit_code
+    with pytest.raises(MembersFailed, match=told):
+        resume_family(tmp_path / "runs" / "fam")
+    monkeypatch.delenv(JOB_VARIABLE)
+    with pytest.raises(MembersFailed) as here:
+        resume_family(tmp_path / "runs" / "fam")
+    assert "travelled" not in str(here.value)
+
+
+def test_a_family_with_kinds_that_are_not_here_is_shown(
+    lt_sweep: Callable[..., Ended], family_file: MakeFamily, tmp_path: Path
+) -> None:
+    lt_sweep("run", family_file({"training.epochs": [1, 2]}))
+    for file in (tmp_path / "runs").glob("fam*/*.json"):
+        if file.name in ("family.json", "sweep.json"):
+            file.write_text(file.read_text().replace('"kind": "los"', '"kind": "of_a_plugin"'))
+    shown = lt_sweep("status", tmp_path / "runs" / "fam")
+    assert shown.returncode == 0, shown.stderr
+    assert "sweep fam-2: finished" in shown.stdout
+    assert lt_sweep("stop", tmp_path / "runs" / "fam").returncode == 0
+    assert "of_a_plugin" in lt_sweep("resume", tmp_path / "runs" / "fam").stderr
+
+
+@pytest.mark.parametrize("from_home", [False, True])
+def test_a_family_here_is_no_name_on_the_cluster(
+    from_home: bool,
+    lt_sweep: Callable[..., Ended],
+    family_file: MakeFamily,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, directory = family_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
+    lt_sweep("run", file)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    targets = (Path("~/fam.yaml"), Path("~/runs/fam")) if from_home else (file, directory)
+    for command, target in (("status", targets[1]), ("stop", targets[1]), ("resume", targets[1])):
+        done = lt_sweep(command, target)
+        assert done.returncode == 0, done.stderr
+    if not from_home:
+        assert lt_sweep("resume", file).returncode == 0
+    assert "127.0.0.1:1" in lt_sweep("status", "fam").stderr
 
 
 def test_plan_adds_up_and_counts_what_is_shared_once(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:

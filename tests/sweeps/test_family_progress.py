@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sweeps.family_progress import as_one
+from sweeps.report.progress import as_line
 from sweeps.status import Progress
 
 DONE = Progress(sweep="fam-a", state="finished", trials=4, trials_finished=4, runs=9, runs_finished=9, started_ms=5)
@@ -18,6 +19,14 @@ def test_a_family_under_way() -> None:
     assert (one.started_ms, one.at_ms) == (5, 9)
     assert one.note == "1 of 3 sweeps finished; at fam-b: pack 2"
     assert as_one("fam", [DONE, None], led=True).state == "running", "between two sweeps too"
+
+
+def test_counts_of_some_sweeps_do_not_pass_for_those_of_all() -> None:
+    some = as_one("fam", [DONE, FAILED, None], led=True)
+    assert "trials 4 of 4 finished in 1 of 3 sweeps" in as_line(some)
+    assert "runs 9 of 9 in 1 of 3 sweeps" in as_line(some)
+    assert some.started_ms == 5
+    assert "trials 8 of 8 finished; " in as_line(as_one("fam", [DONE, DONE], led=False))
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,40 @@ def test_a_directory_that_is_no_sweep_is_told(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == f"no sweeps in {tmp_path}\n"
 
 
+def test_an_end_before_the_driver_at_work_is_not_its_own(
+    small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "runs" / "small"
+    sweeps.run(small_sweep(search={"trials": 1}))
+
+    def ask(*how: str) -> dict[str, object]:
+        assert main(["status", str(directory), "--json", *how]) == 0
+        found: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    assert ask()["state"] == "finished"
+    with contextlib.ExitStack() as lease:
+        again = lease.enter_context(held(leases(tmp_path / "runs"), "small"))
+        said = ask()
+        assert (said["state"], said["driver"], said["winner"]) == ("preparing", again.who, "")
+        assert said["note"] == "the last driver ended: finished"
+        looked = []
+
+        def look_again(_: float) -> None:
+            looked.append(1)
+            lease.close()
+
+        with monkeypatch.context() as patched:
+            patched.setattr("sweeps.job_commands.time.sleep", look_again)
+            assert ask("--watch")["state"] == "finished"
+        assert looked, "the watch did not end while a driver was preparing"
+    own = {"driver": again.who, "started_ms": 2**50}
+    file = directory / "progress.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    with held(leases(tmp_path / "runs"), "small"):
+        assert ask()["state"] == "finished", "and is about to let go of the lease"
+
+
 def recorded(directory: Path, spec: dict[str, object]) -> Path:
     directory.mkdir(parents=True)
     known = {"sweep_id": "a", "started_ms": 1, "spec_fingerprint": "b", "bank_fingerprint": "c", "spec": spec}
