@@ -133,6 +133,16 @@ def test_a_class_must_keep_a_picture_and_a_set_one(make: Make, root: Path) -> No
         make(tests, unreadable="skip")
 
 
+def test_pictures_that_came_back_are_read_where_the_extraction_goes_on(make: Make, root: Path) -> None:
+    whole = make(store="whole", unreadable="skip")
+    with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training picture.* none: 2"):
+        make(lambda: (root / "train/owl").rename(root / "gone"), unreadable="skip")
+    (root / "gone").rename(root / "train/owl")
+    bank = make(unreadable="skip")
+    assert torch.equal(bank.train_features, whole.train_features)
+    assert bank.notes == whole.notes
+
+
 def test_a_disk_that_fails_is_no_reason_to_leave_pictures_out(make: Make, root: Path) -> None:
     def a_folder_in_its_place() -> None:
         (root / "train/crow/02.jpg").unlink()
