@@ -143,8 +143,9 @@ class Partial:
         try:
             self._list()
         finally:
-            for file in (*self._files.values(), self._journal):
-                file.close()
+            with writing(self.path):  # what a full disk did not take, closing the journal writes again
+                for file in (*self._files.values(), self._journal):
+                    file.close()
 
     @property
     def pictures(self) -> int:
