@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+from torch.nn.utils import parametrize
+
 from lt_train.backbones.base import BackboneSpec, Frozen
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.errors import CheckpointError
@@ -30,10 +33,12 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
         if source.checkpoint is None:
             raise CheckpointError(f"backbone {source.kind} has no weights; give it a checkpoint")
         if (frozen := source.read_checkpoint(picture_shape)) is not None:
+            _settle(frozen.network)
             return frozen
         source = Path(source.checkpoint)
     path = source.expanduser()
     classifier, about = load_checkpoint(path)
+    _settle(classifier.backbone)
     return Frozen(
         network=classifier.backbone,
         feature_dim=classifier.feature_dim,
@@ -46,3 +51,12 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
         remedy="train one on this dataset with `lt-train backbone`",
         record={name: about[name] for name in ("recipe", "seed", "accuracy", "curve") if name in about},
     )
+
+
+def _settle(network: nn.Module) -> None:
+    """Put what parametrizations make of weights in their place: they are frozen, and so the network can travel."""
+    network.eval()  # in training, some change with every look at them
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)

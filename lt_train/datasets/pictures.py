@@ -35,6 +35,7 @@ __all__ = [
     "Readable",
     "Source",
     "ahead",
+    "decode_threads",
     "probe",
     "read_ahead",
     "shared",
@@ -354,7 +355,20 @@ def _pieces(count: int, length: int) -> list[range]:
     return [range(start, min(start + length, count)) for start in range(0, count, length)]
 
 
+def decode_threads(count: int) -> None:
+    """Decode in `count` threads from now on: a process that shares its machine must not take every core."""
+    global _wanted
+    if count != _wanted:
+        _wanted = count
+        _pool.cache_clear()  # whoever is at work with it keeps it as long
+
+
+_wanted: int | None = None
+
+
 def _threads() -> int:
+    if _wanted is not None:
+        return _wanted
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

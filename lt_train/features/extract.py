@@ -8,6 +8,7 @@ Shapes: V training views, A test views, N pictures, C channels, H x W pixels, D 
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,11 +22,11 @@ from lt_train.backbones.frozen import load_frozen
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PictureData
 from lt_train.datasets.listing import told
 from lt_train.datasets.pictures import PictureFiles, Pictures
-from lt_train.errors import CheckpointError, DataError, UserError
+from lt_train.errors import CheckpointError, DataError, StorageError, UserError
 from lt_train.explain import named
 from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, map_set, write_bank
 from lt_train.features.partial import Partial, SetShape, alone
-from lt_train.features.shards import Extractor, Pace, Workers, in_this_process, shards
+from lt_train.features.shards import Done, Extractor, Pace, Workers, in_this_process, shards
 from lt_train.registry import Spec
 
 __all__ = ["FeaturesSpec", "Report", "build_bank"]
@@ -115,7 +116,8 @@ def build_bank(
         DataError: the dataset cannot be loaded, or a picture cannot be read.
         CheckpointError: no checkpoint where one is needed, a damaged one, or one for other classes or channels.
         UserError: a checkpoint for a dataset that brings features.
-        StorageError: the bank could not be written; what was extracted is kept for the next call.
+        StorageError: the bank could not be written, or a machine of `workers` lacks pictures that are here; what was
+            extracted is kept for the next call.
     """
     data = dataset.load() if data is None else data
     if isinstance(data, FeatureData):
@@ -189,6 +191,7 @@ def _extract(
     wanted = shards(partial.missing(), extractor.batch_size * at_once)
     begun = time.perf_counter()
     for number, done in enumerate(workers(extractor, wanted), start=1):
+        _refuse_lacking_machine(extractor, done)
         if done.unreadable and unreadable == "fail":
             raise DataError(
                 f"{told({done.shard.part: _names(extractor.parts[done.shard.part], done.unreadable)})}; mend or remove "
@@ -202,6 +205,17 @@ def _extract(
             pace.wall = time.perf_counter() - begun
             note = "; ".join(filter(None, (note, str(pace))))
         report(partial.pictures, total, note)
+
+
+def _refuse_lacking_machine(extractor: Extractor, done: Done) -> None:
+    """Refuse what says nothing of the pictures: they can be read here, and could not where the shard was done."""
+    if (row := extractor.readable(done)) is not None:
+        ((name, why),) = _names(extractor.parts[done.shard.part], {row: done.unreadable[row]}).items()
+        raise StorageError(
+            f"picture {name} could not be read on {done.host} ({why}), and can be on {socket.gethostname()}; every "
+            "machine must have all pictures under the same path: see to that and run the same command again, what is "
+            "done is kept"
+        )
 
 
 def _finished(

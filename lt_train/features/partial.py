@@ -143,8 +143,9 @@ class Partial:
         try:
             self._list()
         finally:
-            for file in (*self._files.values(), self._journal):
-                file.close()
+            with writing(self.path):  # what a full disk did not take, closing the journal writes again
+                for file in (*self._files.values(), self._journal):
+                    file.close()
 
     @property
     def pictures(self) -> int:
@@ -243,14 +244,18 @@ class Partial:
             sync(self.path)
 
     def _read_journal(self) -> None:
-        """Take in what is listed; a line that a kill cut short says nothing, and is cut off."""
+        """Take in what is listed; a line that a kill cut short says nothing, and is cut off.
+
+        Shards with pictures that could not be read are done again: by now those may be there, or mended.
+        """
         file = self.path / _JOURNAL
         content = file.read_bytes() if file.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(file, len(whole))
         for line in whole.decode().splitlines():
-            self._take(json.loads(line))
+            if not (entry := json.loads(line))["unreadable"]:
+                self._take(entry)
 
     def _note(self, entry: dict[str, Any]) -> None:
         self._take(entry)

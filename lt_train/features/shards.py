@@ -7,6 +7,7 @@ knows a frozen network and pictures; nothing of labels, files or banks. Shapes: 
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -48,12 +49,14 @@ class Done:
         unreadable: why, by row of the part.
         seconds: spent waiting for pictures to be decoded (`decode`), on taking them to the device, cropping and
             normalising (`transfer`), and in the network (`forward`).
+        host: the machine that did it.
     """
 
     shard: Shard
     features: NDArray[np.float32]
     unreadable: Mapping[int, str]
     seconds: Mapping[str, float]
+    host: str = field(default_factory=socket.gethostname)
 
 
 Workers = Callable[["Extractor", Sequence[Shard]], Iterator[Done]]
@@ -192,6 +195,11 @@ class Extractor:
                 yield from filling.take(*launched.popleft())
         while launched:
             yield from filling.take(*launched.popleft())
+
+    def readable(self, done: Done) -> int | None:
+        """The first row of a shard that could not be read where it was done, and can be read here."""
+        rows = (slice(row, row + 1) for row in sorted(done.unreadable))
+        return next((one.start for one in rows if not self._read(done.shard, one)[1]), None)
 
     @torch.inference_mode()
     def _launch(self, shard: Shard, rows: slice, pictures: Tensor) -> _Launched:

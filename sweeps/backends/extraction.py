@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lt_train.datasets.pictures import decode_threads
 from lt_train.errors import LongtailError, first_line
 from lt_train.features.shards import Done, Extractor, Shard, Workers
 
@@ -68,12 +69,13 @@ def _told(error: BaseException) -> LongtailError:
 
 
 class _Worker:
-    """Runs shards in an actor, whose threads of torch are those that the extractor asks for."""
+    """Runs shards in an actor, whose threads, of torch and to decode, are those that the extractor asks for."""
 
     def __init__(self, extractor: Any, wanted: list[Shard]) -> None:
         import ray
 
         self.extractor: Extractor = ray.get(extractor)
+        decode_threads(self.extractor.threads)
         self.wanted = wanted
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.datasets.base import DatasetSpec, PictureData
-from lt_train.datasets.pictures import PictureFiles
+from lt_train.datasets.pictures import PictureFiles, decode_threads
 from lt_train.errors import DataError, LongtailError, UserError, first_line
 from lt_train.stage1.train import Report, resume_file, train_backbone
 from lt_train.storage import atomic_file
@@ -109,6 +109,7 @@ def _work(config: dict[str, Any]) -> None:
     if ray.get(keeper.over.remote()):  # to start again would not help
         return
     torch.set_num_threads(config["threads"])
+    decode_threads(config["threads"])
     first = train.get_context().get_world_rank() == 0
     with tempfile.TemporaryDirectory(prefix="lt-sweep-stage1-") as place, _told_to_stop(keeper) as stop:
         out = Path(place) / "checkpoint"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-__all__ = ["CLASSIFIERS", "Heads", "Ride", "Tiny", "no_model"]
+__all__ = ["CLASSIFIERS", "Heads", "Parametrized", "Ride", "Tiny", "no_model"]
 
 
 class Scaled(nn.Linear):
@@ -105,6 +105,15 @@ class Tiny(nn.Module):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         features = self.hidden(self.backbone(pictures))
         return {"logits": self.times * self.classifier(*[features] * self.inputs)}
+
+
+class Parametrized(Tiny):
+    """Weights that are made anew at every look at them, of the hidden layers and of the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__("weight_norm")
+        nn.utils.parametrizations.weight_norm(self.backbone[0])
+        nn.utils.parametrizations.spectral_norm(self.hidden)
 
 
 class Ride(nn.Module):

@@ -4,7 +4,7 @@ What is refused is in `test_imported_refused`, heads of several layers and of co
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from support.imported import (
     warm_logits,
     write_arrays,
 )
-from support.their_models import Tiny
+from support.their_models import Parametrized, Tiny
 from torch import nn
 
 from lt_train.backbones.base import parse_backbone
@@ -33,6 +33,7 @@ from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
 from lt_train.errors import CheckpointError
 from lt_train.features.bank import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.shards import Done, Extractor, Shard
 from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.train import train_backbone
 
@@ -197,3 +198,19 @@ def test_a_torchvision_model_without_a_checkpoint_is_trained_for_the_classes_of_
     assert document["num_classes"] == 10
     assert classifier.head.weight.shape == (10, 512)
     assert not [name for name in classifier.state_dict() if "fc" in name], "its own classifier, for 1000, is gone"
+
+
+def test_a_parametrized_model_travels_and_gives_its_own_output(
+    small: DatasetSpec, tmp_path: Path, allowed: str
+) -> None:
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    model = save_theirs(Parametrized(), tmp_path)
+    file = str(tmp_path / "theirs.safetensors")
+    backbone = parse_backbone({"kind": "imported", "factory": "support.their_models:Parametrized", "checkpoint": file})
+
+    def elsewhere(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+        travelled: Extractor = cloudpickle.loads(cloudpickle.dumps(extractor))
+        return travelled.run(wanted)
+
+    bank = open_bank(build_bank(small, backbone, FeaturesSpec(test_flip=False), tmp_path / "banks", workers=elsewhere))
+    assert torch.equal(warm_logits(bank), own_output(model, small))

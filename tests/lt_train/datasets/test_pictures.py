@@ -1,7 +1,10 @@
 """Pictures in files: decoded as torchvision does it, the same from files and memory, and what is no picture is told."""
 
 import io
+import os
 import pickle
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from torchvision.transforms import v2
 from lt_train.datasets.base import Labelled
 from lt_train.datasets.decoding import Decoding
 from lt_train.datasets.longtail import take
-from lt_train.datasets.pictures import Files, PictureFiles, probe, read_ahead
+from lt_train.datasets.pictures import Files, PictureFiles, decode_threads, probe, read_ahead
 from lt_train.errors import DataError
 
 RANDOM = np.random.default_rng(3)
@@ -161,6 +164,35 @@ def test_reading_ahead_may_be_left_early_and_tells_what_broke(tmp_path: Path, pi
     (tmp_path / "4.jpg").unlink()
     with pytest.raises(DataError, match=r"picture 4\.jpg cannot be decoded \(missing\).*data check"):
         list(read_ahead(pictures, batches))
+
+
+@pytest.fixture
+def as_many_threads_as_before() -> Iterator[None]:
+    yield
+    decode_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_threads_decode_as_were_asked_for(
+    pictures: PictureFiles, as_many_threads_as_before: None, count: int
+) -> None:
+    together, seen = threading.Barrier(count), set[int]()
+
+    class Watched:
+        names = pictures.names[:6]
+
+        def read(self, index: int) -> bytes:
+            together.wait(60)  # breaks where fewer are there
+            seen.add(threading.get_ident())
+            return pictures.source.read(index)
+
+        def ends(self, index: int) -> tuple[int, bytes, bytes]:
+            return pictures.source.ends(index)
+
+    decode_threads(count)
+    watched = PictureFiles(Watched(), pictures.decoding, np.zeros(6, dtype=np.int64))
+    assert torch.equal(watched[:], pictures[:6])
+    assert len(seen) == count
 
 
 def test_what_is_wrong_is_told_of_each(tmp_path: Path) -> None:

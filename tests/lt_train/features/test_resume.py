@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lt_train.features import extract, partial
 from lt_train.features.bank import open_bank
 from lt_train.features.extract import build_bank
 from lt_train.features.partial import alone
+from lt_train.features.shards import Done, Extractor, Shard
 from lt_train.tensor_file import allocate, tensor_offsets
 
 
@@ -178,6 +180,26 @@ def test_a_disk_without_room_for_all_is_told_before_anything_is_extracted(
         build_bank(DIGITS, checkpoint, FEATURES, disk, report=lambda done, *_: said.append(done))
     assert said == []
     assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_others_fill_meanwhile_is_told_and_gone_on_with(
+    checkpoint: Path, tmp_path: Path, small_disk: Callable[[str], Path]
+) -> None:
+    """The list of what was done no longer fits, nor does what closing it writes again."""
+    expected, _ = told(checkpoint, tmp_path / "undisturbed")
+    disk = small_disk("4m")
+    others = disk / "others"
+
+    def fill(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+        with contextlib.suppress(OSError), others.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**12))
+        return extractor.run(wanted)
+
+    with pytest.raises(StorageError, match=r"cannot write .*\.partial: the disk is full; free some space"):
+        told(checkpoint, disk, workers=fill)
+    others.unlink()
+    assert bytes_of(told(checkpoint, disk)[0]) == bytes_of(expected)
 
 
 def test_a_bank_is_not_copied_where_the_disk_gives_a_file_two_names(

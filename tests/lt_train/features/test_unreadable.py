@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from support.pictures import encoded, write_tree
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.errors import DataError, StorageError
 from lt_train.features.bank import FeatureBank, open_bank
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import FeaturesSpec, Report, build_bank
+from lt_train.features.shards import Done, Extractor, Shard, Workers, in_this_process
 
 TREE = {"train": {"auk": 9, "crow": 6, "owl": 3}, "val": {"auk": 2, "crow": 2, "owl": 2}}
 
@@ -33,15 +35,26 @@ def make(root: Path, tmp_path: Path) -> Make:
     """The bank of the tree; `spoil` is done to it after it was looked at and before it is extracted."""
     checkpoint = write_checkpoint(tmp_path / "stage1.safetensors", channels=3, classes=3)
 
-    def bank(spoil: Callable[[], Any] = lambda: None, in_memory: int = 0, store: str = "banks", **spec: Any) -> Any:
-        dataset = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
+    def bank(
+        spoil: Callable[[], Any] = lambda: None,
+        in_memory: int = 0,
+        store: str = "banks",
+        dataset: dict[str, Any] | None = None,
+        workers: Workers = in_this_process,
+        report: Report | None = None,
+        **spec: Any,
+    ) -> Any:
+        folder = {"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory}
+        parsed = parse_dataset(folder | (dataset or {}))
         if in_memory:
             spoil()
-        data = dataset.load()
+        data = parsed.load()
         if not in_memory:
             spoil()
         features = FeaturesSpec(**({"views": 2, "batch_size": 4} | spec))
-        return open_bank(build_bank(dataset, checkpoint, features, tmp_path / store, data=data))
+        return open_bank(
+            build_bank(parsed, checkpoint, features, tmp_path / store, data=data, workers=workers, report=report)
+        )
 
     return bank
 
@@ -131,6 +144,44 @@ def test_a_class_must_keep_a_picture_and_a_set_one(make: Make, root: Path) -> No
         (root / f"train/owl/{number:02}.jpg").write_bytes(encoded(2, number))
     with pytest.raises(DataError, match=r"test must have pictures that can be read, and has none"):
         make(tests, unreadable="skip")
+
+
+def test_pictures_that_came_back_are_read_where_the_extraction_goes_on(make: Make, root: Path) -> None:
+    whole = make(store="whole", unreadable="skip")
+    with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training picture.* none: 2"):
+        make(lambda: (root / "train/owl").rename(root / "gone"), unreadable="skip")
+    (root / "gone").rename(root / "train/owl")
+    bank = make(unreadable="skip")
+    assert torch.equal(bank.train_features, whole.train_features)
+    assert bank.notes == whole.notes
+
+
+@pytest.mark.parametrize("unreadable", ["fail", "skip"])
+@pytest.mark.parametrize("augmentation", [{"pad": 1, "flip": True}, "resized_crop"], ids=["pad_crop", "resized_crop"])
+def test_a_machine_without_the_pictures_leaves_none_out(
+    make: Make, root: Path, unreadable: str, augmentation: Any
+) -> None:
+    """It says of all of them that they are missing; here they are."""
+    augmented = {"augmentation": augmentation}
+    whole = make(store="whole", dataset=augmented, unreadable=unreadable)
+
+    def lacking(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+        done = list(extractor.run(wanted[:2]))
+        root.rename(root.with_name("not mounted"))
+        done += extractor.run(wanted[2:])
+        root.with_name("not mounted").rename(root)
+        return (dataclasses.replace(one, host="node-7") for one in done)
+
+    with pytest.raises(
+        StorageError,
+        match=r"picture train/auk/00\.jpg could not be read on node-7 \(missing\), and can be on .*must have all pict",
+    ):
+        make(workers=lacking, dataset=augmented, unreadable=unreadable)
+    said: list[tuple[int, int, str]] = []
+    bank = make(dataset=augmented, unreadable=unreadable, report=lambda *one: said.append(one))
+    assert said[0][2] == "resumed after 18 of 60 pictures"
+    assert torch.equal(bank.train_features, whole.train_features)
+    assert bank.notes == whole.notes
 
 
 def test_a_disk_that_fails_is_no_reason_to_leave_pictures_out(make: Make, root: Path) -> None:
