@@ -146,9 +146,6 @@ def test_more_workers_than_a_local_ray_has_room_for_are_refused(capsys: pytest.C
     _check_room(2, {"CPU": 1}, local=True)
 
 
-def test_a_backend_of_one_process_refuses_several(tmp_path: Path, small_sweep: Callable[..., SweepSpec]):
+def test_a_backend_of_one_process_refuses_several(small_sweep: Callable[..., SweepSpec]):
     with pytest.raises(UserError, match="stage1_workers: must be 1 with backend inline, which is this process alone"):
         small_sweep(resources={"stage1_workers": 2})
-    inline = backend_kinds()["inline"].model_validate({"kind": "inline"})
-    with pytest.raises(UserError, match=r"resources\.stage1_workers must be 1 with backend inline"):
-        inline.train_backbone(job(CNN), tmp_path / "out", workers=2, cpus=1, gpus=0, report=lambda *said: None)
