@@ -100,7 +100,8 @@ def train_backbone(
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(classifier, data, recipe, seed, device, ranks)
     state = StateFile(resume_file(out), _identity(data, backbone, recipe, seed, ranks))
-    report(training.epoch, recipe.epochs, _resume(training, state))
+    note = _resume(training, state)
+    report(training.epoch, recipe.epochs, note)
     with repeatable_convolutions(device), _interrupts(stop) as stopping:
         _run(training, state, report, stopping, save_every, saved or (lambda file: None))
     if ranks.first:
