@@ -89,9 +89,9 @@ def train_backbone(
     check_output(out)
     ranks = Ranks(device)
     _check_recipe(recipe, data, device, ranks)
-    for part in (data.train.inputs, data.test.inputs):
-        if isinstance(part, PictureFiles):
-            part.refuse_unreadable()
+    for part in (data.train, data.test, data.val if recipe.val_every else None):
+        if part is not None and isinstance(part.inputs, PictureFiles):
+            part.inputs.refuse_unreadable()
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())
@@ -209,9 +209,10 @@ def _check_recipe(recipe: RecipeSpec, data: PictureData, device: str, ranks: Ran
 
 def _check_pictures(classifier: Classifier, data: PictureData) -> None:
     """Refuse pictures that the backbone does not take, before there is anything to lose."""
+    pictures = normalise(data.train.inputs[:2], data.mean, data.std)  # one that is damaged is not the backbone's fault
     try:
         with torch.inference_mode():
-            classifier.eval()(normalise(data.train.inputs[:2], data.mean, data.std))
+            classifier.eval()(pictures)
     except Exception as error:  # whatever the network's own code raises
         size = " x ".join(map(str, data.train.inputs.shape[1:]))
         raise UserError(
