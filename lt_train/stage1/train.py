@@ -232,7 +232,7 @@ def _identity(data: PictureData, backbone: BackboneSpec, recipe: RecipeSpec, see
             "std": data.std,
             "augmentation": data.augmentation.model_dump(),
             "backbone": backbone.model_dump(mode="json", exclude={"checkpoint"}),
-            "recipe": recipe.identity(),
+            "recipe": recipe.identity(workers=ranks.count),
             "seed": seed,
             "ranks": ranks.count,
         }
