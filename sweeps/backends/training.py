@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lt_train.datasets.base import DatasetSpec, PictureData
-from lt_train.datasets.pictures import PictureFiles
 from lt_train.errors import DataError, LongtailError, UserError, first_line
 from lt_train.stage1.train import Report, resume_file, train_backbone
 from lt_train.storage import atomic_file
@@ -159,14 +160,15 @@ def _told_to_stop(keeper: Any) -> Iterator[Any]:
 
 
 class _Pictures:
-    """The pictures of a job as they travel: through the object store those in memory, by their names those in files."""
+    """The pictures of a job as they travel: through the object store where all are in memory, else by their names."""
 
     def __init__(self, data: PictureData) -> None:
         import ray
 
         parts = (data.train, data.val, data.test)
-        in_files = any(part is not None and isinstance(part.inputs, PictureFiles) for part in parts)
-        self.stored = None if in_files else ray.put(data)
+        inputs = [part.inputs for part in parts if part is not None]
+        held = all(isinstance(pictures, Tensor) or pictures.in_memory for pictures in inputs)
+        self.stored = ray.put(data) if held else None
         self.digest = data.train.digest()
 
     def here(self, dataset: DatasetSpec) -> PictureData:

@@ -24,7 +24,7 @@ from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.state import resume_file
 from lt_train.stage1.train import train_backbone
 from sweeps.backends.base import BackboneJob, backend_kinds
-from sweeps.backends.training import _check_room
+from sweeps.backends.training import _check_room, _Pictures
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
 
@@ -120,6 +120,23 @@ def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
     fewer = dataclasses.replace(data, train=Labelled(data.train.inputs.take(kept), data.train.labels[kept]))
     with pytest.raises(DataError, match="dataset image_folder must be the same on every machine that trains, and on "):
         train(dataclasses.replace(one, data=fewer), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("in_memory", [0, 2**20])
+def test_pictures_that_are_held_travel_and_are_read_from_files_once(tmp_path: Path, in_memory: int):
+    root = write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
+    dataset = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
+    data = dataset.load()
+    assert isinstance(data, PictureData)
+    travelling = _Pictures(data)
+    root.rename(tmp_path / "away")
+    if in_memory:
+        there = travelling.here(dataset)
+        assert torch.equal(there.train.inputs[:], data.train.inputs[:])
+    else:
+        with pytest.raises(DataError, match=f"{root}"):
+            travelling.here(dataset)
 
 
 @pytest.mark.usefixtures("local_ray")
