@@ -31,6 +31,10 @@ __all__ = ["train_together"]
 MAX_FAILURES = 3
 """How often workers are started again after one has died."""
 
+PATIENCE = 24 * 3600
+"""Seconds that workers wait for one another: the first measures on val and test alone. One that died is not waited for;
+Ray sees that."""
+
 GRACE = 120.0
 """Seconds that an interrupted driver waits for the workers to save the step they are in."""
 
@@ -41,7 +45,7 @@ def train_together(
     """Train on the Ray that this process has joined; see `BackendSpec.train_backbone`."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # importing torch may take its minute
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     each = {"CPU": cpus, **({"GPU": 1} if gpus else {})}
     _check_room(workers, each, local=local)
@@ -56,6 +60,7 @@ def train_together(
                 "threads": cpus,
                 "device": "cuda" if gpus else "cpu",
             },
+            torch_config=TorchConfig(timeout_s=PATIENCE),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=each),
             run_config=RunConfig(
                 name="stage1", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)

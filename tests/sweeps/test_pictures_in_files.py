@@ -67,7 +67,9 @@ def test_another_normalisation_is_another_backbone(sweep: Callable[..., SweepSpe
     assert len(checkpoints(tmp_path)) == 2
 
 
-def test_what_changes_no_weight_of_the_backbone_trains_no_other(sweep: Callable[..., SweepSpec], tmp_path: Path) -> None:
+def test_what_changes_no_weight_of_the_backbone_trains_no_other(
+    sweep: Callable[..., SweepSpec], tmp_path: Path
+) -> None:
     spec, fields = sweep("one"), {"kind": "ce", "epochs": 2}
     changed = [spec.stage1, *(parse_recipe(fields | more) for more in ({"val_every": 1}, {"sync_batch_norm": True}))]
     banks = [prepare(spec.model_copy(update={"stage1": stage1})) for stage1 in changed]
