@@ -24,14 +24,20 @@ _NAMES = {torch.int64: "I64", torch.float32: "F32", torch.float16: "F16"}
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write `tensors`, from any device and in any memory layout, to `file`.
+    """Write `tensors`, from any device and in any memory layout, to `file`; of those that share memory each is written.
 
     Raises:
         OSError: the disk is full or not writable. safetensors reports that as an error of its own with the number in
             its text, which `storage.writing` would not take for what it is.
     """
+    apart, seen = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, metadata)
+        save_file(apart, file, metadata)
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:

@@ -134,7 +134,7 @@ def _trained(
             "mean": data.mean,
             "std": data.std,
             "backbone": spec.backbone.model_dump(mode="json"),
-            "stage1": spec.stage1.identity(),
+            "stage1": spec.stage1.identity(workers=workers),
             # Several add up in another order, and each has its own statistics of batch norm: other weights.
             **({"workers": workers} if workers > 1 else {}),
         }

@@ -67,12 +67,18 @@ class RecipeSpec(KindSpec):
         """Why the recipe is no use for int64 `[K]` training pictures a class; empty where it is."""
         return ""
 
-    def identity(self) -> dict[str, Any]:
-        """The recipe as JSON, less what is at a default that was the only way once: trained checkpoints stay known."""
-        later = ("precision", "sync_batch_norm", "val_every")
+    def identity(self, *, workers: int | None = None) -> dict[str, Any]:
+        """What of the recipe decides weights, as JSON.
+
+        What is at a default that was the only way once is left out as well: trained checkpoints stay known.
+
+        Args:
+            workers: how many train together; one has nobody to share statistics with. None: some number.
+        """
+        later = ("precision", "sync_batch_norm")
         fields = type(self).model_fields
-        unset = {name for name in later if getattr(self, name) == fields[name].default}
-        return self.model_dump(mode="json", exclude=unset)
+        apart = {name for name in later if getattr(self, name) == fields[name].default} | {"val_every"}
+        return self.model_dump(mode="json", exclude=apart | ({"sync_batch_norm"} if workers == 1 else set()))
 
     def learning_rate(self, epoch: int) -> float:
         """Cosine from `lr`, stepped after each epoch: `lr * (1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""

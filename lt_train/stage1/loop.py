@@ -161,9 +161,9 @@ def accuracy(
     classifier.eval()
     correct = torch.zeros(data.num_classes)
     with torch.inference_mode():
-        for start in range(0, len(part), _EVALUATION_BATCH):
-            batch = slice(start, start + _EVALUATION_BATCH)
-            logits = classifier(normalise(part.inputs[batch].to(device), data.mean, data.std))
+        batches = [slice(start, start + _EVALUATION_BATCH) for start in range(0, len(part), _EVALUATION_BATCH)]
+        for batch, read in zip(batches, read_ahead(part.inputs, batches), strict=True):
+            logits = classifier(normalise(read.to(device), data.mean, data.std))
             correct += correct_per_class(logits.cpu(), part.labels[batch], data.num_classes)
     total = torch.bincount(part.labels, minlength=data.num_classes)
     found = split_accuracy(correct, total, split_masks(data.split_counts)).tolist()

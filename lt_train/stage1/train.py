@@ -89,9 +89,9 @@ def train_backbone(
     check_output(out)
     ranks = Ranks(device)
     _check_recipe(recipe, data, device, ranks)
-    for part in (data.train.inputs, data.test.inputs):
-        if isinstance(part, PictureFiles):
-            part.refuse_unreadable()
+    for part in (data.train, data.test, data.val if recipe.val_every else None):
+        if part is not None and isinstance(part.inputs, PictureFiles):
+            part.inputs.refuse_unreadable()
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())
@@ -100,7 +100,8 @@ def train_backbone(
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(classifier, data, recipe, seed, device, ranks)
     state = StateFile(resume_file(out), _identity(data, backbone, recipe, seed, ranks))
-    report(training.epoch, recipe.epochs, _resume(training, state))
+    note = _resume(training, state)
+    report(training.epoch, recipe.epochs, note)
     with repeatable_convolutions(device), _interrupts(stop) as stopping:
         _run(training, state, report, stopping, save_every, saved or (lambda file: None))
     if ranks.first:
@@ -208,9 +209,10 @@ def _check_recipe(recipe: RecipeSpec, data: PictureData, device: str, ranks: Ran
 
 def _check_pictures(classifier: Classifier, data: PictureData) -> None:
     """Refuse pictures that the backbone does not take, before there is anything to lose."""
+    pictures = normalise(data.train.inputs[:2], data.mean, data.std)  # one that is damaged is not the backbone's fault
     try:
         with torch.inference_mode():
-            classifier.eval()(normalise(data.train.inputs[:2], data.mean, data.std))
+            classifier.eval()(pictures)
     except Exception as error:  # whatever the network's own code raises
         size = " x ".join(map(str, data.train.inputs.shape[1:]))
         raise UserError(
@@ -230,7 +232,7 @@ def _identity(data: PictureData, backbone: BackboneSpec, recipe: RecipeSpec, see
             "std": data.std,
             "augmentation": data.augmentation.model_dump(),
             "backbone": backbone.model_dump(mode="json", exclude={"checkpoint"}),
-            "recipe": recipe.identity(),
+            "recipe": recipe.identity(workers=ranks.count),
             "seed": seed,
             "ranks": ranks.count,
         }

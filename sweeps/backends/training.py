@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lt_train.datasets.base import DatasetSpec, PictureData
-from lt_train.datasets.pictures import PictureFiles, decode_threads
+from lt_train.datasets.pictures import decode_threads
 from lt_train.errors import DataError, LongtailError, UserError, first_line
 from lt_train.stage1.train import Report, resume_file, train_backbone
 from lt_train.storage import atomic_file
@@ -29,6 +31,10 @@ __all__ = ["train_together"]
 
 MAX_FAILURES = 3
 """How often workers are started again after one has died."""
+
+PATIENCE = 24 * 3600
+"""Seconds that workers wait for one another: the first measures on val and test alone. One that died is not waited for;
+Ray sees that."""
 
 GRACE = 120.0
 """Seconds that an interrupted driver waits for the workers to save the step they are in."""
@@ -40,7 +46,7 @@ def train_together(
     """Train on the Ray that this process has joined; see `BackendSpec.train_backbone`."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # importing torch may take its minute
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     each = {"CPU": cpus, **({"GPU": 1} if gpus else {})}
     _check_room(workers, each, local=local)
@@ -55,6 +61,7 @@ def train_together(
                 "threads": cpus,
                 "device": "cuda" if gpus else "cpu",
             },
+            torch_config=TorchConfig(timeout_s=PATIENCE),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=each),
             run_config=RunConfig(
                 name="stage1", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
@@ -160,14 +167,15 @@ def _told_to_stop(keeper: Any) -> Iterator[Any]:
 
 
 class _Pictures:
-    """The pictures of a job as they travel: through the object store those in memory, by their names those in files."""
+    """The pictures of a job as they travel: through the object store where all are in memory, else by their names."""
 
     def __init__(self, data: PictureData) -> None:
         import ray
 
         parts = (data.train, data.val, data.test)
-        in_files = any(part is not None and isinstance(part.inputs, PictureFiles) for part in parts)
-        self.stored = None if in_files else ray.put(data)
+        inputs = [part.inputs for part in parts if part is not None]
+        held = all(isinstance(pictures, Tensor) or pictures.in_memory for pictures in inputs)
+        self.stored = ray.put(data) if held else None
         self.digest = data.train.digest()
 
     def here(self, dataset: DatasetSpec) -> PictureData:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from support.pictures import write_tree
 
+from lt_train.stage1.base import parse_recipe
 from sweeps import driver
+from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec, load_resolved
 
 TREE = {"train": {"auk": 24, "crow": 12, "owl": 6}, "val": {"auk": 3, "crow": 3, "owl": 3}}
@@ -63,3 +65,12 @@ def test_another_normalisation_is_another_backbone(sweep: Callable[..., SweepSpe
     driver.run(sweep("one"))
     driver.run(sweep("other", mean=[0.5, 0.5, 0.5]))
     assert len(checkpoints(tmp_path)) == 2
+
+
+def test_what_changes_no_weight_of_the_backbone_trains_no_other(
+    sweep: Callable[..., SweepSpec], tmp_path: Path
+) -> None:
+    spec, fields = sweep("one"), {"kind": "ce", "epochs": 2}
+    changed = [spec.stage1, *(parse_recipe(fields | more) for more in ({"val_every": 1}, {"sync_batch_norm": True}))]
+    banks = [prepare(spec.model_copy(update={"stage1": stage1})) for stage1 in changed]
+    assert len({bank.fingerprint for bank in banks}) == len(checkpoints(tmp_path)) == 1

@@ -104,5 +104,32 @@ def test_a_training_that_diverges_has_no_loss_and_valid_json(digits: PictureData
 def test_what_recipes_were_before_precision_is_what_they_are_without() -> None:
     old = {"kind", "epochs", "batch_size", "lr", "momentum", "weight_decay"}
     assert set(parse_recipe({"kind": "ce"}).identity()) == old
-    later = {"precision": "bfloat16", "sync_batch_norm": True, "val_every": 1}
+    later = {"precision": "bfloat16", "sync_batch_norm": True}
     assert set(parse_recipe({"kind": "ce"} | later).identity()) == old | set(later)
+
+
+@pytest.mark.parametrize(
+    ("fields", "workers"), [({"val_every": 1}, 1), ({"val_every": 1}, 2), ({"sync_batch_norm": True}, 1)]
+)
+def test_what_changes_no_weight_is_no_part_of_what_a_recipe_is(fields: dict[str, Any], workers: int) -> None:
+    with_it, without = parse_recipe({"kind": "ce"} | fields), parse_recipe({"kind": "ce"})
+    assert with_it.identity(workers=workers) == without.identity(workers=workers)
+
+
+def test_statistics_that_several_workers_share_are_part_of_what_a_recipe_is() -> None:
+    shared, alone = (parse_recipe({"kind": "ce", "sync_batch_norm": value}) for value in (True, False))
+    assert shared.identity(workers=2) != alone.identity(workers=2)
+    assert shared.identity() != alone.identity()
+
+
+def test_a_training_goes_on_with_another_val_every(digits: PictureData, tmp_path: Path) -> None:
+    train(digits, tmp_path / "whole")
+    job = digits, parse_backbone({"kind": "small_cnn", "width": 8}), parse_recipe({"kind": "ce", "epochs": 3})
+    with pytest.raises(KeyboardInterrupt):
+        train_backbone(*job, tmp_path / "out", stop=lambda: True)
+    notes: list[str] = []
+    recipe = parse_recipe({"kind": "ce", "epochs": 3, "val_every": 1, "sync_batch_norm": True})
+    train_backbone(*job[:2], recipe, tmp_path / "out", report=lambda done, total, note: notes.append(note))
+    assert notes[0] == "resumed in epoch 1 after 1 steps"
+    one, other = load_file(tmp_path / "whole"), load_file(tmp_path / "out")
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -138,6 +138,17 @@ def test_a_killed_process_ends_with_the_same_weights(digits: PictureData, tmp_pa
     assert same_weights(tmp_path / "whole", out)
 
 
+def test_the_first_report_of_a_resumed_training_counts_the_epochs_that_were_done(
+    digits: PictureData, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        train(digits, tmp_path / "out", stop_after=3)
+    said: list[tuple[int, int, str]] = []
+    job = digits, parse_backbone(BACKBONE), parse_recipe({"kind": "ce", "epochs": 4})
+    train_backbone(*job, tmp_path / "out", about={"dataset": "digits"}, report=lambda *progress: said.append(progress))
+    assert said[0] == (3, 4, "resumed after epoch 3")
+
+
 @pytest.mark.parametrize("other", ["another training", "damaged"])
 def test_a_state_that_does_not_belong_is_ignored_with_a_note(digits: PictureData, tmp_path: Path, other: str) -> None:
     train(digits, tmp_path / "whole", epochs=2)

@@ -24,7 +24,7 @@ from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.state import resume_file
 from lt_train.stage1.train import train_backbone
 from sweeps.backends.base import BackboneJob, backend_kinds
-from sweeps.backends.training import _check_room
+from sweeps.backends.training import _check_room, _Pictures
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec
 
@@ -123,6 +123,23 @@ def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("in_memory", [0, 2**20])
+def test_pictures_that_are_held_travel_and_are_read_from_files_once(tmp_path: Path, in_memory: int):
+    root = write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
+    dataset = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
+    data = dataset.load()
+    assert isinstance(data, PictureData)
+    travelling = _Pictures(data)
+    root.rename(tmp_path / "away")
+    if in_memory:
+        there = travelling.here(dataset)
+        assert torch.equal(there.train.inputs[:], data.train.inputs[:])
+    else:
+        with pytest.raises(DataError, match=f"{root}"):
+            travelling.here(dataset)
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_a_sweep_keeps_what_several_workers_trained_at_an_address_of_its_own(small_sweep: Callable[..., SweepSpec]):
     pictures = {
         "dataset": "digits_lt",
@@ -146,9 +163,6 @@ def test_more_workers_than_a_local_ray_has_room_for_are_refused(capsys: pytest.C
     _check_room(2, {"CPU": 1}, local=True)
 
 
-def test_a_backend_of_one_process_refuses_several(tmp_path: Path, small_sweep: Callable[..., SweepSpec]):
+def test_a_backend_of_one_process_refuses_several(small_sweep: Callable[..., SweepSpec]):
     with pytest.raises(UserError, match="stage1_workers: must be 1 with backend inline, which is this process alone"):
         small_sweep(resources={"stage1_workers": 2})
-    inline = backend_kinds()["inline"].model_validate({"kind": "inline"})
-    with pytest.raises(UserError, match=r"resources\.stage1_workers must be 1 with backend inline"):
-        inline.train_backbone(job(CNN), tmp_path / "out", workers=2, cpus=1, gpus=0, report=lambda *said: None)
