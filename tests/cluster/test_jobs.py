@@ -130,7 +130,7 @@ def test_a_sweep_is_submitted_watched_and_found_finished(
 def test_a_sweep_is_stopped_in_good_order_and_resumed(
     shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], small_sweep: MakeSweep, world: World
 ) -> None:
-    sections = {"training": {"epochs": 400}, "search": {"trials": 6}, "resources": {"lanes_per_pack": 2}}
+    sections = {"training": {"epochs": 1600}, "search": {"trials": 6}, "resources": {"lanes_per_pack": 2}}
     tracking = {"kind": "mlflow", "uri": world.mlflow.url, "experiment": "stopped"}
     file = sweep_file("stopped", **sections, tracking=tracking)
     secret = f"MLFLOW_TRACKING_PASSWORD={world.place / 'sweeps.password'}"
