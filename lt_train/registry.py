@@ -45,6 +45,11 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def at_default(self, *names: str) -> set[str]:
+        """Which of these fields are at their defaults: an identity leaves out those that were once the only way."""
+        fields = type(self).model_fields
+        return {name for name in names if getattr(self, name) == fields[name].default}
+
 
 class KindSpec(Spec):
     """Base of one room's kinds. A subclass narrows `kind` to `Literal["its_name"] = "its_name"`."""

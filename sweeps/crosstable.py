@@ -102,6 +102,5 @@ def _row(value: str, sweep: str, result: Result | str) -> CrossRow:
 def _reported(result: Result) -> dict[str, Row]:
     """What is shown of a sweep, by method: the baselines whose setting no method's row has, and the methods."""
     methods = {row.method: row for row in result.methods}
-    shown = [row.params for row in result.methods]
-    baselines = {name: row for name, row in result.baselines.items() if row.params not in shown and name not in methods}
+    baselines = {name: row for name, row in result.other_baselines().items() if name not in methods}
     return {**baselines, **methods}

@@ -154,6 +154,11 @@ class Result(_Model):
     )
     notes: list[str] = Field(description="what to know about the data, and which baselines or finalists failed")
 
+    def other_baselines(self) -> dict[str, Row]:
+        """The baselines whose setting no method's row shows already."""
+        shown = [row.params for row in self.methods]
+        return {name: row for name, row in self.baselines.items() if row.params not in shown}
+
 
 def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, float]) -> Result:
     """The result of a schedule that is exhausted."""

@@ -54,6 +54,17 @@ def small_sweep(features_file: Path, tmp_path: Path) -> Callable[..., SweepSpec]
     return make
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch, as other processes of the test have: with others a last bit may differ."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
     """The address of one local Ray for all tests that only need some Ray; this process has joined it."""

@@ -72,10 +72,7 @@ class FeaturesSpec(Spec):
 
     def identity(self) -> dict[str, Any]:
         """The spec as JSON, less what is at a default that was the only way once: sweeps of before stay known."""
-        unset = {
-            name for name in ("dtype", "unreadable") if getattr(self, name) == type(self).model_fields[name].default
-        }
-        return self.model_dump(mode="json", exclude=unset)
+        return self.model_dump(mode="json", exclude=self.at_default("dtype", "unreadable"))
 
 
 def build_bank(

@@ -75,9 +75,7 @@ class RecipeSpec(KindSpec):
         Args:
             workers: how many train together; one has nobody to share statistics with. None: some number.
         """
-        later = ("precision", "sync_batch_norm")
-        fields = type(self).model_fields
-        apart = {name for name in later if getattr(self, name) == fields[name].default} | {"val_every"}
+        apart = self.at_default("precision", "sync_batch_norm") | {"val_every"}
         return self.model_dump(mode="json", exclude=apart | ({"sync_batch_norm"} if workers == 1 else set()))
 
     def learning_rate(self, epoch: int) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lt_train.metrics import SPLITS
-from sweeps.result import Gain, Result, Row
+from sweeps.result import Gain, Row
 
-__all__ = ["difference", "means", "other_baselines", "percent", "plain"]
+__all__ = ["difference", "half_width", "means", "percent", "plain"]
 
 
 def percent(value: float | None) -> str:
@@ -23,17 +23,16 @@ def means(row: Row) -> list[str]:
     cells: list[str] = []
     for split in SPLITS:
         mean, ci95 = getattr(row.mean, f"acc_{split}"), getattr(row.ci95, f"acc_{split}")
-        cells.append(percent(mean) + ("" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.2f}"))
+        cells.append(percent(mean) + half_width(ci95))
     return cells
+
+
+def half_width(ci95: tuple[float, float] | None) -> str:
+    """` ±0.02`, half an interval in points; nothing where there is none."""
+    return "" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.2f}"
 
 
 def difference(gain: Gain) -> str:
     """`+4.16 [+4.14, +4.17]`, in points."""
     span = "" if gain.ci95 is None else f" [{100 * gain.ci95[0]:+.2f}, {100 * gain.ci95[1]:+.2f}]"
     return f"{100 * gain.mean:+.2f}{span}"
-
-
-def other_baselines(result: Result) -> dict[str, Row]:
-    """The baselines whose setting no method's row shows already."""
-    shown = [row.params for row in result.methods]
-    return {name: row for name, row in result.baselines.items() if row.params not in shown}

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.crosstable import Cell, CrossRow, CrossTable
-from sweeps.report.cells import percent
+from sweeps.report.cells import half_width, percent
 from sweeps.result import Protocol
 
 __all__ = ["cross_comparison", "cross_markdown"]
@@ -55,10 +55,8 @@ def _part(table: CrossTable, metric: str, title: str) -> Table:
 def _cell(cell: Cell | None, metric: str) -> str:
     if cell is None:
         return "-"
-    ci95 = getattr(cell.ci95, metric)
     mark = "*" * (cell.best and metric == "acc_all")
-    half = "" if ci95 is None else f" ±{50 * (ci95[1] - ci95[0]):.2f}"
-    return f"{percent(getattr(cell.mean, metric))}{mark}{half}"
+    return f"{percent(getattr(cell.mean, metric))}{mark}{half_width(getattr(cell.ci95, metric))}"
 
 
 def _both(row: CrossRow, method: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
-from sweeps.report.cells import difference, means, other_baselines, percent, plain
+from sweeps.report.cells import difference, means, percent, plain
 from sweeps.result import MethodRow, Result, Row
 
 __all__ = ["method_table"]
@@ -17,7 +17,7 @@ def method_table(result: Result) -> str:
     header = ["method", *SPLITS, f"best of {seeds}", *gains, "LoMa", "cv", protocol.on, "setting", "trials"]
     tied = [False, *(row.tied for row in result.methods[1:])]
     rows = [_method(row, baselines, protocol.metric, tie) for row, tie in zip(result.methods, tied, strict=False)]
-    rows += [_baseline(name, row, len(baselines)) for name, row in other_baselines(result).items()]
+    rows += [_baseline(name, row, len(baselines)) for name, row in result.other_baselines().items()]
     lines = [f"# {result.sweep}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
     fresh = f"; the best {protocol.finalists} of each method run again on fresh seeds" if protocol.finalists else ""
     about = (

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
-from sweeps.report.cells import difference, means, other_baselines, percent, plain
+from sweeps.report.cells import difference, means, percent, plain
 from sweeps.result import Gain, Result, Row, Winner
 
 __all__ = ["comparison", "winner_line"]
@@ -54,7 +54,7 @@ def _methods(result: Result) -> Table:
     for place, row in enumerate(result.methods):
         tie = "=" if place and row.tied else ""
         table.add_row(tie, row.method, *means(row), percent(row.best_of.acc_all), percent(row.objective))
-    for name, baseline in other_baselines(result).items():
+    for name, baseline in result.other_baselines().items():
         table.add_row("", f"{name} (baseline)", *means(baseline), percent(baseline.best_of.acc_all), "")
     return table
 

@@ -28,13 +28,7 @@ from lt_train.features.partial import alone
 from lt_train.features.shards import Done, Extractor, Shard
 from lt_train.tensor_file import allocate, tensor_offsets
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

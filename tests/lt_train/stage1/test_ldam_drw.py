@@ -54,14 +54,6 @@ def test_its_head_gives_cosines_times_the_scale() -> None:
     assert [name for name, _ in network.head.named_parameters()] == ["weight"]
 
 
-@pytest.fixture
-def one_thread() -> object:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_bank_and_warm_head_give_the_logits_of_stage_1(tmp_path: Path) -> None:
     dataset = parse_dataset({"kind": "digits_lt"})

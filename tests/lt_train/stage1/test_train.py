@@ -48,12 +48,7 @@ def digits() -> PictureData:
     return data
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> object:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(data: PictureData, out: Path, epochs: int = 4, seed: int = 0, stop_after: int | None = None) -> list[str]:

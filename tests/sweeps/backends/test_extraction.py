@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoint
 from support.pictures import write_tree
 
@@ -22,14 +21,7 @@ from sweeps.backends.extraction import ray_workers
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec, load_resolved
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As many as every worker here has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
