@@ -11,11 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweeps import report
     from sweeps.crosstable import CrossTable, cross_table
     from sweeps.driver import resume, run
     from sweeps.family import Family, load_family
     from sweeps.family_driver import resume_family, run_family
+    from sweeps.reporting.writing import write_report as report
     from sweeps.result import Result
     from sweeps.spec import SweepSpec
     from sweeps.spec import load_sweep as load
@@ -43,6 +43,7 @@ _PLACES = {
     "cross_table": ("sweeps.crosstable", "cross_table"),
     "load": ("sweeps.spec", "load_sweep"),
     "load_family": ("sweeps.family", "load_family"),
+    "report": ("sweeps.reporting.writing", "write_report"),
     "resume": ("sweeps.driver", "resume"),
     "resume_family": ("sweeps.family_driver", "resume_family"),
     "run": ("sweeps.driver", "run"),
@@ -51,8 +52,6 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "report":  # a room that can be called
-        return importlib.import_module("sweeps.report")
     if name not in _PLACES:
         raise AttributeError(f"module 'sweeps' has no attribute {name!r}")
     module, attribute = _PLACES[name]

@@ -51,7 +51,7 @@ def plan(arguments: argparse.Namespace) -> int:
     """What sweeps come to."""
     from sweeps import plan as planning
     from sweeps.family import Family, load_file
-    from sweeps.report.planned import plan_table, plans_document, plans_table
+    from sweeps.reporting.planned import plan_table, plans_document, plans_table
 
     loaded = [load_file(file) for file in arguments.spec]
     specs = [spec for one in loaded for spec in (one.sweeps if isinstance(one, Family) else [one])]
@@ -123,7 +123,7 @@ def table(arguments: argparse.Namespace) -> int:
 def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
     """Run a sweep and print its comparison, also when only the tracking server stayed away."""
     from sweeps.driver import TrackingBehind
-    from sweeps.report.terminal import comparison
+    from sweeps.reporting.terminal import comparison
 
     behind: TrackingBehind | None = None
     try:
@@ -151,7 +151,7 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """The report of sweeps that lie here, finished or not."""
-    from sweeps.report.writing import write
+    from sweeps.reporting.writing import write
 
     written = write(arguments.runs, arguments.out)
     verdicts = {one.name: one.verdict for one in written.reports}

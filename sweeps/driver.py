@@ -27,8 +27,8 @@ from sweeps.directory import SweepDirectory, check_name, known_bank, leases, lef
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
 from sweeps.prepare import prepare, prepared_before
-from sweeps.report.artifacts import write_artifacts
-from sweeps.report.terminal import winner_line
+from sweeps.reporting.artifacts import write_artifacts
+from sweeps.reporting.terminal import winner_line
 from sweeps.result import Result, Winner, summarise
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec

@@ -17,9 +17,9 @@ from sweeps.crosstable import CrossTable, cross_table, read_result
 from sweeps.family import Family
 from sweeps.family_directory import find_sweeps
 from sweeps.family_driver import MembersFailed
-from sweeps.report.cross import cross_comparison, cross_markdown
-from sweeps.report.markdown import method_table
-from sweeps.report.terminal import comparison
+from sweeps.reporting.cross import cross_comparison, cross_markdown
+from sweeps.reporting.markdown import method_table
+from sweeps.reporting.terminal import comparison
 
 __all__ = ["show_family", "show_results"]
 

@@ -32,7 +32,7 @@ from sweeps.family_progress import as_one
 from sweeps.jobs import ADDRESS_VARIABLE, GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
-from sweeps.report.progress import as_line, as_table
+from sweeps.reporting.progress import as_line, as_table
 from sweeps.secret_files import checked_environment, secret_files
 from sweeps.status import Progress, last_printed, read_progress, without_progress
 

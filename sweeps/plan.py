@@ -2,7 +2,7 @@
 
 Loads the data, or where it is not here takes its published counts; builds the (untrained) backbone and counts its
 operations. Time is an estimate: operations over a rate, which for the CPU is this machine's matrix product and for a
-GPU what the user says or `GPU_TFLOPS`. `sweeps.report.planned` shows it.
+GPU what the user says or `GPU_TFLOPS`. `sweeps.reporting.planned` shows it.
 """
 
 from __future__ import annotations

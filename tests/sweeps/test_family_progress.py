@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sweeps.family_progress import as_one
-from sweeps.report.progress import as_line
+from sweeps.reporting.progress import as_line
 from sweeps.status import Progress
 
 DONE = Progress(sweep="fam-a", state="finished", trials=4, trials_finished=4, runs=9, runs_finished=9, started_ms=5)

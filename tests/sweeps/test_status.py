@@ -22,7 +22,7 @@ from sweeps import status as telling
 from sweeps.cli import main
 from sweeps.directory import leases
 from sweeps.lease import held
-from sweeps.report.progress import as_line, as_table
+from sweeps.reporting.progress import as_line, as_table
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, MARK, Best, Progress, Publisher, last_printed, read_progress, without_progress
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.crosstable import Cell, CrossRow, CrossTable
-from sweeps.report.cells import half_width, percent
+from sweeps.reporting.cells import half_width, percent
 from sweeps.result import Protocol
 
 __all__ = ["cross_comparison", "cross_markdown"]

@@ -18,13 +18,13 @@ from sweeps.crosstable import cross_table
 from sweeps.directory import IDENTITY
 from sweeps.family import Family
 from sweeps.family_directory import is_family, load_known_family
-from sweeps.report.class_figures import classes_shown
-from sweeps.report.composing import compose, overview, side_by_side
-from sweeps.report.content import Report, Table
-from sweeps.report.formats import as_csv, as_latex, as_markdown
-from sweeps.report.page import GENERATOR, page
-from sweeps.report.reading import Sweep, read_sweep
-from sweeps.report.tables import all_trials, per_class
+from sweeps.reporting.class_figures import classes_shown
+from sweeps.reporting.composing import compose, overview, side_by_side
+from sweeps.reporting.content import Report, Table
+from sweeps.reporting.formats import as_csv, as_latex, as_markdown
+from sweeps.reporting.page import GENERATOR, page
+from sweeps.reporting.reading import Sweep, read_sweep
+from sweeps.reporting.tables import all_trials, per_class
 
 __all__ = ["Written", "write", "write_report"]
 
@@ -39,7 +39,7 @@ class Written:
     reports: tuple[Report, ...]
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_report(*runs: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of one or more sweeps, finished or not, and return its page.
 
     Args:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
-from sweeps.report.cells import difference, means, percent, plain
+from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.result import Gain, Result, Row, Winner
 
 __all__ = ["comparison", "winner_line"]

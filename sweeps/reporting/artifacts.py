@@ -15,8 +15,8 @@ from lt_train.storage import writing
 from sweeps import selection
 from sweeps.directory import SweepDirectory
 from sweeps.ledger import Record
-from sweeps.report.figures import by_class
-from sweeps.report.markdown import method_table
+from sweeps.reporting.figures import by_class
+from sweeps.reporting.markdown import method_table
 from sweeps.result import Result, Row
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec

@@ -14,7 +14,7 @@ from support.devtools import Look, look
 from support.features import write_features
 
 import sweeps
-from sweeps.report.writing import Written, write
+from sweeps.reporting.writing import Written, write
 from sweeps.spec import SweepSpec, load_resolved
 
 CHROMIUM = next(

@@ -7,8 +7,8 @@ import io
 
 import pytest
 
-from sweeps.report.content import Cell, Column, Estimate, Kind, Table
-from sweeps.report.formats import as_csv, as_latex, as_markdown, shown
+from sweeps.reporting.content import Cell, Column, Estimate, Kind, Table
+from sweeps.reporting.formats import as_csv, as_latex, as_markdown, shown
 
 TABLE = Table(
     "some",

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 
-from sweeps.report.content import Cell, Column, Estimate, Kind, Table
+from sweeps.reporting.content import Cell, Column, Estimate, Kind, Table
 
 __all__ = ["as_csv", "as_latex", "as_markdown", "shown"]
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from lt_train.metrics import SPLITS
 from sweeps.contestants import Contestant
-from sweeps.report.compare import judged, mean_curve
-from sweeps.report.content import Figure, Line, Panel, Series
-from sweeps.report.reading import Setting, Sweep
-from sweeps.report.verdict import called, ending_of, ending_text, role
+from sweeps.reporting.compare import judged, mean_curve
+from sweeps.reporting.content import Figure, Line, Panel, Series
+from sweeps.reporting.reading import Setting, Sweep
+from sweeps.reporting.verdict import called, ending_of, ending_text, role
 from sweeps.search.base import LogUniform
 
 __all__ = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sweeps import selection
-from sweeps.report.compare import ending
+from sweeps.reporting.compare import ending
 
 REPETITIONS = 1000
 TRUE = 0.60

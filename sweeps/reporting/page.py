@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps.report.content import Figure, Report, Table
-from sweeps.report.drawing import draw
-from sweeps.report.formats import shown
+from sweeps.reporting.content import Figure, Report, Table
+from sweeps.reporting.drawing import draw
+from sweeps.reporting.formats import shown
 
 __all__ = ["GENERATOR", "page"]
 

@@ -9,8 +9,8 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.methods.los import LabelOverSmooth
 from lt_train.methods.vanilla import Vanilla
 from sweeps.ledger import Record
-from sweeps.report.compare import difference, ending
-from sweeps.report.reading import Setting
+from sweeps.reporting.compare import difference, ending
+from sweeps.reporting.reading import Setting
 from sweeps.study import Trial
 
 

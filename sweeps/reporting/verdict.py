@@ -12,10 +12,10 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
-from sweeps.report.compare import Ending, difference, ending, estimate, judged
-from sweeps.report.content import Cell, Column, Table, Verdict
-from sweeps.report.formats import shown
-from sweeps.report.reading import Setting, Sweep
+from sweeps.reporting.compare import Ending, difference, ending, estimate, judged
+from sweeps.reporting.content import Cell, Column, Table, Verdict
+from sweeps.reporting.formats import shown
+from sweeps.reporting.reading import Setting, Sweep
 
 __all__ = ["called", "ending_of", "ending_text", "role", "selected", "verdict"]
 

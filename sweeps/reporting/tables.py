@@ -11,11 +11,11 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
-from sweeps.report.compare import difference, estimate
-from sweeps.report.content import Cell, Column, Table
-from sweeps.report.paper import TABLE1_ORDER, printed
-from sweeps.report.reading import Setting, Sweep
-from sweeps.report.verdict import called
+from sweeps.reporting.compare import difference, estimate
+from sweeps.reporting.content import Cell, Column, Table
+from sweeps.reporting.paper import TABLE1_ORDER, printed
+from sweeps.reporting.reading import Setting, Sweep
+from sweeps.reporting.verdict import called
 
 __all__ = [
     "all_trials",

@@ -13,10 +13,10 @@ import numpy as np
 
 from sweeps.cards import short_params
 from sweeps.contestants import Contestant
-from sweeps.report.content import Column, Figure, Line, Panel, Series, Table
-from sweeps.report.reading import Sweep
-from sweeps.report.search_figures import contestants_shown, objective_label, whole
-from sweeps.report.verdict import role
+from sweeps.reporting.content import Column, Figure, Line, Panel, Series, Table
+from sweeps.reporting.reading import Sweep
+from sweeps.reporting.search_figures import contestants_shown, objective_label, whole
+from sweeps.reporting.verdict import role
 from sweeps.search.base import LogUniform
 from sweeps.search.importance import FEWEST_TRIALS, importances
 

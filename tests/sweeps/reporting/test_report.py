@@ -21,12 +21,12 @@ from support.features import write_features
 import sweeps
 from lt_train.errors import UserError
 from sweeps.cli import main
-from sweeps.report import value_figures
-from sweeps.report.class_figures import MOST_CLASSES
-from sweeps.report.composing import compose
-from sweeps.report.reading import read_sweep
-from sweeps.report.value_figures import MOST_LINES, parallel
-from sweeps.report.writing import Written, write
+from sweeps.reporting import value_figures
+from sweeps.reporting.class_figures import MOST_CLASSES
+from sweeps.reporting.composing import compose
+from sweeps.reporting.reading import read_sweep
+from sweeps.reporting.value_figures import MOST_LINES, parallel
+from sweeps.reporting.writing import Written, write
 from sweeps.search.importance import importances
 from sweeps.spec import SweepSpec
 
@@ -437,7 +437,7 @@ def test_a_report_that_was_interrupted_is_made_anew_and_what_is_beside_it_is_kep
     write([directory(spec)], tmp_path / "out")
     assert {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*")} == names
     with monkeypatch.context() as patched:
-        patched.setattr("sweeps.report.page.draw", lambda *_: 1 / 0)
+        patched.setattr("sweeps.reporting.page.draw", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write([directory(spec)], tmp_path / "next")
     assert not (tmp_path / "next").exists()

@@ -16,8 +16,8 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.ledger import Record
-from sweeps.report.content import Estimate
-from sweeps.report.reading import Setting
+from sweeps.reporting.content import Estimate
+from sweeps.reporting.reading import Setting
 
 __all__ = ["Difference", "Ending", "difference", "ending", "estimate", "judged", "mean_curve"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.report.markdown import method_table
-from sweeps.report.terminal import comparison
+from sweeps.reporting.markdown import method_table
+from sweeps.reporting.terminal import comparison
 from sweeps.result import (
     Accuracies,
     Gain,

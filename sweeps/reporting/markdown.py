@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
-from sweeps.report.cells import difference, means, percent, plain
+from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.result import MethodRow, Result, Row
 
 __all__ = ["method_table"]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from sweeps import crosstable
-from sweeps.report import class_figures, search_figures, tables, value_figures
-from sweeps.report.compare import estimate
-from sweeps.report.content import Cell, Column, Estimate, Figure, Report, Section, Table
-from sweeps.report.reading import Sweep
-from sweeps.report.verdict import called, role, verdict
+from sweeps.reporting import class_figures, search_figures, tables, value_figures
+from sweeps.reporting.compare import estimate
+from sweeps.reporting.content import Cell, Column, Estimate, Figure, Report, Section, Table
+from sweeps.reporting.reading import Sweep
+from sweeps.reporting.verdict import called, role, verdict
 from sweeps.search.importance import FEWEST_TRIALS
 
 __all__ = ["compose", "overview", "side_by_side"]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lt_train.features.bank import Manifest
 from lt_train.metrics import SPLITS, loma_by_group, split_masks
-from sweeps.report.content import Figure, Panel, Series
-from sweeps.report.logits import histograms, telling_picture
-from sweeps.report.reading import Setting, Sweep, class_order
-from sweeps.report.tables import over_seeds
-from sweeps.report.verdict import role
+from sweeps.reporting.content import Figure, Panel, Series
+from sweeps.reporting.logits import histograms, telling_picture
+from sweeps.reporting.reading import Setting, Sweep, class_order
+from sweeps.reporting.tables import over_seeds
+from sweeps.reporting.verdict import role
 
 __all__ = [
     "class_accuracy",

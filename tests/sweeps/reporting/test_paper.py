@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.report.paper import TABLE1, TABLE4, printed
+from sweeps.reporting.paper import TABLE1, TABLE4, printed
 from sweeps.spec import SweepSpec, load_resolved
 
 
