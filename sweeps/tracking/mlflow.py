@@ -24,6 +24,7 @@ from pydantic import AfterValidator, Field
 from lt_train.errors import LongtailError, UserError
 from sweeps.secret_files import holds_credentials
 from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
+from sweeps.tracking.new_store import make_store, unfinished
 
 __all__ = ["MlflowTracking"]
 
@@ -152,9 +153,25 @@ def _client(uri: str) -> Any:
     for name in ("mlflow", "mlflow.store.db.utils", "mlflow.utils.environment", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if not uri.startswith("sqlite:///"):
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file = Path(uri.removeprefix("sqlite:///"))
+    make_store(file, lambda made: _ask(f"sqlite:///{made}"))
+    try:
+        return _ask(uri)
+    except Exception as error:  # of SQLAlchemy or of MLflow
+        if (told := unfinished(error, file)) is None:
+            raise
+        raise LongtailError(told) from error
+
+
+def _ask(uri: str) -> Any:
+    """A client that has asked something: where there are no tables, MLflow makes them now."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
 
 
 @functools.cache
