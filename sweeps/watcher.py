@@ -53,7 +53,7 @@ class Watcher:
     def _take(self, trial: Trial, records: list[Record]) -> None:
         assert self.schedule is not None, "trials are taken once a schedule is followed"
         objective, stopped = self.schedule.objective(trial), self.schedule.stopped(trial)
-        self.tracker.log_trial(trial_card(trial, records, objective))
+        self.tracker.log_trial(trial_card(trial, records, objective, self.spec))
         self.runs += len(records)
         self.trials += 1
         self.failed += any(record.failure is not None for record in records)
