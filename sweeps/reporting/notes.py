@@ -26,8 +26,8 @@ def finished_note(spec: SweepSpec, result: Result, directory: Path) -> str:
     found = winner_line(result)
     table = method_table(result).partition("\n\n")[2]  # the note has a title of its own
     parts = [
-        _about(spec),
         f"**Winner: {found}**" if found else "**No winner: every trial, or every finalist, failed.**",
+        _about(spec),
         table.strip(),
         *(f"Note: {note}" for note in result.notes),
         "Tab Artifacts: `table.md`, `trials.csv`, `per_class.csv`, figures, `spec.yaml`, `result.json`. One page with "

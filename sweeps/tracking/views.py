@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,11 +20,15 @@ from sweeps.tracking.base import RunsView, SweepCard
 __all__ = ["EXPERIMENT_NOTE", "addresses", "run_address", "view_tags"]
 
 EXPERIMENT_NOTE = (
-    "Sweeps of longtail-sweeps: a run for each, with its trials below it. Views, at the top right of Runs, are the runs "
-    "of each sweep with the columns that matter, best first, and charts of what was searched; `lt-sweep ui` opens them."
+    "Sweeps of longtail-sweeps: a run for each, with its trials below it. Views, at the top right of Runs, are the "
+    "runs of each sweep with the columns that matter, best first, and charts of what was searched; `lt-sweep ui` opens "
+    "them."
 )
 
 TAG = "mlflow.sharedViewState."
+WORK = "?workflowType=machine_learning"
+"""What tells MLflow to show the pages of a training; else it opens those for agents."""
+
 NAME_WIDTH = 300
 MOST_SCATTERS = 9
 
@@ -53,8 +57,7 @@ def addresses(server: str, experiment: str, sweep_id: str, tags: Iterable[str]) 
         sweep_id: of the sweep.
         tags: that the experiment has; a sweep of before there were views has the table alone.
     """
-    # Without a type of work MLflow opens its page for agents instead of the runs table.
-    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs{WORK}"
     if TAG + _key(sweep_id) not in tags:
         return {"runs": page}
     key = _key(sweep_id)
@@ -67,7 +70,7 @@ def addresses(server: str, experiment: str, sweep_id: str, tags: Iterable[str]) 
 
 def run_address(server: str, experiment: str, run: str) -> str:
     """Where the page of a run is."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run}{WORK}"
 
 
 def _key(sweep_id: str) -> str:
@@ -95,7 +98,7 @@ def _state(card: SweepCard, view: RunsView, order: str) -> dict[str, Any]:
         "runsHiddenMode": "SHOW_ALL",  # else charts show the first ten
         "compareRunCharts": [*_parallels(view), *_scatters(view)],
         "compareRunSections": [
-            _section("lt-parallel", "Searched parameters and what came of them", columns=1, cardHeight=420),
+            _section("lt-parallel", "Searched parameters", columns=1, cardHeight=420),
             _section("lt-scatter", f"Each parameter against {view.rank}", columns=2, cardHeight=360),
         ],
         "isAccordionReordered": True,
@@ -108,21 +111,17 @@ def _section(uuid: str, name: str, **looks: int) -> dict[str, Any]:
 
 def _parallels(view: RunsView) -> list[dict[str, Any]]:
     """A chart for each set of parameters that methods are searched in: a run without one of them is in no chart."""
-    by_set: dict[Sequence[str], list[str]] = {}
-    for method, names in view.searched_by.items():
-        if names:
-            by_set.setdefault(tuple(names), []).append(method)
+    sets = dict.fromkeys(tuple(names) for names in view.searched_by.values() if names)
     return [
         _card(
             "PARALLEL",
             f"lt-parallel-{number}",
             "lt-parallel",
-            displayName=", ".join(methods),
             selectedParams=list(names),
             selectedMetrics=[*(name for name in view.charted if name != view.rank), view.rank],  # coloured by the last
             showAllRuns=True,
         )
-        for number, (names, methods) in enumerate(by_set.items())
+        for number, names in enumerate(sets)
     ]
 
 

@@ -90,7 +90,7 @@ class Tab:
         """What an expression is in the page."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
-    def until(self, script: str, seconds: float = 60.0) -> Any:
+    def until(self, script: str, seconds: float = 30.0) -> Any:
         """Ask again and again until the answer is true; it is returned."""
         deadline = time.monotonic() + seconds
         while not (answer := self.ask(script)):
