@@ -29,10 +29,11 @@ from sweeps.ledger import Ledger
 from sweeps.prepare import prepare, prepared_before
 from sweeps.reporting.artifacts import write_artifacts
 from sweeps.reporting.terminal import winner_line
-from sweeps.result import Result, Winner, summarise
+from sweeps.result import Result, Winner
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, Progress, Publisher
+from sweeps.summary import summarise
 from sweeps.tracking.base import Champion, SweepCard
 from sweeps.tracking.patient import PatientTracker
 from sweeps.watcher import Watcher
@@ -232,7 +233,7 @@ def _sweep_card(
             "backbone": spec.backbone.kind if spec.backbone else "none",
             "method": ", ".join(contestant.name for contestant in spec.contestants()),
             "trials": spec.search.trials,
-            "selection": spec.selection.model_dump_json(),
+            "selection": spec.selection.model_dump_json(exclude={"longer"}),  # a sweep of before may go on with it
             "bank": bank,
         },
         started_ms=directory.started_ms,
