@@ -177,7 +177,7 @@ def _search(
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
                 left = time.perf_counter()
-                publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
+                watcher.trained()
             seconds = {
                 "prepare": prepared - start,
                 "backend": left - entered,

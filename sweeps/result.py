@@ -173,7 +173,7 @@ class Result(_Model):
     longer: LongerRun | None = Field(
         default=None, description="the winner trained longer, to say whether it stands on a transient"
     )
-    not_longer: str = Field(default="", description="why there is no such run; empty where there is one")
+    not_longer: str = Field(default="", description="why there is no such run although one was asked for; else empty")
     seconds: dict[str, float] = Field(
         description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, process starts in it); "
         "search (asking and telling); tracking (beside the others); ledger. Of all calls, summed over workers: train"

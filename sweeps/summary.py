@@ -96,7 +96,7 @@ def _longer(schedule: Schedule, baselines: list[Trial]) -> tuple[LongerRun | Non
     """What became of the winner when it trained longer, or why that is not known."""
     chosen, winner = schedule.spec.selection, schedule.winner()
     if winner is None or chosen.longer is None:
-        return None, "nothing wins" if winner is None else "selection.longer is null"
+        return None, ""
     if not schedule.longer:
         return None, "the winner trains nothing"
     (trial,) = schedule.longer

@@ -101,6 +101,7 @@ def _notes(result: Result) -> list[Text]:
         lines.append(f"every {'finalist' if some else f'trial{whole}'} failed: result.json says why")
     elif not several:
         lines += [f"gain over {name}, points: {_gain(gain)}" for name, gain in winner.gain.items()]
+    lines += _longer(result)
     if protocol.seeds > 1:
         ties = any(row.tied for row in result.methods[1:])
         what = "intervals and ties (=) are over seeds of" if ties else "intervals are over seeds of the"
@@ -113,6 +114,18 @@ def _notes(result: Result) -> list[Text]:
         f"{result.seconds['total']:.0f} s, of them training {result.seconds['train']:.0f} s"
     )
     return [Text(line) for line in lines]
+
+
+def _longer(result: Result) -> list[str]:
+    """Where the winner leads when it trains longer."""
+    longer = result.longer
+    if longer is None:
+        return [f"not trained longer: {result.not_longer}"] if result.not_longer else []
+    ends = {"falls": "a transient", "level": "level, no transient", "gains": "not trained to its end"}[longer.ends]
+    lines = [f"trained {longer.times}x as long: {difference(longer.change)} on {result.protocol.on}: {ends}"]
+    if longer.over_start is not None and longer.beside_start == "below":
+        lines.append(f"  and so below the stage-1 head, vanilla: {difference(longer.over_start)}")
+    return lines
 
 
 def _gain(gain: Mapping[str, Gain]) -> str:

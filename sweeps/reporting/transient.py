@@ -75,7 +75,7 @@ def _no_longer_run(sweep: Sweep) -> str:
     if sweep.spec.selection.longer is None:
         return "No longer run was asked for (selection.longer is null)."
     if sweep.state == "unfinished":
-        return f"In the end the winner is trained {times_as_long(sweep)}, to say where it leads."
+        return f"In the end whoever wins is trained {times_as_long(sweep)}, to say where it leads."
     if sweep.longer is not None:
         return f"The run {times_as_long(sweep)} failed; the reason is at the end."
     return f"It was not trained longer yet; `lt-sweep resume {sweep.path.name}` trains it {times_as_long(sweep)}."
