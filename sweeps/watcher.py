@@ -59,7 +59,9 @@ class Watcher:
 
     def trained(self) -> None:
         """Everything is trained; that nothing runs longer is known only after the last trial."""
-        self._tell("writing the result, and what tracking does not show yet", at_once=True)
+        if self.size != self.asked:
+            self._tell()
+        self.publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
 
     def _take(self, trial: Trial, records: list[Record]) -> None:
         assert self.schedule is not None, "trials are taken once a schedule is followed"
@@ -76,7 +78,7 @@ class Watcher:
             called = f"{trial.called} {short_params(trial.params)}".strip()
             self.best = Best(trial=called, objective=objective, protocol=f"{chosen.on} {chosen.metric}")
 
-    def _tell(self, note: str = "", *, at_once: bool = False) -> None:
+    def _tell(self, note: str = "") -> None:
         assert self.schedule is not None, "there is something to tell once a schedule is followed"
         notes = []
         if self.best is not None:
@@ -91,7 +93,6 @@ class Watcher:
         took = 0.0 if self.began is None else time.monotonic() - self.began
         rate = (self.runs - self.before) / took if self.runs > self.before and took > 0 else None
         self.publisher.update(
-            at_once=at_once,
             note=note,
             trials_finished=self.trials,
             trials_failed=self.failed,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import yaml
@@ -283,6 +284,28 @@ def test_each_member_of_a_family_has_its_own(small_sweep: MakeSweep, tmp_path: P
         for spec in family.sweeps
     ]
     assert epochs == [2, 4]
+
+
+def test_in_mlflow_it_is_a_run_of_its_own_that_is_not_ranked(
+    small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = small_sweep(**WHOLE, tracking={"kind": "mlflow", "experiment": "longer"})
+    result = sweeps.run(spec)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'longer'")
+    runs = {run.data.tags["lt.key"]: run for run in client.search_runs([experiment.experiment_id], max_results=100)}
+    assert result.winner is not None
+    assert result.longer is not None
+    run = runs[f"longer-{result.winner.trial:04d}"]
+    assert run.info.run_name.endswith("(longer)")
+    assert (run.data.params["phase"], run.data.params["epochs"]) == ("longer", "9")
+    assert run.data.metrics["acc_all"] == pytest.approx(result.longer.mean.acc_all)
+    assert "objective" not in run.data.metrics
+    parent = runs["sweep"]
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics["acc_all"] == pytest.approx(result.winner.mean.acc_all)
+    assert "longer" not in parent.data.params["selection"], "MLflow refuses a value that changes with a resume"
 
 
 def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undisturbed_result(
