@@ -24,7 +24,7 @@ from lt_train.retrain.base import Run, check_runs
 from lt_train.stage1.train import train_backbone
 from lt_train.storage import fingerprint
 from sweeps.backends.base import BackboneJob
-from sweeps.directory import CACHE
+from sweeps.layout import CACHE
 from sweeps.packing import PackSize
 from sweeps.spec import SweepSpec
 
