@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from lt_train.errors import LongtailError, UserError
-from lt_train.features.bank import EvalSet, Manifest, open_test, read_manifest
+from lt_train.features.bank import EvalSet
+from lt_train.features.bank_files import Manifest, open_test, read_manifest
 from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps import selection
