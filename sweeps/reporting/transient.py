@@ -59,7 +59,9 @@ def _by_longer_run(sweep: Sweep, found: selection.TrainedLonger) -> str:
         "level": f" It ends level with the stage-1 head: {_points(found.over_start)}.",
         "above": f" It stays above the stage-1 head: {_points(found.over_start)}.",
     }
+    lucky = found.ends == "falls" and not chosen.finalists and len(sweep.searched) > 1
     picked = " (whose epoch was picked as its best)" * (chosen.epoch == "best")
+    picked += " (some of it the luck that it was chosen by, on these very seeds)" * lucky
     return (
         f"Trained {times_as_long(sweep)} it reaches {100 * found.mean:.2f} %{span} {chosen.on} {chosen.metric} at its "
         f"last epoch, {_points(found.change)} against the winner{picked}{beside}, {says[found.ends]}."
@@ -130,5 +132,5 @@ def longer_table(sweep: Sweep) -> Table | None:
         f"falling over {epochs[1]} epochs; numbers of the last one, paired by seed. It decides nothing."
     )
     if chosen.on == "val":
-        note += " The winner was chosen by val, which flatters it there: part of a loss on val alone is that."
+        note += " The winner was chosen by val, which flatters it there: a loss on val alone may be that."
     return Table("longer", f"The winner trained {times_as_long(sweep)}", columns, tuple(rows), note)

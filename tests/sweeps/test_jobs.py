@@ -385,9 +385,7 @@ def test_the_last_winner_of_a_family_is_not_shown_as_its_own(
     assert (said["state"], said["winner"], said["note"]) == ("finished", "", note)
 
 
-def test_a_log_is_one_document_and_one_that_goes_on_is_not(
-    job_api: JobApi, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_is_one_document_and_one_that_goes_on_is_not(job_api: JobApi, capsys: pytest.CaptureFixture[str]) -> None:
     job_api.add("first", ran("demo", "/storage"), {}, "SUCCEEDED")
     job_api.logs["first"] = f"the table\n{SAID % ('finished', '')}\nthe last line\n"
     assert lt_sweep("logs", "demo", *ADDRESS, "--json") == 0

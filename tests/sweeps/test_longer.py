@@ -381,6 +381,27 @@ def test_what_the_seeds_do_not_agree_on_is_level_and_with_one_seed_half_a_point_
         assert (one.ends, one.ci95, one.change.p_value) == (ends, None, None)
 
 
+@pytest.mark.parametrize(
+    ("trials", "falls", "gains"),
+    [(1, (0.01, 0.045), (0.01, 0.045)), (3, (0.04, 0.09), (0, 0.01)), (24, (0.12, 0.2), (0, 0))],
+)
+def test_how_many_winners_that_last_are_told_otherwise(
+    trials: int, falls: tuple[float, float], gains: tuple[float, float]
+) -> None:
+    """A thousand sweeps whose longer run leads where the winner stands; seeds are normal, and the best trial wins."""
+    chance, told = np.random.default_rng(0), []
+    for _ in range(1000):
+        found = chance.normal(0.8, 0.003, (trials, 5))
+        winner, longer = found[found.mean(axis=1).argmax()], chance.normal(0.8, 0.003, 5)
+        judged = selection.trained_longer(
+            runs_at(longer.tolist()), runs_at(winner.tolist()), None, metric="acc_all", on="val"
+        )
+        assert judged is not None
+        told.append(judged.ends)
+    for ends, (low, high) in (("falls", falls), ("gains", gains)):
+        assert low <= told.count(ends) / 1000 <= high
+
+
 def test_a_run_that_failed_says_nothing() -> None:
     broken = [record(0, 0.8), record(1, 0.8, failure="diverged")]
     sound = [record(0, 0.8), record(1, 0.8)]
