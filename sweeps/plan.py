@@ -137,17 +137,14 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     image = 2 * dim * data.num_classes
     epochs, whole = sum(search.epochs for search in searches), sum(search.whole for search in searches)
     baselines = [trial for trial in baseline_trials(spec) if trial.method.trains]
-    reported = sum(search.finalist_epochs for search in searches) + sum(
-        len(trial.seeds) * trial.training.epochs for trial in baselines
-    )
     longer_epochs, longer_packs = _longer(spec, size, searches, sizes.longer_runs)
-    operations = (
-        (epochs + reported + sizes.longer_runs * longer_epochs) * image * (2 * len(data.train) + val + len(data.test))
-    )
+    beside = sum(search.finalist_epochs for search in searches) + sizes.longer_runs * longer_epochs
+    beside += sum(len(trial.seeds) * trial.training.epochs for trial in baselines)
+    operations = (epochs + beside) * image * (2 * len(data.train) + val + len(data.test))
     pack_epochs = [
         own.run.training.epochs * (sum(map(len, own.packs)) + own.finalist_packs) for own in searches if own.whole
-    ] + [trial.training.epochs for trial in baselines]
-    pack_epochs.append(longer_epochs * longer_packs)
+    ]
+    pack_epochs += [*(trial.training.epochs for trial in baselines), longer_epochs * longer_packs]
     steps = math.ceil(len(data.train) / spec.training.batch_size) * sum(pack_epochs)
     rates = _rates(spec, tflops)
     document, trained_on = spec.resolved(), spec.dataset.identity()

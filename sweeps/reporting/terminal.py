@@ -147,7 +147,9 @@ def _longer(result: Result) -> list[str]:
     longer = result.longer
     if longer is None:
         return [f"not trained longer: {result.not_longer}"] if result.not_longer else []
-    ends = {"falls": "a transient", "level": "level, no transient", "gains": "not trained to its end"}[longer.ends]
+    ends = {"falls": "it stands on a transient", "level": "level, no transient", "gains": "not trained to its end"}[
+        longer.ends
+    ]
     lines = [f"trained {longer.times}x as long: {difference(longer.change)} on {result.protocol.on}: {ends}"]
     if longer.over_start is not None and longer.beside_start == "below":
         lines.append(f"  and so below the stage-1 head, vanilla: {difference(longer.over_start)}")

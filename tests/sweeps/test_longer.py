@@ -134,11 +134,17 @@ def test_it_does_not_depend_on_the_order_in_which_packs_come_back(small_sweep: M
 
 
 def test_its_last_epoch_counts_whatever_the_protocol(small_sweep: MakeSweep) -> None:
-    spec = small_sweep(selection={"on": "test", "epoch": "best", "objective": "best", "longer": 2})
+    spec = small_sweep(
+        method={"kind": "los", "smooth_factor": 0.7},
+        search={"sampler": "grid", "trials": 1, "space": {"method.lr": {"choice": [0.02]}}},
+        selection={"on": "test", "epoch": "best", "objective": "best", "longer": 4},
+    )
     result = sweeps.run(spec)
-    assert [run["epoch"] for run in longer_runs(spec)] == [5, 5]
+    assert [run["epoch"] for run in longer_runs(spec)] == [11, 11]
+    last = [run["test"][11][0] for run in longer_runs(spec)]
+    assert max(last) < min(max(row[0] for row in run["test"]) for run in longer_runs(spec)), "the best was another"
     assert result.longer is not None
-    assert result.longer.objective == pytest.approx(np.mean([run["test"][5][0] for run in longer_runs(spec)]))
+    assert result.longer.objective == pytest.approx(np.mean(last))
 
 
 def test_one_seed(small_sweep: MakeSweep) -> None:

@@ -211,7 +211,7 @@ def test_the_summary_of_one_method_fits_a_screen_with_everything_that_may_be_sai
 @pytest.mark.parametrize(
     ("ends", "beside", "said"),
     [
-        ("falls", "below", "trained 3x as long: -26.67 [-27.67, -25.67] on val: a transient"),
+        ("falls", "below", "trained 3x as long: -26.67 [-27.67, -25.67] on val: it stands on a transient"),
         ("level", "above", "trained 3x as long: -26.67 [-27.67, -25.67] on val: level, no transient"),
         ("gains", "level", "trained 3x as long: -26.67 [-27.67, -25.67] on val: not trained to its end"),
     ],
