@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from sweeps import crosstable
 from sweeps.reporting import class_figures, search_figures, tables, value_figures
-from sweeps.reporting.compare import estimate
 from sweeps.reporting.content import Cell, Column, Estimate, Figure, Report, Section, Table
+from sweeps.reporting.judgements import estimate
 from sweeps.reporting.reading import Sweep
 from sweeps.reporting.verdict import called, role, verdict
 from sweeps.search.importance import FEWEST_TRIALS

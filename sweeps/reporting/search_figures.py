@@ -13,8 +13,8 @@ import numpy as np
 
 from lt_train.metrics import SPLITS
 from sweeps.contestants import Contestant
-from sweeps.reporting.compare import judged, mean_curve
 from sweeps.reporting.content import Figure, Line, Panel, Series
+from sweeps.reporting.judgements import judged, mean_curve
 from sweeps.reporting.reading import Setting, Sweep
 from sweeps.reporting.verdict import called, ending_of, ending_text, role
 from sweeps.search.base import LogUniform

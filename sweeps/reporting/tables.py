@@ -11,8 +11,8 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
-from sweeps.reporting.compare import difference, estimate
 from sweeps.reporting.content import Cell, Column, Table
+from sweeps.reporting.judgements import difference, estimate
 from sweeps.reporting.paper import TABLE1_ORDER, printed
 from sweeps.reporting.reading import Setting, Sweep
 from sweeps.reporting.verdict import called

@@ -12,9 +12,9 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
-from sweeps.reporting.compare import Ending, difference, ending, estimate, judged
 from sweeps.reporting.content import Cell, Column, Table, Verdict
 from sweeps.reporting.formats import shown
+from sweeps.reporting.judgements import Ending, difference, ending, estimate, judged
 from sweeps.reporting.reading import Setting, Sweep
 
 __all__ = ["called", "ending_of", "ending_text", "role", "selected", "verdict"]

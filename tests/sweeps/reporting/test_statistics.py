@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sweeps import selection
-from sweeps.reporting.compare import ending
+from sweeps.reporting.judgements import ending
 
 REPETITIONS = 1000
 TRUE = 0.60

@@ -9,7 +9,7 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.methods.los import LabelOverSmooth
 from lt_train.methods.vanilla import Vanilla
 from sweeps.ledger import Record
-from sweeps.reporting.compare import difference, ending
+from sweeps.reporting.judgements import difference, ending
 from sweeps.reporting.reading import Setting
 from sweeps.study import Trial
 
