@@ -24,8 +24,9 @@ __all__ = [
     "Verdict",
 ]
 
-Kind = Literal["text", "percent", "points", "number", "count", "p"]
-"""How a column is shown: percent and points are fractions times 100, points with a sign; number has 3 digits."""
+Kind = Literal["text", "percent", "points", "gain", "number", "count", "p"]
+"""How a column is shown: percent, points and gain are fractions times 100, the last two with a sign, points with the
+ends of an interval and gain with half of it; number has 3 digits."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """One setting against another, and what its last epoch stands on: the judgements that a report makes. Pure.
 
-A difference is paired by seed; what trains nothing has one run that stands for every seed. Knows settings and
-`sweeps.selection`; knows no tables.
+A difference is paired by seed, or Welch's where two settings share none; what trains nothing has one run that stands
+for every seed. Knows settings and `sweeps.selection`; knows no tables.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from sweeps.ledger import Record
 from sweeps.reporting.content import Estimate
 from sweeps.reporting.reading import Setting
 
-__all__ = ["Difference", "Ending", "difference", "ending", "estimate", "judged", "mean_curve"]
+__all__ = ["Difference", "Ending", "difference", "ending", "estimate", "judged", "matched", "mean_curve"]
 
 LEVEL = 0.001
 """Accuracies whose means differ by less than a tenth of a point are level, whatever the seeds say."""
@@ -33,46 +33,87 @@ class Difference:
     """`ours` minus `theirs` on test. `by_split` is by column of SPLITS, None for an empty split.
 
     Attributes:
-        seeds: pairs that were compared; 0 where the two share no seed, and only the means stand.
-        p_value: of the paired t test in the metric selected on; None for fewer than two pairs.
+        test: `paired` by the seeds that both have; `welch` where they share none and each has several; `none` where one
+            run on either side says nothing of its noise.
+        seeds: pairs that were compared; 0 where none were.
+        p_values: of that test by column.
+        p_value: of that test in the metric selected on.
     """
 
     by_split: tuple[Estimate | None, ...]
+    test: Literal["paired", "welch", "none"]
     seeds: int
+    p_values: tuple[float | None, ...]
     p_value: float | None
-    verdict: Literal["better", "tied", "worse", "one seed", "other seeds"]
+    verdict: Literal["better", "tied", "worse", "one run"]
+
+    @property
+    def told(self) -> str:
+        """The verdict, and by which test where it is not the paired one."""
+        return f"{self.verdict} (Welch)" if self.test == "welch" else self.verdict
 
     def behind(self, column: int) -> bool:
         """Whether ours is worse; where no test can say, whether its mean is lower."""
         gap = self.by_split[column]
-        untested = self.verdict in ("one seed", "other seeds")
-        return self.verdict == "worse" or (untested and gap is not None and gap.mean < -selection.ROUNDING)
+        return self.verdict == "worse" or (
+            self.verdict == "one run" and gap is not None and gap.mean < -selection.ROUNDING
+        )
 
 
-def difference(ours: Setting, theirs: Setting, column: int) -> Difference:
-    """Compare two sound settings seed by seed; judged in `column`, the split that the protocol selects on."""
-    a, b = dict(zip(ours.seeds, ours.values, strict=True)), dict(zip(theirs.seeds, theirs.values, strict=True))
-    for own, other in ((a, b), (b, a)):
-        if len(own) == 1 and not (ours if own is a else theirs).trial.method.trains:
+def difference(ours: Setting, theirs: Setting, column: int, *, pair: bool = True) -> Difference:
+    """Compare two sound settings, judged in `column`, the split that the protocol selects on.
+
+    Paired by seed; by Welch's test where they share no seeds, or with `pair` false, where a seed's luck is not the same
+    for both.
+    """
+    a, b, paired = matched(ours, theirs, pair=pair)
+    test = selection.paired if paired else selection.welch
+    gaps = [test(a[:, place], b[:, place]) for place in range(len(SPLITS))]
+    judged_by = gaps[column]
+    untested = judged_by.ci95 is None
+    return Difference(
+        by_split=tuple(map(_estimate, gaps)),
+        test="none" if untested else "paired" if paired else "welch",
+        seeds=len(a) if paired else 0,
+        p_values=tuple(gap.p_value for gap in gaps),
+        p_value=judged_by.p_value,
+        verdict=_judge(judged_by),
+    )
+
+
+def matched(
+    ours: Setting, theirs: Setting, read: Callable[[Setting], selection.Array] | None = None, *, pair: bool = True
+) -> tuple[selection.Array, selection.Array, bool]:
+    """Values of both by seed, and whether row stands beside row: of the seeds that both have, else all of each.
+
+    What trains nothing has one run, which stands for every seed. `read` gives a setting's values `[S, ...]`, if not its
+    test accuracies.
+    """
+    sides = []
+    for setting in (ours, theirs):
+        values = setting.values if read is None else read(setting)
+        sides.append(dict(zip(setting.seeds, values, strict=True)))
+    a, b = sides
+    fixed = [len(own) == 1 and not one.trial.method.trains for own, one in ((a, ours), (b, theirs))]
+    if all(fixed):
+        return np.array(list(a.values())), np.array(list(b.values())), True
+    for own, other, stands in ((a, b, fixed[0]), (b, a, fixed[1])):
+        if stands:
             (one,) = own.values()
-            own |= dict.fromkeys(other, one)
-    common = [seed for seed in a if seed in b]
-    if not common:
-        gap = ours.values.mean(axis=0) - theirs.values.mean(axis=0)
-        return Difference(tuple(_plain(value) for value in gap), 0, None, "other seeds")
-    pairs = [
-        selection.paired(np.array([a[seed][place] for seed in common]), np.array([b[seed][place] for seed in common]))
-        for place in range(len(SPLITS))
-    ]
-    return Difference(tuple(map(_estimate, pairs)), len(common), pairs[column].p_value, _judge(pairs[column]))
+            own.update(dict.fromkeys(other, one))
+            pair = True
+    common = [seed for seed in a if seed in b] if pair else []
+    if len(common) > 1 or (common and min(len(a), len(b)) == 1):
+        return np.array([a[seed] for seed in common]), np.array([b[seed] for seed in common]), True
+    return np.array(list(a.values())), np.array(list(b.values())), False
 
 
-def _judge(pair: selection.PairedDifference) -> Literal["better", "tied", "worse", "one seed"]:
-    if pair.ci95 is None:
-        return "tied" if pair.mean == 0 else "one seed"
-    if pair.ci95.low <= 0 <= pair.ci95.high or abs(pair.mean) < selection.ROUNDING:
+def _judge(gap: selection.MeanDifference) -> Literal["better", "tied", "worse", "one run"]:
+    if gap.ci95 is None:
+        return "tied" if gap.mean == 0 else "one run"
+    if gap.ci95.low <= 0 <= gap.ci95.high or abs(gap.mean) < selection.ROUNDING:
         return "tied"
-    return "better" if pair.mean > 0 else "worse"
+    return "better" if gap.mean > 0 else "worse"
 
 
 def estimate(values: selection.Array) -> Estimate | None:
@@ -84,14 +125,10 @@ def estimate(values: selection.Array) -> Estimate | None:
     return Estimate(mean) if interval is None else Estimate(mean, interval.low, interval.high)
 
 
-def _estimate(pair: selection.PairedDifference) -> Estimate | None:
-    if math.isnan(pair.mean):
+def _estimate(gap: selection.MeanDifference) -> Estimate | None:
+    if math.isnan(gap.mean):
         return None
-    return Estimate(pair.mean) if pair.ci95 is None else Estimate(pair.mean, pair.ci95.low, pair.ci95.high)
-
-
-def _plain(value: float) -> Estimate | None:
-    return None if math.isnan(value) else Estimate(float(value))
+    return Estimate(gap.mean) if gap.ci95 is None else Estimate(gap.mean, gap.ci95.low, gap.ci95.high)
 
 
 def judged(records: Sequence[Record], on: Literal["val", "test"], column: int) -> selection.Array:

@@ -52,7 +52,7 @@ def methods(sweep: Sweep) -> Table:
                 *(estimate(one.values[:, place]) for place in range(len(SPLITS))),
                 _best(sweep, one),
                 None if gap is None else gap.by_split[sweep.column],
-                "first" if one is first else "" if gap is None else gap.verdict,
+                "first" if one is first else "" if gap is None else gap.told,
                 _mean([record.loma_mean for record in one.records]),
                 _mean([record.loma_cv for record in one.records]),
                 None if baseline else one.objective,
@@ -113,7 +113,7 @@ def finalists(sweep: Sweep) -> Table | None:
         old, new = None if before is None else before.objective, one.objective
         gap = None if vanilla is None or one.failed else difference(one, vanilla, sweep.column)
         change = None if old is None or new is None else new - old
-        over = (None, "failed" if one.failed else "") if gap is None else (gap.by_split[sweep.column], gap.verdict)
+        over = (None, "failed" if one.failed else "") if gap is None else (gap.by_split[sweep.column], gap.told)
         rows.append((called(sweep, one), old, new, change, *over, short_params(one.trial.params)))
     what = f"{sweep.spec.selection.on} {sweep.spec.selection.metric}"
     columns = (

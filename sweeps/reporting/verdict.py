@@ -140,7 +140,7 @@ def _gains(sweep: Sweep) -> Table | None:
         return None
     for name, one in _rivals(sweep):
         gap = difference(winner, one, sweep.column)
-        rows.append((name, *gap.by_split, gap.p_value, gap.verdict))
+        rows.append((name, *gap.by_split, gap.p_value, gap.told))
     metric = sweep.spec.selection.metric
     columns = (
         Column(f"{role(sweep)} minus"),
@@ -149,8 +149,9 @@ def _gains(sweep: Sweep) -> Table | None:
         Column("is"),
     )
     note = (
-        f"Points, with 95% intervals; paired by seed. p and the last column: two-sided paired t test in {metric}; "
-        "tied: the interval holds 0. Intervals are over seeds of the re-training: one backbone, one test set."
+        f"Points, with 95% intervals; paired by seed, by Welch's test where no seed is shared. p and the last column: "
+        f"two-sided t test in {metric}; tied: the interval holds 0. Intervals are over seeds of the re-training: one "
+        "backbone, one test set."
     )
     return Table("gains", f"Gain of the {role(sweep)}", columns, tuple(rows), note) if rows else None
 

@@ -51,7 +51,7 @@ def test_equal_runs_are_tied_also_with_one_seed() -> None:
 
 def test_one_seed_says_of_a_difference_only_that_it_is_there() -> None:
     found = difference(setting({0: 0.6}), setting({0: 0.5}), 0)
-    assert (found.verdict, found.p_value) == ("one seed", None)
+    assert (found.verdict, found.p_value) == ("one run", None)
 
 
 def test_what_trains_nothing_stands_for_every_seed() -> None:
