@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from sweeps import crosstable
-from sweeps.reporting import class_figures, search_figures, tables, value_figures
+from sweeps.reporting import class_figures, logit_figures, search_figures, tables, value_figures
 from sweeps.reporting.comparing import compared
 from sweeps.reporting.comparison_sections import comparison_sections
 from sweeps.reporting.content import Cell, Column, Estimate, Figure, Report, Section, Table
@@ -30,6 +30,7 @@ def compose(sweep: Sweep, others: Sequence[Sweep] = ()) -> Report:
     if not sweep.every:
         return Report(sweep.spec.name, head)
     shown = class_figures.classes_shown(sweep)
+    heads = logit_figures.two_heads(sweep)
     importance = value_figures.importance(sweep)
     sections = [
         Section(
@@ -40,12 +41,12 @@ def compose(sweep: Sweep, others: Sequence[Sweep] = ()) -> Report:
         Section(
             "classes",
             "Classes",
-            text=_texts(class_figures.missing_heads(sweep)),
+            text=_texts("" if heads else logit_figures.missing_heads(sweep)),
             figures=_some(
                 class_figures.class_accuracy(sweep, shown),
                 class_figures.loma(sweep, shown),
-                class_figures.logit_histograms(sweep),
-                class_figures.one_picture(sweep),
+                logit_figures.logit_histograms(heads) if heads else None,
+                logit_figures.one_picture(heads) if heads else None,
             ),
         ),
         Section("training", "Training", figures=_some(search_figures.epochs(sweep))),

@@ -148,7 +148,7 @@ def test_several_sweeps_stand_side_by_side_and_share_figure_four(small_sweep: Ma
     places = [directory(spec) for spec in specs]
     with pytest.raises(UserError, match="say where it goes with --out"):
         write(places)
-    with pytest.raises(UserError, match="each sweep may be given once, got .*/here more than once"):
+    with pytest.raises(UserError, match=r"each sweep may be given once, got .*/here more than once"):
         write([places[0], places[0]], tmp_path / "out")
     shutil.copytree(places[0], tmp_path / "copies" / "here")
     with pytest.raises(UserError, match="must have names of their own, got here more than once"):
