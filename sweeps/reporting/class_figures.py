@@ -98,12 +98,12 @@ def class_accuracy(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
         accuracy = over_seeds(shown[name], "class_accuracy")
         means = [_mean([accuracy[k] for k in group]) for group in groups]
         series.append(Series(name, x, [None if v is None else 100 * v for v in means], "points", style))
-    grouped = f" Each point is the mean of {len(sizes) // len(groups)} or so classes of like size."
+    point = "class" if len(groups) == len(sizes) else f"group of {len(sizes) // len(groups)} or so classes of like size"
     gained = _gained(shown, chosen)
     return Figure(
         "class_accuracy",
         "Accuracy against class size",
-        f"One point a class, mean over seeds, on test.{grouped * (len(groups) < len(sizes))} {gained}",
+        f"One point a {point}, mean over seeds, on test. {gained}",
         f"Test accuracy of {len(sizes)} classes of {min(sizes)} to {max(sizes)} pictures. {gained}",
         (
             Panel(

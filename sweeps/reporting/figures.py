@@ -43,9 +43,8 @@ def by_class(
     axes = figure.subplots()
     sizes = axes.twinx()
     edges = [place - 0.5 for place in range(len(order) + 1)]
-    sizes.stairs(
-        [counts[k] for k in order], edges, fill=True, color="0.88"
-    )  # one shape, whatever the number of classes
+    # One shape, however many classes there are.
+    sizes.stairs([counts[k] for k in order], edges, fill=True, color="0.88")
     sizes.set_yscale("log")
     sizes.set_ylabel("training images (bars)")
     axes.set_zorder(sizes.get_zorder() + 1)

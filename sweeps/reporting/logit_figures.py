@@ -87,7 +87,7 @@ def one_picture(heads: TwoHeads) -> Figure | None:
             f"{name}: class {guess} at {values[guess]:.2f}, the true class {found.label} at {values[found.label]:.2f}"
         )
     caption = (
-        f"Test picture {found.index} of class {found.label} ({sizes[found.label]} training pictures): of those of "
+        f"Test picture {found.index} of class {found.label} ({sizes[found.label]} in training): of those of "
         f"{split} classes that only {heads.names[1]} gets right, the one it gained most margin on.{_sampled(heads)}"
     )
     return Figure(

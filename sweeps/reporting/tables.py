@@ -63,7 +63,7 @@ def methods(sweep: Sweep) -> Table:
         Column("method"),
         *BY_SPLIT,
         Column(f"best of {seeds}", "percent"),
-        Column("minus first", "points"),
+        Column("minus first", "gain"),
         Column("is"),
         Column("LoMa", "number"),
         Column("LoMa cv", "number"),

@@ -196,6 +196,8 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
     chosen = sweep.spec.selection
     before = next((one for one in sweep.searched if _same(one, winner)), None)
     tried = len(sweep.searched)
+    if not winner.trial.method.trains and tried > 1:
+        return f"Best of {tried} trials by what is selected on; it trains nothing, so no seed could tell otherwise."
     if winner.trial.phase != "finalist" or before is None:
         if tried == 1:
             return "One setting was tried, so nothing was chosen among trials."
