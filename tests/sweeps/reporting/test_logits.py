@@ -1,4 +1,4 @@
-"""Logits of heads on the test pictures: histograms by hand, the picture that was rescued, a part of a large test set."""
+"""Logits of heads on the test pictures: histograms by hand, the picture that was rescued, part of a large test set."""
 
 from __future__ import annotations
 
