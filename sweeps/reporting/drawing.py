@@ -42,6 +42,9 @@ WIDTH, HEIGHT = 4.6, 3.0
 RASTERISED_ABOVE = 3000
 """Points of a series that are worth a picture instead of an element each."""
 
+RASTERISED = ("#3b82d6", "#d0602a", "#8f62ee", "#1a8f84", "#cf4a94", "#7d8590", "#9a7b1e", "#7a7a7a")
+"""Colours of such a picture, which cannot follow the page's: each stands out from light and dark paper alike."""
+
 LEGEND_SIZE = 7.5
 
 _SETTINGS = {
@@ -193,9 +196,9 @@ def _steps(axes: Any, one: Series, label: str | None) -> None:
 
 
 def _points(axes: Any, one: Series, label: str | None) -> None:
-    style = STYLES[one.style % 8]
-    size, alpha = (18.0 if len(one.x) <= 150 else 7.0), (0.35 if one.faint else 0.85)
     many = len(one.x) > RASTERISED_ABOVE
+    style = (RASTERISED if many else STYLES)[one.style % 8]
+    size, alpha = (18.0 if len(one.x) <= 150 else 7.0), (0.35 if one.faint else 0.85)
     if one.value is None:
         # What lies on another is hollow, so that both are seen.
         hollow = one.mark == "hollow" or (one.style > 0 and not one.faint)

@@ -138,6 +138,20 @@ def test_two_classes(small_sweep: MakeSweep, tmp_path: Path) -> None:
     assert [list(one.x) for one in loma.panels[0].series] == [[0.0, 1.0]] * 3
 
 
+def test_three_hundred_trials_of_five_seeds_are_a_page_of_few_megabytes(small_sweep: MakeSweep) -> None:
+    space = {
+        "method.smooth_factor": {"uniform": [0.1, 0.95]},
+        "method.lr": {"loguniform": [1e-3, 1e-1]},
+        "method.weight_decay": {"loguniform": [1e-6, 1e-2]},
+    }
+    search = {"trials": 300, "generation": 60, "sampler": "random", "space": space}
+    spec = small_sweep(search=search, selection={"seeds": 5}, training={"epochs": 2})
+    written = reported(spec)
+    assert written.page.stat().st_size < 5 * 2**20
+    assert {"history", "parallel", "importance", "lr_weight_decay", "slices"} <= figures(written)
+    assert len(rows(written.page.parent / "data" / "runs.csv")) == 300 * 5 + 1 + 5
+
+
 def test_eight_thousand_classes_are_grouped_and_the_page_stays_small(small_sweep: MakeSweep, tmp_path: Path) -> None:
     counts = tuple(max(1, int(4 * 0.9995**k)) for k in range(8142))
     features = write_features(tmp_path / "x.npz", counts, test=1, val=0)
