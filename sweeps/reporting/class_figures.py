@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lt_train.features.bank import Manifest
+from lt_train.features.bank_files import Manifest
 from lt_train.metrics import loma_by_group
 from sweeps.reporting.content import Figure, Panel, Series
 from sweeps.reporting.reading import Setting, Sweep, class_order

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lt_train.features.bank import Manifest
+from lt_train.features.bank_files import Manifest
 from lt_train.metrics import SPLITS, split_masks
 from sweeps.reporting.class_figures import MOST_CLASSES
 from sweeps.reporting.content import Figure, Panel, Series
