@@ -70,7 +70,7 @@ def loma(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
         "loma",
         "LoMa and regularised std (Fig. 3)",
         "Left: Logits Magnitude (Eq. 6) over its sum, mean of a group of classes; level is balanced. Right: std over "
-        "LoMa (Eq. 7); classes whose LoMa is not positive are left out. Means over seeds, on test.",
+        "LoMa (Eq. 7); classes whose LoMa is not positive are left out. Means over seeds, on test; best method first.",
         f"LoMa share by class group: {told}.",
         (
             Panel(place, "LoMa / sum |LoMa|", tuple(left), x_ticks=ticks),

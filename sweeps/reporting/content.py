@@ -66,8 +66,8 @@ class Table:
 class Series:
     """One set of points of a panel; None is a gap. `low` and `high` are error bars of points, or a band of a line.
 
-    `value` shades points, and sizes them, from the least to the largest. `label` names single points. The look is
-    `style`: series of one style, in all panels and figures, are the same thing.
+    `value` shades points or cells, and sizes points, from the least to the largest. `label` names single points. The
+    look is `style`: series of one style, in all panels and figures, are the same thing.
     """
 
     name: str

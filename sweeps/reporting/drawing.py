@@ -121,7 +121,8 @@ def _panel(axes: Any, panel: Panel) -> None:
     axes.grid(visible=True, color=INK, alpha=0.12, linewidth=0.5)
     axes.set_axisbelow(True)
     if panel.value_label:
-        axes.set_title(f"larger, darker: {panel.value_label}", loc="right", fontsize=7.5)
+        cells = any(one.mark == "cells" for one in panel.series)
+        axes.set_title(f"{'' if cells else 'larger, '}stronger: {panel.value_label}", loc="right", fontsize=LEGEND_SIZE)
 
 
 def _legends(canvas: Any, panels: Sequence[Any]) -> None:

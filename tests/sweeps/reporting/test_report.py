@@ -196,6 +196,17 @@ def test_a_grid_of_lr_and_weight_decay_is_a_heat_map(small_sweep: MakeSweep) -> 
     (figure,) = [one for one in written.reports[0].figures() if one.name == "lr_weight_decay"]
     (cells,) = figure.panels[0].series
     assert (cells.mark, len(cells.x)) == ("cells", 6)
+    assert figure.caption.startswith("A cell a pair of values")
+
+
+def test_every_value_of_a_grid_is_on_the_line_of_figure_four(small_sweep: MakeSweep) -> None:
+    grid = [round(0.08 * step, 2) for step in range(12)]
+    search = {"trials": 12, "sampler": "grid", "space": {"method.smooth_factor": {"choice": grid}}}
+    written = reported(small_sweep(search=search))
+    (figure,) = [one for one in written.reports[0].figures() if one.name == "smooth_factor"]
+    trials, line = figure.panels[0].series
+    assert list(line.x) == grid
+    assert sorted(trials.y, key=float) == sorted(line.y, key=float)
 
 
 def test_a_report_is_made_before_anything_is_drawn(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
