@@ -19,6 +19,7 @@ from lt_train.metrics import SPLITS
 from sweeps.ledger import Record
 
 __all__ = [
+    "ROUNDING",
     "Interval",
     "MeanDifference",
     "best_of_bias",

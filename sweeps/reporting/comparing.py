@@ -24,6 +24,7 @@ from sweeps.reporting.shared_ground import Ground, common_ground
 from sweeps.reporting.spec_differences import leaves_that_differ
 from sweeps.reporting.verdict import called, role
 from sweeps.result import Accuracies, Gain, Intervals
+from sweeps.selection import ROUNDING
 
 __all__ = ["ClassChange", "ClassChanges", "Comparison", "Pair", "SettingGain", "Shown", "Side", "compare", "compared"]
 
@@ -203,6 +204,7 @@ def _pair(ours: Sweep, reference: Sweep, ground: Ground, label: str, reference_l
         if ours.winner is not None and reference.winner is not None:
             winners = _gain("winner", ours.winner, reference.winner, (ours, reference), ground)
             classes = _classes(ours, reference, ground)
+            cautions += _without_width(winners, f"acc_{SPLITS[ground.column]}")
     return Pair(
         label=label,
         reference=reference_label,
@@ -242,6 +244,13 @@ def _gain(what: str, ours: Setting, theirs: Setting, sweeps: tuple[Sweep, Sweep]
         pairs=found.seeds if found.test == "paired" else 0,
         verdict=found.verdict,
     )
+
+
+def _without_width(winners: SettingGain, metric: str) -> list[str]:
+    gain = winners.gain.get(metric)
+    if gain is None or gain.ci95 is None or gain.mean == 0 or gain.ci95[1] - gain.ci95[0] > ROUNDING:
+        return []
+    return ["All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."]
 
 
 def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | None:

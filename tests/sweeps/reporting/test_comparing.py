@@ -43,7 +43,8 @@ def test_on_shared_seeds_and_pictures_winners_are_paired(small_sweep: MakeSweep)
     assert [side.label for side in found.sweeps] == ["short", "long"]
     assert found.specs == {"training.epochs": [3, 9]}
     (pair,) = found.pairs
-    assert (pair.label, pair.reference, pair.comparable, pair.cautions) == ("long", "short", True, [])
+    assert (pair.label, pair.reference, pair.comparable) == ("long", "short", True)
+    assert {one.split(":")[0] for one in pair.cautions} <= {"All seeds agree to the last picture"}
     one, other = (sweeps.Result.model_validate_json((place / "result.json").read_text()) for place in (first, second))
     assert one.winner is not None
     assert other.winner is not None
@@ -188,6 +189,21 @@ def test_an_unfinished_sweep_one_without_a_winner_and_one_whose_bank_is_gone_are
     assert pair.winners is not None
     assert pair.winners.test == "paired"  # the same features, whether they are there or not
     assert pair.classes is None
+
+
+def test_seeds_that_agree_to_the_last_picture_are_no_proof(small_sweep: MakeSweep) -> None:
+    steady = {"training": {"epochs": 1}, "search": {"trials": 1, "space": {"method.lr": {"choice": [1e-9]}}}}
+    moved = {**steady, "search": {"trials": 1, "space": {"method.lr": {"choice": [1e-9]}}}, "method": {"kind": "las"}}
+    first, second = run(small_sweep, "still", **steady), run(small_sweep, "also-still", **moved)
+    pair = only_pair(first, second)
+    assert not any(one.startswith("All seeds agree") for one in pair.cautions)  # a difference of none is a tie
+    vanilla = run(
+        small_sweep,
+        "vanilla",
+        method={"kind": "tau_norm"},
+        search={"trials": 1, "space": {"method.post_hoc.tau": {"choice": [1.0]}}},
+    )
+    assert any(one.startswith("All seeds agree") for one in only_pair(vanilla, first).cautions)
 
 
 def test_what_cannot_be_compared_is_refused(small_sweep: MakeSweep, tmp_path: Path) -> None:
