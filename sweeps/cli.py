@@ -199,6 +199,17 @@ def _add_sweep_commands(commands: Any) -> None:
     _add_import(sub)
     _add_json(sub)
     sub = _command(
+        commands,
+        "compare",
+        "sweeps beside the first of them: what differs, by how much, on which classes",
+        "lt-sweep compare runs/ir100 runs/ir50",
+    )
+    sub.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="directory of a sweep or a family, or a sweep's result.json"
+    )
+    _add_import(sub)
+    _add_json(sub)
+    sub = _command(
         commands, "table", "the table of a sweep's results, or of a family's, once more", "lt-sweep table runs/demo"
     )
     sub.add_argument("target", type=Path, help="sweep file, or directory of a sweep or a family")

@@ -25,7 +25,10 @@ from lt_train.storage import writing
 if TYPE_CHECKING:
     from sweeps.result import Result
 
-__all__ = ["kinds", "plan", "report", "resume", "run", "schema", "table", "ui", "validate"]
+__all__ = ["compare", "kinds", "plan", "report", "resume", "run", "schema", "table", "ui", "validate"]
+
+WIDE = 100
+"""Columns of what is printed to no terminal."""
 
 
 def validate(arguments: argparse.Namespace) -> int:
@@ -169,6 +172,21 @@ def report(arguments: argparse.Namespace) -> int:
     for name, one in verdicts.items():
         print(f"{name}: {one.headline}")
     print(f"{written.page} holds all of it; tables as Markdown, LaTeX and CSV lie beside it")
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Sweeps that lie here beside the first of them."""
+    from sweeps.reporting.comparing import compare
+    from sweeps.reporting.comparison_sections import comparison_sections
+    from sweeps.reporting.terminal import sections_shown
+
+    found = compare(*arguments.runs)
+    if arguments.json:
+        print(found.model_dump_json(by_alias=True))
+    else:
+        told = sys.stdout.isatty() or "COLUMNS" in os.environ
+        Console(width=None if told else WIDE).print(sections_shown(comparison_sections(found)))
     return 0
 
 

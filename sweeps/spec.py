@@ -37,7 +37,7 @@ from sweeps.tracking.base import TrackingSpec, tracking_kinds, tracking_union
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.yaml_source import Source, load_yaml
 
-__all__ = ["ACROSS", "NAME", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
+__all__ = ["ACROSS", "NAME", "SHARED", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
 
 if TYPE_CHECKING:
     Dataset = DatasetSpec

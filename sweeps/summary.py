@@ -161,7 +161,7 @@ def _difference(schedule: Schedule, ours: Trial, theirs: Trial) -> dict[str, Gai
     return by_metric
 
 
-def _gain(difference: selection.PairedDifference) -> Gain:
+def _gain(difference: selection.MeanDifference) -> Gain:
     return Gain(mean=difference.mean, ci95=_pair(difference.ci95), p_value=difference.p_value)
 
 

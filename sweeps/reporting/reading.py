@@ -23,7 +23,8 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.directory import known_bank, load_spec
-from sweeps.layout import CACHE, sweep_directory
+from sweeps.family_directory import load_known_family
+from sweeps.layout import CACHE, IDENTITY, is_family, sweep_directory
 from sweeps.ledger import FinishedRuns, Record
 from sweeps.result import Result
 from sweeps.schedule import Schedule
@@ -31,7 +32,7 @@ from sweeps.search.base import Search
 from sweeps.spec import SweepSpec
 from sweeps.study import Phase, Trial, search_size
 
-__all__ = ["Setting", "Sweep", "class_order", "read_sweep"]
+__all__ = ["Setting", "Sweep", "class_order", "read_sweep", "read_sweeps"]
 
 State = Literal["finished", "unfinished"]
 
@@ -77,6 +78,7 @@ class Sweep:
             trials alone, which all have the same seeds.
         asked: trials of the search that will be asked for in all.
         runs_wanted: runs of every phase that the whole sweep asks for, duplicates counted.
+        bank: fingerprint of the features.
         manifest, test: of the bank; None where the storage's cache has lost it.
         missing: what could not be read, in sentences.
         cached: runs that were wanted and found done.
@@ -93,6 +95,7 @@ class Sweep:
     asked: int
     runs_wanted: int
     result: Result | None
+    bank: str
     manifest: Manifest | None
     test: EvalSet | None
     missing: tuple[str, ...]
@@ -196,6 +199,7 @@ def read_sweep(run: str | Path) -> Sweep:
         asked=size.trials,
         runs_wanted=size.runs,
         result=result,
+        bank=fingerprint,
         manifest=manifest,
         test=test,
         missing=tuple(missing),
@@ -204,6 +208,29 @@ def read_sweep(run: str | Path) -> Sweep:
         cached=schedule.cached if result is None else result.runs.cached,
         ledger=ledger,
     )
+
+
+def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
+    """As `read_sweep`, of several; a family's directory stands for those of its sweeps that have begun.
+
+    Raises:
+        UserError: as there; a sweep is given twice; or no sweep of a family has begun.
+    """
+    begun = [one for run in runs for one in (_begun(Path(run)) if is_family(Path(run)) else [Path(run)])]
+    found = [read_sweep(one) for one in begun]
+    paths = [sweep.path for sweep in found]
+    if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
+        raise UserError(f"each sweep may be given once, got {', '.join(twice)} more than once")
+    return found
+
+
+def _begun(directory: Path) -> list[Path]:
+    family = load_known_family(directory)
+    places = [Path(spec.storage) / spec.name for spec in family.sweeps]
+    found = [place for place in places if (place / IDENTITY).is_file()]
+    if not found:
+        raise UserError(f"no sweep of {family.name} has begun; `lt-sweep run` with its file starts them")
+    return found
 
 
 class _Shape:

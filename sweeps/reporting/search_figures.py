@@ -14,12 +14,12 @@ import numpy as np
 
 from lt_train.metrics import SPLITS
 from sweeps.contestants import Contestant
-from sweeps.reporting.compare import judged, mean_curve
 from sweeps.reporting.content import Figure, Line, Panel, Series
+from sweeps.reporting.judgements import judged, mean_curve
 from sweeps.reporting.naming import called, role, times_as_long
 from sweeps.reporting.reading import Setting, Sweep
 from sweeps.reporting.transient import ending_of, ending_text
-from sweeps.search.base import LogUniform
+from sweeps.search.base import LogUniform, Uniform
 
 __all__ = [
     "contestants_shown",
@@ -124,7 +124,8 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
         x = [float(one.trial.params[panel_name]) for one in own]
         y = [100 * float(one.values[:, sweep.column].mean()) for one in own]
         series.append(Series(f"trials{f', {name}' if len(sweeps) > 1 else ''}", x, y, "points", style, faint=True))
-        line = _envelope(own, x, y)
+        ranges = [one.space[panel_name] for one in sweep.spec.contestants() if panel_name in one.space]
+        line = _envelope(own, x, y, exact=not any(isinstance(one, Uniform | LogUniform) for one in ranges))
         series.append(Series(name, [a for a, _ in line], [b for _, b in line], style=style))
     if not series:
         return None
@@ -142,7 +143,7 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
 
 def lr_weight_decay(sweep: Sweep) -> Figure | None:
     """Fig. 5: learning rate x weight decay; a heat map of a grid, else one point a trial."""
-    panels = []
+    panels, told = [], dict[str, None]()
     lr, decay = "method.lr", "method.weight_decay"
     for contestant in contestants_shown(sweep):
         own = [one for one in whole(sweep, contestant.name) if {lr, decay} <= one.trial.params.keys()]
@@ -153,7 +154,9 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
         grid = len(set(x)) * len(set(y)) <= len(own) * 1.01
         if grid:
             panels.append(_heat_map(contestant.name, x, y, value, objective_label(sweep)))
+            told["A cell a pair of values, of the best trial that has them; stronger is better."] = None
             continue
+        told["One point a trial, larger and stronger where better; the star is the best."] = None
         points = Series("trials", x, y, mark="points", value=value)
         top = int(np.argmax(value))
         star = Series("best", [x[top]], [y[top]], mark="star", style=1)
@@ -174,7 +177,7 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
     return Figure(
         "lr_weight_decay",
         "Learning rate and weight decay (Fig. 5)",
-        "One point a trial, larger and darker where better; the star is the best. Other searched values differ.",
+        f"{' '.join(told)} Other searched values, where there are any, differ.",
         f"{objective_label(sweep)} over learning rate and weight decay for {', '.join(p.title for p in panels)}.",
         tuple(panels),
     )
@@ -205,10 +208,12 @@ def _ratio(sweep: Sweep) -> str:
     return f"{sweep.spec.name}, IR {ratio:.3g}" if ratio else sweep.spec.name
 
 
-def _envelope(settings: Sequence[Setting], x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """The best trial of each value, or of each of `BINS` ranges where there are more values than that."""
+def _envelope(
+    settings: Sequence[Setting], x: Sequence[float], y: Sequence[float], *, exact: bool
+) -> list[tuple[float, float]]:
+    """The best trial of each value, or of each of `BINS` ranges where any value could be tried."""
     low, high = min(x), max(x)
-    exact = len(set(x)) <= BINS
+    exact = exact or len(set(x)) <= BINS
     bins: dict[float, list[int]] = {}
     for place, value in enumerate(x):
         key = value if exact else min(BINS - 1, math.floor(BINS * (value - low) / (high - low)))

@@ -5,18 +5,21 @@ Knows results and rich; computes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
+from sweeps.reporting import content
 from sweeps.reporting.cells import difference, means, percent, plain
+from sweeps.reporting.content import Section
+from sweeps.reporting.formats import shown
 from sweeps.result import Gain, Result, Row, Winner
 
-__all__ = ["comparison", "summary", "winner_line"]
+__all__ = ["comparison", "sections_shown", "summary", "winner_line"]
 
 SCREEN = 24
 """Lines of the smallest terminal that people have."""
@@ -59,6 +62,30 @@ def winner_line(result: Result) -> str:
         return ""
     gains = [f"{difference(gain['acc_all'])} over {name}" for name, gain in winner.gain.items() if "acc_all" in gain]
     return f"{_named(result, winner)}: test {means(winner)[0]} %" + (f", {', '.join(gains)}" if gains else "")
+
+
+def sections_shown(sections: Sequence[Section]) -> Group:
+    """What a page says of several sweeps, without its figures."""
+    parts: list[RenderableType] = []
+    for section in sections:
+        parts.append(Text(section.title, style="bold"))
+        parts += [Text(text) for text in section.text]
+        for one in section.tables:
+            parts += [Text(), _shown(one), Text(one.note, style="dim")]
+        parts.append(Text())
+    return Group(*parts[:-1])
+
+
+def _shown(one: content.Table) -> Table:
+    """Numbers keep their line; names and paths make room."""
+    table = Table(title=Text(one.title), title_justify="left", title_style="", box=None, padding=(0, 2, 0, 0))
+    rows = [[shown(cell, column.kind) for cell, column in zip(row, one.columns, strict=True)] for row in one.rows]
+    for column in one.columns:
+        number = column.kind != "text"
+        table.add_column(column.title, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for place, row in enumerate(rows):
+        table.add_row(*map(Text, row), style="bold" if place in one.strong else "")
+    return table
 
 
 def _named(result: Result, winner: Winner) -> str:

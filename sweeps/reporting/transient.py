@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from lt_train.metrics import SPLITS
 from sweeps import selection
-from sweeps.reporting.compare import Ending, as_estimate, difference, ending, estimate, judged
 from sweeps.reporting.content import Cell, Column, Table
 from sweeps.reporting.formats import shown
+from sweeps.reporting.judgements import Ending, as_estimate, difference, ending, estimate, judged
 from sweeps.reporting.naming import role, times_as_long
 from sweeps.reporting.reading import Setting, Sweep
 
@@ -69,7 +69,7 @@ def _by_longer_run(sweep: Sweep, found: selection.TrainedLonger) -> str:
     )
 
 
-def _points(gap: selection.PairedDifference | None) -> str:
+def _points(gap: selection.MeanDifference | None) -> str:
     return "" if gap is None else shown(as_estimate(gap), "points")
 
 

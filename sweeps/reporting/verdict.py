@@ -12,9 +12,9 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
-from sweeps.reporting.compare import difference, estimate
 from sweeps.reporting.content import Cell, Column, Table, Verdict
 from sweeps.reporting.formats import shown
+from sweeps.reporting.judgements import difference, estimate
 from sweeps.reporting.naming import called, role
 from sweeps.reporting.reading import Setting, Sweep
 from sweeps.reporting.transient import ending_of, ending_text
@@ -130,7 +130,7 @@ def _gains(sweep: Sweep) -> Table | None:
         return None
     for name, one in _rivals(sweep):
         gap = difference(winner, one, sweep.column)
-        rows.append((name, *gap.by_split, gap.p_value, gap.verdict))
+        rows.append((name, *gap.by_split, gap.p_value, gap.told))
     metric = sweep.spec.selection.metric
     columns = (
         Column(f"{role(sweep)} minus"),
@@ -139,8 +139,9 @@ def _gains(sweep: Sweep) -> Table | None:
         Column("is"),
     )
     note = (
-        f"Points, with 95% intervals; paired by seed. p and the last column: two-sided paired t test in {metric}; "
-        "tied: the interval holds 0. Intervals are over seeds of the re-training: one backbone, one test set."
+        f"Points, with 95% intervals; paired by seed, by Welch's test where no seed is shared. p and the last column: "
+        f"two-sided t test in {metric}; tied: the interval holds 0. Intervals are over seeds of the re-training: one "
+        "backbone, one test set."
     )
     return Table("gains", f"Gain of the {role(sweep)}", columns, tuple(rows), note) if rows else None
 
@@ -187,6 +188,8 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
     chosen = sweep.spec.selection
     before = next((one for one in sweep.searched if _same(one, winner)), None)
     tried = len(sweep.searched)
+    if not winner.trial.method.trains and tried > 1:
+        return f"Best of {tried} trials by what is selected on; it trains nothing, so no seed could tell otherwise."
     if winner.trial.phase != "finalist" or before is None:
         if tried == 1:
             return "One setting was tried, so nothing was chosen among trials."
