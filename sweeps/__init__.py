@@ -1,7 +1,7 @@
 """Searches: a YAML file in, a sweep over re-trainings out. Knows lt_train, ray, optuna and mlflow.
 
-The public surface: `load` a sweep file, `run` it, `resume` a sweep directory, write a `report` of one or more; the
-first three of a file with `across` are `load_family`, `run_family` and `resume_family`. They are imported when first
+The public surface: `load` a sweep file, `run` it, `resume` a sweep directory, `compare` several, write the `report` of
+one or more; for a file with `across` it is `load_family`, `run_family` and `resume_family`. All are imported when first
 used, so that `lt-sweep --help` does not wait for torch.
 """
 
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from sweeps.driver import resume, run
     from sweeps.family import Family, load_family
     from sweeps.family_driver import resume_family, run_family
+    from sweeps.reporting.comparing import Comparison, compare
     from sweeps.reporting.writing import write_report as report
     from sweeps.result import Result
     from sweeps.spec import SweepSpec
     from sweeps.spec import load_sweep as load
 
 __all__ = [
+    "Comparison",
     "CrossTable",
     "Family",
     "Result",
     "SweepSpec",
+    "compare",
     "cross_table",
     "load",
     "load_family",
@@ -36,10 +39,12 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Comparison": ("sweeps.reporting.comparing", "Comparison"),
     "CrossTable": ("sweeps.crosstable", "CrossTable"),
     "Family": ("sweeps.family", "Family"),
     "Result": ("sweeps.result", "Result"),
     "SweepSpec": ("sweeps.spec", "SweepSpec"),
+    "compare": ("sweeps.reporting.comparing", "compare"),
     "cross_table": ("sweeps.crosstable", "cross_table"),
     "load": ("sweeps.spec", "load_sweep"),
     "load_family": ("sweeps.family", "load_family"),

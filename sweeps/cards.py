@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from lt_train.features.bank import FeatureBank, read_manifest
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import read_manifest
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.contestants import Contestant
@@ -177,7 +178,12 @@ def _as_charted(path: str, logarithmic: set[str]) -> str:
 
 def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
     """What the trial is, and what its metrics mean."""
-    what = {"search": "a trial of the search", "baseline": "a baseline", "finalist": "a finalist, on fresh seeds"}
+    what = {
+        "search": "a trial of the search",
+        "baseline": "a baseline",
+        "finalist": "a finalist, on fresh seeds",
+        "longer": "the winner trained longer, which competes with nobody",
+    }
     values = [
         f"`{path}` {value:.6g}" if isinstance(value, float) else f"`{path}` {value}"
         for path, value in trial.params.items()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lt_train.backbones.frozen import load_frozen
 from lt_train.errors import UserError
-from lt_train.features.bank import FeatureBank, read_manifest
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import read_manifest
 from sweeps.prepare import Pictures
 from sweeps.tracking.base import PictureModel
 

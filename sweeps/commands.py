@@ -25,7 +25,10 @@ from lt_train.storage import writing
 if TYPE_CHECKING:
     from sweeps.result import Result
 
-__all__ = ["kinds", "plan", "report", "resume", "run", "schema", "table", "ui", "validate"]
+__all__ = ["compare", "kinds", "plan", "report", "resume", "run", "schema", "table", "ui", "validate"]
+
+WIDE = 100
+"""Columns of what is printed to no terminal."""
 
 
 def validate(arguments: argparse.Namespace) -> int:
@@ -123,7 +126,7 @@ def table(arguments: argparse.Namespace) -> int:
 def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
     """Run a sweep and print its comparison, also when only the tracking server stayed away."""
     from sweeps.driver import TrackingBehind
-    from sweeps.reporting.terminal import comparison
+    from sweeps.reporting.terminal import summary
 
     behind: TrackingBehind | None = None
     try:
@@ -136,14 +139,18 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         console = Console()
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
-        console.print(comparison(result))
-        print(f"\n{directory / 'result.json'} holds all of it; next:")
         # As it was typed: after `make demo` the program is not on the PATH.
         program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
-        print(f"  {program} ui {directory}     compare trials in MLflow")
-        print(f"  {program} report {directory}     a page with verdict, tables and figures")
-        print(f"  {program} plan SPEC.yaml     what a sweep of your own would cost")
-        print(f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec")
+        after = [
+            "",
+            f"{directory / 'result.json'} holds all of it; next:",
+            f"  {program} ui {directory}     compare trials in MLflow",
+            f"  {program} report {directory}     a page with verdict, tables and figures",
+            f"  {program} plan SPEC.yaml     what a sweep of your own would cost",
+            f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec",
+        ]
+        console.print(summary(result, console, below=len(after)))
+        print(*after, sep="\n")
     if behind is not None:
         raise behind
     return 0 if result.winner is not None else 1
@@ -165,6 +172,21 @@ def report(arguments: argparse.Namespace) -> int:
     for name, one in verdicts.items():
         print(f"{name}: {one.headline}")
     print(f"{written.page} holds all of it; tables as Markdown, LaTeX and CSV lie beside it")
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Sweeps that lie here beside the first of them."""
+    from sweeps.reporting.comparing import compare
+    from sweeps.reporting.comparison_sections import comparison_sections
+    from sweeps.reporting.terminal import sections_shown
+
+    found = compare(*arguments.runs)
+    if arguments.json:
+        print(found.model_dump_json(by_alias=True))
+    else:
+        told = sys.stdout.isatty() or "COLUMNS" in os.environ
+        Console(width=None if told else WIDE).print(sections_shown(comparison_sections(found)))
     return 0
 
 
@@ -210,7 +232,8 @@ def schema(arguments: argparse.Namespace) -> int:
 
 def ui(arguments: argparse.Namespace) -> int:
     """MLflow on a sweep's runs table."""
-    from sweeps.directory import load_tracking, sweep_directory
+    from sweeps.directory import load_tracking
+    from sweeps.layout import sweep_directory
     from sweeps.spec import load_sweep
 
     target: Path = arguments.target

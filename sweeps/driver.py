@@ -25,17 +25,19 @@ from lt_train.storage import atomic_file
 from sweeps import directory as directories
 from sweeps.cards import data_cards, ranked_by, runs_view, stage1_series
 from sweeps.champion import of_pictures
-from sweeps.directory import SweepDirectory, check_name, known_bank, leases, left_open, load_spec, open_directory
+from sweeps.directory import check_name, known_bank, left_open, load_spec, open_directory
+from sweeps.layout import SweepDirectory, leases
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
 from sweeps.prepare import Prepared, prepare_all, prepared_before
 from sweeps.reporting.artifacts import write_artifacts
 from sweeps.reporting.notes import champion_note, finished_note, running_note
 from sweeps.reporting.terminal import winner_line
-from sweeps.result import Result, summarise
+from sweeps.result import Result
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, Progress, Publisher
+from sweeps.summary import summarise
 from sweeps.tracking.base import Champion, SweepCard
 from sweeps.tracking.patient import PatientTracker
 from sweeps.watcher import Watcher
@@ -179,7 +181,7 @@ def _search(
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
                 left = time.perf_counter()
-                publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
+                watcher.trained()
             seconds = {
                 "prepare": begun - start,
                 "backend": left - entered,
@@ -232,7 +234,7 @@ def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | 
         "backbone": spec.backbone.kind if spec.backbone else "none",
         "method": ", ".join(contestant.name for contestant in spec.contestants()),
         "trials": spec.search.trials,
-        "selection": spec.selection.model_dump_json(),
+        "selection": spec.selection.model_dump_json(exclude={"longer"}),  # a sweep of before may go on with it
         "phase": "sweep",
     }
     identity = SweepCard(directory.sweep_id, spec.name, params, directory.started_ms)

@@ -25,11 +25,9 @@ from rich.text import Text
 
 from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
-from sweeps.bundle import bundled
-from sweeps.directory import IDENTITY, leases, sweep_directory
-from sweeps.family_directory import is_family, known_members
 from sweeps.family_progress import as_one
 from sweeps.jobs import ADDRESS_VARIABLE, GRACE_SECONDS, Cluster, Job, JobOptions
+from sweeps.layout import IDENTITY, is_family, known_members, leases, sweep_directory
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
 from sweeps.reporting.progress import as_line, as_table
@@ -52,6 +50,8 @@ OF_ONE_JOB = ("RAY_", "LT_SWEEP_JOB")
 
 def submit(arguments: argparse.Namespace) -> int:
     """Send a sweep to a cluster, and follow it if asked to."""
+    from sweeps.bundle import bundled  # reads the spec, which takes torch; nothing else here does
+
     cluster = Cluster(arguments.address)
     with bundled(arguments.spec, arguments.working_dir) as bundle:
         job = cluster.submit(
@@ -122,7 +122,9 @@ def logs(arguments: argparse.Namespace) -> int:
     cluster = Cluster(arguments.address)
     job = cluster.find(arguments.target)
     if not arguments.follow:
-        sys.stdout.write(without_progress(cluster.log(job)))
+        log = without_progress(cluster.log(job))
+        told = {"job": job.id, "sweep": job.sweep, "state": job.state, "log": log}
+        sys.stdout.write(json.dumps(told) + "\n" if arguments.json else log)
         return 0
     rest = ""
     try:

@@ -37,7 +37,7 @@ from sweeps.tracking.base import TrackingSpec, tracking_kinds, tracking_union
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.yaml_source import Source, load_yaml
 
-__all__ = ["ACROSS", "NAME", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
+__all__ = ["ACROSS", "NAME", "SHARED", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
 
 if TYPE_CHECKING:
     Dataset = DatasetSpec
@@ -156,6 +156,8 @@ class SweepSpec(Spec):
             del document["resources"][free]
         if self.resources.lanes_per_pack != "auto":
             del document["resources"]["memory_per_pack"]
+        for once_the_only_way in self.selection.at_default("longer"):
+            del document["selection"][once_the_only_way]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.
         for searched in (document["search"], *document.get("methods", ())):
             searched["space"] = list(searched["space"].items())

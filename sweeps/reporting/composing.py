@@ -7,27 +7,30 @@ part; draws and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from sweeps import crosstable
-from sweeps.reporting import class_figures, search_figures, tables, value_figures
-from sweeps.reporting.compare import estimate
+from sweeps.reporting import class_figures, logit_figures, search_figures, tables, transient, value_figures
+from sweeps.reporting.comparing import compared
+from sweeps.reporting.comparison_sections import comparison_sections
 from sweeps.reporting.content import Cell, Column, Estimate, Figure, Report, Section, Table
 from sweeps.reporting.reading import Sweep
-from sweeps.reporting.verdict import called, role, verdict
+from sweeps.reporting.verdict import verdict
 from sweeps.search.importance import FEWEST_TRIALS
 
-__all__ = ["compose", "overview", "side_by_side"]
+__all__ = ["beside", "compose"]
 
 Part = TypeVar("Part", Figure, Table)
 
 
-def compose(sweep: Sweep, beside: Sequence[Sweep] = ()) -> Report:
-    """One sweep's report; `beside` are all sweeps of the page, for the figures that show several."""
+def compose(sweep: Sweep, others: Sequence[Sweep] = ()) -> Report:
+    """One sweep's report; `others` are all sweeps of the page, for the figures that show several."""
     head = verdict(sweep)
     if not sweep.every:
         return Report(sweep.spec.name, head)
     shown = class_figures.classes_shown(sweep)
+    heads = logit_figures.two_heads(sweep)
     importance = value_figures.importance(sweep)
     sections = [
         Section(
@@ -38,15 +41,20 @@ def compose(sweep: Sweep, beside: Sequence[Sweep] = ()) -> Report:
         Section(
             "classes",
             "Classes",
-            text=_texts(class_figures.missing_heads(sweep)),
+            text=_texts("" if heads else logit_figures.missing_heads(sweep)),
             figures=_some(
                 class_figures.class_accuracy(sweep, shown),
                 class_figures.loma(sweep, shown),
-                class_figures.logit_histograms(sweep),
-                class_figures.one_picture(sweep),
+                logit_figures.logit_histograms(heads) if heads else None,
+                logit_figures.one_picture(heads) if heads else None,
             ),
         ),
-        Section("training", "Training", figures=_some(search_figures.epochs(sweep))),
+        Section(
+            "training",
+            "Training",
+            tables=_some(transient.longer_table(sweep)),
+            figures=_some(search_figures.epochs(sweep)),
+        ),
         Section(
             "search",
             "Search",
@@ -54,7 +62,7 @@ def compose(sweep: Sweep, beside: Sequence[Sweep] = ()) -> Report:
             tables=_some(value_figures.near_best(sweep), tables.best_trials(sweep)),
             figures=_some(
                 search_figures.history(sweep),
-                search_figures.smooth_factor(beside or [sweep]),
+                search_figures.smooth_factor(others or [sweep]),
                 search_figures.lr_weight_decay(sweep),
                 value_figures.slices(sweep),
                 importance,
@@ -69,26 +77,16 @@ def compose(sweep: Sweep, beside: Sequence[Sweep] = ()) -> Report:
     return Report(sweep.spec.name, head, tuple(one for one in sections if one.text or one.tables or one.figures))
 
 
-def overview(sweeps: Sequence[Sweep]) -> Table:
-    """Several sweeps in one table: who wins each, and by how much over its stage-1 head."""
-    rows: list[tuple[Cell, ...]] = []
-    for sweep in sweeps:
-        winner, vanilla = sweep.winner, sweep.sound_baselines.get("vanilla")
-        numbers: list[Cell] = [None] * 4 if winner is None else [estimate(winner.values[:, k]) for k in range(4)]
-        start = None if vanilla is None else estimate(vanilla.values[:, sweep.column])
-        recipe = "" if sweep.spec.stage1 is None else sweep.spec.stage1.kind
-        name = f"no {role(sweep)}" if winner is None else called(sweep, winner)
-        rows.append((sweep.spec.name, sweep.state, recipe, name, *numbers, start))
-    roles = " or ".join(sorted({role(sweep) for sweep in sweeps}, reverse=True))
-    titles = ("sweep", "state", "stage 1", roles)
-    splits = (Column(name, "percent") for name in ("all", "many", "medium", "few", "vanilla"))
-    note = (
-        "Each sweep selects by its own protocol, said with its verdict. Test accuracy, mean and half its 95% interval."
-    )
-    return Table("overview", "Sweeps side by side", (*map(Column, titles), *splits), tuple(rows), note)
+def beside(sweeps: Sequence[Sweep], families: Sequence[crosstable.CrossTable]) -> tuple[Section, ...]:
+    """What a page of several sweeps, or of a family, starts with."""
+    members = tuple(table for family in families for table in _members(family))
+    if len(sweeps) < 2:
+        return (Section("members", "Members", tables=members),) if members else ()
+    first, *pairs = comparison_sections(compared(sweeps))
+    return (replace(first, tables=(first.tables[0], *members, *first.tables[1:])), *pairs)
 
 
-def side_by_side(family: crosstable.CrossTable) -> tuple[Table, ...]:
+def _members(family: crosstable.CrossTable) -> tuple[Table, ...]:
     """A family: a row a member, a column a method; over all classes, and over the few where there are some."""
     tables = []
     missing = "".join(f" {row.sweep}: {row.missing}." for row in family.rows if row.missing)

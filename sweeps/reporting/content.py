@@ -24,8 +24,9 @@ __all__ = [
     "Verdict",
 ]
 
-Kind = Literal["text", "percent", "points", "number", "count", "p"]
-"""How a column is shown: percent and points are fractions times 100, points with a sign; number has 3 digits."""
+Kind = Literal["text", "percent", "points", "gain", "number", "count", "p"]
+"""How a column is shown: percent, points and gain are fractions times 100, the last two with a sign, points with the
+ends of an interval and gain with half of it; number has 3 digits."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Table:
 class Series:
     """One set of points of a panel; None is a gap. `low` and `high` are error bars of points, or a band of a line.
 
-    `value` shades points, and sizes them, from the least to the largest. `label` names single points. The look is
-    `style`: series of one style, in all panels and figures, are the same thing.
+    `value` shades points or cells, and sizes points, from the least to the largest. `label` names single points. The
+    look is `style`: series of one style, in all panels and figures, are the same thing.
     """
 
     name: str

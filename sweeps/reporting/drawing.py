@@ -42,7 +42,10 @@ WIDTH, HEIGHT = 4.6, 3.0
 RASTERISED_ABOVE = 3000
 """Points of a series that are worth a picture instead of an element each."""
 
-LEGEND_ROWS = 9
+RASTERISED = ("#3b82d6", "#d0602a", "#8f62ee", "#1a8f84", "#cf4a94", "#7d8590", "#9a7b1e", "#7a7a7a")
+"""Colours of such a picture, which cannot follow the page's: each stands out from light and dark paper alike."""
+
+LEGEND_SIZE = 7.5
 
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -80,6 +83,7 @@ def draw(figure: Figure, prefix: str) -> str:
         axes = canvas.subplots(down, across, squeeze=False).ravel()
         for place, panel in zip(axes, figure.panels, strict=False):
             _panel(place, panel)
+        _legends(canvas, list(axes[: len(figure.panels)]))
         for empty in axes[len(figure.panels) :]:
             empty.set_axis_off()
         out = io.StringIO()
@@ -100,9 +104,8 @@ def _panel(axes: Any, panel: Panel) -> None:
         axes.set_yscale("log")
     named: set[str] = set()
     for one in panel.series:
-        label = one.name if one.name not in named else None
+        _MARKS[one.mark](axes, one, one.name if one.name not in named else None)
         named.add(one.name)
-        _MARKS[one.mark](axes, one, label)
     for line in panel.lines:
         style = {
             "color": STYLES[line.style % 8],
@@ -114,18 +117,38 @@ def _panel(axes: Any, panel: Panel) -> None:
             axes.axhline(line.y, **style)
         else:
             axes.axvline(line.x, **style)
-        named.add(line.name)
     _ticks(axes, panel)
     axes.grid(visible=True, color=INK, alpha=0.12, linewidth=0.5)
     axes.set_axisbelow(True)
     if panel.value_label:
-        axes.set_title(f"larger, darker: {panel.value_label}", loc="right", fontsize=7.5)
-    if len(named) > 1:
-        look = {"frameon": False, "fontsize": 7.5, "handlelength": 2.6}
-        if panel.title:
-            axes.legend(loc="best", ncols=1 if len(named) < 4 else 2, **look)
-        else:  # above the axes, where nothing is hidden by it
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, columnspacing=1.2, **look)
+        cells = any(one.mark == "cells" for one in panel.series)
+        axes.set_title(f"{'' if cells else 'larger, '}stronger: {panel.value_label}", loc="right", fontsize=LEGEND_SIZE)
+
+
+def _legends(canvas: Any, panels: Sequence[Any]) -> None:
+    """One for all panels where they show the same things, else one a panel; never where it could hide anything."""
+    look = {"frameon": False, "fontsize": LEGEND_SIZE, "handlelength": 2.6, "columnspacing": 1.2}
+    by_panel = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = max(by_panel, key=lambda found: len(found[1]))
+    if all(set(own) <= set(labels) for _, own in by_panel):
+        if len(labels) > 1:
+            columns = _columns(labels, 72 * canvas.get_figwidth())
+            canvas.legend(handles, labels, loc="outside upper left", ncols=columns, **look)
+        return
+    across = canvas.get_figwidth() / len({axes.get_subplotspec().colspan.start for axes in panels})
+    for axes, (own, names) in zip(panels, by_panel, strict=True):
+        columns = _columns(names, 72 * (across - 0.8))
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+        axes.legend(own, names, ncols=columns, **above, **look)
+        if title := axes.get_title(loc="left"):
+            rows = math.ceil(len(names) / columns)
+            axes.set_title(title, loc="left", fontweight="bold", pad=6 + 1.75 * LEGEND_SIZE * rows)
+
+
+def _columns(labels: Sequence[str], points: float) -> int:
+    """How many fit side by side in so many points; a letter is about half as wide as it is high."""
+    widest = max(len(label) for label in labels) * 0.56 * LEGEND_SIZE + 4.6 * LEGEND_SIZE
+    return max(1, min(len(labels), int(points / widest)))
 
 
 def _ticks(axes: Any, panel: Panel) -> None:
@@ -174,9 +197,9 @@ def _steps(axes: Any, one: Series, label: str | None) -> None:
 
 
 def _points(axes: Any, one: Series, label: str | None) -> None:
-    style = STYLES[one.style % 8]
-    size, alpha = (18.0 if len(one.x) <= 150 else 7.0), (0.35 if one.faint else 0.85)
     many = len(one.x) > RASTERISED_ABOVE
+    style = (RASTERISED if many else STYLES)[one.style % 8]
+    size, alpha = (18.0 if len(one.x) <= 150 else 7.0), (0.35 if one.faint else 0.85)
     if one.value is None:
         # What lies on another is hollow, so that both are seen.
         hollow = one.mark == "hollow" or (one.style > 0 and not one.faint)

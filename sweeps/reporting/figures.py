@@ -42,7 +42,9 @@ def by_class(
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     sizes = axes.twinx()
-    sizes.bar(places, [counts[k] for k in order], color="0.88", width=0.9)
+    edges = [place - 0.5 for place in range(len(order) + 1)]
+    # One shape, however many classes there are.
+    sizes.stairs([counts[k] for k in order], edges, fill=True, color="0.88")
     sizes.set_yscale("log")
     sizes.set_ylabel("training images (bars)")
     axes.set_zorder(sizes.get_zorder() + 1)

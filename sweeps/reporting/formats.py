@@ -39,7 +39,7 @@ def shown(cell: Cell, kind: Kind) -> str:
             return shown(cell.mean, kind)
         if kind == "points":
             return f"{_number(cell.mean, kind)} [{_number(cell.low, kind)}, {_number(cell.high, kind)}]"
-        scale = 100 if kind == "percent" else 1
+        scale = 100 if kind in ("percent", "gain") else 1
         half = scale * (cell.high - cell.low) / 2
         return f"{_number(cell.mean, kind)} ±{half:.2f}" if scale == 100 else f"{_number(cell.mean, kind)} ±{half:.3g}"
     return _number(cell, kind)
@@ -48,7 +48,7 @@ def shown(cell: Cell, kind: Kind) -> str:
 def _number(value: float, kind: Kind) -> str:
     if kind == "percent":
         return f"{100 * value:.2f}"
-    if kind == "points":
+    if kind in ("points", "gain"):
         return f"{100 * value:+.2f}"
     if kind == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"

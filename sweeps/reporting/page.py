@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps.reporting.content import Figure, Report, Table
+from sweeps.reporting.content import Figure, Report, Section
 from sweeps.reporting.drawing import draw
 from sweeps.reporting.formats import shown
 
@@ -15,8 +15,8 @@ GENERATOR = "lt-sweep report"
 """What the page says it was made by; a directory with such a page may be written over."""
 
 
-def page(title: str, reports: Sequence[Report], beside: Sequence[Table]) -> str:
-    """The whole page; `beside` are tables of several sweeps.
+def page(title: str, reports: Sequence[Report], first: Sequence[Section]) -> str:
+    """The whole page; `first` are sections about several sweeps.
 
     A report's places start with its number, so that several sweeps do not clash.
     """
@@ -34,4 +34,4 @@ def page(title: str, reports: Sequence[Report], beside: Sequence[Table]) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"shown": shown, "svg": svg, "generator": GENERATOR}
-    return environment.get_template("page.html.j2").render(title=title, reports=reports, beside=beside)
+    return environment.get_template("page.html.j2").render(title=title, reports=reports, first=first)

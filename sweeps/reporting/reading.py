@@ -17,11 +17,14 @@ from pydantic import ValidationError
 from torch import nn
 
 from lt_train.errors import LongtailError, UserError
-from lt_train.features.bank import EvalSet, Manifest, open_test, read_manifest
+from lt_train.features.bank import EvalSet
+from lt_train.features.bank_files import Manifest, open_test, read_manifest
 from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps import selection
-from sweeps.directory import CACHE, known_bank, load_spec, sweep_directory
+from sweeps.directory import known_bank, load_spec
+from sweeps.family_directory import load_known_family
+from sweeps.layout import CACHE, IDENTITY, is_family, sweep_directory
 from sweeps.ledger import FinishedRuns, Record
 from sweeps.result import Result
 from sweeps.schedule import Schedule
@@ -29,7 +32,7 @@ from sweeps.search.base import Search
 from sweeps.spec import SweepSpec
 from sweeps.study import Phase, Trial, search_size
 
-__all__ = ["Setting", "Sweep", "class_order", "read_sweep"]
+__all__ = ["Setting", "Sweep", "class_order", "read_sweep", "read_sweeps"]
 
 State = Literal["finished", "unfinished"]
 
@@ -70,10 +73,12 @@ class Sweep:
 
     Attributes:
         baselines, searched, finalists: finished settings by phase, in the order of the sweep.
+        longer: the winner trained longer; None where that was not done, or who wins is not known.
         ranked: what may win, best first: finalists where the sweep has them, trials else. While it is unfinished
             trials alone, which all have the same seeds.
         asked: trials of the search that will be asked for in all.
         runs_wanted: runs of every phase that the whole sweep asks for, duplicates counted.
+        bank: fingerprint of the features.
         manifest, test: of the bank; None where the storage's cache has lost it.
         missing: what could not be read, in sentences.
         cached: runs that were wanted and found done.
@@ -85,10 +90,12 @@ class Sweep:
     baselines: tuple[Setting, ...]
     searched: tuple[Setting, ...]
     finalists: tuple[Setting, ...]
+    longer: Setting | None
     ranked: tuple[Setting, ...]
     asked: int
     runs_wanted: int
     result: Result | None
+    bank: str
     manifest: Manifest | None
     test: EvalSet | None
     missing: tuple[str, ...]
@@ -100,7 +107,8 @@ class Sweep:
     @property
     def every(self) -> tuple[Setting, ...]:
         """Settings of every phase."""
-        return (*self.baselines, *self.searched, *self.finalists)
+        last = () if self.longer is None else (self.longer,)
+        return (*self.baselines, *self.searched, *self.finalists, *last)
 
     @property
     def winner(self) -> Setting | None:
@@ -119,6 +127,17 @@ class Sweep:
     def sound_baselines(self) -> dict[str, Setting]:
         """Baselines that did not fail, by name."""
         return {one.trial.name.removeprefix("baseline-"): one for one in self.baselines if not one.failed}
+
+    @property
+    def trained_longer(self) -> selection.TrainedLonger | None:
+        """What became of the winner when it trained longer; None where nobody can say."""
+        if self.longer is None or self.winner is None:
+            return None
+        chosen, start = self.spec.selection, self.sound_baselines.get("vanilla")
+        records = None if start is None else start.records
+        return selection.trained_longer(
+            self.longer.records, self.winner.records, records, metric=chosen.metric, on=chosen.on
+        )
 
     @property
     def column(self) -> int:
@@ -175,10 +194,12 @@ def read_sweep(run: str | Path) -> Sweep:
         baselines=_of("baseline", settings),
         searched=_of("search", settings),
         finalists=_of("finalist", settings),
+        longer=next(iter(_of("longer", settings)), None) if result is not None else None,
         ranked=tuple(by_name[name] for name in ranked),
         asked=size.trials,
         runs_wanted=size.runs,
         result=result,
+        bank=fingerprint,
         manifest=manifest,
         test=test,
         missing=tuple(missing),
@@ -187,6 +208,29 @@ def read_sweep(run: str | Path) -> Sweep:
         cached=schedule.cached if result is None else result.runs.cached,
         ledger=ledger,
     )
+
+
+def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
+    """As `read_sweep`, of several; a family's directory stands for those of its sweeps that have begun.
+
+    Raises:
+        UserError: as there; a sweep is given twice; or no sweep of a family has begun.
+    """
+    begun = [one for run in runs for one in (_begun(Path(run)) if is_family(Path(run)) else [Path(run)])]
+    found = [read_sweep(one) for one in begun]
+    paths = [sweep.path for sweep in found]
+    if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
+        raise UserError(f"each sweep may be given once, got {', '.join(twice)} more than once")
+    return found
+
+
+def _begun(directory: Path) -> list[Path]:
+    family = load_known_family(directory)
+    places = [Path(spec.storage) / spec.name for spec in family.sweeps]
+    found = [place for place in places if (place / IDENTITY).is_file()]
+    if not found:
+        raise UserError(f"no sweep of {family.name} has begun; `lt-sweep run` with its file starts them")
+    return found
 
 
 class _Shape:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from lt_train.metrics import SPLITS
 from sweeps.contestants import Contestant
-from sweeps.reporting.compare import judged, mean_curve
 from sweeps.reporting.content import Figure, Line, Panel, Series
+from sweeps.reporting.judgements import judged, mean_curve
+from sweeps.reporting.naming import called, role, times_as_long
 from sweeps.reporting.reading import Setting, Sweep
-from sweeps.reporting.verdict import called, ending_of, ending_text, role
-from sweeps.search.base import LogUniform
+from sweeps.reporting.transient import ending_of, ending_text
+from sweeps.search.base import LogUniform, Uniform
 
 __all__ = [
     "contestants_shown",
@@ -79,19 +81,21 @@ def history(sweep: Sweep) -> Figure | None:
 
 
 def epochs(sweep: Sweep) -> Figure | None:
-    """Accuracy after every epoch of the winner, beside where the stage-1 head stands."""
-    winner = sweep.winner
-    if winner is None or len(winner.records[0].test) < 2:  # it trains nothing, or for one epoch
+    """Accuracy after every epoch of the winner, and trained longer, beside where the stage-1 head stands."""
+    winner, longer = sweep.winner, sweep.longer if sweep.trained_longer is not None else None
+    if winner is None or len((longer or winner).records[0].test) < 2:  # it trains nothing, or for one epoch
         return None
     panels = []
     sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]
     for on in sets:
         series, lines = [], []
         for style, split in enumerate(SPLITS):
-            curve = [None if v is None else 100 * v for v in mean_curve(winner.records, on, style)]
-            if any(value is not None for value in curve):
-                x = [float(epoch) for epoch in range(1, len(curve) + 1)]
-                series.append(Series(split, x, curve, style=style, faint=style != sweep.column))
+            one = _along(split, winner, on, style)
+            if any(value is not None for value in one.y):
+                series.append(replace(one, style=style, faint=style != sweep.column))
+        if longer is not None:
+            name = f"{SPLITS[sweep.column]}, {times_as_long(sweep)}"
+            series.append(replace(_along(name, longer, on, sweep.column), style=4))
         vanilla = sweep.sound_baselines.get("vanilla")
         if vanilla is not None and (on == "test" or vanilla.records[0].val):
             start = judged(vanilla.records, on, sweep.column).mean()
@@ -99,12 +103,14 @@ def epochs(sweep: Sweep) -> Figure | None:
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
     end = ending_of(sweep, winner)
     told = "" if end is None else ending_text(sweep, end)
-    caption = (
-        f"The {role(sweep)}'s accuracy after every epoch, mean over {len(winner.records)} seeds. {told} A run three "
-        "times as long would say where it leads; this sweep holds none, and a report trains nothing."
-    )
+    caption = f"The {role(sweep)}'s accuracy after every epoch, mean over {len(winner.records)} seeds. {told}"
     alt = f"Accuracy of {called(sweep, winner)} by epoch and split on {' and '.join(sets)}. {told}"
     return Figure("epochs", "Accuracy along the epochs", caption, alt, tuple(panels))
+
+
+def _along(name: str, setting: Setting, on: Literal["val", "test"], column: int) -> Series:
+    curve = [None if value is None else 100 * value for value in mean_curve(setting.records, on, column)]
+    return Series(name, [float(epoch) for epoch in range(1, len(curve) + 1)], curve)
 
 
 def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
@@ -118,7 +124,8 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
         x = [float(one.trial.params[panel_name]) for one in own]
         y = [100 * float(one.values[:, sweep.column].mean()) for one in own]
         series.append(Series(f"trials{f', {name}' if len(sweeps) > 1 else ''}", x, y, "points", style, faint=True))
-        line = _envelope(own, x, y)
+        ranges = [one.space[panel_name] for one in sweep.spec.contestants() if panel_name in one.space]
+        line = _envelope(own, x, y, exact=not any(isinstance(one, Uniform | LogUniform) for one in ranges))
         series.append(Series(name, [a for a, _ in line], [b for _, b in line], style=style))
     if not series:
         return None
@@ -136,7 +143,7 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
 
 def lr_weight_decay(sweep: Sweep) -> Figure | None:
     """Fig. 5: learning rate x weight decay; a heat map of a grid, else one point a trial."""
-    panels = []
+    panels, told = [], dict[str, None]()
     lr, decay = "method.lr", "method.weight_decay"
     for contestant in contestants_shown(sweep):
         own = [one for one in whole(sweep, contestant.name) if {lr, decay} <= one.trial.params.keys()]
@@ -147,7 +154,9 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
         grid = len(set(x)) * len(set(y)) <= len(own) * 1.01
         if grid:
             panels.append(_heat_map(contestant.name, x, y, value, objective_label(sweep)))
+            told["A cell a pair of values, of the best trial that has them; stronger is better."] = None
             continue
+        told["One point a trial, larger and stronger where better; the star is the best."] = None
         points = Series("trials", x, y, mark="points", value=value)
         top = int(np.argmax(value))
         star = Series("best", [x[top]], [y[top]], mark="star", style=1)
@@ -168,7 +177,7 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
     return Figure(
         "lr_weight_decay",
         "Learning rate and weight decay (Fig. 5)",
-        "One point a trial, larger and darker where better; the star is the best. Other searched values differ.",
+        f"{' '.join(told)} Other searched values, where there are any, differ.",
         f"{objective_label(sweep)} over learning rate and weight decay for {', '.join(p.title for p in panels)}.",
         tuple(panels),
     )
@@ -199,10 +208,12 @@ def _ratio(sweep: Sweep) -> str:
     return f"{sweep.spec.name}, IR {ratio:.3g}" if ratio else sweep.spec.name
 
 
-def _envelope(settings: Sequence[Setting], x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """The best trial of each value, or of each of `BINS` ranges where there are more values than that."""
+def _envelope(
+    settings: Sequence[Setting], x: Sequence[float], y: Sequence[float], *, exact: bool
+) -> list[tuple[float, float]]:
+    """The best trial of each value, or of each of `BINS` ranges where any value could be tried."""
     low, high = min(x), max(x)
-    exact = len(set(x)) <= BINS
+    exact = exact or len(set(x)) <= BINS
     bins: dict[float, list[int]] = {}
     for place, value in enumerate(x):
         key = value if exact else min(BINS - 1, math.floor(BINS * (value - low) / (high - low)))

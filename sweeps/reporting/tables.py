@@ -11,8 +11,8 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
-from sweeps.reporting.compare import difference, estimate
 from sweeps.reporting.content import Cell, Column, Table
+from sweeps.reporting.judgements import difference, estimate
 from sweeps.reporting.paper import TABLE1_ORDER, printed
 from sweeps.reporting.reading import Setting, Sweep
 from sweeps.reporting.verdict import called
@@ -52,7 +52,7 @@ def methods(sweep: Sweep) -> Table:
                 *(estimate(one.values[:, place]) for place in range(len(SPLITS))),
                 _best(sweep, one),
                 None if gap is None else gap.by_split[sweep.column],
-                "first" if one is first else "" if gap is None else gap.verdict,
+                "first" if one is first else "" if gap is None else gap.told,
                 _mean([record.loma_mean for record in one.records]),
                 _mean([record.loma_cv for record in one.records]),
                 None if baseline else one.objective,
@@ -63,7 +63,7 @@ def methods(sweep: Sweep) -> Table:
         Column("method"),
         *BY_SPLIT,
         Column(f"best of {seeds}", "percent"),
-        Column("minus first", "points"),
+        Column("minus first", "gain"),
         Column("is"),
         Column("LoMa", "number"),
         Column("LoMa cv", "number"),
@@ -113,7 +113,7 @@ def finalists(sweep: Sweep) -> Table | None:
         old, new = None if before is None else before.objective, one.objective
         gap = None if vanilla is None or one.failed else difference(one, vanilla, sweep.column)
         change = None if old is None or new is None else new - old
-        over = (None, "failed" if one.failed else "") if gap is None else (gap.by_split[sweep.column], gap.verdict)
+        over = (None, "failed" if one.failed else "") if gap is None else (gap.by_split[sweep.column], gap.told)
         rows.append((called(sweep, one), old, new, change, *over, short_params(one.trial.params)))
     what = f"{sweep.spec.selection.on} {sweep.spec.selection.metric}"
     columns = (
@@ -215,6 +215,7 @@ def phases(sweep: Sweep) -> Table:
         ("baselines", sweep.baselines),
         ("search", sweep.searched),
         ("finalists", sweep.finalists),
+        ("trained longer", () if sweep.longer is None else (sweep.longer,)),
     ):
         records = [record for one in settings for record in one.records]
         own = {record.key: record for record in records if record.key not in seen}

@@ -153,7 +153,7 @@ def near_best(sweep: Sweep) -> Table | None:
     for path, value in winner.trial.params.items():
         tried, good = ([one.trial.params[path] for one in some] for some in (own, near))
         rows.append((path, _told([value]), _told(good), _told(tried)))
-    columns = tuple(map(Column, ("value", role(sweep), f"{len(near)} trials near the best", f"{len(own)} trials")))
+    columns = tuple(map(Column, ("value", role(sweep), f"{len(near)} near the best", f"all {len(own)} trials")))
     note = f"Near the best: within {100 * NEAR:g} points of it in what is selected on. A wide range is a flat optimum."
     return Table("sensitivity", f"Sensitivity around the {role(sweep)}", columns, tuple(rows), note)
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file, writing
 from sweeps.crosstable import cross_table
-from sweeps.directory import IDENTITY
-from sweeps.family import Family
-from sweeps.family_directory import is_family, load_known_family
+from sweeps.family_directory import load_known_family
+from sweeps.layout import is_family
 from sweeps.reporting.class_figures import classes_shown
-from sweeps.reporting.composing import compose, overview, side_by_side
-from sweeps.reporting.content import Report, Table
+from sweeps.reporting.composing import beside, compose
+from sweeps.reporting.content import Report, Section, Table
 from sweeps.reporting.formats import as_csv, as_latex, as_markdown
 from sweeps.reporting.page import GENERATOR, page
-from sweeps.reporting.reading import Sweep, read_sweep
+from sweeps.reporting.reading import Sweep, read_sweeps
 from sweeps.reporting.tables import all_trials, per_class
 
 __all__ = ["Written", "write", "write_report"]
@@ -58,9 +57,8 @@ def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
     """As `write_report`, with what was written."""
     if not runs:
         raise UserError("a report is of at least one sweep directory, got none")
-    families = {Path(run): load_known_family(Path(run)) for run in runs if is_family(Path(run))}
-    begun = [one for run in runs for one in (_begun(families[Path(run)]) if Path(run) in families else [run])]
-    sweeps = [read_sweep(run) for run in begun]
+    families = [load_known_family(Path(run)) for run in runs if is_family(Path(run))]
+    sweeps = read_sweeps(runs)
     names = [sweep.spec.name for sweep in sweeps]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"sweeps of one report must have names of their own, got {', '.join(twice)} more than once")
@@ -69,9 +67,7 @@ def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
     home = Path(runs[0]).expanduser() if families else sweeps[0].path
     place = home / "report" if out is None else Path(out).expanduser()
     reports = tuple(compose(sweep, sweeps) for sweep in sweeps)
-    beside = [overview(sweeps)] if len(sweeps) > 1 else []
-    beside += [table for family in families.values() for table in side_by_side(cross_table(family))]
-    files = _files(sweeps, reports, beside)
+    files = _files(sweeps, reports, beside(sweeps, [cross_table(family) for family in families]))
     _make_room(place, files)
     with atomic_file(place / PAGE) as file:  # first: by its page the next report knows what an interrupted one left
         file.write_text(files.pop(PAGE))
@@ -102,24 +98,19 @@ def _ours(place: Path, file: Path, files: Mapping[Path, str]) -> bool:
     return file.is_dir() or file.relative_to(place) in files or file.name.startswith(f".{PAGE}.")
 
 
-def _begun(family: Family) -> list[Path]:
-    places = [Path(spec.storage) / spec.name for spec in family.sweeps]
-    found = [place for place in places if (place / IDENTITY).is_file()]
-    if not found:
-        raise UserError(f"no sweep of {family.name} has begun; `lt-sweep run` with its file starts them")
-    return found
-
-
-def _files(sweeps: Sequence[Sweep], reports: Sequence[Report], beside: Sequence[Table]) -> dict[Path, str]:
+def _files(sweeps: Sequence[Sweep], reports: Sequence[Report], first: Sequence[Section]) -> dict[Path, str]:
     """All that a report consists of, by its path in the report's directory."""
-    files = {PAGE: page(f"{', '.join(one.name for one in reports)}: sweep report", reports, beside)}
+    files = {PAGE: page(f"{', '.join(one.name for one in reports)}: sweep report", reports, first)}
     for sweep, report in zip(sweeps, reports, strict=True):
         own = report.name if len(reports) > 1 else ""
         files |= _tables(Path("tables", own), report.tables())
         more = [all_trials(sweep), per_class(sweep, classes_shown(sweep))]
         data = [*(figure.table() for figure in report.figures()), *(one for one in more if one is not None)]
         files |= {Path("data", own, f"{one.name}.csv"): as_csv(one) for one in data}
-    return files | _tables(Path("tables"), beside)
+    files |= {
+        Path("data", f"{figure.name}.csv"): as_csv(figure.table()) for section in first for figure in section.figures
+    }
+    return files | _tables(Path("tables"), [table for section in first for table in section.tables])
 
 
 def _tables(place: Path, tables: Iterable[Table]) -> dict[Path, str]:

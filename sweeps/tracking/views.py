@@ -38,6 +38,7 @@ def view_tags(card: SweepCard) -> dict[str, str]:
     if card.view is None:
         return {}
     ranked = _state(card, card.view, f"metrics.`{card.view.rank}`")
+    ranked["searchFilter"] += " and params.phase != 'longer'"  # what ran longer competes with nobody
     below = _state(card, card.view, "attributes.start_time")  # in another order MLflow nests nothing
     named = {"": f"{card.name}: best first", "-nested": f"{card.name}: trials below the sweep"}
     return {

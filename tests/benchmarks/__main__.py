@@ -1,9 +1,10 @@
 """The benchmarks: `python tests/benchmarks`, or `make bench` and `make bench-quick`.
 
 (a) a plain loop against the fused engine for every method, (b) arithmetic against the machine's own, (c) a whole sweep
-against Ray Tune with one trial a run, (d) growth, (e) extraction against the bare forward pass. Whole figures go to
-latest.json, those of a CUDA device to latest-cuda.json; quick and partial ones to files that are not kept in git.
-Nothing else should run on the machine meanwhile.
+against Ray Tune with one trial a run, (d) growth, (e) extraction against the bare forward pass, (f) the report of a
+large sweep: `--parts f` alone says its seconds and bytes. Whole figures go to latest.json, those of a CUDA device to
+latest-cuda.json; quick and partial ones to files that are not kept in git. Nothing else should run on the machine
+meanwhile.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ PIECES = {
     "c": ("sweeps_end_to_end", "end_to_end"),
     "d": ("growth", "growth"),
     "e": ("extraction", "extraction"),
+    "f": ("page", "report"),
     "peak_memory": ("growth", "peak_memory"),
     "train_on": ("out_of_memory", "train_on"),
 }

@@ -19,6 +19,8 @@ _CPU_GOALS: tuple[tuple[str, float | None, float | None], ...] = (
     ("sweep_over_stock_tune", 10.0, None),
     ("sweep_over_reused_actors", 3.0, None),
     ("control_plane_fraction", None, 0.15),
+    ("report_seconds", None, 20.0),
+    ("report_mib", None, 5.0),
 )
 _EVERYWHERE: tuple[tuple[str, float | None, float | None], ...] = (
     *((f"growth.{axis}", 0.8, 1.2) for axis in ("N", "D", "K", "lanes")),
@@ -119,6 +121,11 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         fast, slow = (entry["pictures"] / min(entry["seconds"][side]) for side in ("forward", "extraction"))
         how = f"{entry['backbone']} on {entry['dataset']}, {slow:.0f} against {fast:.0f} pictures/s, best of each"
         yield "extraction_over_forward", f"{document['extraction_over_forward']:.2f}", how
+    if "report_seconds" in document:
+        entry = timings["report"]
+        how = f"lt-sweep report of {entry['trials']} trials x {entry['seeds']} seeds, {entry['classes']} classes, "
+        yield "report_seconds", f"{document['report_seconds']:.1f}", f"{how}{entry['cpu_seconds']:.1f} s of CPU"
+        yield "report_mib", f"{document['report_mib']:.2f}", f"its page, {entry['bytes']} bytes"
     for entry in timings.get("large", []):
         shape = entry["shape"]
         how = f"{entry['images']} of {shape['N']} images, 1 epoch, {entry['lanes']} lanes (shortened); "

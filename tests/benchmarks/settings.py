@@ -45,7 +45,7 @@ class Settings:
 
     Attributes:
         level: full, quick or tiny.
-        parts: which of a, b, c, d, e.
+        parts: which of a, b, c, d, e, f.
         methods: kinds measured in (a); empty: every registered one.
         trials, seeds: of the fused packs of (b) and (d).
         method_seeds: of those of (a): two stacks are one for each of two cores, and more only take longer.
@@ -59,13 +59,14 @@ class Settings:
         memory_bank_bytes: training features of the bank of (d) that does not fit into memory.
         memory_limit_bytes: what its process may use; None: no limit.
         extraction_dataset, extraction_backbone, extraction_test_pictures, extraction_repeats: of (e), and its pairs.
+        report_trials, report_seeds: of the sweep of (f).
         fresh_processes: whether every piece gets one; without, nothing is worth reading.
     """
 
     level: str
     device: str = "cpu"
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    parts: tuple[str, ...] = ("a", "b", "c", "d", "e")
+    parts: tuple[str, ...] = ("a", "b", "c", "d", "e", "f")
     methods: tuple[str, ...] = ()
     shape: Shape = CIFAR100_LT
     trials: int = 12
@@ -90,13 +91,15 @@ class Settings:
     extraction_backbone: str = "resnet32"
     extraction_test_pictures: int = 2048
     extraction_repeats: int = 5
+    report_trials: int = 300
+    report_seeds: int = 5
     fresh_processes: bool = True
 
     def on(self, device: str) -> Settings:
-        """The same on `device`: a CUDA device is given 256 lanes, and Ray Tune is not measured there."""
+        """The same on `device`: a CUDA device is given 256 lanes, and what it has no part in is not measured there."""
         if device == self.device:
             return self
-        parts = tuple(part for part in self.parts if part != "c")
+        parts = tuple(part for part in self.parts if part not in "cf")
         return replace(self, device=device, trials=64, seeds=4, method_seeds=4, parts=parts)
 
 
@@ -128,6 +131,8 @@ LEVELS = {
         extraction_dataset="digits_lt",
         extraction_backbone="small_cnn",
         extraction_repeats=1,
+        report_trials=4,
+        report_seeds=2,
         fresh_processes=False,
     ),
 }

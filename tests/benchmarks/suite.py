@@ -14,7 +14,7 @@ from settings import Settings
 
 __all__ = ["PARTS", "measure"]
 
-PARTS = ("a", "b", "c", "d", "e")
+PARTS = ("a", "b", "c", "d", "e", "f")
 
 
 def measure(settings: Settings, parts: Iterable[str]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_every_value_has_its_raw_times(document: dict[str, Any]) -> None:
 def test_the_document_says_where_and_how_it_was_measured(document: dict[str, Any]) -> None:
     assert {"cpu", "cores", "torch", "threads", "device"} <= document["machine"].keys()
     assert document["level"] == "tiny"
-    assert document["seconds"].keys() == {"a", "b", "c", "d", "e", "total"}
+    assert document["seconds"].keys() == {"a", "b", "c", "d", "e", "f", "total"}
     assert document["timings"]["gemm_fraction"]["shortened"] is True
     assert [entry["shortened"] for entry in document["timings"]["large"]] == [True]
     assert len(document["timings"]["memory"]["bytes_by_lanes"]) == 4
@@ -104,6 +104,8 @@ def test_goals_are_those_of_what_was_measured_and_the_table_shows_them(document:
     assert "fused_over_reference.vanilla" not in met  # it trains nothing
     assert met["sweep_over_stock_tune"] == (document["sweep_over_stock_tune"] >= 10)
     assert met["control_plane_fraction"] == (document["control_plane_fraction"] <= 0.15)
+    assert met["report_seconds"] == (document["report_seconds"] <= 20)
+    assert met["report_mib"] == (document["report_mib"] <= 5)
     console = Console(file=io.StringIO(), width=200)
     show(document, console)
     text = console.file.getvalue()

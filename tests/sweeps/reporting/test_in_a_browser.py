@@ -122,6 +122,27 @@ def test_everything_drawn_and_written_stands_out_from_the_paper(seen: Seen, widt
     assert said >= 4.5  # and for text
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (400, True)])
+def test_a_page_of_several_sweeps_is_as_quiet_and_as_narrow(
+    written: Written, tmp_path: Path, width: int, dark: bool
+) -> None:
+    first = written.page.parent.parent
+    shutil.copytree(
+        first, tmp_path / "runs" / "a-copy-by-another-and-rather-long-name", ignore=shutil.ignore_patterns("report")
+    )
+    page = sweeps.report(first, tmp_path / "runs" / "a-copy-by-another-and-rather-long-name", out=tmp_path / "out")
+    scripts = (CONTRAST, OUTSIDE, WITHOUT_NAME, DEAD_LINKS)
+    found = look(CHROMIUM, page, tmp_path / "profile", width=width, dark=dark, scripts=scripts)
+    (tmp_path / f"several-{width}-{'dark' if dark else 'light'}.png").write_bytes(found.picture)
+    assert found.requests == [page.resolve().as_uri()]
+    assert found.complaints == []
+    assert found.scroll_width <= width
+    (drawn, said), outside, without_name, dead = found.answers
+    assert (outside, without_name, dead) == ([], 0, [])
+    assert drawn >= 3.0
+    assert said >= 4.5
+
+
 def test_light_and_dark_are_two_pictures_of_one_file(seen: Seen) -> None:
     assert seen(1400, False).picture != seen(1400, True).picture
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from sweeps import selection
-from sweeps.reporting.compare import ending
+from sweeps.reporting.class_gains import class_gains
+from sweeps.reporting.judgements import ending
 
 REPETITIONS = 1000
 TRUE = 0.60
@@ -44,6 +46,66 @@ def test_of_equal_settings_one_in_twenty_is_told_apart_and_the_interval_says_wha
     apart = [pair.ci95 is not None and not pair.ci95.low <= 0 <= pair.ci95.high for pair in pairs]
     assert near_95(1 - np.mean(apart))
     assert [pair.p_value is not None and pair.p_value < 0.05 for pair in pairs] == apart
+
+
+@pytest.mark.parametrize(("seeds", "others", "spread"), [(3, 3, 1), (5, 5, 1), (5, 5, 3), (5, 10, 3), (10, 5, 3)])
+def test_welchs_intervals_cover_the_true_gap_whatever_the_spreads(seeds: int, others: int, spread: float) -> None:
+    gap = 0.004
+    ours, theirs = draws(seeds, 7, gap), TRUE + spread * (draws(others, 8) - TRUE)
+    found = [selection.welch(a, b) for a, b in zip(ours, theirs, strict=True)]
+    assert near_95(np.mean([one.ci95 is not None and one.ci95.low <= gap <= one.ci95.high for one in found]))
+
+
+def test_of_equal_settings_on_other_seeds_welch_tells_one_in_twenty_apart_as_its_interval_does() -> None:
+    found = [selection.welch(ours, theirs) for ours, theirs in zip(draws(5, 9), draws(5, 10), strict=True)]
+    apart = [one.ci95 is not None and not one.ci95.low <= 0 <= one.ci95.high for one in found]
+    assert near_95(1 - np.mean(apart))
+    assert [one.p_value is not None and one.p_value < 0.05 for one in found] == apart
+
+
+def test_welch_is_the_known_one_and_says_nothing_of_one_run() -> None:
+    found = selection.welch(np.array([0.6, 0.7, 0.65]), np.array([0.5, 0.4]))
+    assert found.p_value == pytest.approx(float(ttest_ind([0.6, 0.7, 0.65], [0.5, 0.4], equal_var=False).pvalue))
+    assert found.mean == pytest.approx(0.2)
+    assert selection.welch(np.array([0.6]), np.array([0.5, 0.4])).ci95 is None
+    level = selection.welch(np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    assert (level.p_value, level.mean) == (1.0, 0.0)
+
+
+PICTURES = 100
+
+
+def by_class(true: np.ndarray, seeds: int, noise: float, random: np.random.Generator) -> np.ndarray:
+    """Accuracies `[seeds, K]` of whole pictures; what a class gains by luck, others lose."""
+    luck = noise * random.standard_normal((seeds, len(true)))
+    luck -= luck.mean(axis=1, keepdims=True)
+    found: np.ndarray = np.clip(np.round(PICTURES * true + luck), 0, PICTURES) / PICTURES
+    return found
+
+
+@pytest.mark.parametrize("changed", [0.0, 0.3])
+@pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize(("seeds", "paired"), [(2, True), (5, True), (5, False)])
+def test_of_the_classes_said_to_differ_one_in_twenty_at_most_does_by_luck(
+    seeds: int, paired: bool, noise: float, changed: float
+) -> None:
+    random, shares = np.random.default_rng(11), []
+    for _ in range(REPETITIONS):
+        true = random.uniform(0.2, 0.9, 40)
+        moved = np.arange(40) < 40 * changed
+        shift = np.where(moved, random.choice([-0.1, 0.1], 40), 0.0)
+        ours, theirs = (by_class(true + own, seeds, noise, random) for own in (shift, 0 * shift))
+        sure = class_gains(ours, theirs, np.full(40, PICTURES), paired=paired).sure
+        shares.append((sure & ~moved).sum() / max(1, sure.sum()))
+    assert np.mean(shares) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / REPETITIONS)
+
+
+def test_ten_points_are_found_beneath_the_noise_of_a_picture_or_so() -> None:
+    random = np.random.default_rng(12)
+    true, shift = random.uniform(0.2, 0.9, 40), np.where(np.arange(40) < 12, 0.1, 0.0)
+    ours, theirs = by_class(true + shift, 5, 1.0, random), by_class(true, 5, 1.0, random)
+    found = class_gains(ours, theirs, np.full(40, PICTURES), paired=True)
+    assert found.sure[:12].all()
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])

@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 import sweeps
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
 from lt_train.errors import SpecError, UserError
-from lt_train.features.bank import open_test
+from lt_train.features.bank_files import open_test
 from sweeps.champion import OfPictures
 from sweeps.champion import of_pictures as of_pictures_of
 from sweeps.driver import TrackingBehind

@@ -9,7 +9,7 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.methods.los import LabelOverSmooth
 from lt_train.methods.vanilla import Vanilla
 from sweeps.ledger import Record
-from sweeps.reporting.compare import difference, ending
+from sweeps.reporting.judgements import difference, ending
 from sweeps.reporting.reading import Setting
 from sweeps.study import Trial
 
@@ -51,7 +51,7 @@ def test_equal_runs_are_tied_also_with_one_seed() -> None:
 
 def test_one_seed_says_of_a_difference_only_that_it_is_there() -> None:
     found = difference(setting({0: 0.6}), setting({0: 0.5}), 0)
-    assert (found.verdict, found.p_value) == ("one seed", None)
+    assert (found.verdict, found.p_value) == ("one run", None)
 
 
 def test_what_trains_nothing_stands_for_every_seed() -> None:
@@ -61,16 +61,42 @@ def test_what_trains_nothing_stands_for_every_seed() -> None:
 
 
 def test_other_seeds_are_not_paired_by_their_place() -> None:
-    found = difference(setting({0: 0.6, 1: 0.7}), setting({5: 0.5, 6: 0.6}), 0)
-    assert (found.verdict, found.seeds, found.p_value) == ("other seeds", 0, None)
+    ours, theirs = setting({0: 0.6, 1: 0.7}), setting({5: 0.5, 6: 0.6})
+    found = difference(ours, theirs, 0)
+    assert (found.verdict, found.test, found.seeds) == ("tied", "welch", 0)
+    assert found.told == "tied (Welch)"
+    assert found.p_value == pytest.approx(0.2929, abs=1e-4)  # t = sqrt(2) with 2 degrees of freedom
     assert found.by_split[0] is not None
-    assert found.by_split[0].low is None
+    assert found.by_split[0].low is not None
+    assert found.by_split[0].low < 0 < found.by_split[0].mean
+    assert difference(setting({0: 0.60, 1: 0.61}), setting({5: 0.50, 6: 0.51}), 0).verdict == "better"
+    assert difference(setting({0: 0.60, 1: 0.61}), setting({0: 0.50, 1: 0.51}), 0, pair=False).test == "welch"
+
+
+def test_one_run_with_another_seed_is_no_test() -> None:
+    found = difference(setting({0: 0.6}), setting({5: 0.5, 6: 0.6}), 0)
+    assert (found.verdict, found.test, found.p_value) == ("one run", "none", None)
+    assert found.by_split[0] is not None
+    assert found.by_split[0].mean == pytest.approx(0.05)
+
+
+def test_of_seeds_that_are_shared_in_part_those_are_paired_and_of_one_alone_none_is() -> None:
+    found = difference(setting({0: 0.6, 1: 0.7, 2: 0.1}), setting({0: 0.5, 1: 0.6, 7: 0.9}), 0)
+    assert (found.test, found.seeds) == ("paired", 2)
+    assert difference(setting({0: 0.6, 1: 0.7}), setting({1: 0.5, 2: 0.6}), 0).test == "welch"
+
+
+def test_two_that_train_nothing_have_one_run_each_whatever_their_seeds_are_called() -> None:
+    for seed in (0, 5):
+        found = difference(setting({5: 0.5}, Vanilla()), setting({seed: 0.6}, Vanilla()), 0)
+        assert (found.verdict, found.p_value) == ("one run", None)
 
 
 def test_without_a_test_the_lower_mean_is_behind_and_a_tie_is_not() -> None:
     ours = setting({0: 0.5, 1: 0.53})
-    assert difference(ours, setting({5: 0.6, 6: 0.6}), 0).behind(0)
-    assert not difference(ours, setting({5: 0.4, 6: 0.4}), 0).behind(0)
+    assert difference(setting({0: 0.5}), setting({5: 0.6}), 0).behind(0)
+    assert not difference(setting({0: 0.5}), setting({5: 0.4}), 0).behind(0)
+    assert not difference(ours, setting({5: 0.6, 6: 0.6}), 0).behind(0)  # Welch's: a tie
     assert not difference(ours, setting({0: 0.53, 1: 0.52}), 0).behind(0)
     assert difference(ours, setting({0: 0.6, 1: 0.63}), 0).behind(0)
     assert not difference(setting({0: 0.6, 1: 0.63}), ours, 0).behind(0)

@@ -1,0 +1,216 @@
+"""Reports of sweeps as they come: unfinished, failed, of one seed or trial, of very few or many classes, thinned out.
+
+Each test runs a small real sweep and reads facts off the files that `lt-sweep report` wrote.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.features import write_features
+from support.reports import NO_MARK_UP, cut_short, directory, figures, reported, rows, text
+
+import sweeps
+from lt_train.errors import UserError
+from sweeps.reporting.class_figures import MOST_CLASSES
+from sweeps.reporting.reading import read_sweep
+from sweeps.reporting.writing import Written, write
+from sweeps.spec import SweepSpec
+
+MakeSweep = Callable[..., SweepSpec]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_an_unfinished_sweep_shows_what_it_has_and_takes_no_lease(
+    small_sweep: MakeSweep, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small_sweep(selection={"finalists": 2}, search={"trials": 8, "sampler": sampler})
+    result = sweeps.run(spec)
+    before = {trial.number: trial.objective for trial in result.trials}
+    cut_short(spec, 4)
+    left = {file: file.read_bytes() for file in directory(spec).rglob("*") if file.is_file()}
+    monkeypatch.setattr("sweeps.lease.held", None)
+    sweep = read_sweep(directory(spec))
+    assert sweep.state == "unfinished"
+    assert 0 < len(sweep.searched) < 8
+    assert {one.trial.number: one.objective for one in sweep.searched}.items() <= before.items()
+    written = write([directory(spec)])
+    page = text(written)
+    assert "leads so far" in page
+    assert "The leader" in page
+    everything = [file.read_text() for file in written.page.parent.rglob("*") if file.is_file()]
+    assert not any(re.search(r"[Ww]inner(?!\.(md|tex|csv)|})", NO_MARK_UP.sub(" ", one)) for one in everything)
+    assert f"Unfinished: {len(sweep.searched)} of 8 trials are done." in page
+    assert "(Welch)" in page  # baselines ran on the fresh seeds of finalists, which did not run yet
+    assert {file: file.read_bytes() for file in left} == left
+    sweeps.resume(directory(spec))
+    again = text(write([directory(spec)]))
+    assert "Unfinished" not in again
+    assert "leads so far" not in again
+
+
+def test_a_sweep_of_which_nothing_is_finished_has_a_page_that_says_so(small_sweep: MakeSweep) -> None:
+    spec = small_sweep()
+    sweeps.run(spec)
+    cut_short(spec, 1)
+    page = text(write([directory(spec)]))
+    assert "Nothing to show yet." in page
+    assert "Nothing is finished yet" in page
+
+
+def test_failed_runs_are_listed_with_the_reason_and_do_not_win(small_sweep: MakeSweep) -> None:
+    space = {"method.lr": {"choice": [0.01, 0.02, 1e37, 1e38]}}
+    spec = small_sweep(search={"trials": 4, "sampler": "grid", "space": space})
+    written = reported(spec)
+    page = text(written)
+    failures = rows(written.page.parent / "tables" / "failures.csv")
+    assert {row["setting"] for row in failures} == {"los, trial 2", "los, trial 3"}
+    assert all("diverged" in row["why"] and row["seeds"] == "2 of 2" for row in failures)
+    assert "4 trials (2 failed) x 2 seeds" in page
+    assert "2 settings failed and cannot win" in page
+    assert "No run failed." not in page
+    (history,) = [figure for figure in written.reports[0].figures() if figure.name == "history"]
+    assert [len(one.x) for one in history.panels[0].series if one.name == "failed"] == [2]
+
+
+def test_a_sweep_whose_trials_all_failed_has_no_winner_and_says_why(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(search={"trials": 2, "space": {"method.lr": {"loguniform": [1e37, 1e38]}}})
+    page = text(reported(spec))
+    assert "No winner: every trial, or every finalist, failed or was stopped." in page
+    assert "diverged" in page
+
+
+def test_one_seed_has_no_interval_no_test_and_no_best_of(small_sweep: MakeSweep) -> None:
+    written = reported(small_sweep(selection={"seeds": 1}))
+    page = text(written)
+    assert "One seed: no interval and no test" in page
+    assert "±" not in " ".join(row["winner minus"] for row in rows(written.page.parent / "tables" / "gains.csv"))
+    assert "best of 1" not in " ".join(row["%"] for row in rows(written.page.parent / "tables" / "winner.csv"))
+    assert {row["p"] for row in rows(written.page.parent / "tables" / "gains.csv")} == {""}
+
+
+def test_one_trial_is_not_called_the_best_of_many(small_sweep: MakeSweep) -> None:
+    written = reported(small_sweep(search={"trials": 1}))
+    page = text(written)
+    assert "One setting was tried, so nothing was chosen among trials." in page
+    assert "runner-up" not in page
+    assert {"parallel", "slices", "importance", "smooth_factor"} & figures(written) == set()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_is_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seeds: int) -> None:
+    space = {"method.lr": {"loguniform": [30.0, 60.0]}}
+    written = reported(small_sweep(search={"trials": 1, "space": space}, selection={"seeds": seeds}))
+    headline = written.reports[0].verdict.headline
+    assert headline.startswith("los is the best that was searched, and worse than vanilla and ce: ")
+    assert "wins" not in headline
+
+
+def test_nothing_searched_is_said(small_sweep: MakeSweep) -> None:
+    page = text(reported(small_sweep(method=None, methods=["los"], search={"trials": 3, "space": {}})))
+    assert "nothing was searched" in page
+    assert "there is no importance to tell" in page
+
+
+def test_no_few_classes_are_a_dash_and_never_zero(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    features = write_features(tmp_path / "x.npz", (150, 90, 40, 25))
+    written = reported(small_sweep(dataset={"path": str(features)}))
+    assert "No few classes in this dataset" in text(written)
+    assert {row["few"] for row in rows(written.page.parent / "tables" / "winner.csv")} == {""}
+    assert re.search(r"\| winner, best of 2 \| [\d.]+ \| [\d.]+ \| [\d.]+ \| - \|", markdown(written, "winner"))
+    (logits,) = [one for one in written.reports[0].figures() if one.name == "logits"]
+    assert any("medium classes" in panel.title for panel in logits.panels)
+
+
+def markdown(written: Written, name: str) -> str:
+    return (written.page.parent / "tables" / f"{name}.md").read_text()
+
+
+def test_two_classes(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    features = write_features(tmp_path / "x.npz", (120, 10))
+    written = reported(small_sweep(dataset={"path": str(features)}))
+    assert "2 classes" in text(written)
+    (loma,) = [one for one in written.reports[0].figures() if one.name == "loma"]
+    assert [list(one.x) for one in loma.panels[0].series] == [[0.0, 1.0]] * 3
+
+
+def test_three_hundred_trials_of_five_seeds_are_a_page_of_few_megabytes(small_sweep: MakeSweep) -> None:
+    space = {
+        "method.smooth_factor": {"uniform": [0.1, 0.95]},
+        "method.lr": {"loguniform": [1e-3, 1e-1]},
+        "method.weight_decay": {"loguniform": [1e-6, 1e-2]},
+    }
+    search = {"trials": 300, "generation": 60, "sampler": "random", "space": space}
+    spec = small_sweep(search=search, selection={"seeds": 5}, training={"epochs": 2})
+    written = reported(spec)
+    assert written.page.stat().st_size < 5 * 2**20
+    assert {"history", "parallel", "importance", "lr_weight_decay", "slices"} <= figures(written)
+    assert len(rows(written.page.parent / "data" / "runs.csv")) == 300 * 5 + 1 + 5
+
+
+def test_eight_thousand_classes_are_grouped_and_the_page_stays_small(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    counts = tuple(max(1, int(4 * 0.9995**k)) for k in range(8142))
+    features = write_features(tmp_path / "x.npz", counts, test=1, val=0)
+    spec = small_sweep(
+        dataset={"path": str(features)},
+        training={"epochs": 1, "batch_size": 1024},
+        search={"trials": 2},
+        selection={"on": "test", "seeds": 2},
+        baselines=["vanilla"],
+    )
+    written = reported(spec)
+    page = text(written)
+    assert "8142 classes" in page
+    assert "Selected on the test set, as the paper does: these accuracies flatter the winner." in page
+    assert written.page.stat().st_size < 5 * 2**20
+    assert len(rows(written.page.parent / "data" / "per_class.csv")) == 8142
+    for figure in written.reports[0].figures():
+        assert all(len(one.x) <= MOST_CLASSES for panel in figure.panels for one in panel.series), figure.name
+
+
+def test_stopped_trials_are_shown_apart_and_do_not_win(small_sweep: MakeSweep) -> None:
+    scheduler = {"kind": "successive_halving", "rungs": [1]}
+    spec = small_sweep(search={"trials": 8, "generation": 8, "scheduler": scheduler}, training={"epochs": 4})
+    result = sweeps.run(spec)
+    stopped = sum(trial.stopped is not None for trial in result.trials)
+    assert stopped
+    written = write([directory(spec)])
+    assert f"8 trials ({stopped} stopped early)" in text(written)
+    (history,) = [figure for figure in written.reports[0].figures() if figure.name == "history"]
+    assert {one.name: len(one.x) for one in history.panels[0].series}["stopped early"] == stopped
+    assert result.winner is not None
+    assert rows(written.page.parent / "tables" / "trials.csv")[0]["trial"] == f"los, trial {result.winner.trial}"
+
+
+def test_failed_and_stopped_trials_are_counted_apart(small_sweep: MakeSweep) -> None:
+    space = {"method.lr": {"choice": [0.01, 0.02, 0.03, 0.04, 0.05, 1e38]}}
+    search = {"trials": 6, "generation": 6, "sampler": "grid", "space": space}
+    scheduler = {"kind": "successive_halving", "rungs": [1]}
+    page = text(reported(small_sweep(search={**search, "scheduler": scheduler}, training={"epochs": 4})))
+    assert re.search(r"6 trials \(1 failed, [1-5] stopped early\)", page)
+
+
+def test_without_the_bank_or_the_heads_it_says_what_it_could_not_draw(small_sweep: MakeSweep) -> None:
+    spec = small_sweep()
+    sweeps.run(spec)
+    shutil.rmtree(directory(spec) / "heads")
+    written = write([directory(spec)])
+    assert "no longer kept, so no logits were drawn" in text(written)
+    assert {"loma", "class_accuracy"} <= figures(written)
+    shutil.rmtree(Path(spec.storage) / "cache")
+    written = write([directory(spec)])
+    assert "no longer has the feature bank" in text(written)
+    assert {"loma", "class_accuracy", "logits", "one_picture"} & figures(written) == set()
+    assert "epochs" in figures(written)
+
+
+def test_a_damaged_result_is_named(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(search={"trials": 1})
+    sweeps.run(spec)
+    (directory(spec) / "result.json").write_text('{"schema": 1')
+    with pytest.raises(UserError, match=r"result\.json is damaged; remove it and run `lt-sweep resume"):
+        write([directory(spec)])
