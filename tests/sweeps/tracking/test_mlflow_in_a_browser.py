@@ -30,6 +30,8 @@ from sweeps.spec import load_resolved
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 
+DOCS = Path(__file__).parents[3] / "docs" / "mlflow.md"
+
 TABLE = "document.querySelectorAll('.ag-center-cols-container .ag-row').length > 10"
 
 AXES = "[...document.querySelectorAll('.dimension text.label')].map(e => e.textContent)"
@@ -49,6 +51,7 @@ class Shown:
     pages: dict[str, str]
     tab: Tab
     keep: Callable[[str], None]
+    place: Path
 
     def visit(self, page: str, until: str) -> Any:
         self.tab.visit(self.pages.get(page, page))
@@ -112,7 +115,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
                         output / f"mlflow-{name}.png", optimize=True
                     )
 
-            yield Shown(result, pages, tab, keep)
+            yield Shown(result, pages, tab, keep, place)
     finally:
         server.terminate()
         server.wait(60)
@@ -223,3 +226,11 @@ def test_the_champion_is_in_the_registry_with_what_it_takes(shown: Shown):
     shown.visit(f"{server}#/models/digits", "document.body.innerText.includes('champion-head')")
     assert "Selected by acc_all on val" in shown.text()
     shown.visit(f"{server}#/models/digits/versions/2", "document.body.innerText.includes('uint8')")
+
+
+def test_the_code_of_the_docs_loads_the_champion_and_predicts(shown: Shown):
+    (code,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), flags=re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=shown.place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Tensor('uint8', (-1, 8, 8, 1))" in done.stdout
+    assert done.stdout.splitlines()[-1] == "(2, 10)"
