@@ -29,6 +29,7 @@ from torch import nn
 
 from lt_train.backbones.base import parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.backbones.classifier_layers import FeaturesOf
 from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
 from lt_train.errors import CheckpointError
 from lt_train.features.bank_files import open_bank
@@ -214,3 +215,12 @@ def test_a_parametrized_model_travels_and_gives_its_own_output(
 
     bank = open_bank(build_bank(small, backbone, FeaturesSpec(test_flip=False), tmp_path / "banks", workers=elsewhere))
     assert torch.equal(warm_logits(bank), own_output(model, small))
+
+
+def test_an_exported_network_takes_any_number_of_pictures() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    network = FeaturesOf(model, ["3"], 3)
+    batches = {0: torch.export.Dim.AUTO}
+    graph = torch.export.export(network, (torch.zeros(2, 3, 4, 4),), dynamic_shapes=(batches,)).module()
+    pictures = torch.rand(5, 3, 4, 4)
+    assert torch.equal(graph(pictures), network(pictures))
