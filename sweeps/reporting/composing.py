@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from sweeps import crosstable
-from sweeps.reporting import class_figures, logit_figures, search_figures, tables, value_figures
+from sweeps.reporting import class_figures, logit_figures, search_figures, tables, transient, value_figures
 from sweeps.reporting.comparing import compared
 from sweeps.reporting.comparison_sections import comparison_sections
 from sweeps.reporting.content import Cell, Column, Estimate, Figure, Report, Section, Table
@@ -49,7 +49,12 @@ def compose(sweep: Sweep, others: Sequence[Sweep] = ()) -> Report:
                 logit_figures.one_picture(heads) if heads else None,
             ),
         ),
-        Section("training", "Training", figures=_some(search_figures.epochs(sweep))),
+        Section(
+            "training",
+            "Training",
+            tables=_some(transient.longer_table(sweep)),
+            figures=_some(search_figures.epochs(sweep)),
+        ),
         Section(
             "search",
             "Search",

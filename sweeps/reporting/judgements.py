@@ -19,13 +19,7 @@ from sweeps.ledger import Record
 from sweeps.reporting.content import Estimate
 from sweeps.reporting.reading import Setting
 
-__all__ = ["Difference", "Ending", "difference", "ending", "estimate", "judged", "matched", "mean_curve"]
-
-LEVEL = 0.001
-"""Accuracies whose means differ by less than a tenth of a point are level, whatever the seeds say."""
-
-ONE_SEED_LEVEL = 0.005
-"""The same where one seed says nothing of its own noise."""
+__all__ = ["Difference", "Ending", "as_estimate", "difference", "ending", "estimate", "judged", "matched", "mean_curve"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ def difference(ours: Setting, theirs: Setting, column: int, *, pair: bool = True
     judged_by = gaps[column]
     untested = judged_by.ci95 is None
     return Difference(
-        by_split=tuple(map(_estimate, gaps)),
+        by_split=tuple(map(as_estimate, gaps)),
         test="none" if untested else "paired" if paired else "welch",
         seeds=len(a) if paired else 0,
         p_values=tuple(gap.p_value for gap in gaps),
@@ -125,7 +119,8 @@ def estimate(values: selection.Array) -> Estimate | None:
     return Estimate(mean) if interval is None else Estimate(mean, interval.low, interval.high)
 
 
-def _estimate(gap: selection.MeanDifference) -> Estimate | None:
+def as_estimate(gap: selection.MeanDifference) -> Estimate | None:
+    """A difference of means as a cell; None for an empty split."""
     if math.isnan(gap.mean):
         return None
     return Estimate(gap.mean) if gap.ci95 is None else Estimate(gap.mean, gap.ci95.low, gap.ci95.high)
@@ -177,15 +172,8 @@ def ending(curves: selection.Array) -> Ending | None:
     tenth = max(1, round(epochs / 10))
     last, *earlier = (curves[:, max(0, end - tenth) : end].mean(axis=1) for end in range(epochs, 0, -tenth))
     highest = max(earlier, key=np.mean)
-    if mean[peak] - mean[-1] > LEVEL and _surely_above(highest, last, comparisons=len(earlier)):
+    if mean[peak] - mean[-1] > selection.LEVEL and selection.surely_above(highest, last, comparisons=len(earlier)):
         return Ending("falling", *about)
-    if _surely_above(last, curves[:, -3 * tenth : -tenth].mean(axis=1)):
+    if selection.surely_above(last, curves[:, -3 * tenth : -tenth].mean(axis=1)):
         return Ending("rising", *about)
     return Ending("level", *about)
-
-
-def _surely_above(a: selection.Array, b: selection.Array, comparisons: int = 1) -> bool:
-    pair = selection.paired(a, b)
-    if pair.p_value is None:
-        return pair.mean > ONE_SEED_LEVEL
-    return pair.mean > LEVEL and pair.p_value < 0.05 / comparisons
