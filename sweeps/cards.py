@@ -1,27 +1,34 @@
-"""What tracking shows of trials, names a person can read, metrics, per-seed values and curves, and of stage 1. Pure."""
+"""What tracking shows of a sweep: names a person can read, metrics, curves, notes, columns, data. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel
 
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import read_manifest
 from lt_train.metrics import SPLITS
 from sweeps import selection
+from sweeps.contestants import Contestant
 from sweeps.ledger import Record
+from sweeps.search.base import LogUniform
+from sweeps.spec import SweepSpec
 from sweeps.study import Trial
-from sweeps.tracking.base import TrialCard
+from sweeps.tracking.base import DataCard, RunsView, TrialCard
 
-__all__ = ["short_params", "stage1_series", "trial_card"]
+__all__ = ["data_cards", "protocol", "ranked_by", "runs_view", "short_params", "stage1_series", "trial_card"]
 
 SHORT = {"smooth_factor": "d", "weight_decay": "wd"}
 """Symbols of the paper and of everyday speech for parameter names in titles."""
 
 
 def short_params(params: dict[str, Any]) -> str:
-    """Searched values in a few characters: `d=0.912 lr=0.0047 wd=1e-05`; with the part where names would be equal."""
+    """Searched values in a few characters: `d=0.912 lr=5e-4 wd=1e-5`; with the part where names would be equal."""
     parts = []
     last = [path.rpartition(".")[2] for path in params]
     for (path, value), name in zip(params.items(), last, strict=True):
@@ -31,12 +38,14 @@ def short_params(params: dict[str, Any]) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Three digits, or as many as it takes for 0.9999 not to look like 1."""
+    """Three digits, or as many as it takes for 0.9999 not to look like 1; as a person writes them, 5e-4 and 0.012."""
     for digits in range(3, 17):
         shown = f"{value:.{digits}g}"
         if value.is_integer() or not float(shown).is_integer():
             break
-    return shown
+    mantissa, _, exponent = f"{float(shown):.{digits - 1}e}".partition("e")
+    short = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return short if len(short) < len(shown) or "e" in shown else shown
 
 
 def dotted_params(spec: BaseModel) -> dict[str, Any]:
@@ -51,8 +60,8 @@ def dotted_params(spec: BaseModel) -> dict[str, Any]:
     return found
 
 
-def trial_card(trial: Trial, records: list[Record], objective: float | None) -> TrialCard:
-    """The child run of a finished trial: means over its seeds, one point a seed, one curve an epoch."""
+def trial_card(trial: Trial, records: list[Record], objective: float | None, spec: SweepSpec) -> TrialCard:
+    """The child run of a finished trial of a sweep: means over its seeds, one point a seed, one curve an epoch."""
     sound = [record for record in records if record.failure is None]
     metrics: dict[str, float] = {}
     series: dict[str, list[tuple[int, float]]] = {}
@@ -75,11 +84,17 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None) -> 
         row = _named("acc", selection.reported([record])[0])
         seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
     title = f"{trial.called} {short_params(trial.params)}".strip()
+    logarithmic = {path for contestant in spec.contestants() for path in _logarithmic(contestant)}
+    decades = {
+        _as_charted(path, {path}): round(math.log10(value), 4)
+        for path, value in trial.params.items()
+        if path in logarithmic
+    }
     return TrialCard(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
         phase=trial.phase,
-        params={"method": trial.called, **dotted_params(trial.method), **dotted_params(trial.training)},
+        params={"method": trial.called, **dotted_params(trial.method), **dotted_params(trial.training), **decades},
         metrics=metrics,
         series={key: points for key, points in series.items() if points},
         tables=tables,
@@ -87,7 +102,106 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None) -> 
         finished_ms=max(record.at_ms for record in records),
         seed_runs=seed_runs,
         stopped=selection.stopped(records),
+        note=_trial_note(trial, records, spec),
     )
+
+
+def protocol(spec: SweepSpec) -> str:
+    """What trials are ranked by, in a line."""
+    chosen = spec.selection
+    over = "mean" if chosen.objective == "mean" else "best"
+    return f"{chosen.metric} on {chosen.on}, {chosen.epoch} epoch, {over} of {chosen.seeds} seeds"
+
+
+def ranked_by(spec: SweepSpec) -> str:
+    """The metric that `protocol` means."""
+    if spec.selection.objective == "best":
+        return "objective"
+    return f"{'val_' * (spec.selection.on == 'val')}{spec.selection.metric}"
+
+
+def runs_view(spec: SweepSpec, has_val: bool) -> RunsView:
+    """What is worth seeing of a sweep's runs: what they are selected on, test accuracy by split, what was searched."""
+    rank = ranked_by(spec)
+    on_val = [f"val_acc_{split}" for split in SPLITS] if has_val else []
+    on_test = [f"acc_{split}" for split in SPLITS]
+    searched = [path for contestant in spec.contestants() for path in contestant.space]
+    return RunsView(
+        rank=rank,
+        metrics=list(dict.fromkeys([rank, *on_test, *on_val])),
+        searched=[_inner(path) for path in dict.fromkeys(searched)],
+        charted=["acc_few", "acc_all"],
+        searched_by={
+            contestant.name: [_as_charted(path, _logarithmic(contestant)) for path in contestant.space]
+            for contestant in spec.contestants()
+        },
+    )
+
+
+def data_cards(spec: SweepSpec, bank: FeatureBank) -> list[DataCard]:
+    """The parts of the data a bank was made of; none of a bank that lies nowhere."""
+    if bank.path is None:
+        return []
+    digests = read_manifest(bank.path).inputs["digests"]
+    parts = {
+        "training": ("train", bank.train_features, bank.train_labels),
+        "test": ("test", bank.test.features, bank.test.labels),
+    }
+    if bank.val is not None:
+        parts["validation"] = ("val", bank.val.features, bank.val.labels)
+    return [
+        DataCard(
+            name=spec.dataset.kind,
+            part=part,
+            digest=digests[name],
+            source=spec.dataset.identity(),
+            shape=tuple(features.shape),
+            class_counts=torch.bincount(labels, minlength=bank.num_classes).tolist(),
+        )
+        for part, (name, features, labels) in parts.items()
+    ]
+
+
+def _inner(path: str) -> str:
+    """A searched path as a run's parameters name it: without its section."""
+    return path.partition(".")[2]
+
+
+def _logarithmic(contestant: Contestant) -> set[str]:
+    return {path for path, dimension in contestant.space.items() if isinstance(dimension, LogUniform)}
+
+
+def _as_charted(path: str, logarithmic: set[str]) -> str:
+    """The parameter that a chart shows: MLflow draws no axis by decades."""
+    return f"log10_{_inner(path)}" if path in logarithmic else _inner(path)
+
+
+def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
+    """What the trial is, and what its metrics mean."""
+    what = {
+        "search": "a trial of the search",
+        "baseline": "a baseline",
+        "finalist": "a finalist, on fresh seeds",
+        "longer": "the winner trained longer, which competes with nobody",
+    }
+    values = [
+        f"`{path}` {value:.6g}" if isinstance(value, float) else f"`{path}` {value}"
+        for path, value in trial.params.items()
+    ]
+    stopped = selection.stopped(records)
+    lines = [
+        f"**{trial.called}**, {what[trial.phase]}" + (f": {', '.join(values)}" if values else ""),
+        "",
+        f"Ranked by {protocol(spec)}: `{ranked_by(spec)}`. `acc_*`: top-1 accuracy on test, mean over its seeds, "
+        "over all classes and by class size; `val_acc_*`: on validation, every class with the same weight; "
+        "`loma_*`: Logits Magnitude, mean and spread over classes. `seed_*` has a step a seed, `epoch_*` one an epoch.",
+    ]
+    if stopped is not None:
+        lines += ["", f"Stopped early after epoch {stopped}; its numbers are of that epoch."]
+    failed = [record for record in records if record.failure is not None]
+    if failed:
+        lines += ["", f"Failed: {len(failed)} of {len(records)} seeds; the first: {failed[0].failure}"]
+    return "\n".join(lines)
 
 
 def stage1_series(record: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
@@ -140,7 +254,7 @@ def _points(values: Any) -> list[tuple[int, float]]:
 
 
 def _named(prefix: str, row: Any) -> dict[str, float]:
-    return _known({f"{prefix}_{split}": float(value) for split, value in zip(SPLITS, row, strict=True)})
+    return _known({f"{prefix}_{split}": round(float(value), 6) for split, value in zip(SPLITS, row, strict=True)})
 
 
 def _known(values: dict[str, float | None]) -> dict[str, float]:

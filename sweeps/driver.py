@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ from lt_train.features.bank import FeatureBank
 from lt_train.progress import progress
 from lt_train.storage import atomic_file
 from sweeps import directory as directories
-from sweeps.cards import stage1_series
+from sweeps.cards import data_cards, ranked_by, runs_view, stage1_series
+from sweeps.champion import of_pictures
 from sweeps.directory import check_name, known_bank, left_open, load_spec, open_directory
 from sweeps.layout import SweepDirectory, leases
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
-from sweeps.prepare import prepare, prepared_before
+from sweeps.prepare import Prepared, prepare_all, prepared_before
 from sweeps.reporting.artifacts import write_artifacts
+from sweeps.reporting.notes import champion_note, finished_note, running_note
 from sweeps.reporting.terminal import winner_line
-from sweeps.result import Result, Winner
+from sweeps.result import Result
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, Progress, Publisher
@@ -86,13 +89,13 @@ def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
         try:
             start = time.perf_counter()
             # What the user may have to mend comes up here, before an earlier sweep is touched.
-            bank = _features(spec, again, lambda text: publisher.update(note=text))
+            prepared = _features(spec, again, lambda text: publisher.update(note=text))
             lease.check()
             if fresh:
                 set_aside(spec, lease)
-            directory = open_directory(spec, bank.fingerprint)
+            directory = open_directory(spec, prepared.bank.fingerprint)
             publisher.directory = directory.path
-            result = _search(spec, bank, directory, start, lease, publisher)
+            result = _search(spec, prepared, directory, start, lease, publisher)
         except TrackingBehind as error:
             publisher.update(state="finished", winner=winner_line(error.result), seconds_left=0.0, note=str(error))
             raise
@@ -124,19 +127,19 @@ def _stoppable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> FeatureBank:
+def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> Prepared:
     """The bank to search on. A resume can do without data and checkpoint, where the storage has the bank."""
     try:
-        return prepare(spec, told)
+        return prepare_all(spec, told)
     except (DataError, CheckpointError) as error:
         known = known_bank(spec) if again else None
-        bank = None if known is None else prepared_before(spec, known)
-        if bank is None:
+        before = None if known is None else prepared_before(spec, known)
+        if before is None:
             if gone := _gone_with_a_job(spec):
                 raise UserError(f"{error}; {gone}") from error
             raise
         _tell(f"{error}\ngoing on with the features that this sweep was started on")
-        return bank
+        return before
 
 
 def _gone_with_a_job(spec: SweepSpec) -> str:
@@ -154,11 +157,11 @@ def _tell(text: str) -> None:
 
 
 def _search(
-    spec: SweepSpec, bank: FeatureBank, directory: SweepDirectory, start: float, lease: Lease, publisher: Publisher
+    spec: SweepSpec, prepared: Prepared, directory: SweepDirectory, start: float, lease: Lease, publisher: Publisher
 ) -> Result:
-    prepared = time.perf_counter()
+    begun, bank = time.perf_counter(), prepared.bank
     ledger = Ledger(directory.path, lease.check, lease.who)
-    card = _sweep_card(spec, directory, bank.fingerprint, stage1_series(bank.record))
+    card = _sweep_card(spec, directory, bank)
     try:
         tracker = PatientTracker(
             lambda: spec.tracking.open(card, Path(spec.storage)),
@@ -180,20 +183,21 @@ def _search(
                 left = time.perf_counter()
                 watcher.trained()
             seconds = {
-                "prepare": prepared - start,
+                "prepare": begun - start,
                 "backend": left - entered,
                 "search": schedule.seconds,
                 "tracking": tracker.seconds,
                 "total": time.perf_counter() - start,
             }
             result = summarise(schedule, bank.notes, seconds)
-            champion = _champion(schedule, result.winner)
+            champion = _champion(schedule, result, prepared)
             lease.check()
             if not finished_before:  # summing up again must not replace the record of what the work took
                 with atomic_file(directory.result) as file:
                     file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
             write_artifacts(directory, spec, bank, schedule, result)
-            shown = tracker.finish(_parent_metrics(result.winner), directory.artifacts, champion)
+            note = finished_note(spec, result, directory.path)
+            shown = tracker.finish(_parent_metrics(spec, result), directory.artifacts, champion, note)
         except BaseException:
             tracker.interrupted()
             raise
@@ -218,42 +222,56 @@ def set_aside(spec: SweepSpec, lease: Lease) -> None:
     left = left_open(spec)
     if left is not None:
         old, directory = left
-        card = _sweep_card(old, directory, known_bank(old) or "")
+        card = _sweep_card(old, directory, None)
         PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds).interrupted()
     directories.set_aside(spec)
 
 
-def _sweep_card(
-    spec: SweepSpec, directory: SweepDirectory, bank: str, series: Mapping[str, list[tuple[int, float]]] | None = None
-) -> SweepCard:
-    return SweepCard(
-        sweep_id=directory.sweep_id,
-        name=spec.name,
-        params={
-            "dataset": spec.dataset.kind,
-            "backbone": spec.backbone.kind if spec.backbone else "none",
-            "method": ", ".join(contestant.name for contestant in spec.contestants()),
-            "trials": spec.search.trials,
-            "selection": spec.selection.model_dump_json(exclude={"longer"}),  # a sweep of before may go on with it
-            "bank": bank,
-        },
-        started_ms=directory.started_ms,
-        series=series or {},
+def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | None) -> SweepCard:
+    """What tracking shows of the sweep; of one that is only closed, as little as finds it again."""
+    params = {
+        "dataset": spec.dataset.kind,
+        "backbone": spec.backbone.kind if spec.backbone else "none",
+        "method": ", ".join(contestant.name for contestant in spec.contestants()),
+        "trials": spec.search.trials,
+        "selection": spec.selection.model_dump_json(exclude={"longer"}),  # a sweep of before may go on with it
+        "phase": "sweep",
+    }
+    identity = SweepCard(directory.sweep_id, spec.name, params, directory.started_ms)
+    if bank is None:
+        return identity
+    return replace(
+        identity,
+        params=params | {"bank": bank.fingerprint},
+        series=stage1_series(bank.record),
+        note=running_note(spec, directory.path),
+        data=data_cards(spec, bank),
+        view=runs_view(spec, bank.val is not None),
     )
 
 
-def _champion(schedule: Schedule, winner: Winner | None) -> Champion | None:
-    trial = schedule.winner()
+def _champion(schedule: Schedule, result: Result, prepared: Prepared) -> Champion | None:
+    trial, winner = schedule.winner(), result.winner
     if trial is None or winner is None:
         return None
     best = next(record for record in schedule.finished[trial.name] if record.seed == winner.best_of.seed)
-    return Champion(trial.method.classifier(schedule.ledger.head(best.key)))
+    classifier, bank = trial.method.classifier(schedule.ledger.head(best.key)), prepared.bank
+    return Champion(
+        classifier,
+        bank.feature_dim,
+        bank.fingerprint,
+        with_backbone=lambda: of_pictures(classifier, bank, prepared.pictures),
+        about=champion_note(schedule.spec, result),
+    )
 
 
-def _parent_metrics(winner: Winner | None) -> dict[str, float]:
+def _parent_metrics(spec: SweepSpec, result: Result) -> dict[str, float]:
+    """The winner's numbers; what it was selected by ranks the sweep's run with it."""
+    winner = result.winner
     if winner is None:
         return {}
     values: dict[str, Any] = winner.mean.model_dump()
     values |= {f"best_of_{name}": value for name, value in winner.best_of.model_dump().items() if name[:4] == "acc_"}
     values |= {"loma_mean": winner.loma.mean, "loma_cv": winner.loma.cv}
-    return {name: value for name, value in values.items() if value is not None}
+    values |= {ranked_by(spec): result.methods[0].objective, "objective": result.methods[0].objective}
+    return {name: round(value, 6) for name, value in values.items() if value is not None}

@@ -7,6 +7,7 @@ of that storage. Knows the specs and lt_train; knows no search.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,10 +30,31 @@ from sweeps.layout import CACHE
 from sweeps.packing import PackSize
 from sweeps.spec import SweepSpec
 
-__all__ = ["check_packs", "prepare", "prepared_before"]
+__all__ = ["Pictures", "Prepared", "check_packs", "prepare", "prepare_all", "prepared_before"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where a bank's features come from: the backbone, and `(C, H, W)` of the pictures it takes."""
+
+    backbone: Path | BackboneSpec
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep's bank, and the pictures behind it; None where features were brought, or nobody knows any more."""
+
+    bank: FeatureBank
+    pictures: Pictures | None = None
 
 
 def prepare(spec: SweepSpec, told: Callable[[str], None] | None = None) -> FeatureBank:
+    """The bank of `prepare_all`."""
+    return prepare_all(spec, told).bank
+
+
+def prepare_all(spec: SweepSpec, told: Callable[[str], None] | None = None) -> Prepared:
     """The sweep's feature bank: trains the backbone and extracts features where that was not done before.
 
     Args:
@@ -52,7 +74,10 @@ def prepare(spec: SweepSpec, told: Callable[[str], None] | None = None) -> Featu
     checkpoint = _trained(spec, data, device, told)
     bank = open_bank(_extracted(spec, data, checkpoint, device, told))
     _check(spec, bank)
-    return bank
+    if checkpoint is None:
+        return Prepared(bank)
+    _, channels, height, width = data.train.inputs.shape
+    return Prepared(bank, Pictures(checkpoint, (channels, height, width)))
 
 
 def _extracted(
@@ -104,14 +129,14 @@ def _device(spec: SweepSpec) -> str:
     return "cuda"
 
 
-def prepared_before(spec: SweepSpec, fingerprint: str) -> FeatureBank | None:
+def prepared_before(spec: SweepSpec, fingerprint: str) -> Prepared | None:
     """A bank that this storage holds already, by its fingerprint: all that a resume needs, whatever became of data."""
     path = Path(spec.storage) / CACHE / "banks" / fingerprint
     if not path.is_dir():
         return None
     bank = open_bank(path)
     _check(spec, bank)
-    return bank
+    return Prepared(bank)
 
 
 def _trained(

@@ -65,7 +65,8 @@ class FeaturesOf(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return [_a_row_each(name, seen, len(pictures)) for name, seen in caught.items()], returned
+        # By shape: `len` would fix the number of pictures for good where a network is exported.
+        return [_a_row_each(name, seen, pictures.shape[0]) for name, seen in caught.items()], returned
 
     def drop_classifiers(self, dims: Sequence[int]) -> None:
         """Take the layers, of `dims` features each, out of the model with their weights; it goes on with zeros."""
@@ -182,7 +183,7 @@ def _a_row_each(name: str, caught: Sequence[Any], count: int) -> Tensor:
     if len(caught) != 1:
         raise UserError(f"classifier: {name} must run once a forward pass, and runs {len(caught)} times")
     features = caught[0]
-    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != count:
+    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != count:
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise UserError(
             f"classifier: what flows into {name} must be [B, D], a row a picture, got {shape} for {count} pictures"

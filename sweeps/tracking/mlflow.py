@@ -7,13 +7,10 @@ re-attaches to its runs and doubles none. Metrics go in batches, one request a f
 from __future__ import annotations
 
 import functools
+import json
 import os
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +20,20 @@ from pydantic import AfterValidator, Field
 
 from lt_train.errors import LongtailError, UserError
 from sweeps.secret_files import holds_credentials
-from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
+from sweeps.tracking.base import Champion, DataCard, SweepCard, Tracker, TrackingSpec, TrialCard
+from sweeps.tracking.exporting import digest_of, exportable
+from sweeps.tracking.new_store import make_store, unfinished
+from sweeps.tracking.server import serve
+from sweeps.tracking.source import code_tags
+from sweeps.tracking.views import EXPERIMENT_NOTE, addresses, run_address, view_tags
 
 __all__ = ["MlflowTracking"]
 
 BATCH = 900
 """Metric points in one request; the server takes 1000."""
+
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as the description of a run or an experiment."""
 
 
 def _without_password(uri: str | None) -> str | None:
@@ -52,6 +57,11 @@ class MlflowTracking(TrackingSpec):
     )
     experiment: str | None = Field(default=None, description="experiment; null: the sweep's name")
     seed_runs: bool = Field(default=False, description="also a grandchild run for every seed")
+    champion: Literal["pictures", "features"] = Field(
+        default="pictures",
+        description="what the winner is logged as: pictures, a model with the backbone in it beside the head alone; "
+        "features, the head alone, which is small",
+    )
 
     def resolved_uri(self, storage: Path) -> str:
         """The tracking URI in force."""
@@ -94,45 +104,27 @@ class MlflowTracking(TrackingSpec):
             UserError: nothing was tracked yet, or the port is taken.
         """
         uri = self.resolved_uri(storage)
-        experiment = _client(uri).get_experiment_by_name(self.experiment or sweep)
+        local = f"http://127.0.0.1:{port}"
+        pages = self._pages(uri, sweep, uri if uri.startswith("http") else local)
+        if uri.startswith("http"):
+            print("\n".join(pages))
+            return 0
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+        return serve([*command, "--port", str(port), "--workers", "1"], port, pages)
+
+    def _pages(self, uri: str, sweep: str, server: str) -> list[str]:
+        """Addresses of what is to be seen of the sweep, the runs table first, each with what it is."""
+        client = _client(uri)
+        experiment = client.get_experiment_by_name(self.experiment or sweep)
         if experiment is None:
             raise UserError(f"{uri} holds nothing of sweep {sweep} yet; start it with `lt-sweep run`")
-        # Without the parameter MLflow opens its page for agents instead of the runs table.
-        page = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
-        if uri.startswith("http"):
-            print(uri.rstrip("/") + page)
-            return 0
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise UserError(f"port {port} cannot be had ({error.strerror}); choose another with --port") from None
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--workers", "1"]
-        with tempfile.TemporaryFile("w+") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log)
-            try:
-                if _answers(server, port):
-                    print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C stops the server)", flush=True)
-                if server.wait():
-                    log.seek(0)
-                    raise LongtailError(f"MLflow's server ended with {server.returncode}:\n{log.read()[-2000:]}")
-                return 0
-            finally:
-                server.terminate()
-                server.wait()
-
-
-def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until the server takes connections; False when it ended instead."""
-    while server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return True
-        except OSError:
-            time.sleep(0.2)
-    return False
+        mine = f"tags.`lt.role` = 'sweep' and attributes.run_name = '{sweep}'"
+        newest = client.search_runs([experiment.experiment_id], mine, max_results=1)
+        sweep_id = newest[0].data.tags["lt.sweep_id"] if newest else ""
+        places = addresses(server, experiment.experiment_id, sweep_id, experiment.tags)
+        if newest:
+            places["the sweep's run"] = run_address(server, experiment.experiment_id, newest[0].info.run_id)
+        return [f"{address}   ({what})" for what, address in places.items()]
 
 
 def _client(uri: str) -> Any:
@@ -152,9 +144,25 @@ def _client(uri: str) -> Any:
     for name in ("mlflow", "mlflow.store.db.utils", "mlflow.utils.environment", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if not uri.startswith("sqlite:///"):
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file = Path(uri.removeprefix("sqlite:///"))
+    make_store(file, lambda made: _ask(f"sqlite:///{made}"))
+    try:
+        return _ask(uri)
+    except Exception as error:  # of SQLAlchemy or of MLflow
+        if (told := unfinished(error, file)) is None:
+            raise
+        raise LongtailError(told) from error
+
+
+def _ask(uri: str) -> Any:
+    """A client that has asked something: where there are no tables, MLflow makes them now."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
 
 
 @functools.cache
@@ -202,9 +210,9 @@ class _MlflowTracker:
                 self._log(seed_card.key, run, seed_card.name, "seed", seed_card)
         _import_exporter()
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
         now = time.time_ns() // 1_000_000
-        self._batch(self.parent, dict(metrics), {}, {}, now)
+        self._batch(self.parent, dict(metrics), {}, {}, now, _note(note))
         self.client.log_artifacts(self.parent, str(artifacts))
         if champion is not None:
             self._register(champion)
@@ -218,12 +226,18 @@ class _MlflowTracker:
     def _experiment(self, storage: Path) -> str:
         name = self.spec.experiment or self.card.name
         found = self.client.get_experiment_by_name(name)
+        tags = view_tags(self.card)
+        if found is None or NOTE not in found.tags:  # a note that somebody wrote stays
+            tags[NOTE] = EXPERIMENT_NOTE
         if found is not None:
+            for key, value in tags.items():
+                if found.tags.get(key) != value:
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
             return str(found.experiment_id)
         # Without a server to keep artifacts MLflow would put them under whatever directory this process runs in.
         local = self.uri.startswith("sqlite:")
         place = (storage.resolve() / "mlflow-artifacts").as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=place))
+        return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
 
     def _known_runs(self) -> dict[str, _Known]:
         """Runs of this sweep that exist already, by `lt.key`."""
@@ -248,12 +262,14 @@ class _MlflowTracker:
             run_id = found.run_id
         else:
             run_id = self._create("sweep", self.card.name, "sweep", None, self.card.started_ms)
-        # Points that are there already, with the same time, MLflow knows for the same.
-        self._batch(run_id, {}, self.card.series, self.card.params, self.card.started_ms)
+        # Points that are there already, with the same time, MLflow knows for the same; inputs, too.
+        self._batch(run_id, {}, self.card.series, self.card.params, self.card.started_ms, _note(self.card.note))
+        if self.card.data:
+            self.client.log_inputs(run_id, [_dataset_input(part) for part in self.card.data])
         return run_id
 
     def _create(self, key: str, name: str, role: str, parent: str | None, start_ms: int) -> str:
-        tags = {"lt.sweep_id": self.card.sweep_id, "lt.key": key, "lt.role": role}
+        tags = {"lt.sweep_id": self.card.sweep_id, "lt.key": key, "lt.role": role, **code_tags()}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment, start_time=start_ms, tags=tags, run_name=name)
@@ -266,7 +282,7 @@ class _MlflowTracker:
             return found.run_id
         run_id = found.run_id if found else self._create(key, name, role, parent, card.finished_ms)
         params = {**card.params, "phase": card.phase}
-        tags = {} if card.stopped is None else {"stopped_after_epoch": card.stopped}
+        tags = _note(card.note) | ({} if card.stopped is None else {"stopped_after_epoch": card.stopped})
         self._batch(run_id, card.metrics, card.series, params, card.finished_ms, tags)
         for name, text in card.tables.items():
             self.client.log_text(run_id, text, name)
@@ -294,46 +310,98 @@ class _MlflowTracker:
             self.client.log_batch(run_id, metrics=points[start : start + BATCH])
 
     def _register(self, champion: Champion) -> None:
-        """Log the winner's head as a model, register it and move the alias `champion` to it; once a head."""
-        import hashlib
+        """Log the winner as models, register them and move the aliases to them; once a winner.
 
+        `champion-head` takes features. `champion` takes pictures where there are pictures, else it is the same.
+        """
+        digest = digest_of(champion, self.spec.champion)
+        if self.client.get_run(self.parent).data.tags.get("lt.champion") == digest:
+            return
+        # Not log_model's own registration, which prints, and writes to the process's registry instead of ours.
+        if not self.client.search_registered_models(f"name = '{self.card.name}'"):
+            self.client.create_registered_model(self.card.name, description=champion.about)
+        else:
+            self.client.update_registered_model(self.card.name, champion.about)
+        head = self._version(
+            "champion-head",
+            champion.classifier,
+            (champion.feature_dim,),
+            "float32",
+            champion,
+            digest,
+            "features `[N, D]`",
+        )
+        first = head
+        pictures = champion.with_backbone() if self.spec.champion == "pictures" else None
+        if pictures is not None and exportable(pictures):
+            takes = f"pictures, uint8 `[N, {', '.join(map(str, pictures.shape))}]`"
+            first = self._version("champion", pictures.module, pictures.shape, "uint8", champion, digest, takes)
+        self.client.set_registered_model_alias(self.card.name, "champion-head", head)
+        self.client.set_registered_model_alias(self.card.name, "champion", first)
+        self.client.set_tag(self.parent, "lt.champion", digest)
+
+    def _version(
+        self, name: str, module: Any, shape: tuple[int, ...], dtype: str, champion: Champion, digest: str, takes: str
+    ) -> str:
+        """Log a module as a model and register it; the number of its version."""
         import mlflow
+        import numpy as np
         import torch
         from mlflow.models import infer_signature
 
-        classifier = champion.classifier.eval()
-        state = {name: tensor.numpy() for name, tensor in classifier.state_dict().items()}
-        contents = b"".join(name.encode() + array.tobytes() for name, array in state.items())
-        digest = hashlib.sha256(contents).hexdigest()[:16]
-        if self.client.get_run(self.parent).data.tags.get("lt.champion") == digest:
-            return
-        dim = next(array.shape[1] for array in state.values() if array.ndim == 2)
-        # Two rows: from one MLflow would conclude that a batch always has one.
-        example = torch.zeros(2, dim).numpy()
+        # Two rows: from one MLflow would conclude that a batch always has one. Zeros: no picture leaves by this way.
+        example = np.zeros((2, *shape), dtype)
         with torch.no_grad():
-            signature = infer_signature(example, classifier(torch.from_numpy(example)).numpy())
+            signature = infer_signature(example, module.eval()(torch.from_numpy(example)).numpy())
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
             # Nested, because a notebook may have a run of its own open.
             with mlflow.start_run(run_id=self.parent, nested=True):
                 logged = mlflow.pytorch.log_model(
-                    classifier,
-                    name="champion",
+                    module,
+                    name=name,
                     signature=signature,
                     input_example=example,
                     # A traced graph: loading a pickled module would run whatever code is in it.
                     serialization_format="pt2",
                     # Given, because MLflow would otherwise start a process to find out, for many seconds.
                     pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+                    tags=code_tags(),
                 )
-            # Not log_model's own registration, which prints, and writes to the process's registry instead of ours.
-            if not self.client.search_registered_models(f"name = '{self.card.name}'"):
-                self.client.create_registered_model(self.card.name)
             version = self.client.create_model_version(
-                self.card.name, logged.model_uri, self.parent, {"lt.champion": digest}, model_id=logged.model_id
+                self.card.name,
+                logged.model_uri,
+                self.parent,
+                {"lt.champion": digest, **code_tags()},
+                description=f"Takes {takes}, returns logits `[N, K]`. {champion.about}",
+                model_id=logged.model_id,
             )
         finally:
             mlflow.set_tracking_uri(previous)
-        self.client.set_registered_model_alias(self.card.name, "champion", version.version)
-        self.client.set_tag(self.parent, "lt.champion", digest)
+        return str(version.version)
+
+
+def _note(text: str) -> dict[str, Any]:
+    return {NOTE: text} if text else {}
+
+
+def _dataset_input(part: DataCard) -> Any:
+    """A part of the data as MLflow's column Dataset shows it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    *_, rows, dim = part.shape
+    features = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, dim]}}
+    labels = {"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
+    schema = {"mlflow_tensorspec": {"features": json.dumps([features]), "targets": json.dumps([labels])}}
+    profile = {
+        "rows": rows,
+        "views": part.shape[0],
+        "classes": len(part.class_counts),
+        "class_counts": part.class_counts,
+    }
+    source = {"tags": {"mlflow.source.name": "longtail-sweeps", "dataset": json.dumps(part.source)}}
+    dataset = Dataset(
+        part.name, part.digest[:16], "code", json.dumps(source), schema=json.dumps(schema), profile=json.dumps(profile)
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", part.part)])

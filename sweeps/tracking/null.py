@@ -25,7 +25,7 @@ class _NullTracker:
     def log_trial(self, card: TrialCard) -> None:
         pass
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
         pass
 
     def interrupted(self) -> None:

@@ -76,13 +76,13 @@ class PatientTracker:
         self._backlog.append(card)
         self._thread.submit(self._catch_up_if_due)
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> bool:
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> bool:
         """Show what is still to be shown and the result; waits for it, and says whether it succeeded."""
 
         def everything(tracker: Tracker) -> None:
             self._catch_up(tracker)
             if not self._stopping:
-                tracker.finish(metrics, artifacts, champion)
+                tracker.finish(metrics, artifacts, champion, note)
                 self._finished = True
 
         pause, until = 1.0, time.monotonic() + self._patience

@@ -9,16 +9,22 @@ import asyncio
 import base64
 import contextlib
 import json
+import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-__all__ = ["Look", "look"]
+__all__ = ["CHROMIUM", "Look", "Tab", "look", "opened"]
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+"""The browser of this machine; empty where there is none."""
 
 
 @dataclass
@@ -44,50 +50,80 @@ def look(
     browser: str, page: Path, profile: Path, *, width: int = 1400, dark: bool = False, scripts: tuple[str, ...] = ()
 ) -> Look:
     """Open a file in a window of this width, in light or dark."""
-    return asyncio.run(_look(browser, page.resolve().as_uri(), profile, width, dark, scripts))
+    with opened(browser, profile, width=width, dark=dark) as tab:
+        tab.visit(page.resolve().as_uri())
+        tab.seen.scroll_width = int(tab.ask("document.documentElement.scrollWidth"))
+        tab.seen.answers = [tab.ask(script) for script in scripts]
+        tab.seen.picture = tab.picture(whole=True)
+        return tab.seen
 
 
-async def _look(browser: str, url: str, profile: Path, width: int, dark: bool, scripts: tuple[str, ...]) -> Look:
-    seen = Look()
-    async with _socket(browser, profile) as socket:
-        answers: dict[int, asyncio.Future[Any]] = {}
-        loaded = asyncio.Event()
-
-        async def listen() -> None:
-            async for message in socket:
-                said = json.loads(message.data)
-                if "id" in said:
-                    answers[said["id"]].set_result(said)
-                elif said["method"] == "Page.loadEventFired":
-                    loaded.set()
-                else:
-                    _note(seen, said["method"], said["params"])
-
-        listener = asyncio.create_task(listen())
-
-        async def call(method: str, **parameters: Any) -> Any:
-            number = len(answers)
-            answers[number] = asyncio.get_running_loop().create_future()
-            await socket.send_json({"id": number, "method": method, "params": parameters})
-            said = await asyncio.wait_for(answers[number], 120)
-            assert "error" not in said, f"{method}: {said['error']}"
-            return said["result"]
-
+@contextlib.contextmanager
+def opened(browser: str, profile: Path, *, width: int = 1400, height: int = 900, dark: bool = False) -> Iterator[Tab]:
+    """A browser of its own with one tab, a window of this size in light or dark; ended afterwards."""
+    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+        socket = _socket(browser, profile)
+        tab = Tab(runner, runner.run(socket.__aenter__()))
+        stack.callback(lambda: runner.run(socket.__aexit__(None, None, None)))
         for domain in ("Page", "Network", "Log", "Runtime"):
-            await call(f"{domain}.enable")
-        await call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+            tab.call(f"{domain}.enable")
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        await call("Emulation.setEmulatedMedia", features=scheme)
-        await call("Page.navigate", url=url)
-        await asyncio.wait_for(loaded.wait(), 120)
-        for script in ("document.documentElement.scrollWidth", *scripts):
-            said = await call("Runtime.evaluate", expression=script, returnByValue=True)
-            seen.answers.append(said["result"].get("value"))
-        seen.scroll_width = int(seen.answers.pop(0))
-        shot = await call("Page.captureScreenshot", captureBeyondViewport=True)
-        seen.picture = base64.b64decode(shot["data"])
-        listener.cancel()
-    return seen
+        tab.call("Emulation.setEmulatedMedia", features=scheme)
+        yield tab
+
+
+class Tab:
+    """A page that is visited, asked and drawn; what it asks of others and complains of is noted in `seen`."""
+
+    def __init__(self, runner: asyncio.Runner, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.seen = Look()
+        self._runner, self._socket, self._number = runner, socket, 0
+
+    def visit(self, url: str) -> None:
+        """Go to an address and wait for its load event; another fragment of the same page is loaded anew, too."""
+        self.call("Page.navigate", url="about:blank", wait_for="Page.loadEventFired")
+        self.call("Page.navigate", url=url, wait_for="Page.loadEventFired")
+
+    def ask(self, script: str) -> Any:
+        """What an expression is in the page."""
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+
+    def until(self, script: str, seconds: float = 30.0) -> Any:
+        """Ask again and again until the answer is true; it is returned."""
+        deadline = time.monotonic() + seconds
+        while not (answer := self.ask(script)):
+            text = "document.body.innerText.slice(0, 2000)"
+            assert time.monotonic() < deadline, f"still not {script} on {self.ask('location.href')}: {self.ask(text)}"
+            self._runner.run(asyncio.sleep(0.2))
+        return answer
+
+    def picture(self, *, whole: bool = False) -> bytes:
+        """PNG of what is in the window, or of the whole page."""
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+
+    def call(self, method: str, wait_for: str = "", **parameters: Any) -> Any:
+        """A command of the protocol, and what it returns; with `wait_for`, once that event has come, too."""
+        self._number += 1
+        request = {"id": self._number, "method": method, "params": parameters}
+        return self._runner.run(asyncio.wait_for(self._answered(request, wait_for), 120))
+
+    async def _answered(self, request: dict[str, Any], wait_for: str) -> Any:
+        await self._socket.send_json(request)
+        result: Any = None
+        async for message in self._socket:
+            said = json.loads(message.data)
+            if said.get("id") == request["id"]:
+                assert "error" not in said, f"{request['method']}: {said['error']}"
+                result = said["result"]
+            elif "method" in said:
+                _note(self.seen, said["method"], said["params"])
+                if said["method"] == wait_for:
+                    wait_for = ""
+            if result is not None and not wait_for:
+                return result
+        raise AssertionError(f"the browser went away at {request['method']}")
 
 
 def _note(seen: Look, method: str, parameters: dict[str, Any]) -> None:

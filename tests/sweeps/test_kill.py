@@ -20,10 +20,10 @@ from sweeps.spec import SweepSpec
 KILLS = 3
 
 
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "sweeps.cli", *map(str, arguments)], stderr=open("/tmp/kill.err", "ab")
-    )
+def start(said: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    """A driver whose standard error goes to the end of a file."""
+    with said.open("ab") as stream:
+        return subprocess.Popen([sys.executable, "-m", "sweeps.cli", *map(str, arguments)], stderr=stream)
 
 
 def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
@@ -44,15 +44,15 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
     )
     expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed", "tracking": "none"}))
 
-    directory = tmp_path / "runs" / "small"
+    directory, said = tmp_path / "runs" / "small", tmp_path / "stderr.txt"
     moments = random.Random(time.time_ns())
     seen: dict[str, dict] = {}
     for kill in range(KILLS):
-        driver = start("run", file) if kill == 0 else start("resume", directory)
+        driver = start(said, "run", file) if kill == 0 else start(said, "resume", directory)
         before, deadline = len(pack_lines(directory)), time.monotonic() + 120
         # Once it trains, at a moment of chance: within a pack, between packs, while MLflow is being written.
         while len(pack_lines(directory)) == before and time.monotonic() < deadline:
-            assert driver.poll() is None, "the sweep must not end before it is killed"
+            assert driver.poll() is None, f"the sweep must not end before it is killed: {said.read_text()}"
             time.sleep(0.01)
         time.sleep(moments.random())
         driver.kill()
@@ -62,8 +62,8 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
             seen |= {run["key"]: run for run in line["runs"]}
     at_last_kill = len(seen)
 
-    last = start("resume", directory)
-    assert last.wait(timeout=600) == 0
+    last = start(said, "resume", directory)
+    assert last.wait(timeout=600) == 0, said.read_text()[-5000:]
     runs = [run for line in pack_lines(directory) for run in line["runs"]]
     keys = [run["key"] for run in runs]
     assert len(keys) == len(set(keys)), "a finished run was trained twice"

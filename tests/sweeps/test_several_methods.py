@@ -246,7 +246,7 @@ def test_the_plan_counts_every_method(several: MakeSweep) -> None:
 def test_cards_say_the_method_and_its_values_by_path(several: MakeSweep, tmp_path: Path) -> None:
     schedule = finished(several(), tmp_path)
     by_name = {
-        name: trial_card(trial, schedule.finished[name], schedule.objective(trial))
+        name: trial_card(trial, schedule.finished[name], schedule.objective(trial), schedule.spec)
         for name, trial in schedule.trials.items()
     }
     cosine, tau = by_name["search-los-cosine-0000"], by_name["search-tau_norm-0001"]
@@ -260,6 +260,6 @@ def test_cards_say_the_method_and_its_values_by_path(several: MakeSweep, tmp_pat
 
 def test_values_whose_names_would_be_equal_are_shown_with_their_paths() -> None:
     assert short_params({"method.lr": 0.1, "method.head.scale": 12.0}) == "lr=0.1 scale=12"
-    assert short_params({"method.beta": 0.9999, "method.lr": 1e-5}) == "beta=0.9999 lr=1e-05"
+    assert short_params({"method.beta": 0.9999, "method.lr": 1e-5}) == "beta=0.9999 lr=1e-5"
     both = short_params({"method.tau": 1.0, "method.post_hoc.tau": 0.5, "method.weight_decay": 0.0})
     assert both == "method.tau=1 method.post_hoc.tau=0.5 wd=0"

@@ -18,12 +18,17 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
 import sweeps
-from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
 from lt_train.errors import SpecError, UserError
+from lt_train.features.bank_files import open_test
+from sweeps.champion import OfPictures
+from sweeps.champion import of_pictures as of_pictures_of
 from sweeps.driver import TrackingBehind
+from sweeps.prepare import prepare_all
 from sweeps.spec import SweepSpec
 from sweeps.tracking.mlflow import _client
 
@@ -45,7 +50,7 @@ def client(spec: SweepSpec) -> Any:
 def all_runs(spec: SweepSpec) -> list[Any]:
     found = client(spec)
     experiment = found.get_experiment_by_name("tests")
-    return list(found.search_runs([experiment.experiment_id], max_results=1000))
+    return [] if experiment is None else list(found.search_runs([experiment.experiment_id], max_results=1000))
 
 
 def test_layout_of_a_finished_sweep(tracked: MakeSweep, tmp_path: Path):
@@ -88,12 +93,9 @@ def test_the_champion_is_registered_and_predicts_what_the_winner_predicts(tracke
     result = sweeps.run(spec)
     found = client(spec)
     version = found.get_model_version_by_alias("small", "champion")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
-    try:
-        model = mlflow.pyfunc.load_model("models:/small@champion")
-    finally:
-        mlflow.set_tracking_uri(before)
+    head = found.get_model_version_by_alias("small", "champion-head")
+    assert head.version == version.version, "there are no pictures"
+    model = loaded(spec, "models:/small@champion")
     arrays = np.load(features_file)
     logits = np.mean([model.predict(view) for view in arrays["test_features"]], axis=0)
     accuracy = (logits.argmax(axis=1) == arrays["test_labels"]).mean()
@@ -101,6 +103,140 @@ def test_the_champion_is_registered_and_predicts_what_the_winner_predicts(tracke
     assert model.metadata.signature is not None
     sweeps.run(spec)
     assert found.get_model_version_by_alias("small", "champion").version == version.version, "registered once"
+
+
+def loaded(spec: SweepSpec, model: str) -> Any:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
+    try:
+        return mlflow.pyfunc.load_model(model)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def of_pictures(tracked: MakeSweep) -> MakeSweep:
+    sections = {
+        "dataset": "digits_lt",
+        "backbone": {"kind": "small_cnn", "width": 4},
+        "stage1": {"kind": "ce", "epochs": 2},
+        "search": {"trials": 2},
+    }
+    return lambda **others: tracked(**{**sections, **others})
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_champion_of_pictures_predicts_what_the_sweep_tested(flip: bool, of_pictures: MakeSweep):
+    spec = of_pictures(features={"test_flip": flip})
+    result = sweeps.run(spec)
+    assert result.winner is not None
+    test = spec.dataset.load().test
+    pictures = test.inputs.permute(0, 2, 3, 1).numpy()  # as Pillow and numpy hold them
+    model, head = (loaded(spec, f"models:/small@{alias}") for alias in ("champion", "champion-head"))
+    logits = model.predict(pictures)
+    (bank,) = (Path(spec.storage) / "cache" / "banks").iterdir()
+    features = open_test(bank).features.numpy()
+    assert len(features) == 1 + flip
+    tested = np.mean([head.predict(view) for view in features], axis=0)
+    np.testing.assert_allclose(logits, tested, rtol=1e-4, atol=1e-4)
+    accuracy = (logits.argmax(axis=1) == test.labels.numpy()).mean()
+    assert accuracy == pytest.approx(result.winner.best_of.acc_all, abs=1e-6)
+    np.testing.assert_allclose(model.predict(pictures[:1]), logits[:1], rtol=1e-4, atol=1e-4)
+    assert model.metadata.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 8, 8, 1)}
+    assert model.input_example is not None
+    with pytest.raises(MlflowException, match=r"dtype of input float32 does not match expected dtype uint8"):
+        model.predict(pictures.astype(np.float32))
+
+
+def test_an_unchanged_champion_is_not_uploaded_again(of_pictures: MakeSweep):
+    spec = of_pictures()
+    sweeps.run(spec)
+    found = client(spec)
+    before = [version.version for version in found.search_model_versions("name = 'small'")]
+    sweeps.resume(Path(spec.storage) / "small")
+    assert [version.version for version in found.search_model_versions("name = 'small'")] == before
+    assert len(before) == 2
+    experiment = found.get_experiment_by_name("tests").experiment_id
+    assert len(found.search_logged_models([experiment])) == 2
+
+
+def test_a_champion_may_be_the_head_alone(of_pictures: MakeSweep):
+    spec = of_pictures(tracking={"kind": "mlflow", "experiment": "tests", "champion": "features"})
+    sweeps.run(spec)
+    versions = client(spec).search_model_versions("name = 'small'")
+    assert [sorted(client(spec).get_model_version("small", one.version).aliases) for one in versions] == [
+        ["champion", "champion-head"]
+    ]
+    assert "float32" in str(loaded(spec, "models:/small@champion").metadata.signature)
+
+
+def test_a_champion_that_torch_cannot_export_is_logged_without_its_backbone(
+    of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As a model is whose code looks at its numbers; any other part of the sweep is as ever."""
+    as_it_is = OfPictures.forward
+
+    def forward(self: OfPictures, pictures: Any) -> Any:
+        return as_it_is(self, pictures) * (1 if pictures.float().sum() > 1 else 2)
+
+    monkeypatch.setattr(OfPictures, "forward", forward)
+    spec = of_pictures()
+    sweeps.run(spec)
+    assert "the champion is logged without its backbone, which torch cannot export" in capsys.readouterr().err
+    assert "float32" in str(loaded(spec, "models:/small@champion").metadata.signature)
+
+
+def test_a_checkpoint_that_was_replaced_meanwhile_is_no_part_of_a_champion(of_pictures: MakeSweep):
+    prepared = prepare_all(of_pictures())
+    assert prepared.pictures is not None
+    head = torch.nn.Linear(prepared.bank.feature_dim, 10)
+    assert of_pictures_of(head, prepared.bank, prepared.pictures) is not None
+    checkpoint = prepared.pictures.backbone
+    assert isinstance(checkpoint, Path)
+    classifier, about = load_checkpoint(checkpoint)
+    torch.nn.init.zeros_(classifier.head.weight)
+    save_checkpoint(checkpoint, classifier, about)
+    assert of_pictures_of(head, prepared.bank, prepared.pictures) is None
+    checkpoint.unlink()
+    assert of_pictures_of(head, prepared.bank, prepared.pictures) is None
+
+
+def test_the_sweeps_run_says_on_which_data_and_by_which_code(of_pictures: MakeSweep):
+    spec = of_pictures()
+    sweeps.run(spec)
+    runs = {run.data.tags["lt.key"]: run for run in all_runs(spec)}
+    inputs = runs["sweep"].inputs.dataset_inputs
+    data = spec.dataset.load()
+    parts = {one.tags[0].value: one.dataset for one in inputs}
+    assert {name: part.digest for name, part in parts.items()} == {
+        "training": data.train.digest()[:16],
+        "validation": data.val.digest()[:16],
+        "test": data.test.digest()[:16],
+    }
+    assert {part.name for part in parts.values()} == {"digits_lt"}
+    profile = json.loads(parts["training"].profile)
+    assert profile["class_counts"] == torch.bincount(data.train.labels).tolist()
+    assert profile["rows"] == len(data.train)
+    assert mlflow.data.get_source(parts["test"]) is not None, "MLflow can read what we wrote"
+    for run in runs.values():
+        assert run.data.tags["mlflow.source.name"].startswith("longtail-sweeps")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(sweeps.__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert runs["sweep"].data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
+    sweeps.resume(Path(spec.storage) / "small")
+    assert len(client(spec).get_run(runs["sweep"].info.run_id).inputs.dataset_inputs) == 3, "nothing is doubled"
+
+
+def test_an_experiments_own_note_stays(tracked: MakeSweep):
+    spec = tracked(search={"trials": 2}, baselines=[])
+    _client(f"sqlite:///{Path(spec.storage) / 'mlflow.db'}").create_experiment(
+        "tests", tags={"mlflow.note.content": "mine"}
+    )
+    sweeps.run(spec)
+    experiment = client(spec).get_experiment_by_name("tests")
+    assert experiment.tags["mlflow.note.content"] == "mine"
+    assert any(key.startswith("mlflow.sharedViewState.lt-") for key in experiment.tags)
 
 
 def test_repeating_a_sweep_doubles_nothing_and_mends_what_a_crash_left(tracked: MakeSweep):
@@ -221,7 +357,8 @@ def test_a_stop_closes_what_was_half_written(tracked: MakeSweep, monkeypatch: py
 
     def stop_at_a_child(*arguments: object) -> None:
         deadline = time.monotonic() + 30
-        while len(all_runs(spec)) < 2:
+        store = Path(spec.storage) / "mlflow.db"
+        while not store.exists() or len(all_runs(spec)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         raise KeyboardInterrupt
@@ -282,11 +419,13 @@ def test_ui_serves_the_runs_table_on_localhost(tracked: MakeSweep):
     )
     try:
         assert server.stdout is not None
-        address = server.stdout.readline().strip()
+        address, about = server.stdout.readline().strip().split(maxsplit=1)
         experiment = client(spec).get_experiment_by_name("tests").experiment_id
-        assert address == f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
-            assert b"<title>MLflow</title>" in page.read()
+        page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+        assert address.startswith(f"{page}&viewStateShareKey=lt-")
+        assert about == "(runs, best first)"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+            assert b"<title>MLflow</title>" in answer.read()
         listening = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=False)
         if listening.returncode == 0:
             assert f"127.0.0.1:{port}" in listening.stdout
@@ -294,14 +433,10 @@ def test_ui_serves_the_runs_table_on_localhost(tracked: MakeSweep):
             spec.tracking.serve("small", Path(spec.storage), port)
     finally:
         server.terminate()
-        assert server.wait(timeout=30) == 130
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the server outlived the command")
+        # Longer than the command waits for a server that is slow to end.
+        assert server.wait(timeout=120) == 130
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server outlived the command"
 
 
 def test_ui_of_a_sweep_that_tracks_nothing_says_so(small_sweep: MakeSweep, tracked: MakeSweep):

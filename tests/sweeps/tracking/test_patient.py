@@ -43,7 +43,7 @@ class Server:
     def log_trial(self, card: TrialCard) -> None:
         self._answer(card.key)
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None) -> None:
+    def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
         self._answer("finished")
 
     def interrupted(self) -> None:
