@@ -1,0 +1,63 @@
+"""What pages hold that programs make: `python tests/documentation`, or `make docs`; with names, some of it.
+
+`reference` writes docs/reference from the schema, the kinds and the parsers. `outputs` runs docs/tutorial.md and puts
+what its commands print under them. `pictures` runs the demo and takes docs/images from its report, with Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what tests share, in tests/support
+
+from documentation.elsewhere import ELSEWHERE
+from documentation.images import take_pictures
+from documentation.pages import ROOT, blocks, called
+from documentation.reference import reference
+from documentation.running import walk
+
+
+def write_reference() -> None:
+    """All pages of the reference."""
+    for name, text in reference().items():
+        (ROOT / "docs" / "reference" / name).write_text(text)
+
+
+def write_outputs() -> None:
+    """The blocks of text in the tutorial that stand directly after commands."""
+    page = ROOT / "docs" / "tutorial.md"
+    text = page.read_text()
+    found = blocks(text)
+    with tempfile.TemporaryDirectory(prefix="lt-docs-") as name:
+        os.environ["HOME"] = name
+        printed = {block.start: said for block, said in walk(found, Path(name), skipped=ELSEWHERE[called(page)])}
+    for block, after in reversed(list(itertools.pairwise(found))):
+        if after.language == "text" and block.start in printed:
+            text = text[: after.start] + printed[block.start] + text[after.start + len(after.text) :]
+    page.write_text(text)
+
+
+MADE = {"reference": write_reference, "outputs": write_outputs, "pictures": take_pictures}
+
+
+def main() -> int:
+    """Make what is asked for, or all."""
+    parser = argparse.ArgumentParser(
+        prog="tests/documentation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(MADE)} (default: all)")
+    given = parser.parse_args()
+    if unknown := set(given.what) - set(MADE):
+        parser.error(f"WHAT is one of {', '.join(MADE)}, got {', '.join(sorted(unknown))}")
+    for name in given.what or MADE:
+        MADE[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+ELSEWHERE = {"docs/tutorial.md": {"make env": "", 'export PATH="$PWD/.venv/bin:$PATH"': ""}}

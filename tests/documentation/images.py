@@ -1,0 +1,2 @@
+def take_pictures():
+    pass

@@ -1,0 +1,169 @@
+"""Commands of a page, run as they stand there: by bash, in a directory of their own, with this tree's programs.
+
+What is printed is taken as a reader would see it: without progress, and without directories of the moment. `alike` says
+whether two such texts are the same but for their numbers. Knows nothing of what the commands are about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from documentation.pages import ROOT, Block, commands
+
+import lt_train.cli
+import sweeps.cli
+
+__all__ = ["Ended", "alike", "run", "run_here", "serve", "walk"]
+
+BIN = Path(sys.executable).parent
+PROGRAMS = {"lt-sweep": sweeps.cli.main, "lt-train": lt_train.cli.main}
+
+_PROGRESS = re.compile(r"^.*: \d+/\d+ (pictures|runs|epochs|packs)\b.*\n", re.MULTILINE)
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*(?:e[+-]?\d+)?")
+_AMOUNT = re.compile(r"# (?:s|ms|min|h|minutes|hours|B|KiB|MiB|GiB)\b")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    printed: str
+
+
+def run(command: str, place: Path) -> Ended:
+    """By bash, in a process of its own."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=place,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return Ended(done.returncode, _seen(done.stdout, place))
+
+
+def run_here(command: str, place: Path) -> Ended:
+    """A command of ours in this process, which spares the start of another; what bash must read, by `run`.
+
+    The caller is in `place`.
+    """
+    program, *arguments = shlex.split(command)
+    if program not in PROGRAMS or re.search(r"[*$|<>;&]|--allow-import", command):
+        return run(command, place)
+    assert Path.cwd() == place
+    printed = io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = PROGRAMS[program](arguments)
+    signal.signal(signal.SIGTERM, handler)
+    return Ended(code, _seen(printed.getvalue(), place))
+
+
+def serve(command: str, place: Path) -> Ended:
+    """A command that serves until Ctrl-C: the page that it names is opened, and the key pressed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # A reader's browser has 5000; here somebody else may.
+    process = subprocess.Popen(
+        [BIN / shlex.split(command)[0], *shlex.split(command)[1:], "--port", port],
+        cwd=place,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        printed = process.stdout.readline() + process.stdout.readline()
+        opened = _opens(f"http://127.0.0.1:{port}/")
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    assert opened, printed
+    return Ended(0 if process.returncode in (0, 130) else process.returncode, printed.replace(port, "5000"))
+
+
+def walk(
+    page: Iterable[Block], place: Path, *, how: Callable[[str, Path], Ended] = run, skipped: Container[str] = ()
+) -> Iterator[tuple[Block, str]]:
+    """Every block of commands and what it printed, from the first to the last; files are written where they stand.
+
+    `place` is the home of who types, and where the first command is typed.
+
+    Raises:
+        AssertionError: a command ended with another code than 0.
+    """
+    here = place
+    for block in page:
+        if block.file is not None:
+            (here / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (here / block.file).write_text(block.text)
+        printed = ""
+        for command in commands(block):
+            if command in skipped:
+                continue
+            if command.startswith("cd ~/"):
+                here = place / command.removeprefix("cd ~/")
+                continue
+            ended = (serve if command.startswith("lt-sweep ui ") else how)(command, here)
+            assert ended.code == 0, f"{command}\nended with {ended.code}:\n{ended.printed}"
+            printed += ended.printed
+        if block.language == "sh":
+            yield block, printed
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two texts are the same but for numbers, and for the room that these take in a table."""
+    return _masked(one) == _masked(other)
+
+
+def _masked(text: str) -> list[str]:
+    text = re.sub(r"\b[0-9a-f]{64}\b", "FINGERPRINT", text)
+    text = _AMOUNT.sub("# s", _NUMBER.sub("#", text))
+    text = re.sub(r"[─━═┄█#]+", "#", text)
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+
+def _seen(printed: str, place: Path) -> str:
+    """Without progress, and without where this machine has its directories."""
+    lines = [line.rstrip() for line in _PROGRESS.sub("", printed).splitlines()]
+    return "".join(f"{line}\n" for line in lines).replace(f"{place}/", "").replace(f"{BIN}/", "")
+
+
+def _environment() -> dict[str, str]:
+    """A reader's shell: our programs are on the PATH. One thread: a machine that runs tests has no more to spare."""
+    own = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    own["COLUMNS"] = "100"
+    return {**os.environ, **own}
+
+
+def _opens(url: str) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(url, timeout=30) as page,
+        ):
+            return bool(page.status == 200)
+        time.sleep(0.2)
+    return False
