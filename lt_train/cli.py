@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine",
         choices=["fused", "reference"],
         default="fused",
-        help="fused: all seeds at once; reference: the plain loop that it is held against (default: fused)",
+        help="fused trains all seeds at once; reference is the plain loop it is held against (default: fused)",
     )
     retrain.add_argument(
         "--select", choices=["val", "test"], default="val", help="what the best is chosen on (default: val)"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what tests share, in tests/support
 
-from documentation.elsewhere import ELSEWHERE
+from documentation.elsewhere import typed_in
 from documentation.images import take_pictures
-from documentation.pages import ROOT, blocks, called
+from documentation.pages import ROOT, blocks
 from documentation.reference import reference
 from documentation.running import walk
 
@@ -35,7 +35,7 @@ def write_outputs() -> None:
     found = blocks(text)
     with tempfile.TemporaryDirectory(prefix="lt-docs-") as name:
         os.environ["HOME"] = name
-        printed = {block.start: said for block, said in walk(found, Path(name), skipped=ELSEWHERE[called(page)])}
+        printed = {block.start: said for block, said in walk(found, Path(name), typed=typed_in("docs/tutorial.md"))}
     for block, after in reversed(list(itertools.pairwise(found))):
         if after.language == "text" and block.start in printed:
             text = text[: after.start] + printed[block.start] + text[after.start + len(after.text) :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from documentation.pages import ROOT, Block, commands
 import lt_train.cli
 import sweeps.cli
 
-__all__ = ["Ended", "alike", "run", "run_here", "serve", "walk"]
+__all__ = ["Ended", "alike", "run", "run_here", "serve", "walk", "without_notes"]
 
 BIN = Path(sys.executable).parent
 PROGRAMS = {"lt-sweep": sweeps.cli.main, "lt-train": lt_train.cli.main}
@@ -45,10 +46,10 @@ class Ended:
     printed: str
 
 
-def run(command: str, place: Path) -> Ended:
-    """By bash, in a process of its own."""
+def run(commands: str, place: Path) -> Ended:
+    """By bash, one after another until one fails."""
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
+        ["bash", "-e", "-o", "pipefail", "-c", commands],
         cwd=place,
         env=_environment(),
         stdout=subprocess.PIPE,
@@ -60,19 +61,21 @@ def run(command: str, place: Path) -> Ended:
     return Ended(done.returncode, _seen(done.stdout, place))
 
 
-def run_here(command: str, place: Path) -> Ended:
-    """A command of ours in this process, which spares the start of another; what bash must read, by `run`.
+def run_here(commands: str, place: Path) -> Ended:
+    """Commands of ours in this process, which spares the start of others; any that bash must read, by `run`.
 
     The caller is in `place`.
     """
-    program, *arguments = shlex.split(command)
-    if program not in PROGRAMS or re.search(r"[*$|<>;&]|--allow-import", command):
-        return run(command, place)
+    lines = commands.splitlines()
+    if any(line.split()[0] not in PROGRAMS or re.search(r"[*$|<>;&]|--allow-import", line) for line in lines):
+        return run(commands, place)
     assert Path.cwd() == place
-    printed = io.StringIO()
+    printed, code = io.StringIO(), 0
     handler = signal.getsignal(signal.SIGTERM)
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        code = PROGRAMS[program](arguments)
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = code or PROGRAMS[program](arguments)
     signal.signal(signal.SIGTERM, handler)
     return Ended(code, _seen(printed.getvalue(), place))
 
@@ -104,37 +107,46 @@ def serve(command: str, place: Path) -> Ended:
 
 
 def walk(
-    page: Iterable[Block], place: Path, *, how: Callable[[str, Path], Ended] = run, skipped: Container[str] = ()
+    page: Iterable[Block],
+    place: Path,
+    *,
+    how: Callable[[str, Path], Ended] = run,
+    typed: Callable[[str], str | None] = lambda command: command,
 ) -> Iterator[tuple[Block, str]]:
-    """Every block of commands and what it printed, from the first to the last; files are written where they stand.
+    """Every block of commands that are typed and what it printed, from the first to the last.
 
-    `place` is the home of who types, and where the first command is typed.
+    Files are written where they stand. `place` is the home of who types, and where the first command is typed; `typed`
+    says what is typed for a command, or None for nothing.
 
     Raises:
-        AssertionError: a command ended with another code than 0.
+        AssertionError: a block ended with another code than 0.
     """
     here = place
     for block in page:
         if block.file is not None:
             (here / block.file).parent.mkdir(parents=True, exist_ok=True)
             (here / block.file).write_text(block.text)
+        lines = [line for command in commands(block) if (line := typed(command)) is not None]
         printed = ""
-        for command in commands(block):
-            if command in skipped:
-                continue
-            if command.startswith("cd ~/"):
-                here = place / command.removeprefix("cd ~/")
-                continue
-            ended = (serve if command.startswith("lt-sweep ui ") else how)(command, here)
-            assert ended.code == 0, f"{command}\nended with {ended.code}:\n{ended.printed}"
+        for serving, some in itertools.groupby(lines, key=lambda line: line.startswith("lt-sweep ui ")):
+            text = "\n".join(some)
+            ended = (serve if serving else how)(text, here)
+            assert ended.code == 0, f"{text}\nended with {ended.code}:\n{ended.printed}"
             printed += ended.printed
-        if block.language == "sh":
+            if moved := re.search(r"^cd ~/(\S+)$", text, re.MULTILINE):
+                here = place / moved[1]
+        if lines:
             yield block, printed
 
 
 def alike(one: str, other: str) -> bool:
     """Whether two texts are the same but for numbers, and for the room that these take in a table."""
     return _masked(one) == _masked(other)
+
+
+def without_notes(printed: str) -> str:
+    """Less the lines that `note:` begins: a page may leave out what is told beside."""
+    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith("note: "))
 
 
 def _masked(text: str) -> list[str]:
