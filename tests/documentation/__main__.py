@@ -1,7 +1,8 @@
 """What pages hold that programs make: `python tests/documentation`, or `make docs`; with names, some of it.
 
-`reference` writes docs/reference from the schema, the kinds and the parsers. `outputs` runs docs/tutorial.md and puts
-what its commands print under them. `pictures` runs the demo and takes docs/images from its report, with Chromium.
+`reference` writes docs/reference from the schema, the kinds and the parsers. `outputs` runs docs/tutorial.md and
+docs/paper.md and puts what their commands print under them. `pictures` runs the demo and takes docs/images from its
+report, with Chromium.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from documentation.elsewhere import typed_in
 from documentation.images import take_pictures
 from documentation.pages import ROOT, blocks
 from documentation.reference import reference
-from documentation.running import walk
+from documentation.running import walk, without_notes
+from documentation.stand_ins import write_stand_ins
 
 
 def write_reference() -> None:
@@ -29,17 +31,22 @@ def write_reference() -> None:
 
 
 def write_outputs() -> None:
-    """The blocks of text in the tutorial that stand directly after commands."""
-    page = ROOT / "docs" / "tutorial.md"
-    text = page.read_text()
-    found = blocks(text)
-    with tempfile.TemporaryDirectory(prefix="lt-docs-") as name:
-        os.environ["HOME"] = name
-        printed = {block.start: said for block, said in walk(found, Path(name), typed=typed_in("docs/tutorial.md"))}
-    for block, after in reversed(list(itertools.pairwise(found))):
-        if after.language == "text" and block.start in printed:
-            text = text[: after.start] + printed[block.start] + text[after.start + len(after.text) :]
-    page.write_text(text)
+    """The blocks of text that stand directly after commands, where these are run in a minute or two."""
+    for name in ("docs/tutorial.md", "docs/paper.md"):
+        page = ROOT / name
+        text = page.read_text()
+        found = blocks(text)
+        with tempfile.TemporaryDirectory(prefix="lt-docs-") as directory:
+            place = Path(directory).resolve()
+            os.environ["HOME"] = directory
+            if name != "docs/tutorial.md":  # that makes all it needs
+                write_stand_ins(place)
+            printed = {block.start: said for block, said in walk(found, place, typed=typed_in(name))}
+        for block, after in reversed(list(itertools.pairwise(found))):
+            if after.language == "text" and block.start in printed:
+                said = printed[block.start] if "note: " in after.text else without_notes(printed[block.start])
+                text = text[: after.start] + said + text[after.start + len(after.text) :]
+        page.write_text(text)
 
 
 MADE = {"reference": write_reference, "outputs": write_outputs, "pictures": take_pictures}

@@ -20,7 +20,7 @@ from support.devtools import look
 __all__ = ["take_pictures"]
 
 WIDTH, SCREEN = 1400, 960
-FIGURES = {"classes.png": "LoMa and regularised std", "search.png": "Learning rate and weight decay"}
+FIGURES = {"classes.png": "LoMa and regularised std"}
 """By file: how the caption of a figure begins."""
 
 PLACES = """JSON.stringify([...document.querySelectorAll('figure')].map(figure => {
@@ -52,7 +52,7 @@ def take_pictures() -> None:
     boxes = {caption: box for caption, *box in json.loads(seen.answers[0])}
     for file, begins in FIGURES.items():
         (left, top, right, bottom) = next(box for caption, box in boxes.items() if caption.startswith(begins))
-        _save(page.crop((int(left) - 20, int(top) - 10, int(right) + 20, int(bottom) + 10)), file)
+        _save(page.crop((int(left) - 20, int(top) - 16, int(right) + 20, int(bottom) + 10)), file)
 
 
 def _save(picture: Image.Image, name: str) -> None:
