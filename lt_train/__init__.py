@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lt_train.features.bank import FeatureBank, open_bank
+    from lt_train.features.bank import FeatureBank
+    from lt_train.features.bank_files import open_bank
     from lt_train.methods.base import TrainingSpec
     from lt_train.methods.base import parse_method as method
     from lt_train.retrain.base import EpochRule, Run, RunResult
@@ -26,7 +27,7 @@ _PLACES = {
     "TrainingSpec": ("lt_train.methods.base", "TrainingSpec"),
     "fit": ("lt_train.retrain.fused", "fit"),
     "method": ("lt_train.methods.base", "parse_method"),
-    "open_bank": ("lt_train.features.bank", "open_bank"),
+    "open_bank": ("lt_train.features.bank_files", "open_bank"),
 }
 
 

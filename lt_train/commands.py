@@ -26,7 +26,8 @@ from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.device import check_device
 from lt_train.errors import CheckpointError, DataError, LongtailError, UserError
-from lt_train.features.bank import FeatureBank, open_bank
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.shards import Pace
 from lt_train.head_file import load_head, save_head

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.errors import BankError, LongtailError, StorageError, first_line
-from lt_train.features.bank import MANIFEST, FeatureBank, open_bank
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import MANIFEST, open_bank
 from lt_train.storage import atomic_directory, writing
 
 __all__ = ["CACHE_VARIABLE", "fetched", "obtain", "publish"]
@@ -30,7 +31,7 @@ def publish(bank: Path, store: str) -> None:
     """Put the bank directory `bank` into `store` under its own name, unless it is there.
 
     Args:
-        bank: as `lt_train.features.bank.write_bank` made it; its name is its fingerprint.
+        bank: as `lt_train.features.bank_files.write_bank` made it; its name is its fingerprint.
         store: a directory, or a URL such as `s3://bucket/banks`.
 
     Raises:

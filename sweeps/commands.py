@@ -210,7 +210,8 @@ def schema(arguments: argparse.Namespace) -> int:
 
 def ui(arguments: argparse.Namespace) -> int:
     """MLflow on a sweep's runs table."""
-    from sweeps.directory import load_tracking, sweep_directory
+    from sweeps.directory import load_tracking
+    from sweeps.layout import sweep_directory
     from sweeps.spec import load_sweep
 
     target: Path = arguments.target

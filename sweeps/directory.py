@@ -10,7 +10,6 @@ import json
 import re
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +17,21 @@ from lt_train.errors import UserError
 from lt_train.registry import parse
 from lt_train.storage import atomic_file, writing
 from sweeps.backends.base import backend_kinds
+from sweeps.layout import CACHE, FAMILY, IDENTITY, SweepDirectory, read_identity, sweep_directory
 from sweeps.spec import SweepSpec, load_resolved
 from sweeps.status import read_progress
 from sweeps.tracking.base import TrackingSpec
 
 __all__ = [
-    "CACHE",
-    "FAMILY",
-    "IDENTITY",
-    "SweepDirectory",
     "check_name",
     "known_bank",
-    "leases",
     "left_open",
     "load_spec",
     "load_tracking",
     "open_directory",
     "running_spec",
     "set_aside",
-    "sweep_directory",
 ]
-
-IDENTITY = "sweep.json"
-"""The file that makes a directory a sweep's."""
-
-FAMILY = "family.json"
-"""The file that makes a directory a family's (`sweeps.family_directory`); no sweep may have its name."""
-
-CACHE = "cache"
-"""Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
-
-_WRITTEN = {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"}
-"""What `sweep.json` holds."""
-
-
-@dataclass(frozen=True)
-class SweepDirectory:
-    """An existing sweep directory.
-
-    Attributes:
-        path: the directory; its name is the sweep's, and what it lies in the storage.
-        sweep_id: unique to this sweep, given once; MLflow runs are found again by it.
-        started_ms: when it was first started, milliseconds since 1970.
-    """
-
-    path: Path
-    sweep_id: str
-    started_ms: int
-
-    @property
-    def result(self) -> Path:
-        """Where `result.json` lies once the sweep is finished."""
-        return self.path / "result.json"
-
-    @property
-    def artifacts(self) -> Path:
-        """Tables, figures and the resolved spec of a finished sweep."""
-        return self.path / "artifacts"
-
-
-def leases(storage: Path) -> Path:
-    """Where the leases of a storage's sweeps lie: not in their directories, which are moved at a fresh start."""
-    return storage / CACHE / "locks"
 
 
 def open_directory(spec: SweepSpec, bank_fingerprint: str) -> SweepDirectory:
@@ -98,7 +50,7 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str) -> SweepDirectory:
     path = _own_path(spec)
     identity = path / IDENTITY
     if identity.exists():
-        known = _read(identity)
+        known = read_identity(identity)
         way_out = "give this one another name, or start it over with --fresh (the old one is kept as .previous-N)"
         if known["spec_fingerprint"] != spec.fingerprint():
             changed = ", ".join(_changes(known["spec"], spec.resolved()))
@@ -171,23 +123,6 @@ def check_name(spec: SweepSpec) -> None:
         raise UserError(f"name: {spec.name!r} is taken by the storage itself; call the sweep something else")
 
 
-def sweep_directory(path: Path) -> SweepDirectory:
-    """The sweep of a directory, whose spec may name kinds that are not there: its name and storage are the path's.
-
-    Raises:
-        UserError: this is not a sweep directory, or it is damaged.
-    """
-    path = path.expanduser().resolve()
-    identity = path / IDENTITY
-    if not identity.is_file():
-        family = "; it is a family's, and each member has its own" * (path / FAMILY).exists()
-        raise UserError(
-            f"{path} is not a sweep directory: it has no sweep.json{family}; start one with `lt-sweep run SPEC`"
-        )
-    known = _read(identity)
-    return SweepDirectory(path, known["sweep_id"], known["started_ms"])
-
-
 def load_spec(path: Path) -> SweepSpec:
     """The spec of a sweep from its directory alone, as `resume` needs it.
 
@@ -196,7 +131,7 @@ def load_spec(path: Path) -> SweepSpec:
     """
     path = sweep_directory(path).path
     # The directory may have been moved: it is where it is, not where it was.
-    return load_resolved(_read(path / IDENTITY)["spec"] | {"storage": str(path.parent), "name": path.name})
+    return load_resolved(read_identity(path / IDENTITY)["spec"] | {"storage": str(path.parent), "name": path.name})
 
 
 def load_tracking(directory: SweepDirectory) -> TrackingSpec:
@@ -205,14 +140,14 @@ def load_tracking(directory: SweepDirectory) -> TrackingSpec:
     Raises:
         SpecError: it names a kind of tracking that is not there.
     """
-    tracking = _read(directory.path / IDENTITY)["spec"]["tracking"]
+    tracking = read_identity(directory.path / IDENTITY)["spec"]["tracking"]
     return parse("sweeps.tracking", TrackingSpec, tracking)  # type: ignore[type-abstract]
 
 
 def known_bank(spec: SweepSpec) -> str | None:
     """The fingerprint of the bank that the sweep of this name was started on; None for one that was not."""
     identity = Path(spec.storage) / spec.name / IDENTITY
-    return str(_read(identity)["bank_fingerprint"]) if identity.exists() else None
+    return str(read_identity(identity)["bank_fingerprint"]) if identity.exists() else None
 
 
 def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
@@ -225,16 +160,6 @@ def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
     if backend not in known:
         raise UserError(f"--backend must be one of {', '.join(known)}, got {backend!r}")
     return spec.model_copy(update={"backend": known[backend].model_validate({"kind": backend})})
-
-
-def _read(identity: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(identity.read_text())
-    except ValueError:
-        known = None
-    if not isinstance(known, dict) or not known.keys() >= _WRITTEN:
-        raise UserError(f"{identity} is damaged; remove its directory to start the sweep over")
-    return known
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -23,7 +23,8 @@ from lt_train.progress import progress
 from lt_train.storage import atomic_file
 from sweeps import directory as directories
 from sweeps.cards import stage1_series
-from sweeps.directory import SweepDirectory, check_name, known_bank, leases, left_open, load_spec, open_directory
+from sweeps.directory import check_name, known_bank, left_open, load_spec, open_directory
+from sweeps.layout import SweepDirectory, leases
 from sweeps.lease import Lease, held
 from sweeps.ledger import Ledger
 from sweeps.prepare import prepare, prepared_before

@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file
-from sweeps.directory import FAMILY, IDENTITY, check_name
+from sweeps.directory import check_name
 from sweeps.family import Family, load_file
+from sweeps.layout import FAMILY, IDENTITY, is_family, read_family
 from sweeps.spec import SweepSpec, load_resolved
 
-__all__ = ["find_sweeps", "is_family", "known_members", "load_known_family", "save_family"]
+__all__ = ["find_sweeps", "load_known_family", "save_family"]
 
 
 def save_family(family: Family, failed: Mapping[str, str]) -> None:
@@ -49,34 +49,9 @@ def load_known_family(directory: Path) -> Family:
         UserError: this is no family's directory, or it is damaged.
     """
     directory = directory.expanduser().resolve()
-    known, here = _read(directory), {"storage": str(directory.parent)}
+    known, here = read_family(directory), {"storage": str(directory.parent)}
     members = {value: load_resolved(document | here) for value, document in known["members"].items()}
     return Family(directory.name, known["across"], members)
-
-
-def known_members(directory: Path) -> dict[str, str]:
-    """The names of a family's sweeps, whose specs may name kinds that are not there, and why each has failed, or "".
-
-    Raises:
-        UserError: this is no family's directory, or it is damaged.
-    """
-    known = _read(directory.expanduser().resolve())
-    return {document["name"]: known["failed"].get(value, "") for value, document in known["members"].items()}
-
-
-def _read(directory: Path) -> dict[str, Any]:
-    try:
-        known = json.loads((directory / FAMILY).read_text())
-        return {"across": known["across"], "members": dict(known["members"]), "failed": dict(known.get("failed", {}))}
-    except FileNotFoundError:
-        raise UserError(f"{directory} is not a family's directory: it has no {FAMILY}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{directory / FAMILY} is damaged; `lt-sweep run` with the sweep file writes it anew") from None
-
-
-def is_family(directory: Path) -> bool:
-    """Whether a directory is a family's."""
-    return (directory.expanduser() / FAMILY).is_file()
 
 
 def find_sweeps(target: Path) -> SweepSpec | Family | None:

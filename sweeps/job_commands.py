@@ -25,11 +25,9 @@ from rich.text import Text
 
 from lt_train.errors import LongtailError, UserError, first_line
 from lt_train.registry import ALLOWED_VARIABLE, allowed_package
-from sweeps.bundle import bundled
-from sweeps.directory import IDENTITY, leases, sweep_directory
-from sweeps.family_directory import is_family, known_members
 from sweeps.family_progress import as_one
 from sweeps.jobs import ADDRESS_VARIABLE, GRACE_SECONDS, Cluster, Job, JobOptions
+from sweeps.layout import IDENTITY, is_family, known_members, leases, sweep_directory
 from sweeps.lease import Holder, holder
 from sweeps.moments import shown_moment
 from sweeps.reporting.progress import as_line, as_table
@@ -52,6 +50,8 @@ OF_ONE_JOB = ("RAY_", "LT_SWEEP_JOB")
 
 def submit(arguments: argparse.Namespace) -> int:
     """Send a sweep to a cluster, and follow it if asked to."""
+    from sweeps.bundle import bundled  # reads the spec, which takes torch; nothing else here does
+
     cluster = Cluster(arguments.address)
     with bundled(arguments.spec, arguments.working_dir) as bundle:
         job = cluster.submit(

@@ -15,7 +15,8 @@ from lt_train.backbones.base import BackboneSpec
 from lt_train.datasets.base import FeatureData, PictureData
 from lt_train.device import check_device
 from lt_train.errors import UserError
-from lt_train.features.bank import FeatureBank, open_bank
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import build_bank
 from lt_train.features.shards import Done, Extractor, Shard
 from lt_train.metrics import SPLITS, split_masks
@@ -24,7 +25,7 @@ from lt_train.retrain.base import Run, check_runs
 from lt_train.stage1.train import train_backbone
 from lt_train.storage import fingerprint
 from sweeps.backends.base import BackboneJob
-from sweeps.directory import CACHE
+from sweeps.layout import CACHE
 from sweeps.packing import PackSize
 from sweeps.spec import SweepSpec
 

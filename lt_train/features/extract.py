@@ -24,7 +24,8 @@ from lt_train.datasets.listing import told
 from lt_train.datasets.pictures import PictureFiles, Pictures
 from lt_train.errors import CheckpointError, DataError, StorageError, UserError
 from lt_train.explain import named
-from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, map_set, write_bank
+from lt_train.features.bank import EvalSet, FeatureBank
+from lt_train.features.bank_files import bank_fingerprint, map_set, write_bank
 from lt_train.features.partial import Partial, SetShape, alone
 from lt_train.features.shards import Done, Extractor, Pace, Workers, in_this_process, shards
 from lt_train.registry import Spec

@@ -13,7 +13,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.metrics import SPLITS
 from lt_train.storage import writing
 from sweeps import selection
-from sweeps.directory import SweepDirectory
+from sweeps.layout import SweepDirectory
 from sweeps.ledger import Record
 from sweeps.reporting.figures import by_class
 from sweeps.reporting.markdown import method_table

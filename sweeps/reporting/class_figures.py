@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_train.features.bank import Manifest
+from lt_train.features.bank_files import Manifest
 from lt_train.metrics import SPLITS, loma_by_group, split_masks
 from sweeps.reporting.content import Figure, Panel, Series
 from sweeps.reporting.logits import histograms, telling_picture

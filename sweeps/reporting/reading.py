@@ -17,11 +17,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from lt_train.errors import LongtailError, UserError
-from lt_train.features.bank import EvalSet, Manifest, open_test, read_manifest
+from lt_train.features.bank import EvalSet
+from lt_train.features.bank_files import Manifest, open_test, read_manifest
 from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps import selection
-from sweeps.directory import CACHE, known_bank, load_spec, sweep_directory
+from sweeps.directory import known_bank, load_spec
+from sweeps.layout import CACHE, sweep_directory
 from sweeps.ledger import FinishedRuns, Record
 from sweeps.result import Result
 from sweeps.schedule import Schedule

@@ -15,9 +15,9 @@ from pathlib import Path
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file, writing
 from sweeps.crosstable import cross_table
-from sweeps.directory import IDENTITY
 from sweeps.family import Family
-from sweeps.family_directory import is_family, load_known_family
+from sweeps.family_directory import load_known_family
+from sweeps.layout import IDENTITY, is_family
 from sweeps.reporting.class_figures import classes_shown
 from sweeps.reporting.composing import compose, overview, side_by_side
 from sweeps.reporting.content import Report, Table

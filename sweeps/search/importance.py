@@ -8,10 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.trial import create_trial
-
 from sweeps.search.base import Dimension
 from sweeps.search.optuna_study import distribution
 
@@ -28,6 +24,11 @@ def importances(
 
     Empty where there are fewer than `FEWEST_TRIALS`, nothing is searched, or all trials are equally good.
     """
+    # Here, because they take scikit-learn with them, and every process that knows the kinds of search reads this file.
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+    from optuna.trial import create_trial
+
     values = [value for _, value in trials]
     if not space or len(trials) < FEWEST_TRIALS or max(values) - min(values) <= 0:
         return {}

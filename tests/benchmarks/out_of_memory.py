@@ -26,7 +26,7 @@ from measure import ratio, seconds_of, warm_up
 from piece import NotMeasured, measured
 from settings import PAPER_EPOCHS, Settings
 
-from lt_train.features.bank import bank_fingerprint, open_bank, write_bank
+from lt_train.features.bank_files import bank_fingerprint, open_bank, write_bank
 from lt_train.retrain import fused
 
 __all__ = ["out_of_memory", "train_on"]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lt_train.backbones.base import parse_backbone
 from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
 from lt_train.datasets.transform import normalise
-from lt_train.features.bank import FeatureBank, open_bank
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
 
 __all__ = [

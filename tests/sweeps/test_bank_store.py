@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lt_train.errors import BankError, LongtailError, SpecError, StorageError
-from lt_train.features.bank import open_bank
+from lt_train.features.bank_files import open_bank
 from sweeps.bank_store import CACHE_VARIABLE, fetched, obtain, publish
 from sweeps.prepare import prepare
 from sweeps.secret_files import holds_credentials

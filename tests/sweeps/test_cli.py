@@ -283,3 +283,13 @@ def test_the_table_says_how_many_trials_were_stopped(lt_sweep: Command, small_sw
     assert ran.returncode == 0, ran.stderr
     assert "2 of 4 trials (4 runs) were stopped early" in ran.stdout
     assert "7 runs finished, 0 failed" in ran.stdout
+
+
+@pytest.mark.parametrize("command", [["--help"], ["list"], ["status", "SWEEP"], ["stop", "SWEEP"]])
+def test_what_only_looks_does_not_wait_for_torch(command: list[str], small_sweep: MakeSweep, tmp_path: Path):
+    sweeps.run(small_sweep(search={"trials": 1}))
+    arguments = [word.replace("SWEEP", str(tmp_path / "runs" / "small")) for word in command]
+    code = f"import sys\nfrom sweeps.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'optuna', 'sklearn', 'mlflow', 'ray'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -13,7 +13,8 @@ import torch
 
 import sweeps
 from lt_train.errors import DataError, UserError
-from sweeps.directory import leases, load_spec
+from sweeps.directory import load_spec
+from sweeps.layout import leases
 from sweeps.lease import held
 from sweeps.spec import SweepSpec
 

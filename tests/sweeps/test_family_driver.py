@@ -17,10 +17,10 @@ import sweeps
 import sweeps.cli
 from lt_train.errors import UserError
 from sweeps.crosstable import CrossTable, cross_table
-from sweeps.directory import leases, sweep_directory
 from sweeps.driver import run
 from sweeps.family import Family, load_family
 from sweeps.family_driver import MembersFailed, resume_family, run_family
+from sweeps.layout import leases, sweep_directory
 from sweeps.lease import held
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE

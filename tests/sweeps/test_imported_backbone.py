@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import sweeps
 from lt_train.errors import BankError, CheckpointError, SpecError
-from lt_train.features.bank import open_bank
+from lt_train.features.bank_files import open_bank
 from sweeps.plan import plan
 from sweeps.prepare import prepare
 from sweeps.spec import SweepSpec, load_resolved

@@ -20,7 +20,7 @@ from support.ledgers import pack_lines
 import sweeps
 from sweeps import status as telling
 from sweeps.cli import main
-from sweeps.directory import leases
+from sweeps.layout import leases
 from sweeps.lease import held
 from sweeps.reporting.progress import as_line, as_table
 from sweeps.spec import SweepSpec

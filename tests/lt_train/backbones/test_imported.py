@@ -31,7 +31,7 @@ from lt_train.backbones.base import parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
 from lt_train.errors import CheckpointError
-from lt_train.features.bank import open_bank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.shards import Done, Extractor, Shard
 from lt_train.stage1.base import parse_recipe

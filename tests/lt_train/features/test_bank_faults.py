@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lt_train.errors import BankError, StorageError
-from lt_train.features.bank import EvalSet, FeatureBank, bank_fingerprint, open_bank, open_test, write_bank
+from lt_train.features.bank import EvalSet, FeatureBank
+from lt_train.features.bank_files import bank_fingerprint, open_bank, open_test, write_bank
 
 INPUTS = {"dataset": "made up", "seed": 0}
 

@@ -15,7 +15,7 @@ from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
 from lt_train.datasets.transform import apply_views, draw_views, normalise
 from lt_train.errors import CheckpointError, UserError
-from lt_train.features.bank import open_bank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.train import train_backbone

@@ -14,7 +14,8 @@ from support.extraction import DIGITS, FEATURES, bytes_of, write_checkpoint
 
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
 from lt_train.errors import BankError
-from lt_train.features.bank import EvalSet, FeatureBank, open_bank
+from lt_train.features.bank import EvalSet, FeatureBank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import build_bank
 from lt_train.features.shards import Done, Extractor, Shard, in_this_process
 from lt_train.methods.base import TrainingSpec, parse_method

@@ -22,7 +22,7 @@ from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoi
 
 from lt_train.errors import StorageError
 from lt_train.features import extract, partial
-from lt_train.features.bank import open_bank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import build_bank
 from lt_train.features.partial import alone
 from lt_train.features.shards import Done, Extractor, Shard

@@ -16,7 +16,8 @@ from support.pictures import encoded, write_tree
 
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.errors import DataError, StorageError
-from lt_train.features.bank import FeatureBank, open_bank
+from lt_train.features.bank import FeatureBank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, Report, build_bank
 from lt_train.features.shards import Done, Extractor, Shard, Workers, in_this_process
 

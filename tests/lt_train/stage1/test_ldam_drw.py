@@ -10,7 +10,7 @@ from lt_train.backbones.base import Classifier, parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.datasets.transform import normalise
-from lt_train.features.bank import open_bank
+from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.stage1.base import parse_recipe
 from lt_train.stage1.train import train_backbone
