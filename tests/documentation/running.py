@@ -34,7 +34,7 @@ BIN = Path(sys.executable).parent
 PROGRAMS = {"lt-sweep": sweeps.cli.main, "lt-train": lt_train.cli.main}
 
 _PROGRESS = re.compile(r"^.*: \d+/\d+ (pictures|runs|epochs|packs)\b.*\n", re.MULTILINE)
-_NUMBER = re.compile(r"[+-]?\d[\d.,]*(?:e[+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 _AMOUNT = re.compile(r"# (?:s|ms|min|h|minutes|hours|B|KiB|MiB|GiB)\b")
 
 

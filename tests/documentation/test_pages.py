@@ -155,6 +155,13 @@ def test_every_folder_of_infra_is_in_its_table() -> None:
     assert {*re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)} == folders
 
 
+def test_every_command_of_infras_table_is_typed_in_a_page() -> None:
+    text = (ROOT / "infra" / "README.md").read_text()
+    told = re.findall(r"^\| .* \| `([^`]+)` \|$", text, flags=re.MULTILINE)
+    assert len(told) >= 7
+    assert [one for one in told if not any(command.startswith(one) for _, command in TYPED)] == []
+
+
 def test_every_ready_sweep_of_the_paper_has_its_plan() -> None:
     planned = {word for _, command in TYPED if command.startswith("lt-sweep plan sweeps/") for word in command.split()}
     for name in ("cifar100_lt_ir10", "cifar100_lt_ir50", "cifar100_lt_ir100", "imagenet_lt", "inaturalist18", "table4"):
