@@ -114,6 +114,7 @@ def _add_file_commands(commands: Any) -> None:
     _add_json(sub)
     sub = _command(commands, "schema", "JSON schema of sweep files, for editors", "lt-sweep schema > sweep.schema.json")
     _add_import(sub)
+    _add_json(sub, "it is JSON with or without")
 
 
 def _add_sweep_commands(commands: Any) -> None:
@@ -138,7 +139,7 @@ def _add_sweep_commands(commands: Any) -> None:
     sub.add_argument("--fresh", action="store_true", help="start over; the old results are kept as NAME.previous-N")
     sub.add_argument("--watch", action="store_true", help="follow its progress until it ends")
     _add_job_options(sub)
-    _add_json(sub)
+    _add_json(sub, "print the job as one JSON document; with --watch its progress too, a line a change")
     sub = _command(
         commands,
         "status",
@@ -148,7 +149,7 @@ def _add_sweep_commands(commands: Any) -> None:
     )
     _add_target(sub)
     sub.add_argument("--watch", action="store_true", help="until it ends; exit code 0 when it is finished then")
-    _add_json(sub)
+    _add_json(sub, "print one JSON document; with --watch one a line, whenever it changes")
     sub = _command(
         commands,
         "logs",
@@ -157,7 +158,9 @@ def _add_sweep_commands(commands: Any) -> None:
         "job_commands.logs",
     )
     _add_target(sub, directory=False)
-    sub.add_argument("--follow", action="store_true", help="and prints, until it ends")
+    how = sub.add_mutually_exclusive_group()  # what goes on has no end that a document could have
+    how.add_argument("--follow", action="store_true", help="and prints, until it ends")
+    _add_json(how)
     sub = _command(
         commands,
         "list",
@@ -220,8 +223,8 @@ def _command(commands: Any, name: str, summary: str, example: str, function: str
     return sub
 
 
-def _add_json(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print JSON for a program to read")
+def _add_json(sub: Any, text: str = "print one JSON document for a program to read") -> None:
+    sub.add_argument("--json", action="store_true", help=text)
 
 
 def _add_import(sub: argparse.ArgumentParser) -> None:

@@ -123,7 +123,7 @@ def table(arguments: argparse.Namespace) -> int:
 def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
     """Run a sweep and print its comparison, also when only the tracking server stayed away."""
     from sweeps.driver import TrackingBehind
-    from sweeps.reporting.terminal import comparison
+    from sweeps.reporting.terminal import summary
 
     behind: TrackingBehind | None = None
     try:
@@ -136,14 +136,18 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         console = Console()
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
-        console.print(comparison(result))
-        print(f"\n{directory / 'result.json'} holds all of it; next:")
         # As it was typed: after `make demo` the program is not on the PATH.
         program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
-        print(f"  {program} ui {directory}     compare trials in MLflow")
-        print(f"  {program} report {directory}     a page with verdict, tables and figures")
-        print(f"  {program} plan SPEC.yaml     what a sweep of your own would cost")
-        print(f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec")
+        after = [
+            "",
+            f"{directory / 'result.json'} holds all of it; next:",
+            f"  {program} ui {directory}     compare trials in MLflow",
+            f"  {program} report {directory}     a page with verdict, tables and figures",
+            f"  {program} plan SPEC.yaml     what a sweep of your own would cost",
+            f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec",
+        ]
+        console.print(summary(result, console, below=len(after)))
+        print(*after, sep="\n")
     if behind is not None:
         raise behind
     return 0 if result.winner is not None else 1

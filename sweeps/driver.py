@@ -30,10 +30,11 @@ from sweeps.ledger import Ledger
 from sweeps.prepare import prepare, prepared_before
 from sweeps.reporting.artifacts import write_artifacts
 from sweeps.reporting.terminal import winner_line
-from sweeps.result import Result, Winner, summarise
+from sweeps.result import Result, Winner
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, Progress, Publisher
+from sweeps.summary import summarise
 from sweeps.tracking.base import Champion, SweepCard
 from sweeps.tracking.patient import PatientTracker
 from sweeps.watcher import Watcher
@@ -177,7 +178,7 @@ def _search(
                     resources = spec.resources
                     spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
                 left = time.perf_counter()
-                publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
+                watcher.trained()
             seconds = {
                 "prepare": prepared - start,
                 "backend": left - entered,
@@ -233,7 +234,7 @@ def _sweep_card(
             "backbone": spec.backbone.kind if spec.backbone else "none",
             "method": ", ".join(contestant.name for contestant in spec.contestants()),
             "trials": spec.search.trials,
-            "selection": spec.selection.model_dump_json(),
+            "selection": spec.selection.model_dump_json(exclude={"longer"}),  # a sweep of before may go on with it
             "bank": bank,
         },
         started_ms=directory.started_ms,

@@ -122,7 +122,9 @@ def logs(arguments: argparse.Namespace) -> int:
     cluster = Cluster(arguments.address)
     job = cluster.find(arguments.target)
     if not arguments.follow:
-        sys.stdout.write(without_progress(cluster.log(job)))
+        log = without_progress(cluster.log(job))
+        told = {"job": job.id, "sweep": job.sweep, "state": job.state, "log": log}
+        sys.stdout.write(json.dumps(told) + "\n" if arguments.json else log)
         return 0
     rest = ""
     try:

@@ -44,9 +44,10 @@ class Plan:
     """What a sweep amounts to. Memory in bytes; time in seconds of one `device`, estimated.
 
     `methods` are the trials of each. Packs, lanes and bytes are those of the largest pack; `packs_per_generation` those
-    of all methods together. `epochs_saved` is the share of the search's epochs that a scheduler saves. `stage1_seconds`
-    are null where nothing is to be trained first, `feature_seconds` where features are brought; both count what the
-    storage may have already. `backbone` and `bank` are equal for sweeps that share them.
+    of all methods together. `longer_runs` are `longer_times` as long as the winner's, which is taken to be the method
+    with most epochs; 0 where there are none. `epochs_saved` is the share of the search's epochs that a scheduler saves.
+    `stage1_seconds` are null where nothing is to be trained first, `feature_seconds` where features are brought; both
+    count what the storage may have already. `backbone` and `bank` are equal for sweeps that share them.
     """
 
     methods: dict[str, int]
@@ -56,6 +57,8 @@ class Plan:
     search_runs: int
     baseline_runs: int
     finalist_runs: int
+    longer_runs: int
+    longer_times: int
     packs: int
     packs_per_generation: int
     lanes_per_pack: int
@@ -81,7 +84,7 @@ class Plan:
     @property
     def runs(self) -> int:
         """Runs in all."""
-        return self.search_runs + self.baseline_runs + self.finalist_runs
+        return self.search_runs + self.baseline_runs + self.finalist_runs + self.longer_runs
 
     @property
     def seconds(self) -> float:
@@ -134,13 +137,14 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     image = 2 * dim * data.num_classes
     epochs, whole = sum(search.epochs for search in searches), sum(search.whole for search in searches)
     baselines = [trial for trial in baseline_trials(spec) if trial.method.trains]
-    reported = sum(search.finalist_epochs for search in searches) + sum(
-        len(trial.seeds) * trial.training.epochs for trial in baselines
-    )
-    operations = (epochs + reported) * image * (2 * len(data.train) + val + len(data.test))
+    longer_epochs, longer_packs = _longer(spec, size, searches, sizes.longer_runs)
+    beside = sum(search.finalist_epochs for search in searches) + sizes.longer_runs * longer_epochs
+    beside += sum(len(trial.seeds) * trial.training.epochs for trial in baselines)
+    operations = (epochs + beside) * image * (2 * len(data.train) + val + len(data.test))
     pack_epochs = [
         own.run.training.epochs * (sum(map(len, own.packs)) + own.finalist_packs) for own in searches if own.whole
-    ] + [trial.training.epochs for trial in baselines]
+    ]
+    pack_epochs += [*(trial.training.epochs for trial in baselines), longer_epochs * longer_packs]
     steps = math.ceil(len(data.train) / spec.training.batch_size) * sum(pack_epochs)
     rates = _rates(spec, tflops)
     document, trained_on = spec.resolved(), spec.dataset.identity()
@@ -152,7 +156,11 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
         search_runs=sizes.search_runs,
         baseline_runs=sizes.baseline_runs,
         finalist_runs=sizes.finalist_runs,
-        packs=sum(sum(map(len, search.packs)) + search.finalist_packs for search in searches) + len(spec.baselines),
+        longer_runs=sizes.longer_runs,
+        longer_times=spec.selection.longer if spec.selection.longer and sizes.longer_runs else 0,
+        packs=sum(sum(map(len, search.packs)) + search.finalist_packs for search in searches)
+        + len(spec.baselines)
+        + longer_packs,
         packs_per_generation=sum(max(map(len, search.packs)) for search in searches),
         lanes_per_pack=largest.lanes,
         pack_sizes=size.told(largest.run, largest.lanes),
@@ -260,6 +268,14 @@ def _search(spec: SweepSpec, size: PackSize, contestant: Contestant, own: Search
         whole=own.search_runs * epochs,
         finalist_epochs=own.finalist_runs * epochs,
     )
+
+
+def _longer(spec: SweepSpec, size: PackSize, searches: list[_Search], runs: int) -> tuple[int, int]:
+    """Epochs of a run that repeats the winner several times as long, at most, and the packs of those runs."""
+    if spec.selection.longer is None or not runs:
+        return 0, 0
+    longest = max((search.run for search in searches if search.whole), key=lambda run: run.training.epochs)
+    return spec.selection.longer * longest.training.epochs, len(_packs(size.lanes(longest), 1, runs))
 
 
 def _packs(lanes: int, trials: int, seeds: int) -> list[int]:

@@ -1,4 +1,6 @@
-"""The order of a sweep: baselines, and every contestant's study. A pure state machine; it starts nothing.
+"""The order of a sweep: baselines and every contestant's study, then the winner once more, trained longer.
+
+A pure state machine; it starts nothing.
 
 What a study asks follows from the sweep file and from the outcomes of its own trials, told in a fixed order
 (`sweeps.study`). So which trials are tried depends on the sweep file alone: not on workers, timing or interruptions,
@@ -13,9 +15,10 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from lt_train.retrain.base import Halving, Pack, Run, RunResult
+from lt_train.retrain.base import EpochRule, Halving, Pack, Run, RunResult
 from sweeps import selection
 from sweeps.ledger import FinishedRuns, Record, run_key
 from sweeps.packing import PackSize, pack_runs
@@ -57,6 +60,7 @@ class Schedule:
         finished: records of every complete trial by name, in seed order.
         trials: every trial asked so far, by name.
         studies: one for each contestant, in the order of the file.
+        longer: the winner's setting trained longer, a trial or none; None until it is known who wins.
         cached: runs that were wanted and found finished already.
         retries: packs that did not come back, and what became of them.
         seconds: time spent asking and telling.
@@ -82,6 +86,7 @@ class Schedule:
         self.retries = Retries()
         self.seconds = 0.0
         self._ready: deque[Pack] = deque()
+        self.longer: list[Trial] | None = None
         self._in_flight: set[str] = set()
         self._wanted: set[str] = set()
         self._keys: dict[str, list[str]] = {}
@@ -122,8 +127,7 @@ class Schedule:
 
     def exhausted(self) -> bool:
         """True when everything the sweep wants is finished."""
-        asked = all(study.finalists is not None for study in self.studies)
-        return not self._ready and not self._in_flight and asked
+        return not self._ready and not self._in_flight and self.longer is not None
 
     def objective(self, trial: Trial) -> float | None:
         """What a finished trial is judged by, at the epoch it was stopped after if it was; None when it failed."""
@@ -152,12 +156,12 @@ class Schedule:
         return [trial for _, trial in sorted(scored, key=lambda entry: entry[0])]
 
     def in_order(self) -> list[Trial]:
-        """Every trial asked so far: baselines, then contestant by contestant its search and its finalists."""
+        """Every trial asked so far: baselines, contestant by contestant its search and its finalists, the last."""
         ordered = [trial for trial in self.trials.values() if trial.phase == "baseline"]
         for study in self.studies:
             ordered += [trial for generation in study.generations for trial in generation]
             ordered += study.finalists or []
-        return ordered
+        return ordered + (self.longer or [])
 
     def winner(self, contestant: str | None = None) -> Trial | None:
         """The best finalist, or where there are none the best trial; None when every trial failed."""
@@ -177,12 +181,17 @@ class Schedule:
             # where g is complete at once. The search's answers depend on that order.
             while self._ask(study) or self._tell(study) or self._finish(study):
                 self._note_complete()
+        if self._train_longer():
+            self._note_complete()
 
     def _note_complete(self) -> None:
         for name, trial in list(self._open.items()):
             if all(key in self.ledger.finished for key in self._keys[name]):
                 self.finished[name] = [self.ledger.finished[key] for key in self._keys[name]]
                 del self._open[name]
+                if trial.phase == "longer":
+                    others = {key for other, keys in self._keys.items() if other != name for key in keys}
+                    self.ledger.drop_heads({*self._keys[name]} - others)
                 self.on_trial(trial, self.finished[name])
 
     def _ask(self, study: Study) -> bool:
@@ -207,6 +216,19 @@ class Schedule:
         finalists = study.finish(self.ranking("search", study.contestant.name))
         self._schedule("finalist", finalists, study)
         return True
+
+    def _train_longer(self) -> bool:
+        """Ask for the winner once more when nobody can take its place: every trial but a baseline is complete."""
+        sure = all(study.finalists is not None for study in self.studies)
+        if self.longer is not None or not sure or any(trial.phase != "baseline" for trial in self._open.values()):
+            return False
+        winner, self.longer = self.winner(), []
+        if winner is None:
+            return False
+        study = next(study for study in self.studies if study.contestant.name == winner.contestant)
+        self.longer = study.longer(winner)
+        self._schedule("longer", self.longer, study)
+        return bool(self.longer)
 
     def _drop_heads(self) -> None:
         """Forget the heads of told trials that cannot be the champion (finalists bring heads of their own)."""
@@ -241,12 +263,16 @@ class Schedule:
                 keys_of[run] = key
         name = study.pack_name(phase) if study else phase
         halving = functools.partial(self._halving, phase=phase)
-        for pack in pack_runs(name, list(keys_of), self.rule, self.size.lanes, halving):
+        for pack in pack_runs(name, list(keys_of), self._rule(phase), self.size.lanes, halving):
             keys = self._pack_keys[pack.name] = [keys_of[run] for run in pack.runs]
             if all(key in self.ledger.finished for key in keys):
                 self.cached += len(keys)
             else:
                 self._ready.append(pack)
+
+    def _rule(self, phase: Phase) -> EpochRule:
+        """Which epoch of a run counts; what is trained longer tells where it leads, so there it is the last."""
+        return replace(self.rule, epoch="last") if phase == "longer" else self.rule
 
     def _halving(self, run: Run, phase: Phase) -> Halving | None:
         """How the trials of a run's pack are stopped early; only those of a search are, what is reported runs whole."""
@@ -260,7 +286,8 @@ class Schedule:
         Which of two contestants asks first depends on timing, and so would the pack that a shared run lies in.
         """
         halving = self._halving(run, phase)
-        as_baseline = run_key(self.bank_fingerprint, run, self.rule)
+        rule = self._rule(phase)
+        as_baseline = run_key(self.bank_fingerprint, run, rule)
         if halving is None and (not pool or as_baseline in self._baselines):
             return as_baseline
-        return run_key(self.bank_fingerprint, run, self.rule, halving, pool)
+        return run_key(self.bank_fingerprint, run, rule, halving, pool)

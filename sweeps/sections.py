@@ -76,6 +76,12 @@ class SelectionSpec(Spec):
     finalists: int = Field(
         default=0, ge=0, description="leading trials that are run again with fresh seeds before one wins, >= 0; 0: none"
     )
+    longer: int | None = Field(
+        default=3,
+        ge=2,
+        description="how many times as long the winner is trained once more, >= 2, to say whether it stands on a "
+        "transient; changes neither who wins nor the winner's numbers; null: not at all",
+    )
 
     def epoch_rule(self) -> EpochRule:
         """Which epoch of a run counts."""

@@ -21,6 +21,7 @@ from sweeps.ledger import Record
 __all__ = [
     "Interval",
     "PairedDifference",
+    "TrainedLonger",
     "best_of_bias",
     "best_seed",
     "expected_best",
@@ -30,12 +31,20 @@ __all__ = [
     "paired",
     "reported",
     "stopped",
+    "surely_above",
+    "trained_longer",
 ]
 
 Array = NDArray[np.float64]
 
 ROUNDING = 1e-9
 """Differences of accuracies below this are float64 rounding: one image in a billion."""
+
+LEVEL = 0.001
+"""Accuracies along epochs whose means differ by less than a tenth of a point are level, whatever the seeds say."""
+
+ONE_SEED_LEVEL = 0.005
+"""The same where one seed says nothing of its own noise."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,63 @@ def paired(a: Array, b: Array) -> PairedDifference:
         statistic = center / (float(difference.std(ddof=1)) / math.sqrt(len(difference)))
         p_value = 2 * float(special.stdtr(len(difference) - 1, -abs(statistic)))
     return PairedDifference(center, interval(difference), p_value)
+
+
+def surely_above(a: Array, b: Array, comparisons: int = 1) -> bool:
+    """Whether `a [S]` lies above `b [S]` by more than `LEVEL`, and over seeds by no chance (95%, Bonferroni)."""
+    pair = paired(a, b)
+    if pair.p_value is None:
+        return pair.mean > ONE_SEED_LEVEL
+    return pair.mean > LEVEL and pair.p_value < 0.05 / comparisons
+
+
+@dataclass(frozen=True)
+class TrainedLonger:
+    """What became of a setting that was trained longer, at its last epoch, on what is selected on; paired by seed.
+
+    Attributes:
+        mean, ci95: of its accuracy.
+        change: minus the setting itself at the epoch that counts.
+        ends: `falls` below the setting, which so stood on a transient; `gains` further, so it was not trained to its
+            end; or `level`.
+        over_start: minus the stage-1 head; None where that was not evaluated.
+        beside_start: on which side of the stage-1 head it ends.
+    """
+
+    mean: float
+    ci95: Interval | None
+    change: PairedDifference
+    ends: Literal["falls", "level", "gains"]
+    over_start: PairedDifference | None
+    beside_start: Literal["below", "level", "above"] | None
+
+
+def trained_longer(
+    longer: Sequence[Record],
+    shorter: Sequence[Record],
+    start: Sequence[Record] | None,
+    *,
+    metric: str,
+    on: Literal["val", "test"],
+) -> TrainedLonger | None:
+    """Compare a longer run with the setting it repeats, and with the stage-1 head; None where one of them failed."""
+    if any(record.failure is not None for record in (*longer, *shorter)):
+        return None
+    after, before = _scores(longer, metric, on), _scores(shorter, metric, on)
+    over_start: PairedDifference | None = None
+    beside: Literal["below", "level", "above"] | None = None
+    if start is not None and all(record.failure is None for record in start):
+        head = np.broadcast_to(_scores(start, metric, on), after.shape)
+        over_start = paired(after, head)
+        beside = "below" if surely_above(head, after) else "above" if surely_above(after, head) else "level"
+    return TrainedLonger(
+        mean=float(after.mean()),
+        ci95=interval(after),
+        change=paired(after, before),
+        ends="falls" if surely_above(before, after) else "gains" if surely_above(after, before) else "level",
+        over_start=over_start,
+        beside_start=beside,
+    )
 
 
 def expected_best(count: int) -> float:

@@ -156,6 +156,8 @@ class SweepSpec(Spec):
             del document["resources"][free]
         if self.resources.lanes_per_pack != "auto":
             del document["resources"]["memory_per_pack"]
+        for once_the_only_way in self.selection.at_default("longer"):
+            del document["selection"][once_the_only_way]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.
         for searched in (document["search"], *document.get("methods", ())):
             searched["space"] = list(searched["space"].items())

@@ -20,7 +20,8 @@ from sweeps.spec import SweepSpec
 
 __all__ = ["Phase", "SearchSize", "Study", "Trial", "baseline_trials", "search_size", "search_sizes"]
 
-Phase = Literal["baseline", "search", "finalist"]
+Phase = Literal["baseline", "search", "finalist", "longer"]
+"""`longer` is the winner's setting once more, trained several times as long; it decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Trial:
 
     Attributes:
         name: unique within the sweep and the same after a resume.
-        number: the trial's number in its contestant's search; a finalist has that of the trial it repeats.
+        number: the trial's number in its contestant's search; what repeats a trial has that of the trial.
         params: the searched values by path.
         contestant: whose it is, by name; empty for a baseline.
     """
@@ -120,8 +121,28 @@ class Study:
         ]
         return self.finalists
 
+    def longer(self, winner: Trial) -> list[Trial]:
+        """The winner once more, several times as long, on the seeds of its reported numbers; none if it has no epochs.
+
+        All else stays: the schedule of the learning rate is stretched, and the bank's views are gone through again.
+        """
+        times = self.spec.selection.longer
+        if times is None or not winner.method.trains:
+            return []
+        epochs = times * winner.training.epochs
+        name, searched = f"longer-{self.contestant.prefix}{winner.number:04d}", "training.epochs"
+        return [
+            replace(
+                winner,
+                name=name,
+                phase="longer",
+                params=winner.params | ({searched: epochs} if searched in winner.params else {}),
+                training=winner.training.model_copy(update={"epochs": epochs}),
+            )
+        ]
+
     def pack_name(self, phase: Phase) -> str:
-        """Prefix of the names of the packs of the generation asked last, or of the finalists."""
+        """Prefix of the names of the packs of the generation asked last, or of another phase."""
         number = f"-{len(self.generations) - 1:04d}" if phase == "search" else ""
         own = self.contestant.prefix.removesuffix("-")
         return f"{phase}{'-' if own else ''}{own}{number}"
@@ -150,7 +171,7 @@ def _start(spec: SweepSpec, contestant: Contestant) -> Search:
 
 @dataclass(frozen=True)
 class SearchSize:
-    """How much a sweep, or one contestant of it, will ask for."""
+    """How much a sweep, or one contestant of it, will ask for. `longer_runs` are the winner's: one trial, or none."""
 
     trials: int
     search_runs: int
@@ -158,16 +179,17 @@ class SearchSize:
     baseline_runs: int = 0
     finalists: int = 0
     baselines: int = 0
+    longer_runs: int = 0
 
     @property
     def all_trials(self) -> int:
-        """Trials of every phase: baselines, searched ones and finalists."""
-        return self.trials + self.finalists + self.baselines
+        """Trials of every phase."""
+        return self.trials + self.finalists + self.baselines + bool(self.longer_runs)
 
     @property
     def runs(self) -> int:
         """Runs in all, duplicates counted."""
-        return self.search_runs + self.baseline_runs + self.finalist_runs
+        return self.search_runs + self.baseline_runs + self.finalist_runs + self.longer_runs
 
 
 def search_sizes(spec: SweepSpec) -> list[tuple[Contestant, SearchSize]]:
@@ -184,8 +206,9 @@ def search_sizes(spec: SweepSpec) -> list[tuple[Contestant, SearchSize]]:
 
 
 def search_size(spec: SweepSpec) -> SearchSize:
-    """Trials and runs that a spec asks for, before anything is asked."""
+    """Trials and runs that a spec asks for, before anything is asked; as if a method that trains were to win."""
     sizes = [size for _, size in search_sizes(spec)]
+    longer = spec.selection.longer is not None and any(one.method.trains for one in spec.contestants())
     return SearchSize(
         trials=sum(size.trials for size in sizes),
         search_runs=sum(size.search_runs for size in sizes),
@@ -193,6 +216,7 @@ def search_size(spec: SweepSpec) -> SearchSize:
         baseline_runs=sum(len(trial.seeds) for trial in baseline_trials(spec)),
         finalists=sum(size.finalists for size in sizes),
         baselines=len(spec.baselines),
+        longer_runs=spec.selection.seeds if longer else 0,
     )
 
 

@@ -6,6 +6,7 @@ Everything here only looks on; nothing that is trained or selected depends on it
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from lt_train.progress import Report
 from sweeps.cards import short_params, trial_card
@@ -13,7 +14,7 @@ from sweeps.ledger import Record
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 from sweeps.status import Best, Publisher
-from sweeps.study import Trial, search_size
+from sweeps.study import SearchSize, Trial, search_size
 from sweeps.tracking.patient import PatientTracker
 
 __all__ = ["Watcher"]
@@ -25,12 +26,18 @@ class Watcher:
     def __init__(self, spec: SweepSpec, tracker: PatientTracker, report: Report, publisher: Publisher) -> None:
         self.spec, self.tracker, self.report, self.publisher = spec, tracker, report, publisher
         self.schedule: Schedule | None = None
-        self.size = search_size(spec)
+        self.asked = search_size(spec)
         self.runs = self.trials = self.stopped = self.failed = 0
         self.best: Best | None = None
         self.early: list[tuple[Trial, list[Record]]] = []
         self.began: float | None = None
         self.before = 0
+
+    @property
+    def size(self) -> SearchSize:
+        """What is asked for in all, without the longer run where it turned out that there is none to be trained."""
+        none = self.schedule is not None and self.schedule.longer == []
+        return replace(self.asked, longer_runs=0) if none else self.asked
 
     def attach(self, schedule: Schedule) -> None:
         """Start following; trials that were replayed while the schedule was being made come first."""
@@ -50,10 +57,17 @@ class Watcher:
             self.began, self.before = time.monotonic(), self.runs
         self._tell()
 
+    def trained(self) -> None:
+        """Everything is trained; that nothing runs longer is known only after the last trial."""
+        if self.size != self.asked:
+            self._tell()
+        self.publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
+
     def _take(self, trial: Trial, records: list[Record]) -> None:
         assert self.schedule is not None, "trials are taken once a schedule is followed"
         objective, stopped = self.schedule.objective(trial), self.schedule.stopped(trial)
-        self.tracker.log_trial(trial_card(trial, records, objective))
+        # What ran longer competes with nobody, and so is not ranked where trials are sorted by their objective.
+        self.tracker.log_trial(trial_card(trial, records, None if trial.phase == "longer" else objective))
         self.runs += len(records)
         self.trials += 1
         self.failed += any(record.failure is not None for record in records)

@@ -19,13 +19,7 @@ from sweeps.ledger import Record
 from sweeps.reporting.content import Estimate
 from sweeps.reporting.reading import Setting
 
-__all__ = ["Difference", "Ending", "difference", "ending", "estimate", "judged", "mean_curve"]
-
-LEVEL = 0.001
-"""Accuracies whose means differ by less than a tenth of a point are level, whatever the seeds say."""
-
-ONE_SEED_LEVEL = 0.005
-"""The same where one seed says nothing of its own noise."""
+__all__ = ["Difference", "Ending", "as_estimate", "difference", "ending", "estimate", "judged", "mean_curve"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ def difference(ours: Setting, theirs: Setting, column: int) -> Difference:
         selection.paired(np.array([a[seed][place] for seed in common]), np.array([b[seed][place] for seed in common]))
         for place in range(len(SPLITS))
     ]
-    return Difference(tuple(map(_estimate, pairs)), len(common), pairs[column].p_value, _judge(pairs[column]))
+    return Difference(tuple(map(as_estimate, pairs)), len(common), pairs[column].p_value, _judge(pairs[column]))
 
 
 def _judge(pair: selection.PairedDifference) -> Literal["better", "tied", "worse", "one seed"]:
@@ -84,7 +78,8 @@ def estimate(values: selection.Array) -> Estimate | None:
     return Estimate(mean) if interval is None else Estimate(mean, interval.low, interval.high)
 
 
-def _estimate(pair: selection.PairedDifference) -> Estimate | None:
+def as_estimate(pair: selection.PairedDifference) -> Estimate | None:
+    """A difference over seeds as a cell; None for an empty split."""
     if math.isnan(pair.mean):
         return None
     return Estimate(pair.mean) if pair.ci95 is None else Estimate(pair.mean, pair.ci95.low, pair.ci95.high)
@@ -140,15 +135,8 @@ def ending(curves: selection.Array) -> Ending | None:
     tenth = max(1, round(epochs / 10))
     last, *earlier = (curves[:, max(0, end - tenth) : end].mean(axis=1) for end in range(epochs, 0, -tenth))
     highest = max(earlier, key=np.mean)
-    if mean[peak] - mean[-1] > LEVEL and _surely_above(highest, last, comparisons=len(earlier)):
+    if mean[peak] - mean[-1] > selection.LEVEL and selection.surely_above(highest, last, comparisons=len(earlier)):
         return Ending("falling", *about)
-    if _surely_above(last, curves[:, -3 * tenth : -tenth].mean(axis=1)):
+    if selection.surely_above(last, curves[:, -3 * tenth : -tenth].mean(axis=1)):
         return Ending("rising", *about)
     return Ending("level", *about)
-
-
-def _surely_above(a: selection.Array, b: selection.Array, comparisons: int = 1) -> bool:
-    pair = selection.paired(a, b)
-    if pair.p_value is None:
-        return pair.mean > ONE_SEED_LEVEL
-    return pair.mean > LEVEL and pair.p_value < 0.05 / comparisons

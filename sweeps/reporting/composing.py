@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from sweeps import crosstable
-from sweeps.reporting import class_figures, search_figures, tables, value_figures
+from sweeps.reporting import class_figures, search_figures, tables, transient, value_figures
 from sweeps.reporting.compare import estimate
 from sweeps.reporting.content import Cell, Column, Estimate, Figure, Report, Section, Table
 from sweeps.reporting.reading import Sweep
@@ -46,7 +46,12 @@ def compose(sweep: Sweep, beside: Sequence[Sweep] = ()) -> Report:
                 class_figures.one_picture(sweep),
             ),
         ),
-        Section("training", "Training", figures=_some(search_figures.epochs(sweep))),
+        Section(
+            "training",
+            "Training",
+            tables=_some(transient.longer_table(sweep)),
+            figures=_some(search_figures.epochs(sweep)),
+        ),
         Section(
             "search",
             "Search",

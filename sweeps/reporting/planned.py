@@ -42,6 +42,9 @@ def plan_table(spec: SweepSpec, planned: Plan) -> Table:
     if planned.epochs_saved:
         saved = f"{spec.search.scheduler.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
         rows.insert(3, ("scheduler", saved))
+    if planned.longer_runs:
+        longer = f"and {planned.longer_runs} of the winner, {planned.longer_times} times as long: does it last?"
+        rows.insert(2, ("", longer))
     if len(planned.methods) > 1:
         rows.insert(0, ("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
     table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)

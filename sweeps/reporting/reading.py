@@ -72,6 +72,7 @@ class Sweep:
 
     Attributes:
         baselines, searched, finalists: finished settings by phase, in the order of the sweep.
+        longer: the winner trained longer; None where that was not done, or who wins is not known.
         ranked: what may win, best first: finalists where the sweep has them, trials else. While it is unfinished
             trials alone, which all have the same seeds.
         asked: trials of the search that will be asked for in all.
@@ -87,6 +88,7 @@ class Sweep:
     baselines: tuple[Setting, ...]
     searched: tuple[Setting, ...]
     finalists: tuple[Setting, ...]
+    longer: Setting | None
     ranked: tuple[Setting, ...]
     asked: int
     runs_wanted: int
@@ -102,7 +104,8 @@ class Sweep:
     @property
     def every(self) -> tuple[Setting, ...]:
         """Settings of every phase."""
-        return (*self.baselines, *self.searched, *self.finalists)
+        last = () if self.longer is None else (self.longer,)
+        return (*self.baselines, *self.searched, *self.finalists, *last)
 
     @property
     def winner(self) -> Setting | None:
@@ -121,6 +124,17 @@ class Sweep:
     def sound_baselines(self) -> dict[str, Setting]:
         """Baselines that did not fail, by name."""
         return {one.trial.name.removeprefix("baseline-"): one for one in self.baselines if not one.failed}
+
+    @property
+    def trained_longer(self) -> selection.TrainedLonger | None:
+        """What became of the winner when it trained longer; None where nobody can say."""
+        if self.longer is None or self.winner is None:
+            return None
+        chosen, start = self.spec.selection, self.sound_baselines.get("vanilla")
+        records = None if start is None else start.records
+        return selection.trained_longer(
+            self.longer.records, self.winner.records, records, metric=chosen.metric, on=chosen.on
+        )
 
     @property
     def column(self) -> int:
@@ -177,6 +191,7 @@ def read_sweep(run: str | Path) -> Sweep:
         baselines=_of("baseline", settings),
         searched=_of("search", settings),
         finalists=_of("finalist", settings),
+        longer=next(iter(_of("longer", settings)), None) if result is not None else None,
         ranked=tuple(by_name[name] for name in ranked),
         asked=size.trials,
         runs_wanted=size.runs,

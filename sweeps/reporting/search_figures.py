@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +16,9 @@ from lt_train.metrics import SPLITS
 from sweeps.contestants import Contestant
 from sweeps.reporting.compare import judged, mean_curve
 from sweeps.reporting.content import Figure, Line, Panel, Series
+from sweeps.reporting.naming import called, role, times_as_long
 from sweeps.reporting.reading import Setting, Sweep
-from sweeps.reporting.verdict import called, ending_of, ending_text, role
+from sweeps.reporting.transient import ending_of, ending_text
 from sweeps.search.base import LogUniform
 
 __all__ = [
@@ -79,19 +81,21 @@ def history(sweep: Sweep) -> Figure | None:
 
 
 def epochs(sweep: Sweep) -> Figure | None:
-    """Accuracy after every epoch of the winner, beside where the stage-1 head stands."""
-    winner = sweep.winner
-    if winner is None or len(winner.records[0].test) < 2:  # it trains nothing, or for one epoch
+    """Accuracy after every epoch of the winner, and trained longer, beside where the stage-1 head stands."""
+    winner, longer = sweep.winner, sweep.longer if sweep.trained_longer is not None else None
+    if winner is None or len((longer or winner).records[0].test) < 2:  # it trains nothing, or for one epoch
         return None
     panels = []
     sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]
     for on in sets:
         series, lines = [], []
         for style, split in enumerate(SPLITS):
-            curve = [None if v is None else 100 * v for v in mean_curve(winner.records, on, style)]
-            if any(value is not None for value in curve):
-                x = [float(epoch) for epoch in range(1, len(curve) + 1)]
-                series.append(Series(split, x, curve, style=style, faint=style != sweep.column))
+            one = _along(split, winner, on, style)
+            if any(value is not None for value in one.y):
+                series.append(replace(one, style=style, faint=style != sweep.column))
+        if longer is not None:
+            name = f"{SPLITS[sweep.column]}, {times_as_long(sweep)}"
+            series.append(replace(_along(name, longer, on, sweep.column), style=4))
         vanilla = sweep.sound_baselines.get("vanilla")
         if vanilla is not None and (on == "test" or vanilla.records[0].val):
             start = judged(vanilla.records, on, sweep.column).mean()
@@ -99,12 +103,14 @@ def epochs(sweep: Sweep) -> Figure | None:
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
     end = ending_of(sweep, winner)
     told = "" if end is None else ending_text(sweep, end)
-    caption = (
-        f"The {role(sweep)}'s accuracy after every epoch, mean over {len(winner.records)} seeds. {told} A run three "
-        "times as long would say where it leads; this sweep holds none, and a report trains nothing."
-    )
+    caption = f"The {role(sweep)}'s accuracy after every epoch, mean over {len(winner.records)} seeds. {told}"
     alt = f"Accuracy of {called(sweep, winner)} by epoch and split on {' and '.join(sets)}. {told}"
     return Figure("epochs", "Accuracy along the epochs", caption, alt, tuple(panels))
+
+
+def _along(name: str, setting: Setting, on: Literal["val", "test"], column: int) -> Series:
+    curve = [None if value is None else 100 * value for value in mean_curve(setting.records, on, column)]
+    return Series(name, [float(epoch) for epoch in range(1, len(curve) + 1)], curve)
 
 
 def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:

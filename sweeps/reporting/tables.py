@@ -215,6 +215,7 @@ def phases(sweep: Sweep) -> Table:
         ("baselines", sweep.baselines),
         ("search", sweep.searched),
         ("finalists", sweep.finalists),
+        ("trained longer", () if sweep.longer is None else (sweep.longer,)),
     ):
         records = [record for one in settings for record in one.records]
         own = {record.key: record for record in records if record.key not in seen}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -16,15 +16,40 @@ from sweeps.cards import short_params
 from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.result import Gain, Result, Row, Winner
 
-__all__ = ["comparison", "winner_line"]
+__all__ = ["comparison", "summary", "winner_line"]
+
+SCREEN = 24
+"""Lines of the smallest terminal that people have."""
 
 
-def comparison(result: Result) -> Group:
-    """What a finished sweep prints: its table of methods where it has several, else the winner beside the baselines."""
+def comparison(result: Result, most: int | None = None) -> Group:
+    """What a sweep found: its table of methods where it has several, else the winner beside the baselines.
+
+    Args:
+        result: of a finished sweep.
+        most: rows, or of a single method baselines, that are shown at most; how many are not is told.
+    """
     if len(result.methods) > 1:
         title = f"{result.sweep}: test accuracy in %, mean ±95% over {result.protocol.seeds} seeds, best on top"
-        return Group(Text(title), _methods(result), *_notes(result))
-    return Group(_winner_and_baselines(result), Text(), *_notes(result))
+        rows = len(result.methods) + len(result.other_baselines())
+        return Group(Text(title), _methods(result, most), *_not_shown(rows, most), *_notes(result, most))
+    hidden = _not_shown(len(result.baselines), most) or [Text()]
+    return Group(_winner_and_baselines(result, most), *hidden, *_notes(result, most))
+
+
+def summary(result: Result, console: Console, below: int) -> Group:
+    """`comparison` with as many rows as a screen takes that shows so many other lines below it; one at least."""
+    most = max(len(result.methods) + len(result.other_baselines()), len(result.baselines))
+    shown = comparison(result)
+    while most > 1 and len(console.render_lines(shown)) + below > SCREEN:
+        most -= 1
+        shown = comparison(result, most)
+    return shown
+
+
+def _not_shown(rows: int, most: int | None) -> list[Text]:
+    more = 0 if most is None else rows - most
+    return [Text(f"  and {more} more, which `lt-sweep table` shows")] if more > 0 else []
 
 
 def winner_line(result: Result) -> str:
@@ -41,7 +66,7 @@ def _named(result: Result, winner: Winner) -> str:
     return f"{whose}trial {winner.trial}, {short_params(winner.searched) or 'nothing searched'}"
 
 
-def _methods(result: Result) -> Table:
+def _methods(result: Result, most: int | None) -> Table:
     """A line a method, best first: mean over seeds and its 95% interval by split, the best of S, what selected it."""
     seeds = result.protocol.seeds
     table = Table(box=None, padding=(0, 1, 0, 0))
@@ -51,15 +76,16 @@ def _methods(result: Result) -> Table:
         table.add_column(split, no_wrap=True)
     table.add_column(f"best/{seeds}", justify="right", no_wrap=True)
     table.add_column(result.protocol.on, justify="right", no_wrap=True)
-    for place, row in enumerate(result.methods):
+    for place, row in enumerate(result.methods[:most]):
         tie = "=" if place and row.tied else ""
         table.add_row(tie, row.method, *means(row), percent(row.best_of.acc_all), percent(row.objective))
-    for name, baseline in result.other_baselines().items():
+    left = None if most is None else max(0, most - len(result.methods))
+    for name, baseline in list(result.other_baselines().items())[:left]:
         table.add_row("", f"{name} (baseline)", *means(baseline), percent(baseline.best_of.acc_all), "")
     return table
 
 
-def _winner_and_baselines(result: Result) -> Table:
+def _winner_and_baselines(result: Result, most: int | None) -> Table:
     """Baselines and winner: best of S beside the mean over seeds and its 95% interval, in percent."""
     table = Table(title=f"{result.sweep}: test accuracy in %", title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
@@ -68,7 +94,7 @@ def _winner_and_baselines(result: Result) -> Table:
         table.add_column(split, no_wrap=True)
     table.add_column("LoMa", justify="right")
     table.add_column("cv", justify="right")
-    for name, row in result.baselines.items():
+    for name, row in list(result.baselines.items())[:most]:
         _add(table, name, row)
     if result.winner is not None:
         _add(table, result.winner.params["kind"], result.winner)
@@ -85,7 +111,7 @@ def _add(table: Table, name: str, row: Row) -> None:
     table.add_row("", "mean ±95%", *means(row), *loma)
 
 
-def _notes(result: Result) -> list[Text]:
+def _notes(result: Result, most: int | None) -> list[Text]:
     protocol, winner, several = result.protocol, result.winner, len(result.methods) > 1
     fresh = f", {protocol.finalists} finalists on fresh seeds" if protocol.finalists else ""
     lines = ["no winner" if winner is None else f"winner: {_named(result, winner)}"]
@@ -100,9 +126,10 @@ def _notes(result: Result) -> list[Text]:
         whole = " that was not stopped" if result.runs.stopped else ""
         lines.append(f"every {'finalist' if some else f'trial{whole}'} failed: result.json says why")
     elif not several:
-        lines += [f"gain over {name}, points: {_gain(gain)}" for name, gain in winner.gain.items()]
+        lines += [f"gain over {name}, points: {_gain(gain)}" for name, gain in list(winner.gain.items())[:most]]
+    lines += _longer(result)
     if protocol.seeds > 1:
-        ties = any(row.tied for row in result.methods[1:])
+        ties = any(row.tied for row in result.methods[1:most])
         what = "intervals and ties (=) are over seeds of" if ties else "intervals are over seeds of the"
         lines.append(f"{what} re-training: one backbone, one test set")
     trials = sum(trial.stopped is not None for trial in result.trials)
@@ -113,6 +140,20 @@ def _notes(result: Result) -> list[Text]:
         f"{result.seconds['total']:.0f} s, of them training {result.seconds['train']:.0f} s"
     )
     return [Text(line) for line in lines]
+
+
+def _longer(result: Result) -> list[str]:
+    """Where the winner leads when it trains longer."""
+    longer = result.longer
+    if longer is None:
+        return [f"not trained longer: {result.not_longer}"] if result.not_longer else []
+    ends = {"falls": "it stands on a transient", "level": "level, no transient", "gains": "not trained to its end"}[
+        longer.ends
+    ]
+    lines = [f"trained {longer.times}x as long: {difference(longer.change)} on {result.protocol.on}: {ends}"]
+    if longer.over_start is not None and longer.beside_start == "below":
+        lines.append(f"  and so below the stage-1 head, vanilla: {difference(longer.over_start)}")
+    return lines
 
 
 def _gain(gain: Mapping[str, Gain]) -> str:

@@ -12,10 +12,12 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
-from sweeps.reporting.compare import Ending, difference, ending, estimate, judged
+from sweeps.reporting.compare import difference, estimate
 from sweeps.reporting.content import Cell, Column, Table, Verdict
 from sweeps.reporting.formats import shown
+from sweeps.reporting.naming import called, role
 from sweeps.reporting.reading import Setting, Sweep
+from sweeps.reporting.transient import ending_of, ending_text
 
 __all__ = ["called", "ending_of", "ending_text", "role", "selected", "verdict"]
 
@@ -34,18 +36,6 @@ def verdict(sweep: Sweep) -> Verdict:
         gains=_gains(sweep),
         cautions=tuple(_cautions(sweep)),
     )
-
-
-def called(sweep: Sweep, setting: Setting) -> str:
-    """`los, trial 3`: what people call a setting; a baseline by its name."""
-    if setting.trial.phase == "baseline":
-        return setting.trial.name.removeprefix("baseline-")
-    return f"{setting.trial.called}, trial {setting.trial.number}"
-
-
-def role(sweep: Sweep) -> str:
-    """What the first setting is called: no one has won a sweep that is not finished."""
-    return "winner" if sweep.state == "finished" else "leader"
 
 
 def selected(sweep: Sweep) -> str:
@@ -175,7 +165,9 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     if len(winner.records) == 1:
         trains = winner.trial.method.trains
         yield (
-            "One seed: no interval and no test; a difference may be luck." if trains else "It trains nothing: one run."
+            "One seed: no interval and no test; a difference may be luck."
+            if trains
+            else "It trains nothing: one run, and none that could be trained longer."
         )
     elif float(np.ptp(winner.values[:, sweep.column])) < selection.ROUNDING:
         yield "All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."
@@ -185,7 +177,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     empty = [split for place, split in enumerate(SPLITS) if np.isnan(winner.values[:, place]).all()]
     if empty:
         yield f"No {' and no '.join(empty)} classes in this dataset: shown as a dash and left out, never counted as 0."
-    failed = [one for one in sweep.every if one.failed]
+    failed = [one for one in sweep.every if one.failed and one is not sweep.longer]
     if failed:
         yield f"{len(failed)} settings failed and cannot win; they are listed at the end."
     yield from sweep.missing
@@ -222,31 +214,3 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
 
 def _same(one: Setting, other: Setting) -> bool:
     return (one.trial.contestant, one.trial.number) == (other.trial.contestant, other.trial.number)
-
-
-def ending_of(sweep: Sweep, setting: Setting) -> Ending | None:
-    """How a setting's accuracy curve ends, on what is selected on; None for one that trains nothing."""
-    if not setting.trial.method.trains or setting.failed:
-        return None
-    return ending(judged(setting.records, sweep.spec.selection.on, sweep.column))
-
-
-def ending_text(sweep: Sweep, end: Ending) -> str:
-    """The transient question, answered by the curve."""
-    stands = "that epoch counts" if sweep.spec.selection.epoch == "best" else "its last epoch counts"
-    who = role(sweep)
-    if end.shape == "short":
-        return f"Too few epochs ({end.epochs}) to say whether the {who} stands on a transient."
-    if end.shape == "falling":
-        return (
-            f"The {who} stands on a transient: its curve peaks at epoch {end.peak} ({100 * end.peak_value:.2f} %) and "
-            f"falls to {100 * end.last_value:.2f} %; {stands}. Trained longer it may lose more."
-        )
-    if end.shape == "rising":
-        return (
-            f"The {who} stands on a transient: its curve still rises at epoch {end.epochs}; more epochs may add to it."
-        )
-    return (
-        f"No transient by its curve, which is level at epoch {end.epochs}; but the learning rate falls to 0 there, so "
-        "only a longer run can say where it leads."
-    )

@@ -116,7 +116,7 @@ def sweep(trials: int, generation: int, sampler: str, storage: Path, classes: in
                     "method.weight_decay": {"loguniform": [1e-6, 1e-1]},
                 },
             },
-            "selection": {"on": "test", "seeds": 5, "finalists": 3},
+            "selection": {"on": "test", "seeds": 5, "finalists": 3, "longer": None},
             "resources": {"lanes_per_pack": 60},
             "baselines": [],
             "tracking": "none",

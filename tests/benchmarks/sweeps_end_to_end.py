@@ -113,7 +113,7 @@ def sweep_document(settings: Settings, place: Path) -> dict[str, Any]:
                 "method.weight_decay": {"loguniform": [1e-6, 1e-1]},
             },
         },
-        "selection": {"on": "test", "seeds": settings.sweep_seeds, "objective": "mean"},
+        "selection": {"on": "test", "seeds": settings.sweep_seeds, "objective": "mean", "longer": None},
         "baselines": [],
         "backend": "ray",
         "resources": {"cpus_per_pack": settings.threads},

@@ -122,7 +122,7 @@ class Attempt:
                     "method.lr": {"loguniform": [1e-3, 1e-1]},
                 },
             },
-            "selection": {"seeds": SEEDS, "finalists": FINALISTS},
+            "selection": {"seeds": SEEDS, "finalists": FINALISTS, "longer": None},
             "resources": {"lanes_per_pack": SEEDS},
             "backend": {"kind": "ray", **({"bank_store": self.bank_store} if self.bank_store else {})},
             "tracking": {"uri": self.world.tracking_uri, "experiment": self.name},

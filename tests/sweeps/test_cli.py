@@ -100,6 +100,11 @@ def test_plan_says_what_will_be_done(lt_sweep: Command, spec_file: Path):
     shown = lt_sweep("plan", spec_file)
     assert "7 in 4 generations of 2" in shown.stdout
     assert "17: search 14 (2 seeds), baselines 3, finalists 0" in shown.stdout
+    assert "as long" not in shown.stdout
+    spec_file.write_text(spec_file.read_text().replace("longer: null", "longer: 4"))
+    longer = lt_sweep("plan", spec_file).stdout
+    assert "19: search 14 (2 seeds), baselines 3, finalists 0" in longer
+    assert "and 2 of the winner, 4 times as long" in longer
 
 
 def test_run_prints_the_table_and_the_next_commands_and_resume_agrees(
@@ -110,6 +115,7 @@ def test_run_prints_the_table_and_the_next_commands_and_resume_agrees(
     for word in ("vanilla", "ce", "los", "best of 2", "mean ±95%", "many", "medium", "few", "lt-sweep ui", "winner"):
         assert word in ran.stdout
     assert all(len(line) <= 80 for line in ran.stdout.splitlines() if str(tmp_path) not in line), ran.stdout
+    assert len(ran.stdout.splitlines()) <= 24, "the summary fits a screen"
     assert "17/17 runs" in ran.stderr
     again = lt_sweep("resume", "--json", tmp_path / "runs" / "small")
     result = json.loads(again.stdout)

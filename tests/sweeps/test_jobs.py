@@ -383,3 +383,16 @@ def test_the_last_winner_of_a_family_is_not_shown_as_its_own(
     said = json.loads(capsys.readouterr().out)
     note = "`lt-sweep logs family --address http://127.0.0.1:8265` prints its table"
     assert (said["state"], said["winner"], said["note"]) == ("finished", "", note)
+
+
+def test_a_log_is_one_document_and_one_that_goes_on_is_not(job_api: JobApi, capsys: pytest.CaptureFixture[str]) -> None:
+    job_api.add("first", ran("demo", "/storage"), {}, "SUCCEEDED")
+    job_api.logs["first"] = f"the table\n{SAID % ('finished', '')}\nthe last line\n"
+    assert lt_sweep("logs", "demo", *ADDRESS, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"job": "first", "sweep": "demo", "state": "succeeded", "log": "the table\nthe last line\n"}
+    assert lt_sweep("logs", "demo", *ADDRESS) == 0
+    assert capsys.readouterr().out == "the table\nthe last line\n"
+    with pytest.raises(SystemExit, match="2"):
+        lt_sweep("logs", "demo", *ADDRESS, "--json", "--follow")
+    assert "--follow: not allowed with argument --json" in capsys.readouterr().err

@@ -47,6 +47,11 @@ def problems(tmp_path: Path, text: str) -> list[str]:
 
 
 REFUSALS = {
+    "no longer than the winner": (
+        "search:\n",
+        "selection: {longer: 1}\nsearch:\n",
+        "s.yaml:7: selection.longer: must be at least 2, got 1",
+    ),
     "unknown key": ("stage1:", "stagee1:", "s.yaml:5: stagee1: unknown key; did you mean 'stage1'? known: version, "),
     "unknown key of a kind": (
         "{kind: los}",

@@ -31,13 +31,15 @@ def test_every_backend_gives_what_a_plain_loop_gives(
 ):
     if kind == "ray":
         request.getfixturevalue("local_ray")
-    sections = sections | {"selection": {"seeds": 2, "finalists": 2}}
+    sections = sections | {"selection": {"seeds": 2, "finalists": 2, "longer": 2}}
     plain = small_sweep(name="plain", **sections)
     spec = small_sweep(name=f"on-{kind}", backend={"kind": kind}, **sections)
     expected, found = sweeps.run(plain), sweeps.run(spec)
     assert (found.runs.stopped > 0) is (sections["resources"] == HALVED["resources"])
     assert runs_by_key(spec) == runs_by_key(plain)
     assert found.winner == expected.winner
+    assert found.longer == expected.longer
+    assert found.longer is not None
     assert found.trials == expected.trials
     assert found.runs == expected.runs
 

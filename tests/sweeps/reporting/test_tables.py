@@ -8,19 +8,23 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sweeps.crosstable import Cell, CrossRow, CrossTable
+from sweeps.reporting.cross import cross_comparison
 from sweeps.reporting.markdown import method_table
-from sweeps.reporting.terminal import comparison
+from sweeps.reporting.terminal import comparison, summary
 from sweeps.result import (
     Accuracies,
     Gain,
     Intervals,
     Loma,
+    LongerRun,
     MethodRow,
     Protocol,
     Result,
     Row,
     RunCounts,
     SeedAccuracies,
+    TrialRow,
     Winner,
 )
 
@@ -144,3 +148,96 @@ def test_one_seed_has_no_interval_to_explain(seeds: int) -> None:
     shown = result(method("los", 0.8, half=None), method("ce", 0.7, half=None))
     shown = shown.model_copy(update={"protocol": shown.protocol.model_copy(update={"seeds": seeds})})
     assert any("intervals are over seeds" in line for line in lines_of(shown)) is (seeds > 1)
+
+
+def longer(gain: Gain, ends: Any = "falls", beside: Any = "below") -> LongerRun:
+    """The winner trained three times as long, with the same difference from the winner and from the stage-1 head."""
+    return LongerRun(
+        **dict(row(0.7, kind="los")),
+        times=3,
+        objective=0.7,
+        objective_ci95=(0.69, 0.71),
+        change=gain,
+        ends=ends,
+        over_start=gain,
+        beside_start=beside,
+        behind={},
+    )
+
+
+WIDE = Gain(mean=-0.2667, ci95=(-0.2767, -0.2567), p_value=0.0)
+
+BELOW = 6
+"""Lines that `lt-sweep run` prints below the table: what to do next."""
+
+
+def summary_of(shown: Result) -> list[str]:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(summary(shown, console, BELOW))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_summary_of_a_run_fits_a_screen_for_every_method_of_the_registry() -> None:
+    names = [f"{LONGEST_NAME[:-2]}{number:02d}" for number in range(18)]
+    whole = result(*(method(name, 0.8 - place / 100, tied=True) for place, name in enumerate(names)))
+    whole = whole.model_copy(update={"longer": longer(WIDE)})
+    lines = summary_of(whole)
+    assert len(lines) + BELOW == 24
+    assert max(map(len, lines)) <= 80
+    (place,) = [number for number, line in enumerate(lines) if "more, which `lt-sweep table` shows" in line]
+    assert lines[place].split()[1] == str(18 - (place - 2))
+    assert all(name in line for name, line in zip(names, lines[2:place], strict=False))
+    assert [line for line in lines if line.startswith("winner: ")]
+    assert "runs finished" in lines[-1]
+    assert names[-1] in lines_of(whole)[19], "lt-sweep table shows all"
+
+
+def test_the_summary_of_one_method_fits_a_screen_with_everything_that_may_be_said() -> None:
+    shown = result(method("los", 0.8), baselines={"vanilla": row(0.7, None), "ce": row(0.7)})
+    protocol = shown.protocol.model_copy(update={"on": "test"})
+    trials = [TrialRow(number=0, params={}, objective=0.5, stopped=5, seeds=[])]
+    shown = shown.model_copy(update={"longer": longer(WIDE), "protocol": protocol, "trials": trials})
+    lines = summary_of(shown)
+    assert lines == lines_of(shown), "nothing is left out"
+    assert len(lines) + BELOW <= 24
+    many = {f"b{number}": row(0.7) for number in range(9)}
+    cut = summary_of(shown.model_copy(update={"baselines": many}))
+    assert len(cut) + BELOW <= 24
+    assert any("more, which `lt-sweep table` shows" in line for line in cut)
+    assert any(line.startswith("los") for line in cut), "the winner is shown whatever is left out"
+
+
+@pytest.mark.parametrize(
+    ("ends", "beside", "said"),
+    [
+        ("falls", "below", "trained 3x as long: -26.67 [-27.67, -25.67] on val: it stands on a transient"),
+        ("level", "above", "trained 3x as long: -26.67 [-27.67, -25.67] on val: level, no transient"),
+        ("gains", "level", "trained 3x as long: -26.67 [-27.67, -25.67] on val: not trained to its end"),
+    ],
+)
+def test_where_the_winner_leads_is_a_line(ends: str, beside: str, said: str) -> None:
+    shown = result(method("los", 0.8), baselines={"vanilla": row(0.7, None)})
+    lines = lines_of(shown.model_copy(update={"longer": longer(WIDE, ends, beside)}))
+    assert said in lines
+    assert any("below the stage-1 head" in line for line in lines) is (beside == "below")
+    none = lines_of(shown.model_copy(update={"not_longer": "the longer run failed"}))
+    assert "not trained longer: the longer run failed" in none
+    assert not any("longer" in line for line in lines_of(shown))
+
+
+def test_a_family_of_four_members_fits_a_screen() -> None:
+    """The paper's Table 4: seven columns."""
+    columns = ("vanilla", "ce", "focal", "ldam", "bs", "cb-bce", "los")
+    ours = row(0.8)
+    few = {"mean": Accuracies(**dict(ours.mean) | {"acc_few": 0.85}), "ci95": ours.ci95}
+    cells = {name: Cell(**few, seeds=[5, 6], searched={}, best=name == "los") for name in columns}
+    members = ("ce_steps", "ce_drw", "ldam_drw", "balanced_softmax")
+    protocol = result(method("los", 0.8)).protocol
+    rows = [CrossRow(value=one, sweep=f"table4-{one}", protocol=protocol, cells=cells) for one in members]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(cross_comparison(CrossTable(family="table4", across="stage1", methods=list(columns), rows=rows)))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
