@@ -54,7 +54,10 @@ def test_what_is_typed_otherwise_or_not_at_all(tmp_path: Path) -> None:
         ("a  1.0 │", "a 10.0│", False),
         ("┌────┐\n│ 100 │", "┌──────┐\n│ 2   │", True),
         ("141 runs finished, 0 failed", "141 runs finished", False),
-        ("los wins", "los is first", False),
+        ("los  80.1 ±0.1\nce   79.0", "ce  80.2\nlos 80.0 ±0.2", True),
+        ("winner: los, trial 3, d=0.5 lr=0.1", "winner: ce, trial 12, lr=0.1", True),
+        ("mine: los wins: 8.1 % right over all classes", "mine: ce is first: 9.0 % right over all", True),
+        ("selected on val", "selected on test", False),
         ("banks/" + "0" * 64, "banks/" + "ab" * 32, True),
     ],
 )
