@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
 
-.PHONY: env demo test test-cluster lint bench bench-quick scale faults cluster-up cluster-down lock clean
+.PHONY: env demo docs test test-cluster lint bench bench-quick scale faults cluster-up cluster-down lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make faults what happens to a sweep when something dies: eleven faults, five times each (an hour; root)"
 	@echo "make scale  the driver against 1,000 simulated packs on 500 simulated workers"
 	@echo "make cluster-up    a team's cluster on this machine: Ray nodes, PostgreSQL, an S3 store, MLflow; cluster-down"
+	@echo "make docs   what programs make of the documentation: the reference, the tutorial's outputs, pictures (chromium)"
 	@echo "make env    only the environment, in .venv"
 
 env: .venv/.done
@@ -40,6 +41,9 @@ test: env
 
 test-cluster: env
 	$(BIN)/pytest tests/cluster tests/faults
+
+docs: env
+	$(BIN)/python tests/documentation
 
 lint: env
 	$(BIN)/ruff check .

@@ -120,8 +120,10 @@ def build_parser() -> argparse.ArgumentParser:
         "lt-train backbone --dataset digits_lt imbalance_ratio=20 --backbone small_cnn --out digits.safetensors",
     )
     backbone.add_argument("--dataset", required=True, **kind, help="a dataset kind and its parameters")
-    backbone.add_argument("--backbone", default=["small_cnn"], **kind, help="default: small_cnn")
-    backbone.add_argument("--recipe", default=["ce"], **kind, help="default: ce")
+    backbone.add_argument(
+        "--backbone", default=["small_cnn"], **kind, help="a backbone kind and its parameters (default: small_cnn)"
+    )
+    backbone.add_argument("--recipe", default=["ce"], **kind, help="a stage-1 recipe and its parameters (default: ce)")
     backbone.add_argument("--out", type=_path, required=True, help="the checkpoint to write")
     backbone.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
 
@@ -171,7 +173,12 @@ def build_parser() -> argparse.ArgumentParser:
     retrain.add_argument("--epochs", type=_positive, default=20, help="passes over the training set (default: 20)")
     retrain.add_argument("--batch-size", type=_positive, default=64, help="pictures a step (default: 64)")
     retrain.add_argument("--seeds", type=_positive, default=5, help="how many seeds, from 0 (default: 5)")
-    retrain.add_argument("--engine", choices=["fused", "reference"], default="fused", help="default: fused")
+    retrain.add_argument(
+        "--engine",
+        choices=["fused", "reference"],
+        default="fused",
+        help="fused trains all seeds at once; reference is the plain loop it is held against (default: fused)",
+    )
     retrain.add_argument(
         "--select", choices=["val", "test"], default="val", help="what the best is chosen on (default: val)"
     )

@@ -34,7 +34,7 @@ _CHANNELS = (1, 3, 4)
 
 
 class Arrays(DatasetSpec):
-    """A user's own features or pictures; keys and shapes as DESIGN section 5 and the module of this kind say."""
+    """Features or pictures of one's own in one .npz or .safetensors file, long-tailed as they are."""
 
     kind: Literal["arrays"] = "arrays"
     path: Annotated[str, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lt_train import seeding
 from lt_train.datasets.base import Labelled, PadCrop, PictureData
-from lt_train.datasets.longtail import LongTailSpec, cut_longtail
+from lt_train.datasets.longtail import AUGMENTATION, LongTailSpec, cut_longtail
 
 __all__ = ["DigitsLT"]
 
@@ -32,7 +32,7 @@ class DigitsLT(LongTailSpec):
     val_per_class: Annotated[
         int, Field(ge=0, description="validation pictures a class; 0 keeps the whole cut for training, without val")
     ] = 14
-    augmentation: PadCrop = PadCrop(pad=1, flip=False)
+    augmentation: Annotated[PadCrop, Field(description=AUGMENTATION)] = PadCrop(pad=1, flip=False)
 
     def load(self) -> PictureData:
         """8 x 8 grey pictures; the values 0 .. 16 are scaled to 0 .. 255."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train.datasets.base import Labelled, PadCrop, PictureData, blank
-from lt_train.datasets.longtail import LongTailSpec
+from lt_train.datasets.longtail import AUGMENTATION, LongTailSpec
 from lt_train.errors import DataError
 
 __all__ = ["FashionMnistLT"]
@@ -42,7 +42,7 @@ class FashionMnistLT(LongTailSpec):
     val_per_class: Annotated[
         int, Field(ge=0, description="validation pictures a class; 0 keeps the published training set, without val")
     ] = 100
-    augmentation: PadCrop = PadCrop(pad=1, flip=True)
+    augmentation: Annotated[PadCrop, Field(description=AUGMENTATION)] = PadCrop(pad=1, flip=True)
 
     def load(self) -> PictureData:
         """28 x 28 grey pictures.

@@ -57,7 +57,9 @@ class ListSpec(PicturesSpec):
         Field(description="list file of the validation pictures; null holds val_fraction of the training pictures out"),
     ] = None
     test: Annotated[str, Field(description="list file of the test pictures")] = "test.txt"
-    sha256: ListHashes = ListHashes()
+    sha256: Annotated[
+        ListHashes, Field(description="hashes that pin the lists, {train, val, test}; another file is refused")
+    ] = ListHashes()
 
     def identity(self) -> dict[str, Any]:
         """The spec without where files and lists are, and what they must be."""

@@ -21,7 +21,19 @@ from lt_train.datasets.pictures import Pictures
 from lt_train.errors import DataError
 from lt_train.registry import Spec
 
-__all__ = ["Cut", "LongTailSpec", "class_sizes", "cut_longtail", "hold_out", "hold_out_fraction", "take"]
+__all__ = [
+    "AUGMENTATION",
+    "Cut",
+    "LongTailSpec",
+    "class_sizes",
+    "cut_longtail",
+    "hold_out",
+    "hold_out_fraction",
+    "take",
+]
+
+AUGMENTATION = "what stage 1 and the views of a bank apply, {pad, flip}"
+"""What the field of this name says of itself, wherever its default differs."""
 
 _NAMED_IN_NOTES = 20
 
@@ -69,7 +81,7 @@ class LongTailSpec(DatasetSpec):
         int | None,
         Field(description="null takes the first n_k pictures of class k; a seed shuffles each class before the cut"),
     ] = None
-    augmentation: PadCrop = PadCrop(pad=4, flip=True)
+    augmentation: Annotated[PadCrop, Field(description=AUGMENTATION)] = PadCrop(pad=4, flip=True)
 
     def cut(
         self,

@@ -97,7 +97,8 @@ def _of_each(*sides: tuple[str, Sweep]) -> Iterator[str]:
 
 def _selection(ours: tuple[str, Sweep], reference: tuple[str, Sweep], column: int) -> Iterator[str]:
     (label, a), (reference_label, b) = ours, reference
-    mine, theirs = (one.spec.selection.model_dump() for one in (a, b))
+    # Whether the winner is trained longer afterwards chooses nothing.
+    mine, theirs = (one.spec.selection.model_dump(exclude={"longer"}) for one in (a, b))
     if differ := [f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]:
         yield f"{label} selected otherwise than {reference_label}, which may be the difference: {'; '.join(differ)}."
     flattered = [name for name, one in (ours, reference) if one.spec.selection.on == "test"]

@@ -91,7 +91,8 @@ def test_a_sweep_against_its_copy_is_a_tie_in_everything(small_sweep: MakeSweep)
 
 def test_other_seeds_are_compared_by_welch_and_the_protocol_is_told(small_sweep: MakeSweep) -> None:
     first = run(small_sweep, "search-seeds")
-    second = run(small_sweep, "fresh-seeds", selection={"seeds": 3, "finalists": 1, "on": "test"})
+    chosen = {"seeds": 3, "finalists": 1, "on": "test", "longer": None}
+    second = run(small_sweep, "fresh-seeds", selection=chosen)
     pair = only_pair(first, second)
     assert pair.winners is not None
     assert (pair.winners.test, pair.winners.pairs) == ("welch", 0)

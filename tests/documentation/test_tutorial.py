@@ -1,0 +1,33 @@
+"""The tutorial, from the first to the last line of the very page, by a shell that has nothing but our programs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from documentation.elsewhere import typed_in
+from documentation.pages import ROOT, blocks
+from documentation.running import alike, walk
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+
+
+def test_it_runs_and_prints_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    page = blocks(TUTORIAL.read_text())
+    said = {block.start: after.text for block, after in itertools.pairwise(page) if after.language == "text"}
+    printed = {block.start: text for block, text in walk(page, tmp_path, typed=typed_in("docs/tutorial.md"))}
+    assert len(said) >= 6
+    for start, text in said.items():
+        assert alike(printed[start], text), f"run `make docs`: the page has\n{text}\nand printed is\n{printed[start]}"
+    report = tmp_path / "longtail-tutorial" / "runs" / "digits" / "report" / "index.html"
+    assert "los" in report.read_text()
+
+
+def test_the_output_of_the_demo_has_the_shape_of_the_tutorials() -> None:
+    """The demo takes minutes and is not run here; what a run prints, the tutorial's test holds."""
+    (demo, *_) = [block.text for block in blocks((ROOT / "README.md").read_text()) if block.text.startswith("demo: ")]
+    printed = [block.text for block in blocks(TUTORIAL.read_text()) if "\ndigits: test accuracy" in block.text]
+    of_run = printed[0][printed[0].index("digits: test accuracy") :]
+    assert alike(demo.replace(".venv/bin/", "").replace("demo", "digits"), of_run)
