@@ -38,6 +38,11 @@ ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
     "docs/frozen.md": {
         "python tests/benchmarks/frozen.py": ("tests/benchmarks/test_frozen.py::test_a_tiny_measurement_is_whole",)
     },
+    "docs/mlflow.md": {
+        "LT_SCREENSHOTS=docs/images python -m pytest tests/sweeps/tracking/test_mlflow_in_a_browser.py": (
+            "tests/sweeps/tracking/test_mlflow_in_a_browser.py::test_the_runs_table_shows_what_matters_best_first",
+        )
+    },
     "docs/report.md": {"make bench BENCH=--parts=f": MAKE},
     "docs/paper.md": {"lt-sweep run sweeps/specs/table4.yaml": HOURS},
     "docs/results.md": {
