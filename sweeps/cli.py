@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.errors import LongtailError, SpecError
+from sweeps.stopping import interrupt
 
 __all__ = ["build_parser", "main"]
 
@@ -23,7 +24,7 @@ __all__ = ["build_parser", "main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         _prepare(arguments)
         room, _, function = arguments.command.rpartition(".")
@@ -56,10 +57,6 @@ def _prepare(arguments: argparse.Namespace) -> None:
     if allowed := getattr(arguments, "allow_import", None):
         os.environ[ALLOWED_VARIABLE] = ",".join(allowed)
         sys.path.append(os.getcwd())  # a package that lies here, last: no file here stands in for a library
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _port(text: str) -> int:
