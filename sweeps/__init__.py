@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweeps.crosstable import CrossTable, cross_table
     from sweeps.driver import resume, run
-    from sweeps.family import Family, load_family
-    from sweeps.family_driver import resume_family, run_family
+    from sweeps.families.crosstable import CrossTable, cross_table
+    from sweeps.families.driver import resume_family, run_family
+    from sweeps.families.family import Family, load_family
     from sweeps.reporting.comparing import Comparison, compare
     from sweeps.reporting.writing import write_report as report
     from sweeps.result import Result
@@ -40,19 +40,19 @@ __all__ = [
 
 _PLACES = {
     "Comparison": ("sweeps.reporting.comparing", "Comparison"),
-    "CrossTable": ("sweeps.crosstable", "CrossTable"),
-    "Family": ("sweeps.family", "Family"),
+    "CrossTable": ("sweeps.families.crosstable", "CrossTable"),
+    "Family": ("sweeps.families.family", "Family"),
     "Result": ("sweeps.result", "Result"),
     "SweepSpec": ("sweeps.spec", "SweepSpec"),
     "compare": ("sweeps.reporting.comparing", "compare"),
-    "cross_table": ("sweeps.crosstable", "cross_table"),
+    "cross_table": ("sweeps.families.crosstable", "cross_table"),
     "load": ("sweeps.spec", "load_sweep"),
-    "load_family": ("sweeps.family", "load_family"),
+    "load_family": ("sweeps.families.family", "load_family"),
     "report": ("sweeps.reporting.writing", "write_report"),
     "resume": ("sweeps.driver", "resume"),
-    "resume_family": ("sweeps.family_driver", "resume_family"),
+    "resume_family": ("sweeps.families.driver", "resume_family"),
     "run": ("sweeps.driver", "run"),
-    "run_family": ("sweeps.family_driver", "run_family"),
+    "run_family": ("sweeps.families.driver", "run_family"),
 }
 
 

@@ -1,7 +1,7 @@
 """`lt-sweep`: the command line over `sweeps`. Parses, calls one function, and says in an exit code how it went.
 
-Exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted. What a command does is in `sweeps.commands` and
-`sweeps.job_commands`, which are imported when one runs: `--help` waits for nothing.
+Exit codes: 0 done, 1 failed, 2 the user's input, 130 interrupted. What a command does is in `sweeps.commands.here` and
+`sweeps.commands.jobs`, which are imported when one runs: `--help` waits for nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.errors import LongtailError, SpecError
+from sweeps.stopping import interrupt
 
 __all__ = ["build_parser", "main"]
 
@@ -23,7 +24,7 @@ __all__ = ["build_parser", "main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         _prepare(arguments)
         room, _, function = arguments.command.rpartition(".")
@@ -48,18 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(arguments: argparse.Namespace) -> None:
     """What must be known before any room is imported: secrets, files, and whose kinds there are beside ours."""
     from lt_train.registry import ALLOWED_VARIABLE
-    from sweeps.parcel import unpack
-    from sweeps.secret_files import load_secret_files
+    from sweeps.cluster.parcel import unpack
+    from sweeps.cluster.secret_files import load_secret_files
 
     load_secret_files()
     unpack()
     if allowed := getattr(arguments, "allow_import", None):
         os.environ[ALLOWED_VARIABLE] = ",".join(allowed)
         sys.path.append(os.getcwd())  # a package that lies here, last: no file here stands in for a library
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _port(text: str) -> int:
@@ -132,7 +129,7 @@ def _add_sweep_commands(commands: Any) -> None:
         "submit",
         "run a sweep as a job of a Ray cluster, or go on with it there",
         "lt-sweep submit sweep.yaml --address http://127.0.0.1:8265 --watch",
-        "job_commands.submit",
+        "jobs.submit",
     )
     sub.add_argument("spec", type=Path, help="sweep file; it travels, with the files it names by relative paths")
     sub.add_argument("--working-dir", type=Path, help="upload this whole directory instead")
@@ -145,7 +142,7 @@ def _add_sweep_commands(commands: Any) -> None:
         "status",
         "how far a sweep is: trials finished, best so far, rate, time left",
         "lt-sweep status demo --address http://127.0.0.1:8265 --watch",
-        "job_commands.status",
+        "jobs.status",
     )
     _add_target(sub)
     sub.add_argument("--watch", action="store_true", help="until it ends; exit code 0 when it is finished then")
@@ -155,7 +152,7 @@ def _add_sweep_commands(commands: Any) -> None:
         "logs",
         "what a sweep's job has printed",
         "lt-sweep logs demo --address http://127.0.0.1:8265 --follow",
-        "job_commands.logs",
+        "jobs.logs",
     )
     _add_target(sub, directory=False)
     how = sub.add_mutually_exclusive_group()  # what goes on has no end that a document could have
@@ -166,7 +163,7 @@ def _add_sweep_commands(commands: Any) -> None:
         "list",
         "the sweeps of a cluster, or of a storage here",
         "lt-sweep list --address http://127.0.0.1:8265",
-        "job_commands.list_sweeps",
+        "jobs.list_sweeps",
     )
     _add_address(sub)
     sub.add_argument("--storage", type=Path, help="those of this directory here (default without a cluster: runs)")
@@ -176,13 +173,11 @@ def _add_sweep_commands(commands: Any) -> None:
         "stop",
         "end a sweep in good order; finished runs are kept",
         "lt-sweep stop demo --address http://127.0.0.1:8265",
-        "job_commands.stop",
+        "jobs.stop",
     )
     _add_target(sub)
     _add_json(sub)
-    sub = _command(
-        commands, "resume", "go on with an interrupted sweep", "lt-sweep resume runs/demo", "job_commands.resume"
-    )
+    sub = _command(commands, "resume", "go on with an interrupted sweep", "lt-sweep resume runs/demo", "jobs.resume")
     _add_target(sub)
     _add_job_options(sub, address=False)
     _add_json(sub)
@@ -230,7 +225,7 @@ def _command(commands: Any, name: str, summary: str, example: str, function: str
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.set_defaults(command=f"sweeps.{function or f'commands.{name}'}")
+    sub.set_defaults(command=f"sweeps.commands.{function or f'here.{name}'}")
     return sub
 
 

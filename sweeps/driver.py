@@ -37,6 +37,7 @@ from sweeps.result import Result
 from sweeps.schedule import Schedule
 from sweeps.spec import SweepSpec
 from sweeps.status import JOB_VARIABLE, Progress, Publisher
+from sweeps.stopping import interrupt
 from sweeps.summary import summarise
 from sweeps.tracking.base import Champion, SweepCard
 from sweeps.tracking.patient import PatientTracker
@@ -119,7 +120,7 @@ def _stoppable() -> Iterator[None]:
     """Take `lt-sweep stop`, which sends SIGTERM, as Ctrl-C, also in a notebook: a sudden death would close nothing."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 `<storage>/<name>/` is a sweep's directory if it holds `sweep.json` (identity and resolved spec), and a family's if it
 holds `family.json`; `<storage>/cache/` is shared by all. Knows no specs, so that `lt-sweep status`, `stop` and `list`
-need not wait for torch: `directory` and `family_directory` know what these files mean.
+need not wait for torch: `sweeps.directory` and `sweeps.families.directory` know what these files mean.
 """
 
 from __future__ import annotations

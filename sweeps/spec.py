@@ -60,7 +60,7 @@ else:
 
 
 ACROSS = "across"
-"""The key that makes a file one of several sweeps; `sweeps.family` reads it."""
+"""The key that makes a file one of several sweeps; `sweeps.families.family` reads it."""
 
 SHARED = ("version", "name", "backend", "tracking", "storage")
 """What all sweeps of a family have in common: nothing of it decides results."""
@@ -201,7 +201,7 @@ def load_sweep(path: str | Path) -> SweepSpec:
 
     Raises:
         SpecError: `problems` holds every problem as `file:line: dotted.path: what is wrong; did you mean ...`; a file
-            with `across` is of several sweeps, and for `sweeps.family` to read.
+            with `across` is of several sweeps, and for `sweeps.families.family` to read.
     """
     source = load_yaml(path)
     if ACROSS in source.document:

@@ -27,7 +27,7 @@ SERVES = {"lt-sweep ui"}
 """Serves until it is stopped, and has nothing to say to a program."""
 
 ON_A_CLUSTER = {"lt-sweep submit", "lt-sweep logs"}
-"""Ask a cluster alone: tests/sweeps/test_jobs.py has their documents."""
+"""Ask a cluster alone: tests/sweeps/cluster/test_jobs.py has their documents."""
 
 ALONE = {"version": 1, "dataset": {"kind": "arrays", "path": "features.npz"}, "backend": "inline", "tracking": "none"}
 

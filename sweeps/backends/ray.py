@@ -1,4 +1,4 @@
-"""`ray`: Ray Tune drives packs across a cluster. This room and `sweeps.jobs` are the only files that work on Ray.
+"""`ray`: Ray Tune drives packs across a cluster. Only this room and `sweeps.cluster.jobs` work on Ray.
 
 A pack is one Tune trial; actors are reused, so a worker process starts once and imports torch once. On a local Ray
 workers open the bank where it lies. On a cluster it goes through the object store once, and every worker on a machine
@@ -29,8 +29,8 @@ from sweeps.backends.base import BackboneJob, BackendSpec, PackSource
 from sweeps.backends.extraction import ray_workers
 from sweeps.backends.training import train_together
 from sweeps.backends.tune import error_listener, searcher, trainable_class
-from sweeps.bank_store import publish
-from sweeps.secret_files import holds_credentials
+from sweeps.cluster.bank_store import publish
+from sweeps.cluster.secret_files import holds_credentials
 from sweeps.sizes import shown_size
 
 __all__ = ["RayBackend"]

@@ -12,8 +12,8 @@ from typing import Any
 from lt_train.errors import LongtailError, StorageError, UserError
 from lt_train.features.bank import FeatureBank
 from sweeps.backends.base import PackSource
-from sweeps.bank_store import fetched
-from sweeps.secret_files import load_secret_files
+from sweeps.cluster.bank_store import fetched
+from sweeps.cluster.secret_files import load_secret_files
 
 __all__ = ["error_listener", "is_own_fault", "searcher", "trainable_class"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from sweeps import crosstable
+from sweeps.families import crosstable
 from sweeps.reporting import class_figures, logit_figures, search_figures, tables, transient, value_figures
 from sweeps.reporting.comparing import compared
 from sweeps.reporting.comparison_sections import comparison_sections

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.crosstable import Cell, CrossRow, CrossTable
+from sweeps.families.crosstable import Cell, CrossRow, CrossTable
 from sweeps.reporting.cells import half_width, percent
 from sweeps.result import Protocol
 

@@ -23,7 +23,7 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.directory import known_bank, load_spec
-from sweeps.family_directory import load_known_family
+from sweeps.families.directory import load_known_family
 from sweeps.layout import CACHE, IDENTITY, is_family, sweep_directory
 from sweeps.ledger import FinishedRuns, Record
 from sweeps.result import Result

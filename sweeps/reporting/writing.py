@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file, writing
-from sweeps.crosstable import cross_table
-from sweeps.family_directory import load_known_family
+from sweeps.families.crosstable import cross_table
+from sweeps.families.directory import load_known_family
 from sweeps.layout import is_family
 from sweeps.reporting.class_figures import classes_shown
 from sweeps.reporting.composing import beside, compose

@@ -12,7 +12,7 @@ from support.features import write_features
 from support.pictures import write_pictures, write_tree
 
 import sweeps
-from sweeps.family import load_family
+from sweeps.families.family import load_family
 from sweeps.spec import load_resolved
 
 __all__ = ["write_stand_ins"]

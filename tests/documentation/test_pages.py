@@ -17,7 +17,7 @@ from documentation.stand_ins import write_stand_ins
 import lt_train.cli
 import sweeps
 import sweeps.cli
-from sweeps.family import load_file
+from sweeps.families.family import load_file
 
 MADE = ("infra/kuberay/secrets", "infra/mlflow/secrets")
 """Places that a command before makes."""

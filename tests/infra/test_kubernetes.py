@@ -14,8 +14,8 @@ from infra.manifests import INFRA, Document, documents, pods_of
 
 import sweeps
 import sweeps.cli
-from sweeps.jobs import STORAGE, SWEEP
-from sweeps.secret_files import FILE_PREFIX, SECRET_NAME
+from sweeps.cluster.jobs import STORAGE, SWEEP
+from sweeps.cluster.secret_files import FILE_PREFIX, SECRET_NAME
 from sweeps.status import JOB_VARIABLE
 
 PODS = {f"{name}: {pod}": spec for name, document in documents().items() for pod, spec in pods_of(document)}

@@ -24,8 +24,8 @@ from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import EpochRule, Pack, Run
 from sweeps import selection
-from sweeps.family import load_family
-from sweeps.family_driver import run_family
+from sweeps.families.driver import run_family
+from sweeps.families.family import load_family
 from sweeps.ledger import Ledger, Record
 from sweeps.plan import plan
 from sweeps.prepare import prepare

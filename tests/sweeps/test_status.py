@@ -170,7 +170,7 @@ def test_an_end_before_the_driver_at_work_is_not_its_own(
             lease.close()
 
         with monkeypatch.context() as patched:
-            patched.setattr("sweeps.job_commands.time.sleep", look_again)
+            patched.setattr("sweeps.commands.jobs.time.sleep", look_again)
             assert ask("--watch")["state"] == "finished"
         assert looked, "the watch did not end while a driver was preparing"
     own = {"driver": again.who, "started_ms": 2**50}

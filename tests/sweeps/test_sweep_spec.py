@@ -17,7 +17,7 @@ from lt_train.methods.los import LabelOverSmooth
 from lt_train.post_hoc.logit_adjust import LogitAdjust
 from lt_train.post_hoc.tau_norm import TauNorm
 from lt_train.samplers.class_balanced import ClassBalanced
-from sweeps.family import Family, load_file
+from sweeps.families.family import Family, load_file
 from sweeps.spec import SweepSpec, load_resolved, load_sweep, schema
 from sweeps.yaml_source import parse_yaml
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.crosstable import Cell, CrossRow, CrossTable
+from sweeps.families.crosstable import Cell, CrossRow, CrossTable
 from sweeps.reporting.cross import cross_comparison
 from sweeps.reporting.markdown import method_table
 from sweeps.reporting.terminal import comparison, summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import sweeps
-from sweeps.family import load_family
+from sweeps.families.family import load_family
 from sweeps.study import search_sizes
 
 TABLE4 = load_family(Path(sweeps.__file__).parent / "specs" / "table4.yaml")

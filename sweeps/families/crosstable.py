@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sweeps.family import Family
+from sweeps.families.family import Family
 from sweeps.result import Accuracies, Intervals, MethodRow, Protocol, Result, Row
 from sweeps.spec import SweepSpec
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from lt_train.errors import LongtailError, StorageError, UserError, first_line
 from sweeps import driver
-from sweeps.crosstable import CrossTable, cross_table
-from sweeps.family import Family
-from sweeps.family_directory import load_known_family, save_family
+from sweeps.families.crosstable import CrossTable, cross_table
+from sweeps.families.directory import load_known_family, save_family
+from sweeps.families.family import Family
 from sweeps.layout import IDENTITY, leases
 from sweeps.lease import Lease, held
 from sweeps.result import Result

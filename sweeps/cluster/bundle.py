@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.errors import UserError
-from sweeps.family import Family, load_file
+from sweeps.families.family import Family, load_file
 from sweeps.sizes import shown_size
 from sweeps.spec import SweepSpec
 

@@ -10,9 +10,9 @@ import pytest
 
 from lt_train.errors import BankError, LongtailError, SpecError, StorageError
 from lt_train.features.bank_files import open_bank
-from sweeps.bank_store import CACHE_VARIABLE, fetched, obtain, publish
+from sweeps.cluster.bank_store import CACHE_VARIABLE, fetched, obtain, publish
+from sweeps.cluster.secret_files import holds_credentials
 from sweeps.prepare import prepare
-from sweeps.secret_files import holds_credentials
 from sweeps.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]

@@ -21,12 +21,13 @@ from ray.runtime_env import RuntimeEnv
 
 import sweeps.cli
 from lt_train.errors import UserError
-from sweeps import job_commands, parcel
-from sweeps.bundle import bundled
-from sweeps.jobs import Cluster, JobOptions
+from sweeps.cluster import parcel
+from sweeps.cluster.bundle import bundled
+from sweeps.cluster.jobs import Cluster, JobOptions
+from sweeps.commands import following
 from sweeps.spec import SweepSpec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -264,7 +265,7 @@ def test_a_job_that_says_nothing_of_its_options_is_resumed(job_api: JobApi) -> N
 def test_a_watch_outlasts_a_moment_without_the_cluster(
     job_api: JobApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job_commands, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
     job_api.add("first", ran("demo", "/storage"), {}, "RUNNING")
     job_api.away = [4, 5]  # 1: which job; 2: how far
 
@@ -278,7 +279,7 @@ def test_a_watch_outlasts_a_moment_without_the_cluster(
     assert shown.err.count("the tunnel is down; asking again for 60 s") == 1
     assert "sweep demo: finished" in shown.out
     job_api.listed[0].status.value, job_api.asked = "RUNNING", 0
-    monkeypatch.setattr(job_commands, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.0)
     assert watch() == 1
     assert "failed: the tunnel is down\n" in capsys.readouterr().err
 
@@ -339,7 +340,7 @@ def test_who_stops_watching_is_told_that_the_sweep_goes_on(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job_commands.time, "sleep", interrupt)
+    monkeypatch.setattr(following.time, "sleep", interrupt)
     job_api.add("first", ran("demo", "/storage"), {}, "RUNNING")
     assert lt_sweep("status", "demo", *ADDRESS, "--watch") == 130
     assert capsys.readouterr().err == "lt-sweep: no longer followed; the sweep goes on\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lt_train.errors import SpecError
-from sweeps.family import Family, load_family, load_file
+from sweeps.families.family import Family, load_family, load_file
 from sweeps.spec import load_sweep, schema
 from sweeps.yaml_source import parse_yaml
 

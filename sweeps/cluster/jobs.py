@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import lt_train
 from lt_train.errors import LongtailError, UserError, first_line
-from sweeps.parcel import packed
+from sweeps.cluster.parcel import packed
 from sweeps.status import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "GRACE_SECONDS", "Cluster", "Job", "JobOptions"]

@@ -1,4 +1,4 @@
-"""What the commands do with a file, or a directory, of several sweeps; a single sweep is `sweeps.commands`' matter.
+"""What the commands do with a file, or a directory, of several sweeps; one sweep is the matter of `here`.
 
 Results go to standard output, progress and trouble to standard error.
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console
 
 from lt_train.errors import UserError
-from sweeps.crosstable import CrossTable, cross_table, read_result
-from sweeps.family import Family
-from sweeps.family_directory import find_sweeps
-from sweeps.family_driver import MembersFailed
+from sweeps.families.crosstable import CrossTable, cross_table, read_result
+from sweeps.families.directory import find_sweeps
+from sweeps.families.driver import MembersFailed
+from sweeps.families.family import Family
 from sweeps.reporting.cross import cross_comparison, cross_markdown
 from sweeps.reporting.markdown import method_table
 from sweeps.reporting.terminal import comparison

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from lt_train.errors import SpecError, UserError
-from sweeps import bundle
-from sweeps.bundle import bundled
+from sweeps.cluster import bundle
+from sweeps.cluster.bundle import bundled
 from sweeps.spec import SweepSpec
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lt_train.errors import UserError
 from lt_train.storage import atomic_file
 from sweeps.directory import check_name
-from sweeps.family import Family, load_file
+from sweeps.families.family import Family, load_file
 from sweeps.layout import FAMILY, IDENTITY, is_family, read_family
 from sweeps.spec import SweepSpec, load_resolved
 

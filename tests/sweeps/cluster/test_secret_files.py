@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lt_train.errors import UserError
-from sweeps.secret_files import FILE_PREFIX, checked_environment, load_secret_files, secret_files
+from sweeps.cluster.secret_files import FILE_PREFIX, checked_environment, load_secret_files, secret_files
 
 
 @pytest.mark.parametrize(

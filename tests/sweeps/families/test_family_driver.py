@@ -16,10 +16,10 @@ import yaml
 import sweeps
 import sweeps.cli
 from lt_train.errors import UserError
-from sweeps.crosstable import CrossTable, cross_table
 from sweeps.driver import run
-from sweeps.family import Family, load_family
-from sweeps.family_driver import MembersFailed, resume_family, run_family
+from sweeps.families.crosstable import CrossTable, cross_table
+from sweeps.families.driver import MembersFailed, resume_family, run_family
+from sweeps.families.family import Family, load_family
 from sweeps.layout import leases, sweep_directory
 from sweeps.lease import held
 from sweeps.spec import SweepSpec

@@ -33,7 +33,7 @@ WIDE = 100
 
 def validate(arguments: argparse.Namespace) -> int:
     """Every problem of some sweep files."""
-    from sweeps.family import load_file
+    from sweeps.families.family import load_file
 
     problems: list[str] = []
     for file in arguments.spec:
@@ -53,7 +53,7 @@ def validate(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """What sweeps come to."""
     from sweeps import plan as planning
-    from sweeps.family import Family, load_file
+    from sweeps.families.family import Family, load_file
     from sweeps.reporting.planned import plan_table, plans_document, plans_table
 
     loaded = [load_file(file) for file in arguments.spec]
@@ -72,10 +72,10 @@ def plan(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep of a file, or its sweeps, or go on with them."""
     from sweeps import driver
+    from sweeps.commands.families import show_family
     from sweeps.directory import running_spec
-    from sweeps.family import Family, load_file
-    from sweeps.family_commands import show_family
-    from sweeps.family_driver import run_family
+    from sweeps.families.driver import run_family
+    from sweeps.families.family import Family, load_file
     from sweeps.status import JOB_VARIABLE
 
     loaded = load_file(arguments.spec)
@@ -100,10 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep, or a family of them, from its directory; or with the family of a file."""
     from sweeps import driver
-    from sweeps.family import Family
-    from sweeps.family_commands import show_family
-    from sweeps.family_directory import find_sweeps
-    from sweeps.family_driver import resume_family, run_family
+    from sweeps.commands.families import show_family
+    from sweeps.families.directory import find_sweeps
+    from sweeps.families.driver import resume_family, run_family
+    from sweeps.families.family import Family
 
     target = Path(arguments.target).expanduser()
     found = find_sweeps(target) if target.exists() else None
@@ -118,7 +118,7 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def table(arguments: argparse.Namespace) -> int:
     """The table of a finished sweep, or of a family, once more."""
-    from sweeps.family_commands import show_results
+    from sweeps.commands.families import show_results
 
     return show_results(arguments.target, as_json=arguments.json, markdown=arguments.markdown)
 

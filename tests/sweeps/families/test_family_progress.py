@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.family_progress import as_one
+from sweeps.families.progress import as_one
 from sweeps.reporting.progress import as_line
 from sweeps.status import Progress
 
