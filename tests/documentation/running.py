@@ -36,6 +36,7 @@ PROGRAMS = {"lt-sweep": sweeps.cli.main, "lt-train": lt_train.cli.main}
 _PROGRESS = re.compile(r"^.*: \d+/\d+ (pictures|runs|epochs|packs)\b.*\n", re.MULTILINE)
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 _OUTCOME = re.compile(r"^(winner:|trained #x as long:|\w+: (?=.*right over)).*")
+_JUDGED = re.compile(r"\b(?:better|worse|tied|gained|lost|level|above|below|gains|falls)\b")
 _AMOUNT = re.compile(r"# (?:s|ms|min|h|minutes|hours|B|KiB|MiB|GiB)\b")
 
 
@@ -143,7 +144,7 @@ def walk(
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two texts are the same but for numbers, the room that these take in a table, and who wins by them.
+    """Whether two texts are the same but for numbers, the room that these take in a table, and what is judged by them.
 
     Another processor rounds otherwise, and another setting, or another method, may be first.
     """
@@ -159,9 +160,9 @@ def _masked(text: str) -> list[str]:
     """Its lines by their words, in an order of their own: in a table the best is on top."""
     text = re.sub(r"\b[0-9a-f]{64}\b", "FINGERPRINT", text)
     text = _AMOUNT.sub("# s", _NUMBER.sub("#", text))
-    text = re.sub(r"[─━═┄█#]+", "#", text)
+    text = _JUDGED.sub("JUDGED", re.sub(r"[─━═┄█#]+", "#", text))
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return sorted(_OUTCOME.sub(r"\1", line) for line in lines)
+    return sorted({_OUTCOME.sub(r"\1", line) for line in lines})
 
 
 def _seen(printed: str, place: Path) -> str:
