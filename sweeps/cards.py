@@ -84,17 +84,12 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None, spe
         row = _named("acc", selection.reported([record])[0])
         seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
     title = f"{trial.called} {short_params(trial.params)}".strip()
-    logarithmic = {path for contestant in spec.contestants() for path in _logarithmic(contestant)}
-    decades = {
-        _as_charted(path, {path}): round(math.log10(value), 4)
-        for path, value in trial.params.items()
-        if path in logarithmic
-    }
+    settings = dotted_params(trial.method) | dotted_params(trial.training) | _decades(trial, spec)
     return TrialCard(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
         phase=trial.phase,
-        params={"method": trial.called, **dotted_params(trial.method), **dotted_params(trial.training), **decades},
+        params={"method": trial.called, **settings},
         metrics=metrics,
         series={key: points for key, points in series.items() if points},
         tables=tables,
@@ -169,6 +164,16 @@ def _inner(path: str) -> str:
 
 def _logarithmic(contestant: Contestant) -> set[str]:
     return {path for path, dimension in contestant.space.items() if isinstance(dimension, LogUniform)}
+
+
+def _decades(trial: Trial, spec: SweepSpec) -> dict[str, float]:
+    """Logarithms of what the trial's own contestant searches by decades; another may search the same with a zero."""
+    own = [_logarithmic(contestant) for contestant in spec.contestants() if contestant.name == trial.contestant]
+    return {
+        _as_charted(path, {path}): round(math.log10(value), 4)
+        for path, value in trial.params.items()
+        if path in set().union(*own)
+    }
 
 
 def _as_charted(path: str, logarithmic: set[str]) -> str:

@@ -67,7 +67,8 @@ class Watcher:
         assert self.schedule is not None, "trials are taken once a schedule is followed"
         objective, stopped = self.schedule.objective(trial), self.schedule.stopped(trial)
         # What ran longer competes with nobody, and so is not ranked where trials are sorted by their objective.
-        self.tracker.log_trial(trial_card(trial, records, None if trial.phase == "longer" else objective, self.spec))
+        ranked = None if trial.phase == "longer" else objective
+        self.tracker.log_trial(lambda: trial_card(trial, records, ranked, self.spec))
         self.runs += len(records)
         self.trials += 1
         self.failed += any(record.failure is not None for record in records)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,6 +120,20 @@ class TrialCard:
     seed_runs: Sequence[tuple[int, Mapping[str, float]]] = ()
     stopped: int | None = None
     note: str = ""
+
+    def of_seeds(self) -> list[TrialCard]:
+        """A card for every sound seed, for whoever shows seeds as runs of their own."""
+        bare = replace(self, series={}, tables={}, failed=False, seed_runs=())
+        return [
+            replace(
+                bare,
+                key=f"{self.key}/{seed}",
+                name=f"{self.name} seed {seed}",
+                params={**self.params, "seed": seed},
+                metrics=metrics,
+            )
+            for seed, metrics in self.seed_runs
+        ]
 
 
 @dataclass(frozen=True)

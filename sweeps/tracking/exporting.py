@@ -5,6 +5,7 @@ A graph has no code in it that loading would run, and needs none of ours; so a c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 
@@ -13,7 +14,7 @@ import torch
 from lt_train.errors import first_line
 from sweeps.tracking.base import Champion, PictureModel
 
-__all__ = ["digest_of", "exportable"]
+__all__ = ["digest_of", "exportable", "import_exporter"]
 
 CLOSE = 1e-3
 """How far logits of the graph may be from the module's, as a share of the largest."""
@@ -25,6 +26,15 @@ def digest_of(champion: Champion, logged: str) -> str:
     for name, tensor in champion.classifier.state_dict().items():
         hasher.update(name.encode() + tensor.numpy().tobytes())
     return hasher.hexdigest()[:16]
+
+
+@functools.cache
+def import_exporter() -> None:
+    """Export a model for nothing: torch's first export imports a compiler, for seconds.
+
+    Better while packs are trained than at the end of the sweep, when the champion is waited for.
+    """
+    torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(2, 1),))
 
 
 def exportable(pictures: PictureModel) -> bool:

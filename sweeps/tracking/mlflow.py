@@ -6,13 +6,12 @@ re-attaches to its runs and doubles none. Metrics go in batches, one request a f
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,8 +20,8 @@ from pydantic import AfterValidator, Field
 from lt_train.errors import LongtailError, UserError
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.tracking.base import Champion, DataCard, SweepCard, Tracker, TrackingSpec, TrialCard
-from sweeps.tracking.exporting import digest_of, exportable
-from sweeps.tracking.new_store import make_store, unfinished
+from sweeps.tracking.exporting import digest_of, exportable, import_exporter
+from sweeps.tracking.new_store import make_store, sqlite_file, unfinished
 from sweeps.tracking.server import serve
 from sweeps.tracking.source import code_tags
 from sweeps.tracking.views import EXPERIMENT_NOTE, addresses, run_address, view_tags
@@ -101,9 +100,12 @@ class MlflowTracking(TrackingSpec):
         A tracking server is not started twice: for an http address only the address of the runs table is printed.
 
         Raises:
-            UserError: nothing was tracked yet, or the port is taken.
+            UserError: nothing was tracked yet, its store is gone, or the port is taken.
         """
         uri = self.resolved_uri(storage)
+        store = sqlite_file(uri)
+        if store is not None and not store[0].exists():  # looking makes nothing
+            raise UserError(f"{store[0]} is not there; `lt-sweep resume` writes it anew from the sweep's ledger")
         local = f"http://127.0.0.1:{port}"
         pages = self._pages(uri, sweep, uri if uri.startswith("http") else local)
         if uri.startswith("http"):
@@ -117,7 +119,7 @@ class MlflowTracking(TrackingSpec):
         client = _client(uri)
         experiment = client.get_experiment_by_name(self.experiment or sweep)
         if experiment is None:
-            raise UserError(f"{uri} holds nothing of sweep {sweep} yet; start it with `lt-sweep run`")
+            raise UserError(f"{uri} holds nothing of sweep {sweep} yet; `lt-sweep resume` shows it there")
         mine = f"tags.`lt.role` = 'sweep' and attributes.run_name = '{sweep}'"
         newest = client.search_runs([experiment.experiment_id], mine, max_results=1)
         sweep_id = newest[0].data.tags["lt.sweep_id"] if newest else ""
@@ -144,10 +146,11 @@ def _client(uri: str) -> Any:
     for name in ("mlflow", "mlflow.store.db.utils", "mlflow.utils.environment", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    if not uri.startswith("sqlite:///"):
+    store = sqlite_file(uri)
+    if store is None:
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    file = Path(uri.removeprefix("sqlite:///"))
-    make_store(file, lambda made: _ask(f"sqlite:///{made}"))
+    file, options = store
+    make_store(file, lambda made: _ask(f"sqlite:///{made}{options}"))
     try:
         return _ask(uri)
     except Exception as error:  # of SQLAlchemy or of MLflow
@@ -165,23 +168,13 @@ def _ask(uri: str) -> Any:
     return client
 
 
-@functools.cache
-def _import_exporter() -> None:
-    """Export a model for nothing: torch's first export imports a compiler, for seconds.
-
-    Better while packs are trained than at the end of the sweep, when the champion is waited for.
-    """
-    import torch
-
-    torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(2, 1),))
-
-
 @dataclass(frozen=True)
 class _Known:
-    """A run of this sweep that MLflow has, and whether all that belongs to it was written."""
+    """A run of this sweep that MLflow has, whether all that belonged to it was written, and whether it has a note."""
 
     run_id: str
     ended: bool
+    noted: bool
 
 
 class _MlflowTracker:
@@ -194,21 +187,11 @@ class _MlflowTracker:
         self.parent = self._parent()
 
     def log_trial(self, card: TrialCard) -> None:
-        run = self._log(card.key, self.parent, card.name, "trial", card)
+        run = self._log(card, self.parent, "trial")
         if self.spec.seed_runs:
-            for seed, metrics in card.seed_runs:
-                seed_card = replace(
-                    card,
-                    key=f"{card.key}/{seed}",
-                    name=f"{card.name} seed {seed}",
-                    params={**card.params, "seed": seed},
-                    metrics=metrics,
-                    series={},
-                    tables={},
-                    failed=False,
-                )
-                self._log(seed_card.key, run, seed_card.name, "seed", seed_card)
-        _import_exporter()
+            for of_seed in card.of_seeds():
+                self._log(of_seed, run, "seed")
+        import_exporter()
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
         now = time.time_ns() // 1_000_000
@@ -248,7 +231,9 @@ class _MlflowTracker:
                 [self.experiment], f"tags.`lt.sweep_id` = '{self.card.sweep_id}'", max_results=1000, page_token=token
             )
             known |= {
-                run.data.tags["lt.key"]: _Known(run.info.run_id, run.info.status in ("FINISHED", "FAILED"))
+                run.data.tags["lt.key"]: _Known(
+                    run.info.run_id, run.info.status in ("FINISHED", "FAILED"), NOTE in run.data.tags
+                )
                 for run in page
             }
             token = page.token
@@ -273,21 +258,25 @@ class _MlflowTracker:
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment, start_time=start_ms, tags=tags, run_name=name)
-        self.known[key] = _Known(run.info.run_id, ended=False)
+        self.known[key] = _Known(run.info.run_id, ended=False, noted=False)
         return self.known[key].run_id
 
-    def _log(self, key: str, parent: str, name: str, role: str, card: TrialCard) -> str:
-        found = self.known.get(key)
-        if found is not None and found.ended:
-            return found.run_id
-        run_id = found.run_id if found else self._create(key, name, role, parent, card.finished_ms)
+    def _log(self, card: TrialCard, parent: str, role: str) -> str:
+        found = self.known.get(card.key)
         params = {**card.params, "phase": card.phase}
+        if found is not None and found.ended:
+            if card.note and not found.noted:  # by a version that wrote less of it
+                there = self.client.get_run(found.run_id).data.params  # which MLflow lets nobody change
+                new = {key: value for key, value in params.items() if key not in there}
+                self._batch(found.run_id, {}, {}, new, card.finished_ms, _note(card.note))
+            return found.run_id
+        run_id = found.run_id if found else self._create(card.key, card.name, role, parent, card.finished_ms)
         tags = _note(card.note) | ({} if card.stopped is None else {"stopped_after_epoch": card.stopped})
         self._batch(run_id, card.metrics, card.series, params, card.finished_ms, tags)
         for name, text in card.tables.items():
             self.client.log_text(run_id, text, name)
         self.client.set_terminated(run_id, "FAILED" if card.failed else "FINISHED", card.finished_ms)
-        self.known[key] = _Known(run_id, ended=True)
+        self.known[card.key] = _Known(run_id, ended=True, noted=True)
         return run_id
 
     def _batch(
@@ -312,28 +301,27 @@ class _MlflowTracker:
     def _register(self, champion: Champion) -> None:
         """Log the winner as models, register them and move the aliases to them; once a winner.
 
-        `champion-head` takes features. `champion` takes pictures where there are pictures, else it is the same.
+        `champion-head` takes features. `champion` takes pictures where there are pictures, else it is the same: what
+        was logged without its pictures, because they were not to be had, is logged with them once they are.
         """
-        digest = digest_of(champion, self.spec.champion)
-        if self.client.get_run(self.parent).data.tags.get("lt.champion") == digest:
+        head_digest, digest = digest_of(champion, "features"), digest_of(champion, self.spec.champion)
+        shown = self.client.get_run(self.parent).data.tags.get("lt.champion")
+        if shown == digest:
+            return
+        pictures = champion.with_backbone() if self.spec.champion == "pictures" else None
+        if pictures is None or not exportable(pictures):
+            pictures, digest = None, head_digest
+        if shown == digest:
             return
         # Not log_model's own registration, which prints, and writes to the process's registry instead of ours.
         if not self.client.search_registered_models(f"name = '{self.card.name}'"):
             self.client.create_registered_model(self.card.name, description=champion.about)
         else:
             self.client.update_registered_model(self.card.name, champion.about)
-        head = self._version(
-            "champion-head",
-            champion.classifier,
-            (champion.feature_dim,),
-            "float32",
-            champion,
-            digest,
-            "features `[N, D]`",
-        )
+        takes, shape = "features `[N, D]`", (champion.feature_dim,)
+        head = self._version("champion-head", champion.classifier, shape, "float32", champion, head_digest, takes)
         first = head
-        pictures = champion.with_backbone() if self.spec.champion == "pictures" else None
-        if pictures is not None and exportable(pictures):
+        if pictures is not None:
             takes = f"pictures, uint8 `[N, {', '.join(map(str, pictures.shape))}]`"
             first = self._version("champion", pictures.module, pictures.shape, "uint8", champion, digest, takes)
         self.client.set_registered_model_alias(self.card.name, "champion-head", head)
@@ -343,7 +331,34 @@ class _MlflowTracker:
     def _version(
         self, name: str, module: Any, shape: tuple[int, ...], dtype: str, champion: Champion, digest: str, takes: str
     ) -> str:
-        """Log a module as a model and register it; the number of its version."""
+        """Log a module as a model and register it, as far as no earlier try did; the number of its version."""
+        mine, tags = self.parent, {"lt.champion": digest, "lt.model": name}
+        for version in self.client.search_model_versions(f"name = '{self.card.name}' and run_id = '{mine}'"):
+            if tags.items() <= version.tags.items():
+                return str(version.version)
+        logged = self._uploaded(tags) or self._upload(name, module, shape, dtype, tags)
+        version = self.client.create_model_version(
+            self.card.name,
+            logged.model_uri,
+            mine,
+            {**tags, **code_tags()},
+            description=f"Takes {takes}, returns logits `[N, K]`. {champion.about}",
+            model_id=logged.model_id,
+        )
+        return str(version.version)
+
+    def _uploaded(self, tags: Mapping[str, str]) -> Any | None:
+        """The model of this run with these tags; what is left of one whose upload failed is removed."""
+        same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        ready = None
+        for model in self.client.search_logged_models([self.experiment], same):
+            if model.source_run_id == self.parent and model.status == "READY":
+                ready = model
+            elif model.source_run_id == self.parent:
+                self.client.delete_logged_model(model.model_id)
+        return ready
+
+    def _upload(self, name: str, module: Any, shape: tuple[int, ...], dtype: str, tags: Mapping[str, str]) -> Any:
         import mlflow
         import numpy as np
         import torch
@@ -358,7 +373,7 @@ class _MlflowTracker:
         try:
             # Nested, because a notebook may have a run of its own open.
             with mlflow.start_run(run_id=self.parent, nested=True):
-                logged = mlflow.pytorch.log_model(
+                return mlflow.pytorch.log_model(
                     module,
                     name=name,
                     signature=signature,
@@ -367,19 +382,10 @@ class _MlflowTracker:
                     serialization_format="pt2",
                     # Given, because MLflow would otherwise start a process to find out, for many seconds.
                     pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-                    tags=code_tags(),
+                    tags={**tags, **code_tags()},
                 )
-            version = self.client.create_model_version(
-                self.card.name,
-                logged.model_uri,
-                self.parent,
-                {"lt.champion": digest, **code_tags()},
-                description=f"Takes {takes}, returns logits `[N, K]`. {champion.about}",
-                model_id=logged.model_id,
-            )
         finally:
             mlflow.set_tracking_uri(previous)
-        return str(version.version)
 
 
 def _note(text: str) -> dict[str, Any]:

@@ -6,15 +6,31 @@ of them, no later start can go on with. Knows files; who makes the tables, it is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from lt_train.storage import sync, writing
 
-__all__ = ["make_store", "unfinished"]
+__all__ = ["make_store", "sqlite_file", "unfinished"]
+
+LEFT_SECONDS = 3600.0
+"""After which a place where a store was being made is taken for one that a killed process left."""
+
+
+def sqlite_file(uri: str) -> tuple[Path, str] | None:
+    """The file of a SQLite address and what follows its name, such as `?timeout=30`; None for any other address.
+
+    What SQLite reads itself (`file:...`, `:memory:`) is no name of a file.
+    """
+    name, mark, options = uri.removeprefix("sqlite:///").partition("?")
+    if not uri.startswith("sqlite:///") or name in ("", ":memory:") or name.startswith("file:"):
+        return None
+    return Path(name), mark + options
 
 
 def make_store(file: Path, make: Callable[[Path], None]) -> None:
@@ -23,6 +39,7 @@ def make_store(file: Path, make: Callable[[Path], None]) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
+    _clear(file)
     if file.exists():
         return
     with writing(file):
@@ -36,6 +53,14 @@ def make_store(file: Path, make: Callable[[Path], None]) -> None:
             sync(file.parent)
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _clear(file: Path) -> None:
+    """Remove what killed processes left of stores they were making."""
+    for left in file.parent.glob(f".{file.name}.*.tmp"):
+        with contextlib.suppress(OSError):  # another process removes it, too
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(left)
 
 
 def _put(made: Path, file: Path) -> None:

@@ -53,7 +53,7 @@ class PatientTracker:
         self.seconds = 0.0
         self._connect, self._may_write, self._patience, self._told = connect, may_write, patience, told
         self._tracker: Tracker | None = None
-        self._backlog: deque[TrialCard] = deque()
+        self._backlog: deque[Callable[[], TrialCard]] = deque()
         self._stopping = self._finished = False
         self._tried = 0.0
         self._failures = 0
@@ -71,8 +71,8 @@ class PatientTracker:
         trouble = self.trouble  # another thread sets it
         return "" if trouble is None else first_line(trouble)[:200]
 
-    def log_trial(self, card: TrialCard) -> None:
-        """Show a finished trial when there is time; returns at once."""
+    def log_trial(self, card: Callable[[], TrialCard]) -> None:
+        """Show a finished trial when there is time; returns at once. Making its card may fail as a call may."""
         self._backlog.append(card)
         self._thread.submit(self._catch_up_if_due)
 
@@ -116,7 +116,7 @@ class PatientTracker:
 
     def _catch_up(self, tracker: Tracker) -> None:
         while self._backlog and not self._stopping:
-            tracker.log_trial(self._backlog[0])
+            tracker.log_trial(self._backlog[0]())
             self._backlog.popleft()
             self._told(self.behind, "")
 
@@ -129,7 +129,7 @@ class PatientTracker:
                 self._tracker = self._connect()
             action(self._tracker)
             self.trouble, self._failures = None, 0
-        except Exception as error:  # whatever a tracking server may answer: the sweep goes on
+        except Exception as error:  # of a server, or of what is shown: the sweep goes on
             self.trouble, self._failures, self._tracker = error, self._failures + 1, None
         self.seconds += time.perf_counter() - start
         self._tried = time.monotonic()

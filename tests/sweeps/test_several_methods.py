@@ -258,6 +258,27 @@ def test_cards_say_the_method_and_its_values_by_path(several: MakeSweep, tmp_pat
     assert by_name["baseline-vanilla"].name == "vanilla (baseline)"
 
 
+def test_a_zero_that_one_method_tries_does_not_stop_another_that_searches_by_decades(several: MakeSweep) -> None:
+    path = "method.weight_decay"
+    spec = several(
+        [
+            {"method": "los", "space": {path: {"loguniform": [1e-5, 1e-2]}}},
+            {"method": "ce", "space": {path: {"choice": [0.0, 1e-4]}}},
+        ],
+        baselines=[],
+        tracking={"kind": "none", "patience": 0.0},
+    )
+    result = sweeps.run(spec)
+    assert {0.0, 1e-4} == {trial.params[path] for trial in result.trials if trial.method == "ce"}
+    schedule = finished(spec, Path(spec.storage) / spec.name)
+    by_decades = {
+        trial.contestant
+        for name, trial in schedule.trials.items()
+        if "log10_weight_decay" in trial_card(trial, schedule.finished[name], None, spec).params
+    }
+    assert by_decades == {"los"}
+
+
 def test_values_whose_names_would_be_equal_are_shown_with_their_paths() -> None:
     assert short_params({"method.lr": 0.1, "method.head.scale": 12.0}) == "lr=0.1 scale=12"
     assert short_params({"method.beta": 0.9999, "method.lr": 1e-5}) == "beta=0.9999 lr=1e-5"

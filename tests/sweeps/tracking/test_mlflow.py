@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -158,6 +159,54 @@ def test_an_unchanged_champion_is_not_uploaded_again(of_pictures: MakeSweep):
     assert len(before) == 2
     experiment = found.get_experiment_by_name("tests").experiment_id
     assert len(found.search_logged_models([experiment])) == 2
+
+
+def registered(spec: SweepSpec) -> dict[str, tuple[str, list[str]]]:
+    """Versions by number: what each is and its aliases."""
+    found = client(spec)
+    versions = [found.get_model_version("small", one.version) for one in found.search_model_versions("name = 'small'")]
+    return {str(one.version): (one.tags["lt.model"], sorted(one.aliases)) for one in versions}
+
+
+@pytest.mark.parametrize("broken", ["log_model_artifacts", "create_model_version"])
+def test_an_upload_that_fails_is_gone_on_with(broken: str, of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch):
+    """At the second model, after the first is registered; twice, as tries go on while a server is away."""
+    spec = of_pictures(tracking={"kind": "mlflow", "experiment": "tests", "patience": 0.0})
+    as_it_is, calls = getattr(mlflow.MlflowClient, broken), [0]
+
+    def away_from_the_second_on(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > 1:
+            raise OSError("no artifact today")
+        return as_it_is(*arguments, **named)
+
+    with monkeypatch.context() as away:
+        away.setattr(mlflow.MlflowClient, broken, away_from_the_second_on)
+        with pytest.raises(TrackingBehind, match="no artifact today"):
+            sweeps.run(spec)
+        with pytest.raises(TrackingBehind, match="no artifact today"):
+            sweeps.resume(Path(spec.storage) / "small")
+    sweeps.resume(Path(spec.storage) / "small")
+    assert registered(spec) == {"1": ("champion-head", ["champion-head"]), "2": ("champion", ["champion"])}
+    models = client(spec).search_logged_models([client(spec).get_experiment_by_name("tests").experiment_id])
+    assert sorted((one.name, str(one.status)) for one in models) == [("champion", "READY"), ("champion-head", "READY")]
+    assert loaded(spec, "models:/small@champion").predict(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 10)
+
+
+def test_pictures_that_come_back_are_logged(of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch):
+    spec = of_pictures()
+    with monkeypatch.context() as without:
+        without.setattr("sweeps.driver.of_pictures", lambda *arguments: None)
+        sweeps.run(spec)
+        sweeps.resume(Path(spec.storage) / "small")
+        assert registered(spec) == {"1": ("champion-head", ["champion", "champion-head"])}
+    both = {"1": ("champion-head", ["champion-head"]), "2": ("champion", ["champion"])}
+    sweeps.resume(Path(spec.storage) / "small")
+    assert registered(spec) == both
+    with monkeypatch.context() as without:
+        without.setattr("sweeps.driver.of_pictures", lambda *arguments: None)
+        sweeps.resume(Path(spec.storage) / "small")
+    assert registered(spec) == both, "a model that is there is not taken away"
 
 
 def test_a_champion_may_be_the_head_alone(of_pictures: MakeSweep):
@@ -441,8 +490,46 @@ def test_ui_serves_the_runs_table_on_localhost(tracked: MakeSweep):
 
 def test_ui_of_a_sweep_that_tracks_nothing_says_so(small_sweep: MakeSweep, tracked: MakeSweep):
     spec = tracked()
-    with pytest.raises(UserError, match="holds nothing of sweep small yet"):
+    _client(f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
+    with pytest.raises(UserError, match="holds nothing of sweep small yet; `lt-sweep resume` shows it there"):
         spec.tracking.serve("small", Path(spec.storage), free_port())
+
+
+def test_ui_of_a_store_that_is_gone_makes_none(small_sweep: MakeSweep, tracked: MakeSweep, tmp_path: Path):
+    """As of a sweep's directory that was copied without it."""
+    spec = tracked()
+    with pytest.raises(UserError, match=r"mlflow\.db is not there; `lt-sweep resume` writes it anew"):
+        spec.tracking.serve("small", Path(spec.storage), free_port())
+    assert not list(tmp_path.rglob("*mlflow.db*"))
+
+
+def test_options_of_a_sqlite_address_are_no_part_of_its_file(tracked: MakeSweep, tmp_path: Path):
+    store = tmp_path / "elsewhere" / "m.db"
+    found = _client(f"sqlite:///{store}?timeout=30")
+    assert found.search_experiments()[0].name == "Default"
+    assert {path.name for path in store.parent.iterdir()} - {"m.db-shm", "m.db-wal"} == {"m.db"}
+
+
+def test_runs_that_an_earlier_version_ended_get_what_it_did_not_write(tracked: MakeSweep):
+    space = {"method.lr": {"loguniform": [1e-3, 1e-1]}}
+    spec = tracked(search={"trials": 2, "space": space}, baselines=[])
+    sweeps.run(spec)
+    before = {run.info.run_id: run for run in all_runs(spec)}
+    store = sqlite3.connect(Path(spec.storage) / "mlflow.db")
+    with store:
+        store.execute("delete from params where key like 'log10_%'")
+        store.execute("delete from tags where key = 'mlflow.note.content'")
+        store.execute("update params set value = '1e-2' where key = 'lr'")  # as another version may have put it
+    store.close()
+    sweeps.resume(Path(spec.storage) / "small")
+    after = {run.info.run_id: run for run in all_runs(spec)}
+    assert after.keys() == before.keys()
+    for run_id, run in after.items():
+        assert run.data.tags["mlflow.note.content"] == before[run_id].data.tags["mlflow.note.content"]
+        was = dict(before[run_id].data.params)
+        assert run.data.params == was | ({"lr": "1e-2"} if "lr" in was else {})
+        assert run.info.status == "FINISHED"
+    assert sum("log10_lr" in run.data.params for run in after.values()) == 2
 
 
 def test_a_stopped_trial_is_finished_and_says_after_which_epoch(tracked: MakeSweep):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +100,16 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
     blocked.write_text("a file where a directory should be")
     with pytest.raises(StorageError, match=r"cannot write .*store\.db"):
         make_store(blocked / "store.db", lambda made: made.touch())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_killed_processes_left_is_removed_after_an_hour(there: bool, tmp_path: Path):
+    file = tmp_path / "store.db"
+    if there:
+        file.touch()
+    for name, age in ((".store.db.old.tmp", 3700.0), (".store.db.new.tmp", 60.0), (".other.db.old.tmp", 3700.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "store.db").touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    make_store(file, lambda made: made.touch())
+    assert {path.name for path in tmp_path.iterdir()} == {"store.db", ".store.db.new.tmp", ".other.db.old.tmp"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def server() -> Iterator[Server]:
 def test_everything_is_shown_once_in_order_by_one_thread(server: Server) -> None:
     tracker = PatientTracker(server.connect)
     for number in range(20):
-        tracker.log_trial(card(f"t{number}"))
+        tracker.log_trial(partial(card, f"t{number}"))
     assert tracker.finish({}, NOWHERE, None)
     assert server.told == ["connected", *(f"t{number}" for number in range(20)), "finished"]
     assert len(server.threads) == 1
@@ -84,7 +85,7 @@ def test_nobody_waits_while_a_trial_is_being_shown(server: Server) -> None:
     server.open.clear()
     tracker = PatientTracker(server.connect)
     for number in range(3):
-        tracker.log_trial(card(f"t{number}"))
+        tracker.log_trial(partial(card, f"t{number}"))
     assert server.told == []
     server.open.set()
     assert tracker.finish({}, NOWHERE, None)
@@ -94,8 +95,8 @@ def test_nobody_waits_while_a_trial_is_being_shown(server: Server) -> None:
 def test_a_server_that_comes_back_is_told_all_of_it(server: Server) -> None:
     server.away = True
     tracker = PatientTracker(server.connect)
-    tracker.log_trial(card("t0"))
-    tracker.log_trial(card("t1"))
+    tracker.log_trial(partial(card, "t0"))
+    tracker.log_trial(partial(card, "t1"))
     deadline = time.monotonic() + 20
     while tracker.trouble is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -114,26 +115,37 @@ def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pyte
     server.away = True
     tracker = PatientTracker(server.connect)
     for number in range(3):
-        tracker.log_trial(card(f"t{number}"))
+        tracker.log_trial(partial(card, f"t{number}"))
     assert not tracker.finish({}, NOWHERE, None)
     assert str(tracker.trouble) == "nobody is there"
     assert server.attempts == 5
     assert server.told == []
 
 
+def test_what_cannot_be_shown_is_trouble_and_no_end_of_the_sweep(server: Server) -> None:
+    def broken() -> TrialCard:
+        raise ValueError("math domain error")
+
+    tracker = PatientTracker(server.connect)
+    tracker.log_trial(broken)
+    assert not tracker.finish({}, NOWHERE, None)
+    assert tracker.why_behind == "math domain error"
+    assert tracker.behind == 1
+
+
 def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> None:
     server.open.clear()
     heard: list[tuple[int, str]] = []
     tracker = PatientTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
-    tracker.log_trial(card("t0"))
-    tracker.log_trial(card("t1"))
+    tracker.log_trial(partial(card, "t0"))
+    tracker.log_trial(partial(card, "t1"))
     server.open.set()
     assert tracker.finish({}, NOWHERE, None)
     assert [behind for behind, _ in heard][-1] == 0
     assert {1, 2} & {behind for behind, _ in heard}
     server.away = True
     away = PatientTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
-    away.log_trial(card("t2"))
+    away.log_trial(partial(card, "t2"))
     assert not away.finish({}, NOWHERE, None)
     assert heard[-1] == (1, "nobody is there")
 
@@ -142,7 +154,7 @@ def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> Non
     server.open.clear()
     tracker = PatientTracker(server.connect)
     for number in range(50):
-        tracker.log_trial(card(f"t{number}"))
+        tracker.log_trial(partial(card, f"t{number}"))
     threading.Timer(0.2, server.open.set).start()
     tracker.interrupted()
     assert server.told == ["connected", "interrupted"]
@@ -156,8 +168,8 @@ def test_an_interrupt_of_the_end_is_no_end_half_told(server: Server, reached: st
     """What was under way is waited for; a sweep that lacks trials is not called finished, one that is stays so."""
     tracker = PatientTracker(server.connect)
     server.hold_at = reached
-    tracker.log_trial(card("t0"))
-    tracker.log_trial(card("t1"))
+    tracker.log_trial(partial(card, "t0"))
+    tracker.log_trial(partial(card, "t1"))
     ending = threading.Thread(target=lambda: tracker.finish({}, NOWHERE, None))
     ending.start()
     assert server.held.wait(20)
