@@ -332,19 +332,22 @@ class _MlflowTracker:
         self, name: str, module: Any, shape: tuple[int, ...], dtype: str, champion: Champion, digest: str, takes: str
     ) -> str:
         """Log a module as a model and register it, as far as no earlier try did; the number of its version."""
+        import mlflow
+
         mine, tags = self.parent, {"lt.champion": digest, "lt.model": name}
         for version in self.client.search_model_versions(f"name = '{self.card.name}' and run_id = '{mine}'"):
             if tags.items() <= version.tags.items():
                 return str(version.version)
-        logged = self._uploaded(tags) or self._upload(name, module, shape, dtype, tags)
-        version = self.client.create_model_version(
-            self.card.name,
-            logged.model_uri,
-            mine,
-            {**tags, **code_tags()},
-            description=f"Takes {takes}, returns logits `[N, K]`. {champion.about}",
-            model_id=logged.model_id,
-        )
+        previous = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)  # which MLflow asks for the model, whatever the client's is
+        try:
+            logged = self._uploaded(tags) or self._upload(name, module, shape, dtype, tags)
+            about = f"Takes {takes}, returns logits `[N, K]`. {champion.about}"
+            version = self.client.create_model_version(
+                self.card.name, logged.model_uri, mine, {**tags, **code_tags()}, None, about, model_id=logged.model_id
+            )
+        finally:
+            mlflow.set_tracking_uri(previous)
         return str(version.version)
 
     def _uploaded(self, tags: Mapping[str, str]) -> Any | None:
@@ -368,24 +371,19 @@ class _MlflowTracker:
         example = np.zeros((2, *shape), dtype)
         with torch.no_grad():
             signature = infer_signature(example, module.eval()(torch.from_numpy(example)).numpy())
-        previous = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.uri)
-        try:
-            # Nested, because a notebook may have a run of its own open.
-            with mlflow.start_run(run_id=self.parent, nested=True):
-                return mlflow.pytorch.log_model(
-                    module,
-                    name=name,
-                    signature=signature,
-                    input_example=example,
-                    # A traced graph: loading a pickled module would run whatever code is in it.
-                    serialization_format="pt2",
-                    # Given, because MLflow would otherwise start a process to find out, for many seconds.
-                    pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-                    tags={**tags, **code_tags()},
-                )
-        finally:
-            mlflow.set_tracking_uri(previous)
+        # Nested, because a notebook may have a run of its own open.
+        with mlflow.start_run(run_id=self.parent, nested=True):
+            return mlflow.pytorch.log_model(
+                module,
+                name=name,
+                signature=signature,
+                input_example=example,
+                # A traced graph: loading a pickled module would run whatever code is in it.
+                serialization_format="pt2",
+                # Given, because MLflow would otherwise start a process to find out, for many seconds.
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+                tags={**tags, **code_tags()},
+            )
 
 
 def _note(text: str) -> dict[str, Any]:
