@@ -18,6 +18,7 @@ from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.reporting.content import Section
 from sweeps.reporting.formats import shown
 from sweeps.result import Gain, Result, Row, Winner
+from sweeps.selection import chosen_over, seeds_told
 
 __all__ = ["comparison", "sections_shown", "summary", "winner_line"]
 
@@ -33,7 +34,9 @@ def comparison(result: Result, most: int | None = None) -> Group:
         most: rows, or of a single method baselines, that are shown at most; how many are not is told.
     """
     if len(result.methods) > 1:
-        title = f"{result.sweep}: test accuracy in %, mean ±95% over {result.protocol.seeds} seeds, best on top"
+        seeds = result.protocol.seeds
+        shown = f"mean ±95% over {seeds_told(seeds)}" if seeds > 1 else seeds_told(seeds)
+        title = f"{result.sweep}: test accuracy in %, {shown}, best on top"
         rows = len(result.methods) + len(result.other_baselines())
         return Group(Text(title), _methods(result, most), *_not_shown(rows, most), *_notes(result, most))
     hidden = _not_shown(len(result.baselines), most) or [Text()]
@@ -143,8 +146,8 @@ def _notes(result: Result, most: int | None) -> list[Text]:
     fresh = f", {protocol.finalists} finalists on fresh seeds" if protocol.finalists else ""
     lines = ["no winner" if winner is None else f"winner: {_named(result, winner)}"]
     lines.append(
-        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
-        f"{protocol.seeds} seeds{fresh}"
+        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, "
+        f"{chosen_over(protocol.objective, protocol.seeds)}{fresh}"
     )
     if protocol.on == "test":
         lines.append("selected on the test set, as the paper does: these accuracies flatter the winner")
@@ -174,9 +177,12 @@ def _longer(result: Result) -> list[str]:
     longer = result.longer
     if longer is None:
         return [f"not trained longer: {result.not_longer}"] if result.not_longer else []
-    ends = {"falls": "it stands on a transient", "level": "level, no transient", "gains": "not trained to its end"}[
-        longer.ends
-    ]
+    ends = {
+        "falls": "it stands on a transient",
+        "level": "level, no transient",
+        "gains": "not trained to its end",
+        "unclear": f"a transient or not, {seeds_told(len(longer.seeds))} cannot tell",
+    }[longer.ends]
     lines = [f"trained {longer.times}x as long: {difference(longer.change)} on {result.protocol.on}: {ends}"]
     if longer.over_start is not None and longer.beside_start == "below":
         lines.append(f"  and so below the stage-1 head, vanilla: {difference(longer.over_start)}")
