@@ -181,7 +181,7 @@ def _longer(result: Result) -> list[str]:
         "falls": "it stands on a transient",
         "level": "level, no transient",
         "gains": "not trained to its end",
-        "unclear": f"a transient or not, {seeds_told(len(longer.seeds))} cannot tell",
+        "unclear": f"cannot be told with {seeds_told(len(longer.seeds))}",
     }[longer.ends]
     lines = [f"trained {longer.times}x as long: {difference(longer.change)} on {result.protocol.on}: {ends}"]
     if longer.over_start is not None and longer.beside_start == "below":

@@ -147,7 +147,13 @@ def test_the_markdown_table_is_one_and_holds_gains_and_settings() -> None:
 def test_one_seed_has_no_interval_to_explain(seeds: int) -> None:
     shown = result(method("los", 0.8, half=None), method("ce", 0.7, half=None))
     shown = shown.model_copy(update={"protocol": shown.protocol.model_copy(update={"seeds": seeds})})
-    assert any("intervals are over seeds" in line for line in lines_of(shown)) is (seeds > 1)
+    lines = lines_of(shown)
+    assert any("intervals are over seeds" in line for line in lines) is (seeds > 1)
+    told = "one seed" if seeds == 1 else "mean of 5 seeds"
+    assert f"selected on val acc_all, last epoch, {told}, 3 finalists on fresh seeds" in lines
+    title = "one seed" if seeds == 1 else "mean ±95% over 5 seeds"
+    assert f"table: test accuracy in %, {title}, best on top" in lines
+    assert not any("1 seeds" in line for line in [*lines, *method_table(shown).splitlines()])
 
 
 def longer(gain: Gain, ends: Any = "falls", beside: Any = "below") -> LongerRun:
@@ -214,6 +220,11 @@ def test_the_summary_of_one_method_fits_a_screen_with_everything_that_may_be_sai
         ("falls", "below", "trained 3x as long: -26.67 [-27.67, -25.67] on val: it stands on a transient"),
         ("level", "above", "trained 3x as long: -26.67 [-27.67, -25.67] on val: level, no transient"),
         ("gains", "level", "trained 3x as long: -26.67 [-27.67, -25.67] on val: not trained to its end"),
+        (
+            "unclear",
+            "unclear",
+            "trained 3x as long: -26.67 [-27.67, -25.67] on val: cannot be told with 2 seeds",
+        ),
     ],
 )
 def test_where_the_winner_leads_is_a_line(ends: str, beside: str, said: str) -> None:
