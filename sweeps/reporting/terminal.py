@@ -101,7 +101,7 @@ def _methods(result: Result, most: int | None) -> Table:
     seeds = result.protocol.seeds
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")  # where room is short, names take a second line, and no number is cut
     for split in SPLITS:
         table.add_column(split, no_wrap=True)
     table.add_column(f"best/{seeds}", justify="right", no_wrap=True)
@@ -118,12 +118,12 @@ def _methods(result: Result, most: int | None) -> Table:
 def _winner_and_baselines(result: Result, most: int | None) -> Table:
     """Baselines and winner: best of S beside the mean over seeds and its 95% interval, in percent."""
     table = Table(title=f"{result.sweep}: test accuracy in %", title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    table.add_column("shown", no_wrap=True)
+    table.add_column("method", overflow="fold")
+    table.add_column("shown", overflow="fold")
     for split in SPLITS:
         table.add_column(split, no_wrap=True)
-    table.add_column("LoMa", justify="right")
-    table.add_column("cv", justify="right")
+    table.add_column("LoMa", justify="right", no_wrap=True)
+    table.add_column("cv", justify="right", no_wrap=True)
     for name, row in list(result.baselines.items())[:most]:
         _add(table, name, row)
     if result.winner is not None:

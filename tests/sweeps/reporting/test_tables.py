@@ -110,6 +110,18 @@ def test_every_method_of_the_registry_fits_a_screen() -> None:
         assert name in line
 
 
+@pytest.mark.parametrize("name", ["los", LONGEST_NAME])
+def test_no_number_is_cut_where_intervals_are_wide(name: str) -> None:
+    """Rich cuts what does not fit, without a word; a name takes a second line instead."""
+    baselines = {"vanilla": row(0.7, None, kind="vanilla"), LONGEST_NAME: row(0.6, 0.1234, kind="x")}
+    several = result(method(name, 0.8, half=0.1234), method("ce", 0.75, half=0.1234), baselines=baselines)
+    for lines in (lines_of(several), lines_of(result(method(name, 0.8, half=0.1234), baselines=baselines))):
+        assert not [line for line in lines if "…" in line]
+        assert max(map(len, lines)) <= 80
+        (own,) = [line for line in lines if "80.00 ±12.34" in line]
+        assert own.count("±12.34") == 3
+
+
 def test_a_baseline_is_shown_unless_a_method_is_that_very_setting() -> None:
     baselines = {"vanilla": row(0.7, None, kind="vanilla"), "ce": row(0.72, kind="ce", lr=0.5)}
     methods = method("los", 0.8), method("vanilla", 0.7, half=None), method("ce", 0.75)
