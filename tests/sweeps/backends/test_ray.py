@@ -230,7 +230,8 @@ shutdown = ray.shutdown
 
 def counted(*arguments):
     kept = [type(one).__name__ for one in gc.get_objects()]
-    print("managers:", kept.count("PlacementGroupResourceManager"), "tuners:", kept.count("TunerInternal"), file=sys.__stderr__)
+    managers, tuners = kept.count("PlacementGroupResourceManager"), kept.count("TunerInternal")
+    print("managers:", managers, "tuners:", tuners, file=sys.__stderr__)
     shutdown(*arguments)
 
 ray.shutdown = counted
