@@ -78,7 +78,7 @@ def _headline(sweep: Sweep) -> str:
     elif ahead:
         leads = "is the best that was searched"
     else:
-        leads = "wins" if all(gap.verdict in ("better", "one run") for gap in gaps.values()) else "is first"
+        leads = "wins" if all(gap.verdict == "better" for gap in gaps.values()) else "is first"
     worse = f", and worse than {' and '.join(ahead)}" if ahead else ""
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
     method = winner.trial.called
@@ -88,7 +88,7 @@ def _headline(sweep: Sweep) -> str:
 def _about(sweep: Sweep) -> str:
     spec, failed = sweep.spec, sum(one.failed for one in sweep.searched)
     stopped = sum(one.stopped is not None for one in sweep.searched)
-    of = f"{len(sweep.searched)} of {sweep.asked} trials" if sweep.state == "unfinished" else f"{sweep.asked} trials"
+    of = f"{len(sweep.searched)} of " * (sweep.state == "unfinished") + f"{sweep.asked} trial{'s' * (sweep.asked != 1)}"
     some = ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count)
     methods = ", ".join(one.name for one in spec.contestants())
     told = f"{of}{f' ({some})' if some else ''} x {selection.seeds_told(spec.selection.seeds)} of {methods}"
