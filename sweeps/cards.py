@@ -104,8 +104,8 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None, spe
 def protocol(spec: SweepSpec) -> str:
     """What trials are ranked by, in a line."""
     chosen = spec.selection
-    over = "mean" if chosen.objective == "mean" else "best"
-    return f"{chosen.metric} on {chosen.on}, {chosen.epoch} epoch, {over} of {chosen.seeds} seeds"
+    over = selection.chosen_over(chosen.objective, chosen.seeds)
+    return f"{chosen.metric} on {chosen.on}, {chosen.epoch} epoch, {over}"
 
 
 def ranked_by(spec: SweepSpec) -> str:

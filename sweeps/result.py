@@ -113,13 +113,16 @@ class LongerRun(Row):
     times: int = Field(description="how many times as long as the winner")
     objective: float = Field(description="mean over seeds on what is selected on: set and metric of the protocol")
     objective_ci95: tuple[float, float] | None
-    change: Gain = Field(description="minus the winner, on what is selected on")
-    ends: Literal["falls", "level", "gains"] = Field(
-        description="falls: the winner stands on a transient; gains: it was not trained to its end"
+    change: Gain = Field(description="minus the winner at its own last epoch, on what is selected on")
+    ends: Literal["falls", "level", "gains", "unclear"] = Field(
+        description="falls: the winner stands on a transient; gains: it was not trained to its end; level: the 95% "
+        "interval of `change` lies within a point; unclear: so many seeds cannot tell"
     )
     over_start: Gain | None = Field(description="minus the stage-1 head (vanilla), on what is selected on")
-    beside_start: Literal["below", "level", "above"] | None = Field(description="on which side of it this ends")
-    behind: dict[str, Gain] = Field(description="minus the winner on test, by metric")
+    beside_start: Literal["below", "level", "above", "unclear"] | None = Field(
+        description="on which side of it this ends, by the same measure"
+    )
+    behind: dict[str, Gain] = Field(description="minus the winner at its own last epoch, on test, by metric")
 
 
 class TrialRow(_Model):

@@ -25,12 +25,15 @@ __all__ = [
     "TrainedLonger",
     "best_of_bias",
     "best_seed",
+    "chosen_over",
+    "ended",
     "expected_best",
     "interval",
     "mean",
     "objective",
     "paired",
     "reported",
+    "seeds_told",
     "stopped",
     "surely_above",
     "trained_longer",
@@ -46,7 +49,10 @@ LEVEL = 0.001
 """Accuracies along epochs whose means differ by less than a tenth of a point are level, whatever the seeds say."""
 
 ONE_SEED_LEVEL = 0.005
-"""The same where one seed says nothing of its own noise."""
+"""The same where the seeds say nothing of their noise: one alone, or several that agree to the picture."""
+
+MARGIN = 0.01
+"""A run trained longer is called level only where its 95% interval lies within a point of what it is held against."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Mean of a less that of b, its 95% interval and the two-sided p value of the t test that belongs to it."""
+    """Mean of a less that of b, its 95% interval and the two-sided p value of the t test that belongs to it.
+
+    There is no p value, and no interval either, for fewer than two seeds. Where seeds agree to the picture the interval
+    has no width and there is no p value, unless the difference is zero.
+    """
 
     mean: float
     ci95: Interval | None
@@ -71,6 +81,12 @@ def reported(records: Sequence[Record], on: Literal["val", "test"] = "test") -> 
     rows = [(record.val if on == "val" else record.test) or [] for record in records]
     picked: list[Any] = [row[record.epoch] for row, record in zip(rows, records, strict=True)]
     return np.array(picked, dtype=np.float64).reshape(len(records), len(SPLITS))
+
+
+def ended(records: Sequence[Record], on: Literal["val", "test"] = "test") -> Array:
+    """Accuracies `[S, 4]` of each seed's run at its last epoch, whichever counts."""
+    rows: list[Any] = [((record.val if on == "val" else record.test) or [])[-1] for record in records]
+    return np.array(rows, dtype=np.float64).reshape(len(records), len(SPLITS))
 
 
 def objective(
@@ -116,15 +132,15 @@ def interval(values: Array) -> Interval | None:
 def paired(a: Array, b: Array) -> MeanDifference:
     """Compare `a [S]` with `b [S]` seed by seed (a fixed baseline is given as one value repeated).
 
-    The p value is None for fewer than two seeds; it is 1 when all differences are zero and 0 when they are all
-    equal and not zero, where the t statistic has no finite value.
+    The p value is None for fewer than two seeds, and where all differences are equal, for then their noise is hidden
+    by rounding to whole pictures and t has no finite value; it is 1 when they are all zero.
     """
     difference = a - b
     center = float(difference.mean())
     if len(difference) < 2 or np.isnan(difference).any():
         return MeanDifference(center, None, None)
     if np.ptp(difference) < ROUNDING:
-        p_value = 1.0 if abs(center) < ROUNDING else 0.0
+        p_value = _without_spread(center)
     else:
         statistic = center / (float(difference.std(ddof=1)) / math.sqrt(len(difference)))
         p_value = 2 * float(special.stdtr(len(difference) - 1, -abs(statistic)))
@@ -143,11 +159,15 @@ def welch(a: Array, b: Array) -> MeanDifference:
     parts = [float(values.var(ddof=1)) / len(values) for values in (a, b)]
     spread = math.sqrt(sum(parts))
     if spread < ROUNDING:
-        return MeanDifference(center, Interval(center, center), 1.0 if abs(center) < ROUNDING else 0.0)
+        return MeanDifference(center, Interval(center, center), _without_spread(center))
     degrees = sum(parts) ** 2 / sum(part**2 / (len(own) - 1) for part, own in zip(parts, (a, b), strict=True))
     half = float(special.stdtrit(degrees, 0.975)) * spread
     p_value = 2 * float(special.stdtr(degrees, -abs(center) / spread))
     return MeanDifference(center, Interval(center - half, center + half), p_value)
+
+
+def _without_spread(center: float) -> float | None:
+    return 1.0 if abs(center) < ROUNDING else None
 
 
 def surely_above(a: Array, b: Array, comparisons: int = 1) -> bool:
@@ -164,19 +184,19 @@ class TrainedLonger:
 
     Attributes:
         mean, ci95: of its accuracy.
-        change: minus the setting itself at the epoch that counts.
+        change: minus the setting itself at its own last epoch: the best of many epochs lies higher than a level curve.
         ends: `falls` below the setting, which so stood on a transient; `gains` further, so it was not trained to its
-            end; or `level`.
+            end; `level`, where the interval of the change lies within `MARGIN`; or `unclear`: the seeds cannot tell.
         over_start: minus the stage-1 head; None where that was not evaluated.
-        beside_start: on which side of the stage-1 head it ends.
+        beside_start: on which side of the stage-1 head it ends, by the same measure.
     """
 
     mean: float
     ci95: Interval | None
     change: MeanDifference
-    ends: Literal["falls", "level", "gains"]
+    ends: Literal["falls", "level", "gains", "unclear"]
     over_start: MeanDifference | None
-    beside_start: Literal["below", "level", "above"] | None
+    beside_start: Literal["below", "level", "above", "unclear"] | None
 
 
 def trained_longer(
@@ -190,21 +210,39 @@ def trained_longer(
     """Compare a longer run with the setting it repeats, and with the stage-1 head; None where one of them failed."""
     if any(record.failure is not None for record in (*longer, *shorter)):
         return None
-    after, before = _scores(longer, metric, on), _scores(shorter, metric, on)
+    column = SPLITS.index(metric.removeprefix("acc_"))
+    after, before = (ended(records, on)[:, column] for records in (longer, shorter))
     over_start: MeanDifference | None = None
-    beside: Literal["below", "level", "above"] | None = None
+    beside: Literal["below", "level", "above", "unclear"] | None = None
     if start is not None and all(record.failure is None for record in start):
         head = np.broadcast_to(_scores(start, metric, on), after.shape)
         over_start = paired(after, head)
-        beside = "below" if surely_above(head, after) else "above" if surely_above(after, head) else "level"
+        beside = "below" if surely_above(head, after) else "above" if surely_above(after, head) else _same(over_start)
+    change = paired(after, before)
     return TrainedLonger(
         mean=float(after.mean()),
         ci95=interval(after),
-        change=paired(after, before),
-        ends="falls" if surely_above(before, after) else "gains" if surely_above(after, before) else "level",
+        change=change,
+        ends="falls" if surely_above(before, after) else "gains" if surely_above(after, before) else _same(change),
         over_start=over_start,
         beside_start=beside,
     )
+
+
+def _same(gap: MeanDifference) -> Literal["level", "unclear"]:
+    """What is no sure difference: none is shown only where the interval is narrow, else nothing is."""
+    known = gap.ci95 is not None and max(-gap.ci95.low, gap.ci95.high) <= MARGIN
+    return "level" if known else "unclear"
+
+
+def seeds_told(count: int) -> str:
+    """`one seed`, or `5 seeds`."""
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def chosen_over(how: Literal["mean", "best"], seeds: int) -> str:
+    """What of its seeds a trial is judged by: `mean of 5 seeds`, or `one seed`."""
+    return f"{how} of {seeds} seeds" if seeds > 1 else seeds_told(seeds)
 
 
 def expected_best(count: int) -> float:

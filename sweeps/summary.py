@@ -7,6 +7,7 @@ writes nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def _longer(schedule: Schedule, baselines: list[Trial]) -> tuple[LongerRun | Non
         ends=found.ends,
         over_start=None if found.over_start is None else _gain(found.over_start),
         beside_start=found.beside_start,
-        behind=_difference(schedule, trial, winner),
+        behind=_difference(schedule, trial, winner, selection.ended),
     )
     return row, ""
 
@@ -150,9 +151,14 @@ def _method_row(schedule: Schedule, trial: Trial, first: Trial, baselines: list[
     )
 
 
-def _difference(schedule: Schedule, ours: Trial, theirs: Trial) -> dict[str, Gain]:
+def _difference(
+    schedule: Schedule,
+    ours: Trial,
+    theirs: Trial,
+    read: Callable[[Sequence[Record]], selection.Array] = selection.reported,
+) -> dict[str, Gain]:
     """`ours` minus `theirs` on the test set, by metric, paired by seed; one run stands for every seed."""
-    a, b = np.broadcast_arrays(*(selection.reported(schedule.finished[trial.name]) for trial in (ours, theirs)))
+    a, b = np.broadcast_arrays(*(read(schedule.finished[trial.name]) for trial in (ours, theirs)))
     by_metric: dict[str, Gain] = {}
     for column, split in enumerate(SPLITS):
         difference = selection.paired(a[:, column], b[:, column])

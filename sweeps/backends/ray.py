@@ -9,6 +9,7 @@ asks, waits where it is told to, and is never the one to try a pack again.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -129,6 +130,9 @@ class RayBackend(BackendSpec):
             yield local and started
         finally:
             if started:
+                # What Tune leaves asks Ray for something when it is collected, in whatever thread; and Ray ends the
+                # process, without a word, where that comes in the middle of its shutdown.
+                gc.collect()
                 with _own_sigterm():
                     ray.shutdown()
 

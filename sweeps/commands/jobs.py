@@ -51,13 +51,14 @@ def submit(arguments: argparse.Namespace) -> int:
     """Send a sweep to a cluster, and follow it if asked to."""
     from sweeps.cluster.bundle import bundled  # reads the spec, which takes torch; nothing else here does
 
+    options = _options(arguments)
     cluster = Cluster(arguments.address)
     with bundled(arguments.spec, arguments.working_dir) as bundle:
         job = cluster.submit(
             ["run", bundle.file, *(["--fresh"] if arguments.fresh else [])],
             sweep=bundle.name,
             storage=bundle.storage,
-            options=_options(arguments),
+            options=options,
             working_dir=bundle.directory,
             place=bundle.place,
         )
@@ -72,12 +73,12 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep from what its storage holds, here or on a cluster."""
+    options = _options(arguments)  # what is wrong with them no cluster need be asked
     cluster = cluster_of(arguments, or_file=True)
     if cluster is None:
         from sweeps.commands import here
 
         return here.resume(arguments)
-    options = _options(arguments)
     last = cluster.find(str(arguments.target))
     again = cluster.submit(
         ["resume", f"{last.storage}/{last.sweep}"],

@@ -15,9 +15,9 @@ import torch
 from lt_train.features.bank_files import Manifest
 from lt_train.metrics import loma_by_group
 from sweeps.reporting.content import Figure, Panel, Series
+from sweeps.reporting.naming import role
 from sweeps.reporting.reading import Setting, Sweep, class_order
 from sweeps.reporting.tables import over_seeds
-from sweeps.reporting.verdict import role
 
 __all__ = ["MOST_CLASSES", "class_accuracy", "classes_shown", "loma"]
 

@@ -19,12 +19,11 @@ from lt_train.metrics import SPLITS
 from sweeps.reporting.class_gains import LEVEL, class_gains
 from sweeps.reporting.content import Estimate
 from sweeps.reporting.judgements import difference, estimate, matched
+from sweeps.reporting.naming import called, role
 from sweeps.reporting.reading import Setting, Sweep, read_sweeps
 from sweeps.reporting.shared_ground import Ground, common_ground
 from sweeps.reporting.spec_differences import leaves_that_differ
-from sweeps.reporting.verdict import called, role
 from sweeps.result import Accuracies, Gain, Intervals
-from sweeps.selection import ROUNDING
 
 __all__ = ["ClassChange", "ClassChanges", "Comparison", "Pair", "SettingGain", "Shown", "Side", "compare", "compared"]
 
@@ -72,8 +71,9 @@ class SettingGain(_Model):
     )
     test: Literal["paired", "welch", "none"] = Field(description="t test: paired by shared seeds, or Welch's")
     pairs: int = Field(description="seeds compared; 0 where they are not paired")
-    verdict: Literal["better", "tied", "worse", "one run"] = Field(
-        description="by the interval in the metric judged by: tied where it holds 0, one run where there is none"
+    verdict: Literal["better", "tied", "worse", "no spread", "one run"] = Field(
+        description="by the interval in the metric judged by: tied where it holds 0, one run where there is none, no "
+        "spread where all seeds differ by the same pictures, so that no test can say more than the mean"
     )
 
 
@@ -100,7 +100,9 @@ class ClassChanges(_Model):
         default=LEVEL,
         description="of the classes marked sure, the share that differs by luck alone, on average, at most",
     )
-    by_luck: float = Field(description="how many of as many equal classes would have p < 0.05 on average")
+    by_luck: float | None = Field(
+        description="how many of as many equal classes would have p < 0.05 on average; null where nothing was tested"
+    )
     changes: list[ClassChange] = Field(description="every class with test pictures, by number")
 
     def changed(self, sign: int, *, sure: bool = False) -> list[ClassChange]:
@@ -204,7 +206,7 @@ def _pair(ours: Sweep, reference: Sweep, ground: Ground, label: str, reference_l
         if ours.winner is not None and reference.winner is not None:
             winners = _gain("winner", ours.winner, reference.winner, (ours, reference), ground)
             classes = _classes(ours, reference, ground)
-            cautions += _without_width(winners, f"acc_{SPLITS[ground.column]}")
+            cautions += _without_width(winners)
     return Pair(
         label=label,
         reference=reference_label,
@@ -246,9 +248,8 @@ def _gain(what: str, ours: Setting, theirs: Setting, sweeps: tuple[Sweep, Sweep]
     )
 
 
-def _without_width(winners: SettingGain, metric: str) -> list[str]:
-    gain = winners.gain.get(metric)
-    if gain is None or gain.ci95 is None or gain.mean == 0 or gain.ci95[1] - gain.ci95[0] > ROUNDING:
+def _without_width(winners: SettingGain) -> list[str]:
+    if winners.verdict != "no spread":
         return []
     return ["All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."]
 
@@ -282,7 +283,7 @@ def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | No
     return ClassChanges(
         test="none" if not tested else "paired" if paired else "welch",
         pairs=len(a) if paired and tested else 0,
-        by_luck=0.05 * len(changes),
+        by_luck=0.05 * len(changes) if tested else None,
         changes=changes,
     )
 

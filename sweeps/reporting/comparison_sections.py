@@ -115,8 +115,9 @@ def _gains(pair: Pair, number: int) -> Table:
     columns = (what, *(Column(split, "gain") for split in splits), Column("p", "p"), Column("is"))
     note = (
         f"Points on test, with half their 95% intervals. p and the last column: two-sided t test in {pair.metric}, "
-        "paired by seed, or Welch's where seeds are not shared; tied: the interval holds 0. Methods, each at its best, "
-        "and baselines are those that both have."
+        "paired by seed, or Welch's where seeds are not shared; tied: the interval holds 0; no spread: all seeds "
+        "differ by the same pictures, and no test can say more than the mean. Methods, each at its best, and baselines "
+        "are those that both have."
     )
     rows = tuple(_gain(one, splits, pair.metric) for one in found)
     return Table(f"compared_{number}_gains", "Gains", columns, rows, note, frozenset({0} if pair.winners else ()))
@@ -139,14 +140,15 @@ def _luck(classes: ClassChanges) -> str:
     how = f"paired over {classes.pairs} seeds" if classes.test == "paired" else "Welch's over seeds"
     return (
         f"{told} Beyond luck: {sure[0]} gained, {sure[1]} lost (t tests by class, {how}, taken together by "
-        f"{classes.procedure}: of those named at most {classes.false_discovery_rate:.0%} are luck, on average). "
+        f"{classes.procedure}: of those beyond luck at most {classes.false_discovery_rate:.0%} are luck, on average). "
         f"Of {count} equal classes about {classes.by_luck:.2g} would have p < 0.05. The luck is that of the seeds of "
         "re-training; which pictures were tested is in no interval."
     )
 
 
 def _named(pair: Pair, classes: ClassChanges, number: int) -> Table | None:
-    most = [*classes.changed(1)[:MOST_NAMED], *reversed(classes.changed(-1)[:MOST_NAMED])]
+    gained, lost = (sorted(classes.changed(sign), key=lambda one: not one.sure)[:MOST_NAMED] for sign in (1, -1))
+    most = sorted([*gained, *lost], key=lambda one: (not one.sure, -one.gain))
     if not most:
         return None
     sizes = [f"pictures, {pair.reference}", f"pictures, {pair.label}"] if _resized(classes) else ["training pictures"]
@@ -171,8 +173,8 @@ def _named(pair: Pair, classes: ClassChanges, number: int) -> Table | None:
         for one in most
     )
     note = (
-        f"At most {MOST_NAMED} that gained most and {MOST_NAMED} that lost most; accuracy on test, mean over seeds. p "
-        "is of the class alone, the last column of all classes together."
+        f"At most {MOST_NAMED} that gained most and {MOST_NAMED} that lost most, those beyond luck first; accuracy "
+        "on test, mean over seeds. p is of the class alone, the last column of all classes together."
     )
     return Table(f"compared_{number}_classes", "Classes that changed most", columns, rows, note)
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from sweeps.families.crosstable import Cell, CrossRow, CrossTable
 from sweeps.reporting.cells import half_width, percent
 from sweeps.result import Protocol
+from sweeps.selection import chosen_over
 
 __all__ = ["cross_comparison", "cross_markdown"]
 
@@ -87,6 +88,6 @@ def _selected(protocol: Protocol) -> str:
     fresh = f", {protocol.finalists} finalists of each method on fresh seeds" if protocol.finalists else ""
     flatters = "; on the test set, as the paper does: these accuracies flatter" if protocol.on == "test" else ""
     return (
-        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
-        f"{protocol.seeds} seeds{fresh}{flatters}"
+        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, "
+        f"{chosen_over(protocol.objective, protocol.seeds)}{fresh}{flatters}"
     )

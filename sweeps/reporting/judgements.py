@@ -39,7 +39,7 @@ class Difference:
     seeds: int
     p_values: tuple[float | None, ...]
     p_value: float | None
-    verdict: Literal["better", "tied", "worse", "one run"]
+    verdict: Literal["better", "tied", "worse", "no spread", "one run"]
 
     @property
     def told(self) -> str:
@@ -50,7 +50,7 @@ class Difference:
         """Whether ours is worse; where no test can say, whether its mean is lower."""
         gap = self.by_split[column]
         return self.verdict == "worse" or (
-            self.verdict == "one run" and gap is not None and gap.mean < -selection.ROUNDING
+            self.verdict in ("one run", "no spread") and gap is not None and gap.mean < -selection.ROUNDING
         )
 
 
@@ -91,22 +91,23 @@ def matched(
     fixed = [len(own) == 1 and not one.trial.method.trains for own, one in ((a, ours), (b, theirs))]
     if all(fixed):
         return np.array(list(a.values())), np.array(list(b.values())), True
-    for own, other, stands in ((a, b, fixed[0]), (b, a, fixed[1])):
-        if stands:
-            (one,) = own.values()
-            own.update(dict.fromkeys(other, one))
-            pair = True
+    if fixed[0]:
+        a = dict.fromkeys(b, *a.values())
+    elif fixed[1]:
+        b = dict.fromkeys(a, *b.values())
     common = [seed for seed in a if seed in b] if pair else []
     if len(common) > 1 or (common and min(len(a), len(b)) == 1):
         return np.array([a[seed] for seed in common]), np.array([b[seed] for seed in common]), True
     return np.array(list(a.values())), np.array(list(b.values())), False
 
 
-def _judge(gap: selection.MeanDifference) -> Literal["better", "tied", "worse", "one run"]:
+def _judge(gap: selection.MeanDifference) -> Literal["better", "tied", "worse", "no spread", "one run"]:
     if gap.ci95 is None:
         return "tied" if gap.mean == 0 else "one run"
     if gap.ci95.low <= 0 <= gap.ci95.high or abs(gap.mean) < selection.ROUNDING:
         return "tied"
+    if gap.p_value is None:
+        return "no spread"
     return "better" if gap.mean > 0 else "worse"
 
 

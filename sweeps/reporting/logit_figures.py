@@ -17,8 +17,8 @@ from lt_train.metrics import SPLITS, split_masks
 from sweeps.reporting.class_figures import MOST_CLASSES
 from sweeps.reporting.content import Figure, Panel, Series
 from sweeps.reporting.logits import Scored, histograms, scored, telling_picture
+from sweeps.reporting.naming import role
 from sweeps.reporting.reading import Sweep, class_order
-from sweeps.reporting.verdict import role
 
 __all__ = ["TwoHeads", "logit_histograms", "missing_heads", "one_picture", "two_heads"]
 

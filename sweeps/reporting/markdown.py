@@ -6,6 +6,7 @@ from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
 from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.result import MethodRow, Result, Row
+from sweeps.selection import chosen_over
 
 __all__ = ["method_table"]
 
@@ -20,11 +21,12 @@ def method_table(result: Result) -> str:
     rows += [_baseline(name, row, len(baselines)) for name, row in result.other_baselines().items()]
     lines = [f"# {result.sweep}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
     fresh = f"; the best {protocol.finalists} of each method run again on fresh seeds" if protocol.finalists else ""
+    shown = f"mean and half its 95% interval over {seeds} seeds" if seeds > 1 else "one seed"
     about = (
-        f"Test accuracy in %: mean and half its 95% interval over {seeds} seeds of the re-training (one backbone, one "
-        f"test set). Selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of the "
-        f"seeds{fresh}. `best of {seeds}`: the seed that is best by the same rule, all classes. `=`: tied with the "
-        "first, no difference over these seeds (paired, 95%)."
+        f"Test accuracy in %: {shown} of the re-training (one backbone, one test set). Selected on {protocol.on} "
+        f"{protocol.metric}, {protocol.epoch} epoch, {chosen_over(protocol.objective, seeds)}{fresh}. "
+        f"`best of {seeds}`: the seed that is best by the same rule, all classes. `=`: tied with the first, no "
+        "difference over these seeds (paired, 95%)."
     )
     return "\n".join([*lines, about]) + "\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sweeps.reporting.reading import Setting, Sweep
 
-__all__ = ["called", "role", "times_as_long"]
+__all__ = ["called", "role", "times_as_long", "unfinished"]
 
 
 def called(sweep: Sweep, setting: Setting) -> str:
@@ -24,3 +24,16 @@ def times_as_long(sweep: Sweep) -> str:
     """`three times as long`: how much longer the winner is trained once more."""
     times = sweep.spec.selection.longer or 1
     return f"{ {2: 'twice', 3: 'three times', 4: 'four times', 5: 'five times'}.get(times, f'{times} times') } as long"
+
+
+def unfinished(sweep: Sweep) -> str:
+    """How far a sweep is that is not finished, and whether its leader may change."""
+    tried, finalists = len(sweep.searched), sweep.spec.selection.finalists
+    if tried < sweep.asked:
+        last = "no finalist has run on fresh seeds" if finalists else "the sampler has not said its last word"
+        return f"{tried} of {sweep.asked} trials are done. The leader may change, and {last}."
+    if finalists:
+        return (
+            f"all {tried} trials are done. The leader may change, and no finalist on fresh seeds is compared here yet."
+        )
+    return f"all {tried} trials are done, and the leader stays: what is missing decides nothing."

@@ -103,7 +103,9 @@ def epochs(sweep: Sweep) -> Figure | None:
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
     end = ending_of(sweep, winner)
     told = "" if end is None else ending_text(sweep, end)
-    caption = f"The {role(sweep)}'s accuracy after every epoch, mean over {len(winner.records)} seeds. {told}"
+    seeds = len(winner.records)
+    over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+    caption = f"The {role(sweep)}'s accuracy after every epoch, {over}. {told}"
     alt = f"Accuracy of {called(sweep, winner)} by epoch and split on {' and '.join(sets)}. {told}"
     return Figure("epochs", "Accuracy along the epochs", caption, alt, tuple(panels))
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from lt_train.metrics import SPLITS, split_masks
+from sweeps.reporting.naming import role, unfinished
 from sweeps.reporting.reading import Sweep
-from sweeps.reporting.verdict import role
 
 __all__ = ["Ground", "common_ground"]
 
@@ -88,8 +88,7 @@ def _incomparable(a: Sweep, b: Sweep, *, same_test: bool) -> str:
 def _of_each(*sides: tuple[str, Sweep]) -> Iterator[str]:
     for label, sweep in sides:
         if sweep.state == "unfinished":
-            done = f"{len(sweep.searched)} of {sweep.asked} trials are done"
-            yield f"{label} is unfinished: {done}, and its leader may change."
+            yield f"{label} is unfinished: {unfinished(sweep)}"
         if sweep.winner is None:
             failed = "every trial failed or was stopped" if sweep.searched else "nothing is finished"
             yield f"{label} has no {role(sweep)}: {failed}."
@@ -101,11 +100,32 @@ def _selection(ours: tuple[str, Sweep], reference: tuple[str, Sweep], column: in
     mine, theirs = (one.spec.selection.model_dump(exclude={"longer"}) for one in (a, b))
     if differ := [f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]:
         yield f"{label} selected otherwise than {reference_label}, which may be the difference: {'; '.join(differ)}."
-    flattered = [name for name, one in (ours, reference) if one.spec.selection.on == "test"]
-    if len(flattered) == 1:
-        yield f"{flattered[0]} selected on the test set, which flatters it."
+    yield from _flattered(ours, reference)
     if a.column != b.column or b.column != column:
         yield f"Judged in acc_{SPLITS[column]}, which both have."
+
+
+def _flattered(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> Iterator[str]:
+    """By what each winner was chosen of its own numbers, and as the best of how many trials."""
+    sides = [(label, _chosen_by(sweep), len(sweep.searched)) for label, sweep in (ours, reference)]
+    (_, how, tried), (_, other, tried_there) = sides
+    if how and how == other:
+        each = "each" if tried == tried_there else f"and {tried_there}"
+        yield f"Both were chosen {how}, best of {tried} trials {each}, which flatters them."
+        return
+    for label, one, trials in sides:
+        if one:
+            yield f"{label} was chosen {one}, best of {trials} trials, which flatters it."
+
+
+def _chosen_by(sweep: Sweep) -> str:
+    """What of a winner's own numbers it was chosen by: pictures, seeds or both; empty where one setting was tried."""
+    winner = sweep.winner
+    if winner is None or len(sweep.searched) < 2:
+        return ""
+    on_seeds = winner.trial.phase == "search" and winner.trial.method.trains
+    on_test = sweep.spec.selection.on == "test"
+    return " and ".join(["on the test set"] * on_test + ["on the very seeds compared here"] * on_seeds)
 
 
 def _data(a: Sweep, b: Sweep, same_test: bool | None, *, same_splits: bool) -> Iterator[str]:

@@ -13,9 +13,9 @@ from sweeps import selection
 from sweeps.cards import short_params
 from sweeps.reporting.content import Cell, Column, Table
 from sweeps.reporting.judgements import difference, estimate
+from sweeps.reporting.naming import called
 from sweeps.reporting.paper import TABLE1_ORDER, printed
 from sweeps.reporting.reading import Setting, Sweep
-from sweeps.reporting.verdict import called
 
 __all__ = [
     "all_trials",

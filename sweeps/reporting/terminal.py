@@ -18,6 +18,7 @@ from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.reporting.content import Section
 from sweeps.reporting.formats import shown
 from sweeps.result import Gain, Result, Row, Winner
+from sweeps.selection import chosen_over, seeds_told
 
 __all__ = ["comparison", "sections_shown", "summary", "winner_line"]
 
@@ -33,7 +34,9 @@ def comparison(result: Result, most: int | None = None) -> Group:
         most: rows, or of a single method baselines, that are shown at most; how many are not is told.
     """
     if len(result.methods) > 1:
-        title = f"{result.sweep}: test accuracy in %, mean ±95% over {result.protocol.seeds} seeds, best on top"
+        seeds = result.protocol.seeds
+        shown = f"mean ±95% over {seeds_told(seeds)}" if seeds > 1 else seeds_told(seeds)
+        title = f"{result.sweep}: test accuracy in %, {shown}, best on top"
         rows = len(result.methods) + len(result.other_baselines())
         return Group(Text(title), _methods(result, most), *_not_shown(rows, most), *_notes(result, most))
     hidden = _not_shown(len(result.baselines), most) or [Text()]
@@ -98,7 +101,7 @@ def _methods(result: Result, most: int | None) -> Table:
     seeds = result.protocol.seeds
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")  # where room is short, names take a second line, and no number is cut
     for split in SPLITS:
         table.add_column(split, no_wrap=True)
     table.add_column(f"best/{seeds}", justify="right", no_wrap=True)
@@ -115,12 +118,12 @@ def _methods(result: Result, most: int | None) -> Table:
 def _winner_and_baselines(result: Result, most: int | None) -> Table:
     """Baselines and winner: best of S beside the mean over seeds and its 95% interval, in percent."""
     table = Table(title=f"{result.sweep}: test accuracy in %", title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    table.add_column("shown", no_wrap=True)
+    table.add_column("method", overflow="fold")
+    table.add_column("shown", overflow="fold")
     for split in SPLITS:
         table.add_column(split, no_wrap=True)
-    table.add_column("LoMa", justify="right")
-    table.add_column("cv", justify="right")
+    table.add_column("LoMa", justify="right", no_wrap=True)
+    table.add_column("cv", justify="right", no_wrap=True)
     for name, row in list(result.baselines.items())[:most]:
         _add(table, name, row)
     if result.winner is not None:
@@ -143,8 +146,8 @@ def _notes(result: Result, most: int | None) -> list[Text]:
     fresh = f", {protocol.finalists} finalists on fresh seeds" if protocol.finalists else ""
     lines = ["no winner" if winner is None else f"winner: {_named(result, winner)}"]
     lines.append(
-        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, {protocol.objective} of "
-        f"{protocol.seeds} seeds{fresh}"
+        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, "
+        f"{chosen_over(protocol.objective, protocol.seeds)}{fresh}"
     )
     if protocol.on == "test":
         lines.append("selected on the test set, as the paper does: these accuracies flatter the winner")
@@ -174,9 +177,12 @@ def _longer(result: Result) -> list[str]:
     longer = result.longer
     if longer is None:
         return [f"not trained longer: {result.not_longer}"] if result.not_longer else []
-    ends = {"falls": "it stands on a transient", "level": "level, no transient", "gains": "not trained to its end"}[
-        longer.ends
-    ]
+    ends = {
+        "falls": "it stands on a transient",
+        "level": "level, no transient",
+        "gains": "not trained to its end",
+        "unclear": f"cannot be told with {seeds_told(len(longer.seeds))}",
+    }[longer.ends]
     lines = [f"trained {longer.times}x as long: {difference(longer.change)} on {result.protocol.on}: {ends}"]
     if longer.over_start is not None and longer.beside_start == "below":
         lines.append(f"  and so below the stage-1 head, vanilla: {difference(longer.over_start)}")

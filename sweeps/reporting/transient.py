@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lt_train.metrics import SPLITS
 from sweeps import selection
-from sweeps.reporting.content import Cell, Column, Table
+from sweeps.reporting.content import Cell, Column, Estimate, Table
 from sweeps.reporting.formats import shown
 from sweeps.reporting.judgements import Ending, as_estimate, difference, ending, estimate, judged
 from sweeps.reporting.naming import role, times_as_long
@@ -43,30 +43,40 @@ def _by_longer_run(sweep: Sweep, found: selection.TrainedLonger) -> str:
     winner, longer, chosen = sweep.winner, sweep.longer, sweep.spec.selection
     assert winner is not None
     assert longer is not None
+    seeds = selection.seeds_told(len(longer.records))
     says = {
         "falls": "so the winner stands on a transient",
         "level": "which is level: no transient",
         "gains": "so it gains further, and was not trained to its end",
+        "unclear": f"and whether that is a transient cannot be told with {seeds}",
     }
     span = "" if found.ci95 is None else f" [{100 * found.ci95.low:.2f}, {100 * found.ci95.high:.2f}]"
     beside = ""
     if chosen.on == "val":
-        gap = difference(longer, winner, sweep.column).by_split[sweep.column]
+        gap = _change(winner, longer)[sweep.column]
         beside = f", on test {shown(gap, 'points')}" if gap else ""
     start = {
         None: "",
         "below": f" It falls below the stage-1 head: {_points(found.over_start)}.",
         "level": f" It ends level with the stage-1 head: {_points(found.over_start)}.",
         "above": f" It stays above the stage-1 head: {_points(found.over_start)}.",
+        "unclear": " On which side of the stage-1 head it ends cannot be told with "
+        f"{seeds}: {_points(found.over_start)}.",
     }
     lucky = found.ends == "falls" and not chosen.finalists and len(sweep.searched) > 1
-    picked = " (whose epoch was picked as its best)" * (chosen.epoch == "best")
+    picked = " at its own last epoch" * (chosen.epoch == "best")
     picked += " (some of it the luck that it was chosen by, on these very seeds)" * lucky
     return (
         f"Trained {times_as_long(sweep)} it reaches {100 * found.mean:.2f} %{span} {chosen.on} {chosen.metric} at its "
         f"last epoch, {_points(found.change)} against the winner{picked}{beside}, {says[found.ends]}."
         f"{start[found.beside_start]}"
     )
+
+
+def _change(winner: Setting, longer: Setting) -> tuple[Estimate | None, ...]:
+    """The longer run minus the winner on test by split, both at their last epoch; they have the same seeds."""
+    after, before = (selection.ended(one.records) for one in (longer, winner))
+    return tuple(as_estimate(selection.paired(after[:, place], before[:, place])) for place in range(len(SPLITS)))
 
 
 def _points(gap: selection.MeanDifference | None) -> str:
@@ -111,13 +121,13 @@ def longer_table(sweep: Sweep) -> Table | None:
     chosen, vanilla, split = sweep.spec.selection, sweep.sound_baselines.get("vanilla"), SPLITS[sweep.column]
     rows: list[tuple[Cell, ...]] = []
     if chosen.on == "val":
-        before, after = (selection.reported(one.records, "val")[:, sweep.column] for one in (winner, longer))
+        before, after = (selection.ended(one.records, "val")[:, sweep.column] for one in (winner, longer))
         over = None if found.over_start is None else as_estimate(found.over_start)
         rows.append((f"val {split}", estimate(before), estimate(after), as_estimate(found.change), over))
-    change = difference(longer, winner, sweep.column).by_split
+    change = _change(winner, longer)
     start = (None,) * len(SPLITS) if vanilla is None else difference(longer, vanilla, sweep.column).by_split
     for place, name in enumerate(SPLITS):
-        means = (estimate(one.values[:, place]) for one in (winner, longer))
+        means = (estimate(selection.ended(one.records)[:, place]) for one in (winner, longer))
         rows.append((f"test {name}", *means, change[place], start[place]))
     epochs = winner.trial.training.epochs, longer.trial.training.epochs
     columns = (
@@ -129,7 +139,7 @@ def longer_table(sweep: Sweep) -> Table | None:
     )
     note = (
         f"The winner's setting on its {len(longer.records)} seed{'s' * (len(longer.records) > 1)}, its learning rate "
-        f"falling over {epochs[1]} epochs; numbers of the last one, paired by seed. It decides nothing."
+        f"falling over {epochs[1]} epochs; both at their last epoch, paired by seed. It decides nothing."
     )
     if chosen.on == "val":
         note += " The winner was chosen by val, which flatters it there: a loss on val alone may be that."

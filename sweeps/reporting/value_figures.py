@@ -14,9 +14,9 @@ import numpy as np
 from sweeps.cards import short_params
 from sweeps.contestants import Contestant
 from sweeps.reporting.content import Column, Figure, Line, Panel, Series, Table
+from sweeps.reporting.naming import role
 from sweeps.reporting.reading import Sweep
 from sweeps.reporting.search_figures import contestants_shown, objective_label, whole
-from sweeps.reporting.verdict import role
 from sweeps.search.base import LogUniform
 from sweeps.search.importance import FEWEST_TRIALS, importances
 

@@ -15,11 +15,11 @@ from sweeps.cards import short_params
 from sweeps.reporting.content import Cell, Column, Table, Verdict
 from sweeps.reporting.formats import shown
 from sweeps.reporting.judgements import difference, estimate
-from sweeps.reporting.naming import called, role
+from sweeps.reporting.naming import called, role, unfinished
 from sweeps.reporting.reading import Setting, Sweep
 from sweeps.reporting.transient import ending_of, ending_text
 
-__all__ = ["called", "ending_of", "ending_text", "role", "selected", "verdict"]
+__all__ = ["selected", "verdict"]
 
 BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
 
@@ -41,8 +41,8 @@ def verdict(sweep: Sweep) -> Verdict:
 def selected(sweep: Sweep) -> str:
     """What the numbers were selected on."""
     chosen = sweep.spec.selection
-    whose = f"mean of {chosen.seeds} seeds" if chosen.objective == "mean" else f"best of {chosen.seeds} seeds"
-    text = f"Selected on {chosen.on} {chosen.metric}, {chosen.epoch} epoch, {whose if chosen.seeds > 1 else 'one seed'}"
+    whose = selection.chosen_over(chosen.objective, chosen.seeds)
+    text = f"Selected on {chosen.on} {chosen.metric}, {chosen.epoch} epoch, {whose}"
     if chosen.finalists and sweep.state == "finished":
         each = " of each method" * (len(sweep.methods) > 1)
         text += f"; the best {chosen.finalists}{each} ran again on fresh seeds, and these are those numbers"
@@ -78,7 +78,7 @@ def _headline(sweep: Sweep) -> str:
     elif ahead:
         leads = "is the best that was searched"
     else:
-        leads = "wins" if all(gap.verdict not in ("tied", "worse") for gap in gaps.values()) else "is first"
+        leads = "wins" if all(gap.verdict == "better" for gap in gaps.values()) else "is first"
     worse = f", and worse than {' and '.join(ahead)}" if ahead else ""
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
     method = winner.trial.called
@@ -88,10 +88,10 @@ def _headline(sweep: Sweep) -> str:
 def _about(sweep: Sweep) -> str:
     spec, failed = sweep.spec, sum(one.failed for one in sweep.searched)
     stopped = sum(one.stopped is not None for one in sweep.searched)
-    of = f"{len(sweep.searched)} of {sweep.asked} trials" if sweep.state == "unfinished" else f"{sweep.asked} trials"
+    of = f"{len(sweep.searched)} of " * (sweep.state == "unfinished") + f"{sweep.asked} trial{'s' * (sweep.asked != 1)}"
     some = ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count)
     methods = ", ".join(one.name for one in spec.contestants())
-    told = f"{of}{f' ({some})' if some else ''} x {spec.selection.seeds} seeds of {methods}"
+    told = f"{of}{f' ({some})' if some else ''} x {selection.seeds_told(spec.selection.seeds)} of {methods}"
     classes = f", {sweep.num_classes} classes" if sweep.num_classes else ""
     backbone = f" through {spec.backbone.kind}" if spec.backbone else ""
     return f"{told}; data {spec.dataset.kind}{classes}{backbone}."
@@ -140,7 +140,8 @@ def _gains(sweep: Sweep) -> Table | None:
     )
     note = (
         f"Points, with 95% intervals; paired by seed, by Welch's test where no seed is shared. p and the last column: "
-        f"two-sided t test in {metric}; tied: the interval holds 0. Intervals are over seeds of the re-training: one "
+        f"two-sided t test in {metric}; tied: the interval holds 0; no spread: all seeds differ by the same pictures, "
+        "and no test can say more than the mean. Intervals are over seeds of the re-training: one "
         "backbone, one test set."
     )
     return Table("gains", f"Gain of the {role(sweep)}", columns, tuple(rows), note) if rows else None
@@ -149,14 +150,7 @@ def _gains(sweep: Sweep) -> Table | None:
 def _cautions(sweep: Sweep) -> Iterator[str]:
     winner, chosen = sweep.winner, sweep.spec.selection
     if sweep.state == "unfinished":
-        yield (
-            f"Unfinished: {len(sweep.searched)} of {sweep.asked} trials are done. The leader may change, and "
-            + (
-                "no finalist has run on fresh seeds that are compared here."
-                if chosen.finalists
-                else "the sampler has not said its last word."
-            )
-        )
+        yield f"Unfinished: {unfinished(sweep)}"
     if winner is None:
         yield from sweep.missing
         return
@@ -211,6 +205,7 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
         "better": "its gain over vanilla survives them",
         "tied": "its gain over vanilla does not survive them: tied",
         "worse": "its gain over vanilla does not survive them: it is worse",
+        "no spread": "these agree to the picture, so no test says whether its gain over vanilla survives them",
     }.get(difference(winner, vanilla, sweep.column).verdict, "one seed cannot say whether its gain survives")
     return f"{text}; {says}."
 

@@ -33,7 +33,10 @@ HERE = "--address http://127.0.0.1:8265"
 LOGIN = "--env MLFLOW_TRACKING_USERNAME=sweeps --secret-file MLFLOW_TRACKING_PASSWORD="
 
 ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
-    "README.md": {f"make {target}": MAKE for target in ("demo", "test", "test-cluster", "lint", "bench", "docs")},
+    "README.md": {
+        "make demo": ("tests/documentation/test_demo.py::test_it_runs_and_prints_what_the_front_page_shows",),
+        **{f"make {target}": MAKE for target in ("test", "test-cluster", "lint", "bench", "docs")},
+    },
     "docs/tutorial.md": {"make env": MAKE, 'export PATH="$PWD/.venv/bin:$PATH"': SHELL},
     "docs/frozen.md": {
         "python tests/benchmarks/frozen.py": ("tests/benchmarks/test_frozen.py::test_a_tiny_measurement_is_whole",)

@@ -23,11 +23,3 @@ def test_it_runs_and_prints_what_the_page_says(tmp_path: Path, monkeypatch: pyte
         assert alike(printed[start], text), f"run `make docs`: the page has\n{text}\nand printed is\n{printed[start]}"
     report = tmp_path / "longtail-tutorial" / "runs" / "digits" / "report" / "index.html"
     assert "los" in report.read_text()
-
-
-def test_the_output_of_the_demo_has_the_shape_of_the_tutorials() -> None:
-    """The demo takes minutes and is not run here; what a run prints, the tutorial's test holds."""
-    (demo, *_) = [block.text for block in blocks((ROOT / "README.md").read_text()) if block.text.startswith("demo: ")]
-    printed = [block.text for block in blocks(TUTORIAL.read_text()) if "\ndigits: test accuracy" in block.text]
-    of_run = printed[0][printed[0].index("digits: test accuracy") :]
-    assert alike(demo.replace(".venv/bin/", "").replace("demo", "digits"), of_run)

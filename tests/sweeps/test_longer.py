@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -376,15 +377,44 @@ def test_a_longer_run_is_judged_by_what_the_seeds_agree_on(after: float, ends: s
     assert found.over_start.mean == pytest.approx(after - 0.6)
 
 
-def test_what_the_seeds_do_not_agree_on_is_level_and_with_one_seed_half_a_point_is() -> None:
+def test_what_the_seeds_do_not_agree_on_is_unclear_and_with_one_seed_half_a_point_is() -> None:
     scattered = runs_at([0.8 + gap for gap in (0.05, -0.06, 0.04, -0.05, -0.02)])
     found = selection.trained_longer(scattered, runs_at([0.8] * 5), None, metric="acc_all", on="test")
     assert found is not None
-    assert (found.ends, found.over_start, found.beside_start) == ("level", None, None)
-    for after, ends in ((0.796, "level"), (0.79, "falls"), (0.81, "gains")):
+    assert (found.ends, found.over_start, found.beside_start) == ("unclear", None, None)
+    for after, ends in ((0.796, "unclear"), (0.79, "falls"), (0.81, "gains")):
         one = selection.trained_longer(runs_at([after]), runs_at([0.8]), None, metric="acc_all", on="test")
         assert one is not None
         assert (one.ends, one.ci95, one.change.p_value) == (ends, None, None)
+
+
+def test_a_fall_that_two_seeds_cannot_tell_from_luck_is_not_called_level() -> None:
+    longer, head = runs_at([0.74, 0.78]), runs_at([0.77])
+    found = selection.trained_longer(longer, runs_at([0.8, 0.79]), head, metric="acc_all", on="val")
+    assert found is not None
+    assert found.change.mean == pytest.approx(-0.035)
+    assert (found.ends, found.beside_start) == ("unclear", "unclear")
+
+
+def test_it_is_level_only_where_the_interval_lies_within_a_point() -> None:
+    for spread, ends in ((0.003, "level"), (0.012, "unclear")):
+        longer = runs_at([0.8 + spread * gap for gap in (1, -1, 0.5, -0.5, 0)])
+        found = selection.trained_longer(longer, runs_at([0.8] * 5), None, metric="acc_all", on="val")
+        assert found is not None
+        assert found.ends == ends
+
+
+def test_the_last_epochs_are_compared_where_the_best_of_each_seed_counts() -> None:
+    """A level curve of a hundred epochs has its best above its last, whatever the training leads to."""
+    chance, told = np.random.default_rng(0), []
+    for _ in range(200):
+        curves = chance.normal(0.8, 0.003, (5, 100))
+        winner = [replace(record(seed, *row), epoch=int(row.argmax())) for seed, row in enumerate(curves)]
+        longer = runs_at(chance.normal(0.8, 0.003, 5).tolist())
+        found = selection.trained_longer(longer, winner, None, metric="acc_all", on="val")
+        assert found is not None
+        told.append(found.ends)
+    assert told.count("falls") / 200 <= 0.05
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from sweeps import selection
+from sweeps.cards import protocol
 from sweeps.ledger import Record
+from sweeps.spec import SweepSpec
 
 
 def record(
@@ -101,5 +104,17 @@ def test_paired_is_the_paired_t_test():
 def test_paired_says_what_it_can_where_t_is_not_finite():
     same = np.array([0.5, 0.5, 0.5])
     assert selection.paired(same, same).p_value == 1.0
-    assert selection.paired(same + 0.25, same).p_value == 0.0
+    ahead = selection.paired(same + 0.25, same)
+    assert (ahead.mean, ahead.p_value) == (0.25, None), "seeds that agree to the picture test nothing"
+    assert ahead.ci95 is not None
+    assert selection.welch(same + 0.25, same).p_value is None
     assert selection.paired(same[:1] + 0.25, same[:1]).p_value is None
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(1, "one seed"), (2, "best of 2 seeds")])
+def test_one_seed_is_called_one_wherever_a_protocol_is_told(
+    seeds: int, told: str, small_sweep: Callable[..., SweepSpec]
+):
+    spec = small_sweep(selection={"seeds": seeds, "objective": "best"})
+    assert selection.chosen_over("best", seeds) == told
+    assert protocol(spec) == f"acc_all on val, last epoch, {told}"

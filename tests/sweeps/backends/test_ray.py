@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import yaml
 from ray import exceptions
 from support.ledgers import runs_by_key
 from support.workers import in_a_pack
@@ -214,3 +218,34 @@ def test_a_source_stays_in_its_process_when_tune_writes_its_settings_down(
     source = Locked((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
     backend_kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
     assert [result.failure for result in source.done] == [None]
+
+
+OWN_RAY = """
+import gc, sys
+import ray
+import sweeps
+
+gc.disable()  # whatever is left would be collected at any later moment
+shutdown = ray.shutdown
+
+def counted(*arguments):
+    kept = [type(one).__name__ for one in gc.get_objects()]
+    managers, tuners = kept.count("PlacementGroupResourceManager"), kept.count("TunerInternal")
+    print("managers:", managers, "tuners:", tuners, file=sys.__stderr__)
+    shutdown(*arguments)
+
+ray.shutdown = counted
+sweeps.run(sweeps.load(sys.argv[1]))
+"""
+
+
+def test_nothing_of_tune_outlives_its_ray(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
+    """Ray ends a process without a word in which something asks it for anything during its shutdown, as Tune's does."""
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(small_sweep(search={"trials": 1}, backend={"kind": "ray"}).resolved()))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_RAY, str(file)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "managers:" in line] == ["managers: 0 tuners: 0"]

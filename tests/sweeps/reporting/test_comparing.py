@@ -18,6 +18,7 @@ import sweeps
 from lt_train.errors import UserError
 from sweeps.cli import main
 from sweeps.reporting.comparing import Comparison, Pair
+from sweeps.reporting.comparison_sections import comparison_sections
 from sweeps.reporting.writing import write
 from sweeps.spec import SweepSpec
 
@@ -44,7 +45,10 @@ def test_on_shared_seeds_and_pictures_winners_are_paired(small_sweep: MakeSweep)
     assert found.specs == {"training.epochs": [3, 9]}
     (pair,) = found.pairs
     assert (pair.label, pair.reference, pair.comparable) == ("long", "short", True)
-    assert {one.split(":")[0] for one in pair.cautions} <= {"All seeds agree to the last picture"}
+    assert pair.cautions[0] == (
+        "Both were chosen on the very seeds compared here, best of 3 trials each, which flatters them."
+    )
+    assert {one.split(":")[0] for one in pair.cautions[1:]} <= {"All seeds agree to the last picture"}
     one, other = (sweeps.Result.model_validate_json((place / "result.json").read_text()) for place in (first, second))
     assert one.winner is not None
     assert other.winner is not None
@@ -76,6 +80,33 @@ def test_the_winners_classes_are_those_of_the_records(small_sweep: MakeSweep) ->
     assert classes.by_luck == pytest.approx(0.3)
 
 
+def test_with_one_seed_no_class_is_tested_and_none_is_said_to_differ_by_luck(small_sweep: MakeSweep) -> None:
+    one_seed = {"selection": {"seeds": 1}}
+    found = sweeps.compare(run(small_sweep, "a", **one_seed), run(small_sweep, "b", training={"epochs": 9}, **one_seed))
+    classes = found.pairs[0].classes
+    assert classes is not None
+    assert (classes.test, classes.by_luck) == ("none", None)
+    shown = [one for section in comparison_sections(found) for one in section.text]
+    assert any("One run on a side cannot tell" in one for one in shown)
+
+
+def test_the_table_of_classes_names_those_beyond_luck_first_and_the_rate_is_of_them(small_sweep: MakeSweep) -> None:
+    found = sweeps.compare(run(small_sweep, "short"), run(small_sweep, "long", training={"epochs": 9}))
+    classes = found.pairs[0].classes
+    assert classes is not None
+    gained = [0.03, 0.02, 0.01, -0.01, -0.02, -0.03]
+    sure = [False, True, False, False, True, False]
+    changes = [
+        one.model_copy(update={"gain": gain, "sure": beyond, "p_value": 0.01})
+        for one, gain, beyond in zip(classes.changes, gained, sure, strict=True)
+    ]
+    pair = found.pairs[0].model_copy(update={"classes": classes.model_copy(update={"changes": changes})})
+    _, section = comparison_sections(found.model_copy(update={"pairs": [pair]}))
+    assert "of those beyond luck at most 5% are luck, on average" in section.text[-1]
+    assert [row[0] for row in section.tables[-1].rows] == ["1", "4", "0", "2", "3", "5"]
+    assert [row[-1] for row in section.tables[-1].rows] == ["gained", "lost", *["maybe luck"] * 4]
+
+
 def test_a_sweep_against_its_copy_is_a_tie_in_everything(small_sweep: MakeSweep) -> None:
     first = run(small_sweep, "same")
     second = first.with_name("copy")
@@ -99,8 +130,20 @@ def test_other_seeds_are_compared_by_welch_and_the_protocol_is_told(small_sweep:
     assert pair.cautions == [
         "fresh-seeds selected otherwise than search-seeds, which may be the difference: on test, not val; "
         "finalists 1, not 0.",
-        "fresh-seeds selected on the test set, which flatters it.",
+        "fresh-seeds was chosen on the test set, best of 3 trials, which flatters it.",
+        "search-seeds was chosen on the very seeds compared here, best of 3 trials, which flatters it.",
     ]
+
+
+def test_two_that_were_both_chosen_by_their_own_numbers_are_both_said_to_flatter(small_sweep: MakeSweep) -> None:
+    on_test = {"seeds": 2, "on": "test"}
+    more = {"trials": 4, "space": ONE_LR}
+    first = run(small_sweep, "first", selection=on_test)
+    second = run(small_sweep, "second", selection=on_test, search=more)
+    assert (
+        "Both were chosen on the test set and on the very seeds compared here, best of 4 trials and 3, which flatters "
+        "them."
+    ) in only_pair(first, second).cautions
 
 
 def test_another_metric_is_judged_in_what_both_have(small_sweep: MakeSweep) -> None:
@@ -178,8 +221,16 @@ def test_an_unfinished_sweep_one_without_a_winner_and_one_whose_bank_is_gone_are
     sweeps.run(cut)
     cut_short(cut, 4)
     pair = only_pair(first, directory(cut))
-    assert pair.cautions[0].startswith("cut is unfinished: ")
+    assert pair.cautions[0] == (
+        "cut is unfinished: 2 of 6 trials are done. The leader may change, and the sampler has not said its last word."
+    )
     assert pair.winners is not None
+    done = small_sweep(name="done", search={"trials": 3, "space": ONE_LR}, selection={"seeds": 3})
+    sweeps.run(done)
+    (directory(done) / "result.json").unlink()
+    assert only_pair(first, directory(done)).cautions[0] == (
+        "done is unfinished: all 3 trials are done, and the leader stays: what is missing decides nothing."
+    )
     failing = {"trials": 2, "space": {"method.lr": {"loguniform": [1e37, 1e38]}}}
     pair = only_pair(first, run(small_sweep, "failing", search=failing))
     assert "failing has no winner: every trial failed or was stopped." in pair.cautions

@@ -60,6 +60,24 @@ def test_what_trains_nothing_stands_for_every_seed() -> None:
     assert difference(setting({5: 0.5}, Vanilla()), setting({0: 0.6, 1: 0.61}), 0).verdict == "worse"
 
 
+def test_seeds_that_differ_by_the_same_pictures_have_no_spread_to_test_with() -> None:
+    ours, theirs = setting({0: 0.606, 1: 0.706}), setting({0: 0.6, 1: 0.7})
+    found = difference(ours, theirs, 0)
+    assert (found.verdict, found.test, found.p_value) == ("no spread", "paired", None)
+    assert found.by_split[0] is not None
+    assert found.by_split[0].mean == pytest.approx(0.006)
+    assert not found.behind(0)
+    assert difference(theirs, ours, 0).behind(0)
+
+
+def test_what_trains_nothing_is_not_called_paired_where_nothing_may_be() -> None:
+    ours, theirs = setting({5: 0.6, 6: 0.61}), setting({5: 0.5}, Vanilla())
+    welch, paired = (difference(ours, theirs, 0, pair=pair) for pair in (False, True))
+    assert (welch.test, welch.seeds, welch.verdict) == ("welch", 0, "better")
+    assert welch.p_value == pytest.approx(paired.p_value), "one fixed value has no spread of its own"
+    assert difference(theirs, ours, 0, pair=False).test == "welch"
+
+
 def test_other_seeds_are_not_paired_by_their_place() -> None:
     ours, theirs = setting({0: 0.6, 1: 0.7}), setting({5: 0.5, 6: 0.6})
     found = difference(ours, theirs, 0)

@@ -110,6 +110,18 @@ def test_every_method_of_the_registry_fits_a_screen() -> None:
         assert name in line
 
 
+@pytest.mark.parametrize("name", ["los", LONGEST_NAME])
+def test_no_number_is_cut_where_intervals_are_wide(name: str) -> None:
+    """Rich cuts what does not fit, without a word; a name takes a second line instead."""
+    baselines = {"vanilla": row(0.7, None, kind="vanilla"), LONGEST_NAME: row(0.6, 0.1234, kind="x")}
+    several = result(method(name, 0.8, half=0.1234), method("ce", 0.75, half=0.1234), baselines=baselines)
+    for lines in (lines_of(several), lines_of(result(method(name, 0.8, half=0.1234), baselines=baselines))):
+        assert not [line for line in lines if "…" in line]
+        assert max(map(len, lines)) <= 80
+        (own,) = [line for line in lines if "80.00 ±12.34" in line]
+        assert own.count("±12.34") == 3
+
+
 def test_a_baseline_is_shown_unless_a_method_is_that_very_setting() -> None:
     baselines = {"vanilla": row(0.7, None, kind="vanilla"), "ce": row(0.72, kind="ce", lr=0.5)}
     methods = method("los", 0.8), method("vanilla", 0.7, half=None), method("ce", 0.75)
@@ -147,7 +159,13 @@ def test_the_markdown_table_is_one_and_holds_gains_and_settings() -> None:
 def test_one_seed_has_no_interval_to_explain(seeds: int) -> None:
     shown = result(method("los", 0.8, half=None), method("ce", 0.7, half=None))
     shown = shown.model_copy(update={"protocol": shown.protocol.model_copy(update={"seeds": seeds})})
-    assert any("intervals are over seeds" in line for line in lines_of(shown)) is (seeds > 1)
+    lines = lines_of(shown)
+    assert any("intervals are over seeds" in line for line in lines) is (seeds > 1)
+    told = "one seed" if seeds == 1 else "mean of 5 seeds"
+    assert f"selected on val acc_all, last epoch, {told}, 3 finalists on fresh seeds" in lines
+    title = "one seed" if seeds == 1 else "mean ±95% over 5 seeds"
+    assert f"table: test accuracy in %, {title}, best on top" in lines
+    assert not any("1 seeds" in line for line in [*lines, *method_table(shown).splitlines()])
 
 
 def longer(gain: Gain, ends: Any = "falls", beside: Any = "below") -> LongerRun:
@@ -214,6 +232,11 @@ def test_the_summary_of_one_method_fits_a_screen_with_everything_that_may_be_sai
         ("falls", "below", "trained 3x as long: -26.67 [-27.67, -25.67] on val: it stands on a transient"),
         ("level", "above", "trained 3x as long: -26.67 [-27.67, -25.67] on val: level, no transient"),
         ("gains", "level", "trained 3x as long: -26.67 [-27.67, -25.67] on val: not trained to its end"),
+        (
+            "unclear",
+            "unclear",
+            "trained 3x as long: -26.67 [-27.67, -25.67] on val: cannot be told with 2 seeds",
+        ),
     ],
 )
 def test_where_the_winner_leads_is_a_line(ends: str, beside: str, said: str) -> None:

@@ -100,12 +100,22 @@ def test_a_winner_that_gains_further_or_stays(
     assert "stands on a transient" not in page
 
 
-def test_selected_on_test_with_the_best_epoch_it_is_said_that_that_was_picked(small_sweep: MakeSweep) -> None:
-    _, written, page = reported(fixed(small_sweep, 0.02, 8, on="test", epoch="best"))
+def test_where_the_best_epoch_counts_the_last_ones_are_compared(small_sweep: MakeSweep) -> None:
+    spec = fixed(small_sweep, 0.01, 40, on="test", epoch="best")
+    result, written, page = reported(spec)
+    assert result.longer is not None
     assert "test acc_all at its last epoch" in page
-    assert "against the winner (whose epoch was picked as its best), so the winner stands on a transient." in page
+    assert f"{points(result.longer.change)} against the winner at its own last epoch" in page
+    sweep = read_sweep(Path(spec.storage) / spec.name)
+    assert sweep.winner is not None
+    assert any(record.epoch != 39 for record in sweep.winner.records), "else the best is the last"
+    last = sum(record.test[-1][0] or 0 for record in sweep.winner.records) / 3
+    assert result.longer.change.mean == pytest.approx((result.longer.mean.acc_all or 0) - last)
+    assert result.longer.behind["acc_all"] == result.longer.change
     table = rows(written.page.parent / "tables" / "longer.csv")
     assert [row["accuracy"] for row in table] == ["test all", "test many", "test medium", "test few"]
+    assert float(table[0]["change"]) == pytest.approx(result.longer.change.mean)
+    assert float(table[0]["winner, 40 epochs"]) == pytest.approx(last)
 
 
 def test_without_a_longer_run_the_report_says_why(small_sweep: MakeSweep) -> None:
