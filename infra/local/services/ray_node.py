@@ -54,7 +54,11 @@ class _RayNode(Service):
             "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_failure_threshold": "3",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
-            "RAY_enable_metrics_collection": "0",  # its page would answer everybody, without the token
+            # Pages of metrics would answer everybody, without the token. Those of dashboard and autoscaler, on all
+            # interfaces, cannot be turned off, only be given a port that there is not.
+            "RAY_enable_metrics_collection": "0",
+            "DASHBOARD_METRIC_PORT": "-1",
+            "AUTOSCALER_METRIC_PORT": "-1",
             **self.extra_environment,
         }
 
