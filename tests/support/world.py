@@ -90,7 +90,7 @@ class SmallDisk:
 
     def __init__(self, place: Path, size: str) -> None:
         self.place = place
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)  # a cluster that has been at work has made its own; it is hidden
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(place)], check=True)
 
     def fill(self) -> None:
