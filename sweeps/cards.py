@@ -72,7 +72,9 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None, spe
         metrics |= _named("acc", values.mean(axis=0))
         if records[0].val is not None:
             metrics |= _named("val_acc", selection.reported(records, "val").mean(axis=0))
-        metrics |= _known({name: _mean([getattr(r, name) for r in records]) for name in ("loma_mean", "loma_cv")})
+        metrics |= _known(
+            {name: selection.mean_of_all([getattr(r, name) for r in records]) for name in ("loma_mean", "loma_cv")}
+        )
         if objective is not None:
             metrics["objective"] = objective
         for column, split in enumerate(SPLITS):
@@ -168,11 +170,12 @@ def _logarithmic(contestant: Contestant) -> set[str]:
 
 def _decades(trial: Trial, spec: SweepSpec) -> dict[str, float]:
     """Logarithms of what the trial's own contestant searches by decades; another may search the same with a zero."""
-    own = [_logarithmic(contestant) for contestant in spec.contestants() if contestant.name == trial.contestant]
+    own = next((one for one in spec.contestants() if one.name == trial.contestant), None)
+    logarithmic = set() if own is None else _logarithmic(own)
     return {
-        _as_charted(path, {path}): round(math.log10(value), 4)
+        _as_charted(path, logarithmic): round(math.log10(value), 4)
         for path, value in trial.params.items()
-        if path in set().union(*own)
+        if path in logarithmic
     }
 
 
@@ -264,8 +267,3 @@ def _named(prefix: str, row: Any) -> dict[str, float]:
 
 def _known(values: dict[str, float | None]) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None and not np.isnan(value)}
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -30,6 +30,7 @@ __all__ = [
     "expected_best",
     "interval",
     "mean",
+    "mean_of_all",
     "objective",
     "paired",
     "reported",
@@ -117,6 +118,12 @@ def mean(values: Array) -> Array:
     """Mean over seeds, `[S, ...] -> [...]`."""
     result: Array = values.mean(axis=0)
     return result
+
+
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Mean over seeds; None where one of them has none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def interval(values: Array) -> Interval | None:

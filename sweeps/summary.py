@@ -191,7 +191,8 @@ def _row(schedule: Schedule, trial: Trial) -> Row:
         mean=Accuracies(**_named(selection.mean(values))),
         ci95=Intervals(**{f"acc_{split}": _pair(selection.interval(values[:, i])) for i, split in enumerate(SPLITS)}),
         loma=Loma(
-            mean=_mean([record.loma_mean for record in records]), cv=_mean([record.loma_cv for record in records])
+            mean=selection.mean_of_all([record.loma_mean for record in records]),
+            cv=selection.mean_of_all([record.loma_cv for record in records]),
         ),
     )
 
@@ -216,8 +217,3 @@ def _number(value: float) -> float | None:
 
 def _pair(interval: selection.Interval | None) -> tuple[float, float] | None:
     return None if interval is None else (interval.low, interval.high)
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) and known else None

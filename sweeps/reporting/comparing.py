@@ -19,7 +19,7 @@ from lt_train.metrics import SPLITS
 from sweeps.reporting.class_gains import LEVEL, class_gains
 from sweeps.reporting.content import Estimate
 from sweeps.reporting.judgements import difference, estimate, matched
-from sweeps.reporting.naming import called, role
+from sweeps.reporting.naming import NO_WIDTH, called, role
 from sweeps.reporting.reading import Setting, Sweep, read_sweeps
 from sweeps.reporting.shared_ground import Ground, common_ground
 from sweeps.reporting.spec_differences import leaves_that_differ
@@ -206,7 +206,7 @@ def _pair(ours: Sweep, reference: Sweep, ground: Ground, label: str, reference_l
         if ours.winner is not None and reference.winner is not None:
             winners = _gain("winner", ours.winner, reference.winner, (ours, reference), ground)
             classes = _classes(ours, reference, ground)
-            cautions += _without_width(winners)
+            cautions += [NO_WIDTH] * (winners.verdict == "no spread")
     return Pair(
         label=label,
         reference=reference_label,
@@ -246,12 +246,6 @@ def _gain(what: str, ours: Setting, theirs: Setting, sweeps: tuple[Sweep, Sweep]
         pairs=found.seeds if found.test == "paired" else 0,
         verdict=found.verdict,
     )
-
-
-def _without_width(winners: SettingGain) -> list[str]:
-    if winners.verdict != "no spread":
-        return []
-    return ["All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."]
 
 
 def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | None:

@@ -14,6 +14,7 @@ from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
 from sweeps.reporting.comparing import ClassChange, ClassChanges, Comparison, Pair, SettingGain, Shown
 from sweeps.reporting.content import Cell, Column, Estimate, Figure, Line, Panel, Section, Series, Table
+from sweeps.reporting.naming import told
 from sweeps.reporting.spec_differences import rows_that_differ
 
 __all__ = ["comparison_sections"]
@@ -59,7 +60,7 @@ def _means(one: Shown | None) -> list[Cell]:
     found: list[Cell] = []
     for split in SPLITS:
         mean, ends = (None, None) if one is None else (getattr(part, f"acc_{split}") for part in (one.mean, one.ci95))
-        found.append(None if mean is None else Estimate(mean, *(ends or ())))
+        found.append(Estimate.of(mean, ends))
     return found
 
 
@@ -125,10 +126,9 @@ def _gains(pair: Pair, number: int) -> Table:
 
 def _gain(one: SettingGain, splits: Sequence[str], metric: str) -> tuple[Cell, ...]:
     gains = [one.gain.get(f"acc_{split}") for split in splits]
-    cells = [None if gain is None else Estimate(gain.mean, *(gain.ci95 or ())) for gain in gains]
+    cells = [None if gain is None else Estimate.of(gain.mean, gain.ci95) for gain in gains]
     judged = one.gain.get(metric)
-    verdict = f"{one.verdict} (Welch)" if one.test == "welch" else one.verdict
-    return (one.what, *cells, None if judged is None else judged.p_value, verdict)
+    return (one.what, *cells, None if judged is None else judged.p_value, told(one.verdict, one.test))
 
 
 def _luck(classes: ClassChanges) -> str:

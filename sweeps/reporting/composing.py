@@ -104,8 +104,7 @@ def _members(family: crosstable.CrossTable) -> tuple[Table, ...]:
 
 
 def _cell(method: crosstable.Cell, metric: str) -> Estimate | None:
-    mean, ci95 = getattr(method.mean, metric), getattr(method.ci95, metric)
-    return None if mean is None else Estimate(mean, *(ci95 or ()))
+    return Estimate.of(getattr(method.mean, metric), getattr(method.ci95, metric))
 
 
 def _importance_missing(sweep: Sweep) -> str:

@@ -37,6 +37,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def of(cls, mean: float | None, ci95: tuple[float, float] | None) -> Estimate | None:
+        """From a mean and its interval as a result holds them; None for an empty split."""
+        return None if mean is None else cls(mean, *(ci95 or ()))
+
 
 Cell = str | int | float | Estimate | None
 """None is what is not known, shown as a dash."""

@@ -17,6 +17,7 @@ from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.ledger import Record
 from sweeps.reporting.content import Estimate
+from sweeps.reporting.naming import told
 from sweeps.reporting.reading import Setting
 
 __all__ = ["Difference", "Ending", "as_estimate", "difference", "ending", "estimate", "judged", "matched", "mean_curve"]
@@ -44,7 +45,7 @@ class Difference:
     @property
     def told(self) -> str:
         """The verdict, and by which test where it is not the paired one."""
-        return f"{self.verdict} (Welch)" if self.test == "welch" else self.verdict
+        return told(self.verdict, self.test)
 
     def behind(self, column: int) -> bool:
         """Whether ours is worse; where no test can say, whether its mean is lower."""
@@ -113,18 +114,17 @@ def _judge(gap: selection.MeanDifference) -> Literal["better", "tied", "worse", 
 
 def estimate(values: selection.Array) -> Estimate | None:
     """Mean over seeds with its interval, `[S] -> `; None for an empty split."""
-    mean = float(values.mean())
-    interval = selection.interval(values)
-    if math.isnan(mean):
-        return None
-    return Estimate(mean) if interval is None else Estimate(mean, interval.low, interval.high)
+    return _estimate(float(values.mean()), selection.interval(values))
 
 
 def as_estimate(gap: selection.MeanDifference) -> Estimate | None:
     """A difference of means as a cell; None for an empty split."""
-    if math.isnan(gap.mean):
-        return None
-    return Estimate(gap.mean) if gap.ci95 is None else Estimate(gap.mean, gap.ci95.low, gap.ci95.high)
+    return _estimate(gap.mean, gap.ci95)
+
+
+def _estimate(mean: float, interval: selection.Interval | None) -> Estimate | None:
+    ci95 = None if interval is None else (interval.low, interval.high)
+    return None if math.isnan(mean) else Estimate.of(mean, ci95)
 
 
 def judged(records: Sequence[Record], on: Literal["val", "test"], column: int) -> selection.Array:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from sweeps.reporting.reading import Setting, Sweep
 
-__all__ = ["called", "role", "times_as_long", "unfinished"]
+__all__ = ["NO_WIDTH", "called", "role", "times_as_long", "told", "unfinished"]
+
+NO_WIDTH = "All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."
 
 
 def called(sweep: Sweep, setting: Setting) -> str:
@@ -24,6 +26,11 @@ def times_as_long(sweep: Sweep) -> str:
     """`three times as long`: how much longer the winner is trained once more."""
     times = sweep.spec.selection.longer or 1
     return f"{ {2: 'twice', 3: 'three times', 4: 'four times', 5: 'five times'}.get(times, f'{times} times') } as long"
+
+
+def told(verdict: str, test: str) -> str:
+    """A verdict, and by which test where it is not the paired one."""
+    return f"{verdict} (Welch)" if test == "welch" else verdict
 
 
 def unfinished(sweep: Sweep) -> str:

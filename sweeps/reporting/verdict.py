@@ -15,7 +15,7 @@ from sweeps.cards import short_params
 from sweeps.reporting.content import Cell, Column, Table, Verdict
 from sweeps.reporting.formats import shown
 from sweeps.reporting.judgements import difference, estimate
-from sweeps.reporting.naming import called, role, unfinished
+from sweeps.reporting.naming import NO_WIDTH, called, role, unfinished
 from sweeps.reporting.reading import Setting, Sweep
 from sweeps.reporting.transient import ending_of, ending_text
 
@@ -165,7 +165,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
             else "It trains nothing: one run, and none that could be trained longer."
         )
     elif float(np.ptp(winner.values[:, sweep.column])) < selection.ROUNDING:
-        yield "All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."
+        yield NO_WIDTH
     end = ending_of(sweep, winner)
     if end is not None:
         yield ending_text(sweep, end)

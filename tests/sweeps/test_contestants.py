@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.sweep_files import load
 
 from lt_train.errors import SpecError
 from sweeps.contestants import Contestant
-from sweeps.spec import SweepSpec, load_resolved, load_sweep
+from sweeps.spec import SweepSpec, load_resolved
 
 HEAD = """\
 version: 1
@@ -39,12 +40,6 @@ search:
     training.epochs: {int: [5, 15]}
 """
 )
-
-
-def load(tmp_path: Path, text: str) -> SweepSpec:
-    path = tmp_path / "s.yaml"
-    path.write_text(text)
-    return load_sweep(path)
 
 
 def by_name(spec: SweepSpec) -> dict[str, Contestant]:

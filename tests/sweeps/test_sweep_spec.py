@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.sweep_files import GOOD, load
 
 import sweeps
 from lt_train.constraints.maxnorm import MaxNorm
@@ -23,26 +24,6 @@ from sweeps.yaml_source import parse_yaml
 
 SPECS = Path(sweeps.__file__).parent / "specs"
 SCHEMA = Path(sweeps.__file__).parent / "sweep.schema.json"
-
-GOOD = """\
-version: 1
-name: good
-dataset: {kind: digits_lt}
-backbone: {kind: small_cnn}
-stage1: {kind: ce}
-method: {kind: los}
-search:
-  trials: 4
-  space:
-    method.lr: {loguniform: [1e-4, 1e-1]}
-    method.smooth_factor: {uniform: [0.2, 0.98]}
-"""
-
-
-def load(tmp_path: Path, text: str) -> SweepSpec:
-    path = tmp_path / "s.yaml"
-    path.write_text(text)
-    return load_sweep(path)
 
 
 def test_a_good_file_has_the_documented_defaults(tmp_path: Path) -> None:

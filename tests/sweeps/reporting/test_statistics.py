@@ -31,6 +31,17 @@ def test_intervals_cover_the_true_mean_at_the_stated_rate(seeds: int) -> None:
     assert near_95(np.mean([one is not None and one.low <= TRUE <= one.high for one in found]))
 
 
+def holds(gap: selection.MeanDifference, true: float) -> bool:
+    return gap.ci95 is not None and gap.ci95.low <= true <= gap.ci95.high
+
+
+def one_in_twenty_is_told_apart(equal: list[selection.MeanDifference]) -> None:
+    """And the interval says what the p value does."""
+    apart = [one.ci95 is not None and not holds(one, 0) for one in equal]
+    assert near_95(1 - np.mean(apart))
+    assert [one.p_value is not None and one.p_value < 0.05 for one in equal] == apart
+
+
 @pytest.mark.parametrize("seeds", [2, 5])
 def test_paired_intervals_cover_the_true_gap_although_seeds_share_their_luck(seeds: int) -> None:
     luck, gap = 5 * (draws(seeds, 1) - TRUE), 0.004
@@ -38,14 +49,12 @@ def test_paired_intervals_cover_the_true_gap_although_seeds_share_their_luck(see
         selection.paired(ours + shared + gap, theirs + shared)
         for ours, theirs, shared in zip(draws(seeds, 2), draws(seeds, 3), luck, strict=True)
     ]
-    assert near_95(np.mean([pair.ci95 is not None and pair.ci95.low <= gap <= pair.ci95.high for pair in pairs]))
+    assert near_95(np.mean([holds(pair, gap) for pair in pairs]))
 
 
 def test_of_equal_settings_one_in_twenty_is_told_apart_and_the_interval_says_what_the_p_value_does() -> None:
     pairs = [selection.paired(ours, theirs) for ours, theirs in zip(draws(5, 4), draws(5, 5), strict=True)]
-    apart = [pair.ci95 is not None and not pair.ci95.low <= 0 <= pair.ci95.high for pair in pairs]
-    assert near_95(1 - np.mean(apart))
-    assert [pair.p_value is not None and pair.p_value < 0.05 for pair in pairs] == apart
+    one_in_twenty_is_told_apart(pairs)
 
 
 @pytest.mark.parametrize(("seeds", "others", "spread"), [(3, 3, 1), (5, 5, 1), (5, 5, 3), (5, 10, 3), (10, 5, 3)])
@@ -53,14 +62,12 @@ def test_welchs_intervals_cover_the_true_gap_whatever_the_spreads(seeds: int, ot
     gap = 0.004
     ours, theirs = draws(seeds, 7, gap), TRUE + spread * (draws(others, 8) - TRUE)
     found = [selection.welch(a, b) for a, b in zip(ours, theirs, strict=True)]
-    assert near_95(np.mean([one.ci95 is not None and one.ci95.low <= gap <= one.ci95.high for one in found]))
+    assert near_95(np.mean([holds(one, gap) for one in found]))
 
 
 def test_of_equal_settings_on_other_seeds_welch_tells_one_in_twenty_apart_as_its_interval_does() -> None:
     found = [selection.welch(ours, theirs) for ours, theirs in zip(draws(5, 9), draws(5, 10), strict=True)]
-    apart = [one.ci95 is not None and not one.ci95.low <= 0 <= one.ci95.high for one in found]
-    assert near_95(1 - np.mean(apart))
-    assert [one.p_value is not None and one.p_value < 0.05 for one in found] == apart
+    one_in_twenty_is_told_apart(found)
 
 
 def test_welch_is_the_known_one_and_says_nothing_of_one_run() -> None:
