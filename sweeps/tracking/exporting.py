@@ -1,11 +1,13 @@
 """Whether torch can hold a champion as a graph, and which champion it is. Knows torch; no MLflow.
 
 A graph has no code in it that loading would run, and needs none of ours; so a champion is kept as nothing else.
+
+Torch's first export imports its compiler, which takes modules of Python's own (`_operator`) out of `sys.modules` for a
+moment; another thread that unpickles then fails. So nothing is exported before training is over.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import sys
 
@@ -14,7 +16,7 @@ import torch
 from lt_train.errors import first_line
 from sweeps.tracking.base import Champion, PictureModel
 
-__all__ = ["digest_of", "exportable", "import_exporter"]
+__all__ = ["digest_of", "exportable"]
 
 CLOSE = 1e-3
 """How far logits of the graph may be from the module's, as a share of the largest."""
@@ -26,15 +28,6 @@ def digest_of(champion: Champion, logged: str) -> str:
     for name, tensor in champion.classifier.state_dict().items():
         hasher.update(name.encode() + tensor.numpy().tobytes())
     return hasher.hexdigest()[:16]
-
-
-@functools.cache
-def import_exporter() -> None:
-    """Export a model for nothing: torch's first export imports a compiler, for seconds.
-
-    Better while packs are trained than at the end of the sweep, when the champion is waited for.
-    """
-    torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(2, 1),))
 
 
 def exportable(pictures: PictureModel) -> bool:

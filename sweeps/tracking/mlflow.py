@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field
 from lt_train.errors import LongtailError, UserError
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.tracking.base import Champion, DataCard, SweepCard, Tracker, TrackingSpec, TrialCard
-from sweeps.tracking.exporting import digest_of, exportable, import_exporter
+from sweeps.tracking.exporting import digest_of, exportable
 from sweeps.tracking.new_store import make_store, sqlite_file, unfinished
 from sweeps.tracking.server import serve
 from sweeps.tracking.source import code_tags
@@ -191,7 +191,6 @@ class _MlflowTracker:
         if self.spec.seed_runs:
             for of_seed in card.of_seeds():
                 self._log(of_seed, run, "seed")
-        import_exporter()
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
         now = time.time_ns() // 1_000_000

@@ -20,6 +20,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlflow.exceptions import MlflowException
 
 import sweeps
@@ -217,6 +218,27 @@ def test_a_champion_may_be_the_head_alone(of_pictures: MakeSweep):
         ["champion", "champion-head"]
     ]
     assert "float32" in str(loaded(spec, "models:/small@champion").metadata.signature)
+
+
+def test_torchs_compiler_is_not_imported_while_packs_are_trained(tracked: MakeSweep, tmp_path: Path):
+    """It takes `_operator` out of `sys.modules` for a moment, in which nothing can be unpickled by another thread."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(tracked().resolved(), sort_keys=False))
+    code = f"""
+import sys, time, sweeps
+from sweeps.tracking.patient import PatientTracker
+finish = PatientTracker.finish
+def when_all_trials_are_shown(self, *arguments):
+    while self.behind:
+        time.sleep(0.01)
+    print("torch._dynamo" in sys.modules)
+    return finish(self, *arguments)
+PatientTracker.finish = when_all_trials_are_shown
+sweeps.run(sweeps.load({str(file)!r}))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False", "True"]
 
 
 def test_a_champion_that_torch_cannot_export_is_logged_without_its_backbone(
