@@ -1,7 +1,7 @@
 """What pages hold that programs make: `python tests/documentation`, or `make docs`; with names, some of it.
 
 `reference` writes docs/reference from the schema, the kinds and the parsers. `outputs` runs docs/tutorial.md and
-docs/paper.md and puts what their commands print under them. `pictures` runs the demo and takes docs/images from its
+README.md and puts what their commands print under them. `pictures` runs the demo and takes docs/images from its
 report, with Chromium.
 """
 
@@ -32,7 +32,7 @@ def write_reference() -> None:
 
 def write_outputs() -> None:
     """The blocks of text that stand directly after commands, where these are run in a minute or two."""
-    for name in ("docs/tutorial.md", "docs/paper.md"):
+    for name in ("docs/tutorial.md", "README.md"):
         page = ROOT / name
         text = page.read_text()
         found = blocks(text)
