@@ -115,10 +115,21 @@ class PatientTracker:
             self._attempt(self._catch_up)
 
     def _catch_up(self, tracker: Tracker) -> None:
-        while self._backlog and not self._stopping:
-            tracker.log_trial(self._backlog[0]())
+        unmade: Exception | None = None
+        for _ in range(self.behind):
+            if self._stopping:
+                return
+            try:
+                card = self._backlog[0]()
+            except Exception as error:  # those behind it need not wait for it
+                unmade = error
+                self._backlog.rotate(-1)
+                continue
+            tracker.log_trial(card)
             self._backlog.popleft()
             self._told(self.behind, "")
+        if unmade is not None:
+            raise unmade
 
     def _attempt(self, action: Callable[[Tracker], None]) -> bool:
         if not self._may_write():

@@ -122,15 +122,17 @@ def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pyte
     assert server.told == []
 
 
-def test_what_cannot_be_shown_is_trouble_and_no_end_of_the_sweep(server: Server) -> None:
-    def broken() -> TrialCard:
-        raise ValueError("math domain error")
+def test_what_cannot_be_shown_is_trouble_and_holds_up_nothing_behind_it(server: Server) -> None:
+    def spoiled() -> TrialCard:
+        raise OSError("its curve cannot be read")
 
     tracker = PatientTracker(server.connect)
-    tracker.log_trial(broken)
+    for make in (partial(card, "t0"), spoiled, partial(card, "t2")):
+        tracker.log_trial(make)
     assert not tracker.finish({}, NOWHERE, None)
-    assert tracker.why_behind == "math domain error"
+    assert [told for told in server.told if told != "connected"] == ["t0", "t2"]
     assert tracker.behind == 1
+    assert tracker.why_behind == "its curve cannot be read"
 
 
 def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> None:
