@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sweeps.families.family import Family
-from sweeps.result import Accuracies, Intervals, MethodRow, Protocol, Result, Row
+from sweeps.result import Accuracies, Intervals, LongerRun, MethodRow, Protocol, Result, Row
 from sweeps.spec import SweepSpec
 
 __all__ = ["Cell", "CrossRow", "CrossTable", "cross_table", "read_result"]
@@ -38,6 +38,7 @@ class CrossRow(_Model):
     value: str = Field(description="the name of what makes this member")
     sweep: str
     protocol: Protocol | None = Field(default=None, description="what was selected on; null without a result")
+    longer: LongerRun | None = Field(default=None, description="the winner of this member trained longer")
     cells: dict[str, Cell] = Field(description="by method; one that failed is absent")
     missing: str = Field(default="", description="why there is no result; empty where there is one")
     notes: list[str] = Field(default=[], description="what the member's result says of its data and its failures")
@@ -96,7 +97,9 @@ def _row(value: str, sweep: str, result: Result | str) -> CrossRow:
         )
         for name, row in rows.items()
     }
-    return CrossRow(value=value, sweep=sweep, protocol=result.protocol, cells=cells, notes=result.notes)
+    return CrossRow(
+        value=value, sweep=sweep, protocol=result.protocol, cells=cells, longer=result.longer, notes=result.notes
+    )
 
 
 def _reported(result: Result) -> dict[str, Row]:

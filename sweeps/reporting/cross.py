@@ -16,6 +16,9 @@ from sweeps.selection import chosen_over
 
 __all__ = ["cross_comparison", "cross_markdown"]
 
+LEADS_TO = {"falls": "on a transient", "level": "level", "gains": "not at its end", "unclear": "cannot be told"}
+"""In a word, where a winner leads that trains longer."""
+
 
 def cross_comparison(table: CrossTable) -> Group:
     """Accuracy over all classes, then over the few, and what was selected on."""
@@ -70,18 +73,31 @@ def _both(row: CrossRow, method: str) -> str:
 
 def _about(table: CrossTable) -> list[Text]:
     """A line for each protocol, with the rows that were selected by it where there are several; and what they mean."""
+    lines = []
     by_protocol: dict[str, list[CrossRow]] = {}
     for row in table.rows:
         if row.protocol is not None:
             by_protocol.setdefault(_selected(row.protocol), []).append(row)
-    lines = []
     for selected, rows in by_protocol.items():
         which = f"{', '.join(row.value for row in rows)}: " if len(by_protocol) > 1 else ""
         lines.append(which + selected)
     protocols = [row.protocol for row in table.rows if row.protocol is not None]
     if any(protocol.seeds > 1 for protocol in protocols):
         lines.append("intervals are over seeds of re-training: one backbone a row, one test set")
-    return [Text(line) for line in lines]
+    return [Text(line) for line in [*lines, *_longer(table)]]
+
+
+def _longer(table: CrossTable) -> list[str]:
+    """Which winners last: a line for each number of times as long."""
+    by_times: dict[int, dict[str, list[str]]] = {}
+    for row in table.rows:
+        if row.longer is not None:
+            by_times.setdefault(row.longer.times, {}).setdefault(LEADS_TO[row.longer.ends], []).append(row.value)
+    lines = []
+    for times, ends in sorted(by_times.items()):
+        told = "; ".join(f"{', '.join(rows)} {end}" for end, rows in ends.items())
+        lines.append(f"winners trained {times}x as long: {told}")
+    return lines
 
 
 def _selected(protocol: Protocol) -> str:

@@ -257,10 +257,19 @@ def test_a_family_of_four_members_fits_a_screen() -> None:
     cells = {name: Cell(**few, seeds=[5, 6], searched={}, best=name == "los") for name in columns}
     members = ("ce_steps", "ce_drw", "ldam_drw", "balanced_softmax")
     protocol = result(method("los", 0.8)).protocol
-    rows = [CrossRow(value=one, sweep=f"table4-{one}", protocol=protocol, cells=cells) for one in members]
+    ends = dict(zip(members, ("falls", "level", "falls", "unclear"), strict=True))
+    rows = [
+        CrossRow(
+            value=one, sweep=f"table4-{one}", protocol=protocol, cells=cells, longer=longer(WIDE, ends[one], "above")
+        )
+        for one in members
+    ]
     console = Console(file=io.StringIO(), width=80)
     console.print(cross_comparison(CrossTable(family="table4", across="stage1", methods=list(columns), rows=rows)))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines[-2:]).split()).endswith(
+        "winners trained 3x as long: ce_steps, ldam_drw on a transient; ce_drw level; balanced_softmax cannot be told"
+    )
