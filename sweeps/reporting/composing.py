@@ -15,6 +15,7 @@ from sweeps.reporting import class_figures, logit_figures, search_figures, table
 from sweeps.reporting.comparing import compared
 from sweeps.reporting.comparison_sections import comparison_sections
 from sweeps.reporting.content import Cell, Column, Estimate, Figure, Report, Section, Table
+from sweeps.reporting.cross import trained_longer
 from sweeps.reporting.reading import Sweep
 from sweeps.reporting.verdict import verdict
 from sweeps.search.importance import FEWEST_TRIALS
@@ -89,7 +90,9 @@ def beside(sweeps: Sequence[Sweep], families: Sequence[crosstable.CrossTable]) -
 def _members(family: crosstable.CrossTable) -> tuple[Table, ...]:
     """A family: a row a member, a column a method; over all classes, and over the few where there are some."""
     tables = []
-    missing = "".join(f" {row.sweep}: {row.missing}." for row in family.rows if row.missing)
+    lines = [line[0].upper() + line[1:] for line in trained_longer(family)]
+    lines += [f"{row.sweep}: {row.missing}" for row in family.rows if row.missing]
+    about = "".join(f" {line}." for line in lines)
     for split in ("all", "few"):
         rows: list[tuple[Cell, ...]] = []
         for row in family.rows:
@@ -97,7 +100,7 @@ def _members(family: crosstable.CrossTable) -> tuple[Table, ...]:
             rows.append((row.value, *(None if one is None else _cell(one, f"acc_{split}") for one in cells)))
         if split == "all" or any(cell is not None for row in rows for cell in row[1:]):
             columns = (Column(family.across), *(Column(method, "percent") for method in family.methods))
-            note = f"Test accuracy over {split} classes, mean and half its 95% interval over seeds.{missing}"
+            note = f"Test accuracy over {split} classes, mean and half its 95% interval over seeds.{about}"
             name, title = f"{family.family}_{split}", f"{family.family} by {family.across}: {split} classes"
             tables.append(Table(name, title, columns, tuple(rows), note))
     return tuple(tables)

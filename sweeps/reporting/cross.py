@@ -14,7 +14,7 @@ from sweeps.reporting.cells import half_width, percent
 from sweeps.result import Protocol
 from sweeps.selection import chosen_over
 
-__all__ = ["cross_comparison", "cross_markdown"]
+__all__ = ["cross_comparison", "cross_markdown", "trained_longer"]
 
 LEADS_TO = {"falls": "on a transient", "level": "level", "gains": "not at its end", "unclear": "cannot be told"}
 """In a word, where a winner leads that trains longer."""
@@ -84,10 +84,10 @@ def _about(table: CrossTable) -> list[Text]:
     protocols = [row.protocol for row in table.rows if row.protocol is not None]
     if any(protocol.seeds > 1 for protocol in protocols):
         lines.append("intervals are over seeds of re-training: one backbone a row, one test set")
-    return [Text(line) for line in [*lines, *_longer(table)]]
+    return [Text(line) for line in [*lines, *trained_longer(table)]]
 
 
-def _longer(table: CrossTable) -> list[str]:
+def trained_longer(table: CrossTable) -> list[str]:
     """Which winners last: a line for each number of times as long."""
     by_times: dict[int, dict[str, list[str]]] = {}
     for row in table.rows:

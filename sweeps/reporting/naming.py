@@ -6,7 +6,7 @@ from sweeps.reporting.reading import Setting, Sweep
 
 __all__ = ["NO_WIDTH", "called", "role", "times_as_long", "told", "unfinished"]
 
-NO_WIDTH = "All seeds agree to the last picture: their interval has no width, and says nothing of the test set's."
+NO_WIDTH = "All seeds come to the same number: its interval has no width, and says nothing of the test set's."
 
 
 def called(sweep: Sweep, setting: Setting) -> str:

@@ -144,10 +144,12 @@ def all_trials(sweep: Sweep) -> Table:
     return Table("runs", "Every run", tuple(map(Column, [*titles, "stopped", "failure"])), tuple(rows))
 
 
-def best_trials(sweep: Sweep) -> Table:
-    """The leading trials of the search."""
+def best_trials(sweep: Sweep) -> Table | None:
+    """The leading trials of the search, where one is finished."""
     known = [one for one in sweep.searched if one.objective is not None and one.stopped is None]
     best = sorted(known, key=lambda one: -(one.objective or 0.0))[:MOST_SHOWN]
+    if not best:
+        return None
     rows = tuple(
         (
             called(sweep, one),

@@ -48,7 +48,7 @@ def test_on_shared_seeds_and_pictures_winners_are_paired(small_sweep: MakeSweep)
     assert pair.cautions[0] == (
         "Both were chosen on the very seeds compared here, best of 3 trials each, which flatters them."
     )
-    assert {one.split(":")[0] for one in pair.cautions[1:]} <= {"All seeds agree to the last picture"}
+    assert {one.split(":")[0] for one in pair.cautions[1:]} <= {"All seeds come to the same number"}
     one, other = (sweeps.Result.model_validate_json((place / "result.json").read_text()) for place in (first, second))
     assert one.winner is not None
     assert other.winner is not None
@@ -248,14 +248,14 @@ def test_seeds_that_agree_to_the_last_picture_are_no_proof(small_sweep: MakeSwee
     moved = {**steady, "search": {"trials": 1, "space": {"method.lr": {"choice": [1e-9]}}}, "method": {"kind": "las"}}
     first, second = run(small_sweep, "still", **steady), run(small_sweep, "also-still", **moved)
     pair = only_pair(first, second)
-    assert not any(one.startswith("All seeds agree") for one in pair.cautions)  # a difference of none is a tie
+    assert not any(one.startswith("All seeds come") for one in pair.cautions)  # a difference of none is a tie
     vanilla = run(
         small_sweep,
         "vanilla",
         method={"kind": "tau_norm"},
         search={"trials": 1, "space": {"method.post_hoc.tau": {"choice": [1.0]}}},
     )
-    assert any(one.startswith("All seeds agree") for one in only_pair(vanilla, first).cautions)
+    assert any(one.startswith("All seeds come") for one in only_pair(vanilla, first).cautions)
 
 
 def test_what_cannot_be_compared_is_refused(small_sweep: MakeSweep, tmp_path: Path) -> None:

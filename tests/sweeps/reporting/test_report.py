@@ -167,6 +167,7 @@ def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep
     document = small_sweep(search={"trials": 1, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
     del document["method"], document["baselines"]
     document |= {"name": "fam", "methods": ["ce", "los"], "across": {"training.epochs": [1, 2]}}
+    document["selection"]["longer"] = 3
     file = tmp_path / "fam.json"
     file.write_text(json.dumps(document))
     table = sweeps.run_family(sweeps.load_family(file))
@@ -181,6 +182,7 @@ def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep
             for method in ("vanilla", "ce", "los"):
                 assert float(row[method]) == getattr(there.cells[method].mean, f"acc_{name}")
     assert "fam by training.epochs: all classes" in text(written)
+    assert "Winners trained 3x as long: " in text(written)
     shutil.rmtree(tmp_path / "runs" / "fam-2")
     written = write([place])
     assert [report.name for report in written.reports] == ["fam-1"]
