@@ -5,7 +5,9 @@ Knows backbones and their files; knows nothing of data beyond the shape of a pic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -29,6 +31,7 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
         CheckpointError: the file is missing or damaged, or not the backbone's.
         UserError: what the backbone's kind refuses.
     """
+    backbone = source if isinstance(source, BackboneSpec) else None
     if isinstance(source, BackboneSpec):
         if source.checkpoint is None:
             raise CheckpointError(f"backbone {source.kind} has no weights; give it a checkpoint")
@@ -38,6 +41,7 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
         source = Path(source.checkpoint)
     path = source.expanduser()
     classifier, about = load_checkpoint(path)
+    _refuse_other(backbone, about["backbone"], path)
     _settle(classifier.backbone)
     return Frozen(
         network=classifier.backbone,
@@ -51,6 +55,17 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
         remedy="train one on this dataset with `lt-train backbone`",
         record={name: about[name] for name in ("recipe", "seed", "accuracy", "curve") if name in about},
     )
+
+
+def _refuse_other(wanted: BackboneSpec | None, found: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another backbone than the one that was asked for: another kind, or model."""
+    for name in ("kind", "factory"):
+        asked = None if wanted is None else getattr(wanted, name, None)
+        if asked is not None and asked != found.get(name):
+            raise CheckpointError(
+                f"checkpoint {path} is of another backbone: {name} must be {asked}, got {found.get(name)}; "
+                "name that one, or another checkpoint"
+            )
 
 
 def _settle(network: nn.Module) -> None:

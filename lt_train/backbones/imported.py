@@ -53,7 +53,8 @@ class Imported(BackboneSpec):
     checkpoint: str | None = Field(
         default=None,
         description="weights: a safetensors file, one of torch.save that holds tensors and plain values alone, or one "
-        "of `lt-train backbone`; null trains the model with the stage-1 recipe",
+        "of `lt-train backbone` of this factory, which says the other fields itself; null trains the model with the "
+        "stage-1 recipe",
     )
     classifier: str | Names | None = Field(
         default=None,

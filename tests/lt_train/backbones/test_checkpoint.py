@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lt_train.backbones.base import BackboneSpec, Classifier, parse_backbone
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
+from lt_train.backbones.frozen import load_frozen
 from lt_train.errors import CheckpointError
 
 
@@ -44,6 +45,19 @@ def test_loading_leaves_the_global_generator_alone(saved: tuple[Path, Classifier
     before = torch.get_rng_state()
     load_checkpoint(saved[0])
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_checkpoint_of_another_backbone_is_not_taken_for_the_one_that_is_named(
+    saved: tuple[Path, Classifier],
+) -> None:
+    named = {"checkpoint": str(saved[0])}
+    assert load_frozen(parse_backbone({"kind": "small_cnn"} | named), (1, 8, 8)).feature_dim == 12
+    for document in ({"kind": "resnet32"}, {"kind": "imported", "factory": "torchvision:resnet18"}):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"stage1\.safetensors is of another backbone: kind must be {document['kind']}, got small_cnn; name",
+        ):
+            load_frozen(parse_backbone(document | named), (1, 8, 8))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

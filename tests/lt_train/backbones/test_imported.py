@@ -188,6 +188,9 @@ def test_without_a_checkpoint_it_is_trained_by_a_recipe_and_then_read_as_ours(
     )
     with pytest.raises(CheckpointError, match="backbone imported has no weights; give it a checkpoint"):
         build_bank(small, parse_backbone(model), FeaturesSpec(), tmp_path / "banks")
+    other = {"factory": f"{allowed}.their_models:Heads", "checkpoint": str(out)}
+    with pytest.raises(CheckpointError, match=f"is of another backbone: factory must be .*:Heads, got .*:{name}; name"):
+        build_bank(small, parse_backbone(model | other), FeaturesSpec(), tmp_path / "banks")
 
 
 def test_a_torchvision_model_without_a_checkpoint_is_trained_for_the_classes_of_the_dataset(tmp_path: Path) -> None:
