@@ -37,8 +37,9 @@ Framing = Callable[[int, int], Box]
 class Decoding:
     """How bytes become pixels: RGB, the shorter side resized, the centre cut out; as torchvision does it with Pillow.
 
-    Grey, palette and CMYK become RGB, and of 16 bits the upper eight are taken; alpha is dropped, and of an animation
-    the first frame is taken. A rotation that EXIF asks for is not applied, as in the common readers.
+    Grey, palette and CMYK become RGB, and of 16 bits the upper eight are taken; 32 bits a channel are refused. Alpha is
+    dropped, and of an animation the first frame is taken. A rotation that EXIF asks for is not applied, as in the
+    common readers.
 
     Attributes:
         size: side of the square that is cut out, in pixels.
@@ -78,8 +79,10 @@ class Decoding:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # a PGM, whose white is 65535
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # nothing says which number is white, and `convert` would clip
+        raise ValueError("pixels of 32 bits have no scale; save it with 8 or 16 bits a channel")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # else Pillow warns, and mixes up transparent colours
     return image.convert("RGB")

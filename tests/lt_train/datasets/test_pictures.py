@@ -85,6 +85,22 @@ def test_of_sixteen_bits_the_upper_eight_are_taken() -> None:
     assert np.array_equal(decoded[2], (grey >> 8).astype(np.uint8))
 
 
+@pytest.mark.parametrize("white", [65535, 1023])
+def test_a_grey_ramp_of_a_pgm_stays_a_ramp(white: int) -> None:
+    ramp = np.linspace(0, white, 36).round().astype(np.uint16).reshape(6, 6)
+    decoded = Decoding(6, 6)(b"P5 6 6 %d\n" % white + ramp.astype(">u2").tobytes())
+    expected = np.floor(ramp / white * 255.999)
+    assert np.abs(decoded - expected).max() <= 1
+    assert (decoded.min(), decoded.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_32_bits_are_refused_for_nothing_says_which_is_white(tmp_path: Path, kind: type) -> None:
+    (tmp_path / "a.tif").write_bytes(encoded(Image.fromarray(np.ones((6, 6), kind)), "TIFF"))
+    _, wrong = probe(Files(tmp_path, ["a.tif"]), Decoding(6, 6), whole=False)
+    assert wrong == {0: "pixels of 32 bits have no scale; save it with 8 or 16 bits a channel"}
+
+
 def test_a_rotation_in_exif_is_left_alone() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
