@@ -131,6 +131,7 @@ class PicturesSpec(DatasetSpec):
         Raises:
             DataError: files are missing or malformed, labels have gaps, pictures are bad and `bad_pictures` is fail, or
                 the tail cannot be cut.
+            StorageError: the machine cannot read a picture that is there, whatever `bad_pictures` says.
         """
         listing = self.listing()
         _refuse(label_findings(listing))
@@ -146,7 +147,7 @@ class PicturesSpec(DatasetSpec):
             listing = self.listing()
         except DataError as error:
             return Inspection.refused(error)
-        pictures, bad = self._looked_at(listing, True, report)
+        pictures, bad = self._looked_at(listing, True, report, tell=True)
         findings = [*label_findings(listing), *name_findings(listing), *bad_findings(bad)]
         found = Inspection(
             counts=_counts(listing.train.labels),
@@ -164,9 +165,13 @@ class PicturesSpec(DatasetSpec):
         return replace(Inspection.of(data), classes=listing.classes, findings=tuple(findings))
 
     def _looked_at(
-        self, listing: Listing, whole: bool, report: Report | None = None
+        self, listing: Listing, whole: bool, report: Report | None = None, *, tell: bool = False
     ) -> tuple[dict[str, Labelled[PictureFiles]], dict[str, dict[str, str]]]:
-        """The pictures of every part that can be used, and by part what is wrong with the others, by name."""
+        """The pictures of every part that can be used, and by part what is wrong with the others, by name.
+
+        Raises:
+            StorageError: the machine cannot read a picture that is there; with `tell` that is wrong with it.
+        """
         decoding = Decoding(self.size, self.resize or self.size)
         parts = listing.parts()
         total, done = sum(len(part.labels) for part in parts.values()), 0
@@ -179,7 +184,7 @@ class PicturesSpec(DatasetSpec):
 
         good, bad = {}, {}
         for name, part in parts.items():
-            sizes, wrong = probe(part.source, decoding, whole=whole, report=count)
+            sizes, wrong = probe(part.source, decoding, whole=whole, tell=tell, report=count)
             usable = torch.ones(len(part.labels), dtype=torch.bool)
             usable[list(wrong)] = False
             pictures = PictureFiles(part.source, decoding, sizes)

@@ -7,6 +7,7 @@ splits or specs. Shapes: N pictures, B a batch of them, H = W = `size` pixels.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -45,6 +46,9 @@ ReadT = TypeVar("ReadT")
 
 MISSING, EMPTY = "missing", "0 bytes"
 """What `probe` says of a picture that is not there, and of one that holds nothing."""
+
+_NO_FILE = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""What the machine says of a name under which there can be no picture; all else it says is of the machine."""
 
 _AT_ONCE = 256
 """Pictures a thread checks before it reports."""
@@ -239,10 +243,7 @@ class PictureFiles:
         except (FileNotFoundError, NotADirectoryError):
             return MISSING
         except OSError as error:
-            raise StorageError(
-                f"picture {self.source.names[row]} cannot be read ({first_line(error)}); see to its disk and "
-                "permissions and run again"
-            ) from error
+            raise _not_read(self.source.names[row], error) from error
         if not content:
             return EMPTY
         try:
@@ -300,7 +301,12 @@ def ahead(reads: Iterable[Callable[[], ReadT]]) -> Iterator[ReadT]:
 
 
 def probe(
-    source: Source, decoding: Decoding, *, whole: bool, report: Callable[[int], None] | None = None
+    source: Source,
+    decoding: Decoding,
+    *,
+    whole: bool,
+    tell: bool = False,
+    report: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
     """Look at every picture of `source`.
 
@@ -309,17 +315,21 @@ def probe(
         decoding: what they must survive.
         whole: decode each. Otherwise a file that begins and ends as a JPEG does is believed to be one, which finds the
             missing, the empty, the truncated and what is no picture; other formats are decoded in any case.
+        tell: go on after a picture that is there and that the machine cannot read, and tell of it like of the others.
         report: called with the number of pictures that were looked at since the last call.
 
     Returns:
         Bytes of every picture (0 where unknown), int64 `[N]`, and what is wrong with those that cannot be used.
+
+    Raises:
+        StorageError: the machine cannot read a picture, which says nothing of the picture; not with `tell`.
     """
     count = len(source.names)
     sizes, wrong = np.zeros(count, dtype=np.int64), dict[int, str]()
 
     def look(piece: range) -> int:
         for index in piece:
-            sizes[index], reason = _look(source, index, decoding, whole)
+            sizes[index], reason = _look(source, index, decoding, whole, tell)
             if reason:
                 wrong[index] = reason
         return len(piece)
@@ -330,19 +340,37 @@ def probe(
     return sizes, dict(sorted(wrong.items()))
 
 
-def _look(source: Source, index: int, decoding: Decoding, whole: bool) -> tuple[int, str]:
+def _look(source: Source, index: int, decoding: Decoding, whole: bool, tell: bool) -> tuple[int, str]:
     size = 0
     try:
         size, head, tail = source.ends(index)
         if size == 0:
             return 0, EMPTY
-        if whole or (head, tail) != (b"\xff\xd8\xff", b"\xff\xd9"):
-            decoding(source.read(index))
-    except FileNotFoundError:
+        if not whole and (head, tail) == (b"\xff\xd8\xff", b"\xff\xd9"):
+            return size, ""
+        content = source.read(index)
+    except (FileNotFoundError, NotADirectoryError):
         return 0, MISSING
+    except OSError as error:
+        if tell or error.errno in _NO_FILE:
+            return size, _reason(error)
+        raise _not_read(source.names[index], error) from error
+    except ValueError as error:  # a name that no file can have
+        return size, _reason(error)
+    try:
+        decoding(content)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged picture may raise anything
         return size, _reason(error)
     return size, ""
+
+
+def _not_read(name: str, error: OSError) -> StorageError:
+    """Of a picture that is there and that the machine cannot read."""
+    return StorageError(
+        f"picture {name} cannot be read ({first_line(error)}); see to its disk and permissions and run again"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Folders of pictures: parts, classes by name, the long-tailed cut, bad pictures by policy, files and memory alike."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from support.pictures import write_pictures, write_tree
 
 from lt_train.datasets.base import PictureData, parse_dataset
 from lt_train.datasets.pictures import PictureFiles
-from lt_train.errors import DataError, SpecError
+from lt_train.errors import DataError, SpecError, StorageError
 
 PARTS = {"train": {"owl": 9, "crow": 5, "auk": 7}, "val": {"auk": 2, "owl": 2}, "test": {"owl": 3, "auk": 3, "crow": 3}}
 
@@ -131,6 +132,20 @@ def test_bad_pictures_may_be_left_out_and_are_named(tmp_path: Path) -> None:
         "left out (bad_pictures: skip): pictures that cannot be used: 3 (2 in train, 1 in test)"
     )
     assert not {*BAD} & {*names(data.train), *names(data.test)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file whose disk fails is Linux's own")
+def test_a_picture_that_the_machine_cannot_read_is_not_left_out_and_the_check_names_it(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, PARTS)
+    (root / "train/owl/03.jpg").unlink()
+    (root / "train/owl/03.jpg").symlink_to("/proc/self/mem")  # there, and reading it is an input/output error
+    for bad_pictures in ("skip", "fail"):
+        with pytest.raises(
+            StorageError, match=r"picture train/owl/03\.jpg cannot be read \(\[Errno .* permissions and run again"
+        ):
+            load(root, bad_pictures=bad_pictures)
+    (finding,) = spec(root).inspect(lambda *_: None).findings
+    assert str(finding).startswith("train pictures are unreadable: 1 (train/owl/03.jpg (")
 
 
 def test_of_many_bad_pictures_twenty_are_named(tmp_path: Path) -> None:

@@ -225,12 +225,14 @@ def test_what_is_wrong_is_told_of_each(tmp_path: Path) -> None:
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.jpg").mkdir()
-    names = [*contents, "folder.jpg", "missing.jpg"]
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    names = [*contents, "folder.jpg", "itself.jpg", "long" * 99, "nul\0.jpg", "good.jpg/below.jpg", "missing.jpg"]
     done: list[int] = []
     sizes, wrong = probe(Files(tmp_path, names), Decoding(6, 6), whole=False, report=done.append)
     reasons = {names[index]: reason for index, reason in wrong.items()}
     assert list(reasons) == names[3:]
     assert (reasons["empty.jpg"], reasons["missing.jpg"]) == ("0 bytes", "missing")
+    assert reasons["good.jpg/below.jpg"] == "missing"
     assert "truncated" in reasons["truncated.jpg"]
     assert reasons["page.jpg"] == "no picture of a known format"
     assert sizes[:2].tolist() == [len(good), len(good) + 9]
