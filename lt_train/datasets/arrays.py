@@ -183,14 +183,15 @@ class _File:
                     f"{self.path}: {name}_labels must be in 0 .. {num_classes - 1}, got {int(outside[0])} "
                     f"({len(outside)} outside)"
                 )
-        counts = torch.bincount(train.labels, minlength=num_classes)
-        empty = torch.nonzero(counts == 0).flatten().tolist()
-        if empty:
+        present = train.labels.unique()  # sorted; a count for each class would take all memory where a label is absurd
+        if len(present) < num_classes:
+            gaps = (present != torch.arange(len(present))).nonzero()
+            first = int(gaps[0]) if len(gaps) else len(present)
             raise DataError(
-                f"{self.path}: every class needs a training picture, and class {empty[0]} has none "
-                f"({len(empty)} of {num_classes} classes are empty); number the classes without gaps"
+                f"{self.path}: every class needs a training picture, and class {first} has none "
+                f"({num_classes - len(present)} of {num_classes} classes are empty); number the classes without gaps"
             )
-        return counts
+        return torch.bincount(train.labels, minlength=num_classes)
 
     def _labelled(self, part: str, inputs: Tensor, axis: int) -> Labelled[Tensor]:
         name = f"{part}_labels"

@@ -361,6 +361,13 @@ def test_data_check_names_pictures_that_are_listed_twice(tmp_path: Path, capsys:
     ]
 
 
+def test_data_check_survives_an_absurd_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = np.zeros((4, 6, 6), np.uint8), np.array([0, 0, 1, 2**40])
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    assert main(shlex.split(f"data check --dataset arrays path={tmp_path}/a.npz")) == 2
+    assert "and class 2 has none (1099511627774 of" in capsys.readouterr().out
+
+
 def test_data_check_is_for_every_kind_of_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "data check --dataset digits_lt")["class_counts"] == [110, 78, 56, 40, 29, 20, 14, 10, 7, 5]
     assert main(shlex.split("data check --dataset arrays path=/nowhere.npz --json")) == 2

@@ -135,6 +135,8 @@ NAN[3, 1], NAN[5, 0] = np.nan, np.inf
         ({"train_labels": np.zeros(20)}, "train_labels must be integers .* got float64"),
         ({"test_features": np.zeros((9, 5), np.float32)}, "test_features must have the 4 dimensions .* got 5"),
         ({"train_labels": np.repeat([0, 1, 3], [10, 6, 4])}, "class 2 has none"),
+        ({"train_labels": np.repeat([0, 1, 2**40], [10, 6, 4])}, r"class 2 has none \(1099511627774 of 1099511627777 "),
+        ({"test_labels": np.tile([0, 1, 2**40], 3)}, r"class 3 has none \(1099511627774 of 1099511627777 classes"),
         ({"test_labels": np.tile([0, 1, -1], 3)}, r"test_labels must be in 0 \.\. 2, got -1 \(3 outside\)"),
         ({"weight": np.zeros((2, 4), np.float32)}, r"train_labels must be in 0 \.\. 1, got 2"),
         ({"weight": np.zeros((4, 4), np.float32)}, "class 3 has none"),
