@@ -6,6 +6,7 @@ to be finite, labelled and complete. Shapes: V views, A test views, N pictures, 
 
 from __future__ import annotations
 
+import difflib
 import zipfile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +29,9 @@ _LAYOUT = (
     "test_labels [N], and if at hand val_features, val_labels, weight [K, D], bias [K]; or pictures: train_images and "
     "test_images, uint8 [N, H, W] or [N, C, H, W], with train_labels and test_labels, and if at hand val_images"
 )
+
+_SLIP = 0.8
+"""How like a known name (difflib's ratio) an unknown one must be to be taken for it: `weights`, `biases`."""
 
 _CHANNELS = (1, 3, 4)
 """Grey, colour, and colour with alpha: a last axis of such a length holds channels, not columns."""
@@ -58,8 +62,10 @@ class Arrays(DatasetSpec):
         """
         arrays = _File(Path(self.path).expanduser())
         if "train_features" in arrays.tensors:
+            arrays.check_names("features", ("weight", "bias"))
             return self._features(arrays)
         if "train_images" in arrays.tensors:
+            arrays.check_names("images")
             return self._pictures(arrays)
         held = ", ".join(sorted(arrays.tensors)) or "nothing"
         raise DataError(f"{arrays.path} must hold {_LAYOUT}; it holds {held}")
@@ -134,6 +140,21 @@ class _File:
                 raise DataError(f"path must end in .npz or .safetensors, got {path}")
         except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
             raise DataError(f"{path} cannot be read ({error}); write it again") from None
+
+    def check_names(self, inputs: str, head: tuple[str, ...] = ()) -> None:
+        """Refuse half of a pair, and what looks like a slip for a name that is not there; other names are let be."""
+        known = [*(f"{part}_{what}" for part in ("train", "val", "test") for what in (inputs, "labels")), *head]
+        told = f"read are {', '.join(known)}"
+        for half, other in (("val_labels", f"val_{inputs}"), ("bias", "weight")):
+            if half in known and half in self.tensors and other not in self.tensors:
+                raise DataError(f"{self.path}: {half} must come with {other}, which is not there; {told}")
+        absent = [name for name in known if name not in self.tensors]
+        for name in sorted(self.tensors.keys() - {*known}):
+            if near := difflib.get_close_matches(name, absent, n=1, cutoff=_SLIP):
+                raise DataError(
+                    f"{self.path}: {name} is read by nothing; did you mean {near[0]!r}? Rename it, or take "
+                    f"it out; {told}"
+                )
 
     def features(self, part: str) -> Labelled[Tensor]:
         """float32 `[views, N, D]` of one part, all finite, with its labels."""

@@ -174,6 +174,48 @@ def test_wrong_pictures_are_named(tmp_path: Path, changes: dict[str, Any], match
         load(tmp_path, pictures(**changes))
 
 
+HEAD, HALF = np.ones((3, 4), np.float32), np.zeros((3, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        ({"val_labels": np.arange(3)}, "val_labels must come with val_features, which is not there; read are train_f"),
+        ({"bias": HEAD[:, 0]}, "bias must come with weight, which is not there; read are .*, weight, bias$"),
+        ({"weights": HEAD}, "weights is read by nothing; did you mean 'weight'"),
+        ({"weight": HEAD, "biases": HEAD[:, 0]}, "biases is read by nothing; did you mean 'bias'"),
+        ({"val_feature": HALF, "val_labels": np.arange(3)}, "val_labels must come with val_features"),
+        ({"valid_features": HALF}, r"valid_features .* 'val_features'\? Rename it, or take it out; read are train_f"),
+        (
+            {"test_feature": HALF, "test_features": None},
+            "test_feature is read by nothing; did you mean 'test_features'",
+        ),
+    ],
+)
+def test_what_would_be_passed_over_by_a_slip_is_named(tmp_path: Path, extra: dict[str, Any], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        load(tmp_path, features(**extra))
+
+
+def test_slips_in_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="val_labels must come with val_images, which is not there"):
+        load(tmp_path, pictures(val_labels=np.arange(3)))
+    with pytest.raises(DataError, match=r"val_image is read by nothing; did you mean 'val_images'\?"):
+        load(tmp_path, pictures(val_image=np.zeros((3, 3, 6, 6), np.uint8)))
+
+
+def test_other_keys_are_let_be(tmp_path: Path) -> None:
+    names = {
+        "class_names": np.arange(3),
+        "train_paths": np.arange(20),
+        "train_features_raw": HALF,
+        "epoch": np.array(3),
+    }
+    both = {"train_images": np.zeros((20, 6, 6), np.uint8), "val_indices": np.arange(3)}
+    assert load(tmp_path, features(**names, **both)).train.digest() == load(tmp_path, features()).train.digest()
+    assert len(load(tmp_path, pictures(weight=HEAD, bias=HEAD[:, 0], weights=HEAD)).test) == 9
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     whole = tmp_path / "whole.npz"
     np.savez(whole, **features())
