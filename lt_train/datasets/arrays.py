@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PadCrop, PictureData
+from lt_train.datasets.listing import untested
 from lt_train.datasets.longtail import hold_out_fraction
 from lt_train.errors import DataError
 
@@ -89,7 +90,7 @@ class Arrays(DatasetSpec):
             if held is not None:  # a picture is validated on as it is, so on its first view
                 val = Labelled(train.inputs[:1, held], train.labels[held])
                 train = Labelled(train.inputs[:, kept], train.labels[kept])
-        return FeatureData(train, val, test, num_classes, counts, head, notes)
+        return FeatureData(train, val, test, num_classes, counts, head, (*notes, *untested(test.labels, num_classes)))
 
     def _pictures(self, arrays: _File) -> PictureData:
         train, test = arrays.pictures("train"), arrays.pictures("test")
@@ -119,7 +120,7 @@ class Arrays(DatasetSpec):
             mean=tuple(mean.tolist()),
             std=tuple(std.tolist()),
             augmentation=self.augmentation,
-            notes=notes,
+            notes=(*notes, *untested(test.labels, num_classes)),
         )
 
 

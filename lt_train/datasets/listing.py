@@ -6,7 +6,7 @@ What a kind of pictures in files gives to `picture_sets`. Nothing here opens a f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from lt_train.datasets.base import Finding
 from lt_train.datasets.pictures import EMPTY, MISSING, Source
 from lt_train.explain import named
 
-__all__ = ["Listed", "Listing", "bad_findings", "label_findings", "name_findings", "told"]
+__all__ = ["Listed", "Listing", "bad_findings", "label_findings", "name_findings", "told", "untested"]
 
 
 @dataclass(frozen=True)
@@ -124,3 +124,13 @@ def told(bad: Mapping[str, Mapping[str, str]]) -> str:
     counts = ", ".join(f"{len(wrong)} in {part}" for part, wrong in bad.items() if wrong)
     names = [f"{name} ({reason})" for wrong in bad.values() for name, reason in wrong.items()]
     return f"pictures that cannot be used: {len(names)} ({counts}): {named(names)}"
+
+
+def untested(labels: Tensor, num_classes: int, classes: Sequence[str] = ()) -> tuple[str, ...]:
+    """A note on the classes that the labels of the test set lack; none where it has every class."""
+    without = torch.nonzero(torch.bincount(labels, minlength=num_classes) == 0).flatten().tolist()
+    if not without:
+        return ()
+    names = named([f"{k} ({classes[k]})" if k < len(classes) else str(k) for k in without])
+    what = "class has no test picture and is" if len(without) == 1 else "classes have no test picture and are"
+    return (f"{len(without)} {what} in no test accuracy: {names}",)

@@ -26,7 +26,7 @@ from lt_train.datasets.base import (
     ResizedCrop,
 )
 from lt_train.datasets.decoding import Decoding
-from lt_train.datasets.listing import Listing, bad_findings, label_findings, name_findings, told
+from lt_train.datasets.listing import Listing, bad_findings, label_findings, name_findings, told, untested
 from lt_train.datasets.longtail import Cut, hold_out_fraction, take
 from lt_train.datasets.pictures import PictureFiles, Pictures, probe
 from lt_train.errors import DataError
@@ -234,7 +234,7 @@ class PicturesSpec(DatasetSpec):
                 mean=self.mean,
                 std=self.std,
                 augmentation=self.augmentation,
-                notes=(*notes, *more),
+                notes=(*notes, *more, *untested(test.labels, num_classes, listing.classes)),
             )
         )
 

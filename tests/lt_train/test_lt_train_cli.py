@@ -361,6 +361,19 @@ def test_data_check_names_pictures_that_are_listed_twice(tmp_path: Path, capsys:
     ]
 
 
+def test_data_check_says_which_classes_have_no_test_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {"train": TREE["train"], "val": TREE["test"], "test": {"crow": 4}}
+    line = f"data check --dataset image_folder root={write_tree(tmp_path, tree)} size=8"
+    for name in ("auk", "owl"):
+        (tmp_path / "test" / name).mkdir()
+    assert main(shlex.split(line)) == 0
+    note = "2 classes have no test picture and are in no test accuracy: 0 (auk), 2 (owl)"
+    assert note in capsys.readouterr().err
+    assert note in output(capsys, line)["notes"]
+
+
 def test_data_check_survives_an_absurd_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = np.zeros((4, 6, 6), np.uint8), np.array([0, 0, 1, 2**40])
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)

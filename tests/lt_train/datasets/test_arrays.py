@@ -204,6 +204,13 @@ def test_slips_in_pictures_are_named(tmp_path: Path) -> None:
         load(tmp_path, pictures(val_image=np.zeros((3, 3, 6, 6), np.uint8)))
 
 
+def test_classes_without_test_pictures_are_told(tmp_path: Path) -> None:
+    note = "1 class has no test picture and is in no test accuracy: 2"
+    for arrays in (features, pictures):
+        assert load(tmp_path, arrays(test_labels=np.arange(9) % 2), val_fraction=0).notes == (note,)
+        assert load(tmp_path, arrays(), val_fraction=0).notes == ()
+
+
 def test_other_keys_are_let_be(tmp_path: Path) -> None:
     names = {
         "class_names": np.arange(3),
