@@ -178,11 +178,12 @@ def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule, halving:
 
 
 def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
-    warm = not isinstance(method, TrainedMethod) or method.init == "warm"
-    if warm and bank.head is None:
+    fresh = isinstance(method, TrainedMethod) and method.init == "fresh"
+    if bank.head is None and not fresh:
+        way_out = "set init: fresh" if isinstance(method, TrainedMethod) else "leave it out"
         raise BankError(
-            f"method {method.kind} starts from the stage-1 head, and this bank has none; "
-            "bring `weight` and `bias` with the features or set init: fresh"
+            f"method {method.kind} starts from the stage-1 head, and this bank has none; bring `weight` and `bias` "
+            f"with the features, or {way_out}, in a sweep's baselines too"
         )
     if isinstance(method, TrainedMethod) and method.constraint is not None and bank.head is None:
         raise BankError(
