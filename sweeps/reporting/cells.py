@@ -14,8 +14,10 @@ def percent(value: float | None) -> str:
 
 
 def plain(value: float | None) -> str:
-    """`0.438`; a dash for what is not known."""
-    return "-" if value is None else f"{value:.3f}"
+    """`0.438`, or `1.17e+29` of a head that all but diverged; a dash for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"
 
 
 def means(row: Row) -> list[str]:

@@ -137,6 +137,15 @@ def test_one_method_is_shown_beside_its_baselines_as_ever() -> None:
     assert lines[-5] == "winner: trial 7, lr=0.01 scale=12.5"
 
 
+def test_a_head_that_all_but_diverged_does_not_break_the_table() -> None:
+    wild = row(0.5).model_copy(update={"loma": Loma(mean=1.17e29, cv=123456.7)})
+    lines = lines_of(result(method("los", 0.8), baselines={"ce": wild}))
+    (own,) = [line for line in lines if "1.17e+29" in line]
+    assert own.split()[-2:] == ["1.17e+29", "1.23e+05"]
+    assert own.split()[1:4] == ["±95%", "50.00", "±0.11"]
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_markdown_table_is_one_and_holds_gains_and_settings() -> None:
     baselines = {"vanilla": row(0.7, None, kind="vanilla")}
     text = method_table(result(method("los", 0.8), method("las", 0.799, tied=True), baselines=baselines))
