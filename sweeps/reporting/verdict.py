@@ -78,7 +78,7 @@ def _headline(sweep: Sweep) -> str:
     elif ahead:
         leads = "is the best that was searched"
     else:
-        leads = "wins" if all(gap.verdict == "better" for gap in gaps.values()) else "is first"
+        leads = "wins" if gaps and all(gap.verdict == "better" for gap in gaps.values()) else "is first"
     worse = f", and worse than {' and '.join(ahead)}" if ahead else ""
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
     method = winner.trial.called

@@ -112,6 +112,12 @@ def test_what_is_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seed
     assert "wins" not in headline
 
 
+def test_who_is_compared_with_nobody_does_not_win(small_sweep: MakeSweep) -> None:
+    alone = small_sweep(baselines=[], search={"trials": 2}, selection={"seeds": 2, "finalists": 1})
+    written = reported(alone)
+    assert written.reports[0].verdict.headline.startswith("los is first: ")
+
+
 def test_nothing_searched_is_said(small_sweep: MakeSweep) -> None:
     page = text(reported(small_sweep(method=None, methods=["los"], search={"trials": 3, "space": {}})))
     assert "nothing was searched" in page
