@@ -25,9 +25,11 @@ __all__ = [
     "TrainedLonger",
     "best_of_bias",
     "best_seed",
+    "best_told",
     "chosen_over",
     "ended",
     "expected_best",
+    "finalists_told",
     "interval",
     "mean",
     "mean_of_all",
@@ -245,6 +247,16 @@ def _same(gap: MeanDifference) -> Literal["level", "unclear"]:
 def seeds_told(count: int) -> str:
     """`one seed`, or `5 seeds`."""
     return "one seed" if count == 1 else f"{count} seeds"
+
+
+def finalists_told(count: int) -> str:
+    """`one finalist`, or `3 finalists`."""
+    return "one finalist" if count == 1 else f"{count} finalists"
+
+
+def best_told(count: int) -> str:
+    """Whom finalists are: `the best one`, or `the best 3`."""
+    return f"the best {'one' if count == 1 else count}"
 
 
 def chosen_over(how: Literal["mean", "best"], seeds: int) -> str:

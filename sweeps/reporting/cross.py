@@ -12,7 +12,7 @@ from rich.text import Text
 from sweeps.families.crosstable import Cell, CrossRow, CrossTable
 from sweeps.reporting.cells import half_width, percent
 from sweeps.result import Protocol
-from sweeps.selection import chosen_over
+from sweeps.selection import chosen_over, finalists_told
 
 __all__ = ["cross_comparison", "cross_markdown", "trained_longer"]
 
@@ -101,7 +101,7 @@ def trained_longer(table: CrossTable) -> list[str]:
 
 
 def _selected(protocol: Protocol) -> str:
-    fresh = f", {protocol.finalists} finalists of each method on fresh seeds" if protocol.finalists else ""
+    fresh = f", {finalists_told(protocol.finalists)} of each method on fresh seeds" if protocol.finalists else ""
     flatters = "; on the test set, as the paper does: these accuracies flatter" if protocol.on == "test" else ""
     return (
         f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, "

@@ -6,7 +6,7 @@ from lt_train.metrics import SPLITS
 from sweeps.cards import short_params
 from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.result import MethodRow, Result, Row
-from sweeps.selection import chosen_over
+from sweeps.selection import best_told, chosen_over
 
 __all__ = ["method_table"]
 
@@ -20,7 +20,7 @@ def method_table(result: Result) -> str:
     rows = [_method(row, baselines, protocol.metric, tie) for row, tie in zip(result.methods, tied, strict=False)]
     rows += [_baseline(name, row, len(baselines)) for name, row in result.other_baselines().items()]
     lines = [f"# {result.sweep}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
-    fresh = f"; the best {protocol.finalists} of each method run again on fresh seeds" if protocol.finalists else ""
+    fresh = f"; {best_told(protocol.finalists)} of each method run again on fresh seeds" if protocol.finalists else ""
     shown = f"mean and half its 95% interval over {seeds} seeds" if seeds > 1 else "one seed"
     about = (
         f"Test accuracy in %: {shown} of the re-training (one backbone, one test set). Selected on {protocol.on} "

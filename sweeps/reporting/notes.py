@@ -11,6 +11,7 @@ from sweeps.cards import protocol
 from sweeps.reporting.markdown import method_table
 from sweeps.reporting.terminal import winner_line
 from sweeps.result import Result
+from sweeps.selection import best_told, seeds_told
 from sweeps.spec import SweepSpec
 
 __all__ = ["champion_note", "finished_note", "running_note"]
@@ -47,13 +48,15 @@ def _about(spec: SweepSpec) -> str:
     lines = [
         f"Sweep **{spec.name}**: the classifier re-trained on frozen features of {spec.dataset.kind}"
         + (f", backbone {spec.backbone.kind}" if spec.backbone else "")
-        + f". Methods: {methods}; {spec.search.trials} trials of each that is searched, {chosen.seeds} seeds a trial.",
+        + f". Methods: {methods}; {spec.search.trials} trials of each that is searched, {seeds_told(chosen.seeds)} a "
+        "trial.",
         f"Ranked by {protocol(spec)}.",
     ]
     if chosen.on == "test":
         lines.append("Selected on the test set, as the paper does: the winner's numbers flatter it.")
     if chosen.finalists:
-        lines.append(f"The best {chosen.finalists} ran again on fresh seeds, and the numbers are theirs.")
+        best = best_told(chosen.finalists).capitalize()
+        lines.append(f"{best} ran again on fresh seeds, and the numbers are from those runs.")
     return " ".join(lines)
 
 

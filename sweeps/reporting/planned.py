@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sweeps.moments import shown_duration
 from sweeps.plan import Plan
+from sweeps.selection import seeds_told
 from sweeps.sizes import shown_size
 from sweeps.spec import SweepSpec
 
@@ -24,7 +25,7 @@ def plan_table(spec: SweepSpec, planned: Plan) -> Table:
         ("trials", f"{planned.trials} in {planned.generations} generations of {spec.search.generation}"),
         (
             "runs",
-            f"{planned.runs}: search {planned.search_runs} ({planned.seeds} seeds), "
+            f"{planned.runs}: search {planned.search_runs} ({seeds_told(planned.seeds)}), "
             f"baselines {planned.baseline_runs}, finalists {planned.finalist_runs}",
         ),
         (

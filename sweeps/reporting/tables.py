@@ -161,7 +161,8 @@ def best_trials(sweep: Sweep) -> Table | None:
     )
     what = Column(f"{sweep.spec.selection.on} {sweep.spec.selection.metric}", "percent")
     columns = (Column("trial"), what, *(Column(f"test {split}", "percent") for split in SPLITS), Column("setting"))
-    note = f"The best {len(best)} of {len(sweep.searched)} trials; runs.csv has every run of all of them."
+    shown = selection.best_told(len(best)).capitalize()
+    note = f"{shown} of {len(sweep.searched)} trials; runs.csv has every run of all of them."
     return Table("trials", "Leading trials of the search", columns, rows, note)
 
 

@@ -18,7 +18,7 @@ from sweeps.reporting.cells import difference, means, percent, plain
 from sweeps.reporting.content import Section
 from sweeps.reporting.formats import shown
 from sweeps.result import Gain, Result, Row, Winner
-from sweeps.selection import chosen_over, seeds_told
+from sweeps.selection import chosen_over, finalists_told, seeds_told
 
 __all__ = ["comparison", "sections_shown", "summary", "winner_line"]
 
@@ -143,7 +143,7 @@ def _add(table: Table, name: str, row: Row) -> None:
 
 def _notes(result: Result, most: int | None) -> list[Text]:
     protocol, winner, several = result.protocol, result.winner, len(result.methods) > 1
-    fresh = f", {protocol.finalists} finalists on fresh seeds" if protocol.finalists else ""
+    fresh = f", {finalists_told(protocol.finalists)} on fresh seeds" if protocol.finalists else ""
     lines = ["no winner" if winner is None else f"winner: {_named(result, winner)}"]
     lines.append(
         f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, "

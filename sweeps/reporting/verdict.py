@@ -45,7 +45,7 @@ def selected(sweep: Sweep) -> str:
     text = f"Selected on {chosen.on} {chosen.metric}, {chosen.epoch} epoch, {whose}"
     if chosen.finalists and sweep.state == "finished" and sweep.winner is not None:
         each = " of each method" * (len(sweep.methods) > 1)
-        text += f"; the best {chosen.finalists}{each} ran again on fresh seeds, and these are those numbers"
+        text += f"; {selection.best_told(chosen.finalists)}{each} ran again on fresh seeds, and these are those numbers"
     return f"{text}. Accuracies are on the test set."
 
 

@@ -115,7 +115,9 @@ def test_what_is_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seed
 def test_who_is_compared_with_nobody_does_not_win(small_sweep: MakeSweep) -> None:
     alone = small_sweep(baselines=[], search={"trials": 2}, selection={"seeds": 2, "finalists": 1})
     written = reported(alone)
-    assert written.reports[0].verdict.headline.startswith("los is first: ")
+    verdict = written.reports[0].verdict
+    assert verdict.headline.startswith("los is first: ")
+    assert "; the best one ran again on fresh seeds, and these are those numbers." in verdict.selected
 
 
 def test_nothing_searched_is_said(small_sweep: MakeSweep) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from sweeps.families.crosstable import Cell, CrossRow, CrossTable
-from sweeps.reporting.cross import cross_comparison
+from sweeps.reporting.cross import cross_comparison, cross_markdown
 from sweeps.reporting.markdown import method_table
+from sweeps.reporting.notes import running_note
 from sweeps.reporting.terminal import comparison, summary
 from sweeps.result import (
     Accuracies,
@@ -27,6 +30,7 @@ from sweeps.result import (
     TrialRow,
     Winner,
 )
+from sweeps.spec import SweepSpec
 
 LONGEST_NAME = "logit_adjust_loss"
 
@@ -135,6 +139,22 @@ def test_one_method_is_shown_beside_its_baselines_as_ever() -> None:
     assert lines[1].split() == ["method", "shown", "all", "many", "medium", "few", "LoMa", "cv"]
     assert lines[2].split()[:3] == ["vanilla", "one", "run"]
     assert lines[-5] == "winner: trial 7, lr=0.01 scale=12.5"
+
+
+def test_one_finalist_is_not_some(small_sweep: Callable[..., SweepSpec]) -> None:
+    shown = result(method("los", 0.8), method("ce", 0.7))
+    protocol = shown.protocol.model_copy(update={"finalists": 1})
+    shown = shown.model_copy(update={"protocol": protocol})
+    family = CrossTable(
+        family="f", across="x", methods=["los"], rows=[CrossRow(value="1", sweep="s", protocol=protocol, cells={})]
+    )
+    spec = small_sweep(selection={"finalists": 1, "seeds": 1})
+    assert "one finalist on fresh seeds" in " ".join(line.strip() for line in lines_of(shown))
+    assert "; the best one of each method run again on fresh seeds" in method_table(shown)
+    assert "one finalist of each method on fresh seeds" in cross_markdown(family)
+    note = running_note(spec, Path("s"))
+    assert "one seed a trial" in note
+    assert "The best one ran again on fresh seeds, and the numbers are from those runs." in note
 
 
 def test_a_head_that_all_but_diverged_does_not_break_the_table() -> None:
