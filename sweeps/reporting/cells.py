@@ -5,12 +5,22 @@ from __future__ import annotations
 from lt_train.metrics import SPLITS
 from sweeps.result import Gain, Row
 
-__all__ = ["difference", "half_width", "means", "percent", "plain"]
+__all__ = ["difference", "half_width", "means", "percent", "plain", "points"]
 
 
 def percent(value: float | None) -> str:
     """`79.48`; a dash for an empty split."""
-    return "-" if value is None else f"{100 * value:.2f}"
+    return "-" if value is None else f"{_hundredths(value):.2f}"
+
+
+def points(value: float) -> str:
+    """`+4.16`, and `+0.00` for what is 0 but for the rounding of floats."""
+    return f"{_hundredths(value):+.2f}"
+
+
+def _hundredths(value: float) -> float:
+    """In percent, as it is shown; a 0 has no sign."""
+    return round(100 * value, 2) + 0.0
 
 
 def plain(value: float | None) -> str:
@@ -36,5 +46,5 @@ def half_width(ci95: tuple[float, float] | None) -> str:
 
 def difference(gain: Gain) -> str:
     """`+4.16 [+4.14, +4.17]`, in points."""
-    span = "" if gain.ci95 is None else f" [{100 * gain.ci95[0]:+.2f}, {100 * gain.ci95[1]:+.2f}]"
-    return f"{100 * gain.mean:+.2f}{span}"
+    span = "" if gain.ci95 is None else f" [{points(gain.ci95[0])}, {points(gain.ci95[1])}]"
+    return f"{points(gain.mean)}{span}"

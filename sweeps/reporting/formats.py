@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 
+from sweeps.reporting.cells import percent, points
 from sweeps.reporting.content import Cell, Column, Estimate, Kind, Table
 
 __all__ = ["as_csv", "as_latex", "as_markdown", "shown"]
@@ -47,9 +48,9 @@ def shown(cell: Cell, kind: Kind) -> str:
 
 def _number(value: float, kind: Kind) -> str:
     if kind == "percent":
-        return f"{100 * value:.2f}"
+        return percent(value)
     if kind in ("points", "gain"):
-        return f"{100 * value:+.2f}"
+        return points(value)
     if kind == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
     if kind == "count":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lt_train.metrics import SPLITS
 from sweeps import selection
+from sweeps.reporting.cells import percent
 from sweeps.reporting.content import Cell, Column, Estimate, Table
 from sweeps.reporting.formats import shown
 from sweeps.reporting.judgements import Ending, as_estimate, difference, ending, estimate, judged
@@ -50,7 +51,7 @@ def _by_longer_run(sweep: Sweep, found: selection.TrainedLonger) -> str:
         "gains": "so it gains further, and was not trained to its end",
         "unclear": f"and whether that is a transient cannot be told with {seeds}",
     }
-    span = "" if found.ci95 is None else f" [{100 * found.ci95.low:.2f}, {100 * found.ci95.high:.2f}]"
+    span = "" if found.ci95 is None else f" [{percent(found.ci95.low)}, {percent(found.ci95.high)}]"
     beside = ""
     if chosen.on == "val":
         gap = _change(winner, longer)[sweep.column]

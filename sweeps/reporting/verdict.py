@@ -12,6 +12,7 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps import selection
 from sweeps.cards import short_params
+from sweeps.reporting.cells import points
 from sweeps.reporting.content import Cell, Column, Table, Verdict
 from sweeps.reporting.formats import shown
 from sweeps.reporting.judgements import difference, estimate
@@ -196,7 +197,7 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
     change = winner.objective - before.objective
     text = (
         f"On fresh seeds the {role(sweep)} has {100 * winner.objective:.2f} % {chosen.on} {chosen.metric}, "
-        f"{100 * before.objective:.2f} % in the search ({100 * change:+.2f})"
+        f"{100 * before.objective:.2f} % in the search ({points(change)})"
     )
     vanilla = sweep.sound_baselines.get("vanilla")
     if vanilla is None:

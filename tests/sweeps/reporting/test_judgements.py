@@ -47,6 +47,7 @@ def test_a_difference_whose_interval_holds_zero_is_a_tie() -> None:
 def test_equal_runs_are_tied_also_with_one_seed() -> None:
     assert difference(setting({0: 0.5}), setting({0: 0.5}), 0).verdict == "tied"
     assert difference(setting({0: 0.5, 1: 0.6}), setting({0: 0.5, 1: 0.6}), 0).verdict == "tied"
+    assert difference(setting({0: 0.1 + 0.2}), setting({0: 0.3}), 0).verdict == "tied", "but for rounding"
 
 
 def test_one_seed_says_of_a_difference_only_that_it_is_there() -> None:

@@ -157,6 +157,12 @@ def test_one_finalist_is_not_some(small_sweep: Callable[..., SweepSpec]) -> None
     assert "The best one ran again on fresh seeds, and the numbers are from those runs." in note
 
 
+def test_a_gain_of_nothing_has_no_sign_of_loss() -> None:
+    nothing = {"acc_all": Gain(mean=-1.1e-16, ci95=(-0.00001, 0.00001), p_value=None)}
+    shown = result(method("los", 0.8).model_copy(update={"gain": {"ce": nothing}}))
+    assert "gain over ce, points: all +0.00 [+0.00, +0.00]" in lines_of(shown)
+
+
 def test_a_head_that_all_but_diverged_does_not_break_the_table() -> None:
     wild = row(0.5).model_copy(update={"loma": Loma(mean=1.17e29, cv=123456.7)})
     lines = lines_of(result(method("los", 0.8), baselines={"ce": wild}))
