@@ -8,10 +8,12 @@ to change what may be called; what becomes of the model is `imported`'s matter. 
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from lt_train.errors import UserError, first_line
@@ -23,9 +25,13 @@ __all__ = ["make_model"]
 _LOADERS = re.compile(r"weights\w*|pretrained\w*|checkpoint_path|cache_dir")
 """Arguments by which torchvision and timm fetch or read weights themselves, from wherever they are told."""
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def make_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The model of `factory`, with weights as its own code initialises them from torch's global generator.
+
+    One that its code puts into half precision is brought to float32.
 
     Raises:
         UserError: the package is not allowed or not installed, has no such model or function, the arguments are not
@@ -51,7 +57,9 @@ def make_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{factory} must make a torch.nn.Module, got {type(model).__name__}")
-    return model
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    # Features are float32, and so is what starts from them; a model that is so already is not touched.
+    return model.float() if any(tensor.dtype in _HALF for tensor in tensors) else model
 
 
 def _of_torchvision(factory: str, name: str) -> Callable[..., Any]:

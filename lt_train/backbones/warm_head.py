@@ -112,6 +112,7 @@ def _measured(name: str, layer: Any, features: Tensor, called: str) -> _Layer:
             f"classifier: {name} of {called} is a {kind} that does not make logits of features alone "
             f"({type(error).__name__}). {way_out}"
         ) from None
+    twice = twice.float()  # a trunk may run in half precision, and a layer take that
     # Looked at after the layer ran: torch's old weight_norm puts the weight together then.
     weight, bias = layer.weight.detach().float(), getattr(layer, "bias", None)
     classes, dim = logits.shape[-1], features.shape[-1]

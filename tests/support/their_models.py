@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-__all__ = ["CLASSIFIERS", "Heads", "Parametrized", "Ride", "Tiny", "no_model"]
+__all__ = ["CLASSIFIERS", "Half", "HalfTrunk", "Heads", "Parametrized", "Ride", "Tiny", "no_model"]
 
 
 class Scaled(nn.Linear):
@@ -67,6 +67,13 @@ class Lookalike(nn.Module):
         return features @ self.weight + self.bias
 
 
+class Casting(nn.Linear):
+    """Linear in its own precision, whatever its features are in."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.to(self.weight.dtype))
+
+
 class Asking(nn.Linear):
     """Makes no logits of features alone: margins need labels."""
 
@@ -84,6 +91,7 @@ CLASSIFIERS = {
     "normed": Normed,
     "cosine": Cosine,
     "squashed": Squashed,
+    "casting": Casting,
     "lookalike": Lookalike,
     "asking": Asking,
     "unused": nn.Linear,
@@ -114,6 +122,25 @@ class Parametrized(Tiny):
         super().__init__("weight_norm")
         nn.utils.parametrizations.weight_norm(self.backbone[0])
         nn.utils.parametrizations.spectral_norm(self.hidden)
+
+
+class Half(Tiny):
+    """In half precision, to which it brings its pictures; `fixed`, whatever its weights are in."""
+
+    def __init__(self, fixed: bool = False) -> None:
+        super().__init__()
+        self.fixed = fixed
+        self.half()
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        return super().forward(pictures.to(torch.float16 if self.fixed else self.hidden.weight.dtype))
+
+
+class HalfTrunk(Tiny):
+    """A trunk that runs in half precision, and a classifier that takes it from there."""
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.classifier(self.hidden(self.backbone(pictures)).bfloat16())}
 
 
 class Ride(nn.Module):

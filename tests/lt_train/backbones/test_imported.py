@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.imported import (
     CLASSES,
     MEAN,
@@ -24,7 +24,7 @@ from support.imported import (
     warm_logits,
     write_arrays,
 )
-from support.their_models import Parametrized, Tiny
+from support.their_models import Half, HalfTrunk, Parametrized, Tiny
 from torch import nn
 
 from lt_train.backbones.base import parse_backbone
@@ -143,6 +143,23 @@ def test_grey_pictures_are_shown_to_every_channel(tmp_path: Path, allowed: str) 
     two = write_arrays(tmp_path / "two.npz", channels=2, size=8)
     with pytest.raises(CheckpointError, match="it has 3 input channels where the dataset has 2"):
         make_bank(two, tmp_path / "banks", **fields)
+
+
+def test_a_model_in_half_precision_is_brought_to_float32(small: DatasetSpec, tmp_path: Path, allowed: str) -> None:
+    save_theirs(Half(), tmp_path)
+    bank = theirs(tmp_path, "Half")
+    whole = Tiny()
+    whole.load_state_dict(load_file(tmp_path / "theirs.safetensors"))
+    assert torch.allclose(warm_logits(bank), own_output(whole, small), atol=1e-5)
+
+
+def test_a_classifier_on_top_of_a_trunk_in_half_precision_is_measured(
+    small: DatasetSpec, tmp_path: Path, allowed: str
+) -> None:
+    model = save_theirs(HalfTrunk("casting"), tmp_path)
+    bank = theirs(tmp_path, "HalfTrunk", {"layer": "casting"})
+    assert bank.test.features.dtype == torch.float32
+    assert torch.allclose(warm_logits(bank), own_output(model, small), atol=1e-5)
 
 
 def test_features_may_be_taken_alone(tmp_path: Path, allowed: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from support.imported import CLASSES, RESNET, load, make_bank, save_theirs, theirs
-from support.their_models import Heads, Ride, Tiny
+from support.their_models import Half, Heads, Ride, Tiny
 
 from lt_train.backbones.base import parse_backbone
 from lt_train.datasets.base import DatasetSpec
@@ -255,6 +255,12 @@ def test_pictures_of_a_size_that_the_model_does_not_take_are_refused(small: Data
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="vit_b_16 cannot be run on pictures of 3 x 8 x 8: AssertionError: Wrong image"):
         make_bank(small, tmp_path, checkpoint=str(tmp_path / "x.safetensors"), **fields)
+
+
+def test_a_model_that_runs_in_half_precision_alone_is_refused(tmp_path: Path, allowed: str) -> None:
+    save_theirs(Half(), tmp_path)
+    with pytest.raises(UserError, match=r":Half cannot be run on pictures of 3 x 8 x 8: RuntimeError: .*type"):
+        theirs(tmp_path, "Half", {"fixed": True})
 
 
 def test_pictures_that_the_model_does_not_take_are_refused_before_training(small: DatasetSpec, tmp_path: Path) -> None:
