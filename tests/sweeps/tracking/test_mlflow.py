@@ -241,6 +241,30 @@ print("torch._dynamo" in sys.modules)
     assert done.stdout.splitlines() == ["False", "True"]
 
 
+def test_a_notebook_keeps_its_experiment_and_its_run(tracked: MakeSweep, tmp_path: Path):
+    spec = tracked()
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    code = f"""
+import mlflow, sweeps
+mlflow.set_tracking_uri("sqlite:///{tmp_path}/mine.db")
+mlflow.set_experiment("mine")
+with mlflow.start_run() as mine:
+    sweeps.run(sweeps.load({str(file)!r}))
+    mlflow.log_metric("ours", 1.0)
+assert mlflow.get_run(mine.info.run_id).data.metrics == {{"ours": 1.0}}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = client(spec)
+    experiment = found.get_experiment_by_name("tests").experiment_id
+    (model,) = found.search_logged_models([experiment])
+    (parent,) = [run for run in all_runs(spec) if run.data.tags["lt.key"] == "sweep"]
+    assert (model.source_run_id, str(model.status)) == (parent.info.run_id, "READY")
+    assert parent.info.status == "FINISHED"
+    assert found.get_model_version_by_alias("small", "champion").run_id == parent.info.run_id
+
+
 def test_a_champion_that_torch_cannot_export_is_logged_without_its_backbone(
     of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
