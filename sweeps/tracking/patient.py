@@ -78,7 +78,10 @@ class PatientTracker:
         self._thread.submit(self._catch_up_if_due)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> bool:
-        """Show what is still to be shown and the result; waits for it, and says whether it succeeded."""
+        """Show what is still to be shown and the result; waits for it, and says whether it succeeded.
+
+        If not, the sweep is marked as stopped, where that can be told.
+        """
 
         def everything(tracker: Tracker) -> None:
             self._catch_up(tracker)

@@ -187,7 +187,9 @@ def test_an_upload_that_fails_is_gone_on_with(broken: str, of_pictures: MakeSwee
             sweeps.run(spec)
         with pytest.raises(TrackingBehind, match="no artifact today"):
             sweeps.resume(Path(spec.storage) / "small")
+        assert {run.info.status for run in all_runs(spec)} == {"FINISHED", "KILLED"}, "nobody is at work on it"
     sweeps.resume(Path(spec.storage) / "small")
+    assert {run.info.status for run in all_runs(spec)} == {"FINISHED"}
     assert registered(spec) == {"1": ("champion-head", ["champion-head"]), "2": ("champion", ["champion"])}
     models = client(spec).search_logged_models([client(spec).get_experiment_by_name("tests").experiment_id])
     assert sorted((one.name, str(one.status)) for one in models) == [("champion", "READY"), ("champion-head", "READY")]
