@@ -13,12 +13,18 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Report", "progress"]
+__all__ = ["Report", "progress", "tell"]
 
 Report = Callable[[int, int, str], None]
 """`report(done, total, note)`; a note that is not empty is shown beside the count."""
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def tell(text: str) -> None:
+    """Print a line on standard error; where that cannot be written, as on a full disk, the work goes on untold."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -78,6 +84,6 @@ def _lines(title: str, unit: str) -> Report:
         last_line = now
         rate = (done - first) / max(now - begun, 1e-9)
         left = f", {rate:.3g} {unit}s/s, {(total - done) / rate:.0f} s left" if rate else ""
-        print(f"{title}: {done}/{total} {unit}s{left}{f', {note}' if note else ''}", file=sys.stderr, flush=True)
+        tell(f"{title}: {done}/{total} {unit}s{left}{f', {note}' if note else ''}")
 
     return report

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from typing import Any
 from lt_train.errors import StorageError, UserError
 
 __all__ = ["atomic_directory", "atomic_file", "check_output", "fingerprint", "sha256_file", "sync", "writing"]
+
+_ASKING = threading.Lock()
 
 _LONGEST_NAME = 220
 """Bytes: what file systems take (255) less what temporary files and states of unfinished work add to a name."""
@@ -118,10 +121,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process's umask: temporary files are private, finished ones belong to whoever may read the storage."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """The process's umask: temporary files are private, finished ones belong to whoever may read the storage.
+
+    Read without being set where the system tells it: another thread may be asking, or making a file, meanwhile.
+    """
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("Umask:")).split()[1], 8)
+    with _ASKING:
+        mask = os.umask(0)
+        os.umask(mask)
+        return mask
 
 
 def sync(path: Path) -> None:

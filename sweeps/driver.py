@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 from lt_train.errors import CheckpointError, DataError, LongtailError, UserError
 from lt_train.features.bank import FeatureBank
-from lt_train.progress import progress
+from lt_train.progress import progress, tell
 from lt_train.storage import atomic_file
 from sweeps import directory as directories
 from sweeps.cards import data_cards, ranked_by, runs_view, stage1_series
@@ -84,7 +83,7 @@ def resume(directory: str | Path) -> Result:
 def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
     check_name(spec)
     job = os.environ.get(JOB_VARIABLE)
-    with _stoppable(), held(leases(Path(spec.storage)), spec.name, job=job, told=_tell) as lease:
+    with _stoppable(), held(leases(Path(spec.storage)), spec.name, job=job, told=tell) as lease:
         first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
         publisher = Publisher(first, lease.holds)
         try:
@@ -139,7 +138,7 @@ def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> Prep
             if gone := _gone_with_a_job(spec):
                 raise UserError(f"{error}; {gone}") from error
             raise
-        _tell(f"{error}\ngoing on with the features that this sweep was started on")
+        tell(f"{error}\ngoing on with the features that this sweep was started on")
         return before
 
 
@@ -151,10 +150,6 @@ def _gone_with_a_job(spec: SweepSpec) -> str:
     return (
         f"if {' and '.join(missing)} travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
     )
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _search(
@@ -203,6 +198,7 @@ def _search(
             tracker.interrupted()
             raise
         if not shown:
+            lease.check()
             raise TrackingBehind(result, directory.path, tracker.trouble) from tracker.trouble
         return result
     finally:
@@ -224,7 +220,12 @@ def set_aside(spec: SweepSpec, lease: Lease) -> None:
     if left is not None:
         old, directory = left
         card = _sweep_card(old, directory, None)
-        PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds).interrupted()
+        tracker = PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds)
+        tracker.interrupted()
+        if tracker.trouble is not None:
+            tell(
+                f"what is set aside is still shown as running, for tracking could not be reached: {tracker.why_behind}"
+            )
     directories.set_aside(spec)
 
 

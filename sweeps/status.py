@@ -130,7 +130,8 @@ class Publisher:
 
     def _print(self) -> None:
         if self._job is not None:
-            print(MARK + self._now.model_dump_json(), flush=True)
+            with contextlib.suppress(OSError):  # the disk of the log is full
+                print(MARK + self._now.model_dump_json(), flush=True)
 
 
 def read_progress(directory: Path) -> Progress | None:

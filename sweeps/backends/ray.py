@@ -22,14 +22,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from lt_train.errors import UserError
+from lt_train.errors import UserError, first_line
 from lt_train.features.bank import FeatureBank
 from lt_train.features.shards import Workers
+from lt_train.progress import tell
 from lt_train.stage1.train import Report
 from sweeps.backends.base import BackboneJob, BackendSpec, PackSource
 from sweeps.backends.extraction import ray_workers
 from sweeps.backends.training import train_together
-from sweeps.backends.tune import error_listener, searcher, trainable_class
+from sweeps.backends.tune import error_listener, searcher, stopper, trainable_class
 from sweeps.cluster.bank_store import publish
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.sizes import shown_size
@@ -119,7 +120,7 @@ class RayBackend(BackendSpec):
         started = not ray.is_initialized()
         local = not self.trains_elsewhere()
         if started:
-            with _own_sigterm():
+            with _own_sigterm(), contextlib.nullcontext() if local else self._joining():
                 ray.init(
                     address="local" if local else self.address or "auto",
                     include_dashboard=False if local else None,
@@ -135,6 +136,19 @@ class RayBackend(BackendSpec):
                 gc.collect()
                 with _own_sigterm():
                     ray.shutdown()
+
+    @contextlib.contextmanager
+    def _joining(self) -> Iterator[None]:
+        from ray.exceptions import RayError
+
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            raise UserError(
+                f"the Ray cluster at {self.address or os.environ.get('RAY_ADDRESS')} cannot be joined: "
+                f"{first_line(error)}; see backend.address or RAY_ADDRESS, and of a cluster that asks for a token "
+                "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
+            ) from error
 
     def _handed(self, bank: FeatureBank, *, local: bool) -> dict[str, Any]:
         """The bank as workers are handed it: its arrays, or where it lies."""
@@ -165,7 +179,11 @@ class RayBackend(BackendSpec):
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(
-                    name="packs", storage_path=scratch, verbose=0, callbacks=[error_listener(search)]
+                    name="packs",
+                    storage_path=scratch,
+                    verbose=0,
+                    callbacks=[error_listener(search)],
+                    stop=stopper(search),
                 ),
             )
             with _stopped_in_good_order():
@@ -263,11 +281,9 @@ def _check_room(cpus: int, gpus: float, local: bool) -> None:
         field = f"resources.{kind.lower()}s_per_pack"
         raise UserError(f"{field} must be at most the {has[kind]:g} {kind}s that Ray has here, got {asked[kind]}")
     there = "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
-    print(
+    tell(
         f"no node of the cluster has the {cpus} CPUs and {gpus:g} GPUs of a pack, they have {there}; waiting for one "
-        "that has to join, or stop the sweep and lower resources.cpus_per_pack or gpus_per_pack",
-        file=sys.stderr,
-        flush=True,
+        "that has to join, or stop the sweep and lower resources.cpus_per_pack or gpus_per_pack"
     )
 
 

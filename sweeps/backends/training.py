@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from torch import Tensor
 from lt_train.datasets.base import DatasetSpec, PictureData
 from lt_train.datasets.pictures import decode_threads
 from lt_train.errors import DataError, LongtailError, UserError, first_line
+from lt_train.progress import tell
 from lt_train.stage1.train import Report, resume_file, train_backbone
 from lt_train.storage import atomic_file
 from sweeps.backends.base import BackboneJob
@@ -273,4 +273,4 @@ def _check_room(workers: int, each: dict[str, int], *, local: bool) -> None:
             text += f"{there.get(kind, 0):g} {kind}s that Ray has"
             if local:
                 raise UserError(f"{text} here; lower it, or cpus_per_pack")
-            print(f"{text} now; waiting for machines that have to join", file=sys.stderr, flush=True)
+            tell(f"{text} now; waiting for machines that have to join")

@@ -15,7 +15,7 @@ from sweeps.backends.base import PackSource
 from sweeps.cluster.bank_store import fetched
 from sweeps.cluster.secret_files import load_secret_files
 
-__all__ = ["error_listener", "is_own_fault", "searcher", "trainable_class"]
+__all__ = ["error_listener", "is_own_fault", "searcher", "stopper", "trainable_class"]
 
 PAUSE = 1.0
 """Seconds that a worker waits after its machine could not serve a pack; doubled while that goes on."""
@@ -108,13 +108,16 @@ def searcher(source: PackSource) -> Any:
             return {"pack": pack}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            if error or result is None or "outcome" not in result:
+            held = (result or {}).get("outcome")
+            if error or result is None or not held:
                 return  # `failed` hears of it, and why
+            # Tune keeps every trial's last result, and pickles it: Ray would hold what it refers to until the end.
+            outcome_at = held.pop()
             pack = self.in_flight.pop(trial_id, None)
             if pack is None or self.error is not None:
                 return
             try:
-                outcome = ray.get(result["outcome"][0])
+                outcome = ray.get(outcome_at)
             except ray.exceptions.RayError as lost:  # its machine died when it was done and not yet fetched
                 outcome = StorageError(f"its results were lost: {_in_a_line(lost)}")
             self.take(pack, outcome, result["seconds"])
@@ -146,6 +149,20 @@ def searcher(source: PackSource) -> Any:
             """Nothing: the ledger is what a resume reads."""
 
     return PackSearcher(source)
+
+
+def stopper(search: Any) -> Any:
+    """Ends Tune when `search` cannot go on: what it has handed out would be trained for nobody."""
+    from ray import tune
+
+    class AtAnError(tune.Stopper):  # type: ignore[misc]
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return search.error is not None
+
+    return AtAnError()
 
 
 def error_listener(search: Any) -> Any:

@@ -33,6 +33,9 @@ ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 SWEEP, STORAGE, OPTIONS = "lt.sweep", "lt.storage", "lt.options"
 """Keys of a job's metadata; the last holds, as JSON, how it was run where that was said."""
 
+ANSWER_SECONDS = 60
+"""How long the job API may be silent before it counts as gone."""
+
 GRACE_SECONDS = 60
 """How long a job that is asked to stop may take to close what it has open; Ray's own 3 s are too few."""
 
@@ -99,11 +102,9 @@ class Cluster:
         for name in (ADDRESS_VARIABLE, "RAY_ADDRESS"):
             os.environ.pop(name, None)
         with self._asked("; is a Ray head's job API there, and the way to it open (a tunnel, a port-forward)?"):
-            from ray.job_submission import JobSubmissionClient
-
             for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
                 logging.getLogger(name).setLevel(logging.ERROR)
-            self._client = JobSubmissionClient(self.address)
+            self._client = _client(self.address)
 
     def submit(
         self,
@@ -249,6 +250,18 @@ class Cluster:
                     "RAY_AUTH_TOKEN_PATH to the file that holds it (or RAY_AUTH_TOKEN)"
                 ) from None
             raise LongtailError(f"the job API at {self.address} failed: {first_line(error)}{hint}") from error
+
+
+def _client(address: str) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        """Ray waits for an answer for ever, and a tunnel whose other end is gone gives none."""
+
+        def _do_request(self, *arguments: Any, **named: Any) -> Any:
+            return super()._do_request(*arguments, **{"timeout": ANSWER_SECONDS, **named})
+
+    return Client(address)
 
 
 def _job(details: Any) -> Job:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lt_train.errors import LongtailError, StorageError, UserError, first_line
+from lt_train.progress import tell
 from sweeps import driver
 from sweeps.families.crosstable import CrossTable, cross_table
 from sweeps.families.directory import load_known_family, save_family
@@ -72,13 +72,13 @@ def _run(family: Family, run: Callable[[SweepSpec], Result], *, fresh: bool = Fa
         if fresh:
             _set_aside(family)
         for number, (value, spec) in enumerate(family.members.items(), start=1):
-            _tell(f"{spec.name}: {number} of {len(family.members)} sweeps of {family.name}")
+            tell(f"{spec.name}: {number} of {len(family.members)} sweeps of {family.name}")
             try:
                 if run(spec).winner is None:
                     errors[value] = LongtailError("every trial, or every finalist, failed; its result.json says why")
             except LongtailError as error:
                 errors[value] = error
-                _tell(f"{spec.name}: {error}")
+                tell(f"{spec.name}: {error}")
             except Exception as error:  # a bug of ours must not cost the night either
                 errors[value] = error
                 traceback.print_exc()
@@ -109,8 +109,4 @@ def _set_aside(family: Family) -> None:
 
 
 def _held(family: Family, name: str) -> contextlib.AbstractContextManager[Lease]:
-    return held(leases(Path(family.storage)), name, job=os.environ.get(JOB_VARIABLE), told=_tell)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return held(leases(Path(family.storage)), name, job=os.environ.get(JOB_VARIABLE), told=tell)

@@ -9,11 +9,11 @@ moment; another thread that unpickles then fails. So nothing is exported before 
 from __future__ import annotations
 
 import hashlib
-import sys
 
 import torch
 
 from lt_train.errors import first_line
+from lt_train.progress import tell
 from sweeps.tracking.base import Champion, PictureModel
 
 __all__ = ["digest_of", "exportable"]
@@ -47,5 +47,5 @@ def exportable(pictures: PictureModel) -> bool:
     except Exception as error:  # of torch, or of the model's own code
         problem = first_line(error)
     if problem:
-        print(f"the champion is logged without its backbone, which torch cannot export: {problem}", file=sys.stderr)
+        tell(f"the champion is logged without its backbone, which torch cannot export: {problem}")
     return not problem

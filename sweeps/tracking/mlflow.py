@@ -370,19 +370,20 @@ class _MlflowTracker:
         example = np.zeros((2, *shape), dtype)
         with torch.no_grad():
             signature = infer_signature(example, module.eval()(torch.from_numpy(example)).numpy())
-        # Nested, because a notebook may have a run of its own open.
-        with mlflow.start_run(run_id=self.parent, nested=True):
-            return mlflow.pytorch.log_model(
-                module,
-                name=name,
-                signature=signature,
-                input_example=example,
-                # A traced graph: loading a pickled module would run whatever code is in it.
-                serialization_format="pt2",
-                # Given, because MLflow would otherwise start a process to find out, for many seconds.
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-                tags={**tags, **code_tags()},
-            )
+        # Not in a run that is started: a notebook may have one of its own open, or another experiment.
+        params = self.client.get_run(self.parent).data.params
+        made = self.client.create_logged_model(self.experiment, name, self.parent, {**tags, **code_tags()}, params)
+        return mlflow.pytorch.log_model(
+            module,
+            model_id=made.model_id,
+            run_id=self.parent,
+            signature=signature,
+            input_example=example,
+            # A traced graph: loading a pickled module would run whatever code is in it.
+            serialization_format="pt2",
+            # Given, because MLflow would otherwise start a process to find out, for many seconds.
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        )
 
 
 def _note(text: str) -> dict[str, Any]:

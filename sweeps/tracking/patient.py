@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from lt_train.errors import first_line
@@ -77,11 +78,14 @@ class PatientTracker:
         self._thread.submit(self._catch_up_if_due)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> bool:
-        """Show what is still to be shown and the result; waits for it, and says whether it succeeded."""
+        """Show what is still to be shown and the result; waits for it, and says whether it succeeded.
+
+        If not, the sweep is marked as stopped, where that can be told.
+        """
 
         def everything(tracker: Tracker) -> None:
             self._catch_up(tracker)
-            if not self._stopping:
+            if self._goes_on():
                 tracker.finish(metrics, artifacts, champion, note)
                 self._finished = True
 
@@ -91,6 +95,8 @@ class PatientTracker:
                 break
             time.sleep(pause)
             pause = min(2 * pause, RETRY_SECONDS)
+        if not self._finished and not self._stopping and self.trouble is not None:
+            self._thread.submit(self._attempt, partial(_given_up, self.trouble)).result()
         self._thread.shutdown()
         return self._finished
 
@@ -109,6 +115,9 @@ class PatientTracker:
             self._thread.submit(self._attempt, mark)
         self._thread.shutdown()
 
+    def _goes_on(self) -> bool:
+        return not self._stopping and self._may_write()
+
     def _catch_up_if_due(self) -> None:
         pause = min(RETRY_SECONDS * 2 ** max(self._failures - 1, 0), LONGEST_PAUSE)
         if self.trouble is None or time.monotonic() - self._tried > pause:
@@ -117,7 +126,7 @@ class PatientTracker:
     def _catch_up(self, tracker: Tracker) -> None:
         unmade: Exception | None = None
         for _ in range(self.behind):
-            if self._stopping:
+            if not self._goes_on():
                 return
             try:
                 card = self._backlog[0]()
@@ -146,3 +155,9 @@ class PatientTracker:
         self._tried = time.monotonic()
         self._told(self.behind, self.why_behind)
         return self.trouble is None
+
+
+def _given_up(trouble: Exception, tracker: Tracker) -> None:
+    """Nobody is at work on the sweep any more, and it is not shown as if; what went wrong stays what is told."""
+    tracker.interrupted()
+    raise trouble

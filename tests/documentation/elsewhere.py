@@ -66,7 +66,8 @@ ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
         "sweeps@$host; done": MACHINES,
         "ray get-auth-token --generate >/dev/null": MACHINES,
         "ray up infra/ray/cluster.yaml": RAY_UP,
-        "ssh -f -N -i ~/.ssh/longtail-sweeps -L 8265:127.0.0.1:8265 -L 5000:127.0.0.1:5000 "
+        "ssh -f -N -o ExitOnForwardFailure=yes -o ServerAliveInterval=15 "
+        "-i ~/.ssh/longtail-sweeps -L 8265:127.0.0.1:8265 -L 5000:127.0.0.1:5000 "
         "sweeps@head.example": MACHINES,
         "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.ray/auth_token": SHELL,
         "infra/mlflow/new_secrets.sh infra/mlflow/secrets postgres-password admin-password session-key "

@@ -86,6 +86,16 @@ def test_the_directory_that_was_finished_first_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell the umask")
+def test_the_umask_is_not_set_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the whole process's: of two threads that set it and set it back, one may set back what the other set."""
+    asked: list[int] = []
+    monkeypatch.setattr(os, "umask", asked.append)
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert asked == []
+
+
 @pytest.mark.usefixtures("umask")
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     """Temporary names are private to the user; what is finished is for whoever may read the storage."""

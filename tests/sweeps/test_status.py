@@ -385,6 +385,18 @@ def test_a_full_disk_does_not_fail_a_sweep_over_its_progress(small_disk: Callabl
     publisher.update(state="finished")
 
 
+def test_a_job_whose_log_cannot_be_written_goes_on(small_sweep: Callable[..., SweepSpec], tmp_path: Path) -> None:
+    """Ray keeps what a job prints on the head's disk, which may be full."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(small_sweep(search={"trials": 2}).resolved(), sort_keys=False))
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sweeps.cli", "run", str(file)]
+        subprocess.run(command, stdout=full, stderr=full, env={**os.environ, JOB_VARIABLE: "a job"}, check=False)
+    progress = read_progress(tmp_path / "runs" / "small")
+    assert progress is not None
+    assert progress.state == "finished"
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"sweep": "x"}', '{"version": 2, "sweep": "x", "state": "running"}'])
 def test_what_cannot_be_read_is_as_good_as_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "progress.json").write_text(text)

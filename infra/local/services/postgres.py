@@ -38,13 +38,14 @@ class Postgres(Service):
     def prepare(self) -> None:
         if (self.data / "PG_VERSION").exists():
             return
-        self.data.mkdir(parents=True)
+        self.data.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             shutil.chown(self.data, "postgres", "postgres")
         with tempfile.NamedTemporaryFile("w", suffix=".password") as file:
             file.write(self.password)
             file.flush()
-            os.chmod(file.name, 0o644 if os.geteuid() == 0 else 0o600)
+            if os.geteuid() == 0:  # for its owner alone, as it was made
+                shutil.chown(file.name, "postgres")
             options = ["-U", "mlflow", "--auth=scram-sha-256", "--encoding=UTF8", f"--pwfile={file.name}"]
             self._run([_postgres_bin("initdb"), "-D", str(self.data), *options])
 

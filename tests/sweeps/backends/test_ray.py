@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from ray import exceptions
+from ray import exceptions, tune
 from support.ledgers import runs_by_key
 from support.workers import in_a_pack
 
@@ -193,6 +193,62 @@ def test_a_stop_while_a_result_is_recorded_does_not_wait_for_packs_in_flight(
     while any(in_a_pack(psutil.Process().children(recursive=True))):
         assert time.monotonic() - begin < 60, "and nothing goes on with them"
         time.sleep(0.2)
+
+
+class Full(OnePack):
+    """A source that cannot record anything; another pack takes minutes."""
+
+    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+        super().__init__(runs, rule)
+        endless = Run(parse_method({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
+        self.packs.insert(0, Pack("endless", (endless,), rule))
+
+    def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
+        raise LongtailError("the disk is full")
+
+
+def test_a_driver_that_cannot_go_on_does_not_wait_for_packs_in_flight(
+    small_sweep: Callable[..., SweepSpec], local_ray: str
+):
+    source = Full((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    begin = time.monotonic()
+    with pytest.raises(LongtailError, match="the disk is full"):
+        backend_kinds()["ray"].model_validate({"kind": "ray"}).train(prepare(small_sweep()), source, cpus=1, gpus=0)
+    assert time.monotonic() - begin < 60
+    while any(in_a_pack(psutil.Process().children(recursive=True))):
+        assert time.monotonic() - begin < 60, "and nothing goes on with them"
+        time.sleep(0.2)
+
+
+def test_no_results_are_held_after_they_are_recorded(
+    small_sweep: Callable[..., SweepSpec], local_ray: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray keeps what anybody refers to, and heads of a large model are 67 MB a run."""
+    grids = []
+
+    class Kept(tune.Tuner):
+        def fit(self) -> Any:
+            grids.append(super().fit())
+            return grids[-1]
+
+    monkeypatch.setattr(tune, "Tuner", Kept)
+    sweeps.run(small_sweep(backend={"kind": "ray"}))
+    (grid,) = grids
+    assert len(grid) > 1
+    assert [result.metrics["outcome"] for result in grid] == [[]] * len(grid)
+
+
+def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(
+    small_sweep: Callable[..., SweepSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    file = tmp_path / "away.yaml"
+    file.write_text(yaml.safe_dump(small_sweep(backend={"kind": "ray", "address": "nowhere"}).resolved()))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "sweeps.cli", "run", str(file)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == UserError.exit_code
+    assert "the Ray cluster at nowhere cannot be joined: " in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 class Locked(OnePack):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +21,8 @@ import yaml
 from ray.runtime_env import RuntimeEnv
 
 import sweeps.cli
-from lt_train.errors import UserError
-from sweeps.cluster import parcel
+from lt_train.errors import LongtailError, UserError
+from sweeps.cluster import jobs, parcel
 from sweeps.cluster.bundle import bundled
 from sweeps.cluster.jobs import Cluster, JobOptions
 from sweeps.commands import following
@@ -72,7 +73,12 @@ class JobApi:
 @pytest.fixture
 def job_api(monkeypatch: pytest.MonkeyPatch) -> JobApi:
     api = JobApi()
-    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", lambda address: api)
+
+    class Client:
+        def __new__(cls, address: str) -> Any:
+            return api
+
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", Client)
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     return api
@@ -397,3 +403,12 @@ def test_a_log_is_one_document_and_one_that_goes_on_is_not(job_api: JobApi, caps
     with pytest.raises(SystemExit, match="2"):
         lt_sweep("logs", "demo", *ADDRESS, "--json", "--follow")
     assert "--follow: not allowed with argument --json" in capsys.readouterr().err
+
+
+def test_a_tunnel_whose_other_end_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections, and answers nothing."""
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as tunnel:
+        address = f"http://127.0.0.1:{tunnel.getsockname()[1]}"
+        with pytest.raises(LongtailError, match=rf"the job API at {address} failed: .*the way to it open"):
+            Cluster(address)

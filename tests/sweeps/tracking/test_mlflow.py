@@ -187,7 +187,9 @@ def test_an_upload_that_fails_is_gone_on_with(broken: str, of_pictures: MakeSwee
             sweeps.run(spec)
         with pytest.raises(TrackingBehind, match="no artifact today"):
             sweeps.resume(Path(spec.storage) / "small")
+        assert {run.info.status for run in all_runs(spec)} == {"FINISHED", "KILLED"}, "nobody is at work on it"
     sweeps.resume(Path(spec.storage) / "small")
+    assert {run.info.status for run in all_runs(spec)} == {"FINISHED"}
     assert registered(spec) == {"1": ("champion-head", ["champion-head"]), "2": ("champion", ["champion"])}
     models = client(spec).search_logged_models([client(spec).get_experiment_by_name("tests").experiment_id])
     assert sorted((one.name, str(one.status)) for one in models) == [("champion", "READY"), ("champion-head", "READY")]
@@ -239,6 +241,30 @@ print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False", "True"]
+
+
+def test_a_notebook_keeps_its_experiment_and_its_run(tracked: MakeSweep, tmp_path: Path):
+    spec = tracked()
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    code = f"""
+import mlflow, sweeps
+mlflow.set_tracking_uri("sqlite:///{tmp_path}/mine.db")
+mlflow.set_experiment("mine")
+with mlflow.start_run() as mine:
+    sweeps.run(sweeps.load({str(file)!r}))
+    mlflow.log_metric("ours", 1.0)
+assert mlflow.get_run(mine.info.run_id).data.metrics == {{"ours": 1.0}}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = client(spec)
+    experiment = found.get_experiment_by_name("tests").experiment_id
+    (model,) = found.search_logged_models([experiment])
+    (parent,) = [run for run in all_runs(spec) if run.data.tags["lt.key"] == "sweep"]
+    assert (model.source_run_id, str(model.status)) == (parent.info.run_id, "READY")
+    assert parent.info.status == "FINISHED"
+    assert found.get_model_version_by_alias("small", "champion").run_id == parent.info.run_id
 
 
 def test_a_champion_that_torch_cannot_export_is_logged_without_its_backbone(

@@ -69,6 +69,17 @@ def server() -> Iterator[Server]:
     server.open.set()
 
 
+def open_once_stopping(server: Server, tracker: PatientTracker) -> None:
+    """However late the caller gets to `interrupted`."""
+
+    def wait() -> None:
+        while not tracker._stopping:
+            time.sleep(0.01)
+        server.open.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def test_everything_is_shown_once_in_order_by_one_thread(server: Server) -> None:
     tracker = PatientTracker(server.connect)
     for number in range(20):
@@ -118,7 +129,7 @@ def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pyte
         tracker.log_trial(partial(card, f"t{number}"))
     assert not tracker.finish({}, NOWHERE, None)
     assert str(tracker.trouble) == "nobody is there"
-    assert server.attempts == 5
+    assert server.attempts == 6, "of connecting: first, after each of three, at the end, and to say that it is given up"
     assert server.told == []
 
 
@@ -130,9 +141,32 @@ def test_what_cannot_be_shown_is_trouble_and_holds_up_nothing_behind_it(server: 
     for make in (partial(card, "t0"), spoiled, partial(card, "t2")):
         tracker.log_trial(make)
     assert not tracker.finish({}, NOWHERE, None)
-    assert [told for told in server.told if told != "connected"] == ["t0", "t2"]
+    assert [told for told in server.told if told != "connected"] == ["t0", "t2", "interrupted"]
     assert tracker.behind == 1
     assert tracker.why_behind == "its curve cannot be read"
+
+
+def test_who_may_not_write_any_more_shows_no_more(server: Server) -> None:
+    """Another driver has the lease, and shows what is to be shown."""
+    tracker = PatientTracker(server.connect, may_write=lambda: "t2" not in server.told)
+    server.open.clear()
+    for number in range(8):
+        tracker.log_trial(partial(card, f"t{number}"))
+    server.open.set()
+    assert not tracker.finish({}, NOWHERE, None)
+    assert server.told == ["connected", "t0", "t1", "t2"]
+
+
+def test_a_sweep_that_cannot_be_shown_is_not_left_as_running(server: Server) -> None:
+    def refused(*arguments: object) -> None:
+        raise OSError("no artifact today")
+
+    heard: list[str] = []
+    tracker = PatientTracker(server.connect, told=lambda behind, why: heard.append(why))
+    server.finish = refused  # type: ignore[assignment]
+    assert not tracker.finish({}, NOWHERE, None)
+    assert server.told[-1] == "interrupted"
+    assert (str(tracker.trouble), heard[-1]) == ("no artifact today", "no artifact today")
 
 
 def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> None:
@@ -157,7 +191,7 @@ def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> Non
     tracker = PatientTracker(server.connect)
     for number in range(50):
         tracker.log_trial(partial(card, f"t{number}"))
-    threading.Timer(0.2, server.open.set).start()
+    open_once_stopping(server, tracker)
     tracker.interrupted()
     assert server.told == ["connected", "interrupted"]
 
@@ -175,7 +209,7 @@ def test_an_interrupt_of_the_end_is_no_end_half_told(server: Server, reached: st
     ending = threading.Thread(target=lambda: tracker.finish({}, NOWHERE, None))
     ending.start()
     assert server.held.wait(20)
-    threading.Timer(0.2, server.open.set).start()
+    open_once_stopping(server, tracker)
     tracker.interrupted()
     assert server.told == told
     ending.join(20)
