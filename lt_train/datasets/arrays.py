@@ -31,11 +31,16 @@ _LAYOUT = (
     "test_images, uint8 [N, H, W] or [N, C, H, W], with train_labels and test_labels, and if at hand val_images"
 )
 
-_SLIP = 0.8
-"""How like a known name (difflib's ratio) an unknown one must be to be taken for it: `weights`, `biases`."""
+_SLIP = 0.905
+"""How like a known name an unknown one must be to be taken for it: `valid_features`, and not `all_features`."""
 
 _CHANNELS = (1, 3, 4)
 """Grey, colour, and colour with alpha: a last axis of such a length holds channels, not columns."""
+
+
+def _stem(name: str) -> str:
+    """One for `bias` and `biases`."""
+    return name.lower().rstrip("es")
 
 
 class Arrays(DatasetSpec):
@@ -149,11 +154,11 @@ class _File:
         for half, other in (("val_labels", f"val_{inputs}"), ("bias", "weight")):
             if half in known and half in self.tensors and other not in self.tensors:
                 raise DataError(f"{self.path}: {half} must come with {other}, which is not there; {told}")
-        absent = [name for name in known if name not in self.tensors]
+        absent = {_stem(name): name for name in known if name not in self.tensors}
         for name in sorted(self.tensors.keys() - {*known}):
-            if near := difflib.get_close_matches(name, absent, n=1, cutoff=_SLIP):
+            if near := difflib.get_close_matches(_stem(name), absent, n=1, cutoff=_SLIP):
                 raise DataError(
-                    f"{self.path}: {name} is read by nothing; did you mean {near[0]!r}? Rename it, or take "
+                    f"{self.path}: {name} is read by nothing; did you mean {absent[near[0]]!r}? Rename it, or take "
                     f"it out; {told}"
                 )
 

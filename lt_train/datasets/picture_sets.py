@@ -66,7 +66,10 @@ class PicturesSpec(DatasetSpec):
     ] = 0.2
     bad_pictures: Annotated[
         Literal["fail", "skip"],
-        Field(description="of missing, empty or unreadable pictures: refuse the set, or leave them out and say so"),
+        Field(
+            description="of missing, empty or damaged pictures: refuse the set, or leave them out and say so; one that "
+            "the machine cannot read ends the run"
+        ),
     ] = "fail"
     check: Annotated[
         Literal["ends", "whole"],

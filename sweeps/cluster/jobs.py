@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import os
@@ -258,8 +259,10 @@ def _client(address: str) -> Any:
     class Client(JobSubmissionClient):  # type: ignore[misc]
         """Ray waits for an answer for ever, and a tunnel whose other end is gone gives none."""
 
-        def _do_request(self, *arguments: Any, **named: Any) -> Any:
-            return super()._do_request(*arguments, **{"timeout": ANSWER_SECONDS, **named})
+        def _do_request(self, *arguments: Any, data: bytes | None = None, **named: Any) -> Any:
+            # As a file it goes in pieces, each of which may take so long; bytes would have to be sent in that time.
+            body = None if data is None else io.BytesIO(data)
+            return super()._do_request(*arguments, data=body, **{"timeout": ANSWER_SECONDS, **named})
 
     return Client(address)
 

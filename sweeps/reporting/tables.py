@@ -161,8 +161,8 @@ def best_trials(sweep: Sweep) -> Table | None:
     )
     what = Column(f"{sweep.spec.selection.on} {sweep.spec.selection.metric}", "percent")
     columns = (Column("trial"), what, *(Column(f"test {split}", "percent") for split in SPLITS), Column("setting"))
-    shown = selection.best_told(len(best)).capitalize()
-    note = f"{shown} of {len(sweep.searched)} trials; runs.csv has every run of all of them."
+    note = f"{selection.best_told(len(best)).capitalize()} of {len(sweep.searched)} trials"
+    note = f"{note if len(sweep.searched) > 1 else 'The only trial'}; runs.csv has every run."
     return Table("trials", "Leading trials of the search", columns, rows, note)
 
 

@@ -217,6 +217,11 @@ def test_other_keys_are_let_be(tmp_path: Path) -> None:
         "train_paths": np.arange(20),
         "train_features_raw": HALF,
         "epoch": np.array(3),
+        "all_labels": np.arange(20),
+        "all_features": HALF,
+        "raw_labels": np.arange(20),
+        "features": HALF,
+        "fc_weight": HEAD,
     }
     both = {"train_images": np.zeros((20, 6, 6), np.uint8), "val_indices": np.arange(3)}
     assert load(tmp_path, features(**names, **both)).train.digest() == load(tmp_path, features()).train.digest()
