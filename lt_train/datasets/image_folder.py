@@ -16,7 +16,7 @@ from pydantic import Field
 from lt_train.datasets.listing import Listed, Listing
 from lt_train.datasets.longtail import hold_out_fraction
 from lt_train.datasets.picture_sets import CutPicturesSpec
-from lt_train.datasets.pictures import Files
+from lt_train.datasets.sources import Files
 from lt_train.errors import DataError
 from lt_train.explain import named
 

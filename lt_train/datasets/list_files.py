@@ -22,7 +22,7 @@ from lt_train.datasets.base import AnyAugmentation, Finding, Labelled, PictureDa
 from lt_train.datasets.listing import Listed, Listing
 from lt_train.datasets.longtail import hold_out_fraction
 from lt_train.datasets.picture_sets import AUGMENTED, PicturesSpec
-from lt_train.datasets.pictures import Files
+from lt_train.datasets.sources import Files
 from lt_train.errors import DataError
 from lt_train.explain import named
 from lt_train.registry import Spec

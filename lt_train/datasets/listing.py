@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lt_train.datasets.base import Finding
-from lt_train.datasets.pictures import EMPTY, MISSING, Source
+from lt_train.datasets.sources import EMPTY, MISSING, Source
 from lt_train.explain import named
 
 __all__ = ["Listed", "Listing", "bad_findings", "label_findings", "name_findings", "told", "untested"]

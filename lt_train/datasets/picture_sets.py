@@ -28,7 +28,8 @@ from lt_train.datasets.base import (
 from lt_train.datasets.decoding import Decoding
 from lt_train.datasets.listing import Listing, bad_findings, label_findings, name_findings, told, untested
 from lt_train.datasets.longtail import Cut, hold_out_fraction, take
-from lt_train.datasets.pictures import PictureFiles, Pictures, probe
+from lt_train.datasets.pictures import PictureFiles, Pictures
+from lt_train.datasets.sources import probe
 from lt_train.errors import DataError
 from lt_train.explain import named
 from lt_train.progress import Report, progress

@@ -1,91 +1,29 @@
 """Pictures that stay in files: they stand where a uint8 tensor `[N, 3, H, W]` would, and are decoded as they are read.
 
-Touch this to change how pictures are read or checked; how bytes become pixels is said by `decoding`, which pictures
-there are by the kinds. Threads decode, since Pillow lets go of the interpreter meanwhile. Knows nothing of labels,
-splits or specs. Shapes: N pictures, B a batch of them, H = W = `size` pixels.
+Where their bytes are is said by `sources`, how these become pixels by `decoding`, which pictures there are by the
+kinds. Knows nothing of labels, splits or specs. Shapes: N pictures, B a batch of them, H = W = `size` pixels.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
-import os
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lt_train.datasets.decode_pool import ahead, in_threads, pieces, threads
 from lt_train.datasets.decoding import Decoding, Framing
-from lt_train.errors import DataError, StorageError, first_line
+from lt_train.datasets.sources import Source, decoded
+from lt_train.errors import DataError
 
-__all__ = [
-    "EMPTY",
-    "MISSING",
-    "Files",
-    "PictureFiles",
-    "Pictures",
-    "Readable",
-    "Source",
-    "ahead",
-    "decode_threads",
-    "probe",
-    "read_ahead",
-    "shared",
-]
-
-ReadT = TypeVar("ReadT")
-
-MISSING, EMPTY = "missing", "0 bytes"
-"""What `probe` says of a picture that is not there, and of one that holds nothing."""
-
-_NO_FILE = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-"""What the machine says of a name under which there can be no picture; all else it says is of the machine."""
-
-_AT_ONCE = 256
-"""Pictures a thread checks before it reports."""
-
-
-class Source(Protocol):
-    """Where the bytes of pictures are: `names[i]` is what picture i is called, the same on every machine."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """One a picture."""
-
-    def read(self, index: int) -> bytes:
-        """All of a picture; OSError where that cannot be."""
-
-    def ends(self, index: int) -> tuple[int, bytes, bytes]:
-        """How many bytes a picture has, its first three and its last two; OSError where that cannot be."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """Pictures that are a file each, named by their paths below `root`."""
-
-    root: Path
-    names: Sequence[str]
-
-    def read(self, index: int) -> bytes:
-        """The file's content."""
-        return (self.root / self.names[index]).read_bytes()
-
-    def ends(self, index: int) -> tuple[int, bytes, bytes]:
-        """Size, first three bytes and last two, without reading the rest."""
-        with open(self.root / self.names[index], "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(3)
-            file.seek(max(size - 2, 0))
-            return size, head, file.read(2)
+__all__ = ["PictureFiles", "Pictures", "Readable", "read_ahead", "shared"]
 
 
 class PictureFiles:
@@ -177,13 +115,13 @@ class PictureFiles:
 
         def fill(piece: range) -> None:
             for place in piece:
-                picture = self._decode(int(rows[place]), framings[place] if framings else None)
+                picture = decoded(self.source, int(rows[place]), self.decoding, framings[place] if framings else None)
                 if isinstance(picture, str):
                     unreadable[place] = picture
                 else:
                     filled[place] = picture
 
-        list(_pool().map(fill, _pieces(len(rows), max(len(rows) // (4 * _threads()), 1))))
+        list(in_threads(fill, pieces(len(rows), max(len(rows) // (4 * threads()), 1))))
         return pictures, unreadable
 
     def take(self, indices: Tensor) -> PictureFiles:
@@ -236,23 +174,6 @@ class PictureFiles:
             "`lt-train data check` finds every such picture, and so does check: whole before anything is trained"
         )
 
-    def _decode(self, row: int, framing: Framing | None = None) -> np.ndarray[Any, Any] | str:
-        """The picture, or what is wrong with it."""
-        try:
-            content = self.source.read(row)
-        except (FileNotFoundError, NotADirectoryError):
-            return MISSING
-        except OSError as error:
-            raise _not_read(self.source.names[row], error) from error
-        if not content:
-            return EMPTY
-        try:
-            return self.decoding(content, framing)
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged picture may raise anything
-            return _reason(error)
-
 
 def _plain(index: slice | Tensor) -> slice | np.ndarray[Any, Any]:
     return index.numpy() if isinstance(index, Tensor) else index
@@ -286,123 +207,3 @@ def read_ahead(pictures: Tensor | Readable, batches: Iterable[slice | Tensor]) -
         yield from (pictures[batch] for batch in batches)
     else:
         yield from ahead(functools.partial(pictures.__getitem__, batch) for batch in batches)
-
-
-def ahead(reads: Iterable[Callable[[], ReadT]]) -> Iterator[ReadT]:
-    """What every call returns, in order; the next is made in a thread while the caller works on one's result."""
-    coming: deque[Future[ReadT]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as reader:
-        for read in reads:
-            coming.append(reader.submit(read))
-            if len(coming) > 1:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-
-
-def probe(
-    source: Source,
-    decoding: Decoding,
-    *,
-    whole: bool,
-    tell: bool = False,
-    report: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
-    """Look at every picture of `source`.
-
-    Args:
-        source: the pictures.
-        decoding: what they must survive.
-        whole: decode each. Otherwise a file that begins and ends as a JPEG does is believed to be one, which finds the
-            missing, the empty, the truncated and what is no picture; other formats are decoded in any case.
-        tell: go on after a picture that is there and that the machine cannot read, and tell of it like of the others.
-        report: called with the number of pictures that were looked at since the last call.
-
-    Returns:
-        Bytes of every picture (0 where unknown), int64 `[N]`, and what is wrong with those that cannot be used.
-
-    Raises:
-        StorageError: the machine cannot read a picture, which says nothing of the picture; not with `tell`.
-    """
-    count = len(source.names)
-    sizes, wrong = np.zeros(count, dtype=np.int64), dict[int, str]()
-
-    def look(piece: range) -> int:
-        for index in piece:
-            sizes[index], reason = _look(source, index, decoding, whole, tell)
-            if reason:
-                wrong[index] = reason
-        return len(piece)
-
-    for looked_at in _pool().map(look, _pieces(count, _AT_ONCE)):
-        if report:
-            report(looked_at)
-    return sizes, dict(sorted(wrong.items()))
-
-
-def _look(source: Source, index: int, decoding: Decoding, whole: bool, tell: bool) -> tuple[int, str]:
-    size = 0
-    try:
-        size, head, tail = source.ends(index)
-        if size == 0:
-            return 0, EMPTY
-        if not whole and (head, tail) == (b"\xff\xd8\xff", b"\xff\xd9"):
-            return size, ""
-        content = source.read(index)
-    except (FileNotFoundError, NotADirectoryError):
-        return 0, MISSING
-    except OSError as error:
-        if tell or error.errno in _NO_FILE:
-            return size, _reason(error)
-        raise _not_read(source.names[index], error) from error
-    except ValueError as error:  # a name that no file can have
-        return size, _reason(error)
-    try:
-        decoding(content)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged picture may raise anything
-        return size, _reason(error)
-    return size, ""
-
-
-def _not_read(name: str, error: OSError) -> StorageError:
-    """Of a picture that is there and that the machine cannot read."""
-    return StorageError(
-        f"picture {name} cannot be read ({first_line(error)}); see to its disk and permissions and run again"
-    )
-
-
-def _reason(error: Exception) -> str:
-    # Pillow names the buffer that it was given, which tells nobody anything.
-    text = first_line(error)
-    return "no picture of a known format" if text.startswith("cannot identify image file") else text
-
-
-def _pieces(count: int, length: int) -> list[range]:
-    return [range(start, min(start + length, count)) for start in range(0, count, length)]
-
-
-def decode_threads(count: int) -> None:
-    """Decode in `count` threads from now on: a process that shares its machine must not take every core."""
-    global _wanted
-    if count != _wanted:
-        _wanted = count
-        _pool.cache_clear()  # whoever is at work with it keeps it as long
-
-
-_wanted: int | None = None
-
-
-def _threads() -> int:
-    if _wanted is not None:
-        return _wanted
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_threads(), thread_name_prefix="decode")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from lt_train import seeding
 from lt_train.datasets.base import Augmentation, ResizedCrop
-from lt_train.datasets.pictures import PictureFiles, Pictures, ahead, shared
+from lt_train.datasets.decode_pool import ahead
+from lt_train.datasets.pictures import PictureFiles, Pictures, shared
 from lt_train.datasets.transform import View, apply_views, draw_views, normalise
 from lt_train.device import exact_float32
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from lt_train.datasets.base import DatasetSpec, PictureData
-from lt_train.datasets.pictures import decode_threads
+from lt_train.datasets.decode_pool import decode_threads
 from lt_train.errors import DataError, LongtailError, UserError, first_line
 from lt_train.progress import tell
 from lt_train.stage1.train import Report, resume_file, train_backbone

@@ -14,9 +14,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lt_train.datasets.base import Labelled
+from lt_train.datasets.decode_pool import decode_threads
 from lt_train.datasets.decoding import Decoding
 from lt_train.datasets.longtail import take
-from lt_train.datasets.pictures import Files, PictureFiles, decode_threads, probe, read_ahead
+from lt_train.datasets.pictures import PictureFiles, read_ahead
+from lt_train.datasets.sources import Files, probe
 from lt_train.errors import DataError
 
 RANDOM = np.random.default_rng(3)

@@ -10,7 +10,8 @@ from torchvision.transforms import v2
 
 from lt_train.datasets.base import ResizedCrop
 from lt_train.datasets.decoding import Decoding
-from lt_train.datasets.pictures import Files, PictureFiles, probe, read_ahead
+from lt_train.datasets.pictures import PictureFiles, read_ahead
+from lt_train.datasets.sources import Files, probe
 from lt_train.datasets.transform import View, draw_views, part_of_picture
 
 SIZES = [(40, 30), (30, 41), (17, 17), (8, 90), (200, 9), (64, 64), (3, 5)] * 4
