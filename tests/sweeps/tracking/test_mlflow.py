@@ -14,45 +14,22 @@ import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import numpy as np
 import pytest
 import torch
-import yaml
 from mlflow.exceptions import MlflowException
+from support.stores import all_runs, client
 
 import sweeps
-from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
+from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.errors import SpecError, UserError
-from lt_train.features.bank_files import open_test
-from sweeps.champion import OfPictures
-from sweeps.champion import of_pictures as of_pictures_of
 from sweeps.driver import TrackingBehind
-from sweeps.prepare import prepare_all
 from sweeps.spec import SweepSpec
 from sweeps.tracking.mlflow import _client
 
 MakeSweep = Callable[..., SweepSpec]
 IMPATIENT = {"kind": "mlflow", "patience": 0.0}
-
-
-@pytest.fixture
-def tracked(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeSweep:
-    monkeypatch.chdir(tmp_path)  # whatever MLflow leaves in the working directory would be seen
-    return lambda **sections: small_sweep(**{"tracking": {"kind": "mlflow", "experiment": "tests"}, **sections})
-
-
-def client(spec: SweepSpec) -> Any:
-    uri = f"sqlite:///{Path(spec.storage) / 'mlflow.db'}"
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def all_runs(spec: SweepSpec) -> list[Any]:
-    found = client(spec)
-    experiment = found.get_experiment_by_name("tests")
-    return [] if experiment is None else list(found.search_runs([experiment.experiment_id], max_results=1000))
 
 
 def test_layout_of_a_finished_sweep(tracked: MakeSweep, tmp_path: Path):
@@ -88,214 +65,6 @@ def test_layout_of_a_finished_sweep(tracked: MakeSweep, tmp_path: Path):
         "loma.png", "per_class.csv", "spec.yaml", "result.json",
     }  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}, "nothing is left in the working directory"
-
-
-def test_the_champion_is_registered_and_predicts_what_the_winner_predicts(tracked: MakeSweep, features_file: Path):
-    spec = tracked()
-    result = sweeps.run(spec)
-    found = client(spec)
-    version = found.get_model_version_by_alias("small", "champion")
-    head = found.get_model_version_by_alias("small", "champion-head")
-    assert head.version == version.version, "there are no pictures"
-    model = loaded(spec, "models:/small@champion")
-    arrays = np.load(features_file)
-    logits = np.mean([model.predict(view) for view in arrays["test_features"]], axis=0)
-    accuracy = (logits.argmax(axis=1) == arrays["test_labels"]).mean()
-    assert accuracy == pytest.approx(result.winner.best_of.acc_all, abs=1e-6)
-    assert model.metadata.signature is not None
-    sweeps.run(spec)
-    assert found.get_model_version_by_alias("small", "champion").version == version.version, "registered once"
-
-
-def loaded(spec: SweepSpec, model: str) -> Any:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
-    try:
-        return mlflow.pyfunc.load_model(model)
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-@pytest.fixture
-def of_pictures(tracked: MakeSweep) -> MakeSweep:
-    sections = {
-        "dataset": "digits_lt",
-        "backbone": {"kind": "small_cnn", "width": 4},
-        "stage1": {"kind": "ce", "epochs": 2},
-        "search": {"trials": 2},
-    }
-    return lambda **others: tracked(**{**sections, **others})
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_the_champion_of_pictures_predicts_what_the_sweep_tested(flip: bool, of_pictures: MakeSweep):
-    spec = of_pictures(features={"test_flip": flip})
-    result = sweeps.run(spec)
-    assert result.winner is not None
-    test = spec.dataset.load().test
-    pictures = test.inputs.permute(0, 2, 3, 1).numpy()  # as Pillow and numpy hold them
-    model, head = (loaded(spec, f"models:/small@{alias}") for alias in ("champion", "champion-head"))
-    logits = model.predict(pictures)
-    (bank,) = (Path(spec.storage) / "cache" / "banks").iterdir()
-    features = open_test(bank).features.numpy()
-    assert len(features) == 1 + flip
-    tested = np.mean([head.predict(view) for view in features], axis=0)
-    np.testing.assert_allclose(logits, tested, rtol=1e-4, atol=1e-4)
-    accuracy = (logits.argmax(axis=1) == test.labels.numpy()).mean()
-    assert accuracy == pytest.approx(result.winner.best_of.acc_all, abs=1e-6)
-    np.testing.assert_allclose(model.predict(pictures[:1]), logits[:1], rtol=1e-4, atol=1e-4)
-    assert model.metadata.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 8, 8, 1)}
-    assert model.input_example is not None
-    with pytest.raises(MlflowException, match=r"dtype of input float32 does not match expected dtype uint8"):
-        model.predict(pictures.astype(np.float32))
-
-
-def test_an_unchanged_champion_is_not_uploaded_again(of_pictures: MakeSweep):
-    spec = of_pictures()
-    sweeps.run(spec)
-    found = client(spec)
-    before = [version.version for version in found.search_model_versions("name = 'small'")]
-    sweeps.resume(Path(spec.storage) / "small")
-    assert [version.version for version in found.search_model_versions("name = 'small'")] == before
-    assert len(before) == 2
-    experiment = found.get_experiment_by_name("tests").experiment_id
-    assert len(found.search_logged_models([experiment])) == 2
-
-
-def registered(spec: SweepSpec) -> dict[str, tuple[str, list[str]]]:
-    """Versions by number: what each is and its aliases."""
-    found = client(spec)
-    versions = [found.get_model_version("small", one.version) for one in found.search_model_versions("name = 'small'")]
-    return {str(one.version): (one.tags["lt.model"], sorted(one.aliases)) for one in versions}
-
-
-@pytest.mark.parametrize("broken", ["log_model_artifacts", "create_model_version"])
-def test_an_upload_that_fails_is_gone_on_with(broken: str, of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch):
-    """At the second model, after the first is registered; twice, as tries go on while a server is away."""
-    spec = of_pictures(tracking={"kind": "mlflow", "experiment": "tests", "patience": 0.0})
-    as_it_is, calls = getattr(mlflow.MlflowClient, broken), [0]
-
-    def away_from_the_second_on(*arguments: Any, **named: Any) -> Any:
-        calls[0] += 1
-        if calls[0] > 1:
-            raise OSError("no artifact today")
-        return as_it_is(*arguments, **named)
-
-    with monkeypatch.context() as away:
-        away.setattr(mlflow.MlflowClient, broken, away_from_the_second_on)
-        with pytest.raises(TrackingBehind, match="no artifact today"):
-            sweeps.run(spec)
-        with pytest.raises(TrackingBehind, match="no artifact today"):
-            sweeps.resume(Path(spec.storage) / "small")
-        assert {run.info.status for run in all_runs(spec)} == {"FINISHED", "KILLED"}, "nobody is at work on it"
-    sweeps.resume(Path(spec.storage) / "small")
-    assert {run.info.status for run in all_runs(spec)} == {"FINISHED"}
-    assert registered(spec) == {"1": ("champion-head", ["champion-head"]), "2": ("champion", ["champion"])}
-    models = client(spec).search_logged_models([client(spec).get_experiment_by_name("tests").experiment_id])
-    assert sorted((one.name, str(one.status)) for one in models) == [("champion", "READY"), ("champion-head", "READY")]
-    assert loaded(spec, "models:/small@champion").predict(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 10)
-
-
-def test_pictures_that_come_back_are_logged(of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch):
-    spec = of_pictures()
-    with monkeypatch.context() as without:
-        without.setattr("sweeps.driver.of_pictures", lambda *arguments: None)
-        sweeps.run(spec)
-        sweeps.resume(Path(spec.storage) / "small")
-        assert registered(spec) == {"1": ("champion-head", ["champion", "champion-head"])}
-    both = {"1": ("champion-head", ["champion-head"]), "2": ("champion", ["champion"])}
-    sweeps.resume(Path(spec.storage) / "small")
-    assert registered(spec) == both
-    with monkeypatch.context() as without:
-        without.setattr("sweeps.driver.of_pictures", lambda *arguments: None)
-        sweeps.resume(Path(spec.storage) / "small")
-    assert registered(spec) == both, "a model that is there is not taken away"
-
-
-def test_a_champion_may_be_the_head_alone(of_pictures: MakeSweep):
-    spec = of_pictures(tracking={"kind": "mlflow", "experiment": "tests", "champion": "features"})
-    sweeps.run(spec)
-    versions = client(spec).search_model_versions("name = 'small'")
-    assert [sorted(client(spec).get_model_version("small", one.version).aliases) for one in versions] == [
-        ["champion", "champion-head"]
-    ]
-    assert "float32" in str(loaded(spec, "models:/small@champion").metadata.signature)
-
-
-def test_torchs_compiler_is_not_imported_while_packs_are_trained(tracked: MakeSweep, tmp_path: Path):
-    """It takes `_operator` out of `sys.modules` for a moment, in which nothing can be unpickled by another thread."""
-    file = tmp_path / "sweep.yaml"
-    file.write_text(yaml.safe_dump(tracked().resolved(), sort_keys=False))
-    code = f"""
-import sys, time, sweeps
-from sweeps.tracking.patient import PatientTracker
-finish = PatientTracker.finish
-def when_all_trials_are_shown(self, *arguments):
-    while self.behind:
-        time.sleep(0.01)
-    print("torch._dynamo" in sys.modules)
-    return finish(self, *arguments)
-PatientTracker.finish = when_all_trials_are_shown
-sweeps.run(sweeps.load({str(file)!r}))
-print("torch._dynamo" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False", "True"]
-
-
-def test_a_notebook_keeps_its_experiment_and_its_run(tracked: MakeSweep, tmp_path: Path):
-    spec = tracked()
-    file = tmp_path / "sweep.yaml"
-    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
-    code = f"""
-import mlflow, sweeps
-mlflow.set_tracking_uri("sqlite:///{tmp_path}/mine.db")
-mlflow.set_experiment("mine")
-with mlflow.start_run() as mine:
-    sweeps.run(sweeps.load({str(file)!r}))
-    mlflow.log_metric("ours", 1.0)
-assert mlflow.get_run(mine.info.run_id).data.metrics == {{"ours": 1.0}}
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = client(spec)
-    experiment = found.get_experiment_by_name("tests").experiment_id
-    (model,) = found.search_logged_models([experiment])
-    (parent,) = [run for run in all_runs(spec) if run.data.tags["lt.key"] == "sweep"]
-    assert (model.source_run_id, str(model.status)) == (parent.info.run_id, "READY")
-    assert parent.info.status == "FINISHED"
-    assert found.get_model_version_by_alias("small", "champion").run_id == parent.info.run_id
-
-
-def test_a_champion_that_torch_cannot_export_is_logged_without_its_backbone(
-    of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    """As a model is whose code looks at its numbers; any other part of the sweep is as ever."""
-    as_it_is = OfPictures.forward
-
-    def forward(self: OfPictures, pictures: Any) -> Any:
-        return as_it_is(self, pictures) * (1 if pictures.float().sum() > 1 else 2)
-
-    monkeypatch.setattr(OfPictures, "forward", forward)
-    spec = of_pictures()
-    sweeps.run(spec)
-    assert "the champion is logged without its backbone, which torch cannot export" in capsys.readouterr().err
-    assert "float32" in str(loaded(spec, "models:/small@champion").metadata.signature)
-
-
-def test_a_checkpoint_that_was_replaced_meanwhile_is_no_part_of_a_champion(of_pictures: MakeSweep):
-    prepared = prepare_all(of_pictures())
-    assert prepared.pictures is not None
-    head = torch.nn.Linear(prepared.bank.feature_dim, 10)
-    assert of_pictures_of(head, prepared.bank, prepared.pictures) is not None
-    checkpoint = prepared.pictures.backbone
-    assert isinstance(checkpoint, Path)
-    classifier, about = load_checkpoint(checkpoint)
-    torch.nn.init.zeros_(classifier.head.weight)
-    save_checkpoint(checkpoint, classifier, about)
-    assert of_pictures_of(head, prepared.bank, prepared.pictures) is None
-    checkpoint.unlink()
-    assert of_pictures_of(head, prepared.bank, prepared.pictures) is None
 
 
 def test_the_sweeps_run_says_on_which_data_and_by_which_code(of_pictures: MakeSweep):

@@ -1,0 +1,29 @@
+"""Sweeps that MLflow shows, in a SQLite store of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sweeps.spec import SweepSpec
+
+MakeSweep = Callable[..., SweepSpec]
+
+
+@pytest.fixture
+def tracked(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeSweep:
+    monkeypatch.chdir(tmp_path)  # whatever MLflow leaves in the working directory would be seen
+    return lambda **sections: small_sweep(**{"tracking": {"kind": "mlflow", "experiment": "tests"}, **sections})
+
+
+@pytest.fixture
+def of_pictures(tracked: MakeSweep) -> MakeSweep:
+    sections = {
+        "dataset": "digits_lt",
+        "backbone": {"kind": "small_cnn", "width": 4},
+        "stage1": {"kind": "ce", "epochs": 2},
+        "search": {"trials": 2},
+    }
+    return lambda **others: tracked(**{**sections, **others})
