@@ -82,7 +82,7 @@ def decoded(
     """
     try:
         content = source.read(index)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return _unread(source.names[index], error, tell)
     if not content:
         return EMPTY
@@ -137,8 +137,10 @@ def probe(
 def _look(source: Source, index: int, decoding: Decoding, whole: bool, tell: bool) -> tuple[int, str]:
     try:
         size, head, tail = source.ends(index)
-    except (OSError, ValueError) as error:
-        return 0, _unread(source.names[index], error, tell)
+    except OSError as error:
+        return 0, _unread(source.names[index], error, tell or error.errno in _NO_FILE)
+    except ValueError as error:  # a name that no file can have
+        return 0, _reason(error)
     if size == 0:
         return 0, EMPTY
     if not whole and (head, tail) == (b"\xff\xd8\xff", b"\xff\xd9"):
@@ -147,11 +149,11 @@ def _look(source: Source, index: int, decoding: Decoding, whole: bool, tell: boo
     return size, found if isinstance(found, str) else ""
 
 
-def _unread(name: str, error: OSError | ValueError, tell: bool) -> str:
-    """What is wrong with a picture whose bytes are not to be had; a ValueError is of a name that no file can have."""
+def _unread(name: str, error: OSError, tell: bool) -> str:
+    """What is wrong with a picture whose bytes are not to be had."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return MISSING
-    if tell or isinstance(error, ValueError) or error.errno in _NO_FILE:
+    if tell:
         return _reason(error)
     raise StorageError(
         f"picture {name} cannot be read ({first_line(error)}); see to its disk and permissions and run again"
