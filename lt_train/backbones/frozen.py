@@ -31,17 +31,18 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
         CheckpointError: the file is missing or damaged, or not the backbone's.
         UserError: what the backbone's kind refuses.
     """
-    backbone = source if isinstance(source, BackboneSpec) else None
     if isinstance(source, BackboneSpec):
         if source.checkpoint is None:
             raise CheckpointError(f"backbone {source.kind} has no weights; give it a checkpoint")
         if (frozen := source.read_checkpoint(picture_shape)) is not None:
             _settle(frozen.network)
             return frozen
-        source = Path(source.checkpoint)
-    path = source.expanduser()
+        path = Path(source.checkpoint).expanduser()
+    else:
+        path = source.expanduser()
     classifier, about = load_checkpoint(path)
-    _refuse_other(backbone, about["backbone"], path)
+    if isinstance(source, BackboneSpec):
+        _refuse_other(source, about["backbone"], path)
     _settle(classifier.backbone)
     return Frozen(
         network=classifier.backbone,
@@ -57,10 +58,10 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
     )
 
 
-def _refuse_other(wanted: BackboneSpec | None, found: Mapping[str, Any], path: Path) -> None:
+def _refuse_other(wanted: BackboneSpec, found: Mapping[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another backbone than the one that was asked for: another kind, or model."""
     for name in ("kind", "factory"):
-        asked = None if wanted is None else getattr(wanted, name, None)
+        asked = getattr(wanted, name, None)
         if asked is not None and asked != found.get(name):
             raise CheckpointError(
                 f"checkpoint {path} is of another backbone: {name} must be {asked}, got {found.get(name)}; "

@@ -103,9 +103,11 @@ def matched(
 
 
 def _judge(gap: selection.MeanDifference) -> Literal["better", "tied", "worse", "no spread", "one run"]:
+    if abs(gap.mean) < selection.ROUNDING:
+        return "tied"
     if gap.ci95 is None:
-        return "tied" if abs(gap.mean) < selection.ROUNDING else "one run"
-    if gap.ci95.low <= 0 <= gap.ci95.high or abs(gap.mean) < selection.ROUNDING:
+        return "one run"
+    if gap.ci95.low <= 0 <= gap.ci95.high:
         return "tied"
     if gap.p_value is None:
         return "no spread"

@@ -238,9 +238,7 @@ def test_no_results_are_held_after_they_are_recorded(
     assert [result.metrics["outcome"] for result in grid] == [[]] * len(grid)
 
 
-def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(
-    small_sweep: Callable[..., SweepSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
     file = tmp_path / "away.yaml"
     file.write_text(yaml.safe_dump(small_sweep(backend={"kind": "ray", "address": "nowhere"}).resolved()))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
