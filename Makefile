@@ -43,7 +43,7 @@ test-cluster: env
 	$(BIN)/pytest tests/cluster tests/faults
 
 docs: env
-	$(BIN)/python tests/documentation
+	$(BIN)/python tools/documentation
 
 lint: env
 	$(BIN)/ruff check .
@@ -53,16 +53,16 @@ lint: env
 
 # Nothing else should run on the machine meanwhile. Where a CUDA device is at hand, it is measured there.
 bench: env
-	$(BIN)/python tests/benchmarks $(BENCH)
+	$(BIN)/python benchmarks $(BENCH)
 
 bench-quick: env
-	$(BIN)/python tests/benchmarks --quick $(BENCH)
+	$(BIN)/python benchmarks --quick $(BENCH)
 
 faults: env
-	$(BIN)/python tests/faults $(FAULTS)
+	$(BIN)/python tools/faults $(FAULTS)
 
 scale: env
-	$(BIN)/python tests/benchmarks/scale.py $(SCALE)
+	$(BIN)/python benchmarks/scale.py $(SCALE)
 
 cluster-up: env
 	$(BIN)/python infra/local/cluster.py up

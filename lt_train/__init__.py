@@ -1,7 +1,7 @@
-"""Trains: datasets, backbones, feature banks and classifier re-training. Knows torch; never ray, optuna or mlflow.
+"""Classifier re-training for long-tailed recognition: datasets, backbones, feature banks, methods and their training.
 
-The public surface: `open_bank` a feature bank, compose a `Run` from a `method` and a `TrainingSpec`, `fit` runs. Names
-are imported when first used, so that `lt-train --help` does not wait for torch.
+Open a feature bank with `open_bank`, build a `Run` from a method and a `TrainingSpec`, and train runs with `fit`.
+Names are imported when they are first used, so that `lt-train --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lt_train.features.bank import FeatureBank
-    from lt_train.features.bank_files import open_bank
-    from lt_train.methods.base import TrainingSpec
-    from lt_train.methods.base import parse_method as method
+    from lt_train.features.files import open_bank
+    from lt_train.methods.base import METHODS, TrainingSpec
     from lt_train.retrain.base import EpochRule, Run, RunResult
     from lt_train.retrain.fused import fit
 
-__all__ = ["EpochRule", "FeatureBank", "Run", "RunResult", "TrainingSpec", "fit", "method", "open_bank"]
+__all__ = ["METHODS", "EpochRule", "FeatureBank", "Run", "RunResult", "TrainingSpec", "fit", "open_bank"]
 
-_PLACES = {
-    "EpochRule": ("lt_train.retrain.base", "EpochRule"),
-    "FeatureBank": ("lt_train.features.bank", "FeatureBank"),
-    "Run": ("lt_train.retrain.base", "Run"),
-    "RunResult": ("lt_train.retrain.base", "RunResult"),
-    "TrainingSpec": ("lt_train.methods.base", "TrainingSpec"),
-    "fit": ("lt_train.retrain.fused", "fit"),
-    "method": ("lt_train.methods.base", "parse_method"),
-    "open_bank": ("lt_train.features.bank_files", "open_bank"),
+_MODULES = {
+    "METHODS": "lt_train.methods.base",
+    "EpochRule": "lt_train.retrain.base",
+    "FeatureBank": "lt_train.features.bank",
+    "Run": "lt_train.retrain.base",
+    "RunResult": "lt_train.retrain.base",
+    "TrainingSpec": "lt_train.methods.base",
+    "fit": "lt_train.retrain.fused",
+    "open_bank": "lt_train.features.files",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'lt_train' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

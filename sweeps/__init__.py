@@ -11,15 +11,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweeps.driver import resume, run
-    from sweeps.families.crosstable import CrossTable, cross_table
-    from sweeps.families.driver import resume_family, run_family
-    from sweeps.families.family import Family, load_family
-    from sweeps.reporting.comparing import Comparison, compare
-    from sweeps.reporting.writing import write_report as report
-    from sweeps.result import Result
-    from sweeps.spec import SweepSpec
-    from sweeps.spec import load_sweep as load
+    from sweeps.analysis.comparison import Comparison, compare
+    from sweeps.analysis.matrix_table import CrossTable, cross_table
+    from sweeps.analysis.result import Result
+    from sweeps.config.matrix import Family, load_family
+    from sweeps.config.spec import SweepSpec
+    from sweeps.config.spec import load_sweep as load
+    from sweeps.experiment.matrix_runner import resume_family, run_family
+    from sweeps.experiment.runner import resume, run
+    from sweeps.reporting.write import write_report as report
 
 __all__ = [
     "Comparison",
@@ -39,20 +39,20 @@ __all__ = [
 ]
 
 _PLACES = {
-    "Comparison": ("sweeps.reporting.comparing", "Comparison"),
-    "CrossTable": ("sweeps.families.crosstable", "CrossTable"),
-    "Family": ("sweeps.families.family", "Family"),
-    "Result": ("sweeps.result", "Result"),
-    "SweepSpec": ("sweeps.spec", "SweepSpec"),
-    "compare": ("sweeps.reporting.comparing", "compare"),
-    "cross_table": ("sweeps.families.crosstable", "cross_table"),
-    "load": ("sweeps.spec", "load_sweep"),
-    "load_family": ("sweeps.families.family", "load_family"),
-    "report": ("sweeps.reporting.writing", "write_report"),
-    "resume": ("sweeps.driver", "resume"),
-    "resume_family": ("sweeps.families.driver", "resume_family"),
-    "run": ("sweeps.driver", "run"),
-    "run_family": ("sweeps.families.driver", "run_family"),
+    "Comparison": ("sweeps.analysis.comparison", "Comparison"),
+    "CrossTable": ("sweeps.analysis.matrix_table", "CrossTable"),
+    "Family": ("sweeps.config.matrix", "Family"),
+    "Result": ("sweeps.analysis.result", "Result"),
+    "SweepSpec": ("sweeps.config.spec", "SweepSpec"),
+    "compare": ("sweeps.analysis.comparison", "compare"),
+    "cross_table": ("sweeps.analysis.matrix_table", "cross_table"),
+    "load": ("sweeps.config.spec", "load_sweep"),
+    "load_family": ("sweeps.config.matrix", "load_family"),
+    "report": ("sweeps.reporting.write", "write_report"),
+    "resume": ("sweeps.experiment.runner", "resume"),
+    "resume_family": ("sweeps.experiment.matrix_runner", "resume_family"),
+    "run": ("sweeps.experiment.runner", "run"),
+    "run_family": ("sweeps.experiment.matrix_runner", "run_family"),
 }
 
 

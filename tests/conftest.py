@@ -12,7 +12,7 @@ import pytest
 from support.features import write_features
 from support.world import World, a_world
 
-from sweeps.spec import SweepSpec, load_resolved
+from sweeps.config.spec import SweepSpec, load_resolved
 
 
 @pytest.fixture(scope="session")

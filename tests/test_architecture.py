@@ -40,33 +40,43 @@ def test_the_tree_keeps_its_contracts() -> None:
 @pytest.mark.parametrize(
     ("file", "statement", "contract", "arrow"),
     [
-        ("lt_train/metrics.py", "import ray", "training knows no search", "lt_train.metrics -> ray"),
-        ("lt_train/cli.py", "import optuna", "training knows no search", "lt_train.cli -> optuna"),
-        ("lt_train/seeding.py", "import sweeps.packing", "training knows no search", "lt_train.seeding -> sweeps"),
+        ("lt_train/metrics/accuracy.py", "import ray", "training knows no search", "lt_train.metrics.accuracy -> ray"),
+        ("lt_train/cli/main.py", "import optuna", "training knows no search", "lt_train.cli.main -> optuna"),
         (
-            "sweeps/driver.py",
-            "import ray.tune",
-            "Ray is imported in five files",
-            "sweeps.driver -> ray",
+            "lt_train/core/seeding.py",
+            "import sweeps.experiment.packing",
+            "training knows no search",
+            "lt_train.core.seeding -> sweeps",
         ),
-        ("sweeps/driver.py", "import mlflow", "MLflow is imported in one file", "sweeps.driver -> mlflow"),
         (
-            "sweeps/selection.py",
+            "sweeps/experiment/runner.py",
+            "import ray.tune",
+            "Ray is imported in backends and cluster only",
+            "sweeps.experiment.runner -> ray",
+        ),
+        (
+            "sweeps/experiment/runner.py",
+            "import mlflow",
+            "MLflow is imported in tracking only",
+            "sweeps.experiment.runner -> mlflow",
+        ),
+        (
+            "sweeps/analysis/selection.py",
             "import optuna",
-            "Optuna is imported in the search room alone",
-            "sweeps.selection -> optuna",
+            "Optuna is imported in search only",
+            "sweeps.analysis.selection -> optuna",
         ),
         (
             "lt_train/losses/cross_entropy.py",
             "import lt_train.retrain.fused",
-            "lt_train: rooms from top to bottom",
+            "lt_train: folders from top to bottom",
             "lt_train.losses.cross_entropy -> lt_train.retrain.fused",
         ),
         (
-            "sweeps/rules.py",
-            "import sweeps.schedule",
-            "sweeps: rooms from top to bottom",
-            "sweeps.rules -> sweeps.schedule",
+            "sweeps/config/rules.py",
+            "import sweeps.experiment.trial_queue",
+            "sweeps: folders from top to bottom",
+            "sweeps.config.rules -> sweeps.experiment.trial_queue",
         ),
     ],
 )
@@ -80,9 +90,9 @@ def test_a_planted_arrow_is_caught_by_name(tree: Path, file: str, statement: str
 
 
 def test_a_lazy_import_is_an_arrow_too(tree: Path) -> None:
-    path = tree / "sweeps/driver.py"
+    path = tree / "sweeps/experiment/runner.py"
     path.write_text(f"{path.read_text()}\ndef later():\n    import mlflow\n")
-    assert broken(lint(tree).stdout) == ["MLflow is imported in one file"]
+    assert broken(lint(tree).stdout) == ["MLflow is imported in tracking only"]
 
 
 def test_every_module_of_both_packages_has_a_place_in_the_layers() -> None:

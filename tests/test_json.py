@@ -16,12 +16,12 @@ import pytest
 import yaml
 from support.features import write_features
 
-import lt_train.cli
-import sweeps.cli
-from lt_train.datasets.base import parse_dataset
+import lt_train.cli.main
+import sweeps.cli.main
+from lt_train.datasets.base import DATASETS
 from lt_train.features.extract import FeaturesSpec, build_bank
 
-PROGRAMS = {"lt-sweep": sweeps.cli, "lt-train": lt_train.cli}
+PROGRAMS = {"lt-sweep": sweeps.cli.main, "lt-train": lt_train.cli.main}
 
 SERVES = {"lt-sweep ui"}
 """Serves until it is stopped, and has nothing to say to a program."""
@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features, a bank of them, and finished sweeps in `runs`."""
     found = tmp_path_factory.mktemp("json")
     write_features(found / "features.npz")
-    dataset = parse_dataset({"kind": "arrays", "path": str(found / "features.npz")})
+    dataset = DATASETS.parse({"kind": "arrays", "path": str(found / "features.npz")})
     build_bank(dataset, None, FeaturesSpec(), found / "banks")
     for name in ("small", "other", "new"):
         document: dict[str, Any] = ALONE | {

@@ -15,9 +15,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lt_train.registry import KindSpec, kinds, parse, union
+from lt_train.core.registry import KindSpec, Registry
 
-__all__ = ["BackboneSpec", "Classifier", "Directions", "Frozen", "backbone_kinds", "backbone_union", "parse_backbone"]
+__all__ = [
+    "BACKBONES",
+    "BackboneSpec",
+    "Classifier",
+    "Directions",
+    "Frozen",
+]
 
 
 @dataclass(frozen=True)
@@ -146,16 +152,5 @@ class NormalisedHead(nn.Module):
         return nn.functional.linear(directions, *self.linear())
 
 
-def backbone_kinds() -> dict[str, type[BackboneSpec]]:
-    """Every backbone kind by name."""
-    return kinds("lt_train.backbones", BackboneSpec)
-
-
-def backbone_union() -> Any:
-    """The discriminated union over every backbone kind, for specs."""
-    return union("lt_train.backbones", BackboneSpec)  # type: ignore[type-abstract]
-
-
-def parse_backbone(document: dict[str, Any]) -> BackboneSpec:
-    """A backbone spec from a plain mapping; SpecError names every problem."""
-    return parse("lt_train.backbones", BackboneSpec, document)  # type: ignore[type-abstract]
+BACKBONES = Registry("lt_train.backbones", BackboneSpec)  # type: ignore[type-abstract]
+"""The backbones."""

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lt_train.backbones.base import Classifier, parse_backbone
-from lt_train.errors import CheckpointError, SpecError
-from lt_train.storage import atomic_file
-from lt_train.tensor_file import write_tensors
+from lt_train.backbones.base import BACKBONES, Classifier
+from lt_train.core.errors import CheckpointError, SpecError
+from lt_train.core.io import atomic_file
+from lt_train.core.tensor_file import write_tensors
 
 __all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "written_here"]
 
@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
         )
     document = _document(path, metadata[_KEY])
     try:
-        backbone = parse_backbone(document["backbone"])
+        backbone = BACKBONES.parse(document["backbone"])
     except SpecError as error:
         raise CheckpointError(f"checkpoint {path}: its backbone is not one of this version: {error}") from None
     try:

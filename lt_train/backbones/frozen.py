@@ -6,6 +6,7 @@ Knows backbones and their files; knows nothing of data beyond the shape of a pic
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch.nn.utils import parametrize
 
 from lt_train.backbones.base import BackboneSpec, Frozen
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.errors import CheckpointError
-from lt_train.storage import sha256_file
+from lt_train.core.errors import CheckpointError
+from lt_train.core.io import sha256_file
 
-__all__ = ["load_frozen"]
+__all__ = ["Pictures", "load_frozen"]
 
 
 def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]) -> Frozen:
@@ -76,3 +77,11 @@ def _settle(network: nn.Module) -> None:
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where a bank's features come from: the backbone, and `(C, H, W)` of the pictures it takes."""
+
+    backbone: Path | BackboneSpec
+    shape: tuple[int, int, int]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lt_train.backbones.base import BackboneSpec
-from lt_train.backbones.factory import make_model
+from lt_train.backbones.imported.factory import make_model
 
 __all__ = ["ResNeXt50", "ResNet50"]
 

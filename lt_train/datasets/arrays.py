@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lt_train.core.errors import DataError
+from lt_train.datasets._images.listing import untested
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PadCrop, PictureData
-from lt_train.datasets.listing import untested
 from lt_train.datasets.longtail import hold_out_fraction
-from lt_train.errors import DataError
 
 __all__ = ["Arrays"]
 

@@ -18,12 +18,13 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
-from lt_train.datasets.pictures import PictureFiles, Pictures
-from lt_train.errors import DataError
-from lt_train.progress import Report
-from lt_train.registry import KindSpec, Spec, kinds, parse, union
+from lt_train.core.errors import DataError
+from lt_train.core.progress import Report
+from lt_train.core.registry import KindSpec, Registry, Spec
+from lt_train.datasets._images.files import PictureFiles, Pictures
 
 __all__ = [
+    "DATASETS",
     "AnyAugmentation",
     "Augmentation",
     "DatasetSpec",
@@ -35,9 +36,6 @@ __all__ = [
     "PictureData",
     "ResizedCrop",
     "blank",
-    "dataset_kinds",
-    "dataset_union",
-    "parse_dataset",
 ]
 
 
@@ -256,16 +254,5 @@ class DatasetSpec(KindSpec):
         return self.model_dump(mode="json", exclude={"root", "path", "download"})
 
 
-def dataset_kinds() -> dict[str, type[DatasetSpec]]:
-    """Every dataset kind by name."""
-    return kinds("lt_train.datasets", DatasetSpec)
-
-
-def dataset_union() -> Any:
-    """The discriminated union over every dataset kind, for specs."""
-    return union("lt_train.datasets", DatasetSpec)  # type: ignore[type-abstract]
-
-
-def parse_dataset(document: dict[str, Any]) -> DatasetSpec:
-    """A dataset spec from a plain mapping; SpecError names every problem."""
-    return parse("lt_train.datasets", DatasetSpec, document)  # type: ignore[type-abstract]
+DATASETS = Registry("lt_train.datasets", DatasetSpec)  # type: ignore[type-abstract]
+"""The datasets."""

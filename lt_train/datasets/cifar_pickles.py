@@ -19,9 +19,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lt_train.core.errors import DataError
 from lt_train.datasets.base import Labelled, PictureData, blank
 from lt_train.datasets.longtail import LongTailSpec
-from lt_train.errors import DataError
 
 __all__ = ["CifarSpec", "read_pickle"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from lt_train import seeding
+from lt_train.core import seeding
 from lt_train.datasets.base import Labelled, PadCrop, PictureData
 from lt_train.datasets.longtail import AUGMENTATION, LongTailSpec, cut_longtail
 

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lt_train.core.errors import DataError
 from lt_train.datasets.base import Labelled, PadCrop, PictureData, blank
 from lt_train.datasets.longtail import AUGMENTATION, LongTailSpec
-from lt_train.errors import DataError
 
 __all__ = ["FashionMnistLT"]
 

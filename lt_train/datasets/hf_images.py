@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lt_train.datasets.listing import Listed, Listing
-from lt_train.datasets.picture_sets import CutPicturesSpec
-from lt_train.errors import DataError, first_line
-from lt_train.explain import named
+from lt_train.core.errors import DataError, first_line
+from lt_train.core.validation import named
+from lt_train.datasets._images.listing import Listed, Listing
+from lt_train.datasets._images.spec import CutPicturesSpec
 
 __all__ = ["HfImages"]
 

@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from lt_train.datasets.listing import Listed, Listing
+from lt_train.core.errors import DataError
+from lt_train.core.validation import named
+from lt_train.datasets._images.listing import Listed, Listing
+from lt_train.datasets._images.sources import Files
+from lt_train.datasets._images.spec import CutPicturesSpec
 from lt_train.datasets.longtail import hold_out_fraction
-from lt_train.datasets.picture_sets import CutPicturesSpec
-from lt_train.datasets.sources import Files
-from lt_train.errors import DataError
-from lt_train.explain import named
 
 __all__ = ["ImageFolder"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lt_train.datasets.list_files import ListSpec
-from lt_train.datasets.picture_sets import CutPicturesSpec
+from lt_train.datasets._images.list_files import ListSpec
+from lt_train.datasets._images.spec import CutPicturesSpec
 
 __all__ = ["ImageList"]
 

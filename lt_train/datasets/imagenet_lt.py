@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lt_train.datasets.list_files import PublishedSpec
+from lt_train.datasets._images.list_files import PublishedSpec
 
 __all__ = ["ImageNetLT"]
 

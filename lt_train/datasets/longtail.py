@@ -15,11 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lt_train import seeding
+from lt_train.core import seeding
+from lt_train.core.errors import DataError
+from lt_train.core.registry import Spec
+from lt_train.datasets._images.files import Pictures
 from lt_train.datasets.base import DatasetSpec, Labelled, PadCrop, PictureData
-from lt_train.datasets.pictures import Pictures
-from lt_train.errors import DataError
-from lt_train.registry import Spec
 
 __all__ = [
     "AUGMENTATION",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_train.errors import BankError
+from lt_train.core.errors import BankError
 
 __all__ = ["EvalSet", "FeatureBank"]
 

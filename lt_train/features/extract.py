@@ -19,16 +19,16 @@ from pydantic import Field
 
 from lt_train.backbones.base import BackboneSpec, Frozen
 from lt_train.backbones.frozen import load_frozen
+from lt_train.core.errors import CheckpointError, DataError, StorageError, UserError
+from lt_train.core.registry import Spec
+from lt_train.core.validation import named
+from lt_train.datasets._images.files import PictureFiles, Pictures
+from lt_train.datasets._images.listing import told
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PictureData
-from lt_train.datasets.listing import told
-from lt_train.datasets.pictures import PictureFiles, Pictures
-from lt_train.errors import CheckpointError, DataError, StorageError, UserError
-from lt_train.explain import named
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.features.bank_files import bank_fingerprint, map_set, write_bank
+from lt_train.features.files import bank_fingerprint, map_set, write_bank
 from lt_train.features.partial import Partial, SetShape, alone
 from lt_train.features.shards import Done, Extractor, Pace, Workers, in_this_process, shards
-from lt_train.registry import Spec
 
 __all__ = ["FeaturesSpec", "Report", "build_bank"]
 

@@ -22,10 +22,10 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from lt_train.errors import BankError
+from lt_train.core.errors import BankError
+from lt_train.core.io import sync, writing
+from lt_train.core.tensor_file import allocate, tensor_offsets
 from lt_train.features.shards import Done
-from lt_train.storage import sync, writing
-from lt_train.tensor_file import allocate, tensor_offsets
 
 __all__ = ["Partial", "SetShape", "alone"]
 

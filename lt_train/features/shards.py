@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lt_train import seeding
+from lt_train.core import seeding
+from lt_train.core.device import exact_float32
+from lt_train.datasets._images.decode_pool import ahead
+from lt_train.datasets._images.files import PictureFiles, Pictures, shared
+from lt_train.datasets._images.transform import View, apply_views, draw_views, normalise
 from lt_train.datasets.base import Augmentation, ResizedCrop
-from lt_train.datasets.decode_pool import ahead
-from lt_train.datasets.pictures import PictureFiles, Pictures, shared
-from lt_train.datasets.transform import View, apply_views, draw_views, normalise
-from lt_train.device import exact_float32
 
 __all__ = ["Done", "Extractor", "Pace", "Shard", "Workers", "in_this_process", "shards"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses.priors import empty_classes
 from lt_train.methods.base import TrainedMethod
-from lt_train.priors import empty_classes
 
 __all__ = ["BalancedSoftmax"]
 

@@ -21,18 +21,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lt_train.constraints.base import ConstraintSpec, constraint_kinds, constraint_union
-from lt_train.heads.base import HeadSpec, head_kinds, head_union
-from lt_train.heads.linear import Linear
-from lt_train.lanes import lane_values, static_fields
+from lt_train.core.lanes import lane_values, static_fields
+from lt_train.core.registry import KindSpec, Registry, Spec
+from lt_train.core.shorthand import Shorthand
 from lt_train.losses.base import Loss
-from lt_train.post_hoc.base import Adjusted, PostHocSpec, post_hoc_kinds, post_hoc_union
-from lt_train.registry import KindSpec, Spec, kinds, parse, union
-from lt_train.samplers.base import SamplerSpec, sampler_kinds, sampler_union
-from lt_train.samplers.instance import Instance
-from lt_train.shorthand import Shorthand
+from lt_train.methods.constraints.base import CONSTRAINTS, ConstraintSpec
+from lt_train.methods.heads.base import HEADS, HeadSpec
+from lt_train.methods.heads.linear import Linear
+from lt_train.methods.post_hoc.base import POST_HOC, Adjusted, PostHocSpec
+from lt_train.methods.samplers.base import SAMPLERS, SamplerSpec
+from lt_train.methods.samplers.instance import Instance
 
 __all__ = [
+    "METHODS",
     "LearningRate",
     "MethodSpec",
     "Momentum",
@@ -40,9 +41,6 @@ __all__ = [
     "TrainedMethod",
     "TrainingSpec",
     "WeightDecay",
-    "method_kinds",
-    "method_union",
-    "parse_method",
 ]
 
 LearningRate = Annotated[float, Field(gt=0, description="learning rate of SGD at the first epoch, > 0")]
@@ -56,10 +54,10 @@ if TYPE_CHECKING:
     Constraint = ConstraintSpec | None
     PostHoc = PostHocSpec | None
 else:
-    Head = Annotated[head_union(), Shorthand(tuple(head_kinds()))]
-    Sampler = Annotated[sampler_union(), Shorthand(tuple(sampler_kinds()))]
-    Constraint = Annotated[constraint_union() | None, Shorthand(tuple(constraint_kinds()))]
-    PostHoc = Annotated[post_hoc_union() | None, Shorthand(tuple(post_hoc_kinds()))]
+    Head = Annotated[HEADS.union(), Shorthand(tuple(HEADS.kinds()))]
+    Sampler = Annotated[SAMPLERS.union(), Shorthand(tuple(SAMPLERS.kinds()))]
+    Constraint = Annotated[CONSTRAINTS.union() | None, Shorthand(tuple(CONSTRAINTS.kinds()))]
+    PostHoc = Annotated[POST_HOC.union() | None, Shorthand(tuple(POST_HOC.kinds()))]
 
 
 class TrainingSpec(Spec):
@@ -178,19 +176,8 @@ class TrainedMethod(MethodSpec):
 
 
 def _heads_with_rows() -> str:
-    return ", ".join(name for name, spec in head_kinds().items() if spec.has_rows)
+    return ", ".join(name for name, spec in HEADS.kinds().items() if spec.has_rows)
 
 
-def method_kinds() -> dict[str, type[MethodSpec]]:
-    """Every method kind by name."""
-    return kinds("lt_train.methods", MethodSpec)
-
-
-def method_union() -> Any:
-    """The discriminated union over every method kind, for specs."""
-    return union("lt_train.methods", MethodSpec)
-
-
-def parse_method(document: dict[str, Any]) -> MethodSpec:
-    """A method spec from a plain mapping; SpecError names every problem."""
-    return parse("lt_train.methods", MethodSpec, document)
+METHODS = Registry("lt_train.methods", MethodSpec)
+"""The methods."""

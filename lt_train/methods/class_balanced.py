@@ -12,9 +12,9 @@ from lt_train.losses.base import Loss
 from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.losses.focal import Focal
+from lt_train.losses.priors import effective_number_weights, empty_classes
 from lt_train.methods.base import TrainedMethod
 from lt_train.methods.focal import Gamma
-from lt_train.priors import effective_number_weights, empty_classes
 
 __all__ = ["Beta", "ClassBalancedLoss", "WeightedByEffectiveNumber"]
 

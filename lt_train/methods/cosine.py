@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from lt_train.heads.cosine import Cosine
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.methods.base import TrainedMethod
+from lt_train.methods.heads.cosine import Cosine
 
 __all__ = ["CosineClassifier"]
 

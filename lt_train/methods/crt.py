@@ -11,7 +11,7 @@ from torch import Tensor
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.methods.base import TrainedMethod
-from lt_train.samplers.class_balanced import ClassBalanced
+from lt_train.methods.samplers.class_balanced import ClassBalanced
 
 __all__ = ["ClassifierRetraining"]
 

@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lt_train.heads.disalign import DistributionAlignment
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses.priors import empty_classes
 from lt_train.methods.base import TrainedMethod
-from lt_train.priors import empty_classes
+from lt_train.methods.heads.disalign import DistributionAlignment
 
 __all__ = ["AlignedClassifier"]
 

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lt_train.heads.cosine import Cosine
-from lt_train.lanes import part_of
+from lt_train.core.lanes import part_of
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses.priors import empty_classes
 from lt_train.methods.base import Head, TrainedMethod
-from lt_train.priors import empty_classes
+from lt_train.methods.heads.cosine import Cosine
 
 __all__ = ["LabelDistributionAwareMargin"]
 

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from lt_train.heads.linear import Linear
 from lt_train.methods.base import MethodSpec
-from lt_train.post_hoc.logit_adjust import LogitAdjust
+from lt_train.methods.heads.linear import Linear
+from lt_train.methods.post_hoc.logit_adjust import LogitAdjust
 
 __all__ = ["PostHocLogitAdjustment"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses.priors import Prior, log_prior, unfit_prior
 from lt_train.methods.base import TrainedMethod
-from lt_train.priors import Prior, log_prior, unfit_prior
 
 __all__ = ["LogitAdjustedLoss"]
 

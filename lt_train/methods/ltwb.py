@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from lt_train.constraints.maxnorm import MaxNorm
 from lt_train.methods.base import LearningRate, WeightDecay
 from lt_train.methods.class_balanced import WeightedByEffectiveNumber
+from lt_train.methods.constraints.maxnorm import MaxNorm
 
 __all__ = ["WeightBalancing"]
 

@@ -8,11 +8,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from lt_train.heads.lws import LearnableWeightScaling
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.methods.base import LearningRate, Sampler, TrainedMethod, WeightDecay
-from lt_train.samplers.class_balanced import ClassBalanced
+from lt_train.methods.heads.lws import LearnableWeightScaling
+from lt_train.methods.samplers.class_balanced import ClassBalanced
 
 __all__ = ["WeightScaling"]
 

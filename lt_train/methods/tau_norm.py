@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from lt_train.heads.linear import Linear
 from lt_train.methods.base import MethodSpec
-from lt_train.post_hoc.tau_norm import TauNorm
+from lt_train.methods.heads.linear import Linear
+from lt_train.methods.post_hoc.tau_norm import TauNorm
 
 __all__ = ["TauNormalization"]
 

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from lt_train.heads.linear import Linear
 from lt_train.methods.base import MethodSpec
+from lt_train.methods.heads.linear import Linear
 
 __all__ = ["Vanilla"]
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lt_train.errors import BankError, SpecError
+from lt_train.core.errors import BankError, SpecError
+from lt_train.core.io import fingerprint
+from lt_train.core.seeding import generator
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.metrics import SPLITS, split_masks
-from lt_train.seeding import generator
-from lt_train.storage import fingerprint
+from lt_train.metrics.accuracy import SPLITS, split_masks
 
 __all__ = [
     "NUMERICS_VERSION",

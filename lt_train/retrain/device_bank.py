@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lt_train.core.io import fingerprint
+from lt_train.core.lanes import static_fields
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.windows import read_batches
-from lt_train.heads.base import Classifier, HeadSpec
-from lt_train.lanes import static_fields
-from lt_train.metrics import split_masks
-from lt_train.samplers.base import SamplerSpec
-from lt_train.storage import fingerprint
+from lt_train.methods.heads.base import Classifier, HeadSpec
+from lt_train.methods.samplers.base import SamplerSpec
+from lt_train.metrics.accuracy import split_masks
 
 __all__ = ["DeviceBank", "Images"]
 

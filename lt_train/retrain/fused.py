@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_train.device import matmul_precision
-from lt_train.errors import MemoryShort
+from lt_train.core.device import matmul_precision
+from lt_train.core.errors import MemoryShort
 from lt_train.features.bank import FeatureBank
-from lt_train.metrics import SPLITS
+from lt_train.metrics.accuracy import SPLITS
 from lt_train.retrain.base import (
     Array,
     EpochRule,

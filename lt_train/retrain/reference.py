@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lt_train.core.lanes import part_of
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.lanes import part_of
 from lt_train.methods.base import MethodSpec, TrainedMethod
-from lt_train.metrics import SPLITS, LogitStatistics, correct_per_class, split_accuracy, split_masks
-from lt_train.post_hoc.base import Adjusted
+from lt_train.methods.post_hoc.base import Adjusted
+from lt_train.metrics.accuracy import SPLITS, LogitStatistics, correct_per_class, split_accuracy, split_masks
 from lt_train.retrain.base import (
     EpochRule,
     Halving,

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lt_train.lanes import part_of
+from lt_train.core.lanes import part_of
 from lt_train.methods.base import TrainedMethod
-from lt_train.metrics import LogitStatistics, hits, split_accuracy
+from lt_train.metrics.accuracy import LogitStatistics, hits, split_accuracy
 from lt_train.retrain.base import Array, Run, learning_rate_factor, start_head
 from lt_train.retrain.device_bank import DeviceBank, Images
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.datasets.decode_pool import decode_threads
-from lt_train.errors import LongtailError, first_line
+from lt_train.core.errors import LongtailError, first_line
+from lt_train.datasets._images.decode_pool import decode_threads
 from lt_train.features.shards import Done, Extractor, Shard, Workers
 
 __all__ = ["ray_workers"]

@@ -9,7 +9,7 @@ import torch
 
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
-from sweeps.backends.base import BackendSpec, PackSource
+from sweeps.config.backend import BackendSpec, PackSource
 
 __all__ = ["InlineBackend"]
 

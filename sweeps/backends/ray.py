@@ -22,18 +22,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from lt_train.errors import UserError, first_line
+from lt_train.core.errors import UserError, first_line
+from lt_train.core.progress import tell
 from lt_train.features.bank import FeatureBank
 from lt_train.features.shards import Workers
-from lt_train.progress import tell
-from lt_train.stage1.train import Report
-from sweeps.backends.base import BackboneJob, BackendSpec, PackSource
+from lt_train.pretrain.train import Report
 from sweeps.backends.extraction import ray_workers
 from sweeps.backends.training import train_together
 from sweeps.backends.tune import error_listener, searcher, stopper, trainable_class
 from sweeps.cluster.bank_store import publish
 from sweeps.cluster.secret_files import holds_credentials
-from sweeps.sizes import shown_size
+from sweeps.config.backend import BackboneJob, BackendSpec, PackSource
+from sweeps.config.sizes import shown_size
 
 __all__ = ["RayBackend"]
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from torch import Tensor
 
+from lt_train.core.errors import DataError, LongtailError, UserError, first_line
+from lt_train.core.io import atomic_file
+from lt_train.core.progress import tell
+from lt_train.datasets._images.decode_pool import decode_threads
 from lt_train.datasets.base import DatasetSpec, PictureData
-from lt_train.datasets.decode_pool import decode_threads
-from lt_train.errors import DataError, LongtailError, UserError, first_line
-from lt_train.progress import tell
-from lt_train.stage1.train import Report, resume_file, train_backbone
-from lt_train.storage import atomic_file
-from sweeps.backends.base import BackboneJob
+from lt_train.pretrain.train import Report, resume_file, train_backbone
+from sweeps.config.backend import BackboneJob
 
 __all__ = ["train_together"]
 

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lt_train.errors import LongtailError, StorageError, UserError
+from lt_train.core.errors import LongtailError, StorageError, UserError
 from lt_train.features.bank import FeatureBank
-from sweeps.backends.base import PackSource
 from sweeps.cluster.bank_store import fetched
 from sweeps.cluster.secret_files import load_secret_files
+from sweeps.config.backend import PackSource
 
 __all__ = ["error_listener", "is_own_fault", "searcher", "stopper", "trainable_class"]
 

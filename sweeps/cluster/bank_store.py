@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_train.errors import BankError, LongtailError, StorageError, first_line
+from lt_train.core.errors import BankError, LongtailError, StorageError, first_line
+from lt_train.core.io import atomic_directory, writing
 from lt_train.features.bank import FeatureBank
-from lt_train.features.bank_files import MANIFEST, open_bank
-from lt_train.storage import atomic_directory, writing
+from lt_train.features.files import MANIFEST, open_bank
 
 __all__ = ["CACHE_VARIABLE", "fetched", "obtain", "publish"]
 
@@ -31,7 +31,7 @@ def publish(bank: Path, store: str) -> None:
     """Put the bank directory `bank` into `store` under its own name, unless it is there.
 
     Args:
-        bank: as `lt_train.features.bank_files.write_bank` made it; its name is its fingerprint.
+        bank: as `lt_train.features.files.write_bank` made it; its name is its fingerprint.
         store: a directory, or a URL such as `s3://bucket/banks`.
 
     Raises:

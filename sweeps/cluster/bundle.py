@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_train.errors import UserError
-from sweeps.families.family import Family, load_file
-from sweeps.sizes import shown_size
-from sweeps.spec import SweepSpec
+from lt_train.core.errors import UserError
+from sweeps.config.matrix import Family, load_file
+from sweeps.config.sizes import shown_size
+from sweeps.config.spec import SweepSpec
 
 __all__ = ["Bundle", "bundled"]
 

@@ -22,9 +22,9 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 import lt_train
-from lt_train.errors import LongtailError, UserError, first_line
+from lt_train.core.errors import LongtailError, UserError, first_line
 from sweeps.cluster.parcel import packed
-from sweeps.status import JOB_VARIABLE
+from sweeps.store.status import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "GRACE_SECONDS", "Cluster", "Job", "JobOptions"]
 
@@ -154,7 +154,7 @@ class Cluster:
         if modules:
             runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
         # -P: a file of the directory it starts in is no module.
-        command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps.cli"]
+        command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps.cli.main"]
         with self._asked():
             self._client.submit_job(
                 entrypoint=" ".join([*command, *map(shlex.quote, arguments)]),

@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from lt_train.errors import UserError
-from sweeps.sizes import shown_size
+from lt_train.core.errors import UserError
+from sweeps.config.sizes import shown_size
 
 __all__ = ["packed", "unpack"]
 

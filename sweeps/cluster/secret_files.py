@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
-from lt_train.errors import UserError
+from lt_train.core.errors import UserError
 
 __all__ = ["FILE_PREFIX", "checked_environment", "holds_credentials", "load_secret_files", "secret_files"]
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import yaml
 
+from lt_train.core.io import writing
 from lt_train.features.bank import FeatureBank
-from lt_train.metrics import SPLITS
-from lt_train.storage import writing
-from sweeps import selection
-from sweeps.layout import SweepDirectory
-from sweeps.ledger import Record
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis import selection
+from sweeps.analysis.result import Result, Row
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.trial_queue import Schedule
 from sweeps.reporting.figures import by_class
 from sweeps.reporting.markdown import method_table
-from sweeps.result import Result, Row
-from sweeps.schedule import Schedule
-from sweeps.spec import SweepSpec
+from sweeps.store.layout import SweepDirectory
+from sweeps.store.ledger import Record
 
 __all__ = ["write_artifacts"]
 

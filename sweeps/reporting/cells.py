@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lt_train.metrics import SPLITS
-from sweeps.result import Gain, Row
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis.result import Gain, Row
 
 __all__ = ["difference", "half_width", "means", "percent", "plain", "points"]
 

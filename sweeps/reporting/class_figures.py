@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lt_train.features.bank_files import Manifest
-from lt_train.metrics import loma_by_group
-from sweeps.reporting.content import Figure, Panel, Series
-from sweeps.reporting.naming import role
-from sweeps.reporting.reading import Setting, Sweep, class_order
+from lt_train.features.files import Manifest
+from lt_train.metrics.accuracy import loma_by_group
+from sweeps.analysis.labels import role
+from sweeps.analysis.load import Setting, Sweep, class_order
+from sweeps.reporting.model import Figure, Panel, Series
 from sweeps.reporting.tables import over_seeds
 
 __all__ = ["MOST_CLASSES", "class_accuracy", "classes_shown", "loma"]

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
-from sweeps.cards import short_params
-from sweeps.reporting.comparing import ClassChange, ClassChanges, Comparison, Pair, SettingGain, Shown
-from sweeps.reporting.content import Cell, Column, Estimate, Figure, Line, Panel, Section, Series, Table
-from sweeps.reporting.naming import told
-from sweeps.reporting.spec_differences import rows_that_differ
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis.comparison import ClassChange, ClassChanges, Comparison, Pair, SettingGain, Shown
+from sweeps.analysis.estimate import Estimate
+from sweeps.analysis.labels import short_params, told
+from sweeps.analysis.spec_differences import rows_that_differ
+from sweeps.reporting.model import Cell, Column, Figure, Line, Panel, Section, Series, Table
 
 __all__ = ["comparison_sections"]
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sweeps.reporting.content import Figure, Panel, Series
+from sweeps.reporting.model import Figure, Panel, Series
 
 __all__ = ["MARKERS", "draw"]
 

@@ -7,8 +7,9 @@ import io
 import re
 from collections.abc import Iterator
 
+from sweeps.analysis.estimate import Estimate
 from sweeps.reporting.cells import percent, points
-from sweeps.reporting.content import Cell, Column, Estimate, Kind, Table
+from sweeps.reporting.model import Cell, Column, Kind, Table
 
 __all__ = ["as_csv", "as_latex", "as_markdown", "shown"]
 

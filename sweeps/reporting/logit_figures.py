@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lt_train.features.bank_files import Manifest
-from lt_train.metrics import SPLITS, split_masks
+from lt_train.features.files import Manifest
+from lt_train.metrics.accuracy import SPLITS, split_masks
+from sweeps.analysis.labels import role
+from sweeps.analysis.load import Sweep, class_order
+from sweeps.analysis.logits import Scored, histograms, scored, telling_picture
 from sweeps.reporting.class_figures import MOST_CLASSES
-from sweeps.reporting.content import Figure, Panel, Series
-from sweeps.reporting.logits import Scored, histograms, scored, telling_picture
-from sweeps.reporting.naming import role
-from sweeps.reporting.reading import Sweep, class_order
+from sweeps.reporting.model import Figure, Panel, Series
 
 __all__ = ["TwoHeads", "logit_histograms", "missing_heads", "one_picture", "two_heads"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lt_train.metrics import SPLITS
-from sweeps.cards import short_params
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis.labels import short_params
+from sweeps.analysis.result import MethodRow, Result, Row
+from sweeps.analysis.selection import best_told, chosen_over
 from sweeps.reporting.cells import difference, means, percent, plain
-from sweeps.result import MethodRow, Result, Row
-from sweeps.selection import best_told, chosen_over
 
 __all__ = ["method_table"]
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sweeps.cards import protocol
+from sweeps.analysis.labels import protocol
+from sweeps.analysis.result import Result
+from sweeps.analysis.selection import best_told, seeds_told
+from sweeps.config.spec import SweepSpec
 from sweeps.reporting.markdown import method_table
 from sweeps.reporting.terminal import winner_line
-from sweeps.result import Result
-from sweeps.selection import best_told, seeds_told
-from sweeps.spec import SweepSpec
 
 __all__ = ["champion_note", "finished_note", "running_note"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 __all__ = ["TABLE1_ORDER", "Printed", "printed"]
 

@@ -10,11 +10,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.moments import shown_duration
-from sweeps.plan import Plan
-from sweeps.selection import seeds_told
-from sweeps.sizes import shown_size
-from sweeps.spec import SweepSpec
+from sweeps.analysis.plan import Plan
+from sweeps.analysis.selection import seeds_told
+from sweeps.config.sizes import shown_size
+from sweeps.config.spec import SweepSpec
+from sweeps.store.moments import shown_duration
 
 __all__ = ["plan_table", "plans_document", "plans_table"]
 

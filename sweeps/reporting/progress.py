@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.moments import shown_duration, shown_moment
-from sweeps.status import Progress
+from sweeps.store.moments import shown_duration, shown_moment
+from sweeps.store.status import Progress
 
 __all__ = ["as_line", "as_table"]
 

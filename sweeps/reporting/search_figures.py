@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
-from sweeps.contestants import Contestant
-from sweeps.reporting.content import Figure, Line, Panel, Series
-from sweeps.reporting.judgements import judged, mean_curve
-from sweeps.reporting.naming import called, role, times_as_long
-from sweeps.reporting.reading import Setting, Sweep
-from sweeps.reporting.transient import ending_of, ending_text
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis.labels import called, role, times_as_long
+from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.statistics import judged, mean_curve
+from sweeps.config.methods import Contestant
+from sweeps.reporting.convergence import ending_of, ending_text
+from sweeps.reporting.model import Figure, Line, Panel, Series
 from sweeps.search.base import LogUniform, Uniform
 
 __all__ = [

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
-from sweeps import selection
-from sweeps.cards import short_params
-from sweeps.reporting.content import Cell, Column, Table
-from sweeps.reporting.judgements import difference, estimate
-from sweeps.reporting.naming import called
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis import selection
+from sweeps.analysis.labels import called, short_params
+from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.statistics import difference, estimate
+from sweeps.reporting.model import Cell, Column, Table
 from sweeps.reporting.paper import TABLE1_ORDER, printed
-from sweeps.reporting.reading import Setting, Sweep
 
 __all__ = [
     "all_trials",

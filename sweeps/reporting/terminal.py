@@ -11,14 +11,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lt_train.metrics import SPLITS
-from sweeps.cards import short_params
-from sweeps.reporting import content
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis.labels import short_params
+from sweeps.analysis.result import Gain, Result, Row, Winner
+from sweeps.analysis.selection import chosen_over, finalists_told, seeds_told
+from sweeps.reporting import model as content
 from sweeps.reporting.cells import difference, means, percent, plain
-from sweeps.reporting.content import Section
 from sweeps.reporting.formats import shown
-from sweeps.result import Gain, Result, Row, Winner
-from sweeps.selection import chosen_over, finalists_told, seeds_told
+from sweeps.reporting.model import Section
 
 __all__ = ["comparison", "sections_shown", "summary", "winner_line"]
 

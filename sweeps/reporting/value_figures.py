@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sweeps.cards import short_params
-from sweeps.contestants import Contestant
-from sweeps.reporting.content import Column, Figure, Line, Panel, Series, Table
-from sweeps.reporting.naming import role
-from sweeps.reporting.reading import Sweep
+from sweeps.analysis.labels import role, short_params
+from sweeps.analysis.load import Sweep
+from sweeps.config.methods import Contestant
+from sweeps.reporting.model import Column, Figure, Line, Panel, Series, Table
 from sweeps.reporting.search_figures import contestants_shown, objective_label, whole
 from sweeps.search.base import LogUniform
 from sweeps.search.importance import FEWEST_TRIALS, importances

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
-from sweeps import selection
-from sweeps.cards import short_params
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis import selection
+from sweeps.analysis.labels import NO_WIDTH, called, role, short_params, unfinished
+from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.statistics import difference, estimate
 from sweeps.reporting.cells import points
-from sweeps.reporting.content import Cell, Column, Table, Verdict
+from sweeps.reporting.convergence import ending_of, ending_text
 from sweeps.reporting.formats import shown
-from sweeps.reporting.judgements import difference, estimate
-from sweeps.reporting.naming import NO_WIDTH, called, role, unfinished
-from sweeps.reporting.reading import Setting, Sweep
-from sweeps.reporting.transient import ending_of, ending_text
+from sweeps.reporting.model import Cell, Column, Table, Verdict
 
 __all__ = ["selected", "verdict"]
 

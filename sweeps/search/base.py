@@ -13,9 +13,10 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 
-from lt_train.registry import KindSpec, Spec, kinds, union
+from lt_train.core.registry import KindSpec, Registry, Spec
 
 __all__ = [
+    "ALGORITHMS",
     "Choice",
     "Dimension",
     "IntRange",
@@ -25,8 +26,6 @@ __all__ = [
     "Search",
     "Space",
     "Uniform",
-    "sampler_kinds",
-    "sampler_union",
 ]
 
 Scalar = bool | int | float | str | None
@@ -187,11 +186,5 @@ class SamplerSpec(KindSpec):
         yield from ()
 
 
-def sampler_kinds() -> dict[str, type[SamplerSpec]]:
-    """Every sampler kind by name."""
-    return kinds("sweeps.search", SamplerSpec)
-
-
-def sampler_union() -> Any:
-    """The discriminated union over every sampler kind, for specs."""
-    return union("sweeps.search", SamplerSpec)  # type: ignore[type-abstract]
+ALGORITHMS = Registry("sweeps.search", SamplerSpec)  # type: ignore[type-abstract]
+"""The search algorithms."""

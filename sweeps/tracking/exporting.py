@@ -12,9 +12,9 @@ import hashlib
 
 import torch
 
-from lt_train.errors import first_line
-from lt_train.progress import tell
-from sweeps.tracking.base import Champion, PictureModel
+from lt_train.core.errors import first_line
+from lt_train.core.progress import tell
+from sweeps.config.tracking import Champion, PictureModel
 
 __all__ = ["digest_of", "exportable"]
 

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from lt_train.errors import LongtailError, UserError
+from lt_train.core.errors import LongtailError, UserError
 from sweeps.cluster.secret_files import holds_credentials
-from sweeps.tracking.base import Champion, DataCard, SweepCard, Tracker, TrackingSpec, TrialCard
+from sweeps.config.tracking import Champion, DataCard, SweepCard, Tracker, TrackingSpec, TrialCard
 from sweeps.tracking.exporting import digest_of, exportable
 from sweeps.tracking.new_store import make_store, sqlite_file, unfinished
 from sweeps.tracking.server import serve

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lt_train.storage import sync, writing
+from lt_train.core.io import sync, writing
 
 __all__ = ["make_store", "sqlite_file", "unfinished"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from sweeps.tracking.base import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
+from sweeps.config.tracking import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
 
 __all__ = ["NullTracking"]
 

@@ -14,7 +14,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 
-from lt_train.errors import LongtailError, UserError
+from lt_train.core.errors import LongtailError, UserError
 
 __all__ = ["serve"]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
-from sweeps.tracking.base import RunsView, SweepCard
+from sweeps.config.tracking import RunsView, SweepCard
 
 __all__ = ["EXPERIMENT_NOTE", "addresses", "run_address", "view_tags"]
 

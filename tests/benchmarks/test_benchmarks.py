@@ -14,11 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from lt_train.methods.base import TrainedMethod, method_kinds
+from lt_train.methods.base import METHODS, TrainedMethod
 from lt_train.retrain import reference
-from sweeps.spec import load_resolved
+from sweeps.config.spec import load_resolved
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +120,7 @@ def test_a_bank_that_cannot_be_trained_on_at_the_limit_is_a_goal_missed(document
     assert goal["met"] is False
 
 
-@pytest.mark.parametrize("kind", [kind for kind, spec in method_kinds().items() if issubclass(spec, TrainedMethod)])
+@pytest.mark.parametrize("kind", [kind for kind, spec in METHODS.kinds().items() if issubclass(spec, TrainedMethod)])
 def test_the_plain_loop_trains_what_the_method_trains(kind: str, on_path: None) -> None:
     """Same start, same batches: the accuracies of the reference, so that what is timed is the same work."""
     import plain_loop
@@ -147,7 +147,7 @@ def test_lanes_of_every_registered_method_differ() -> None:
     from engines import make_runs
     from settings import LEVELS
 
-    for kind, spec in method_kinds().items():
+    for kind, spec in METHODS.kinds().items():
         runs = make_runs(kind, LEVELS["tiny"], epochs=1)
         methods = {run.method.model_dump_json() for run in runs}
         if issubclass(spec, TrainedMethod):

@@ -16,8 +16,8 @@ from support.ledgers import pack_lines
 from support.tracked import tracked_runs
 from support.world import ROOT, World
 
-from sweeps.result import Result
-from sweeps.spec import SweepSpec
+from sweeps.analysis.result import Result
+from sweeps.config.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -50,7 +50,7 @@ class Shell:
         self, *arguments: object, cwd: Path | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "sweeps.cli", *map(str, arguments)],
+            [sys.executable, "-m", "sweeps.cli.main", *map(str, arguments)],
             env=self.environment(),
             cwd=cwd or self.world.place,
             capture_output=True,
@@ -238,7 +238,7 @@ def test_code_travels_where_it_is_asked_to(
     environment = {**shell.environment(), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "sweeps.cli", "submit", file.name, "--address", world.head.url),
+            *(sys.executable, "-m", "sweeps.cli.main", "submit", file.name, "--address", world.head.url),
             *("--ship-code", "--allow-import", "my_methods", "--watch"),
         ],
         env=environment,
@@ -266,7 +266,7 @@ def test_what_is_wrong_with_an_address_is_said(arguments: list[str], problem: st
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli", *arguments],
+        [sys.executable, "-m", "sweeps.cli.main", *arguments],
         env=environment | {"PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,

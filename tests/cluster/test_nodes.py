@@ -18,8 +18,8 @@ from support.workers import given_a_pack
 from support.world import World
 
 import sweeps
-from sweeps.result import Result
-from sweeps.spec import SweepSpec
+from sweeps.analysis.result import Result
+from sweeps.config.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
 SECTIONS: dict[str, Any] = {"search": {"trials": 6}, "resources": {"lanes_per_pack": 2}}
@@ -32,7 +32,7 @@ def run_on(
     file = world.place / f"{document['name']}.yaml"
     file.write_text(yaml.safe_dump(document, sort_keys=False))
     return subprocess.run(
-        [sys.executable, "-m", "sweeps.cli", "run", str(file), *more],
+        [sys.executable, "-m", "sweeps.cli.main", "run", str(file), *more],
         env=world.environment(),
         capture_output=True,
         text=True,
@@ -105,7 +105,7 @@ def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, 
     file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
     log = (tmp_path / "log").open("w")
     driver = subprocess.Popen(
-        [sys.executable, "-m", "sweeps.cli", "run", str(file)], env=world.environment(), stdout=log, stderr=log
+        [sys.executable, "-m", "sweeps.cli.main", "run", str(file)], env=world.environment(), stdout=log, stderr=log
     )
     took_part = False
     try:

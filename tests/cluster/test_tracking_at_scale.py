@@ -26,9 +26,9 @@ WRITER = """
 import json, sys, time
 from functools import partial
 from pathlib import Path
-from sweeps.tracking.base import SweepCard, TrialCard
+from sweeps.config.tracking import SweepCard, TrialCard
 from sweeps.tracking.mlflow import MlflowTracking
-from sweeps.tracking.patient import PatientTracker
+from sweeps.tracking.background import PatientTracker
 
 uri, storage, runs = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 spec = MlflowTracking(uri=uri, experiment="scale")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lt_train.registry import KindSpec, Spec
-from sweeps.rooms import rooms
+from lt_train.core.registry import KindSpec, Spec
+from sweeps.config.plugin_groups import rooms
 
 TESTS = Path(__file__).parent.parent
 ROOMS = rooms()
@@ -120,5 +120,5 @@ def test_a_kind_without_a_test_is_noticed(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "test_ce.py").touch()
     (folder.parent / "test_grid_search.py").touch()
-    found = without_test(["lt_train.methods.ce", "lt_train.stage1.ce", "lt_train.search.grid"], tmp_path)
-    assert found == [f"lt_train.stage1.ce: expected {tmp_path / 'lt_train' / 'stage1' / 'test_ce.py'}"]
+    found = without_test(["lt_train.methods.ce", "lt_train.pretrain.ce", "lt_train.search.grid"], tmp_path)
+    assert found == [f"lt_train.pretrain.ce: expected {tmp_path / 'lt_train' / 'stage1' / 'test_ce.py'}"]

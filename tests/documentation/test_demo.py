@@ -19,7 +19,7 @@ def test_it_runs_and_prints_what_the_front_page_shows(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sweeps" / "specs", tmp_path / "sweeps" / "specs")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     program = tmp_path / ".venv" / "bin" / "lt-sweep"
-    program.write_text(f"#!{sys.executable}\nimport sys\n\nfrom sweeps.cli import main\n\nsys.exit(main())\n")
+    program.write_text(f"#!{sys.executable}\nimport sys\n\nfrom sweeps.cli.main import main\n\nsys.exit(main())\n")
     program.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

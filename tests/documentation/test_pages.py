@@ -14,17 +14,17 @@ from documentation.pages import PAGES, ROOT, blocks, called, commands, prose
 from documentation.running import alike, run_here, walk, without_notes
 from documentation.stand_ins import write_stand_ins
 
-import lt_train.cli
+import lt_train.cli.main
 import sweeps
-import sweeps.cli
-from sweeps.families.family import load_file
+import sweeps.cli.main
+from sweeps.config.matrix import load_file
 
 MADE = ("infra/kuberay/secrets", "infra/mlflow/secrets")
 """Places that a command before makes."""
 
 TYPED = [(called(page), command) for page in PAGES for block in blocks(page.read_text()) for command in commands(block)]
 RUN = sorted({page for page, command in TYPED if typed_in(page)(command)} - {"docs/tutorial.md"})
-PARSERS = {"lt-sweep": sweeps.cli.build_parser, "lt-train": lt_train.cli.build_parser}
+PARSERS = {"lt-sweep": sweeps.cli.main.build_parser, "lt-train": lt_train.cli.main.build_parser}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=called)
 
@@ -175,6 +175,6 @@ def test_the_python_lines_of_the_front_page_run(
     spec = small_sweep()
     monkeypatch.chdir(ROOT)
     # The lines as they are, on a sweep of seconds instead of the demo.
-    monkeypatch.setattr("sweeps.spec.load_sweep", lambda file: spec)
+    monkeypatch.setattr("sweeps.config.spec.load_sweep", lambda file: spec)
     exec(compile(text, "README.md", "exec"), {})
     assert "smooth_factor" in capsys.readouterr().out

@@ -14,7 +14,7 @@ PAGES = reference()
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_current(name: str) -> None:
     written = (ROOT / "docs" / "reference" / name).read_text()
-    assert written == PAGES[name], "run: python tests/documentation reference"
+    assert written == PAGES[name], "run: python tools/documentation reference"
 
 
 def rows(page: str) -> list[list[str]]:

@@ -13,10 +13,10 @@ import yaml
 from infra.manifests import INFRA, Document, documents, pods_of
 
 import sweeps
-import sweeps.cli
+import sweeps.cli.main
 from sweeps.cluster.jobs import STORAGE, SWEEP
 from sweeps.cluster.secret_files import FILE_PREFIX, SECRET_NAME
-from sweeps.status import JOB_VARIABLE
+from sweeps.store.status import JOB_VARIABLE
 
 PODS = {f"{name}: {pod}": spec for name, document in documents().items() for pod, spec in pods_of(document)}
 CLUSTER = documents()["kuberay/raycluster.yaml/RayCluster/sweeps"]
@@ -161,7 +161,7 @@ def test_a_job_is_what_lt_sweep_submit_would_make() -> None:
     spec = JOB["spec"]
     program, *arguments = shlex.split(spec["entrypoint"])
     assert program == "lt-sweep"
-    given = sweeps.cli.build_parser().parse_args(arguments)
+    given = sweeps.cli.main.build_parser().parse_args(arguments)
     mounts = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     (mount,) = [mount["mountPath"] for mount in mounts if mount["name"] == "sweep"]
     assert given.spec.parent == Path(mount)

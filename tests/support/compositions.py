@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lt_train.constraints.base import constraint_kinds
-from lt_train.errors import SpecError
-from lt_train.heads.base import head_kinds
-from lt_train.methods.base import MethodSpec, TrainedMethod, method_kinds, parse_method
-from lt_train.post_hoc.base import post_hoc_kinds
-from lt_train.samplers.base import sampler_kinds
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
+from lt_train.methods.constraints.base import CONSTRAINTS
+from lt_train.methods.heads.base import HEADS
+from lt_train.methods.post_hoc.base import POST_HOC
+from lt_train.methods.samplers.base import SAMPLERS
 
 __all__ = [
     "ALLOWED",
@@ -73,7 +73,7 @@ def variants(method: MethodSpec, number: int, *, alike: Iterable[str] = ()) -> l
             else:
                 value = default * (1 - 0.93 * place / number)
             _set(document, path, value)
-        settings.append(parse_method(document))
+        settings.append(METHODS.parse(document))
     return settings
 
 
@@ -81,7 +81,7 @@ def set_lane_value(method: MethodSpec, path: str, value: float) -> MethodSpec:
     """`method` with one of its lane values replaced, by dotted path."""
     document = method.model_dump(mode="json")
     _set(document, path, value)
-    return parse_method(document)
+    return METHODS.parse(document)
 
 
 def _set(document: Document, path: str, value: float) -> None:
@@ -114,7 +114,7 @@ def _sorted_out(documents: Iterable[Document]) -> tuple[dict[str, MethodSpec], d
     refused: dict[str, str] = {}
     for document in documents:
         try:
-            allowed.setdefault(parse_method(document), named(document))
+            allowed.setdefault(METHODS.parse(document), named(document))
         except SpecError as error:
             refused[named(document)] = str(error)
     return {name: method for method, name in allowed.items()}, refused
@@ -133,16 +133,16 @@ def named(document: Document) -> str:
     return "-".join(words)
 
 
-DEFAULTS = {kind: parse_method({"kind": kind}) for kind in method_kinds()}
+DEFAULTS = {kind: METHODS.parse({"kind": kind}) for kind in METHODS.kinds()}
 """Every method kind as it is when nothing else is said."""
 
 TRAINED = {kind: method for kind, method in DEFAULTS.items() if isinstance(method, TrainedMethod)}
 
 _PRODUCT: list[Document] = [
     {"kind": kind, "head": {"kind": head}, "sampler": {"kind": sampler}}
-    for kind in method_kinds()
-    for head in head_kinds()
-    for sampler in sampler_kinds()
+    for kind in METHODS.kinds()
+    for head in HEADS.kinds()
+    for sampler in SAMPLERS.kinds()
 ]
 _ALLOWED, REFUSED = _sorted_out(_PRODUCT)
 
@@ -151,20 +151,20 @@ ALLOWED = {**{name: method for name, method in DEFAULTS.items() if method not in
 
 PARTS, REFUSED_PARTS = _sorted_out(
     {"kind": kind, "head": {"kind": head}, **part}
-    for kind in method_kinds()
-    for head in head_kinds()
-    for part in _part_documents({"constraint": constraint_kinds(), "post_hoc": post_hoc_kinds()})
+    for kind in METHODS.kinds()
+    for head in HEADS.kinds()
+    for part in _part_documents({"constraint": CONSTRAINTS.kinds(), "post_hoc": POST_HOC.kinds()})
 )
 """Method x head x (constraint or post-hoc adjustment, with every option of it) as far as they go together."""
 
 EVERY_PART = [
     (kind, part, word)
-    for kind, spec in method_kinds().items()
+    for kind, spec in METHODS.kinds().items()
     for part, room in {
-        "head": head_kinds(),
-        "sampler": sampler_kinds(),
-        "constraint": constraint_kinds(),
-        "post_hoc": post_hoc_kinds(),
+        "head": HEADS.kinds(),
+        "sampler": SAMPLERS.kinds(),
+        "constraint": CONSTRAINTS.kinds(),
+        "post_hoc": POST_HOC.kinds(),
     }.items()
     if part in spec.model_fields and spec.model_fields[part].annotation is not type(None)
     for word in room
@@ -173,8 +173,8 @@ EVERY_PART = [
 
 _CHOSEN, _ = _sorted_out(
     [
-        *({"kind": kind, option: value} for kind, spec in method_kinds().items() for option, value in _options(spec)),
-        *({"kind": kind, **part} for kind in method_kinds() for part in _part_documents({"head": head_kinds()})),
+        *({"kind": kind, option: value} for kind, spec in METHODS.kinds().items() for option, value in _options(spec)),
+        *({"kind": kind, **part} for kind in METHODS.kinds() for part in _part_documents({"head": HEADS.kinds()})),
     ]
 )
 OPTIONS = {name: method for name, method in _CHOSEN.items() if method not in ALLOWED.values()}

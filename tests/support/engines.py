@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from support.compositions import DEFAULTS, variants
 
 from lt_train.features.bank import FeatureBank
-from lt_train.methods.base import MethodSpec, TrainingSpec, parse_method
-from lt_train.metrics import split_masks
+from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
+from lt_train.metrics.accuracy import split_masks
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Engine, EpochRule, Halving, KeptHead, Run, RunResult
 
@@ -62,7 +62,7 @@ def make_runs(
 
 def lone_run(document: dict[str, object], *, epochs: int = 1, batch_size: int = 64, seed: int = 0) -> Run:
     """One run of a method as a user would write it."""
-    return Run(parse_method(document), TrainingSpec(epochs=epochs, batch_size=batch_size), seed)
+    return Run(METHODS.parse(document), TrainingSpec(epochs=epochs, batch_size=batch_size), seed)
 
 
 def kept(result: RunResult) -> KeptHead:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from lt_train.backbones.base import Classifier, parse_backbone
+from lt_train.backbones.base import BACKBONES, Classifier
 from lt_train.backbones.checkpoint import save_checkpoint
-from lt_train.datasets.base import parse_dataset
+from lt_train.datasets.base import DATASETS
 from lt_train.features import partial
 from lt_train.features.extract import FeaturesSpec, build_bank
 
 __all__ = ["DIGITS", "FEATURES", "TOTAL", "broken_inside", "bytes_of", "extract", "write_checkpoint"]
 
-DIGITS = parse_dataset({"kind": "digits_lt"})
+DIGITS = DATASETS.parse({"kind": "digits_lt"})
 
 FEATURES = FeaturesSpec(views=2, test_flip=True, batch_size=50)
 
@@ -32,7 +32,7 @@ TOTAL = 2 * (369 + 140 + 500)
 
 def write_checkpoint(file: Path, channels: int = 1, classes: int = 10) -> Path:
     """A small network with weights of chance, always the same."""
-    spec = parse_backbone({"kind": "small_cnn", "width": 4})
+    spec = BACKBONES.parse({"kind": "small_cnn", "width": 4})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         classifier = Classifier(spec, channels, classes)

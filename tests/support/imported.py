@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lt_train.backbones.base import parse_backbone
-from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
-from lt_train.datasets.transform import normalise
+from lt_train.backbones.base import BACKBONES
+from lt_train.datasets._images.transform import normalise
+from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData
 from lt_train.features.bank import FeatureBank
-from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.files import open_bank
 
 __all__ = [
     "CLASSES",
@@ -42,7 +42,7 @@ def write_arrays(path: Path, channels: int = 3, size: int = 32) -> DatasetSpec:
     labels = np.arange(2 * CLASSES) % CLASSES
     images = rng.integers(0, 256, (len(labels), channels, size, size), dtype=np.uint8)
     np.savez(path, train_images=images, train_labels=labels, test_images=images[::-1], test_labels=labels[::-1])
-    return parse_dataset({"kind": "arrays", "path": str(path), "val_fraction": 0})
+    return DATASETS.parse({"kind": "arrays", "path": str(path), "val_fraction": 0})
 
 
 def load(dataset: DatasetSpec) -> PictureData:
@@ -85,7 +85,7 @@ def warm_logits(bank: FeatureBank) -> Tensor:
 
 def make_bank(dataset: DatasetSpec, store: Path, **fields: Any) -> FeatureBank:
     """The bank of a torchvision resnet18 or of what `fields` say, without mirrors."""
-    backbone = parse_backbone(RESNET | fields)
+    backbone = BACKBONES.parse(RESNET | fields)
     return open_bank(build_bank(dataset, backbone, FeaturesSpec(test_flip=False), store))
 
 

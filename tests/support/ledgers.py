@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 __all__ = ["pack_lines", "runs_by_key", "runs_of"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lt_train import seeding
+from lt_train.core import seeding
+from lt_train.datasets._images.transform import draw_views
 from lt_train.datasets.base import PadCrop, PictureData
-from lt_train.datasets.transform import draw_views
 
 __all__ = ["Loop", "Setting", "accuracies", "hits", "running_statistics", "train_live"]
 

@@ -17,7 +17,7 @@ from support.banks import make_bank
 from support.compositions import ALLOWED, DEFAULTS
 from support.engines import make_runs
 
-from lt_train.errors import MemoryShort
+from lt_train.core.errors import MemoryShort
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec
 from lt_train.retrain import fused, stack

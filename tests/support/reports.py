@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import sweeps
-from sweeps.reporting.writing import Written, write
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
+from sweeps.reporting.write import Written, write
 
 __all__ = ["NO_MARK_UP", "cut_short", "directory", "figures", "reported", "rows", "text"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlflow
 
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 __all__ = ["all_runs", "client"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lt_train.errors import SpecError
-from sweeps.spec import SweepSpec, load_sweep
+from lt_train.core.errors import SpecError
+from sweeps.config.spec import SweepSpec, load_sweep
 
 __all__ = ["GOOD", "load", "problems"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.imported import write_arrays
 
+from lt_train.core.registry import ALLOWED_VARIABLE
 from lt_train.datasets.base import DatasetSpec
-from lt_train.registry import ALLOWED_VARIABLE
 
 
 @pytest.fixture(autouse=True)

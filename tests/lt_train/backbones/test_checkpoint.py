@@ -8,15 +8,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lt_train.backbones.base import BackboneSpec, Classifier, parse_backbone
+from lt_train.backbones.base import BACKBONES, BackboneSpec, Classifier
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
 from lt_train.backbones.frozen import load_frozen
-from lt_train.errors import CheckpointError
+from lt_train.core.errors import CheckpointError
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Classifier]:
-    classifier = Classifier(parse_backbone({"kind": "small_cnn", "width": 3}), 1, 4)
+    classifier = Classifier(BACKBONES.parse({"kind": "small_cnn", "width": 3}), 1, 4)
     classifier(torch.randn(8, 1, 8, 8))  # moves the batch norm statistics
     path = tmp_path / "deep" / "stage1.safetensors"
     save_checkpoint(path, classifier, {"mean": [0.5], "accuracy": {"all": 0.25, "few": None}})
@@ -51,13 +51,13 @@ def test_a_checkpoint_of_another_backbone_is_not_taken_for_the_one_that_is_named
     saved: tuple[Path, Classifier],
 ) -> None:
     named = {"checkpoint": str(saved[0])}
-    assert load_frozen(parse_backbone({"kind": "small_cnn"} | named), (1, 8, 8)).feature_dim == 12
+    assert load_frozen(BACKBONES.parse({"kind": "small_cnn"} | named), (1, 8, 8)).feature_dim == 12
     for document in ({"kind": "resnet32"}, {"kind": "imported", "factory": "torchvision:resnet18"}):
         with pytest.raises(
             CheckpointError,
             match=rf"stage1\.safetensors is of another backbone: kind must be {document['kind']}, got small_cnn; name",
         ):
-            load_frozen(parse_backbone(document | named), (1, 8, 8))
+            load_frozen(BACKBONES.parse(document | named), (1, 8, 8))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lt_train.backbones.base import Classifier, parse_backbone
+from lt_train.backbones.base import BACKBONES, Classifier
 from lt_train.backbones.resnet_cifar import BasicBlock
 
 
@@ -14,13 +14,13 @@ from lt_train.backbones.resnet_cifar import BasicBlock
     [("resnet32", 64, 464_154), ("resnet34", 512, 21_282_122)],
 )
 def test_sizes_are_the_published_ones(kind: str, dim: int, parameters: int) -> None:
-    network = Classifier(parse_backbone({"kind": kind}), 3, 10)
+    network = Classifier(BACKBONES.parse({"kind": kind}), 3, 10)
     assert network.feature_dim == dim
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 def test_a_stem_for_small_pictures_keeps_their_size() -> None:
-    network = Classifier(parse_backbone({"kind": "resnet34"}), 3, 10).eval()
+    network = Classifier(BACKBONES.parse({"kind": "resnet34"}), 3, 10).eval()
     maps = network.backbone[:-2](torch.zeros(1, 3, 32, 32))  # type: ignore[index]
     assert maps.shape == (1, 512, 4, 4)
 

@@ -3,21 +3,21 @@
 import pytest
 import torch
 
-from lt_train.backbones.base import Classifier, backbone_kinds, parse_backbone
+from lt_train.backbones.base import BACKBONES, Classifier
 
 
 def test_kinds_are_found() -> None:
-    assert {"small_cnn", "resnet32", "resnet34"} <= set(backbone_kinds())
+    assert {"small_cnn", "resnet32", "resnet34"} <= set(BACKBONES.kinds())
 
 
-@pytest.mark.parametrize("kind", list(backbone_kinds()))
+@pytest.mark.parametrize("kind", list(BACKBONES.kinds()))
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
 def test_features_have_the_promised_dimension_and_gradients_reach_the_start(
     kind: str, channels: int, size: int
 ) -> None:
-    required = {name: field for name, field in backbone_kinds()[kind].model_fields.items() if field.is_required()}
+    required = {name: field for name, field in BACKBONES.kinds()[kind].model_fields.items() if field.is_required()}
     given = {name: (field.examples or [None])[0] for name, field in required.items()}
-    network = Classifier(parse_backbone({"kind": kind} | given), channels, 7)
+    network = Classifier(BACKBONES.parse({"kind": kind} | given), channels, 7)
     pictures = torch.randn(2, channels, size, size)
     assert network.backbone(pictures).shape == (2, network.feature_dim)
     network(pictures).square().sum().backward()
@@ -27,4 +27,4 @@ def test_features_have_the_promised_dimension_and_gradients_reach_the_start(
 
 
 def test_width_sets_the_dimension() -> None:
-    assert Classifier(parse_backbone({"kind": "small_cnn", "width": 5}), 1, 2).feature_dim == 20
+    assert Classifier(BACKBONES.parse({"kind": "small_cnn", "width": 5}), 1, 2).feature_dim == 20

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from lt_train.datasets.base import FeatureData, PictureData, parse_dataset
-from lt_train.errors import DataError
+from lt_train.core.errors import DataError
+from lt_train.datasets.base import DATASETS, FeatureData, PictureData
 
 
 def features(**changes: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def pictures(**changes: Any) -> dict[str, Any]:
 def load(tmp_path: Path, arrays: dict[str, Any], **fields: Any) -> FeatureData | PictureData:
     file = tmp_path / "mine.npz"
     np.savez(file, **arrays)
-    return parse_dataset({"kind": "arrays", "path": str(file), **fields}).load()
+    return DATASETS.parse({"kind": "arrays", "path": str(file), **fields}).load()
 
 
 def test_features_are_taken_with_a_stratified_hold_out(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_no_hold_out_on_request(tmp_path: Path) -> None:
 def test_safetensors_are_the_same_as_npz(tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     save_file(features(), file)
-    data = parse_dataset({"kind": "arrays", "path": str(file)}).load()
+    data = DATASETS.parse({"kind": "arrays", "path": str(file)}).load()
     assert data.train.digest() == load(tmp_path, features()).train.digest()
 
 
@@ -239,12 +239,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     torn.write_bytes(b"\x08\x00")
     for file, match in ((cut, "cut.npz cannot be read"), (text, "must end in .npz"), (torn, "torn.* cannot be read")):
         with pytest.raises(DataError, match=match):
-            parse_dataset({"kind": "arrays", "path": str(file)}).load()
+            DATASETS.parse({"kind": "arrays", "path": str(file)}).load()
     with pytest.raises(DataError, match=r"none\.npz must be an \.npz or \.safetensors file, and there is none"):
-        parse_dataset({"kind": "arrays", "path": str(tmp_path / "none.npz")}).load()
+        DATASETS.parse({"kind": "arrays", "path": str(tmp_path / "none.npz")}).load()
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     np.savez(tmp_path / "mine.npz", **features())
-    assert len(parse_dataset({"kind": "arrays", "path": "~/mine.npz"}).load().test) == 9
+    assert len(DATASETS.parse({"kind": "arrays", "path": "~/mine.npz"}).load().test) == 9

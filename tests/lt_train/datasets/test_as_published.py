@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lt_train.datasets.base import parse_dataset
+from lt_train.datasets.base import DATASETS
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from lt_train.datasets.base import parse_dataset
     ],
 )
 def test_the_published_counts(document: dict[str, object], parts: tuple[int, ...], classes: int, shape: object) -> None:
-    data = parse_dataset({"root": "nowhere", **document}).as_published()
+    data = DATASETS.parse({"root": "nowhere", **document}).as_published()
     assert data is not None
     assert (len(data.train), len(data.val or ()), len(data.test)) == parts
     assert data.num_classes == classes
@@ -33,4 +33,4 @@ def test_the_published_counts(document: dict[str, object], parts: tuple[int, ...
 
 @pytest.mark.parametrize("kind", ["image_folder", "image_list"])
 def test_what_only_files_know_is_not_guessed(kind: str) -> None:
-    assert parse_dataset({"kind": kind, "root": "nowhere"}).as_published() is None
+    assert DATASETS.parse({"kind": kind, "root": "nowhere"}).as_published() is None

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.errors import DataError
+from lt_train.core.errors import DataError
+from lt_train.datasets.base import DATASETS, PictureData
 
 
 def batch(key: str, num_classes: int, per_class: int, seed: int) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_the_papers_counts_come_out_of_the_published_format(
 
 
 def load(document: dict[str, Any]) -> PictureData:
-    data = parse_dataset(document).load()
+    data = DATASETS.parse(document).load()
     assert isinstance(data, PictureData)
     return data
 

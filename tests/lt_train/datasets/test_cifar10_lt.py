@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.datasets.base import DATASETS, PictureData
 
 
 def batch(key: str, num_classes: int, per_class: int, seed: int) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def batch(key: str, num_classes: int, per_class: int, seed: int) -> dict[str, An
 
 
 def load(document: dict[str, Any]) -> PictureData:
-    data = parse_dataset(document).load()
+    data = DATASETS.parse(document).load()
     assert isinstance(data, PictureData)
     return data
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
+from lt_train.datasets.base import DATASETS, PictureData
 
 
 def test_digits_are_cut_and_split_as_the_defaults_say() -> None:
-    data = parse_dataset({"kind": "digits_lt"}).load()
+    data = DATASETS.parse({"kind": "digits_lt"}).load()
     assert isinstance(data, PictureData)
     assert data.class_counts().tolist() == [110, 78, 56, 40, 29, 20, 14, 10, 7, 5]
     assert torch.bincount(data.test.labels).tolist() == [50] * 10
@@ -21,7 +21,7 @@ def test_digits_are_cut_and_split_as_the_defaults_say() -> None:
 
 
 def test_no_picture_is_in_two_parts() -> None:
-    data = parse_dataset({"kind": "digits_lt", "imbalance_ratio": 1, "n_max": 110}).load()
+    data = DATASETS.parse({"kind": "digits_lt", "imbalance_ratio": 1, "n_max": 110}).load()
     assert isinstance(data, PictureData)
     assert data.val is not None
     pictures = torch.cat([data.train.inputs, data.val.inputs, data.test.inputs]).flatten(1)
@@ -29,7 +29,7 @@ def test_no_picture_is_in_two_parts() -> None:
 
 
 def test_a_class_at_full_size_lends_its_validation_set_and_says_so() -> None:
-    data = parse_dataset({"kind": "digits_lt", "n_max": 124}).load()
+    data = DATASETS.parse({"kind": "digits_lt", "n_max": 124}).load()
     assert isinstance(data, PictureData)
     assert data.split_counts[0] == 124
     assert data.class_counts()[0] == 114  # class 0 has 178 pictures: 50 test, 124 training, 4 left over
@@ -41,4 +41,4 @@ def test_a_class_at_full_size_lends_its_validation_set_and_says_so() -> None:
 )
 def test_a_field_out_of_range_is_named(field: str, value: float) -> None:
     with pytest.raises(SpecError, match=rf"digits_lt\.{field}"):
-        parse_dataset({"kind": "digits_lt", field: value})
+        DATASETS.parse({"kind": "digits_lt", field: value})

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.errors import DataError
+from lt_train.core.errors import DataError
+from lt_train.datasets.base import DATASETS, PictureData
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 
@@ -26,7 +26,7 @@ def write_idx(folder: Path, per_class: int = 30) -> None:
 
 
 def load(root: Path, **fields: float) -> PictureData:
-    data = parse_dataset({"kind": "fashion_mnist_lt", "root": str(root), **fields}).load()
+    data = DATASETS.parse({"kind": "fashion_mnist_lt", "root": str(root), **fields}).load()
     assert isinstance(data, PictureData)
     return data
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from support.pictures import encoded
 
-from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.datasets.decoding import Decoding
-from lt_train.errors import DataError
+from lt_train.core.errors import DataError
+from lt_train.datasets._images.decoding import Decoding
+from lt_train.datasets.base import DATASETS, PictureData
 
 
 def write(
@@ -37,7 +37,7 @@ def write(
 
 
 def load(root: Path, **fields: Any) -> PictureData:
-    data = parse_dataset({"kind": "hf_images", "root": str(root), "size": 8, **fields}).load()
+    data = DATASETS.parse({"kind": "hf_images", "root": str(root), "size": 8, **fields}).load()
     assert isinstance(data, PictureData)
     return data
 

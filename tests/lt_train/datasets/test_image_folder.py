@@ -8,15 +8,15 @@ import pytest
 import torch
 from support.pictures import write_pictures, write_tree
 
-from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.datasets.pictures import PictureFiles
-from lt_train.errors import DataError, SpecError, StorageError
+from lt_train.core.errors import DataError, SpecError, StorageError
+from lt_train.datasets._images.files import PictureFiles
+from lt_train.datasets.base import DATASETS, PictureData
 
 PARTS = {"train": {"owl": 9, "crow": 5, "auk": 7}, "val": {"auk": 2, "owl": 2}, "test": {"owl": 3, "auk": 3, "crow": 3}}
 
 
 def spec(root: Path, **fields: Any) -> Any:
-    return parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, **fields})
+    return DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8, **fields})
 
 
 def load(root: Path, **fields: Any) -> PictureData:

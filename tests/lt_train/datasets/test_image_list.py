@@ -8,9 +8,9 @@ import pytest
 import torch
 from support.pictures import write_pictures
 
-from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.datasets.pictures import PictureFiles
-from lt_train.errors import DataError, SpecError
+from lt_train.core.errors import DataError, SpecError
+from lt_train.datasets._images.files import PictureFiles
+from lt_train.datasets.base import DATASETS, PictureData
 
 TRAIN = {f"pics/t {k}.jpg": k % 3 for k in range(12)}
 TEST = {f"pics/e{k}.jpg": k % 3 for k in range(6)}
@@ -23,7 +23,7 @@ def write_lists(root: Path, **lists: dict[str, int]) -> Path:
 
 
 def load(root: Path, **fields: Any) -> PictureData:
-    data = parse_dataset({"kind": "image_list", "root": str(root), "size": 8, **fields}).load()
+    data = DATASETS.parse({"kind": "image_list", "root": str(root), "size": 8, **fields}).load()
     assert isinstance(data, PictureData)
     return data
 
@@ -122,10 +122,10 @@ def test_a_list_may_be_pinned_by_its_hash(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"image_list\.sha256\.train: must be 64 digits"):
         load(tmp_path, sha256={"train": "abc"})
     one, other = ({"kind": "image_list", "root": "x", **pins} for pins in ({}, {"sha256": {"train": digest}}))
-    assert parse_dataset(one).identity() == parse_dataset(other).identity()
+    assert DATASETS.parse(one).identity() == DATASETS.parse(other).identity()
 
 
 def test_where_lists_lie_does_not_decide_what_the_data_is(tmp_path: Path) -> None:
     one, other = ({"root": root, "train": f"{root}.txt"} for root in ("a", "b"))
-    identities = [parse_dataset({"kind": "image_list", **fields}).identity() for fields in (one, other)]
+    identities = [DATASETS.parse({"kind": "image_list", **fields}).identity() for fields in (one, other)]
     assert identities[0] == identities[1]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from support.pictures import write_pictures
 
-from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.core.errors import DataError
+from lt_train.datasets.base import DATASETS, PictureData
 from lt_train.datasets.inaturalist18 import INaturalist18
-from lt_train.errors import DataError
 
 TRAIN = {f"train_val2018/Aves/{2500 + k % 4}/{k:032x}.jpg": k % 4 for k in range(16)}
 VAL = {f"train_val2018/Aves/{2500 + k % 4}/v{k:031x}.jpg": k % 4 for k in range(12)}
@@ -18,7 +18,7 @@ def load(root: Path, **fields: float) -> PictureData:
     for name, pictures in (("train", TRAIN), ("val", VAL)):
         lines = [f"{path} {label}\n" for path, label in pictures.items()]
         (root / f"iNaturalist18_{name}.txt").write_text("".join(lines))
-    data = parse_dataset({"kind": "inaturalist18", "root": str(root), "size": 8, **fields}).load()
+    data = DATASETS.parse({"kind": "inaturalist18", "root": str(root), "size": 8, **fields}).load()
     assert isinstance(data, PictureData)
     return data
 
@@ -51,7 +51,7 @@ def test_labels_that_do_not_ascend_with_the_folders_are_refused(tmp_path: Path) 
     with pytest.raises(
         DataError, match=r"must ascend with the class folders.*: 3 \(2501 has 2, after 2500 with 3, 2502 has 1, after"
     ):
-        parse_dataset({"kind": "inaturalist18", "root": str(tmp_path), "size": 8}).load()
+        DATASETS.parse({"kind": "inaturalist18", "root": str(tmp_path), "size": 8}).load()
 
 
 def test_folders_are_numbers_and_not_words(tmp_path: Path) -> None:
@@ -60,6 +60,6 @@ def test_folders_are_numbers_and_not_words(tmp_path: Path) -> None:
         write_pictures(tmp_path, pictures)
         lines = [f"{path} {label}\n" for path, label in pictures.items()]
         (tmp_path / f"iNaturalist18_{part}.txt").write_text("".join(lines))
-    data = parse_dataset({"kind": "inaturalist18", "root": str(tmp_path), "size": 8}).load()
+    data = DATASETS.parse({"kind": "inaturalist18", "root": str(tmp_path), "size": 8}).load()
     assert isinstance(data, PictureData)
     assert data.num_classes == 3

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from support.pictures import write_pictures
 
-from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.core.errors import DataError
+from lt_train.datasets.base import DATASETS, PictureData
 from lt_train.datasets.places_lt import PlacesLT
-from lt_train.errors import DataError
 
 
 def test_its_lists_are_read_and_a_miniature_is_told(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_its_lists_are_read_and_a_miniature_is_told(tmp_path: Path) -> None:
         write_pictures(tmp_path, pictures)
         lines = [f"{path} {label}\n" for path, label in pictures.items()]
         (tmp_path / f"Places_LT_{part}.txt").write_text("".join(lines))
-    data = parse_dataset({"kind": "places_lt", "root": str(tmp_path), "size": 8}).load()
+    data = DATASETS.parse({"kind": "places_lt", "root": str(tmp_path), "size": 8}).load()
     assert isinstance(data, PictureData)
     assert data.val is not None
     assert (len(data.train), len(data.val), len(data.test)) == (6, 2, 4)
@@ -33,7 +33,7 @@ def test_classes_numbered_by_their_frequency_are_refused(tmp_path: Path, monkeyp
         write_pictures(tmp_path, pictures)
         lines = [f"{path} {label}\n" for path, label in pictures.items()]
         (tmp_path / f"Places_LT_{part}.txt").write_text("".join(lines))
-    spec = parse_dataset({"kind": "places_lt", "root": str(tmp_path), "size": 8})
+    spec = DATASETS.parse({"kind": "places_lt", "root": str(tmp_path), "size": 8})
     with pytest.raises(
         DataError, match=r"classes are numbered by frequency \(4 training pictures of class 0, .* to 1 of class 2\)"
     ):

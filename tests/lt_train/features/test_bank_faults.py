@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lt_train.errors import BankError, StorageError
+from lt_train.core.errors import BankError, StorageError
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.features.bank_files import bank_fingerprint, open_bank, open_test, write_bank
+from lt_train.features.files import bank_fingerprint, open_bank, open_test, write_bank
 
 INPUTS = {"dataset": "made up", "seed": 0}
 

@@ -7,7 +7,7 @@ import torch
 from support.banks import make_bank
 from torch import Tensor
 
-from lt_train.errors import BankError
+from lt_train.core.errors import BankError
 from lt_train.features.bank import EvalSet, FeatureBank
 
 NAN, INF = float("nan"), float("inf")

@@ -9,18 +9,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lt_train import seeding
-from lt_train.backbones.base import parse_backbone
+from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.datasets.base import DatasetSpec, PictureData, parse_dataset
-from lt_train.datasets.transform import apply_views, draw_views, normalise
-from lt_train.errors import CheckpointError, UserError
-from lt_train.features.bank_files import open_bank
+from lt_train.core import seeding
+from lt_train.core.errors import CheckpointError, UserError
+from lt_train.datasets._images.transform import apply_views, draw_views, normalise
+from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData
 from lt_train.features.extract import FeaturesSpec, build_bank
-from lt_train.stage1.base import parse_recipe
-from lt_train.stage1.train import train_backbone
+from lt_train.features.files import open_bank
+from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.train import train_backbone
 
-DIGITS = parse_dataset({"kind": "digits_lt"})
+DIGITS = DATASETS.parse({"kind": "digits_lt"})
 
 
 def pictures(spec: DatasetSpec) -> PictureData:
@@ -32,7 +32,7 @@ def pictures(spec: DatasetSpec) -> PictureData:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stage1") / "digits.safetensors"
-    backbone, recipe = parse_backbone({"kind": "small_cnn", "width": 4}), parse_recipe({"kind": "ce", "epochs": 1})
+    backbone, recipe = BACKBONES.parse({"kind": "small_cnn", "width": 4}), RECIPES.parse({"kind": "ce", "epochs": 1})
     return train_backbone(pictures(DIGITS), backbone, recipe, out)
 
 
@@ -124,7 +124,7 @@ def test_the_same_inputs_are_not_extracted_again(checkpoint: Path, tmp_path: Pat
 
 
 def test_what_decides_the_contents_decides_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
-    other = parse_dataset({"kind": "digits_lt", "n_max": 100})
+    other = DATASETS.parse({"kind": "digits_lt", "n_max": 100})
     paths = {
         build_bank(DIGITS, checkpoint, FeaturesSpec(), tmp_path),
         build_bank(DIGITS, checkpoint, FeaturesSpec(views=2), tmp_path),
@@ -141,7 +141,7 @@ def write_pictures(path: Path, num_classes: int, channels: int) -> DatasetSpec:
     labels = np.arange(5 * num_classes) % num_classes
     images = rng.integers(0, 256, (len(labels), channels, 8, 8), dtype=np.uint8)
     np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    return parse_dataset({"kind": "arrays", "path": str(path)})
+    return DATASETS.parse({"kind": "arrays", "path": str(path)})
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_features_become_a_bank_without_a_backbone(checkpoint: Path, tmp_path: P
     weight = rng.normal(size=(3, 4)).astype(np.float32)
     arrays = {"train_features": given, "train_labels": labels, "test_features": given, "test_labels": labels}
     np.savez(tmp_path / "mine.npz", weight=weight, **arrays)
-    dataset = parse_dataset({"kind": "arrays", "path": str(tmp_path / "mine.npz"), "val_fraction": 0})
+    dataset = DATASETS.parse({"kind": "arrays", "path": str(tmp_path / "mine.npz"), "val_fraction": 0})
     path = build_bank(dataset, None, FeaturesSpec(), tmp_path / "banks")
     bank = open_bank(path)
     assert torch.equal(bank.train_features, torch.from_numpy(given))

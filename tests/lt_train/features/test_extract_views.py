@@ -5,21 +5,21 @@ from pathlib import Path
 import torch
 from support.pictures import write_tree
 
-from lt_train import seeding
-from lt_train.backbones.base import parse_backbone
+from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.datasets.base import DatasetSpec, PictureData, ResizedCrop, parse_dataset
-from lt_train.datasets.transform import View, draw_views, normalise
-from lt_train.features.bank_files import open_bank
+from lt_train.core import seeding
+from lt_train.datasets._images.transform import View, draw_views, normalise
+from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData, ResizedCrop
 from lt_train.features.extract import FeaturesSpec, build_bank
-from lt_train.stage1.base import parse_recipe
-from lt_train.stage1.train import train_backbone
+from lt_train.features.files import open_bank
+from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.train import train_backbone
 
 TREE = {"train": {"auk": 9, "crow": 5, "owl": 3}, "test": {"auk": 2, "crow": 2, "owl": 2}}
 
 
 def folder(root: Path, augmentation: object) -> DatasetSpec:
-    return parse_dataset(
+    return DATASETS.parse(
         {"kind": "image_folder", "root": str(root), "size": 8, "resize": 9, "augmentation": augmentation}
     )
 
@@ -35,7 +35,7 @@ def test_a_bank_holds_the_resized_crops_drawn_for_each_view(tmp_path: Path) -> N
     data = pictures(spec)
     out = tmp_path / "stage1.safetensors"
     train_backbone(
-        data, parse_backbone({"kind": "small_cnn", "width": 4}), parse_recipe({"kind": "ce", "epochs": 1}), out
+        data, BACKBONES.parse({"kind": "small_cnn", "width": 4}), RECIPES.parse({"kind": "ce", "epochs": 1}), out
     )
     network = load_checkpoint(out)[0].backbone
 
@@ -69,4 +69,4 @@ def test_training_pictures_of_a_resized_crop_stay_in_their_files(tmp_path: Path)
 def test_padding_and_cropping_is_addressed_as_before_there_was_another_augmentation() -> None:
     for augmentation in ({"pad": 2, "flip": False}, {"kind": "pad_crop", "pad": 2, "flip": False}):
         assert folder(Path("x"), augmentation).identity()["augmentation"] == {"pad": 2, "flip": False}
-    assert parse_dataset({"kind": "digits_lt"}).identity()["augmentation"] == {"pad": 1, "flip": False}
+    assert DATASETS.parse({"kind": "digits_lt"}).identity()["augmentation"] == {"pad": 1, "flip": False}

@@ -13,12 +13,12 @@ from support.banks import make_bank
 from support.extraction import DIGITS, FEATURES, bytes_of, write_checkpoint
 
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
-from lt_train.errors import BankError
+from lt_train.core.errors import BankError
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import build_bank
+from lt_train.features.files import open_bank
 from lt_train.features.shards import Done, Extractor, Shard, in_this_process
-from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Run
 
@@ -59,7 +59,7 @@ def as_single(bank: FeatureBank) -> FeatureBank:
 def test_training_is_that_of_the_rounded_features_in_float32(kind: str, engine: object) -> None:
     half = FeatureBank.from_arrays(halved(make_bank(views=2)).to_arrays())
     assert half.train_features.dtype == torch.float16
-    runs = [Run(parse_method({"kind": kind}), TrainingSpec(epochs=2), 0)]
+    runs = [Run(METHODS.parse({"kind": kind}), TrainingSpec(epochs=2), 0)]
     found, expected = (engine.fit(bank, runs)[0] for bank in (half, as_single(half)))  # type: ignore[attr-defined]
     assert found.failure is None
     np.testing.assert_array_equal(found.test_accuracy, expected.test_accuracy)

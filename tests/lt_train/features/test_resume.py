@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from support import extraction
 from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoint
 
-from lt_train.errors import StorageError
+from lt_train.core.errors import StorageError
+from lt_train.core.tensor_file import allocate, tensor_offsets
 from lt_train.features import extract, partial
-from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import build_bank
+from lt_train.features.files import open_bank
 from lt_train.features.partial import alone
 from lt_train.features.shards import Done, Extractor, Shard
-from lt_train.tensor_file import allocate, tensor_offsets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

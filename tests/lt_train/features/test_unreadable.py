@@ -14,11 +14,11 @@ from PIL import Image
 from support.extraction import broken_inside, write_checkpoint
 from support.pictures import encoded, write_tree
 
-from lt_train.datasets.base import PictureData, parse_dataset
-from lt_train.errors import DataError, StorageError
+from lt_train.core.errors import DataError, StorageError
+from lt_train.datasets.base import DATASETS, PictureData
 from lt_train.features.bank import FeatureBank
-from lt_train.features.bank_files import open_bank
 from lt_train.features.extract import FeaturesSpec, Report, build_bank
+from lt_train.features.files import open_bank
 from lt_train.features.shards import Done, Extractor, Shard, Workers, in_this_process
 
 TREE = {"train": {"auk": 9, "crow": 6, "owl": 3}, "val": {"auk": 2, "crow": 2, "owl": 2}}
@@ -46,7 +46,7 @@ def make(root: Path, tmp_path: Path) -> Make:
         **spec: Any,
     ) -> Any:
         folder = {"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory}
-        parsed = parse_dataset(folder | (dataset or {}))
+        parsed = DATASETS.parse(folder | (dataset or {}))
         if in_memory:
             spoil()
         data = parsed.load()
@@ -203,12 +203,12 @@ def test_grey_and_cmyk_are_read(make: Make, root: Path, mode: str) -> None:
 
 
 def test_stage_1_refuses_what_is_known_to_be_unreadable(root: Path, tmp_path: Path) -> None:
-    from lt_train.backbones.base import parse_backbone
-    from lt_train.stage1.base import parse_recipe
-    from lt_train.stage1.train import train_backbone
+    from lt_train.backbones.base import BACKBONES
+    from lt_train.pretrain.base import RECIPES
+    from lt_train.pretrain.train import train_backbone
 
     spoiled(root, "inside", "test/owl/00.jpg")
-    data = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8}).load()
+    data = DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8}).load()
     assert isinstance(data, PictureData)
     with pytest.raises(DataError, match=r"picture test/owl/00\.jpg cannot be decoded"):
-        train_backbone(data, parse_backbone({"kind": "small_cnn"}), parse_recipe({"kind": "ce"}), tmp_path / "out")
+        train_backbone(data, BACKBONES.parse({"kind": "small_cnn"}), RECIPES.parse({"kind": "ce"}), tmp_path / "out")

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
-from lt_train.methods.base import TrainedMethod, method_kinds, parse_method
+from lt_train.methods.base import METHODS, TrainedMethod
 
-TRAINED = [kind for kind, spec in method_kinds().items() if spec.trains]
+TRAINED = [kind for kind, spec in METHODS.kinds().items() if spec.trains]
 COUNTS = torch.tensor([16, 4, 1])
 
 
 def variants(kind: str) -> list[dict[str, object]]:
     """The method as it is by default, and with every value of each option of its own."""
     found: list[dict[str, object]] = [{"kind": kind}]
-    for name, field in method_kinds()[kind].model_fields.items():
+    for name, field in METHODS.kinds()[kind].model_fields.items():
         options = typing.get_args(field.annotation)
         if typing.get_origin(field.annotation) is typing.Literal and name not in ("kind", "init"):
             found += [{"kind": kind, name: option} for option in options if option != field.default]
@@ -52,7 +52,7 @@ def lanes_of(
 
 
 def loss_of(document: dict[str, object], counts: Tensor = COUNTS, **kwargs: typing.Any) -> Loss:
-    method = parse_method(document)
+    method = METHODS.parse(document)
     assert isinstance(method, TrainedMethod)
     return method.loss(lanes_of(method, **kwargs), counts)
 
@@ -176,7 +176,7 @@ def test_extreme_logits_leave_loss_and_gradient_finite(document: dict[str, objec
 @every_loss
 def test_a_lane_is_what_it_is_alone(document: dict[str, object]) -> None:
     seeds, batch, lanes = 2, 5, 3
-    method = parse_method(document)
+    method = METHODS.parse(document)
     assert isinstance(method, TrainedMethod)
     values = lanes_of(method, seeds, lanes)
     logits, labels = 3 * draw(seeds, batch, lanes, 3), torch.tensor([[0, 1, 2, 2, 0], [1, 1, 0, 2, 0]])

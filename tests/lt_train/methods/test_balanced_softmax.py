@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
 from lt_train.methods.balanced_softmax import BalancedSoftmax
-from lt_train.methods.base import parse_method
+from lt_train.methods.base import METHODS
 
 
 def test_a_head_without_opinion_is_at_its_optimum_on_the_training_set() -> None:
@@ -20,6 +20,6 @@ def test_what_is_refused() -> None:
     assert BalancedSoftmax().unfit(torch.tensor([5, 1])) == ""
     assert "1 of 2 have none: 1" in BalancedSoftmax().unfit(torch.tensor([5, 0]))
     with pytest.raises(SpecError, match="and post_hoc logit_adjust would each correct for class frequencies"):
-        parse_method({"kind": "balanced_softmax", "post_hoc": "logit_adjust"})
+        METHODS.parse({"kind": "balanced_softmax", "post_hoc": "logit_adjust"})
     with pytest.raises(SpecError, match=r"balanced_softmax\.tau: unknown key"):
-        parse_method({"kind": "balanced_softmax", "tau": 1.0})
+        METHODS.parse({"kind": "balanced_softmax", "tau": 1.0})

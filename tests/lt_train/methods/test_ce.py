@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import TrainedMethod, TrainingSpec, parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS, TrainedMethod, TrainingSpec
 
 
 def test_the_loss_is_torchs_cross_entropy() -> None:
-    method = parse_method({"kind": "ce"})
+    method = METHODS.parse({"kind": "ce"})
     assert isinstance(method, TrainedMethod)
     logits, labels = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 4
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -16,7 +16,7 @@ def test_the_loss_is_torchs_cross_entropy() -> None:
 
 
 def test_defaults_are_the_papers_protocol() -> None:
-    method = parse_method({"kind": "ce"})
+    method = METHODS.parse({"kind": "ce"})
     assert method.model_dump() == {
         "kind": "ce",
         "lr": 5e-4,
@@ -45,4 +45,4 @@ def test_defaults_are_the_papers_protocol() -> None:
 )
 def test_values_out_of_range_are_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        parse_method({"kind": "ce", field: value})
+        METHODS.parse({"kind": "ce", field: value})

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
 from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.losses.focal import Focal
-from lt_train.methods.base import parse_method
+from lt_train.losses.priors import effective_number_weights
+from lt_train.methods.base import METHODS
 from lt_train.methods.class_balanced import ClassBalancedLoss
-from lt_train.priors import effective_number_weights
 
 COUNTS = torch.tensor([500, 60, 5, 1])
 
@@ -54,7 +54,7 @@ def test_weights_of_a_beta_in_float32_are_computed_in_double() -> None:
     [("bce_softmax", BinarySoftmax), ("sigmoid", BinarySigmoid), ("ce", CrossEntropy), ("focal", Focal)],
 )
 def test_modes(mode: str, form: type) -> None:
-    method = parse_method({"kind": "class_balanced", "mode": mode} | ({"gamma": 1.5} if mode == "focal" else {}))
+    method = METHODS.parse({"kind": "class_balanced", "mode": mode} | ({"gamma": 1.5} if mode == "focal" else {}))
     assert isinstance(method, ClassBalancedLoss)
     loss = method.loss({"beta": torch.tensor(0.99), "gamma": torch.tensor(1.5)}, COUNTS)
     assert isinstance(loss, form)
@@ -85,7 +85,7 @@ def test_defaults() -> None:
 )
 def test_values_out_of_range_are_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        parse_method({"kind": "class_balanced", field: value})
+        METHODS.parse({"kind": "class_balanced", field: value})
 
 
 def test_a_class_without_pictures_is_refused() -> None:
@@ -94,14 +94,14 @@ def test_a_class_without_pictures_is_refused() -> None:
 
 def test_gamma_is_refused_where_it_changes_nothing() -> None:
     with pytest.raises(SpecError, match="gamma is the exponent of mode focal and changes nothing in mode ce; leave it"):
-        parse_method({"kind": "class_balanced", "mode": "ce", "gamma": 1.0})
+        METHODS.parse({"kind": "class_balanced", "mode": "ce", "gamma": 1.0})
 
 
 def test_beta_that_float32_takes_for_1_is_refused() -> None:
     with pytest.raises(SpecError, match=r"beta must be a number that float32 can tell from 1, got 0\.99999999"):
-        parse_method({"kind": "class_balanced", "beta": 0.99999999})
+        METHODS.parse({"kind": "class_balanced", "beta": 0.99999999})
 
 
 def test_a_rate_that_float32_takes_for_0_is_refused() -> None:
     with pytest.raises(SpecError, match="lr must be a number that float32 can tell from 0, got 1e-50"):
-        parse_method({"kind": "class_balanced", "lr": 1e-50})
+        METHODS.parse({"kind": "class_balanced", "lr": 1e-50})

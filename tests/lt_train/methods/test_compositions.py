@@ -8,26 +8,26 @@ from typing import Any
 import pytest
 import torch
 
-from lt_train.constraints.base import constraint_kinds
-from lt_train.errors import SpecError
-from lt_train.heads.base import head_kinds
-from lt_train.methods.base import MethodSpec, TrainedMethod, method_kinds, parse_method
-from lt_train.post_hoc.base import post_hoc_kinds
-from lt_train.samplers.base import sampler_kinds
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
+from lt_train.methods.constraints.base import CONSTRAINTS
+from lt_train.methods.heads.base import HEADS
+from lt_train.methods.post_hoc.base import POST_HOC
+from lt_train.methods.samplers.base import SAMPLERS
 
 PARTS: dict[str, list[str | None]] = {
-    "head": list(head_kinds()),
-    "sampler": list(sampler_kinds()),
-    "constraint": [None, *constraint_kinds()],
-    "post_hoc": [None, *post_hoc_kinds()],
+    "head": list(HEADS.kinds()),
+    "sampler": list(SAMPLERS.kinds()),
+    "constraint": [None, *CONSTRAINTS.kinds()],
+    "post_hoc": [None, *POST_HOC.kinds()],
 }
 COUNTS = torch.tensor([90, 30, 10, 2])
-every_method = pytest.mark.parametrize("kind", method_kinds())
+every_method = pytest.mark.parametrize("kind", METHODS.kinds())
 
 
 def documents(kind: str) -> Iterator[dict[str, Any]]:
     """Every combination of the parts that a method of this kind has."""
-    names = [name for name in PARTS if name in method_kinds()[kind].model_fields]
+    names = [name for name in PARTS if name in METHODS.kinds()[kind].model_fields]
     for parts in itertools.product(*(PARTS[name] for name in names)):
         chosen = zip(names, parts, strict=True)
         yield {"kind": kind, **{name: None if part is None else {"kind": part} for name, part in chosen}}
@@ -35,7 +35,7 @@ def documents(kind: str) -> Iterator[dict[str, Any]]:
 
 def outcome(document: dict[str, Any]) -> MethodSpec | str:
     try:
-        return parse_method(document)
+        return METHODS.parse(document)
     except SpecError as error:
         return str(error)
 
@@ -56,7 +56,7 @@ def test_it_can_be_trained_or_is_refused_with_a_reason(kind: str) -> None:
             assert (own if own is None or isinstance(own, str) else own.kind) == (
                 part and part["kind"] if name != "kind" else kind
             )
-        assert parse_method(json.loads(method.model_dump_json())) == method
+        assert METHODS.parse(json.loads(method.model_dump_json())) == method
         assert method.unfit(COUNTS) == ""
         if isinstance(method, TrainedMethod):
             lanes = {name: torch.tensor(value) for name, value in method.lane_values().items()}
@@ -66,16 +66,16 @@ def test_it_can_be_trained_or_is_refused_with_a_reason(kind: str) -> None:
 
 @every_method
 def test_what_is_refused_is_what_makes_no_sense(kind: str) -> None:
-    spec = method_kinds()[kind]
+    spec = METHODS.kinds()[kind]
     for document in documents(kind):
         head, constraint, adjustment = (
-            head_kinds()[document["head"]["kind"]],
+            HEADS.kinds()[document["head"]["kind"]],
             document.get("constraint"),
             document.get("post_hoc"),
         )
-        post_hoc = post_hoc_kinds()[adjustment["kind"]] if adjustment else None
+        post_hoc = POST_HOC.kinds()[adjustment["kind"]] if adjustment else None
         fresh = spec.model_fields["init"].default == "fresh" if "init" in spec.model_fields else False
-        sampler = sampler_kinds().get((document.get("sampler") or {}).get("kind", ""))
+        sampler = SAMPLERS.kinds().get((document.get("sampler") or {}).get("kind", ""))
         correcting = [getattr(one, "corrects_prior", False) for one in (spec, sampler, post_hoc)]
         senseless = (
             not all(fixed(spec, name, document[name]) for name in document if name != "kind")
@@ -131,17 +131,17 @@ def fixed(spec: type[MethodSpec], name: str, part: dict[str, str] | None) -> boo
 )
 def test_reasons(document: dict[str, Any], reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
-        parse_method(document)
+        METHODS.parse(document)
 
 
 @every_method
 def test_every_part_may_be_left_out(kind: str) -> None:
-    assert parse_method({"kind": kind}) == method_kinds()[kind]()
+    assert METHODS.parse({"kind": kind}) == METHODS.kinds()[kind]()
 
 
 @every_method
 def test_lane_values_are_the_numbers_and_the_rest_is_static(kind: str) -> None:
-    method = method_kinds()[kind]()
+    method = METHODS.kinds()[kind]()
     lanes, static = method.lane_values(), json.dumps(method.static_fields())
     assert all(type(value) is float for value in lanes.values())
     for path, value in lanes.items():
@@ -161,7 +161,7 @@ def getattr_path(spec: Any, path: str) -> Any:
 def test_a_class_without_pictures_is_refused_where_its_size_is_divided_by(kind: str) -> None:
     """Either the method says which class is empty, or it can be trained without it."""
     empty = torch.tensor([90, 0, 10, 2])
-    method = method_kinds()[kind]()
+    method = METHODS.kinds()[kind]()
     reason = method.unfit(empty)
     if reason:
         assert reason == "every class must have training pictures, but 1 of 4 have none: 1"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.cosine import CosineClassifier
 
 
@@ -15,10 +15,10 @@ def test_the_scale_is_searched_where_the_head_has_it() -> None:
 
 
 def test_the_head_is_what_it_is_made_of() -> None:
-    oltr = parse_method({"kind": "cosine", "head": {"kind": "cosine", "scale": 16.0, "squash": True}})
+    oltr = METHODS.parse({"kind": "cosine", "head": {"kind": "cosine", "scale": 16.0, "squash": True}})
     logits = oltr.head.module((torch.eye(3), torch.ones(3)))(torch.tensor([3.0, 0.0, 0.0]))
     torch.testing.assert_close(logits.detach(), torch.tensor([12.0, 0.0, 0.0]))
     with pytest.raises(SpecError, match="known: cosine"):
-        parse_method({"kind": "cosine", "head": {"kind": "linear"}})
+        METHODS.parse({"kind": "cosine", "head": {"kind": "linear"}})
     with pytest.raises(SpecError, match=r"cosine\.head\.scale: must be above 0"):
-        parse_method({"kind": "cosine", "head": {"kind": "cosine", "scale": 0.0}})
+        METHODS.parse({"kind": "cosine", "head": {"kind": "cosine", "scale": 0.0}})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.crt import ClassifierRetraining
 from lt_train.methods.resample import Resample
 
@@ -24,4 +24,4 @@ def test_it_is_resample_from_a_fresh_head() -> None:
 )
 def test_what_it_is_made_of(document: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        parse_method({"kind": "crt", **document})
+        METHODS.parse({"kind": "crt", **document})

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
 from lt_train.losses.cross_entropy import CrossEntropy
-from lt_train.methods.base import parse_method
+from lt_train.methods.base import METHODS
 from lt_train.methods.disalign import AlignedClassifier
 
 COUNTS = torch.tensor([100, 25, 4])
@@ -42,4 +42,4 @@ def test_defaults_and_what_is_refused() -> None:
         ({"head": {"kind": "linear"}}, "known: disalign"),
     ):
         with pytest.raises(SpecError, match=message):
-            parse_method({"kind": "disalign", **document})
+            METHODS.parse({"kind": "disalign", **document})

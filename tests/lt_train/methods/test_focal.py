@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
 from lt_train.losses.focal import Focal
-from lt_train.methods.base import parse_method
+from lt_train.methods.base import METHODS
 from lt_train.methods.focal import FocalLoss
 
 
@@ -20,5 +20,5 @@ def test_gamma_differs_by_lane() -> None:
 
 def test_a_negative_gamma_is_refused() -> None:
     with pytest.raises(SpecError, match=r"focal\.gamma: must be at least 0, got -0\.5"):
-        parse_method({"kind": "focal", "gamma": -0.5})
+        METHODS.parse({"kind": "focal", "gamma": -0.5})
     assert FocalLoss(gamma=0.0).gamma == 0.0

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
 from lt_train.losses.cross_entropy import CrossEntropy
-from lt_train.methods.base import parse_method
+from lt_train.methods.base import METHODS
 from lt_train.methods.las import LabelAwareSmoothing
 
 
@@ -48,4 +48,4 @@ def test_defaults_and_what_is_refused() -> None:
     assert described == "smooth factor of the largest class, in [0, 1)"
     for name in ("smooth_head", "smooth_tail"):
         with pytest.raises(SpecError, match=rf"las\.{name}: must be in \[0(\.0)?, 1(\.0)?\), got 1\.0"):
-            parse_method({"kind": "las", name: 1.0})
+            METHODS.parse({"kind": "las", name: 1.0})

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import TrainedMethod, parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS, TrainedMethod
 
 COUNTS = torch.tensor([10000, 625, 16])
 """Fourth roots 10, 5 and 2: margins are 1/5, 2/5 and 1 of the largest."""
 
 
 def losses(document: dict[str, object]) -> list[float]:
-    method = parse_method({"kind": "ldam", **document})
+    method = METHODS.parse({"kind": "ldam", **document})
     assert isinstance(method, TrainedMethod)
     lanes = {name: torch.tensor(value) for name, value in method.lane_values().items()}
     return [float(x) for x in method.loss(lanes, COUNTS)(torch.zeros(3, 3), torch.arange(3))]
@@ -35,7 +35,7 @@ def test_margins(document: dict[str, object], scale: float, margin: float) -> No
 
 
 def test_scale_and_margin_differ_by_lane_together() -> None:
-    method = parse_method({"kind": "ldam"})
+    method = METHODS.parse({"kind": "ldam"})
     assert isinstance(method, TrainedMethod)
     scale, margin = torch.tensor([[[10.0, 20.0]]]), torch.tensor([[[0.5, 0.1]]])
     loss = method.loss({"head.scale": scale, "max_margin": margin}, COUNTS)(
@@ -47,10 +47,10 @@ def test_scale_and_margin_differ_by_lane_together() -> None:
 
 
 def test_defaults_and_what_is_refused() -> None:
-    method = parse_method({"kind": "ldam"})
+    method = METHODS.parse({"kind": "ldam"})
     assert method.lane_values() == {
         "head.scale": 30.0, "lr": 5e-4, "weight_decay": 0.0, "momentum": 0.9, "max_margin": 0.5
     }  # fmt: skip
     assert "1 of 3 have none: 1" in method.unfit(torch.tensor([5, 0, 2]))
     with pytest.raises(SpecError, match=r"ldam\.max_margin: must be at least 0, got -0\.1"):
-        parse_method({"kind": "ldam", "max_margin": -0.1})
+        METHODS.parse({"kind": "ldam", "max_margin": -0.1})

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.logit_adjust import PostHocLogitAdjustment
 
 
@@ -17,7 +17,7 @@ def test_tau_is_all_there_is_to_search() -> None:
 
 def test_what_is_refused() -> None:
     assert "1 of 2 have none: 1" in PostHocLogitAdjustment().unfit(torch.tensor([3, 0]))
-    given = parse_method({"kind": "logit_adjust", "post_hoc": {"kind": "logit_adjust", "prior": [0.7, 0.3]}})
+    given = METHODS.parse({"kind": "logit_adjust", "post_hoc": {"kind": "logit_adjust", "prior": [0.7, 0.3]}})
     assert given.unfit(torch.tensor([3, 0])) == ""
     for document, message in (
         ({"post_hoc": None}, r"logit_adjust\.post_hoc: must be a mapping"),
@@ -26,4 +26,4 @@ def test_what_is_refused() -> None:
         ({"sampler": {"kind": "instance"}}, "sampler: unknown key"),
     ):
         with pytest.raises(SpecError, match=message):
-            parse_method({"kind": "logit_adjust", **document})
+            METHODS.parse({"kind": "logit_adjust", **document})

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.logit_adjust_loss import LogitAdjustedLoss
 
 
@@ -30,4 +30,4 @@ def test_what_is_refused() -> None:
         ("post_hoc", "logit_adjust", "and post_hoc logit_adjust would each correct for class frequencies"),
     ):
         with pytest.raises(SpecError, match=message):
-            parse_method({"kind": "logit_adjust_loss", field: value})
+            METHODS.parse({"kind": "logit_adjust_loss", field: value})

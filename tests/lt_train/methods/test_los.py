@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
 from lt_train.losses.base import Loss
-from lt_train.methods.base import TrainedMethod, parse_method
-from lt_train.metrics import LogitStatistics
+from lt_train.methods.base import METHODS, TrainedMethod
+from lt_train.metrics.accuracy import LogitStatistics
 
 
 def loss_of(smooth_factor: float) -> Loss:
-    method = parse_method({"kind": "los", "smooth_factor": smooth_factor})
+    method = METHODS.parse({"kind": "los", "smooth_factor": smooth_factor})
     assert isinstance(method, TrainedMethod)
     return method.loss({"smooth_factor": torch.tensor(smooth_factor)}, torch.ones(4))
 
@@ -37,22 +37,22 @@ def test_more_smoothing_gives_smaller_magnitudes() -> None:
 
 
 def test_the_papers_smooth_factor_is_the_default_and_may_differ_by_lane() -> None:
-    method = parse_method({"kind": "los"})
+    method = METHODS.parse({"kind": "los"})
     assert method.model_dump()["smooth_factor"] == 0.98
     assert method.lane_values()["smooth_factor"] == 0.98
     assert "smooth_factor" not in method.static_fields()
 
 
 def test_it_needs_no_class_counts() -> None:
-    assert parse_method({"kind": "los"}).unfit(torch.tensor([5, 0])) == ""
+    assert METHODS.parse({"kind": "los"}).unfit(torch.tensor([5, 0])) == ""
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, 1.5])
 def test_a_smooth_factor_out_of_range_is_refused(value: float) -> None:
     with pytest.raises(SpecError, match=rf"los\.smooth_factor: must be in \[0(\.0)?, 1(\.0)?\), got {value}"):
-        parse_method({"kind": "los", "smooth_factor": value})
+        METHODS.parse({"kind": "los", "smooth_factor": value})
 
 
 @pytest.mark.parametrize("value", [0.0, 0.999])
 def test_the_ends_that_are_allowed(value: float) -> None:
-    assert parse_method({"kind": "los", "smooth_factor": value}).model_dump()["smooth_factor"] == value
+    assert METHODS.parse({"kind": "los", "smooth_factor": value}).model_dump()["smooth_factor"] == value

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.class_balanced import ClassBalancedLoss
 from lt_train.methods.ltwb import WeightBalancing
 
@@ -28,6 +28,6 @@ def test_the_loss_is_that_of_class_balanced() -> None:
 def test_what_is_refused() -> None:
     assert "1 of 2 have none: 0" in WeightBalancing().unfit(torch.tensor([0, 3]))
     with pytest.raises(SpecError, match=r"ltwb\.beta: must be in \[0(\.0)?, 1(\.0)?\), got 1\.0"):
-        parse_method({"kind": "ltwb", "beta": 1.0})
+        METHODS.parse({"kind": "ltwb", "beta": 1.0})
     with pytest.raises(SpecError, match=r"ltwb\.constraint: must be a mapping"):
-        parse_method({"kind": "ltwb", "constraint": None})
+        METHODS.parse({"kind": "ltwb", "constraint": None})

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.lws import WeightScaling
-from lt_train.samplers.instance import Instance
+from lt_train.methods.samplers.instance import Instance
 
 
 def test_defaults_are_the_originals() -> None:
@@ -15,10 +15,10 @@ def test_defaults_are_the_originals() -> None:
 
 
 def test_the_sampler_is_open_and_the_start_is_not() -> None:
-    method = parse_method({"kind": "lws", "sampler": "instance"})
+    method = METHODS.parse({"kind": "lws", "sampler": "instance"})
     assert isinstance(method, WeightScaling)
     assert method.sampler == Instance()
     with pytest.raises(SpecError, match="init must be warm, got fresh"):
-        parse_method({"kind": "lws", "init": "fresh"})
+        METHODS.parse({"kind": "lws", "init": "fresh"})
     with pytest.raises(SpecError, match="known: lws"):
-        parse_method({"kind": "lws", "head": {"kind": "linear"}})
+        METHODS.parse({"kind": "lws", "head": {"kind": "linear"}})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.ce import PlainCrossEntropy
 from lt_train.methods.maxnorm import MaxNormRetraining
 
@@ -28,4 +28,4 @@ def test_it_is_ce_but_for_the_constraint() -> None:
 )
 def test_what_is_refused(document: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        parse_method({"kind": "maxnorm", **document})
+        METHODS.parse({"kind": "maxnorm", **document})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.ce import PlainCrossEntropy
 from lt_train.methods.resample import Resample
 
@@ -16,4 +16,4 @@ def test_it_is_ce_but_for_the_sampler() -> None:
 
 def test_its_sampler_is_what_it_is_made_of() -> None:
     with pytest.raises(SpecError, match=r"resample\.sampler\.kind: unknown kind .instance.; known: class_balanced"):
-        parse_method({"kind": "resample", "sampler": {"kind": "instance"}})
+        METHODS.parse({"kind": "resample", "sampler": {"kind": "instance"}})

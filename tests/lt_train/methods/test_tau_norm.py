@@ -2,8 +2,8 @@
 
 import pytest
 
-from lt_train.errors import SpecError
-from lt_train.methods.base import parse_method
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import METHODS
 from lt_train.methods.tau_norm import TauNormalization
 
 
@@ -28,4 +28,4 @@ def test_tau_is_all_there_is_to_search() -> None:
 )
 def test_what_is_refused(document: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        parse_method({"kind": "tau_norm", **document})
+        METHODS.parse({"kind": "tau_norm", **document})

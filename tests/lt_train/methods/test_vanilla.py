@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Engine, EpochRule, Run
 
@@ -20,7 +20,7 @@ def test_the_stage_1_head_is_evaluated_as_it_is(engine: Engine, seed: int) -> No
     counts = torch.tensor([200, 50, 3])
     images = EvalSet(features, labels)
     bank = FeatureBank("vanilla", features, labels, images, images, (weight, bias), counts, counts)
-    run = Run(parse_method({"kind": "vanilla"}), TrainingSpec(epochs=9), seed)
+    run = Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(epochs=9), seed)
     result = engine(bank, [run], rule=EpochRule("best"))[0]
     assert result.kept is not None
     np.testing.assert_array_equal(result.kept.state["weight"], weight.numpy())
@@ -33,7 +33,7 @@ def test_the_stage_1_head_is_evaluated_as_it_is(engine: Engine, seed: int) -> No
 
 
 def test_it_has_nothing_to_set() -> None:
-    method = parse_method({"kind": "vanilla"})
+    method = METHODS.parse({"kind": "vanilla"})
     assert not method.trains
     assert method.lane_values() == {}
     assert method.unfit(torch.tensor([5, 0])) == ""
@@ -43,4 +43,4 @@ def test_it_has_nothing_to_set() -> None:
         ({"post_hoc": {"kind": "tau_norm"}}, r"vanilla\.post_hoc: must be null"),
     ):
         with pytest.raises(SpecError, match=message):
-            parse_method({"kind": "vanilla", **document})
+            METHODS.parse({"kind": "vanilla", **document})

@@ -14,11 +14,11 @@ from support.banks import make_bank
 from support.compositions import ALLOWED, DEFAULTS, OPTIONS, REFUSED, TRAINED, searchable, variants
 from support.engines import agree, distance, kept, make_runs, predict
 
-from lt_train.heads.base import head_kinds
-from lt_train.lanes import part_of
-from lt_train.methods.base import MethodSpec, TrainedMethod, method_kinds
+from lt_train.core.lanes import part_of
+from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
+from lt_train.methods.heads.base import HEADS
+from lt_train.methods.samplers.base import SAMPLERS
 from lt_train.retrain.base import EpochRule
-from lt_train.samplers.base import sampler_kinds
 
 every_composition = pytest.mark.parametrize("method", [*ALLOWED.values(), *OPTIONS.values()], ids=[*ALLOWED, *OPTIONS])
 every_trained_composition = pytest.mark.parametrize(
@@ -37,9 +37,9 @@ SEEDS = (0, 7, 0, 7, 5)
 def test_every_composition_is_allowed_or_refused_with_a_reason() -> None:
     product = {
         f"{kind}-head:{head}-sampler:{sampler}"
-        for kind in method_kinds()
-        for head in head_kinds()
-        for sampler in sampler_kinds()
+        for kind in METHODS.kinds()
+        for head in HEADS.kinds()
+        for sampler in SAMPLERS.kinds()
     }
     allowed = product & ALLOWED.keys()
     assert allowed | REFUSED.keys() == product
@@ -51,12 +51,12 @@ def test_every_composition_is_allowed_or_refused_with_a_reason() -> None:
 
 def test_many_losses_go_with_every_head_and_sampler() -> None:
     """Guards the suite: were most compositions refused, it would compare little."""
-    parts = len(head_kinds()) * len(sampler_kinds())
+    parts = len(HEADS.kinds()) * len(SAMPLERS.kinds())
     everywhere = [kind for kind in TRAINED if sum(name.startswith(f"{kind}-") for name in ALLOWED) == parts]
     assert len(everywhere) >= len(TRAINED) / 3
-    assert {method.head.kind for method in ALLOWED.values()} == head_kinds().keys()
+    assert {method.head.kind for method in ALLOWED.values()} == HEADS.kinds().keys()
     samplers = {method.sampler.kind for method in ALLOWED.values() if isinstance(method, TrainedMethod)}
-    assert samplers == sampler_kinds().keys()
+    assert samplers == SAMPLERS.kinds().keys()
 
 
 @every_composition

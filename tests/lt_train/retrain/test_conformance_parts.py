@@ -14,11 +14,11 @@ from support.banks import make_bank
 from support.compositions import PARTS, REFUSED_PARTS
 from support.engines import agree, distance, every_engine, kept, lone_run, make_runs, predict
 
-from lt_train.constraints.base import constraint_kinds
-from lt_train.heads.base import head_kinds
-from lt_train.heads.linear import StackedLinear
-from lt_train.methods.base import MethodSpec, TrainedMethod, method_kinds, parse_method
-from lt_train.post_hoc.base import post_hoc_kinds
+from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
+from lt_train.methods.constraints.base import CONSTRAINTS
+from lt_train.methods.heads.base import HEADS
+from lt_train.methods.heads.linear import StackedLinear
+from lt_train.methods.post_hoc.base import POST_HOC
 from lt_train.retrain import fused
 from lt_train.retrain.base import Engine, EpochRule, Run
 
@@ -43,8 +43,8 @@ def test_every_part_changes_what_a_head_predicts(name: str) -> None:
 
 def test_every_kind_of_part_is_compared_on_some_head() -> None:
     used = [method.constraint for method in PARTS.values() if isinstance(method, TrainedMethod) and method.constraint]
-    assert {(part.kind, part.every) for part in used} == set(product(constraint_kinds(), ("epoch", "step")))
-    assert {method.post_hoc.kind for method in PARTS.values() if method.post_hoc is not None} == post_hoc_kinds().keys()
+    assert {(part.kind, part.every) for part in used} == set(product(CONSTRAINTS.kinds(), ("epoch", "step")))
+    assert {method.post_hoc.kind for method in PARTS.values() if method.post_hoc is not None} == POST_HOC.kinds().keys()
     both = {
         method.constraint.every for method in PARTS.values() if isinstance(method, TrainedMethod) and method.constraint
     }
@@ -52,12 +52,12 @@ def test_every_kind_of_part_is_compared_on_some_head() -> None:
 
 
 def test_what_is_refused_has_a_reason() -> None:
-    assert len(PARTS) >= len(method_kinds()) * 3
+    assert len(PARTS) >= len(METHODS.kinds()) * 3
     assert REFUSED_PARTS
     assert all(reason.strip() for reason in REFUSED_PARTS.values())
-    rowless = {head for head, spec in head_kinds().items() if not spec.has_rows}
+    rowless = {head for head, spec in HEADS.kinds().items() if not spec.has_rows}
     for head in rowless:
-        for part in constraint_kinds():
+        for part in CONSTRAINTS.kinds():
             reason = REFUSED_PARTS[f"ce-head:{head}-constraint:{part}"]
             assert f"constraint {part} bounds the length of trained weight rows, and head {head} has none" in reason
 
@@ -69,7 +69,7 @@ def test_a_constraint_and_an_adjustment_may_be_had_together() -> None:
         "post_hoc": {"kind": "tau_norm", "tau": 0.7},
         "sampler": "class_balanced",
     }
-    agree(BANK, make_runs(parse_method(document), epochs=2, batch_size=32, seeds=SEEDS))
+    agree(BANK, make_runs(METHODS.parse(document), epochs=2, batch_size=32, seeds=SEEDS))
 
 
 @every_engine
@@ -99,7 +99,7 @@ def grid(kind: str, number: int) -> list[Run]:
     return [lone_run({"kind": kind, "post_hoc": {"kind": kind, "tau": float(tau)}}, seed=int(10 * tau)) for tau in taus]
 
 
-UNTRAINED_GRIDS = [kind for kind in post_hoc_kinds() if kind in method_kinds()]
+UNTRAINED_GRIDS = [kind for kind in POST_HOC.kinds() if kind in METHODS.kinds()]
 
 
 @pytest.mark.parametrize("kind", UNTRAINED_GRIDS)

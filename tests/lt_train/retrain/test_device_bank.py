@@ -7,11 +7,11 @@ import torch
 from support.banks import make_bank
 
 from lt_train.features.bank import FeatureBank
-from lt_train.heads.base import head_kinds
-from lt_train.heads.cosine import Cosine
+from lt_train.methods.heads.base import HEADS
+from lt_train.methods.heads.cosine import Cosine
+from lt_train.methods.samplers.base import SAMPLERS, SamplerSpec
+from lt_train.methods.samplers.instance import Instance
 from lt_train.retrain.device_bank import DeviceBank
-from lt_train.samplers.base import SamplerSpec, sampler_kinds
-from lt_train.samplers.instance import Instance
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def bank() -> FeatureBank:
     return make_bank(test_images=60)
 
 
-@pytest.mark.parametrize("kind", sampler_kinds())
+@pytest.mark.parametrize("kind", SAMPLERS.kinds())
 def test_an_order_is_drawn_once_for_all_stacks_of_a_seed(
     bank: FeatureBank, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampler, drawn = sampler_kinds()[kind](), []
+    sampler, drawn = SAMPLERS.kinds()[kind](), []
     order = type(sampler).order
 
     def counted(self: SamplerSpec, labels: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
@@ -41,9 +41,9 @@ def test_an_order_is_drawn_once_for_all_stacks_of_a_seed(
 
 def test_orders_of_two_samplers_are_kept_apart(bank: FeatureBank) -> None:
     data = DeviceBank(bank, "cpu")
-    orders = {kind: data.order(spec(), 0, 0) for kind, spec in sampler_kinds().items()}
+    orders = {kind: data.order(spec(), 0, 0) for kind, spec in SAMPLERS.kinds().items()}
     for kind, order in orders.items():
-        assert torch.equal(order, sampler_kinds()[kind]().order(bank.train_labels, 0, 0))
+        assert torch.equal(order, SAMPLERS.kinds()[kind]().order(bank.train_labels, 0, 0))
     assert len({tuple(order.tolist()) for order in orders.values()}) == len(orders)
 
 
@@ -63,9 +63,9 @@ def test_batches_are_of_the_view_of_their_epoch(bank: FeatureBank, epoch: int) -
     assert torch.equal(torch.cat([labels for _, labels in batches], dim=1)[..., 0], bank.train_labels[orders])
 
 
-@pytest.mark.parametrize("kind", head_kinds())
+@pytest.mark.parametrize("kind", HEADS.kinds())
 def test_views_are_averaged_where_logits_are_affine_in_the_inputs(bank: FeatureBank, kind: str) -> None:
-    head = head_kinds()[kind]()
+    head = HEADS.kinds()[kind]()
     images = DeviceBank(bank, "cpu").images(head)
     assert images.keys() == {"val", "test"}
     assert images["test"].inputs.shape[:2] == ((1 if head.affine else 2), 60)

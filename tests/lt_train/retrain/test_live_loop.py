@@ -10,18 +10,18 @@ from support.live_loop import Loop, Setting, accuracies, hits, running_statistic
 from torch import nn
 
 import lt_train
-from lt_train.backbones.base import parse_backbone
+from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.datasets.base import PictureData, parse_dataset
+from lt_train.datasets.base import DATASETS, PictureData
 from lt_train.features.extract import FeaturesSpec, build_bank
-from lt_train.metrics import SPLITS
-from lt_train.stage1.base import parse_recipe
-from lt_train.stage1.train import train_backbone
+from lt_train.metrics.accuracy import SPLITS
+from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.train import train_backbone
 
 EPOCHS, SEED = 4, 2
 SETTING = {"los": Setting(smooth_factor=0.8, lr=0.05)}
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-DATASETS = [
+KINDS = [
     "digits_lt",
     pytest.param(
         "fashion_mnist_lt",
@@ -30,16 +30,16 @@ DATASETS = [
 ]
 
 
-@pytest.mark.parametrize("kind", DATASETS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_bank_and_a_live_loop_train_the_same_head(kind: str, tmp_path: Path) -> None:
-    dataset = parse_dataset({"kind": kind})
+    dataset = DATASETS.parse({"kind": kind})
     data = dataset.load()
     assert isinstance(data, PictureData)
     checkpoint = tmp_path / "stage1.safetensors"
-    recipe = parse_recipe({"kind": "ce", "epochs": 2, "batch_size": 64})
-    train_backbone(data, parse_backbone({"kind": "small_cnn", "width": 8}), recipe, checkpoint)
+    recipe = RECIPES.parse({"kind": "ce", "epochs": 2, "batch_size": 64})
+    train_backbone(data, BACKBONES.parse({"kind": "small_cnn", "width": 8}), recipe, checkpoint)
     bank = lt_train.open_bank(build_bank(dataset, checkpoint, FeaturesSpec(views=EPOCHS), tmp_path / "banks"))
-    method = lt_train.method({"kind": "los", "smooth_factor": 0.8, "lr": 0.05})
+    method = lt_train.METHODS.parse({"kind": "los", "smooth_factor": 0.8, "lr": 0.05})
     run = lt_train.Run(method, lt_train.TrainingSpec(epochs=EPOCHS, batch_size=64), SEED)
     (result,) = lt_train.fit(bank, [run])
     assert result.kept is not None

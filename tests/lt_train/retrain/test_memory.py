@@ -15,7 +15,7 @@ from support.banks import make_bank
 from support.compositions import DEFAULTS
 from support.engines import assert_same, make_runs
 
-from lt_train.errors import BankError, MemoryShort
+from lt_train.core.errors import BankError, MemoryShort
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused
 from lt_train.retrain.base import EpochRule, Halving, Run, RunResult

@@ -20,7 +20,7 @@ from support.engines import (
     with_method,
 )
 
-from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec, parse_method
+from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Engine, EpochRule, Run
 
@@ -158,7 +158,7 @@ def test_an_adjustment_that_overflows_fails_alone() -> None:
 
 def test_a_trained_head_whose_adjustment_overflows_fails_alone() -> None:
     document = {"kind": "los", "post_hoc": {"kind": "tau_norm", "tau": 1.0}}
-    runs = make_runs(parse_method(document), epochs=3, seeds=(0, 0, 7, 7))
+    runs = make_runs(METHODS.parse(document), epochs=3, seeds=(0, 0, 7, 7))
     worse = [runs[0], replace(runs[1], method=set_lane_value(runs[1].method, "post_hoc.tau", 1e6)), *runs[2:]]
     results = agree(BANK, worse, RULE)
     assert [result.failure for result in results] == [None, UNREADABLE, None, None]

@@ -9,9 +9,9 @@ from support.banks import make_bank
 from support.compositions import DEFAULTS, PARTS, TRAINED
 from support.engines import ENGINES, every_engine, lone_run
 
-from lt_train.errors import BankError, SpecError
+from lt_train.core.errors import BankError, SpecError
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.methods.base import MethodSpec, TrainingSpec, parse_method
+from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Engine, EpochRule, Halving, Run
 
@@ -188,7 +188,7 @@ def test_a_prior_of_ones_own_needs_no_counts(engine: Engine) -> None:
 )
 def test_a_method_that_makes_no_sense_is_refused_where_it_is_written(document: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        parse_method(document)
+        METHODS.parse(document)
 
 
 # The stage-1 head

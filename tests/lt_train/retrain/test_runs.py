@@ -9,7 +9,7 @@ from support.compositions import ALLOWED, DEFAULTS, OPTIONS, PARTS, set_lane_val
 from support.engines import lone_run, make_runs
 
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec, parse_method
+from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain.base import EpochRule, Run, diverged, learning_rate_factor, score_column, start_head
 from lt_train.retrain.fused import _Pack
 
@@ -106,8 +106,8 @@ def test_runs_that_differ_in_anything_else_do_not() -> None:
 
 def test_a_tau_that_is_searched_is_one_stack_and_its_bias_is_not() -> None:
     """The whole grid of a post-hoc method is one stack, whatever the seeds say."""
-    taus = [parse_method({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "tau": tau / 10}}) for tau in range(21)]
-    kept = parse_method({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "bias": "keep"}})
+    taus = [METHODS.parse({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "tau": tau / 10}}) for tau in range(21)]
+    kept = METHODS.parse({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "bias": "keep"}})
     runs = [Run(method, TrainingSpec(), seed) for seed, method in enumerate([*taus, kept])]
     pack = _Pack(make_bank(), runs, "cpu", EpochRule(), None)
     assert [stack.shape for stack in pack._stacks(range(22))] == [(1, 21), (1, 1)]

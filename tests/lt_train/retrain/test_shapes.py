@@ -11,8 +11,8 @@ from support.compositions import DEFAULTS, TRAINED
 from support.engines import agree, distance, every_engine, everything, kept, make_runs, predict, with_method
 
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.heads.base import head_kinds
-from lt_train.methods.base import parse_method
+from lt_train.methods.base import METHODS
+from lt_train.methods.heads.base import HEADS
 from lt_train.retrain import fused, stack
 from lt_train.retrain.base import Engine, EpochRule
 
@@ -64,9 +64,9 @@ def test_fused_is_the_reference_on_a_single_feature(kind: str) -> None:
     agree(make_bank(dim=1), make_runs(kind, seeds=SEEDS), EpochRule("best", "test"))
 
 
-@pytest.mark.parametrize("head", head_kinds())
+@pytest.mark.parametrize("head", HEADS.kinds())
 def test_logits_are_averaged_over_test_views_not_features(head: str) -> None:
-    bank, method = make_bank(test_views=3), parse_method({"kind": "ce", "head": head})
+    bank, method = make_bank(test_views=3), METHODS.parse({"kind": "ce", "head": head})
     runs = [with_method(run, lr=0.5) for run in make_runs(method, epochs=2, seeds=SEEDS)]
     labels = bank.test.labels.numpy()
     for run, result in zip(runs, agree(bank, runs), strict=True):
@@ -78,7 +78,7 @@ def test_logits_are_averaged_over_test_views_not_features(head: str) -> None:
 @pytest.mark.parametrize("head", ["cosine", "disalign"])
 def test_of_some_heads_the_views_may_not_be_averaged_before(head: str) -> None:
     """Guards the test above: for these heads, to average features gives other logits."""
-    bank, method = make_bank(test_views=3), parse_method({"kind": "ce", "head": head})
+    bank, method = make_bank(test_views=3), METHODS.parse({"kind": "ce", "head": head})
     run = with_method(make_runs(method, epochs=5)[0], lr=2.0)
     averaged = replace(bank, test=EvalSet(bank.test.features.mean(dim=0, keepdim=True), bank.test.labels))
     found, other = kept(fused.fit(bank, [run])[0]), kept(fused.fit(averaged, [run])[0])

@@ -8,7 +8,7 @@ from support.banks import make_bank
 from support.compositions import TRAINED, set_lane_value
 from support.engines import lone_run, make_runs
 
-from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import Run, learning_rate_factor, start_head
 from lt_train.retrain.device_bank import DeviceBank
 from lt_train.retrain.stack import Stack
@@ -21,7 +21,7 @@ def runs_of(method: dict[str, object], momentum: Sequence[float], weight_decay: 
     """Two seeds of three lanes, one seed after the other, with rates of their own."""
     runs = []
     for place in range(len(SEEDS) * LANES):
-        one = parse_method({**method, "lr": (0.01, 0.002, 0.05, 0.03, 0.001, 0.02)[place]})
+        one = METHODS.parse({**method, "lr": (0.01, 0.002, 0.05, 0.03, 0.001, 0.02)[place]})
         one = set_lane_value(one, "momentum", momentum[place])
         runs.append(
             Run(

@@ -10,12 +10,12 @@ import pytest
 from support.ledgers import runs_by_key
 
 import sweeps
-from lt_train.errors import BankError
-from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.core.errors import BankError
+from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochRule, Pack, Run, RunResult
-from sweeps.backends.base import backend_kinds
-from sweeps.prepare import prepare
-from sweeps.spec import SweepSpec
+from sweeps.config.backend import BACKENDS
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.prepare import prepare
 
 WHOLE = {"resources": {"lanes_per_pack": 2}}
 HALVED = {
@@ -25,7 +25,7 @@ HALVED = {
 
 
 @pytest.mark.parametrize("sections", [WHOLE, HALVED], ids=["whole", "halved"])
-@pytest.mark.parametrize("kind", sorted(backend_kinds()))
+@pytest.mark.parametrize("kind", sorted(BACKENDS.kinds()))
 def test_every_backend_gives_what_a_plain_loop_gives(
     kind: str, sections: dict[str, Any], small_sweep: Callable[..., SweepSpec], request: pytest.FixtureRequest
 ):
@@ -60,13 +60,13 @@ class OnePack:
         return False
 
 
-@pytest.mark.parametrize("kind", sorted(backend_kinds()))
+@pytest.mark.parametrize("kind", sorted(BACKENDS.kinds()))
 def test_what_the_user_has_to_mend_is_raised_as_it_is(
     kind: str, small_sweep: Callable[..., SweepSpec], request: pytest.FixtureRequest
 ):
     if kind == "ray":
         request.getfixturevalue("local_ray")
     bank = dataclasses.replace(prepare(small_sweep()), val=None)
-    source = OnePack((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule("best", "val"))
+    source = OnePack((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule("best", "val"))
     with pytest.raises(BankError, match="needs a validation set"):
-        backend_kinds()[kind].model_validate({"kind": kind}).train(bank, source, cpus=1, gpus=0)
+        BACKENDS.kinds()[kind].model_validate({"kind": kind}).train(bank, source, cpus=1, gpus=0)

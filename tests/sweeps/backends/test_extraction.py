@@ -13,13 +13,13 @@ import pytest
 from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoint
 from support.pictures import write_tree
 
-from lt_train.datasets.base import parse_dataset
-from lt_train.errors import SpecError
+from lt_train.core.errors import SpecError
+from lt_train.datasets.base import DATASETS
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.shards import Done, Extractor, Pace, Shard
 from sweeps.backends.extraction import ray_workers
-from sweeps.prepare import prepare
-from sweeps.spec import SweepSpec, load_resolved
+from sweeps.config.spec import SweepSpec, load_resolved
+from sweeps.experiment.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +47,7 @@ def test_pictures_in_files_are_read_where_the_worker_is_and_bad_ones_come_back(t
     parts = {"train": {"auk": 9, "crow": 6}, "test": {"auk": 4, "crow": 4}}
     root = write_tree(tmp_path / "birds", parts)
     checkpoint = write_checkpoint(tmp_path / "stage1.safetensors", channels=3, classes=2)
-    dataset = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": 0})
+    dataset = DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": 0})
     data = dataset.load()
     (root / "train/crow/05.jpg").write_bytes(b"")
     features = FeaturesSpec(batch_size=2, unreadable="skip")

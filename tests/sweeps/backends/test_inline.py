@@ -9,7 +9,7 @@ from support.ledgers import runs_by_key
 
 import sweeps
 from lt_train.retrain import fused
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 
 def test_a_pack_that_raises_in_this_process_ends_the_sweep_with_its_error(

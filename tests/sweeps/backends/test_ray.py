@@ -23,14 +23,14 @@ from support.ledgers import runs_by_key
 from support.workers import in_a_pack
 
 import sweeps
-from lt_train.errors import LongtailError, UserError
-from lt_train.methods.base import TrainingSpec, parse_method
+from lt_train.core.errors import LongtailError, UserError
+from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochRule, Pack, Run, RunResult
-from sweeps.backends.base import backend_kinds
 from sweeps.backends.ray import _check_room, _slots
 from sweeps.backends.tune import is_own_fault
-from sweeps.prepare import prepare
-from sweeps.spec import SweepSpec
+from sweeps.config.backend import BACKENDS
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.prepare import prepare
 
 
 def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
@@ -85,7 +85,7 @@ class OnePack:
 def test_of_a_pack_that_crashes_on_ray_the_source_hears_why_and_that_it_is_to_blame(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
-    ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
+    ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
     source = OnePack(("no run",), EpochRule())
     with pytest.raises(LongtailError, match="enough is enough"):
         ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
@@ -101,7 +101,7 @@ def test_workers_that_cannot_import_what_the_driver_can_end_the_sweep_at_once(
     elsewhere = types.ModuleType("only_the_driver_has_it")
     exec("class Run: pass", elsewhere.__dict__)
     monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
-    ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
+    ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
     source = OnePack((elsewhere.Run(),), EpochRule())
     with pytest.raises(UserError, match=r"a worker could not be started: .*only_the_driver_has_it.*every node needs"):
         ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
@@ -168,7 +168,7 @@ class Stopped(OnePack):
     def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
         super().__init__(runs, rule)
         self.recorded = False
-        endless = Run(parse_method({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
+        endless = Run(METHODS.parse({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
         self.packs.insert(0, Pack("endless", (endless,), rule))
 
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
@@ -180,12 +180,12 @@ def test_a_stop_while_a_result_is_recorded_does_not_wait_for_packs_in_flight(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     bank = prepare(small_sweep())
-    source = Stopped((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    source = Stopped((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
     begin = time.monotonic()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where pytest runs in the background
     try:
         with pytest.raises(KeyboardInterrupt):
-            backend_kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
+            BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
     finally:
         signal.signal(signal.SIGINT, before)
     assert source.recorded, "what was under way was done first"
@@ -200,7 +200,7 @@ class Full(OnePack):
 
     def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
         super().__init__(runs, rule)
-        endless = Run(parse_method({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
+        endless = Run(METHODS.parse({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
         self.packs.insert(0, Pack("endless", (endless,), rule))
 
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
@@ -210,10 +210,10 @@ class Full(OnePack):
 def test_a_driver_that_cannot_go_on_does_not_wait_for_packs_in_flight(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
-    source = Full((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    source = Full((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
     begin = time.monotonic()
     with pytest.raises(LongtailError, match="the disk is full"):
-        backend_kinds()["ray"].model_validate({"kind": "ray"}).train(prepare(small_sweep()), source, cpus=1, gpus=0)
+        BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(prepare(small_sweep()), source, cpus=1, gpus=0)
     assert time.monotonic() - begin < 60
     while any(in_a_pack(psutil.Process().children(recursive=True))):
         assert time.monotonic() - begin < 60, "and nothing goes on with them"
@@ -242,7 +242,7 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(small_sweep: Call
     file = tmp_path / "away.yaml"
     file.write_text(yaml.safe_dump(small_sweep(backend={"kind": "ray", "address": "nowhere"}).resolved()))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "sweeps.cli", "run", str(file)]
+    command = [sys.executable, "-m", "sweeps.cli.main", "run", str(file)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == UserError.exit_code
     assert "the Ray cluster at nowhere cannot be joined: " in ran.stderr
@@ -269,8 +269,8 @@ def test_a_source_stays_in_its_process_when_tune_writes_its_settings_down(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     bank = prepare(small_sweep())
-    source = Locked((Run(parse_method({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
-    backend_kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
+    source = Locked((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
     assert [result.failure for result in source.done] == [None]
 
 

@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load_file
 from support.pictures import write_tree
 
-from lt_train.backbones.base import parse_backbone
+from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.datasets.base import Labelled, PictureData, parse_dataset
-from lt_train.errors import DataError, UserError
-from lt_train.stage1.base import parse_recipe
-from lt_train.stage1.state import resume_file
-from lt_train.stage1.train import train_backbone
-from sweeps.backends.base import BackboneJob, backend_kinds
+from lt_train.core.errors import DataError, UserError
+from lt_train.datasets.base import DATASETS, Labelled, PictureData
+from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.state import resume_file
+from lt_train.pretrain.train import train_backbone
 from sweeps.backends.training import _check_room, _Pictures
-from sweeps.prepare import prepare
-from sweeps.spec import SweepSpec
+from sweeps.config.backend import BACKENDS, BackboneJob
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.prepare import prepare
 
 TRANSFORMER = {
     "kind": "imported",
@@ -37,15 +37,15 @@ CNN = {"kind": "small_cnn", "width": 4}
 
 
 def job(backbone: dict[str, Any], **fields: Any) -> BackboneJob:
-    dataset = parse_dataset({"kind": "digits_lt"})
+    dataset = DATASETS.parse({"kind": "digits_lt"})
     data = dataset.load()
     assert isinstance(data, PictureData)
-    recipe = parse_recipe({"kind": "ce", "epochs": 2, "batch_size": 31, "lr": 0.05} | fields)
-    return BackboneJob(data, dataset, parse_backbone(backbone), recipe, {"dataset": "digits"})
+    recipe = RECIPES.parse({"kind": "ce", "epochs": 2, "batch_size": 31, "lr": 0.05} | fields)
+    return BackboneJob(data, dataset, BACKBONES.parse(backbone), recipe, {"dataset": "digits"})
 
 
 def train(one: BackboneJob, out: Path, report: Callable[[int, int, str], None] = lambda *said: None) -> None:
-    ray_backend = backend_kinds()["ray"].model_validate({"kind": "ray"})
+    ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
     ray_backend.train_backbone(one, out, workers=2, cpus=1, gpus=0, report=report)
 
 
@@ -112,7 +112,7 @@ def test_what_the_user_has_to_mend_is_raised_as_it_is_and_once(tmp_path: Path):
 @pytest.mark.usefixtures("local_ray")
 def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
     write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
-    dataset = parse_dataset({"kind": "image_folder", "root": str(tmp_path / "birds"), "size": 8, "in_memory": 0})
+    dataset = DATASETS.parse({"kind": "image_folder", "root": str(tmp_path / "birds"), "size": 8, "in_memory": 0})
     data = dataset.load()
     assert isinstance(data, PictureData)
     one = dataclasses.replace(job(CNN), data=data, dataset=dataset)
@@ -126,7 +126,7 @@ def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("in_memory", [0, 2**20])
 def test_pictures_that_are_held_travel_and_are_read_from_files_once(tmp_path: Path, in_memory: int):
     root = write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
-    dataset = parse_dataset({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
+    dataset = DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
     data = dataset.load()
     assert isinstance(data, PictureData)
     travelling = _Pictures(data)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lt_train.errors import BankError, LongtailError, SpecError, StorageError
-from lt_train.features.bank_files import open_bank
+from lt_train.core.errors import BankError, LongtailError, SpecError, StorageError
+from lt_train.features.files import open_bank
 from sweeps.cluster.bank_store import CACHE_VARIABLE, fetched, obtain, publish
 from sweeps.cluster.secret_files import holds_credentials
-from sweeps.prepare import prepare
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.prepare import prepare
 
 MakeSweep = Callable[..., SweepSpec]
 

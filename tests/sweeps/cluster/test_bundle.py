@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lt_train.errors import SpecError, UserError
+from lt_train.core.errors import SpecError, UserError
 from sweeps.cluster import bundle
 from sweeps.cluster.bundle import bundled
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 
 @pytest.fixture

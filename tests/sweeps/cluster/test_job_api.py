@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from lt_train.errors import LongtailError
+from lt_train.core.errors import LongtailError
 from sweeps.cluster import jobs
 from sweeps.cluster.jobs import Cluster
 

@@ -19,13 +19,13 @@ import ray.job_submission
 import yaml
 from ray.runtime_env import RuntimeEnv
 
-import sweeps.cli
-from lt_train.errors import UserError
+import sweeps.cli.main
+from lt_train.core.errors import UserError
+from sweeps.cli import follow as following
 from sweeps.cluster import parcel
 from sweeps.cluster.bundle import bundled
 from sweeps.cluster.jobs import Cluster, JobOptions
-from sweeps.commands import following
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,7 +117,7 @@ def lt_sweep(*arguments: object) -> int:
     """The command in this process."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return sweeps.cli.main([str(argument) for argument in arguments])
+        return sweeps.cli.main.main([str(argument) for argument in arguments])
     finally:
         signal.signal(signal.SIGTERM, handler)
 
@@ -235,7 +235,7 @@ def test_a_resume_is_run_as_the_last_job_was(
     job_api.listed[-1].status.value = "FAILED"
     assert lt_sweep("resume", "small", *ADDRESS, "--gpus", "0", "--env", "YOURS=2", "--secret-file", "OTHER=/two") == 0
     first, second = job_api.sent
-    assert second["entrypoint"].endswith("sweeps.cli resume /storage/small")
+    assert second["entrypoint"].endswith("sweeps.cli.main resume /storage/small")
     assert second["runtime_env"]["image_uri"] == "sweeps:1"
     assert (second["entrypoint_num_cpus"], second["entrypoint_num_gpus"]) == (2, None)
     kept, given = (one["runtime_env"]["env_vars"] for one in (first, second))
@@ -372,7 +372,7 @@ def test_a_sweep_is_started_over_where_it_is_asked_for(
     assert lt_sweep("submit", file.name, *ADDRESS, "--fresh") == 0
     job_api.listed[-1].status.value = "FAILED"
     assert lt_sweep("resume", "small", *ADDRESS) == 0
-    assert [job["entrypoint"].partition("sweeps.cli ")[2] for job in job_api.sent] == [
+    assert [job["entrypoint"].partition("sweeps.cli.main ")[2] for job in job_api.sent] == [
         "run sweep.yaml --fresh",
         "resume /storage/small",
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lt_train.errors import UserError
+from lt_train.core.errors import UserError
 from sweeps.cluster.secret_files import FILE_PREFIX, checked_environment, load_secret_files, secret_files
 
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from sweeps.reporting.content import Figure, Panel, Series
 from sweeps.reporting.drawing import RASTERISED, RASTERISED_ABOVE, draw
+from sweeps.reporting.model import Figure, Panel, Series
 
 PAPERS = ("#ffffff", "#14171b")
 

@@ -7,8 +7,9 @@ import io
 
 import pytest
 
-from sweeps.reporting.content import Cell, Column, Estimate, Kind, Table
+from sweeps.analysis.estimate import Estimate
 from sweeps.reporting.formats import as_csv, as_latex, as_markdown, shown
+from sweeps.reporting.model import Cell, Column, Kind, Table
 
 TABLE = Table(
     "some",

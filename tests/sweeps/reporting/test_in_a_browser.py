@@ -14,8 +14,8 @@ from support.devtools import Look, look
 from support.features import write_features
 
 import sweeps
-from sweeps.reporting.writing import Written, write
-from sweeps.spec import SweepSpec, load_resolved
+from sweeps.config.spec import SweepSpec, load_resolved
+from sweeps.reporting.write import Written, write
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

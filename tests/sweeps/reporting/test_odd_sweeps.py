@@ -15,11 +15,11 @@ from support.features import write_features
 from support.reports import NO_MARK_UP, cut_short, directory, figures, reported, rows, text
 
 import sweeps
-from lt_train.errors import UserError
+from lt_train.core.errors import UserError
+from sweeps.analysis.load import read_sweep
+from sweeps.config.spec import SweepSpec
 from sweeps.reporting.class_figures import MOST_CLASSES
-from sweeps.reporting.reading import read_sweep
-from sweeps.reporting.writing import Written, write
-from sweeps.spec import SweepSpec
+from sweeps.reporting.write import Written, write
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -33,7 +33,7 @@ def test_an_unfinished_sweep_shows_what_it_has_and_takes_no_lease(
     before = {trial.number: trial.objective for trial in result.trials}
     cut_short(spec, 4)
     left = {file: file.read_bytes() for file in directory(spec).rglob("*") if file.is_file()}
-    monkeypatch.setattr("sweeps.lease.held", None)
+    monkeypatch.setattr("sweeps.store.lease.held", None)
     sweep = read_sweep(directory(spec))
     assert sweep.state == "unfinished"
     assert 0 < len(sweep.searched) < 8

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.reporting.paper import TABLE1, TABLE4, printed
-from sweeps.spec import SweepSpec, load_resolved
 
 
 def spec(dataset: dict[str, Any], backbone: str, stage1: str | None = "ce") -> SweepSpec:

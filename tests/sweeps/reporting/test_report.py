@@ -17,14 +17,14 @@ import pytest
 from support.reports import directory, figures, reported, rows, text
 
 import sweeps
-from lt_train.errors import UserError
+from lt_train.core.errors import UserError
+from sweeps.analysis.load import read_sweep
+from sweeps.config.spec import SweepSpec
 from sweeps.reporting import value_figures
-from sweeps.reporting.composing import compose
-from sweeps.reporting.reading import read_sweep
+from sweeps.reporting.sections import compose
 from sweeps.reporting.value_figures import MOST_LINES, parallel
-from sweeps.reporting.writing import write
+from sweeps.reporting.write import write
 from sweeps.search.importance import importances
-from sweeps.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
 

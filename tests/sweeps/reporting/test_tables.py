@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.families.crosstable import Cell, CrossRow, CrossTable
-from sweeps.reporting.cross import cross_comparison, cross_markdown
-from sweeps.reporting.markdown import method_table
-from sweeps.reporting.notes import running_note
-from sweeps.reporting.terminal import comparison, summary
-from sweeps.result import (
+from sweeps.analysis.matrix_table import Cell, CrossRow, CrossTable
+from sweeps.analysis.result import (
     Accuracies,
     Gain,
     Intervals,
@@ -30,7 +26,11 @@ from sweeps.result import (
     TrialRow,
     Winner,
 )
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
+from sweeps.reporting.markdown import method_table
+from sweeps.reporting.matrix_table import cross_comparison, cross_markdown
+from sweeps.reporting.notes import running_note
+from sweeps.reporting.terminal import comparison, summary
 
 LONGEST_NAME = "logit_adjust_loss"
 

@@ -12,9 +12,9 @@ import pytest
 from pydantic import TypeAdapter
 
 import sweeps
-from sweeps.search.base import Choice, IntRange, Range, SamplerSpec, Search, Space, sampler_kinds
+from sweeps.search.base import ALGORITHMS, Choice, IntRange, Range, SamplerSpec, Search, Space
 
-KINDS = sampler_kinds()
+KINDS = ALGORITHMS.kinds()
 
 MIXED = """{
   "method.smooth_factor": {"uniform": [0.2, 0.98]},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 MakeSweep = Callable[..., SweepSpec]
 

@@ -18,12 +18,12 @@ from support.stores import all_runs, client
 
 import sweeps
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
-from lt_train.features.bank_files import open_test
-from sweeps.champion import OfPictures
-from sweeps.champion import of_pictures as of_pictures_of
-from sweeps.driver import TrackingBehind
-from sweeps.prepare import prepare_all
-from sweeps.spec import SweepSpec
+from lt_train.features.files import open_test
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.prepare import prepare_all
+from sweeps.experiment.runner import TrackingBehind
+from sweeps.tracking.champion import OfPictures
+from sweeps.tracking.champion import of_pictures as of_pictures_of
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -126,7 +126,7 @@ def test_an_upload_that_fails_is_gone_on_with(broken: str, of_pictures: MakeSwee
 def test_pictures_that_come_back_are_logged(of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch):
     spec = of_pictures()
     with monkeypatch.context() as without:
-        without.setattr("sweeps.driver.of_pictures", lambda *arguments: None)
+        without.setattr("sweeps.experiment.runner.of_pictures", lambda *arguments: None)
         sweeps.run(spec)
         sweeps.resume(Path(spec.storage) / "small")
         assert registered(spec) == {"1": ("champion-head", ["champion", "champion-head"])}
@@ -134,7 +134,7 @@ def test_pictures_that_come_back_are_logged(of_pictures: MakeSweep, monkeypatch:
     sweeps.resume(Path(spec.storage) / "small")
     assert registered(spec) == both
     with monkeypatch.context() as without:
-        without.setattr("sweeps.driver.of_pictures", lambda *arguments: None)
+        without.setattr("sweeps.experiment.runner.of_pictures", lambda *arguments: None)
         sweeps.resume(Path(spec.storage) / "small")
     assert registered(spec) == both, "a model that is there is not taken away"
 
@@ -155,7 +155,7 @@ def test_torchs_compiler_is_not_imported_while_packs_are_trained(tracked: MakeSw
     file.write_text(yaml.safe_dump(tracked().resolved(), sort_keys=False))
     code = f"""
 import sys, time, sweeps
-from sweeps.tracking.patient import PatientTracker
+from sweeps.tracking.background import PatientTracker
 finish = PatientTracker.finish
 def when_all_trials_are_shown(self, *arguments):
     while self.behind:

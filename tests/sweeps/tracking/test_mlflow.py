@@ -23,9 +23,9 @@ from support.stores import all_runs, client
 
 import sweeps
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.errors import SpecError, UserError
-from sweeps.driver import TrackingBehind
-from sweeps.spec import SweepSpec
+from lt_train.core.errors import SpecError, UserError
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.runner import TrackingBehind
 from sweeps.tracking.mlflow import _client
 
 MakeSweep = Callable[..., SweepSpec]
@@ -231,7 +231,7 @@ def test_a_stop_closes_what_was_half_written(tracked: MakeSweep, monkeypatch: py
 
     with monkeypatch.context() as away:
         away.setattr(mlflow.MlflowClient, "log_text", partial(_refuse, OSError("no artifact today")))
-        away.setattr("sweeps.driver.write_artifacts", stop_at_a_child)
+        away.setattr("sweeps.experiment.runner.write_artifacts", stop_at_a_child)
         with pytest.raises(KeyboardInterrupt):
             sweeps.run(spec)
     status = {run.data.tags["lt.key"]: run.info.status for run in all_runs(spec)}
@@ -279,7 +279,7 @@ def test_ui_serves_the_runs_table_on_localhost(tracked: MakeSweep):
     sweeps.run(spec)
     directory, port = Path(spec.storage) / "small", free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "sweeps.cli", "ui", str(directory), "--port", str(port)],
+        [sys.executable, "-m", "sweeps.cli.main", "ui", str(directory), "--port", str(port)],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -26,8 +26,8 @@ from PIL import Image
 from support.devtools import CHROMIUM, Tab, opened
 
 import sweeps
-from sweeps.result import Result
-from sweeps.spec import load_resolved
+from sweeps.analysis.result import Result
+from sweeps.config.spec import load_resolved
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 
@@ -101,7 +101,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "sweeps.cli", "ui", str(place / "runs" / "digits"), "--port", str(port)]
+    command = [sys.executable, "-m", "sweeps.cli.main", "ui", str(place / "runs" / "digits"), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import sweeps
-from lt_train.errors import LongtailError, StorageError
-from sweeps.spec import SweepSpec
+from lt_train.core.errors import LongtailError, StorageError
+from sweeps.config.spec import SweepSpec
 from sweeps.tracking.mlflow import _client
 from sweeps.tracking.new_store import make_store
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sweeps
-from sweeps.spec import SweepSpec
+from sweeps.config.spec import SweepSpec
 
 
 def test_nothing_is_tracked_anywhere(small_sweep: Callable[..., SweepSpec]):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sweeps.cards import runs_view
-from sweeps.spec import SweepSpec
-from sweeps.tracking.base import RunsView, SweepCard
+from sweeps.config.spec import SweepSpec
+from sweeps.config.tracking import RunsView, SweepCard
+from sweeps.tracking.cards import runs_view
 from sweeps.tracking.views import addresses, view_tags
 
 MakeSweep = Callable[..., SweepSpec]

@@ -1,0 +1,88 @@
+"""Part (e): a whole extraction against the bare forward pass of the same network on the same pictures.
+
+Both sides are taken in turns in one process. The bare side is `network(batch)` alone, on batches that are normalised
+and in the right layout beforehand; the other is `build_bank` from an empty store, with all that comes before and after:
+reading the checkpoint, hashing the pictures, writing, syncing and hashing the bank. Of the test set the first pictures
+are taken, so that what costs once for a bank is spread over no more of them than small sets have.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleaved, ratio
+from settings import Settings
+
+from lt_train.backbones.base import BACKBONES, Classifier
+from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
+from lt_train.datasets._images.transform import normalise
+from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.longtail import take
+from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.shards import Pace
+
+__all__ = ["extraction"]
+
+BATCH_SIZE = 256
+
+
+def extraction(settings: Settings) -> dict[str, Any]:
+    """`extraction_over_forward`: pictures a second of an extraction, over those of the bare forward pass."""
+    dataset = DATASETS.parse({"kind": settings.extraction_dataset})
+    data = dataset.load()
+    assert isinstance(data, PictureData)
+    few = torch.arange(min(settings.extraction_test_pictures, len(data.test)))
+    data = replace(data, test=take(data.test, few))
+    features, paces = FeaturesSpec(batch_size=BATCH_SIZE), list[Pace]()
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        spec = BACKBONES.parse({"kind": settings.extraction_backbone})
+        classifier = Classifier(spec, data.train.inputs.shape[1], data.num_classes)
+        save_checkpoint(place / "stage1", classifier, {"mean": list(data.mean), "std": list(data.std)})
+        batches = _batches(data, settings.device)
+        network: Any = load_checkpoint(place / "stage1")[0].backbone
+        network.to(device=settings.device, memory_format=torch.channels_last)
+
+        @torch.inference_mode()
+        def forward() -> None:
+            for batch in batches:
+                network(batch)
+
+        def extract() -> None:
+            paces.append(Pace())
+            store = place / f"banks{len(paces)}"
+            build_bank(dataset, place / "stage1", features, store, device=settings.device, data=data, pace=paces[-1])
+
+        sides = {"extraction": extract, "forward": forward}
+        times = interleaved(sides, settings.extraction_repeats, settings.device, first=True)
+    pictures = sum(map(len, batches))
+    assert all(pace.pictures == pictures for pace in paces)
+    found = ratio(times["forward"], times["extraction"])
+    about = {
+        "dataset": settings.extraction_dataset,
+        "backbone": settings.extraction_backbone,
+        "pictures": pictures,
+        "batch_size": BATCH_SIZE,
+        "seconds": times,
+        "paces": [pace.document() for pace in paces[1:]],
+    }
+    return {"values": {"extraction_over_forward": found}, "timings": {"extraction_over_forward": about}}
+
+
+def _batches(data: PictureData, device: str) -> list[torch.Tensor]:
+    """Normalised, in the layout and the batches that an extraction has them in, mirrors of test pictures included."""
+    views = [data.train.inputs]
+    for part in (data.val, data.test):
+        views += [part.inputs] if part is not None else []
+        views += [part.inputs[:].flip(-1)] if part is not None and data.augmentation.flip else []
+    return [
+        normalise(view[start : start + BATCH_SIZE].to(device), data.mean, data.std).contiguous(
+            memory_format=torch.channels_last
+        )
+        for view in views
+        for start in range(0, len(view), BATCH_SIZE)
+    ]

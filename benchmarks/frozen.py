@@ -1,0 +1,202 @@
+"""What frozen means, in accuracy: `python benchmarks/frozen.py`, or with `--backbones small_cnn` one backbone.
+
+On FashionMNIST-LT (n_max 500, IR 100), five seeds each: heads re-trained on a bank of as many views as epochs; on fewer
+views, which then repeat; and by a live loop whose batch norm stays in train mode, as the paper's released code has it.
+One live loop in evaluation mode is held against the bank. Stage 1 is short and labelled so. Figures go to
+latest_frozen.json, and into docs/frozen.md by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import lt_train
+from lt_train.backbones.base import BACKBONES
+from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData
+from lt_train.datasets.longtail import take
+from lt_train.features.bank import FeatureBank
+from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.methods.base import MethodSpec
+from lt_train.metrics.accuracy import SPLITS
+from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.train import train_backbone
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from support.live_loop import Loop, Setting, accuracies, hits, running_statistics, train_live
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of it is measured, so that each backbone takes minutes of one core.
+
+    Attributes:
+        stage1_epochs: of `ce`; the recipes of papers have 200.
+        epochs: of stage 2, and views of the bank that reproduces it; the paper's are 20.
+        test_per_class: pictures, the first ones; FashionMNIST has 1000.
+        seeds: of the order of batches.
+    """
+
+    stage1_epochs: int
+    epochs: int
+    test_per_class: int
+    seeds: int = 5
+
+
+SIZES = {"small_cnn": Size(30, 20, 1000), "resnet32": Size(8, 10, 200)}
+SETTINGS = {
+    "ce": Setting(smooth_factor=0.0, lr=5e-4),
+    "los, d 0.98": Setting(smooth_factor=0.98, lr=5e-4),
+    "los, d 0.5, lr 0.02": Setting(smooth_factor=0.5, lr=0.02),
+}
+"""The first two as the paper has them; with the third the head goes far, and meets every view often."""
+BATCH_SIZE = 64
+
+
+def measure(kind: str, dataset: Mapping[str, Any], size: Size) -> dict[str, Any]:
+    """Everything of one backbone."""
+    views = sorted({1, min(5, size.epochs), size.epochs})
+    spec = DATASETS.parse(dict(dataset))
+    data = spec.load()
+    assert isinstance(data, PictureData)
+    members = [torch.nonzero(data.test.labels == k).flatten()[: size.test_per_class] for k in range(data.num_classes)]
+    data = replace(data, test=take(data.test, torch.cat(members)))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "stage1.safetensors"
+        recipe = RECIPES.parse({"kind": "ce", "epochs": size.stage1_epochs, "batch_size": 64})
+        train_backbone(data, BACKBONES.parse({"kind": kind}), recipe, checkpoint, report=_report(f"{kind}: stage 1"))
+        banks = _banks(spec, data, checkpoint, views, Path(folder))
+        classifier, about = load_checkpoint(checkpoint)
+        found = {
+            "size": asdict(size),
+            "vanilla": about["accuracy"],
+            **{f"bank, {count} views": _on_bank(banks[count], size) for count in views},
+        }
+        start = (classifier.head.weight.detach(), classifier.head.bias.detach())
+        live = Loop(size.epochs, BATCH_SIZE)
+        found["parity"] = _parity(classifier.backbone, start, data, banks[size.epochs], live)
+        found["live, batch norm in train mode"], found["drift"] = [], []
+        for seed in range(size.seeds):
+            network = load_checkpoint(checkpoint)[0].backbone
+            before = running_statistics(network)
+            heads = train_live(network, start, data, SETTINGS, replace(live, batch_norm_trains=True), seed)
+            found["drift"].append(_drift(before, running_statistics(network)))
+            found["live, batch norm in train mode"].append(_tested(network, heads, data))
+            _report(f"{kind}: live, train mode")(seed + 1, size.seeds, "")
+    return found
+
+
+def _banks(
+    spec: DatasetSpec, data: PictureData, checkpoint: Path, views: Sequence[int], store: Path
+) -> dict[int, FeatureBank]:
+    """By number of views; each view is drawn by its own number, so the first of many are those of few."""
+
+    def bank(count: int) -> FeatureBank:
+        return lt_train.open_bank(build_bank(spec, checkpoint, FeaturesSpec(views=count), store, data=data))
+
+    largest, plain = bank(views[-1]), bank(1)
+    return {
+        count: plain if count == 1 else replace(largest, train_features=largest.train_features[:count])
+        for count in views
+    }
+
+
+def _on_bank(bank: FeatureBank, size: Size) -> list[dict[str, dict[str, float]]]:
+    """Test accuracies after the last epoch, a seed each, by method and split."""
+    training = lt_train.TrainingSpec(epochs=size.epochs, batch_size=BATCH_SIZE)
+    rows: list[dict[str, dict[str, float]]] = [{} for _ in range(size.seeds)]
+    for name, setting in SETTINGS.items():
+        results = lt_train.fit(bank, [lt_train.Run(_method(setting), training, seed) for seed in range(size.seeds)])
+        for row, result in zip(rows, results, strict=True):
+            row[name] = dict(zip(SPLITS, result.test_accuracy[-1].tolist(), strict=True))
+    return rows
+
+
+def _method(setting: Setting) -> MethodSpec:
+    smoothed = {"kind": "los", "smooth_factor": setting.smooth_factor} if setting.smooth_factor else {"kind": "ce"}
+    return lt_train.METHODS.parse(smoothed | {"lr": setting.lr})
+
+
+def _parity(network: nn.Module, start: tuple[Tensor, Tensor], data: PictureData, bank: FeatureBank, loop: Loop) -> Any:
+    """How far a live loop in evaluation mode ends from the bank: weights, and pictures whose hit or miss differs."""
+    heads = train_live(network, start, data, SETTINGS, loop, seed=0)
+    training = lt_train.TrainingSpec(epochs=loop.epochs, batch_size=loop.batch_size)
+    found = {}
+    for name, hit in hits(network, heads, data, data.augmentation.flip).items():
+        (result,) = lt_train.fit(bank, [lt_train.Run(_method(SETTINGS[name]), training, 0)])
+        weight = torch.from_numpy(result.kept.state["weight"])
+        found[name] = {
+            "largest_difference_of_weights": float((heads[name].weight.detach() - weight).abs().max()),
+            "largest_change_of_weights": float((weight - start[0]).abs().max()),
+            "difference_in_test_pictures": int(hit.sum()) - round(float(result.test_accuracy[-1, 0]) * len(hit)),
+            "test_pictures": len(hit),
+        }
+    return found
+
+
+def _tested(network: nn.Module, heads: Mapping[str, nn.Linear], data: PictureData) -> dict[str, dict[str, float]]:
+    return {name: accuracies(hit, data) for name, hit in hits(network, heads, data, data.augmentation.flip).items()}
+
+
+def _drift(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Length of the change over length of what it was, of all running means and of all running variances."""
+    names = ("running_mean", "running_var")
+    return {name: float((b - a).norm() / a.norm()) for name, a, b in zip(names, before, after, strict=True)}
+
+
+def _report(what: str) -> Any:
+    def report(done: int, total: int, note: str) -> None:
+        print(f"{what} {done}/{total} {note}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """Rows of a Markdown table: mean and standard deviation over seeds, in %."""
+    lines = []
+    for name in SETTINGS:
+        for what, rows in found.items():
+            if what.startswith(("bank", "live")):
+                values = np.array([[row[name][split] for split in SPLITS] for row in rows]) * 100
+                cells = [f"{m:.2f} ±{s:.2f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)]
+                lines.append(f"| {name} | {what} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, keep the figures, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbones", nargs="+", choices=sorted(SIZES), default=list(SIZES))
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--out", type=Path, default=HERE / "latest_frozen.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    document = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    document |= {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    for kind in arguments.backbones:
+        started = time.perf_counter()
+        found = measure(kind, {"kind": "fashion_mnist_lt"}, SIZES[kind])
+        document[kind] = found | {"seconds": round(time.perf_counter() - started)}
+        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+        print(f"{kind}, {found['size']}", *table(found), sep="\n")
+        print("drift", found["drift"], "parity", json.dumps(found["parity"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

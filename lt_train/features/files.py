@@ -1,0 +1,232 @@
+"""Feature banks on disk: content-addressed directories, written once and memory-mapped.
+
+Directory layout (DESIGN section 5): `manifest.json`, `train.safetensors`, `test.safetensors` and, where they exist,
+`val.safetensors`, `head.safetensors` and `stage1.json`, what a checkpoint says of its training. A bank is written once
+under its fingerprint and never changed; opening one checks every byte. Knows safetensors and what a bank is.
+
+Shapes: V training views, A test views, N pictures, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lt_train.core.errors import BankError
+from lt_train.core.io import atomic_directory, fingerprint, sha256_file
+from lt_train.core.tensor_file import write_tensors
+from lt_train.features.bank import EvalSet, FeatureBank
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "Manifest",
+    "bank_fingerprint",
+    "map_set",
+    "open_bank",
+    "open_test",
+    "read_manifest",
+    "write_bank",
+]
+
+FORMAT = 1
+
+MANIFEST = "manifest.json"
+"""The file that makes a directory a bank; the last to be there."""
+
+RECORD = "stage1.json"
+
+
+class FileEntry(BaseModel):
+    """Size in bytes and sha256 of one file of the bank."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a bank says of itself.
+
+    `inputs` is everything that decides its contents (dataset spec and digest, backbone, checkpoint sha256,
+    transform, seed, views, dtype) and `fingerprint` its hash: same inputs, same fingerprint, no second extraction.
+    `seal` is the hash of the rest of the manifest, so that an edited manifest is noticed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: int
+    fingerprint: str
+    inputs: dict[str, Any]
+    num_classes: int
+    feature_dim: int
+    views: int
+    dtype: str
+    class_counts: list[int]
+    split_counts: list[int]
+    notes: list[str]
+    files: dict[str, FileEntry]
+    seal: str = ""
+
+    def sealed(self) -> Manifest:
+        """This manifest with its seal computed."""
+        return self.model_copy(update={"seal": fingerprint(self.model_dump(exclude={"seal"}))})
+
+
+def bank_fingerprint(inputs: Mapping[str, Any]) -> str:
+    """The content address of a bank made from `inputs` in this format version."""
+    return fingerprint({"format": FORMAT, "inputs": dict(inputs)})
+
+
+def write_bank(
+    store: Path, inputs: Mapping[str, Any], bank: FeatureBank, files: Mapping[str, Path] | None = None
+) -> Path:
+    """Write `bank` under `store/<fingerprint>`, atomically, and return that directory.
+
+    `bank.fingerprint` must be `bank_fingerprint(inputs)`. `files` in the same file system that hold sets already, as
+    safetensors of `features` and `labels`, become the bank's by a second name: nothing of them is copied.
+
+    Raises:
+        StorageError: the disk is full or not writable; no partial bank is left behind.
+    """
+    assert bank.fingerprint == bank_fingerprint(inputs), "a bank is written under the fingerprint of its inputs"
+    path = store / bank.fingerprint
+    tensors: dict[str, dict[str, Tensor]] = {
+        "train": {"features": bank.train_features, "labels": bank.train_labels},
+        "test": {"features": bank.test.features, "labels": bank.test.labels},
+    }
+    if bank.val is not None:
+        tensors["val"] = {"features": bank.val.features, "labels": bank.val.labels}
+    if bank.head is not None:
+        tensors["head"] = {"weight": bank.head[0], "bias": bank.head[1]}
+    with atomic_directory(path) as directory:
+        entries: dict[str, FileEntry] = {}
+        for name, contents in tensors.items():
+            file = directory / f"{name}.safetensors"
+            if files and name in files:
+                _second_name(files[name], file)
+            else:
+                write_tensors(file, contents)
+            entries[file.name] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+        if bank.record:
+            file = directory / RECORD
+            file.write_text(json.dumps(dict(bank.record), allow_nan=False) + "\n")
+            entries[RECORD] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+        manifest = Manifest(
+            format=FORMAT,
+            fingerprint=bank.fingerprint,
+            inputs=dict(inputs),
+            num_classes=bank.num_classes,
+            feature_dim=bank.feature_dim,
+            views=int(bank.train_features.shape[0]),
+            dtype=str(bank.train_features.dtype).removeprefix("torch."),
+            class_counts=bank.class_counts.tolist(),
+            split_counts=bank.split_counts.tolist(),
+            notes=list(bank.notes),
+            files=entries,
+        ).sealed()
+        (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def _second_name(file: Path, name: Path) -> None:
+    """Have `name` mean `file` too; where the file system knows one name a file, a copy of it."""
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def map_set(file: Path) -> EvalSet:
+    """Features and labels of a set's file, memory-mapped."""
+    tensors = _map(file)
+    return EvalSet(tensors["features"], tensors["labels"])
+
+
+def open_bank(path: Path) -> FeatureBank:
+    """Open a bank directory, memory-mapped, after checking every byte against its manifest.
+
+    Raises:
+        BankError: the directory, the manifest or a file is missing, truncated, altered or of another format; the
+            message names the file and says to remove the bank so that it is extracted again.
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest.files.items():
+        _check_file(path, name, entry)
+    train, test = map_set(path / "train.safetensors"), map_set(path / "test.safetensors")
+    val = map_set(path / "val.safetensors") if "val.safetensors" in manifest.files else None
+    head = _map(path / "head.safetensors") if "head.safetensors" in manifest.files else None
+    return FeatureBank(
+        fingerprint=manifest.fingerprint,
+        train_features=train.features,
+        train_labels=train.labels,
+        val=val,
+        test=test,
+        head=(head["weight"], head["bias"]) if head else None,
+        class_counts=torch.tensor(manifest.class_counts),
+        split_counts=torch.tensor(manifest.split_counts),
+        notes=tuple(manifest.notes),
+        record=json.loads((path / RECORD).read_text()) if RECORD in manifest.files else {},
+        path=path,
+    )
+
+
+def open_test(path: Path) -> EvalSet:
+    """The test set of a bank alone, checked; for those who only look, and need not wait for the training views.
+
+    Raises:
+        BankError: as `open_bank`.
+    """
+    name = "test.safetensors"
+    _check_file(path, name, read_manifest(path).files[name])
+    return map_set(path / name)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What a bank says of itself, without a look at its features.
+
+    Raises:
+        BankError: there is none, or it is damaged or of another format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BankError(f"{path} is not a feature bank: it has no manifest.json; make one with `lt-train features`")
+    try:
+        manifest = Manifest.model_validate_json(file.read_text())
+    except (ValidationError, UnicodeDecodeError):
+        raise _damaged(path, "manifest.json is truncated or altered") from None
+    if manifest.format != FORMAT:
+        raise BankError(f"{file}: bank format must be {FORMAT}, got {manifest.format}; extract it again")
+    if manifest.sealed().seal != manifest.seal or bank_fingerprint(manifest.inputs) != manifest.fingerprint:
+        raise _damaged(path, "manifest.json is altered: it does not match its own seal")
+    return manifest
+
+
+def _check_file(path: Path, name: str, entry: FileEntry) -> None:
+    file = path / name
+    if not file.is_file():
+        raise _damaged(path, f"{name} is missing")
+    size = file.stat().st_size
+    if size != entry.size:
+        raise _damaged(path, f"{name} is truncated or altered: {size} bytes where the manifest says {entry.size}")
+    if sha256_file(file) != entry.sha256:
+        raise _damaged(path, f"{name} is altered: its sha256 is not the one in the manifest")
+
+
+def _damaged(path: Path, what: str) -> BankError:
+    return BankError(f"feature bank {path}: {what}; remove the directory and run again to extract it anew")
+
+
+def _map(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as contents:
+            return {name: contents.get_tensor(name) for name in contents.keys()}
+    except SafetensorError as error:
+        raise _damaged(file.parent, f"{file.name} cannot be read ({error})") from None

@@ -1,0 +1,111 @@
+"""`cosine`: `z_k = s cos(W_k, f)`, a head that sees directions only (OLTR, Liu et al. 2019; paper, Table 1).
+
+The gradient by hand uses that the part along a row, which the normalisation takes away, is the sum of gradient times
+logit: it costs a pass over the logits, not over the weights.
+
+Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here directions of features).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
+
+__all__ = ["Cosine"]
+
+TINY = 1e-12
+"""Norms are taken to be at least this: a feature of zeros has the logits 0."""
+
+
+class CosineModule(nn.Module):
+    """`weight [K, D]`, no bias; rows start as the unit directions of the classifier's."""
+
+    def __init__(self, weight: Tensor, scale: float, squash: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.functional.normalize(weight.clone(), dim=-1, eps=TINY))
+        self.scale, self.squash = scale, squash
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[..., K]` of features `[..., D]`."""
+        norm = features.norm(dim=-1, keepdim=True)
+        directions = features / (1.0 + norm) if self.squash else features / norm.clamp(min=TINY)
+        logits: Tensor = self.scale * directions @ nn.functional.normalize(self.weight, dim=-1, eps=TINY).T
+        return logits
+
+
+class StackedCosine(StackedHead):
+    """`weight [S, D, T, K]`; rows are normalised on the fly."""
+
+    def __init__(self, weight_SDTK: Tensor, scale_S1T: Tensor) -> None:
+        self.parameters = {"weight": weight_SDTK}
+        self.scale_S1T1 = scale_S1T.unsqueeze(-1)
+        self._inverse_norm_S1TK = torch.empty(0)
+
+    def logits(self, inputs_SBI: Tensor) -> Tensor:
+        """See `StackedHead.logits`."""
+        weight_SDTK = self.parameters["weight"]
+        squares = torch.linalg.vecdot(weight_SDTK, weight_SDTK, dim=1).unsqueeze(1)
+        self._inverse_norm_S1TK = squares.clamp_(min=TINY**2).rsqrt_()
+        flat = torch.bmm(inputs_SBI, weight_SDTK.flatten(2))
+        return flat.view(*flat.shape[:2], *weight_SDTK.shape[2:]).mul_(self.scale_S1T1 * self._inverse_norm_S1TK)
+
+    def accumulate(
+        self,
+        into: dict[str, Tensor],
+        inputs_SBI: Tensor,
+        logits_SBTK: Tensor,
+        grad_SBTK: Tensor,
+        keep: float,
+        decay: Tensor | None,
+    ) -> None:
+        """With u = W / |W|: `dL/dW = (s F^T g - u sum_b(g z)) / |W|`. See `StackedHead.accumulate`."""
+        inverse = self._inverse_norm_S1TK
+        along = (grad_SBTK * logits_SBTK).sum(dim=1, keepdim=True) * inverse.square()
+        through = grad_SBTK * (self.scale_S1T1 * inverse)
+        into["weight"].flatten(2).baddbmm_(inputs_SBI.mT, through.flatten(2), beta=keep)
+        into["weight"].addcmul_(self.parameters["weight"], -along if decay is None else decay - along)
+
+    def state(self, seed: int, lane: int) -> dict[str, Tensor]:
+        """See `StackedHead.state`."""
+        return {"weight": self.parameters["weight"][seed, :, lane].T.contiguous().cpu()}
+
+
+class Cosine(HeadSpec):
+    """`z_k = s cos(W_k, f)`: no bias, and the lengths of rows and features do not count."""
+
+    kind: Literal["cosine"] = "cosine"
+    scale: Annotated[float, Field(gt=0, description="s = 1/temperature, factor of the cosines, > 0")] = 30.0
+    squash: Annotated[
+        bool, Field(description="keep something of the feature's length: cosines times |f|/(1 + |f|) (OLTR)")
+    ] = False
+
+    def module(self, start: Classifier) -> nn.Module:
+        """A `CosineModule` with the directions of `start`; its bias is dropped."""
+        return CosineModule(start[0], self.scale, self.squash)
+
+    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.trained_numbers`."""
+        return num_classes * feature_dim
+
+    def stack(
+        self, modules_ST: Sequence[Sequence[CosineModule]], lanes: Mapping[str, Tensor], device: str
+    ) -> StackedHead:
+        """See `HeadSpec.stack`."""
+        weight = torch.stack([torch.stack([head.weight.detach().T for head in row], dim=1) for row in modules_ST])
+        return StackedCosine(weight.to(device).contiguous(), lanes["scale"])
+
+    def inputs(self, features: Tensor, start: Classifier | None) -> Tensor:
+        """Directions of the features, `[..., D]`."""
+        norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+        directions: Tensor = features / (norm + 1.0 if self.squash else norm.clamp(min=TINY))
+        return directions
+
+    def logit_scale(self, lanes: Mapping[str, Tensor]) -> Tensor | float:
+        """The scale s."""
+        return lanes["scale"]

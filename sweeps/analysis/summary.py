@@ -1,0 +1,218 @@
+"""From an exhausted schedule to the result of its sweep: every number of `result.json` comes about here.
+
+Statistics are in `sweeps.analysis.selection`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis import selection
+from sweeps.analysis.result import (
+    Accuracies,
+    Gain,
+    Intervals,
+    Loma,
+    LongerRun,
+    MethodRow,
+    Protocol,
+    Result,
+    Row,
+    RunCounts,
+    SeedAccuracies,
+    TrialRow,
+    Winner,
+)
+from sweeps.config.trials import Phase, Trial
+from sweeps.experiment.trial_queue import Schedule
+from sweeps.store.ledger import Record
+
+__all__ = ["summarise"]
+
+
+def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, float]) -> Result:
+    """The result of a schedule that is exhausted."""
+    spec, ledger = schedule.spec, schedule.ledger
+    wanted = {record.key: record for records in schedule.finished.values() for record in records}
+    failed = sum(record.failure is not None for record in wanted.values())
+    stopped = sum(record.stopped is not None for record in wanted.values())
+    chosen = spec.selection
+    baselines = [trial for trial in schedule.in_order() if trial.phase == "baseline"]
+    every = [(trial.name, record) for trial in schedule.in_order() for record in schedule.finished[trial.name]]
+    broken = {name: record.failure for name, record in every if record.failure is not None}
+    sound = [trial for trial in baselines if trial.name not in broken]
+    told = [f"{name} failed: {why}" for name, why in broken.items() if schedule.trials[name].phase != "search"]
+    longer, not_longer = _longer(schedule, sound)
+    first, names = schedule.winner(), [study.contestant.name for study in schedule.studies]
+    if len(names) > 1:
+        told += [f"{name}: every trial, or every finalist, failed" for name in names if schedule.winner(name) is None]
+    return Result(
+        sweep=spec.name,
+        spec_fingerprint=spec.fingerprint(),
+        bank_fingerprint=schedule.bank_fingerprint,
+        protocol=Protocol(
+            on=chosen.on,
+            epoch=chosen.epoch,
+            objective=chosen.objective,
+            metric=chosen.metric,
+            seeds=chosen.seeds,
+            finalists=chosen.finalists,
+        ),
+        runs=RunCounts(finished=len(wanted) - failed - stopped, stopped=stopped, failed=failed, cached=schedule.cached),
+        trials=[
+            TrialRow(
+                method=trial.contestant,
+                number=trial.number,
+                params=trial.params,
+                objective=schedule.objective(trial),
+                stopped=schedule.stopped(trial),
+                seeds=[_seed_row(record) for record in schedule.finished[trial.name]],
+            )
+            for trial in schedule.in_order()
+            if trial.phase == "search"
+        ],
+        winner=None if first is None else _winner(schedule, first, sound),
+        methods=_methods(schedule, sound),
+        baselines={trial.name.removeprefix("baseline-"): _row(schedule, trial) for trial in sound},
+        longer=longer,
+        not_longer=not_longer,
+        seconds={name: round(value, 3) for name, value in (ledger.seconds | seconds).items()},
+        notes=[*notes, *told],
+    )
+
+
+def _winner(schedule: Schedule, trial: Trial, baselines: list[Trial]) -> Winner:
+    gain = {baseline.name.removeprefix("baseline-"): _difference(schedule, trial, baseline) for baseline in baselines}
+    row = dict(_row(schedule, trial))
+    return Winner(**row, method=trial.contestant, trial=trial.number, searched=trial.params, gain=gain)
+
+
+def _longer(schedule: Schedule, baselines: list[Trial]) -> tuple[LongerRun | None, str]:
+    """What became of the winner when it trained longer, or why that is not known."""
+    chosen, winner = schedule.spec.selection, schedule.winner()
+    if winner is None or chosen.longer is None:
+        return None, ""
+    if not schedule.longer:
+        return None, "the winner trains nothing"
+    (trial,) = schedule.longer
+    start = next((one for one in baselines if one.name == "baseline-vanilla"), None)
+    found = selection.trained_longer(
+        schedule.finished[trial.name],
+        schedule.finished[winner.name],
+        None if start is None else schedule.finished[start.name],
+        metric=chosen.metric,
+        on=chosen.on,
+    )
+    if found is None:
+        return None, "the longer run failed"
+    row = LongerRun(
+        **dict(_row(schedule, trial)),
+        times=chosen.longer,
+        objective=found.mean,
+        objective_ci95=_pair(found.ci95),
+        change=_gain(found.change),
+        ends=found.ends,
+        over_start=None if found.over_start is None else _gain(found.over_start),
+        beside_start=found.beside_start,
+        behind=_difference(schedule, trial, winner, selection.ended),
+    )
+    return row, ""
+
+
+def _methods(schedule: Schedule, baselines: list[Trial]) -> list[MethodRow]:
+    """Each contestant's winner, ranked as the winner of all is chosen."""
+    names = {study.contestant.name for study in schedule.studies}
+    winners = {trial.name for name in names if (trial := schedule.winner(name)) is not None}
+    phase: Phase = "finalist" if schedule.spec.selection.finalists else "search"
+    ranked = [trial for trial in schedule.ranking(phase) if trial.name in winners]
+    return [_method_row(schedule, trial, ranked[0], baselines) for trial in ranked]
+
+
+def _method_row(schedule: Schedule, trial: Trial, first: Trial, baselines: list[Trial]) -> MethodRow:
+    own = [one for one in schedule.in_order() if one.contestant == trial.contestant and one.phase != "longer"]
+    tried = [other for other in own if other.phase == "search"]
+    objective, behind = schedule.objective(trial), _difference(schedule, trial, first)
+    assert objective is not None, "a trial that failed does not win"
+    return MethodRow(
+        **dict(_winner(schedule, trial, baselines)),
+        objective=objective,
+        behind=behind,
+        tied=trial is first or _covers_zero(behind.get(schedule.spec.selection.metric)),
+        trials=len(tried),
+        failed_trials=sum(schedule.objective(other) is None for other in tried),
+        stopped_trials=sum(schedule.stopped(other) is not None for other in tried),
+        runs=len({record.key for other in own for record in schedule.finished[other.name]}),
+    )
+
+
+def _difference(
+    schedule: Schedule,
+    ours: Trial,
+    theirs: Trial,
+    read: Callable[[Sequence[Record]], selection.Array] = selection.reported,
+) -> dict[str, Gain]:
+    """`ours` minus `theirs` on the test set, by metric, paired by seed; one run stands for every seed."""
+    a, b = np.broadcast_arrays(*(read(schedule.finished[trial.name]) for trial in (ours, theirs)))
+    by_metric: dict[str, Gain] = {}
+    for column, split in enumerate(SPLITS):
+        difference = selection.paired(a[:, column], b[:, column])
+        if not math.isnan(difference.mean):
+            by_metric[f"acc_{split}"] = _gain(difference)
+    return by_metric
+
+
+def _gain(difference: selection.MeanDifference) -> Gain:
+    return Gain(mean=difference.mean, ci95=_pair(difference.ci95), p_value=difference.p_value)
+
+
+def _covers_zero(difference: Gain | None) -> bool:
+    """Whether a difference may be none: its interval holds 0, or without an interval it is 0 itself."""
+    if difference is None:
+        return False
+    low, high = difference.ci95 or (difference.mean, difference.mean)
+    return low <= 0 <= high
+
+
+def _row(schedule: Schedule, trial: Trial) -> Row:
+    chosen = schedule.spec.selection
+    records = schedule.finished[trial.name]
+    values = selection.reported(records)
+    best = selection.best_seed(records, metric=chosen.metric, on=chosen.on)
+    return Row(
+        params=trial.method.model_dump(mode="json") | trial.training.model_dump(mode="json"),
+        seeds=[record.seed for record in records],
+        best_of=_seed_row(records[best]),
+        mean=Accuracies(**_named(selection.mean(values))),
+        ci95=Intervals(**{f"acc_{split}": _pair(selection.interval(values[:, i])) for i, split in enumerate(SPLITS)}),
+        loma=Loma(
+            mean=selection.mean_of_all([record.loma_mean for record in records]),
+            cv=selection.mean_of_all([record.loma_cv for record in records]),
+        ),
+    )
+
+
+def _seed_row(record: Record) -> SeedAccuracies:
+    if record.failure is not None:
+        nothing = dict.fromkeys((f"acc_{split}" for split in SPLITS), None)
+        return SeedAccuracies(**nothing, seed=record.seed, val_acc_all=None, failure=record.failure)
+    val = selection.reported([record], "val")[0, 0] if record.val else math.nan
+    return SeedAccuracies(
+        **_named(selection.reported([record])[0]), seed=record.seed, val_acc_all=_number(val), failure=None
+    )
+
+
+def _named(row: Any) -> dict[str, float | None]:
+    return {f"acc_{split}": _number(value) for split, value in zip(SPLITS, row, strict=True)}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _pair(interval: selection.Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval.low, interval.high)

@@ -1,1 +1,0 @@
-"""Several sweeps in one file (`across`): what a family is, its directory, driver, progress, table."""

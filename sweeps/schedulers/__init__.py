@@ -1,1 +1,0 @@
-"""What decides, while trials are training, which of them go on: one file a scheduler."""

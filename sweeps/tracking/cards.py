@@ -1,0 +1,232 @@
+"""What tracking shows of a sweep: names a person can read, metrics, curves, notes, columns, data. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from lt_train.features.bank import FeatureBank
+from lt_train.features.files import read_manifest
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis import selection
+from sweeps.analysis.labels import protocol, ranked_by, short_params
+from sweeps.config.methods import Contestant
+from sweeps.config.spec import SweepSpec
+from sweeps.config.tracking import DataCard, RunsView, TrialCard
+from sweeps.config.trials import Trial
+from sweeps.search.base import LogUniform
+from sweeps.store.ledger import Record
+
+__all__ = ["data_cards", "runs_view", "stage1_series", "trial_card"]
+
+
+def dotted_params(spec: BaseModel) -> dict[str, Any]:
+    """Every value of a spec by dotted path, `head.scale`; parts that are not there are left out."""
+    found: dict[str, Any] = {}
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        if isinstance(value, BaseModel):
+            found |= {f"{name}.{path}": inner for path, inner in dotted_params(value).items()}
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def trial_card(trial: Trial, records: list[Record], objective: float | None, spec: SweepSpec) -> TrialCard:
+    """The child run of a finished trial of a sweep: means over its seeds, one point a seed, one curve an epoch."""
+    sound = [record for record in records if record.failure is None]
+    metrics: dict[str, float] = {}
+    series: dict[str, list[tuple[int, float]]] = {}
+    tables: dict[str, str] = {}
+    seed_runs: list[tuple[int, dict[str, float]]] = []
+    if len(sound) == len(records):
+        values = selection.reported(records)
+        metrics |= _named("acc", values.mean(axis=0))
+        if records[0].val is not None:
+            metrics |= _named("val_acc", selection.reported(records, "val").mean(axis=0))
+        metrics |= _known(
+            {name: selection.mean_of_all([getattr(r, name) for r in records]) for name in ("loma_mean", "loma_cv")}
+        )
+        if objective is not None:
+            metrics["objective"] = objective
+        for column, split in enumerate(SPLITS):
+            points = [(record.seed, float(v)) for record, v in zip(records, values[:, column], strict=True)]
+            series[f"seed_acc_{split}"] = [point for point in points if not np.isnan(point[1])]
+        series |= _curves(records)
+        tables["per_class.csv"] = _per_class(records)
+    for record in sound:
+        row = _named("acc", selection.reported([record])[0])
+        seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
+    title = f"{trial.called} {short_params(trial.params)}".strip()
+    settings = dotted_params(trial.method) | dotted_params(trial.training) | _decades(trial, spec)
+    return TrialCard(
+        key=trial.name,
+        name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
+        phase=trial.phase,
+        params={"method": trial.called, **settings},
+        metrics=metrics,
+        series={key: points for key, points in series.items() if points},
+        tables=tables,
+        failed=len(sound) < len(records),
+        finished_ms=max(record.at_ms for record in records),
+        seed_runs=seed_runs,
+        stopped=selection.stopped(records),
+        note=_trial_note(trial, records, spec),
+    )
+
+
+def runs_view(spec: SweepSpec, has_val: bool) -> RunsView:
+    """What is worth seeing of a sweep's runs: what they are selected on, test accuracy by split, what was searched."""
+    rank = ranked_by(spec)
+    on_val = [f"val_acc_{split}" for split in SPLITS] if has_val else []
+    on_test = [f"acc_{split}" for split in SPLITS]
+    searched = [path for contestant in spec.contestants() for path in contestant.space]
+    return RunsView(
+        rank=rank,
+        metrics=list(dict.fromkeys([rank, *on_test, *on_val])),
+        searched=[_inner(path) for path in dict.fromkeys(searched)],
+        charted=["acc_few", "acc_all"],
+        searched_by={
+            contestant.name: [_as_charted(path, _logarithmic(contestant)) for path in contestant.space]
+            for contestant in spec.contestants()
+        },
+    )
+
+
+def data_cards(spec: SweepSpec, bank: FeatureBank) -> list[DataCard]:
+    """The parts of the data a bank was made of; none of a bank that lies nowhere."""
+    if bank.path is None:
+        return []
+    digests = read_manifest(bank.path).inputs["digests"]
+    parts = {
+        "training": ("train", bank.train_features, bank.train_labels),
+        "test": ("test", bank.test.features, bank.test.labels),
+    }
+    if bank.val is not None:
+        parts["validation"] = ("val", bank.val.features, bank.val.labels)
+    return [
+        DataCard(
+            name=spec.dataset.kind,
+            part=part,
+            digest=digests[name],
+            source=spec.dataset.identity(),
+            shape=tuple(features.shape),
+            class_counts=torch.bincount(labels, minlength=bank.num_classes).tolist(),
+        )
+        for part, (name, features, labels) in parts.items()
+    ]
+
+
+def _inner(path: str) -> str:
+    """A searched path as a run's parameters name it: without its section."""
+    return path.partition(".")[2]
+
+
+def _logarithmic(contestant: Contestant) -> set[str]:
+    return {path for path, dimension in contestant.space.items() if isinstance(dimension, LogUniform)}
+
+
+def _decades(trial: Trial, spec: SweepSpec) -> dict[str, float]:
+    """Logarithms of what the trial's own contestant searches by decades; another may search the same with a zero."""
+    own = next((one for one in spec.contestants() if one.name == trial.contestant), None)
+    logarithmic = set() if own is None else _logarithmic(own)
+    return {
+        _as_charted(path, logarithmic): round(math.log10(value), 4)
+        for path, value in trial.params.items()
+        if path in logarithmic
+    }
+
+
+def _as_charted(path: str, logarithmic: set[str]) -> str:
+    """The parameter that a chart shows: MLflow draws no axis by decades."""
+    return f"log10_{_inner(path)}" if path in logarithmic else _inner(path)
+
+
+def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
+    """What the trial is, and what its metrics mean."""
+    what = {
+        "search": "a trial of the search",
+        "baseline": "a baseline",
+        "finalist": "a finalist, on fresh seeds",
+        "longer": "the winner trained longer, which competes with nobody",
+    }
+    values = [
+        f"`{path}` {value:.6g}" if isinstance(value, float) else f"`{path}` {value}"
+        for path, value in trial.params.items()
+    ]
+    stopped = selection.stopped(records)
+    lines = [
+        f"**{trial.called}**, {what[trial.phase]}" + (f": {', '.join(values)}" if values else ""),
+        "",
+        f"Ranked by {protocol(spec)}: `{ranked_by(spec)}`. `acc_*`: top-1 accuracy on test, mean over its seeds, "
+        "over all classes and by class size; `val_acc_*`: on validation, every class with the same weight; "
+        "`loma_*`: Logits Magnitude, mean and spread over classes. `seed_*` has a step a seed, `epoch_*` one an epoch.",
+    ]
+    if stopped is not None:
+        lines += ["", f"Stopped early after epoch {stopped}; its numbers are of that epoch."]
+    failed = [record for record in records if record.failure is not None]
+    if failed:
+        lines += ["", f"Failed: {len(failed)} of {len(records)} seeds; the first: {failed[0].failure}"]
+    return "\n".join(lines)
+
+
+def stage1_series(record: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """The curve of a backbone's training over its epochs, and at the last one its accuracy on test by split.
+
+    Args:
+        record: `FeatureBank.record`, which may be empty.
+    """
+    curve = record.get("curve", [])
+    series: dict[str, list[tuple[int, float | None]]] = {
+        f"stage1_{short}": [(point["epoch"], point[name]) for point in curve]
+        for short, name in (("loss", "loss"), ("acc", "accuracy"), ("lr", "lr"))
+    }
+    for split in SPLITS:
+        series[f"stage1_val_acc_{split}"] = [(point["epoch"], point["val"][split]) for point in curve if "val" in point]
+        test = record.get("accuracy", {}).get(split)
+        series[f"stage1_test_acc_{split}"] = [(curve[-1]["epoch"], test)] if curve else []
+    known = {name: [(step, value) for step, value in points if value is not None] for name, points in series.items()}
+    return {name: points for name, points in known.items() if points}
+
+
+def _curves(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
+    """Accuracy and loss of every epoch (from 1), mean over seeds."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    stacks = {"epoch_acc": [record.test for record in records]}
+    if records[0].val is not None:
+        stacks["epoch_val_acc"] = [record.val or [] for record in records]
+    for name, stack in stacks.items():
+        mean_E4 = np.array(stack, dtype=np.float64).mean(axis=0)
+        for column, split in enumerate(SPLITS):
+            curves[f"{name}_{split}"] = _points(mean_E4[:, column])
+    curves["epoch_loss"] = _points(np.array([record.loss for record in records], dtype=np.float64).mean(axis=0))
+    return curves
+
+
+def _per_class(records: list[Record]) -> str:
+    """CSV of LoMa (Eq. 6), regularised std (Eq. 7) and accuracy by class, each the mean over seeds."""
+    columns = [
+        np.array([getattr(record, name) for record in records], dtype=np.float64).mean(axis=0)
+        for name in ("class_accuracy", "loma", "regularised_std")
+    ]
+    lines = ["class,accuracy,loma,regularised_std"]
+    for k, values in enumerate(zip(*columns, strict=True)):
+        lines.append(",".join([str(k), *("" if np.isnan(value) else f"{value:.6g}" for value in values)]))
+    return "\n".join(lines) + "\n"
+
+
+def _points(values: Any) -> list[tuple[int, float]]:
+    return [(epoch, float(value)) for epoch, value in enumerate(values, start=1) if not np.isnan(value)]
+
+
+def _named(prefix: str, row: Any) -> dict[str, float]:
+    return _known({f"{prefix}_{split}": round(float(value), 6) for split, value in zip(SPLITS, row, strict=True)})
+
+
+def _known(values: dict[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None and not np.isnan(value)}

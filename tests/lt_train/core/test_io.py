@@ -1,0 +1,164 @@
+"""Files are whole or absent: exceptions, races, permissions and a disk that is really full."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lt_train.core.errors import StorageError
+from lt_train.core.io import atomic_directory, atomic_file, fingerprint, sha256_file, writing
+
+
+class Interruption(BaseException):
+    """Stands for Ctrl-C, which no `except Exception` sees."""
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_a_file_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    for text in ("first", "second"):
+        with atomic_file(path) as temporary:
+            assert temporary.parent == path.parent
+            temporary.write_text(text)
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError("stop"), Interruption("stop")])
+def test_an_exception_leaves_no_file_and_keeps_the_old_one(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+
+    def write() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error), match="stop"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("old")
+    with pytest.raises(type(error), match="stop"):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError("stop"), Interruption("stop")])
+def test_an_exception_leaves_no_directory(tmp_path: Path, error: BaseException) -> None:
+    def write() -> None:
+        with atomic_directory(tmp_path / "bank") as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / "part").write_text("half")
+            raise error
+
+    with pytest.raises(type(error), match="stop"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "store" / "bank"
+    with atomic_directory(path) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "part").write_text("whole")
+        assert not path.exists()
+    assert (path / "inner" / "part").read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_directory_that_was_finished_first_stays(tmp_path: Path) -> None:
+    path = tmp_path / "bank"
+    with atomic_directory(path) as slow:
+        (slow / "part").write_text("slow")
+        with atomic_directory(path) as fast:
+            (fast / "part").write_text("fast")
+    assert (path / "part").read_text() == "fast"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell the umask")
+def test_the_umask_is_not_set_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the whole process's: of two threads that set it and set it back, one may set back what the other set."""
+    asked: list[int] = []
+    monkeypatch.setattr(os, "umask", asked.append)
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert asked == []
+
+
+@pytest.mark.usefixtures("umask")
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    """Temporary names are private to the user; what is finished is for whoever may read the storage."""
+    with atomic_file(tmp_path / "file") as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+    with atomic_directory(tmp_path / "bank") as directory:
+        (directory / "part").touch()
+        assert directory.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "bank").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "bank" / "part").stat().st_mode & 0o777 == 0o640
+    assert os.umask(0o027) == 0o027
+
+
+def test_a_full_disk_is_a_storage_error_that_names_the_path(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("64k")
+    path = disk / "file"
+    path.write_text("old")
+    with (
+        pytest.raises(StorageError, match=f"cannot write {path}: the disk is full; free some space and run"),
+        atomic_file(path) as temporary,
+    ):
+        temporary.write_bytes(b"x" * 100_000)
+    assert path.read_text() == "old"
+    assert list(disk.iterdir()) == [path]
+
+    bank = disk / "bank"
+    with (
+        pytest.raises(StorageError, match=f"cannot write {bank}: the disk is full; free some space and run"),
+        atomic_directory(bank) as directory,
+    ):
+        (directory / "part").write_bytes(b"x" * 100_000)
+    assert list(disk.iterdir()) == [path]
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"x" * 20_000)
+    assert path.stat().st_size == 20_000
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "below"
+    with pytest.raises(StorageError, match=f"cannot write {path}: .*; make the place writable"), atomic_file(path):
+        pytest.fail("nothing can be written below a file")
+    with pytest.raises(StorageError, match=f"cannot write {path}: .*; make the place writable"), atomic_directory(path):
+        pytest.fail("nothing can be written below a file")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_every_kind_of_full_is_full(number: int) -> None:
+    with pytest.raises(StorageError, match="cannot write there: the disk is full") as caught, writing(Path("there")):
+        raise OSError(number, os.strerror(number))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.exit_code == 1
+
+
+def test_fingerprints_are_canonical_and_refuse_nan() -> None:
+    assert fingerprint({"a": 1, "b": [1.5, None]}) == fingerprint({"b": [1.5, None], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.0})
+    assert fingerprint([]) == hashlib.sha256(b"[]").hexdigest()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint(float("nan"))
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()

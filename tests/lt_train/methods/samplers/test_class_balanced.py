@@ -1,0 +1,59 @@
+"""Class-balanced sampling: a class uniformly, then one of its pictures uniformly."""
+
+import pytest
+import torch
+
+from lt_train.methods.samplers.class_balanced import ClassBalanced
+
+COUNTS = torch.tensor([500, 300, 120, 40, 20, 12, 8])
+LABELS = torch.arange(7).repeat_interleave(COUNTS)
+
+
+def chi_square(found: torch.Tensor, expected: float) -> float:
+    return float(((found - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_are_uniform_whatever_their_size(seed: int) -> None:
+    order = ClassBalanced().order(LABELS, seed, 0)
+    assert order.shape == LABELS.shape
+    assert order.dtype == torch.int64
+    drawn = torch.bincount(LABELS[order], minlength=7)
+    # 6 degrees of freedom: above 22.5 once in a thousand seeds; instance sampling has over 1000.
+    assert chi_square(drawn, len(LABELS) / 7) < 22.5
+    assert chi_square(COUNTS, len(LABELS) / 7) > 1000
+
+
+def test_pictures_of_a_class_are_uniform_and_their_places_do_not_matter() -> None:
+    shuffled = LABELS[torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(0))]
+    orders = torch.cat([ClassBalanced().order(shuffled, 0, epoch) for epoch in range(30)])
+    times = torch.bincount(orders, minlength=len(LABELS))
+    for label in range(7):
+        of_class = times[shuffled == label]
+        # Mean of chi square is its degrees of freedom, its variance twice that: five standard deviations.
+        freedom = len(of_class) - 1
+        assert chi_square(of_class, float(of_class.double().mean())) < freedom + 5 * (2 * freedom) ** 0.5
+        assert bool((of_class > 0).all())
+
+
+def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+    orders = {(s, e): tuple(ClassBalanced().order(LABELS, s, e).tolist()) for s in (0, 1) for e in (0, 1)}
+    torch.manual_seed(3)
+    assert {(s, e): tuple(ClassBalanced().order(LABELS, s, e).tolist()) for s in (0, 1) for e in (0, 1)} == orders
+    assert len(set(orders.values())) == 4
+
+
+def test_a_class_without_pictures_is_left_out_and_one_picture_comes_often() -> None:
+    labels = torch.tensor([0] * 400 + [3] + [5] * 2)
+    order = ClassBalanced().order(labels, 0, 0)
+    drawn = torch.bincount(labels[order], minlength=7)
+    assert drawn[[1, 2, 4, 6]].tolist() == [0, 0, 0, 0]
+    assert chi_square(drawn[[0, 3, 5]], 403 / 3) < 13.8  # 2 degrees of freedom, one in a thousand
+    assert set(order[labels[order] == 3].tolist()) == {400}
+    assert set(order[labels[order] == 5].tolist()) == {401, 402}
+
+
+def test_one_class_alone() -> None:
+    order = ClassBalanced().order(torch.zeros(50, dtype=torch.int64), 0, 0)
+    assert 0 <= int(order.min())
+    assert int(order.max()) < 50

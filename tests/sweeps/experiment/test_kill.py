@@ -1,0 +1,84 @@
+"""The driver killed with -9 at random moments, on Ray with MLflow, then resumed: nothing lost, doubled or changed."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import yaml
+from support.ledgers import pack_lines
+
+import sweeps
+from sweeps.analysis.result import Result
+from sweeps.config.spec import SweepSpec
+
+KILLS = 3
+
+
+def start(said: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    """A driver whose standard error goes to the end of a file."""
+    with said.open("ab") as stream:
+        return subprocess.Popen([sys.executable, "-m", "sweeps.cli.main", *map(str, arguments)], stderr=stream)
+
+
+def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
+    small_sweep: Callable[..., SweepSpec], tmp_path: Path, local_ray: str
+):
+    sections = {
+        "training": {"epochs": 150},
+        "search": {"trials": 16},
+        "selection": {"seeds": 2, "finalists": 2},
+        "resources": {"lanes_per_pack": 2},
+        "tracking": {"kind": "mlflow", "experiment": "kills"},
+    }
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            small_sweep(**sections, backend={"kind": "ray", "address": local_ray}).resolved(), sort_keys=False
+        )
+    )
+    expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed", "tracking": "none"}))
+
+    directory, said = tmp_path / "runs" / "small", tmp_path / "stderr.txt"
+    moments = random.Random(time.time_ns())
+    seen: dict[str, dict] = {}
+    for kill in range(KILLS):
+        driver = start(said, "run", file) if kill == 0 else start(said, "resume", directory)
+        before, deadline = len(pack_lines(directory)), time.monotonic() + 120
+        # Once it trains, at a moment of chance: within a pack, between packs, while MLflow is being written.
+        while len(pack_lines(directory)) == before and time.monotonic() < deadline:
+            assert driver.poll() is None, f"the sweep must not end before it is killed: {said.read_text()}"
+            time.sleep(0.01)
+        time.sleep(moments.random())
+        driver.kill()
+        driver.wait()
+        lines = pack_lines(directory)
+        for line in lines:
+            seen |= {run["key"]: run for run in line["runs"]}
+    at_last_kill = len(seen)
+
+    last = start(said, "resume", directory)
+    assert last.wait(timeout=600) == 0, said.read_text()[-5000:]
+    runs = [run for line in pack_lines(directory) for run in line["runs"]]
+    keys = [run["key"] for run in runs]
+    assert len(keys) == len(set(keys)), "a finished run was trained twice"
+    by_key = {run["key"]: run for run in runs}
+    assert all(by_key[key] == run for key, run in seen.items()), "a finished run was lost or changed"
+    found = Result.model_validate_json((directory / "result.json").read_text())
+    assert found.winner == expected.winner
+    assert found.trials == expected.trials
+    assert found.runs.finished == expected.runs.finished == 16 * 2 + 3 + 4
+    assert 0 < at_last_kill
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("kills")
+    tracked = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = sorted(run.data.tags["lt.key"] for run in tracked)
+    assert names.count("sweep") == 1, "one parent run"
+    assert len(names) == len(set(names)) == 1 + 2 + 16 + 2, "no duplicate child and none missing"
+    assert {run.info.status for run in tracked} == {"FINISHED"}, "no run is left open"

@@ -1,0 +1,456 @@
+"""The winner trained several times as long: what it is, that it decides nothing, and that it is a phase like others."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import yaml
+from support.ledgers import pack_lines, runs_of
+
+import sweeps
+from lt_train.features.bank import FeatureBank
+from lt_train.methods.base import TrainingSpec
+from lt_train.retrain import fused, reference
+from lt_train.retrain.base import EpochRule, Pack, Run
+from sweeps.analysis import selection
+from sweeps.analysis.load import read_sweep
+from sweeps.analysis.result import Result
+from sweeps.config.matrix import load_family
+from sweeps.config.spec import SweepSpec, load_sweep
+from sweeps.config.trials import search_size
+from sweeps.experiment.matrix_runner import run_family
+from sweeps.experiment.plan import plan
+from sweeps.experiment.prepare import prepare
+from sweeps.experiment.trial_queue import Schedule
+from sweeps.store.ledger import Ledger, Record
+
+MakeSweep = Callable[..., SweepSpec]
+
+WHOLE = {"selection": {"seeds": 2, "finalists": 2, "longer": 3}, "resources": {"lanes_per_pack": 2}}
+HALVED = {
+    "search": {"trials": 8, "generation": 4, "scheduler": {"kind": "successive_halving", "rungs": [1, 2]}},
+    "selection": {"longer": 2},
+    "resources": {"lanes_per_pack": 8},
+}
+
+
+def directory(spec: SweepSpec) -> Path:
+    return Path(spec.storage) / spec.name
+
+
+def longer_runs(spec: SweepSpec) -> list[dict[str, Any]]:
+    """What the ledger holds of this phase, in seed order."""
+    return [run for line in pack_lines(directory(spec)) if line["pack"].startswith("longer") for run in line["runs"]]
+
+
+def work_through(schedule: Schedule, bank: FeatureBank, choose: Callable[[list[Pack]], int]) -> list[Pack]:
+    """Train everything with three packs in flight, which are finished in the order that `choose` says."""
+    in_flight: list[Pack] = []
+    order: list[Pack] = []
+    while not schedule.exhausted():
+        while len(in_flight) < 3 and (pack := schedule.next_pack()) is not None:
+            in_flight.append(pack)
+        pack = in_flight.pop(choose(in_flight))
+        order.append(pack)
+        schedule.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule, halving=pack.halving), 0.0)
+    return order
+
+
+def test_it_is_asked_for_by_default_and_the_default_is_in_no_fingerprint(small_sweep: MakeSweep) -> None:
+    demo = load_sweep(Path(sweeps.__file__).parent / "specs" / "demo.yaml")
+    assert demo.selection.longer == 3
+    assert search_size(demo).longer_runs == 5
+    three, two, none = (small_sweep(selection={"longer": times}) for times in (3, 2, None))
+    document = three.resolved()
+    del document["selection"]["longer"]
+    assert sweeps.config.spec.load_resolved(document).fingerprint() == three.fingerprint()
+    assert len({one.fingerprint() for one in (three, two, none)}) == 3
+
+
+def test_the_winner_is_trained_once_more_on_the_seeds_of_its_numbers(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(**WHOLE)
+    result = sweeps.run(spec)
+    winner, longer = result.winner, result.longer
+    assert winner is not None
+    assert longer is not None
+    assert longer.seeds == winner.seeds == [2, 3]
+    assert longer.params == winner.params | {"epochs": 9}
+    assert pack_lines(directory(spec))[-1]["pack"] == "longer-0", "nothing comes after it"
+    (method,) = {run.method for run in read_sweep(directory(spec)).longer.trial.runs()}
+    runs = [Run(method, TrainingSpec(epochs=9), seed) for seed in (2, 3)]
+    plain = reference.fit(prepare(spec), runs)
+    for run, expected in zip(longer_runs(spec), plain, strict=True):
+        assert np.array(run["test"]) == pytest.approx(expected.test_accuracy, abs=0.011)  # a picture of a hundred
+    assert longer.mean.acc_all == pytest.approx(np.mean([run["test"][8][0] for run in longer_runs(spec)]))
+    assert longer.objective == pytest.approx(np.mean([run["val"][8][0] for run in longer_runs(spec)]))
+    assert longer.behind["acc_all"].mean == pytest.approx(longer.mean.acc_all - winner.mean.acc_all)
+    assert (longer.times, result.not_longer) == (3, "")
+
+
+@pytest.mark.parametrize("sections", [WHOLE, HALVED], ids=["whole", "halved"])
+def test_it_changes_nothing_that_is_reported_of_others(small_sweep: MakeSweep, sections: dict[str, Any]) -> None:
+    spec = small_sweep(**sections)
+    without = sections["selection"] | {"longer": None}
+    plain = sweeps.run(small_sweep(**sections | {"name": "plain", "selection": without}))
+    result = sweeps.run(spec)
+    for part in ("winner", "trials", "methods", "baselines", "protocol"):
+        assert getattr(result, part) == getattr(plain, part), part
+    assert result.runs.finished == plain.runs.finished + 2
+    assert result.runs.stopped == plain.runs.stopped
+    assert (plain.longer, plain.not_longer) == (None, "")
+    for run in longer_runs(spec):
+        assert run["stopped"] is None, "no scheduler stops it"
+
+
+def test_it_does_not_depend_on_the_order_in_which_packs_come_back(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    spec = small_sweep(**WHOLE)
+    bank = prepare(spec)
+    found = []
+    for seed in range(4):
+        ledger = Ledger(tmp_path / str(seed))
+        schedule = Schedule(spec, bank, ledger)
+        choose = functools.partial(lambda chance, packs: chance.randrange(len(packs)), random.Random(seed))
+        order = work_through(schedule, bank, choose)
+        ledger.close()
+        assert [pack.name for pack in order if pack.name.startswith("longer")] == ["longer-0"]
+        winner = schedule.winner()
+        assert winner is not None
+        assert schedule.longer is not None
+        (trial,) = schedule.longer
+        assert (trial.method, trial.seeds, trial.number) == (winner.method, winner.seeds, winner.number)
+        found.append((trial, [record.test for record in schedule.finished[trial.name]]))
+    assert found == found[:1] * 4
+
+
+def test_its_last_epoch_counts_whatever_the_protocol(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(
+        method={"kind": "los", "smooth_factor": 0.7},
+        search={"sampler": "grid", "trials": 1, "space": {"method.lr": {"choice": [0.02]}}},
+        selection={"on": "test", "epoch": "best", "objective": "best", "longer": 4},
+    )
+    result = sweeps.run(spec)
+    assert [run["epoch"] for run in longer_runs(spec)] == [11, 11]
+    last = [run["test"][11][0] for run in longer_runs(spec)]
+    assert max(last) < min(max(row[0] for row in run["test"]) for run in longer_runs(spec)), "the best was another"
+    assert result.longer is not None
+    assert result.longer.objective == pytest.approx(np.mean(last))
+
+
+def test_one_seed(small_sweep: MakeSweep) -> None:
+    result = sweeps.run(small_sweep(selection={"seeds": 1, "longer": 3}))
+    assert result.longer is not None
+    assert (result.longer.objective_ci95, result.longer.change.ci95) == (None, None)
+
+
+def test_of_several_methods_the_winner_of_all_alone_is_trained_longer(small_sweep: MakeSweep) -> None:
+    methods = ["vanilla", "los", {"name": "short", "method": "ce", "training": {"epochs": 2}}]
+    spec = small_sweep(
+        method=None, methods=methods, search={"trials": 3}, selection={"finalists": 1, "longer": 3}, baselines=[]
+    )
+    result = sweeps.run(spec)
+    assert result.winner is not None
+    assert result.longer is not None
+    assert result.winner.method != "vanilla"
+    assert result.longer.params["epochs"] == 3 * result.winner.params["epochs"]
+    assert result.longer.over_start is None, "no baseline is there to compare with"
+    (name,) = {line["pack"] for line in pack_lines(directory(spec)) if line["pack"].startswith("longer")}
+    assert name == f"longer-{result.winner.method}-0"
+    assert result.runs.finished == sum(row.runs for row in result.methods) + 2
+
+
+def test_what_trains_nothing_is_not_trained_longer(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(
+        method=None,
+        methods=["los", {"method": "tau_norm", "space": {"method.post_hoc.tau": {"uniform": [0, 2]}}}],
+        search={"space": {"method.lr": {"loguniform": [1e-9, 1e-8]}}},
+        selection={"on": "test", "longer": 3},
+    )
+    result = sweeps.run(spec)
+    assert result.winner is not None
+    assert result.winner.method == "tau_norm"
+    assert (result.longer, result.not_longer) == (None, "the winner trains nothing")
+    assert longer_runs(spec) == []
+    progress = json.loads((directory(spec) / "progress.json").read_text())
+    assert progress["runs_finished"] == progress["runs"] == search_size(spec).runs - 2
+    alone = small_sweep(method=None, methods=["vanilla"], search={"trials": 1, "space": {}}, selection={"longer": 3})
+    assert search_size(alone).longer_runs == plan(alone).longer_runs == 0
+
+
+def test_progress_and_plan_count_it(small_sweep: MakeSweep) -> None:
+    spec, without = small_sweep(selection={"longer": 3}), small_sweep()
+    result = sweeps.run(spec)
+    progress = json.loads((directory(spec) / "progress.json").read_text())
+    assert progress["runs_finished"] == progress["runs"] == result.runs.finished == 7 * 2 + 3 + 2
+    assert progress["trials_finished"] == progress["trials"] == 7 + 2 + 1
+    planned, plain = plan(spec, tflops=1.0), plan(without, tflops=1.0)
+    assert (planned.longer_runs, planned.longer_times, plain.longer_runs) == (2, 3, 0)
+    assert (planned.runs, planned.packs) == (plain.runs + 2, plain.packs + 1)
+    # 7 trials x 2 seeds and ce x 2 seeds of 3 epochs, and 2 runs of 9.
+    assert planned.train_seconds / plain.train_seconds == pytest.approx((16 * 3 + 2 * 9) / (16 * 3))
+
+
+def test_a_searched_number_of_epochs_is_multiplied_and_shared_with_a_trial_that_is_the_same_run(
+    small_sweep: MakeSweep,
+) -> None:
+    space = {"training.epochs": {"choice": [6, 18]}}
+    spec = small_sweep(
+        method={"kind": "los", "smooth_factor": 0.7, "lr": 0.03},
+        search={"sampler": "grid", "trials": 2, "space": space},
+        selection={"longer": 3},
+        baselines=[],
+    )
+    result = sweeps.run(spec)
+    assert result.winner is not None
+    assert result.winner.params["epochs"] == 6, "the setting is chosen so that more epochs lose"
+    assert result.longer is not None
+    assert result.longer.ends == "falls"
+    assert (longer_runs(spec), result.runs.finished, result.runs.cached) == ([], 4, 2)
+    assert result.longer.mean.acc_all == pytest.approx(np.mean([seed.acc_all for seed in result.trials[1].seeds]))
+    (trial,) = [one for one in read_sweep(directory(spec)).every if one.trial.phase == "longer"]
+    assert trial.trial.params == {"training.epochs": 18}
+
+
+def test_its_heads_are_not_kept_and_the_winners_are(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(**WHOLE)
+    sweeps.run(spec)
+    assert not list((directory(spec) / "heads").glob("longer*"))
+    sweep = read_sweep(directory(spec))
+    assert sweep.winner is not None
+    assert sweep.classifier(sweep.winner) is not None
+
+
+def without_the_phase(spec: SweepSpec) -> None:
+    """Leave a finished sweep as a version left it that did not know of longer runs."""
+    place = directory(spec)
+    lines = (place / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (place / "ledger.jsonl").write_text("".join(line for line in lines if '"pack":"longer' not in line))
+    result, identity = (json.loads((place / name).read_text()) for name in ("result.json", "sweep.json"))
+    del result["longer"], result["not_longer"], identity["spec"]["selection"]["longer"]
+    (place / "result.json").write_text(json.dumps(result))
+    (place / "sweep.json").write_text(json.dumps(identity))
+
+
+def test_a_sweep_finished_before_there_were_longer_runs_is_finished_and_a_resume_adds_it(
+    small_sweep: MakeSweep,
+) -> None:
+    spec = small_sweep(**WHOLE)
+    first = sweeps.run(spec)
+    without_the_phase(spec)
+    sweep = read_sweep(directory(spec))
+    assert (sweep.state, sweep.longer) == ("finished", None)
+    assert sweep.winner is not None
+    again = sweeps.resume(directory(spec))
+    assert again.longer == first.longer
+    assert again.winner == first.winner
+    assert again.runs.cached == first.runs.finished - 2
+    assert Result.model_validate_json((directory(spec) / "result.json").read_text()).longer == first.longer
+
+
+def test_a_longer_run_that_fails_costs_no_winner(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(**WHOLE)
+    first = sweeps.run(spec)
+    file = directory(spec) / "ledger.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    (place,) = [number for number, line in enumerate(lines) if '"pack":"longer' in line]
+    line = json.loads(lines[place])
+    line["runs"][1] |= {"failure": "diverged: in a test", "epoch": -1, "val": line["runs"][1]["val"][:2]}
+    lines[place] = json.dumps(line, separators=(",", ":")) + "\n"
+    file.write_text("".join(lines))
+    (directory(spec) / "result.json").unlink()
+    result = sweeps.resume(directory(spec))
+    assert result.winner == first.winner
+    assert (result.longer, result.not_longer, result.runs.failed) == (None, "the longer run failed", 1)
+    assert any(note.startswith("longer-") and "diverged: in a test" in note for note in result.notes)
+    assert longer_runs(spec)[0]["failure"] is None
+
+
+def test_each_member_of_a_family_has_its_own(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    document = small_sweep(search={"trials": 2}, selection={"longer": 2}).resolved() | {
+        "name": "fam",
+        "across": {"training.epochs": [1, 2]},
+    }
+    file = tmp_path / "family.yaml"
+    file.write_text(yaml.safe_dump(document))
+    family = load_family(file)
+    table = run_family(family)
+    assert [len(row.cells) for row in table.rows] == [3, 3]
+    epochs = [
+        Result.model_validate_json((directory(spec) / "result.json").read_text()).longer.params["epochs"]
+        for spec in family.sweeps
+    ]
+    assert epochs == [2, 4]
+
+
+def test_in_mlflow_it_is_a_run_of_its_own_that_is_not_ranked(
+    small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = small_sweep(**WHOLE, tracking={"kind": "mlflow", "experiment": "longer"})
+    result = sweeps.run(spec)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'longer'")
+    runs = {run.data.tags["lt.key"]: run for run in client.search_runs([experiment.experiment_id], max_results=100)}
+    assert result.winner is not None
+    assert result.longer is not None
+    run = runs[f"longer-{result.winner.trial:04d}"]
+    assert run.info.run_name.endswith("(longer)")
+    assert (run.data.params["phase"], run.data.params["epochs"]) == ("longer", "9")
+    assert run.data.metrics["acc_all"] == pytest.approx(result.longer.mean.acc_all)
+    assert "objective" not in run.data.metrics
+    parent = runs["sweep"]
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics["acc_all"] == pytest.approx(result.winner.mean.acc_all)
+    assert "longer" not in parent.data.params["selection"], "MLflow refuses a value that changes with a resume"
+
+
+def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undisturbed_result(
+    small_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    sections = {"training": {"epochs": 40}, "search": {"trials": 4}, "selection": {"finalists": 1, "longer": 40}}
+    spec = small_sweep(**sections)
+    expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed"}))
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    driver = subprocess.Popen([sys.executable, "-m", "sweeps.cli.main", "run", file], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not any(line["pack"].startswith("finalist") for line in pack_lines(directory(spec))):
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.kill()
+    driver.communicate()
+    assert not longer_runs(spec), "it is killed within the phase"
+    assert not (directory(spec) / "result.json").exists()
+    before = {run["key"]: run for run in runs_of(spec)}
+    result = sweeps.resume(directory(spec))
+    assert (result.winner, result.longer, result.trials) == (expected.winner, expected.longer, expected.trials)
+    assert result.runs.cached == len(before) == expected.runs.finished - 2
+    keys = [run["key"] for run in runs_of(spec)]
+    assert len(keys) == len(set(keys)), "nothing is trained twice"
+
+
+def record(seed: int, *last: float, failure: str | None = None) -> Record:
+    """A run with these accuracies over all classes at its epochs, of which the last counts."""
+    rows = [[value] * 4 for value in last]
+    nothing: list[float | None] = []
+    return Record("", seed, failure, len(last) - 1, rows, rows, nothing, nothing, nothing, nothing, None, None)
+
+
+def runs_at(values: list[float]) -> list[Record]:
+    return [record(seed, 0.1, value) for seed, value in enumerate(values)]
+
+
+SPREAD = [0.001, -0.001, 0.0005, -0.0005, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("after", "ends", "beside"),
+    [
+        (0.70, "falls", "above"),
+        (0.60, "falls", "level"),
+        (0.55, "falls", "below"),
+        (0.80, "level", "above"),
+        (0.8009, "level", "above"),
+        (0.82, "gains", "above"),
+    ],
+)
+def test_a_longer_run_is_judged_by_what_the_seeds_agree_on(after: float, ends: str, beside: str) -> None:
+    shorter = runs_at([0.8] * 5)
+    longer = runs_at([after + gap for gap in SPREAD])
+    found = selection.trained_longer(longer, shorter, runs_at([0.6]), metric="acc_all", on="val")
+    assert found is not None
+    assert (found.ends, found.beside_start) == (ends, beside)
+    assert found.change.mean == pytest.approx(after - 0.8)
+    assert found.over_start is not None
+    assert found.over_start.mean == pytest.approx(after - 0.6)
+
+
+def test_what_the_seeds_do_not_agree_on_is_unclear_and_with_one_seed_half_a_point_is() -> None:
+    scattered = runs_at([0.8 + gap for gap in (0.05, -0.06, 0.04, -0.05, -0.02)])
+    found = selection.trained_longer(scattered, runs_at([0.8] * 5), None, metric="acc_all", on="test")
+    assert found is not None
+    assert (found.ends, found.over_start, found.beside_start) == ("unclear", None, None)
+    for after, ends in ((0.796, "unclear"), (0.79, "falls"), (0.81, "gains")):
+        one = selection.trained_longer(runs_at([after]), runs_at([0.8]), None, metric="acc_all", on="test")
+        assert one is not None
+        assert (one.ends, one.ci95, one.change.p_value) == (ends, None, None)
+
+
+def test_a_fall_that_two_seeds_cannot_tell_from_luck_is_not_called_level() -> None:
+    longer, head = runs_at([0.74, 0.78]), runs_at([0.77])
+    found = selection.trained_longer(longer, runs_at([0.8, 0.79]), head, metric="acc_all", on="val")
+    assert found is not None
+    assert found.change.mean == pytest.approx(-0.035)
+    assert (found.ends, found.beside_start) == ("unclear", "unclear")
+
+
+def test_it_is_level_only_where_the_interval_lies_within_a_point() -> None:
+    for spread, ends in ((0.003, "level"), (0.012, "unclear")):
+        longer = runs_at([0.8 + spread * gap for gap in (1, -1, 0.5, -0.5, 0)])
+        found = selection.trained_longer(longer, runs_at([0.8] * 5), None, metric="acc_all", on="val")
+        assert found is not None
+        assert found.ends == ends
+
+
+def test_the_last_epochs_are_compared_where_the_best_of_each_seed_counts() -> None:
+    """A level curve of a hundred epochs has its best above its last, whatever the training leads to."""
+    chance, told = np.random.default_rng(0), []
+    for _ in range(200):
+        curves = chance.normal(0.8, 0.003, (5, 100))
+        winner = [replace(record(seed, *row), epoch=int(row.argmax())) for seed, row in enumerate(curves)]
+        longer = runs_at(chance.normal(0.8, 0.003, 5).tolist())
+        found = selection.trained_longer(longer, winner, None, metric="acc_all", on="val")
+        assert found is not None
+        told.append(found.ends)
+    assert told.count("falls") / 200 <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("trials", "falls", "gains"),
+    [(1, (0.01, 0.045), (0.01, 0.045)), (3, (0.04, 0.09), (0, 0.01)), (24, (0.12, 0.2), (0, 0))],
+)
+def test_how_many_winners_that_last_are_told_otherwise(
+    trials: int, falls: tuple[float, float], gains: tuple[float, float]
+) -> None:
+    """A thousand sweeps whose longer run leads where the winner stands; seeds are normal, and the best trial wins."""
+    chance, told = np.random.default_rng(0), []
+    for _ in range(1000):
+        found = chance.normal(0.8, 0.003, (trials, 5))
+        winner, longer = found[found.mean(axis=1).argmax()], chance.normal(0.8, 0.003, 5)
+        judged = selection.trained_longer(
+            runs_at(longer.tolist()), runs_at(winner.tolist()), None, metric="acc_all", on="val"
+        )
+        assert judged is not None
+        told.append(judged.ends)
+    for ends, (low, high) in (("falls", falls), ("gains", gains)):
+        assert low <= told.count(ends) / 1000 <= high
+
+
+def test_a_run_that_failed_says_nothing() -> None:
+    broken = [record(0, 0.8), record(1, 0.8, failure="diverged")]
+    sound = [record(0, 0.8), record(1, 0.8)]
+    assert selection.trained_longer(broken, sound, None, metric="acc_all", on="test") is None
+    found = selection.trained_longer(sound, sound, broken, metric="acc_all", on="test")
+    assert found is not None
+    assert found.over_start is None
+
+
+def test_its_pack_counts_the_last_epoch_and_is_stopped_by_no_scheduler(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    spec = small_sweep(**HALVED | {"selection": {"epoch": "best", "longer": 2}})
+    bank, ledger = prepare(spec), Ledger(tmp_path)
+    packs = work_through(Schedule(spec, bank, ledger), bank, lambda waiting: 0)
+    ledger.close()
+    assert (packs[-1].rule, packs[-1].halving) == (EpochRule("last"), None)
+    assert packs[0].rule == EpochRule("best")

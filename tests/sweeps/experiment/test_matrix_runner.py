@@ -1,0 +1,314 @@
+"""Families run: members one after another, each an ordinary sweep; their table, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import sweeps
+import sweeps.cli.main
+from lt_train.core.errors import UserError
+from sweeps.analysis.matrix_table import CrossTable, cross_table
+from sweeps.config.matrix import Family, load_family
+from sweeps.config.spec import SweepSpec
+from sweeps.experiment.matrix_runner import MembersFailed, resume_family, run_family
+from sweeps.experiment.runner import run
+from sweeps.store.layout import leases, sweep_directory
+from sweeps.store.lease import held
+from sweeps.store.status import JOB_VARIABLE
+
+MakeSweep = Callable[..., SweepSpec]
+MakeFamily = Callable[..., Path]
+
+BIG_LR = {"methods": [{"method": "ce", "space": {"method.lr": {"loguniform": [1e37, 1e38]}}}]}
+
+
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def family_file(small_sweep: MakeSweep, tmp_path: Path) -> MakeFamily:
+    """`family_file(across, search={...}, ...)`: the file of a small family that compares two methods."""
+
+    def make(across: dict[str, Any], **sections: Any) -> Path:
+        document = small_sweep(search={"trials": 2, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
+        del document["method"], document["baselines"]
+        document |= {"name": "fam", "methods": ["ce", "los"], "across": across} | sections
+        file = tmp_path / "fam.yaml"
+        file.write_text(yaml.safe_dump(document, sort_keys=False))
+        return file
+
+    return make
+
+
+@pytest.fixture
+def lt_sweep(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    def call(*arguments: object) -> Ended:
+        capsys.readouterr()
+        code = sweeps.cli.main.main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return Ended(code, shown.out, shown.err)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_members_are_ordinary_sweeps_and_the_table_is_their_results(family_file: MakeFamily, tmp_path: Path) -> None:
+    family = load_family(family_file({"training.epochs": [1, 2]}))
+    table = run_family(family)
+    assert (table.family, table.across, table.methods) == ("fam", "training.epochs", ["vanilla", "ce", "los"])
+    assert [(row.value, row.sweep, row.missing) for row in table.rows] == [("1", "fam-1", ""), ("2", "fam-2", "")]
+    for row, spec in zip(table.rows, family.sweeps, strict=True):
+        result = run(spec)
+        assert result.runs.cached == result.runs.finished, "a finished member is only summed up again"
+        for method in result.methods:
+            assert row.cells[method.method].mean == method.mean
+            assert row.cells[method.method].searched == method.searched
+        assert row.cells["vanilla"].mean == result.baselines["vanilla"].mean
+        highest = max(cell.mean.acc_all or 0 for cell in row.cells.values())
+        assert {cell.mean.acc_all for cell in row.cells.values() if cell.best} == {highest}
+    assert len(list((tmp_path / "runs" / "cache" / "banks").iterdir())) == 1, "members share what they have in common"
+    assert cross_table(family) == table
+    assert resume_family(tmp_path / "runs" / "fam") == table
+
+
+def test_one_that_fails_does_not_stop_the_others(family_file: MakeFamily, features_file: Path, tmp_path: Path) -> None:
+    file = family_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
+    with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-gone: .*no\.npz") as failed:
+        run_family(load_family(file))
+    gone, here = failed.value.table.rows
+    assert (gone.cells, list(here.cells)) == ({}, ["vanilla", "ce", "los"])
+    assert gone.missing.startswith("failed: ")
+    assert failed.value.exit_code == UserError.exit_code, "only the user can mend it"
+
+
+def test_a_member_without_a_winner_has_failed(family_file: MakeFamily) -> None:
+    sound = ["ce"]
+    with pytest.raises(MembersFailed, match="fam-broken: every trial, or every finalist, failed") as failed:
+        run_family(load_family(family_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
+    assert failed.value.exit_code == 1
+    assert [list(row.cells) for row in failed.value.table.rows] == [["vanilla"], ["vanilla", "ce"]]
+
+
+def test_a_fresh_family_that_was_stopped_goes_on_afresh(
+    family_file: MakeFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, runs = load_family(family_file({"training.epochs": [1, 2]})), tmp_path / "runs"
+    run_family(family)
+    before = {name: sweep_directory(runs / name).sweep_id for name in ("fam-1", "fam-2")}
+    with held(leases(runs), "fam-2"), pytest.raises(UserError, match="sweep fam-2 is being run by"):
+        run_family(family, fresh=True)
+    assert not (runs / "fam-1.previous-1").exists(), "nothing is touched where somebody is at work"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_once:
+        at_once.setattr("sweeps.experiment.runner.run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_family(family, fresh=True)
+    resume_family(runs / "fam")
+    for name, sweep_id in before.items():
+        assert sweep_directory(runs / f"{name}.previous-1").sweep_id == sweep_id
+        assert sweep_directory(runs / name).sweep_id != sweep_id
+
+
+def test_a_result_of_another_spec_is_no_success(family_file: MakeFamily, tmp_path: Path) -> None:
+    run_family(load_family(family_file({"training.epochs": [1, 2]})))
+    changed = load_family(family_file({"training.epochs": {"1": 1, "2": 3}}))
+    with pytest.raises(MembersFailed, match=r"fam-2: .* holds another sweep"):
+        run_family(changed)
+    with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-2: .* is of another spec") as failed:
+        resume_family(tmp_path / "runs" / "fam")
+    assert failed.value.exit_code == UserError.exit_code
+
+
+def test_a_family_has_one_driver(family_file: MakeFamily, tmp_path: Path) -> None:
+    family = load_family(family_file({"training.epochs": [1, 2]}))
+    with (
+        held(leases(tmp_path / "runs"), "fam", told=lambda text: None),
+        pytest.raises(UserError, match=str(os.getpid())),
+    ):
+        run_family(family)
+    assert not (tmp_path / "runs" / "fam-1").exists()
+
+
+def test_a_family_and_a_sweep_do_not_share_a_directory(
+    family_file: MakeFamily, small_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    run(small_sweep(name="fam", search={"trials": 1}))
+    family = load_family(family_file({"training.epochs": [1, 2]}))
+    with pytest.raises(UserError, match="holds a sweep of this name"):
+        run_family(family)
+    run_family(Family("other", family.across, family.members))
+    with pytest.raises(UserError, match="is a family's directory"):
+        run(small_sweep(name="other"))
+
+
+def test_the_table_says_what_is_not_there(family_file: MakeFamily) -> None:
+    family = load_family(family_file({"training.epochs": [1, 2]}))
+    run(family.sweeps[1])
+    assert [row.missing for row in cross_table(family).rows] == ["not finished", ""]
+    changed = load_family(family_file({"training.epochs": [1, 2]}, selection={"seeds": 3}))
+    assert "is of another spec" in cross_table(changed).rows[1].missing
+
+
+def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: MakeFamily, tmp_path: Path) -> None:
+    file, directory = family_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
+    assert "no sweep of fam has a result yet" in lt_sweep("table", file).stderr
+    assert lt_sweep("validate", file).stdout == "1 sweep file valid\n"
+    ran = lt_sweep("run", file)
+    assert ran.returncode == 0, ran.stderr
+    assert "fam-2: 2 of 2 sweeps of fam" in ran.stderr
+    assert "* the highest of its row" in ran.stdout
+    assert all(len(line) <= 80 for line in ran.stdout.splitlines()), ran.stdout
+    for again in (("table", file), ("table", directory), ("resume", directory), ("resume", file)):
+        assert lt_sweep(*again).stdout == ran.stdout, again
+    as_json = CrossTable.model_validate_json(lt_sweep("table", file, "--json").stdout)
+    assert as_json == cross_table(load_family(file))
+    markdown = lt_sweep("table", directory, "--markdown").stdout
+    assert markdown.startswith("| training.epochs | vanilla | ce | los |\n| --- |")
+    assert markdown.count("**") >= 4, "one in each row is bold"
+    progress = json.loads(lt_sweep("status", directory, "--json").stdout)
+    assert (progress["sweep"], progress["state"], progress["note"]) == ("fam", "finished", "2 of 2 sweeps finished")
+    assert progress["runs_finished"] == sum(
+        json.loads(lt_sweep("status", tmp_path / "runs" / name, "--json").stdout)["runs_finished"]
+        for name in ("fam-1", "fam-2")
+    )
+    assert "sweep fam-2: finished" in lt_sweep("status", directory).stdout
+    assert lt_sweep("status", directory, "--watch").returncode == 0
+    assert f"nobody is running {directory}" in lt_sweep("stop", directory).stdout
+    fresh = lt_sweep("run", file, "--fresh")
+    assert fresh.stdout == ran.stdout
+    assert (tmp_path / "runs" / "fam-1.previous-1").is_dir()
+
+
+def test_every_protocol_is_said_with_its_rows(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
+    file = family_file({"selection.on": ["val", "test"]})
+    ran = lt_sweep("run", file)
+    as_printed, markdown = (" ".join(lt_sweep("table", file, *how).stdout.split()) for how in ((), ("--markdown",)))
+    assert as_printed == " ".join(ran.stdout.split())
+    for shown in (as_printed, markdown):
+        assert "val: selected on val acc_all, last epoch, mean of 2 seeds" in shown
+        assert "test: selected on test acc_all, last epoch, mean of 2 seeds" in shown
+        assert shown.count("flatter") == 1
+    assert [row["protocol"]["on"] for row in json.loads(lt_sweep("table", file, "--json").stdout)["rows"]] == [
+        "val",
+        "test",
+    ]
+
+
+def test_the_table_of_one_sweep_is_shown_again_too(
+    lt_sweep: Callable[..., Ended], small_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    run(small_sweep(search={"trials": 1}))
+    shown = lt_sweep("table", tmp_path / "runs" / "small")
+    assert "small: test accuracy in %" in shown.stdout
+    assert json.loads(lt_sweep("table", tmp_path / "runs" / "small", "--json").stdout)["sweep"] == "small"
+    assert lt_sweep("table", tmp_path).returncode == 2
+
+
+def test_failures_exit_as_a_sweep_of_their_kind_would(
+    lt_sweep: Callable[..., Ended], family_file: MakeFamily, features_file: Path, tmp_path: Path
+) -> None:
+    file = family_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
+    ran = lt_sweep("run", file)
+    assert ran.returncode == 2
+    assert "lt-sweep: 1 of 2 sweeps of fam failed" in ran.stderr
+    assert "Traceback" not in ran.stderr, "that is for bugs of ours"
+    assert "fam-gone: failed" in ran.stdout
+    assert "here" in ran.stdout
+    state = json.loads(lt_sweep("status", tmp_path / "runs" / "fam", "--json").stdout)
+    assert state["state"] == "failed"
+    assert state["note"].startswith("1 of 2 sweeps finished; fam-gone failed: ")
+    assert "no.npz" in state["note"]
+    shown = lt_sweep("status", tmp_path / "runs" / "fam").stdout
+    assert "sweep fam-gone: failed" in shown
+    (tmp_path / "no.npz").write_bytes(features_file.read_bytes())
+    assert lt_sweep("resume", tmp_path / "runs" / "fam").returncode == 0
+    assert "failed" not in lt_sweep("status", tmp_path / "runs" / "fam").stdout
+
+
+def test_a_file_that_went_with_a_job_is_asked_for_again(
+    family_file: MakeFamily, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume on a cluster: the directory that the files of the first job travelled in is removed."""
+    monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
+    travelled = tmp_path / "job" / "features.npz"
+    family = load_family(family_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(travelled)}))
+    told = r"dataset\.path travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
+    with pytest.raises(MembersFailed, match=told) as failed:
+        run_family(family)
+    assert failed.value.exit_code == UserError.exit_code
+    with pytest.raises(MembersFailed, match=told):
+        resume_family(tmp_path / "runs" / "fam")
+    monkeypatch.delenv(JOB_VARIABLE)
+    with pytest.raises(MembersFailed) as here:
+        resume_family(tmp_path / "runs" / "fam")
+    assert "travelled" not in str(here.value)
+
+
+def test_a_family_with_kinds_that_are_not_here_is_shown(
+    lt_sweep: Callable[..., Ended], family_file: MakeFamily, tmp_path: Path
+) -> None:
+    lt_sweep("run", family_file({"training.epochs": [1, 2]}))
+    for file in (tmp_path / "runs").glob("fam*/*.json"):
+        if file.name in ("family.json", "sweep.json"):
+            file.write_text(file.read_text().replace('"kind": "los"', '"kind": "of_a_plugin"'))
+    shown = lt_sweep("status", tmp_path / "runs" / "fam")
+    assert shown.returncode == 0, shown.stderr
+    assert "sweep fam-2: finished" in shown.stdout
+    assert lt_sweep("stop", tmp_path / "runs" / "fam").returncode == 0
+    assert "of_a_plugin" in lt_sweep("resume", tmp_path / "runs" / "fam").stderr
+
+
+@pytest.mark.parametrize("from_home", [False, True])
+def test_a_family_here_is_no_name_on_the_cluster(
+    from_home: bool,
+    lt_sweep: Callable[..., Ended],
+    family_file: MakeFamily,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, directory = family_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
+    lt_sweep("run", file)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    targets = (Path("~/fam.yaml"), Path("~/runs/fam")) if from_home else (file, directory)
+    for command, target in (("status", targets[1]), ("stop", targets[1]), ("resume", targets[1])):
+        done = lt_sweep(command, target)
+        assert done.returncode == 0, done.stderr
+    if not from_home:
+        assert lt_sweep("resume", file).returncode == 0
+    assert "127.0.0.1:1" in lt_sweep("status", "fam").stderr
+
+
+def test_plan_adds_up_and_counts_what_is_shared_once(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
+    file = family_file({"training.epochs": [1, 2]})
+    planned = json.loads(lt_sweep("plan", file, "--json").stdout)
+    one, two = planned["sweeps"]["fam-1"], planned["sweeps"]["fam-2"]
+    assert planned["sum"]["runs"] == one["runs"] + two["runs"]
+    assert planned["sum"]["bank_bytes"] == one["bank_bytes"] == two["bank_bytes"]
+    shown = lt_sweep("plan", file, file, "--tflops", "10").stdout
+    assert "time of one worker at 10 TFLOP/s, estimated from operations" in shown
+    assert shown.count("fam-1") == 2
+
+
+def test_everything_is_a_call_in_python_too() -> None:
+    assert sweeps.run_family is run_family
+    assert sweeps.load_family is load_family
+    assert sweeps.cross_table is cross_table
+    assert sweeps.resume_family is resume_family

@@ -1,0 +1,287 @@
+"""Several methods in one sweep: each is searched as if it were alone, and all are compared on equal terms."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.ledgers import pack_lines
+
+import sweeps
+from lt_train.features.bank import FeatureBank
+from lt_train.retrain import fused
+from lt_train.retrain.base import Pack
+from sweeps.analysis.labels import short_params
+from sweeps.analysis.result import MethodRow, Result
+from sweeps.config.spec import SweepSpec
+from sweeps.config.trials import search_size, search_sizes
+from sweeps.experiment.plan import plan
+from sweeps.experiment.prepare import prepare
+from sweeps.experiment.trial_queue import Schedule
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.cards import trial_card
+
+MakeSweep = Callable[..., SweepSpec]
+
+METHODS: list[Any] = [
+    "vanilla",
+    {"method": "los", "space": {"method.smooth_factor": {"uniform": [0.1, 0.95]}}},
+    {"name": "los-cosine", "method": {"kind": "los", "head": "cosine"}, "training": {"epochs": 2}},
+    {"method": "tau_norm", "space": {"method.post_hoc.tau": {"uniform": [0, 2]}}},
+]
+
+
+@pytest.fixture
+def several(small_sweep: MakeSweep) -> MakeSweep:
+    """`several(methods, ...)`: a small sweep of those methods, with a learning rate to share."""
+
+    def make(methods: list[Any] = METHODS, **sections: Any) -> SweepSpec:
+        search = {"trials": 5, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}} | sections.pop("search", {})
+        selection = {"seeds": 2, "finalists": 2} | sections.pop("selection", {})
+        return small_sweep(method=None, methods=methods, search=search, selection=selection, **sections)
+
+    return make
+
+
+def work_through(schedule: Schedule, bank: FeatureBank, choose: Callable[[list[Pack]], int], workers: int) -> list[str]:
+    in_flight: list[Pack] = []
+    order: list[str] = []
+    while not schedule.exhausted():
+        while len(in_flight) < workers and (pack := schedule.next_pack()) is not None:
+            in_flight.append(pack)
+        pack = in_flight.pop(choose(in_flight))
+        order.append(pack.name)
+        schedule.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule, halving=pack.halving), 0.0)
+    return order
+
+
+def any_of(generator: random.Random, packs: list[Pack]) -> int:
+    return generator.randrange(len(packs))
+
+
+def outcomes(schedule: Schedule, contestant: str | None = None) -> dict[str, tuple[dict[str, Any], float | None]]:
+    return {
+        trial.name: (trial.params, schedule.objective(trial))
+        for trial in schedule.trials.values()
+        if contestant in (None, trial.contestant)
+    }
+
+
+def finished(spec: SweepSpec, directory: Path) -> Schedule:
+    bank, ledger = prepare(spec), Ledger(directory)
+    schedule = Schedule(spec, bank, ledger)
+    work_through(schedule, bank, lambda packs: 0, workers=1)
+    ledger.close()
+    return schedule
+
+
+def test_trials_of_every_method_are_ready_at_once(several: MakeSweep, tmp_path: Path) -> None:
+    spec, ledger = several(), Ledger(tmp_path)
+    schedule = Schedule(spec, prepare(spec), ledger)
+    packs = {pack.name for _ in range(99) if (pack := schedule.next_pack()) is not None}
+    ledger.close()
+    assert packs == {
+        "baseline-0",
+        "search-vanilla-0000-0",
+        *(f"search-{name}-{generation:04d}-0" for name in ("los", "los-cosine", "tau_norm") for generation in (0, 1)),
+    }
+
+
+def test_which_trials_are_tried_does_not_depend_on_workers_or_order(several: MakeSweep, tmp_path: Path) -> None:
+    spec = several(resources={"lanes_per_pack": 2})
+    bank = prepare(spec)
+    alone = finished(spec, tmp_path / "one")
+    for seed in range(4):
+        ledger = Ledger(tmp_path / f"many{seed}")
+        many = Schedule(spec, bank, ledger)
+        order = work_through(many, bank, functools.partial(any_of, random.Random(seed)), workers=5)
+        ledger.close()
+        assert order != sorted(order)
+        assert outcomes(many) == outcomes(alone)
+        assert many.winner() == alone.winner()
+        assert [many.winner(name) for name in ("los", "tau_norm")] == [alone.winner(n) for n in ("los", "tau_norm")]
+
+
+@pytest.mark.parametrize("kept_lines", [0, 2, 5, 9, 99])
+def test_a_replay_from_any_prefix_of_the_ledger_trains_only_the_rest(
+    several: MakeSweep, tmp_path: Path, kept_lines: int
+) -> None:
+    spec = several()
+    bank, ledger = prepare(spec), Ledger(tmp_path)
+    whole = Schedule(spec, bank, ledger)
+    work_through(whole, bank, lambda packs: len(packs) - 1, workers=3)
+    ledger.close()
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join(lines[: 1 + kept_lines]))
+    ledger = Ledger(tmp_path)
+    kept = set(ledger.finished)
+    again = Schedule(spec, bank, ledger)
+    work_through(again, bank, lambda packs: 0, workers=2)
+    ledger.close()
+    assert outcomes(again) == outcomes(whole)
+    keys = [run["key"] for line in pack_lines(tmp_path) for run in line["runs"]]
+    assert len(keys) == len(set(keys)), "no run is trained twice"
+    assert again.cached == len(kept) + whole.cached
+
+
+def test_adding_a_method_leaves_the_trials_of_the_others_as_they_are(several: MakeSweep, tmp_path: Path) -> None:
+    before = finished(several(METHODS[:3]), tmp_path / "before")
+    added = {"method": "focal", "space": {"method.gamma": {"uniform": [0, 5]}}}
+    after = finished(several([added, *METHODS]), tmp_path / "after")
+    for name in ("vanilla", "los", "los-cosine"):
+        assert outcomes(after, name) == outcomes(before, name)
+        assert len(outcomes(before, name)) > 0
+
+
+def test_methods_with_one_kind_and_space_are_searched_apart(several: MakeSweep, tmp_path: Path) -> None:
+    schedule = finished(several([METHODS[1], {**METHODS[1], "name": "again"}]), tmp_path)
+    first, second = (
+        [trial.params for trial in schedule.trials.values() if trial.contestant == n] for n in ("los", "again")
+    )
+    assert len(first) == len(second)
+    assert not [params for params in first if params in second]
+
+
+def test_each_method_has_its_finalists_on_fresh_seeds(several: MakeSweep, tmp_path: Path) -> None:
+    spec = several()
+    schedule = finished(spec, tmp_path)
+    for name, seeds in (("los", (2, 3)), ("los-cosine", (2, 3)), ("tau_norm", (2,)), ("vanilla", (2,))):
+        finalists = [t for t in schedule.trials.values() if t.contestant == name and t.phase == "finalist"]
+        assert [t.number for t in finalists] == [t.number for t in schedule.ranking("search", name)[:2]]
+        assert {t.seeds for t in finalists} == {seeds}
+        assert schedule.winner(name) == schedule.ranking("finalist", name)[0]
+    best = max((t for t in schedule.trials.values() if t.phase == "finalist"), key=lambda t: schedule.objective(t) or 0)
+    assert schedule.objective(schedule.ranking("finalist")[0]) == schedule.objective(best)
+    sizes = {contestant.name: size for contestant, size in search_sizes(spec)}
+    assert {name: size.trials for name, size in sizes.items()} == {
+        "vanilla": 1, "los": 5, "los-cosine": 5, "tau_norm": 5,
+    }  # fmt: skip
+    wanted = sum(len(trial.seeds) for trial in schedule.trials.values())
+    assert search_size(spec).runs == wanted == 1 + (1 + 10 + 10 + 5) + (1 + 4 + 4 + 2)
+
+
+def test_the_result_ranks_the_methods_and_counts_what_each_took(several: MakeSweep) -> None:
+    spec = several(selection={"seeds": 3, "finalists": 1})
+    result = sweeps.run(spec)
+    assert Result.model_validate_json((Path(spec.storage) / "small" / "result.json").read_text()) == result
+    assert sorted(row.method for row in result.methods) == ["los", "los-cosine", "tau_norm", "vanilla"]
+    scores = [row.objective for row in result.methods]
+    assert scores == sorted(scores, reverse=True)
+    winner, rows = result.winner, {row.method: row for row in result.methods}
+    assert winner is not None
+    first = result.methods[0]
+    assert {name: getattr(first, name) for name in type(winner).model_fields} == dict(winner)
+    assert rows["los-cosine"].params["head"] == {"kind": "cosine", "scale": 30.0, "squash": False}
+    assert rows["los-cosine"].params["epochs"] == 2
+    assert rows["los"].params["epochs"] == 3
+    assert set(rows["los"].searched) == {"method.lr", "method.smooth_factor"}
+    assert (rows["los"].trials, rows["los"].runs, rows["los"].failed_trials) == (5, 5 * 3 + 3, 0)
+    assert (rows["tau_norm"].trials, rows["tau_norm"].runs) == (5, 6)
+    assert (rows["vanilla"].trials, rows["vanilla"].runs) == (1, 2)
+    assert rows["vanilla"].gain["vanilla"]["acc_all"].mean == 0.0
+    for row in result.methods:
+        _adds_up(row, first, result)
+    assert {trial.method for trial in result.trials} == set(rows)
+    # The baseline is the very run that reports the method vanilla, and is not trained twice.
+    assert result.runs.finished == sum(row.runs for row in result.methods)
+    assert result.runs.cached == 1
+
+
+def _adds_up(row: MethodRow, first: MethodRow, result: Result) -> None:
+    vanilla = result.baselines["vanilla"].mean.acc_all
+    assert row.gain["vanilla"]["acc_all"].mean == pytest.approx((row.mean.acc_all or 0) - (vanilla or 0))
+    behind = row.behind["acc_all"]
+    assert behind.mean == pytest.approx((row.mean.acc_all or 0) - (first.mean.acc_all or 0))
+    if row is not first and behind.ci95 is not None:
+        assert row.tied == (behind.ci95[0] <= 0 <= behind.ci95[1])
+
+
+def test_a_method_whose_every_trial_fails_is_told_and_the_others_go_on(several: MakeSweep) -> None:
+    broken = {"name": "broken", "method": "ce", "space": {"method.lr": {"loguniform": [1e37, 1e38]}}}
+    result = sweeps.run(several([broken, METHODS[1]]))
+    assert [row.method for row in result.methods] == ["los"]
+    assert result.winner is not None
+    assert result.winner.method == "los"
+    assert "broken: every trial, or every finalist, failed" in result.notes
+    assert result.runs.failed == 10
+
+
+def test_resume_of_a_finished_sweep_sums_it_up_again(several: MakeSweep) -> None:
+    spec = several()
+    first = sweeps.run(spec)
+    again = sweeps.resume(Path(spec.storage) / spec.name)
+    assert (again.winner, again.methods, again.trials) == (first.winner, first.methods, first.trials)
+    assert again.runs.finished == first.runs.finished
+
+
+def test_artifacts_hold_every_method(several: MakeSweep) -> None:
+    spec = several()
+    result = sweeps.run(spec)
+    place = Path(spec.storage) / "small" / "artifacts"
+    with (place / "trials.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["method"] for row in rows if row["phase"] == "search"} == {row.method for row in result.methods}
+    assert {bool(row["method.post_hoc.tau"]) for row in rows if row["method"] == "los"} == {False}
+    with (place / "per_class.csv").open() as stream:
+        classes = list(csv.DictReader(stream))
+    names = {name.removesuffix(" accuracy") for name in classes[0] if name.endswith(" accuracy")}
+    assert {name.removesuffix(" (winner)") for name in names} == {row.method for row in result.methods}
+    for row in result.methods[1:]:
+        accuracy = np.mean([float(line[f"{row.method} accuracy"]) for line in classes])
+        assert accuracy == pytest.approx(row.best_of.acc_all, abs=1e-6)
+    assert "| los-cosine " in (place / "table.md").read_text()
+
+
+def test_the_plan_counts_every_method(several: MakeSweep) -> None:
+    planned = plan(several())
+    assert planned.methods == {"vanilla": 1, "los": 5, "los-cosine": 5, "tau_norm": 5}
+    assert (planned.trials, planned.runs) == (16, 38)
+
+
+def test_cards_say_the_method_and_its_values_by_path(several: MakeSweep, tmp_path: Path) -> None:
+    schedule = finished(several(), tmp_path)
+    by_name = {
+        name: trial_card(trial, schedule.finished[name], schedule.objective(trial), schedule.spec)
+        for name, trial in schedule.trials.items()
+    }
+    cosine, tau = by_name["search-los-cosine-0000"], by_name["search-tau_norm-0001"]
+    assert cosine.name.startswith("los-cosine lr=")
+    assert cosine.params | {"method": "los-cosine", "kind": "los", "head.kind": "cosine", "epochs": 2} == cosine.params
+    assert cosine.params["head.scale"] == 30.0
+    assert tau.name.startswith("tau_norm tau=")
+    assert tau.params["post_hoc.tau"] == schedule.trials["search-tau_norm-0001"].params["method.post_hoc.tau"]
+    assert by_name["baseline-vanilla"].name == "vanilla (baseline)"
+
+
+def test_a_zero_that_one_method_tries_does_not_stop_another_that_searches_by_decades(several: MakeSweep) -> None:
+    path = "method.weight_decay"
+    spec = several(
+        [
+            {"method": "los", "space": {path: {"loguniform": [1e-5, 1e-2]}}},
+            {"method": "ce", "space": {path: {"choice": [0.0, 1e-4]}}},
+        ],
+        baselines=[],
+        tracking={"kind": "none", "patience": 0.0},
+    )
+    result = sweeps.run(spec)
+    assert {0.0, 1e-4} == {trial.params[path] for trial in result.trials if trial.method == "ce"}
+    schedule = finished(spec, Path(spec.storage) / spec.name)
+    by_decades = {
+        trial.contestant
+        for name, trial in schedule.trials.items()
+        if "log10_weight_decay" in trial_card(trial, schedule.finished[name], None, spec).params
+    }
+    assert by_decades == {"los"}
+
+
+def test_values_whose_names_would_be_equal_are_shown_with_their_paths() -> None:
+    assert short_params({"method.lr": 0.1, "method.head.scale": 12.0}) == "lr=0.1 scale=12"
+    assert short_params({"method.beta": 0.9999, "method.lr": 1e-5}) == "beta=0.9999 lr=1e-5"
+    both = short_params({"method.tau": 1.0, "method.post_hoc.tau": 0.5, "method.weight_decay": 0.0})
+    assert both == "method.tau=1 method.post_hoc.tau=0.5 wd=0"

@@ -1,0 +1,50 @@
+"""Successive halving: which rungs count for runs of which length, and what is no ladder."""
+
+from __future__ import annotations
+
+import pytest
+
+from lt_train.core.errors import SpecError
+from lt_train.methods.base import TrainingSpec
+from lt_train.retrain.base import Halving
+from sweeps.search.early_stopping import EARLY_STOPPING, SchedulerSpec
+from sweeps.search.successive_halving import SuccessiveHalving
+
+
+def written(**fields: object) -> SchedulerSpec:
+    """The scheduler as a file would write it."""
+    kind = {"kind": "successive_halving", **fields}
+    return EARLY_STOPPING.parse(kind)  # type: ignore[type-abstract]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs"), [(30, (2, 6, 18)), (18, (2, 6)), (7, (2, 6)), (3, (2,)), (2, None), (1, None)]
+)
+def test_only_rungs_below_the_last_epoch_stop_anything(epochs: int, rungs: tuple[int, ...] | None) -> None:
+    scheduler = written(rungs=[2, 6, 18], factor=3)
+    training = TrainingSpec(epochs=epochs)
+    assert scheduler.halving(training) == (None if rungs is None else Halving(rungs, 3.0))
+    problems = list(scheduler.check(training))
+    assert [field for field, _ in problems] == ([] if rungs else ["rungs"])
+
+
+def test_the_bare_kind_halves_the_papers_twenty_epochs_twice() -> None:
+    assert SuccessiveHalving().halving(TrainingSpec()) == Halving((5, 10), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rungs": [5, 5]}, r"rungs: rungs must ascend, each above the one before it, got \[5, 5\]"),
+        ({"rungs": [10, 5]}, r"rungs: rungs must ascend, each above the one before it, got \[10, 5\]"),
+        ({"rungs": [0, 5]}, r"rungs\[0\]: must be at least 1, got 0"),
+        ({"rungs": [2.5]}, r"rungs\[0\]: must be a whole number, got 2\.5"),
+        ({"rungs": []}, r"rungs: must have at least 1 entry, got \[\]"),
+        ({"rungs": 5}, r"rungs: must be a list, got 5"),
+        ({"factor": 1}, r"factor: must be above 1, got 1"),
+        ({"factor": 0.5}, r"factor: must be above 1, got 0\.5"),
+    ],
+)
+def test_what_is_no_ladder_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        written(**fields)

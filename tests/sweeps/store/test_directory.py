@@ -1,0 +1,148 @@
+"""A sweep's directory: whose it is, how it is started over, found again from elsewhere, and held by one process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sweeps
+from lt_train.core.errors import DataError, UserError
+from sweeps.config.spec import SweepSpec
+from sweeps.store.directory import load_spec
+from sweeps.store.layout import leases
+from sweeps.store.lease import held
+
+MakeSweep = Callable[..., SweepSpec]
+
+
+def test_a_directory_that_is_no_sweep_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"is not a sweep directory: it has no sweep\.json"):
+        load_spec(tmp_path)
+
+
+def test_starting_over_keeps_every_earlier_sweep(small_sweep: MakeSweep, tmp_path: Path):
+    for seed in range(3):
+        sweeps.run(small_sweep(search={"seed": seed, "trials": 2}), fresh=True)
+    for name in ("small", "small.previous-1", "small.previous-2"):
+        assert (tmp_path / "runs" / name / "result.json").exists()
+
+
+def test_starting_over_touches_nothing_when_there_is_something_to_mend(small_sweep: MakeSweep, tmp_path: Path):
+    sweeps.run(small_sweep(search={"trials": 2}))
+    before = (tmp_path / "runs" / "small" / "result.json").read_bytes()
+    broken = small_sweep(dataset={"path": str(tmp_path / "missing.npz")})
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"missing\.npz"):
+            sweeps.run(broken, fresh=True)
+    assert (tmp_path / "runs" / "small" / "result.json").read_bytes() == before
+    assert not (tmp_path / "runs" / "small.previous-1").exists()
+
+
+def test_a_sweep_in_use_can_neither_be_run_nor_started_over(small_sweep: MakeSweep, tmp_path: Path):
+    spec = small_sweep(search={"trials": 2})
+    sweeps.run(spec)
+    with held(leases(Path(spec.storage)), spec.name):
+        for fresh in (False, True):
+            with pytest.raises(UserError, match=rf"sweep small is being run by \S+, process {os.getpid()}, since"):
+                sweeps.run(spec, fresh=fresh)
+        sweeps.run(small_sweep(name="neighbour", search={"trials": 2}))
+    assert (tmp_path / "runs" / "small" / "result.json").exists()
+    assert sweeps.run(spec).runs.cached > 0
+
+
+def test_other_features_under_the_same_spec_are_refused(small_sweep: MakeSweep, features_file: Path, tmp_path: Path):
+    own = tmp_path / "own.npz"
+    own.write_bytes(features_file.read_bytes())
+    spec = small_sweep(dataset={"path": str(own)}, search={"trials": 2})
+    first = sweeps.run(spec)
+    arrays = dict(np.load(own))
+    arrays["train_features"] = arrays["train_features"] + 1
+    np.savez(own, **arrays)
+    with pytest.raises(UserError, match=r"trained on other features: the dataset or the checkpoint has changed"):
+        sweeps.resume(tmp_path / "runs" / "small")
+    own.write_bytes(features_file.read_bytes())
+    assert sweeps.resume(tmp_path / "runs" / "small").runs.cached == first.runs.finished
+
+
+def test_moved_data_is_the_same_sweep(small_sweep: MakeSweep, features_file: Path, tmp_path: Path):
+    first = sweeps.run(small_sweep(search={"trials": 2}))
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes(features_file.read_bytes())
+    again = sweeps.run(small_sweep(dataset={"path": str(moved)}, search={"trials": 2}))
+    assert again.runs.cached == first.runs.finished
+
+
+def test_relative_paths_are_good_from_any_directory(
+    small_sweep: MakeSweep, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    (here / "data.npz").write_bytes(features_file.read_bytes())
+    spec = small_sweep(
+        storage="runs",
+        dataset={"path": "data.npz"},
+        search={"trials": 2},
+        tracking={"kind": "mlflow", "uri": "sqlite:///runs/track.db"},
+    )
+    monkeypatch.chdir(here)
+    first = sweeps.run(spec)
+    monkeypatch.chdir(there)
+    again = sweeps.resume(here / "runs" / "small")
+    assert again.runs.cached == first.runs.finished
+    assert list(there.iterdir()) == []
+    monkeypatch.chdir(here / "runs" / "small")
+    assert sweeps.resume(".").runs.cached == first.runs.finished
+
+
+def test_home_is_expanded(small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    sweeps.run(small_sweep(storage="~/sweeps", search={"trials": 1}))
+    assert (tmp_path / "home" / "sweeps" / "small" / "result.json").exists()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("store", "absolute"),
+    [("banks", "/here/banks"), ("~/banks", "/home/ann/banks"), ("/nfs/banks", "/nfs/banks"), ("s3://b/c", "s3://b/c")],
+)
+def test_driver_and_workers_mean_the_same_bank_store(
+    store: str, absolute: str, small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", "/home/ann")
+    spec = small_sweep(backend={"kind": "ray", "bank_store": store}).anchored(Path("/here"))
+    assert spec.backend.bank_store == absolute
+
+
+def test_a_damaged_identity_is_told(small_sweep: MakeSweep, tmp_path: Path):
+    spec = small_sweep(search={"trials": 1})
+    sweeps.run(spec)
+    identity = tmp_path / "runs" / "small" / "sweep.json"
+    document = json.loads(identity.read_text())
+    del document["sweep_id"]
+    identity.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"sweep\.json is damaged; remove its directory"):
+        sweeps.run(spec)
+
+
+def test_summing_up_again_keeps_the_record_of_the_work(small_sweep: MakeSweep, tmp_path: Path):
+    spec = small_sweep(search={"trials": 2})
+    sweeps.run(spec)
+    written = (tmp_path / "runs" / "small" / "result.json").read_bytes()
+    sweeps.run(spec)
+    assert (tmp_path / "runs" / "small" / "result.json").read_bytes() == written
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_done(small_sweep: MakeSweep, tmp_path: Path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(UserError, match="this machine has no CUDA device"):
+        sweeps.run(small_sweep(resources={"gpus_per_pack": 1.0}))
+    assert not (tmp_path / "runs" / "small").exists()

@@ -1,0 +1,63 @@
+"""What the pages presuppose, small: features, pictures, published lists in miniature, and sweeps that have been run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from documentation.pages import ROOT
+from support.features import write_features
+from support.pictures import write_pictures, write_tree
+
+import sweeps
+from sweeps.config.matrix import load_family
+from sweeps.config.spec import load_resolved
+
+__all__ = ["write_stand_ins"]
+
+
+def write_stand_ins(place: Path) -> Path:
+    """All of it below `place`, which then is a reader's home, and his directory; returns it."""
+    for name in ("infra", "sweeps", "tests"):
+        (place / name).symlink_to(ROOT / name)
+    write_features(place / "features.npz")
+    classes = {"crow": 120, "owl": 40, "wren": 8}
+    write_tree(place / "birds", {"train": classes, "val": dict.fromkeys(classes, 4), "test": dict.fromkeys(classes, 6)})
+    _write_imagenet(place / "imagenet")
+    for name in ("demo", "demo-ir50", "ir10", "ir100"):
+        sweeps.run(load_resolved(_sweep(place, name)))
+    family = place / "table4.yaml"
+    family.write_text(yaml.safe_dump({**_sweep(place, "table4"), "across": {"training.epochs": [2, 3]}}))
+    sweeps.run_family(load_family(family))
+    return place
+
+
+def _sweep(place: Path, name: str) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "name": name,
+        "dataset": {"kind": "arrays", "path": str(place / "features.npz")},
+        "methods": ["los", "balanced_softmax"] if name == "table4" else ["los"],
+        **({} if name == "table4" else {"training": {"epochs": 3}}),
+        "search": {"trials": 4, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}},
+        "selection": {"seeds": 2},
+        "backend": "inline",
+        "tracking": {"uri": f"sqlite:///{place / 'runs' / 'mlflow.db'}"} if name == "demo" else "none",
+        "storage": str(place / "runs"),
+    }
+
+
+def _write_imagenet(root: Path) -> None:
+    """Three classes of ImageNet-LT, with lists as they are published."""
+    folders = [f"train/n0144076{label}/n0144076{label}" for label in range(3)]
+    parts = {
+        "train": {f"{folders[k % 3]}_{k}.JPEG": k % 3 for k in range(9)},
+        "val": {f"{folder}_1.jpeg": label for label, folder in enumerate(folders)},
+        "test": {f"val/ILSVRC2012_val_{k:08}.JPEG": k for k in range(3)},
+    }
+    for part, pictures in parts.items():
+        write_pictures(root, pictures)
+        lines = [f"{path} {label}{os.linesep}" for path, label in pictures.items()]
+        (root / f"ImageNet_LT_{part}.txt").write_text("".join(lines))
