@@ -15,7 +15,7 @@ help:
 	@echo "make faults what happens to a sweep when something dies: eleven faults, five times each (an hour; root)"
 	@echo "make scale  the driver against 1,000 simulated packs on 500 simulated workers"
 	@echo "make cluster-up    a team's cluster on this machine: Ray nodes, PostgreSQL, an S3 store, MLflow; cluster-down"
-	@echo "make docs   what programs make of the documentation: the reference, the tutorial's outputs, pictures (chromium)"
+	@echo "make docs   what programs make of the documentation: the reference, the tutorial's outputs, images (chromium)"
 	@echo "make env    only the environment, in .venv"
 
 env: .venv/.done

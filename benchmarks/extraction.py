@@ -1,8 +1,8 @@
-"""Part (e): a whole extraction against the bare forward pass of the same network on the same pictures.
+"""Part (e): a whole extraction against the bare forward pass of the same network on the same images.
 
 Both sides are taken in turns in one process. The bare side is `network(batch)` alone, on batches that are normalised
 and in the right layout beforehand; the other is `build_bank` from an empty store, with all that comes before and after:
-reading the checkpoint, hashing the pictures, writing, syncing and hashing the bank. Of the test set the first pictures
+reading the checkpoint, hashing the images, writing, syncing and hashing the bank. Of the test set the first images
 are taken, so that what costs once for a bank is spread over no more of them than small sets have.
 """
 
@@ -20,10 +20,10 @@ from settings import Settings
 from lt_train.backbones.base import BACKBONES, Classifier
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
 from lt_train.datasets._images.transform import normalise
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.datasets.longtail import take
 from lt_train.features.extract import FeaturesSpec, build_bank
-from lt_train.features.shards import Pace
+from lt_train.features.shards import Throughput
 
 __all__ = ["extraction"]
 
@@ -31,13 +31,13 @@ BATCH_SIZE = 256
 
 
 def extraction(settings: Settings) -> dict[str, Any]:
-    """`extraction_over_forward`: pictures a second of an extraction, over those of the bare forward pass."""
+    """`extraction_over_forward`: images a second of an extraction, over those of the bare forward pass."""
     dataset = DATASETS.parse({"kind": settings.extraction_dataset})
     data = dataset.load()
-    assert isinstance(data, PictureData)
-    few = torch.arange(min(settings.extraction_test_pictures, len(data.test)))
+    assert isinstance(data, ImageData)
+    few = torch.arange(min(settings.extraction_test_images, len(data.test)))
     data = replace(data, test=take(data.test, few))
-    features, paces = FeaturesSpec(batch_size=BATCH_SIZE), list[Pace]()
+    features, paces = FeaturesSpec(batch_size=BATCH_SIZE), list[Throughput]()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         spec = BACKBONES.parse({"kind": settings.extraction_backbone})
@@ -53,19 +53,19 @@ def extraction(settings: Settings) -> dict[str, Any]:
                 network(batch)
 
         def extract() -> None:
-            paces.append(Pace())
+            paces.append(Throughput())
             store = place / f"banks{len(paces)}"
             build_bank(dataset, place / "stage1", features, store, device=settings.device, data=data, pace=paces[-1])
 
         sides = {"extraction": extract, "forward": forward}
         times = interleaved(sides, settings.extraction_repeats, settings.device, first=True)
-    pictures = sum(map(len, batches))
-    assert all(pace.pictures == pictures for pace in paces)
+    images = sum(map(len, batches))
+    assert all(pace.images == images for pace in paces)
     found = ratio(times["forward"], times["extraction"])
     about = {
         "dataset": settings.extraction_dataset,
         "backbone": settings.extraction_backbone,
-        "pictures": pictures,
+        "images": images,
         "batch_size": BATCH_SIZE,
         "seconds": times,
         "paces": [pace.document() for pace in paces[1:]],
@@ -73,8 +73,8 @@ def extraction(settings: Settings) -> dict[str, Any]:
     return {"values": {"extraction_over_forward": found}, "timings": {"extraction_over_forward": about}}
 
 
-def _batches(data: PictureData, device: str) -> list[torch.Tensor]:
-    """Normalised, in the layout and the batches that an extraction has them in, mirrors of test pictures included."""
+def _batches(data: ImageData, device: str) -> list[torch.Tensor]:
+    """Normalised, in the layout and the batches that an extraction has them in, mirrors of test images included."""
     views = [data.train.inputs]
     for part in (data.val, data.test):
         views += [part.inputs] if part is not None else []

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import lt_train
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData
+from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
 from lt_train.datasets.longtail import take
 from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import FeaturesSpec, build_bank
@@ -37,7 +37,7 @@ from lt_train.pretrain.train import train_backbone
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from support.live_loop import Loop, Setting, accuracies, hits, running_statistics, train_live
+from support.live_loop import Loop, TrialRuns, accuracies, running_statistics, top1_correct, train_live
 
 HERE = Path(__file__).parent
 
@@ -49,7 +49,7 @@ class Size:
     Attributes:
         stage1_epochs: of `ce`; the recipes of papers have 200.
         epochs: of stage 2, and views of the bank that reproduces it; the paper's are 20.
-        test_per_class: pictures, the first ones; FashionMNIST has 1000.
+        test_per_class: images, the first ones; FashionMNIST has 1000.
         seeds: of the order of batches.
     """
 
@@ -61,9 +61,9 @@ class Size:
 
 SIZES = {"small_cnn": Size(30, 20, 1000), "resnet32": Size(8, 10, 200)}
 SETTINGS = {
-    "ce": Setting(smooth_factor=0.0, lr=5e-4),
-    "los, d 0.98": Setting(smooth_factor=0.98, lr=5e-4),
-    "los, d 0.5, lr 0.02": Setting(smooth_factor=0.5, lr=0.02),
+    "ce": TrialRuns(smooth_factor=0.0, lr=5e-4),
+    "los, d 0.98": TrialRuns(smooth_factor=0.98, lr=5e-4),
+    "los, d 0.5, lr 0.02": TrialRuns(smooth_factor=0.5, lr=0.02),
 }
 """The first two as the paper has them; with the third the head goes far, and meets every view often."""
 BATCH_SIZE = 64
@@ -74,7 +74,7 @@ def measure(kind: str, dataset: Mapping[str, Any], size: Size) -> dict[str, Any]
     views = sorted({1, min(5, size.epochs), size.epochs})
     spec = DATASETS.parse(dict(dataset))
     data = spec.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     members = [torch.nonzero(data.test.labels == k).flatten()[: size.test_per_class] for k in range(data.num_classes)]
     data = replace(data, test=take(data.test, torch.cat(members)))
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +103,7 @@ def measure(kind: str, dataset: Mapping[str, Any], size: Size) -> dict[str, Any]
 
 
 def _banks(
-    spec: DatasetSpec, data: PictureData, checkpoint: Path, views: Sequence[int], store: Path
+    spec: DatasetSpec, data: ImageData, checkpoint: Path, views: Sequence[int], store: Path
 ) -> dict[int, FeatureBank]:
     """By number of views; each view is drawn by its own number, so the first of many are those of few."""
 
@@ -128,30 +128,32 @@ def _on_bank(bank: FeatureBank, size: Size) -> list[dict[str, dict[str, float]]]
     return rows
 
 
-def _method(setting: Setting) -> MethodSpec:
+def _method(setting: TrialRuns) -> MethodSpec:
     smoothed = {"kind": "los", "smooth_factor": setting.smooth_factor} if setting.smooth_factor else {"kind": "ce"}
     return lt_train.METHODS.parse(smoothed | {"lr": setting.lr})
 
 
-def _parity(network: nn.Module, start: tuple[Tensor, Tensor], data: PictureData, bank: FeatureBank, loop: Loop) -> Any:
-    """How far a live loop in evaluation mode ends from the bank: weights, and pictures whose hit or miss differs."""
+def _parity(network: nn.Module, start: tuple[Tensor, Tensor], data: ImageData, bank: FeatureBank, loop: Loop) -> Any:
+    """How far a live loop in evaluation mode ends from the bank: weights, and images whose hit or miss differs."""
     heads = train_live(network, start, data, SETTINGS, loop, seed=0)
     training = lt_train.TrainingSpec(epochs=loop.epochs, batch_size=loop.batch_size)
     found = {}
-    for name, hit in hits(network, heads, data, data.augmentation.flip).items():
+    for name, hit in top1_correct(network, heads, data, data.augmentation.flip).items():
         (result,) = lt_train.fit(bank, [lt_train.Run(_method(SETTINGS[name]), training, 0)])
         weight = torch.from_numpy(result.kept.state["weight"])
         found[name] = {
             "largest_difference_of_weights": float((heads[name].weight.detach() - weight).abs().max()),
             "largest_change_of_weights": float((weight - start[0]).abs().max()),
-            "difference_in_test_pictures": int(hit.sum()) - round(float(result.test_accuracy[-1, 0]) * len(hit)),
-            "test_pictures": len(hit),
+            "difference_in_test_images": int(hit.sum()) - round(float(result.test_accuracy[-1, 0]) * len(hit)),
+            "test_images": len(hit),
         }
     return found
 
 
-def _tested(network: nn.Module, heads: Mapping[str, nn.Linear], data: PictureData) -> dict[str, dict[str, float]]:
-    return {name: accuracies(hit, data) for name, hit in hits(network, heads, data, data.augmentation.flip).items()}
+def _tested(network: nn.Module, heads: Mapping[str, nn.Linear], data: ImageData) -> dict[str, dict[str, float]]:
+    return {
+        name: accuracies(hit, data) for name, hit in top1_correct(network, heads, data, data.augmentation.flip).items()
+    }
 
 
 def _drift(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> dict[str, float]:

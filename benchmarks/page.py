@@ -22,7 +22,7 @@ from settings import Settings
 
 import sweeps
 from lt_train.features.bank import FeatureBank
-from lt_train.retrain.base import KeptHead, Run, RunResult
+from lt_train.retrain.base import Run, RunResult, SelectedHead
 from sweeps.config.spec import load_resolved
 
 __all__ = ["report"]
@@ -65,7 +65,7 @@ def _sweep(settings: Settings, scratch: Path) -> Path:
             "method": "los",
             "search": {
                 "trials": settings.report_trials,
-                "sampler": "random",
+                "algorithm": "random",
                 "space": {
                     "method.smooth_factor": {"uniform": [0.5, 0.995]},
                     "method.lr": {"loguniform": [1e-5, 1e-1]},
@@ -98,5 +98,5 @@ def _result(run: Run, bank: FeatureBank, chance: np.random.Generator) -> RunResu
     tables = [chance.random(bank.num_classes).astype(np.float32) + 0.1 for _ in range(3)]
     weight, bias = (part.numpy() for part in bank.head)
     moved = weight + 0.1 * chance.standard_normal(weight.shape, dtype=np.float32) * run.method.trains
-    kept = KeptHead(epochs - 1, *tables, {"weight": moved, "bias": bias})
+    kept = SelectedHead(epochs - 1, *tables, {"weight": moved, "bias": bias})
     return RunResult(None if bank.val is None else curve, curve, curve[:, 0], kept)

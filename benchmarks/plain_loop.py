@@ -54,7 +54,7 @@ def train(
     device = train_features.device
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    queue = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     loader = DataLoader(TensorDataset(train_features, train_labels), batch_size, shuffle=True, generator=order)
     for epoch in range(epochs):
         batches: Iterable[list[Tensor]] = loader
@@ -68,7 +68,7 @@ def train(
             optimizer.step()
         if after_epoch is not None:
             after_epoch(head)
-        schedule.step()
+        queue.step()
         with torch.no_grad():
             predictions = head(test_features).argmax(dim=1)
             accuracy = (predictions == test_labels).float().mean().item()

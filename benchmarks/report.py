@@ -118,8 +118,8 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield from _bank_rows(document)
     if "extraction_over_forward" in timings:
         entry = timings["extraction_over_forward"]
-        fast, slow = (entry["pictures"] / min(entry["seconds"][side]) for side in ("forward", "extraction"))
-        how = f"{entry['backbone']} on {entry['dataset']}, {slow:.0f} against {fast:.0f} pictures/s, best of each"
+        fast, slow = (entry["images"] / min(entry["seconds"][side]) for side in ("forward", "extraction"))
+        how = f"{entry['backbone']} on {entry['dataset']}, {slow:.0f} against {fast:.0f} images/s, best of each"
         yield "extraction_over_forward", f"{document['extraction_over_forward']:.2f}", how
     if "report_seconds" in document:
         entry = timings["report"]

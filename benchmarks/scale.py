@@ -30,14 +30,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lt_train.features.bank import EvalSet, FeatureBank
-from lt_train.retrain.base import KeptHead, Pack, Run, RunResult
+from lt_train.retrain.base import Pack, Run, RunResult, SelectedHead
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.config.trials import Study
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.experiment.watcher import Watcher
 from sweeps.store.ledger import Ledger
 from sweeps.store.status import Progress, Publisher
-from sweeps.tracking.background import PatientTracker
+from sweeps.tracking.background import BackgroundTracker
 from sweeps.tracking.null import NullTracking
 
 HERE = Path(__file__).parent
@@ -98,8 +98,8 @@ class Clock:
         setattr(owner, method, counted)
 
 
-def sweep(trials: int, generation: int, sampler: str, storage: Path, classes: int) -> SweepSpec:
-    """Packs of 12 trials with five seeds; two generations, which are in flight together, keep every worker busy."""
+def sweep(trials: int, batch: int, sampler: str, storage: Path, classes: int) -> SweepSpec:
+    """Packs of 12 trials with five seeds; two proposal batches, which are in flight together, keep every worker busy."""
     return load_resolved(
         {
             "version": 1,
@@ -109,14 +109,14 @@ def sweep(trials: int, generation: int, sampler: str, storage: Path, classes: in
             "search": {
                 "sampler": sampler,
                 "trials": trials,
-                "generation": generation,
+                "proposal_batch": batch,
                 "space": {
                     "method.smooth_factor": {"uniform": [0.5, 0.995]},
                     "method.lr": {"loguniform": [1e-5, 1e-1]},
                     "method.weight_decay": {"loguniform": [1e-6, 1e-1]},
                 },
             },
-            "selection": {"on": "test", "seeds": 5, "finalists": 3, "longer": None},
+            "selection": {"on": "test", "seeds": 5, "finalists": 3, "extended_training": None},
             "resources": {"lanes_per_pack": 60},
             "baselines": [],
             "tracking": "none",
@@ -142,7 +142,7 @@ def simulated_result(run: Run, bank: FeatureBank, chance: np.random.Generator) -
     curve = (0.5 + good + 0.01 * chance.random((20, 4))).astype(np.float32)
     tables = [chance.random(classes).astype(np.float32) for _ in range(3)]
     state = {"weight": np.zeros((classes, bank.feature_dim), np.float32), "bias": np.zeros(classes, np.float32)}
-    return RunResult(None, curve, curve[:, 0], KeptHead(19, *tables, state))
+    return RunResult(None, curve, curve[:, 0], SelectedHead(19, *tables, state))
 
 
 def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
     ledger = Ledger(directory)
     publisher = Publisher(Progress(sweep="scale", state="running"))
     publisher.directory = directory
-    tracker = PatientTracker(lambda: NullTracking().open(None, directory))  # type: ignore[arg-type]
+    tracker = BackgroundTracker(lambda: NullTracking().open(None, directory))  # type: ignore[arg-type]
     watcher = Watcher(spec, tracker, lambda *_: None, publisher)
     clock.wrap(ledger, "append", "ledger")
     clock.wrap(ledger, "drop_heads", "ledger")
@@ -163,14 +163,14 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
     clock.wrap(Study, "tell", "search: tell")
     begin = time.perf_counter()
     with clock.part("schedule"):
-        schedule = Schedule(spec, bank, ledger, watcher.on_trial)
-        watcher.attach(schedule)
+        queue = TrialQueue(spec, bank, ledger, watcher.on_trial)
+        watcher.attach(queue)
     now, running, done = 0.0, [], 0
     with at_most(most_seconds - (time.perf_counter() - begin)):
-        while not schedule.exhausted():
+        while not queue.exhausted():
             while len(running) < workers:
                 with clock.part("schedule"):
-                    pack = schedule.next_pack()
+                    pack = queue.next_pack()
                 if pack is None:
                     break
                 back = now + PACK_SECONDS * (0.9 + 0.2 * chance.random())
@@ -179,7 +179,7 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
             with clock.part("simulation"):
                 results = [simulated_result(run, bank, chance) for run in pack.runs]
             with clock.part("schedule"):
-                schedule.complete(pack, results, PACK_SECONDS)
+                queue.complete(pack, results, PACK_SECONDS)
             done += 1
     tracker.interrupted()
     ledger.close()
@@ -189,8 +189,8 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
     return {
         "workers": workers,
         "packs": done,
-        "trials": len(schedule.trials),
-        "finished": schedule.exhausted(),
+        "trials": len(queue.trials),
+        "finished": queue.exhausted(),
         "seconds": spent,
         "seconds_a_pack": spent / max(done, 1),
         "by_part": dict(clock.seconds),
@@ -207,7 +207,7 @@ def ray_seconds_a_pack(packs: int) -> float:
     bank = simulated_bank(4, 4)
     bank = replace(bank, class_counts=torch.tensor([200, 90, 30, 5]), split_counts=torch.tensor([200, 90, 30, 5]))
     spec = sweep(1, 1, "random", Path("unused"), 4)
-    run = Run(spec.contestants()[0].method, spec.training.model_copy(update={"epochs": 1}), 0)
+    run = Run(spec.candidates()[0].method, spec.training.model_copy(update={"epochs": 1}), 0)
 
     class Source:
         """So many packs of one run."""
@@ -235,7 +235,7 @@ def ray_seconds_a_pack(packs: int) -> float:
 
 
 CASES: dict[str, tuple[int, int, int, str, int, int]] = {
-    # name: workers, packs, trials a generation, sampler, classes, feature dim
+    # name: workers, packs, trials a proposal batch, sampler, classes, feature dim
     "1,000 packs, 500 workers, random": (500, 1000, 3000, "random", 100, 64),
     "1,000 packs, 500 workers, tpe": (500, 1000, 3000, "tpe", 100, 64),
     "100 packs, 20 workers, tpe": (20, 100, 120, "tpe", 100, 64),
@@ -252,9 +252,9 @@ def main() -> int:
     parser.add_argument("--ray-packs", type=int, default=200, help="real packs through Ray Tune (default 200)")
     given = parser.parse_args()
     if given.case:
-        workers, packs, generation, sampler, classes, dim = CASES[given.case]
+        workers, packs, batch, sampler, classes, dim = CASES[given.case]
         with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
-            spec = sweep(packs * 12, generation, sampler, Path(place), classes)
+            spec = sweep(packs * 12, batch, sampler, Path(place), classes)
             print(json.dumps(lead(spec, simulated_bank(classes, dim), workers, given.most_seconds)))
         return 0
     document: dict[str, Any] = {"ray_seconds_a_pack": ray_seconds_a_pack(given.ray_packs), "cases": {}}

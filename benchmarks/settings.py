@@ -58,7 +58,7 @@ class Settings:
         large: images kept, trials and seeds of the large shapes in (d).
         memory_bank_bytes: training features of the bank of (d) that does not fit into memory.
         memory_limit_bytes: what its process may use; None: no limit.
-        extraction_dataset, extraction_backbone, extraction_test_pictures, extraction_repeats: of (e), and its pairs.
+        extraction_dataset, extraction_backbone, extraction_test_images, extraction_repeats: of (e), and its pairs.
         report_trials, report_seeds: of the sweep of (f).
         fresh_processes: whether every piece gets one; without, nothing is worth reading.
     """
@@ -89,7 +89,7 @@ class Settings:
     memory_limit_bytes: int | None = 2**29
     extraction_dataset: str = "fashion_mnist_lt"
     extraction_backbone: str = "resnet32"
-    extraction_test_pictures: int = 2048
+    extraction_test_images: int = 2048
     extraction_repeats: int = 5
     report_trials: int = 300
     report_seeds: int = 5

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from lt_train.features.bank import FeatureBank
     from lt_train.features.files import open_bank
     from lt_train.methods.base import METHODS, TrainingSpec
-    from lt_train.retrain.base import EpochRule, Run, RunResult
+    from lt_train.retrain.base import EpochSelection, Run, RunResult
     from lt_train.retrain.fused import fit
 
-__all__ = ["METHODS", "EpochRule", "FeatureBank", "Run", "RunResult", "TrainingSpec", "fit", "open_bank"]
+__all__ = ["METHODS", "EpochSelection", "FeatureBank", "Run", "RunResult", "TrainingSpec", "fit", "open_bank"]
 
 _MODULES = {
     "METHODS": "lt_train.methods.base",
-    "EpochRule": "lt_train.retrain.base",
+    "EpochSelection": "lt_train.retrain.base",
     "FeatureBank": "lt_train.features.bank",
     "Run": "lt_train.retrain.base",
     "RunResult": "lt_train.retrain.base",

@@ -1,7 +1,7 @@
 """Searches: a YAML file in, a sweep over re-trainings out. Knows lt_train, ray, optuna and mlflow.
 
 The public surface: `load` a sweep file, `run` it, `resume` a sweep directory, `compare` several, write the `report` of
-one or more; for a file with `across` it is `load_family`, `run_family` and `resume_family`. All are imported when first
+one or more; for a file with `matrix` it is `load_matrix`, `run_matrix` and `resume_matrix`. All are imported when first
 used, so that `lt-sweep --help` does not wait for torch.
 """
 
@@ -12,47 +12,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sweeps.analysis.comparison import Comparison, compare
-    from sweeps.analysis.matrix_table import CrossTable, cross_table
+    from sweeps.analysis.matrix_table import MatrixTable, matrix_table
     from sweeps.analysis.result import Result
-    from sweeps.config.matrix import Family, load_family
+    from sweeps.config.matrix import SweepMatrix, load_matrix
     from sweeps.config.spec import SweepSpec
     from sweeps.config.spec import load_sweep as load
-    from sweeps.experiment.matrix_runner import resume_family, run_family
+    from sweeps.experiment.matrix_runner import resume_matrix, run_matrix
     from sweeps.experiment.runner import resume, run
     from sweeps.reporting.write import write_report as report
 
 __all__ = [
     "Comparison",
-    "CrossTable",
-    "Family",
+    "MatrixTable",
     "Result",
+    "SweepMatrix",
     "SweepSpec",
     "compare",
-    "cross_table",
     "load",
-    "load_family",
+    "load_matrix",
+    "matrix_table",
     "report",
     "resume",
-    "resume_family",
+    "resume_matrix",
     "run",
-    "run_family",
+    "run_matrix",
 ]
 
 _PLACES = {
     "Comparison": ("sweeps.analysis.comparison", "Comparison"),
-    "CrossTable": ("sweeps.analysis.matrix_table", "CrossTable"),
-    "Family": ("sweeps.config.matrix", "Family"),
+    "MatrixTable": ("sweeps.analysis.matrix_table", "MatrixTable"),
+    "SweepMatrix": ("sweeps.config.matrix", "SweepMatrix"),
     "Result": ("sweeps.analysis.result", "Result"),
     "SweepSpec": ("sweeps.config.spec", "SweepSpec"),
     "compare": ("sweeps.analysis.comparison", "compare"),
-    "cross_table": ("sweeps.analysis.matrix_table", "cross_table"),
+    "matrix_table": ("sweeps.analysis.matrix_table", "matrix_table"),
     "load": ("sweeps.config.spec", "load_sweep"),
-    "load_family": ("sweeps.config.matrix", "load_family"),
+    "load_matrix": ("sweeps.config.matrix", "load_matrix"),
     "report": ("sweeps.reporting.write", "write_report"),
     "resume": ("sweeps.experiment.runner", "resume"),
-    "resume_family": ("sweeps.experiment.matrix_runner", "resume_family"),
+    "resume_matrix": ("sweeps.experiment.matrix_runner", "resume_matrix"),
     "run": ("sweeps.experiment.runner", "run"),
-    "run_family": ("sweeps.experiment.matrix_runner", "run_family"),
+    "run_matrix": ("sweeps.experiment.matrix_runner", "run_matrix"),
 }
 
 

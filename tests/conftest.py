@@ -34,15 +34,15 @@ def small_sweep(features_file: Path, tmp_path: Path) -> Callable[..., SweepSpec]
             "training": {"epochs": 3},
             "search": {
                 "trials": 7,
-                "generation": 2,
-                "sampler": {"kind": "tpe", "startup_trials": 2},
+                "proposal_batch": 2,
+                "algorithm": {"kind": "tpe", "startup_trials": 2},
                 "space": {
                     "method.smooth_factor": {"uniform": [0.1, 0.95]},
                     "method.lr": {"loguniform": [1e-3, 1e-1]},
                 },
             },
-            # Not longer: what counts runs and trials of the other phases need not count one more; see test_longer.py.
-            "selection": {"seeds": 2, "longer": None},
+            # Not longer: what counts runs and trials of the other phases need not count one more; see test_extended_training.py.
+            "selection": {"seeds": 2, "extended_training": None},
             "backend": {"kind": "inline"},
             "tracking": {"kind": "none"},
             "storage": str(tmp_path / "runs"),

@@ -1,7 +1,7 @@
-"""What a backbone is: a frozen spec that builds a network from pictures to features.
+"""What a backbone is: a frozen spec that builds a network from images to features.
 
 A backbone family is one file in this folder with one `BackboneSpec` subclass a kind. It knows torch only.
-Shapes: B pictures, C channels, H x W pixels, D features, K classes.
+Shapes: B images, C channels, H x W pixels, D features, K classes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ __all__ = [
     "BACKBONES",
     "BackboneSpec",
     "Classifier",
-    "Directions",
-    "Frozen",
+    "FrozenBackbone",
+    "L2Normalize",
 ]
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """A trained network that turns pictures into features, on the CPU in evaluation mode, and the head it came with.
+class FrozenBackbone:
+    """A trained network that turns images into features, on the CPU in evaluation mode, and the head it came with.
 
     Attributes:
         network: `[B, C, H, W] -> [B, D]`.
         feature_dim: D.
         head: the classifier `(weight [K, D], bias [K])` it was trained with; None where there is none to start from.
-        in_channels: how many channels pictures must have.
-        mean, std: per channel, on the 0..1 scale, what its pictures were normalised with; None: not known.
+        in_channels: how many channels images must have.
+        mean, std: per channel, on the 0..1 scale, what its images were normalised with; None: not known.
         identity: JSON of what decides its features: `backbone` and `checkpoint`, the sha256 of the file.
         called: what to call it in an error; `remedy` says what to do where it does not fit a dataset.
         notes: what a user must know about how it was read.
@@ -70,11 +70,11 @@ class BackboneSpec(KindSpec):
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
         """A freshly initialised network `[B, C, H, W] -> [B, D]` and its D."""
 
-    def read_checkpoint(self, picture_shape: tuple[int, int, int]) -> Frozen | None:
+    def read_checkpoint(self, image_shape: tuple[int, int, int]) -> FrozenBackbone | None:
         """The network with the weights of `checkpoint`, for kinds that read files of others.
 
         Args:
-            picture_shape: `(C, H, W)` of the pictures it is for.
+            image_shape: `(C, H, W)` of the images it is for.
 
         Returns:
             None where `checkpoint` is to be read as what `lt-train backbone` writes, as it is unless a kind overrides.
@@ -105,12 +105,12 @@ class Classifier(nn.Module):
         if cosine_scale is None:
             self.head = nn.Linear(self.feature_dim, num_classes)
         else:
-            self.backbone = nn.Sequential(self.backbone, Directions())
+            self.backbone = nn.Sequential(self.backbone, L2Normalize())
             self.head = NormalisedHead(self.feature_dim, num_classes, cosine_scale)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits `[B, K]` of normalised pictures `[B, C, H, W]`."""
-        logits: Tensor = self.head(self.backbone(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, K]` of normalised images `[B, C, H, W]`."""
+        logits: Tensor = self.head(self.backbone(images))
         return logits
 
     def linear_head(self) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ class Classifier(nn.Module):
         return weight.detach(), bias.detach()
 
 
-class Directions(nn.Module):
+class L2Normalize(nn.Module):
     """Features of length 1: `f / |f|`; a feature of zeros stays."""
 
     def forward(self, features: Tensor) -> Tensor:

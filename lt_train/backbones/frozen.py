@@ -1,6 +1,6 @@
 """From what a user names, a checkpoint or a backbone with one, to the frozen network that a bank is extracted with.
 
-Knows backbones and their files; knows nothing of data beyond the shape of a picture.
+Knows backbones and their files; knows nothing of data beyond the shape of an image.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lt_train.backbones.base import BackboneSpec, Frozen
+from lt_train.backbones.base import BackboneSpec, FrozenBackbone
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import CheckpointError
 from lt_train.core.io import sha256_file
 
-__all__ = ["Pictures", "load_frozen"]
+__all__ = ["ImageSource", "load_frozen"]
 
 
-def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]) -> Frozen:
+def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) -> FrozenBackbone:
     """The network of a checkpoint of `lt-train backbone`, or of a backbone and the checkpoint that it names.
 
     Args:
         source: the file, or the backbone.
-        picture_shape: `(C, H, W)` of the pictures that it is for.
+        image_shape: `(C, H, W)` of the images that it is for.
 
     Raises:
         CheckpointError: the file is missing or damaged, or not the backbone's.
@@ -35,7 +35,7 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
     if isinstance(source, BackboneSpec):
         if source.checkpoint is None:
             raise CheckpointError(f"backbone {source.kind} has no weights; give it a checkpoint")
-        if (frozen := source.read_checkpoint(picture_shape)) is not None:
+        if (frozen := source.read_checkpoint(image_shape)) is not None:
             _settle(frozen.network)
             return frozen
         path = Path(source.checkpoint).expanduser()
@@ -45,7 +45,7 @@ def load_frozen(source: Path | BackboneSpec, picture_shape: tuple[int, int, int]
     if isinstance(source, BackboneSpec):
         _refuse_other(source, about["backbone"], path)
     _settle(classifier.backbone)
-    return Frozen(
+    return FrozenBackbone(
         network=classifier.backbone,
         feature_dim=classifier.feature_dim,
         head=classifier.linear_head(),
@@ -80,8 +80,8 @@ def _settle(network: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Where a bank's features come from: the backbone, and `(C, H, W)` of the pictures it takes."""
+class ImageSource:
+    """Where a bank's features come from: the backbone, and `(C, H, W)` of the images it takes."""
 
     backbone: Path | BackboneSpec
     shape: tuple[int, int, int]

@@ -1,7 +1,7 @@
 """`resnet32` and `resnet34`: the residual networks of the long-tailed CIFAR literature.
 
-ResNet-32 is He et al.'s CIFAR form as LDAM uses it; ResNet-34 is the ImageNet form with a stem for small pictures as
-LTWB (and the paper) uses it. Both take pictures of 16 x 16 pixels and more.
+ResNet-32 is He et al.'s CIFAR form as LDAM uses it; ResNet-34 is the ImageNet form with a stem for small images as
+LTWB (and the paper) uses it. Both take images of 16 x 16 pixels and more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`resnet50` and `resnext50`: torchvision's bottleneck networks for pictures of some 224 pixels, trained by stage 1.
+"""`resnet50` and `resnext50`: torchvision's bottleneck networks for images of some 224 pixels, trained by stage 1.
 
 As ImageNet-LT, iNaturalist and Places-LT papers use them. For a checkpoint that others trained see `imported`.
 """

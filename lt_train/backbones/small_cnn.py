@@ -1,4 +1,4 @@
-"""`small_cnn`: a few convolutions for small pictures (8 x 8 grey to 32 x 32 RGB), trained on a CPU in seconds."""
+"""`small_cnn`: a few convolutions for small images (8 x 8 grey to 32 x 32 RGB), trained on a CPU in seconds."""
 
 from __future__ import annotations
 

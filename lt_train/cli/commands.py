@@ -27,18 +27,18 @@ from lt_train.core.errors import CheckpointError, DataError, LongtailError, User
 from lt_train.core.io import check_output
 from lt_train.core.progress import progress
 from lt_train.datasets import check as checking
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
-from lt_train.features.shards import Pace
+from lt_train.features.shards import Throughput
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.methods.head_file import load_head, save_head
 from lt_train.metrics.accuracy import SPLITS, split_accuracy, split_masks
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import EpochRule, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Run, RunResult
 
 __all__ = ["backbone", "data_check", "evaluate", "features", "retrain"]
 
@@ -48,7 +48,7 @@ def data_check(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         check_output(arguments.plot)
     dataset = DATASETS.parse(_kind(arguments.dataset))
-    with progress("looking at every picture", unit="picture") as report:
+    with progress("looking at every image", unit="image") as report:
         found = dataset.inspect(report)
     _say(found.notes)
     document = checking.document(found)
@@ -71,8 +71,8 @@ def backbone(arguments: argparse.Namespace) -> None:
     dataset = DATASETS.parse(_kind(arguments.dataset))
     backbone, recipe = BACKBONES.parse(_kind(arguments.backbone)), RECIPES.parse(_kind(arguments.recipe))
     data = dataset.load()
-    if not isinstance(data, PictureData):
-        raise UserError(f"dataset {dataset.kind} brings features; a backbone is trained on pictures only")
+    if not isinstance(data, ImageData):
+        raise UserError(f"dataset {dataset.kind} brings features; a backbone is trained on images only")
     _say(data.notes)
     with progress(f"training {backbone.kind}") as report:
         train_backbone(
@@ -110,8 +110,8 @@ def features(arguments: argparse.Namespace) -> None:
     source = arguments.checkpoint if arguments.backbone is None else BACKBONES.parse(_kind(arguments.backbone))
     data = dataset.load()
     _say(data.notes)
-    pace = Pace()
-    with progress("extracting features", unit="picture") as report:
+    pace = Throughput()
+    with progress("extracting features", unit="image") as report:
         path = build_bank(
             dataset, source, features, arguments.store, device=arguments.device, report=report, data=data, pace=pace
         )
@@ -125,7 +125,7 @@ def features(arguments: argparse.Namespace) -> None:
         "classes": bank.num_classes,
         "dtype": str(bank.train_features.dtype).removeprefix("torch."),
         "notes": list(bank.notes),
-        "pace": pace.document() if pace.pictures else None,  # None for a bank that was there
+        "pace": pace.document() if pace.images else None,  # None for a bank that was there
     }
     if arguments.json:
         _print(arguments, document, [], [])
@@ -147,7 +147,7 @@ def retrain(arguments: argparse.Namespace) -> None:
         raise UserError("--select val needs a validation set, and this bank has none; use --select test")
     runs = [Run(method, training, seed) for seed in range(arguments.seeds)]
     fit = {"fused": fused, "reference": reference}[arguments.engine].fit
-    results = fit(bank, runs, arguments.device, EpochRule(epoch=arguments.epoch, on=on))
+    results = fit(bank, runs, arguments.device, EpochSelection(epoch=arguments.epoch, on=on))
     rows = [_row(run, result, on) for run, result in zip(runs, results, strict=True)]
     finished = [(row, result.kept) for row, result in zip(rows, results, strict=True) if result.kept is not None]
     failures = [f"seed {row['seed']}: {row['failure']}" for row in rows if row["failure"] is not None]

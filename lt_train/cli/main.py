@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = command(
         "data check",
-        "class counts, splits, a picture of the tail, and what is wrong with the data; looks at every picture",
+        "class counts, splits, an image of the tail, and what is wrong with the data; looks at every image",
         "lt-train data check --dataset image_folder root=~/birds size=224 --plot birds.png",
         device=False,
     )
@@ -148,10 +148,8 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--backbone", **kind, help="a backbone with a checkpoint of its own, such as imported; instead of --checkpoint"
     )
-    features.add_argument(
-        "--views", type=_positive, default=1, help="augmented views; 1: pictures as they are (default)"
-    )
-    features.add_argument("--no-test-flip", action="store_true", help="test on pictures alone, without their mirrors")
+    features.add_argument("--views", type=_positive, default=1, help="augmented views; 1: images as they are (default)")
+    features.add_argument("--no-test-flip", action="store_true", help="test on images alone, without their mirrors")
     features.add_argument(
         "--dtype", choices=["float32", "float16"], default="float32", help="of features on disk (default: float32)"
     )
@@ -159,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--unreadable",
         choices=["fail", "skip"],
         default="fail",
-        help="give up at a picture that cannot be decoded, or leave it out and say so (default: fail)",
+        help="give up at an image that cannot be decoded, or leave it out and say so (default: fail)",
     )
     features.add_argument("--store", type=_path, default=Path("banks"), help="folder that holds banks (default: banks)")
 
@@ -171,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     retrain.add_argument("--bank", type=_path, required=True, help="a bank of lt-train features")
     retrain.add_argument("--method", required=True, **kind, help="a method kind and its hyperparameters")
     retrain.add_argument("--epochs", type=_positive, default=20, help="passes over the training set (default: 20)")
-    retrain.add_argument("--batch-size", type=_positive, default=64, help="pictures a step (default: 64)")
+    retrain.add_argument("--batch-size", type=_positive, default=64, help="images a step (default: 64)")
     retrain.add_argument("--seeds", type=_positive, default=5, help="how many seeds, from 0 (default: 5)")
     retrain.add_argument(
         "--engine",

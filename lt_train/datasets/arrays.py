@@ -1,7 +1,7 @@
-"""`arrays`: features or pictures that a user brings in one `.npz` or `.safetensors` file, long-tailed as they are.
+"""`arrays`: features or images that a user brings in one `.npz` or `.safetensors` file, long-tailed as they are.
 
 Features need no backbone and become a bank directly. Everything is checked here, so that what reaches a bank is known
-to be finite, labelled and complete. Shapes: V views, A test views, N pictures, D features, K classes.
+to be finite, labelled and complete. Shapes: V views, A test views, N images, D features, K classes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from lt_train.core.errors import DataError
 from lt_train.datasets._images.listing import untested
-from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled, PadCrop, PictureData
+from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import hold_out_fraction
 
 __all__ = ["Arrays"]
 
 _LAYOUT = (
     "features: train_features [N, D] or [V, N, D], train_labels [N], test_features [N, D] or [A, N, D], "
-    "test_labels [N], and if at hand val_features, val_labels, weight [K, D], bias [K]; or pictures: train_images and "
+    "test_labels [N], and if at hand val_features, val_labels, weight [K, D], bias [K]; or images: train_images and "
     "test_images, uint8 [N, H, W] or [N, C, H, W], with train_labels and test_labels, and if at hand val_images"
 )
 
@@ -44,7 +44,7 @@ def _stem(name: str) -> str:
 
 
 class Arrays(DatasetSpec):
-    """Features or pictures of one's own in one .npz or .safetensors file, long-tailed as they are."""
+    """Features or images of one's own in one .npz or .safetensors file, long-tailed as they are."""
 
     kind: Literal["arrays"] = "arrays"
     path: Annotated[str, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]
@@ -53,14 +53,14 @@ class Arrays(DatasetSpec):
         Field(
             ge=0,
             lt=1,
-            description="share of every class's training pictures held out, at least one, when the file has no val_*",
+            description="share of every class's training images held out, at least one, when the file has no val_*",
         ),
     ] = 0.2
     augmentation: Annotated[
-        PadCrop, Field(description="for pictures only: what stage 1 and the views of a bank apply")
+        PadCrop, Field(description="for images only: what stage 1 and the views of a bank apply")
     ] = PadCrop(pad=0, flip=False)
 
-    def load(self) -> FeatureData | PictureData:
+    def load(self) -> FeatureData | ImageData:
         """What the file holds, checked.
 
         Raises:
@@ -72,7 +72,7 @@ class Arrays(DatasetSpec):
             return self._features(arrays)
         if "train_images" in arrays.tensors:
             arrays.check_names("images")
-            return self._pictures(arrays)
+            return self._images(arrays)
         held = ", ".join(sorted(arrays.tensors)) or "nothing"
         raise DataError(f"{arrays.path} must hold {_LAYOUT}; it holds {held}")
 
@@ -92,14 +92,14 @@ class Arrays(DatasetSpec):
         notes: tuple[str, ...] = ()
         if val is None:
             kept, held, notes = hold_out_fraction(train.labels, self.val_fraction)
-            if held is not None:  # a picture is validated on as it is, so on its first view
+            if held is not None:  # an image is validated on as it is, so on its first view
                 val = Labelled(train.inputs[:1, held], train.labels[held])
                 train = Labelled(train.inputs[:, kept], train.labels[kept])
         return FeatureData(train, val, test, num_classes, counts, head, (*notes, *untested(test.labels, num_classes)))
 
-    def _pictures(self, arrays: _File) -> PictureData:
-        train, test = arrays.pictures("train"), arrays.pictures("test")
-        val = arrays.pictures("val") if "val_images" in arrays.tensors else None
+    def _images(self, arrays: _File) -> ImageData:
+        train, test = arrays.images("train"), arrays.images("test")
+        val = arrays.images("val") if "val_images" in arrays.tensors else None
         for name, part in (("test", test), ("val", val)):
             if part is not None and part.inputs.shape[1:] != train.inputs.shape[1:]:
                 raise DataError(
@@ -116,7 +116,7 @@ class Arrays(DatasetSpec):
                 train = Labelled(train.inputs[kept], train.labels[kept])
         std, mean = torch.std_mean(train.inputs.double() / 255, dim=(0, 2, 3), correction=0)
         std = torch.where(std > 0, std, torch.ones_like(std))
-        return PictureData(
+        return ImageData(
             train=train,
             val=val,
             test=test,
@@ -171,17 +171,17 @@ class _File:
         features = self._finite(name, features.float())
         return self._labelled(part, features if features.dim() == 3 else features.unsqueeze(0), axis=1)
 
-    def pictures(self, part: str) -> Labelled[Tensor]:
+    def images(self, part: str) -> Labelled[Tensor]:
         """uint8 `[N, C, H, W]` of one part, with its labels."""
         name = f"{part}_images"
-        pictures = self._get(name)
-        if pictures.dtype != torch.uint8 or pictures.dim() not in (3, 4) or 0 in pictures.shape:
-            raise self._wrong(name, "uint8 [N, H, W] or [N, C, H, W], none of them 0", pictures)
-        if pictures.dim() == 4 and pictures.shape[3] in _CHANNELS and pictures.shape[1] not in _CHANNELS:
+        images = self._get(name)
+        if images.dtype != torch.uint8 or images.dim() not in (3, 4) or 0 in images.shape:
+            raise self._wrong(name, "uint8 [N, H, W] or [N, C, H, W], none of them 0", images)
+        if images.dim() == 4 and images.shape[3] in _CHANNELS and images.shape[1] not in _CHANNELS:
             raise self._wrong(
-                name, "[N, C, H, W], and these look like channels last; transpose to [N, C, H, W]", pictures
+                name, "[N, C, H, W], and these look like channels last; transpose to [N, C, H, W]", images
             )
-        return self._labelled(part, pictures if pictures.dim() == 4 else pictures.unsqueeze(1), axis=0)
+        return self._labelled(part, images if images.dim() == 4 else images.unsqueeze(1), axis=0)
 
     def head(self, dim: int) -> tuple[Tensor, Tensor] | None:
         """`(weight [K, D], bias [K])`, float32; a missing bias is zero. None without a weight."""
@@ -215,7 +215,7 @@ class _File:
             gaps = (present != torch.arange(len(present))).nonzero()
             first = int(gaps[0]) if len(gaps) else len(present)
             raise DataError(
-                f"{self.path}: every class needs a training picture, and class {first} has none "
+                f"{self.path}: every class needs a training image, and class {first} has none "
                 f"({num_classes - len(present)} of {num_classes} classes are empty); number the classes without gaps"
             )
         return torch.bincount(train.labels, minlength=num_classes)

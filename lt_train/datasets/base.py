@@ -1,8 +1,8 @@
-"""What a dataset is to the rest: a frozen spec whose `load` returns pictures or features, split three ways.
+"""What a dataset is to the rest: a frozen spec whose `load` returns images or features, split three ways.
 
 A dataset kind is one file in this folder with one `DatasetSpec` subclass. It knows its own files and
-`datasets.longtail`; it knows nothing of backbones, banks or methods. Shapes: N pictures, C channels, H x W pixels,
-V views, A test views (picture and mirror), D feature dimension, K classes.
+`datasets.longtail`; it knows nothing of backbones, banks or methods. Shapes: N images, C channels, H x W pixels,
+V views, A test views (image and mirror), D feature dimension, K classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from lt_train.core.errors import DataError
 from lt_train.core.progress import Report
 from lt_train.core.registry import KindSpec, Registry, Spec
-from lt_train.datasets._images.files import PictureFiles, Pictures
+from lt_train.datasets._images.files import ImageFiles, Images
 
 __all__ = [
     "DATASETS",
@@ -30,25 +30,25 @@ __all__ = [
     "DatasetSpec",
     "FeatureData",
     "Finding",
+    "ImageData",
     "Inspection",
     "Labelled",
     "PadCrop",
-    "PictureData",
     "ResizedCrop",
     "blank",
 ]
 
 
-_FLIP = "whether a mirrored picture is of the same class, so may be mirrored"
+_FLIP = "whether a mirrored image is of the same class, so may be mirrored"
 
-InputsT = TypeVar("InputsT", bound=Pictures, covariant=True)
+InputsT = TypeVar("InputsT", bound=Images, covariant=True)
 
 
 @dataclass(frozen=True)
 class Labelled(Generic[InputsT]):
-    """Inputs, uint8 `[N, C, H, W]` (pictures) or float32 `[.., N, D]` (features), with their labels, int64 `[N]`.
+    """Inputs, uint8 `[N, C, H, W]` (images) or float32 `[.., N, D]` (features), with their labels, int64 `[N]`.
 
-    Pictures may stay in files (`PictureFiles`).
+    Images may stay in files (`ImageFiles`).
     """
 
     inputs: InputsT
@@ -60,12 +60,12 @@ class Labelled(Generic[InputsT]):
     def digest(self) -> str:
         """sha256 (hex): the content address of these inputs and labels.
 
-        Over shape, dtype and bytes; pictures in files, and those that were read into memory from there, by
-        `PictureFiles.digest`.
+        Over shape, dtype and bytes; images in files, and those that were read into memory from there, by
+        `ImageFiles.digest`.
         """
         hasher = hashlib.sha256()
         for tensor in (self.inputs, self.labels):
-            if isinstance(tensor, PictureFiles):
+            if isinstance(tensor, ImageFiles):
                 hasher.update(tensor.digest().encode())
                 continue
             hasher.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -74,16 +74,16 @@ class Labelled(Generic[InputsT]):
 
 
 def blank(count: int, num_classes: int, shape: tuple[int, int, int]) -> Labelled[Tensor]:
-    """Pictures that have a shape `(C, H, W)` and nothing else, dealt evenly to the classes; for `as_published`."""
-    pictures = torch.empty(count, *shape, dtype=torch.uint8, device="meta")
-    return Labelled(pictures, torch.arange(count, dtype=torch.int64) % num_classes)
+    """Images that have a shape `(C, H, W)` and nothing else, dealt evenly to the classes; for `as_published`."""
+    images = torch.empty(count, *shape, dtype=torch.uint8, device="meta")
+    return Labelled(images, torch.arange(count, dtype=torch.int64) % num_classes)
 
 
 class PadCrop(Spec):
-    """Zero padding by `pad` pixels and a random crop, random mirror (paper, Appendix D): for small pictures.
+    """Zero padding by `pad` pixels and a random crop, random mirror (paper, Appendix D): for small images.
 
     What is written without a kind is this one, and it is stored so: banks are addressed by it since before there was
-    another. `flip` also says whether a mirrored picture keeps its class; test-time flipping follows it unless told
+    another. `flip` also says whether a mirrored image keeps its class; test-time flipping follows it unless told
     otherwise.
     """
 
@@ -93,7 +93,7 @@ class PadCrop(Spec):
 
 
 class ResizedCrop(Spec):
-    """A random part of the picture in its full size, resized to the square, random mirror: for pictures in files.
+    """A random part of the image in its full size, resized to the square, random mirror: for images in files.
 
     Share and shape of the part are drawn as Szegedy et al. (2015) do and torchvision's RandomResizedCrop does. `flip`
     means what it means to `PadCrop`.
@@ -115,7 +115,7 @@ class ResizedCrop(Spec):
         if not 0 < ends[0] <= ends[1]:
             raise ValueError(f"must be two numbers above 0 that ascend, got {list(ends)}")
         if field.field_name == "scale" and ends[1] > 1:
-            raise ValueError(f"must be shares of the picture, 1 at most, got {list(ends)}")
+            raise ValueError(f"must be shares of the image, 1 at most, got {list(ends)}")
         return ends
 
 
@@ -131,25 +131,25 @@ Augmentation = PadCrop | ResizedCrop
 AnyAugmentation = Annotated[
     Annotated[PadCrop, Tag("pad_crop")] | Annotated[ResizedCrop, Tag("resized_crop")], Discriminator(_kind_of)
 ]
-"""Either, as a field of a dataset whose pictures are files."""
+"""Either, as a field of a dataset whose images are files."""
 
 
 @dataclass(frozen=True)
-class PictureData:
-    """Pictures split three ways.
+class ImageData:
+    """Images split three ways.
 
     Attributes:
-        train, val, test: `Labelled` pictures, in memory or in files; `val` is None where the spec asks for none.
+        train, val, test: `Labelled` images, in memory or in files; `val` is None where the spec asks for none.
         num_classes: K.
-        split_counts: int64 `[K]`, training pictures a class before any hold-out; defines many / medium / few.
+        split_counts: int64 `[K]`, training images a class before any hold-out; defines many / medium / few.
         mean, std: per-channel statistics on the 0..1 scale, each of length C.
-        augmentation: what stage 1 and the bank's views apply to training pictures.
+        augmentation: what stage 1 and the bank's views apply to training images.
         notes: what a user must know about how the data was cut; shown loudly wherever the data is used.
     """
 
-    train: Labelled[Pictures]
-    val: Labelled[Pictures] | None
-    test: Labelled[Pictures]
+    train: Labelled[Images]
+    val: Labelled[Images] | None
+    test: Labelled[Images]
     num_classes: int
     split_counts: Tensor
     mean: tuple[float, ...]
@@ -158,7 +158,7 @@ class PictureData:
     notes: tuple[str, ...] = ()
 
     def class_counts(self) -> Tensor:
-        """int64 `[K]`: training pictures a class, as trained on."""
+        """int64 `[K]`: training images a class, as trained on."""
         return torch.bincount(self.train.labels, minlength=self.num_classes)
 
 
@@ -199,8 +199,8 @@ class Inspection:
     """What a dataset holds, as far as that can be told, and what is wrong with it.
 
     Attributes:
-        counts: int64 `[K]`, training pictures a class before any hold-out; None where labels are no classes.
-        parts: pictures (or features) of train, val and test.
+        counts: int64 `[K]`, training images a class before any hold-out; None where labels are no classes.
+        parts: images (or features) of train, val and test.
         classes: names of the classes, empty where the files have none.
         notes: what a user must know about how the data was cut.
         findings: empty for data that is as it should be.
@@ -213,7 +213,7 @@ class Inspection:
     findings: tuple[Finding, ...] = ()
 
     @classmethod
-    def of(cls, data: PictureData | FeatureData) -> Inspection:
+    def of(cls, data: ImageData | FeatureData) -> Inspection:
         """Of data that could be loaded."""
         parts = {"train": data.train, "val": data.val, "test": data.test}
         return cls(data.split_counts, {name: len(part) for name, part in parts.items() if part}, notes=data.notes)
@@ -228,7 +228,7 @@ class DatasetSpec(KindSpec):
     """Base of every dataset kind: parameters as fields, `load` as the implementation."""
 
     @abstractmethod
-    def load(self) -> PictureData | FeatureData:
+    def load(self) -> ImageData | FeatureData:
         """Read, subset and split.
 
         Raises:
@@ -236,16 +236,16 @@ class DatasetSpec(KindSpec):
         """
 
     def inspect(self, report: Report) -> Inspection:
-        """What the data holds and what is wrong with it; kinds whose pictures are files look at every one."""
+        """What the data holds and what is wrong with it; kinds whose images are files look at every one."""
         try:
             return Inspection.of(self.load())
         except DataError as error:
             return Inspection.refused(error)
 
-    def as_published(self) -> PictureData | None:
-        """What `load` returns where the published files are, counted without them: shapes and labels, no pictures.
+    def as_published(self) -> ImageData | None:
+        """What `load` returns where the published files are, counted without them: shapes and labels, no images.
 
-        Pictures are on torch's device `meta`. None for a kind of which only its files know what there is.
+        Images are on torch's device `meta`. None for a kind of which only its files know what there is.
         """
         return None
 

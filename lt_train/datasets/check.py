@@ -1,4 +1,4 @@
-"""What a dataset holds and what is wrong with it, before anything is trained: numbers, a picture of the tail, findings.
+"""What a dataset holds and what is wrong with it, before anything is trained: numbers, an image of the tail, findings.
 
 `lt-train data check` prints what is made here. Touch this to say more of a dataset; looking at it is the dataset's own
 `inspect`. Shapes: K classes.
@@ -49,10 +49,10 @@ def _imbalance_ratio(counts: torch.Tensor) -> float | None:
 
 
 def _splits(counts: torch.Tensor) -> dict[str, dict[str, int]]:
-    """Classes, and training pictures of them, by split."""
+    """Classes, and training images of them, by split."""
     masks = split_masks(counts)
     return {
-        split: {"classes": int(mask.sum()), "pictures": int(counts[mask].sum())}
+        split: {"classes": int(mask.sum()), "images": int(counts[mask].sum())}
         for split, mask in zip(SPLITS, masks, strict=True)
     }
 
@@ -64,13 +64,13 @@ def lines(document: dict[str, Any], width: int, *, plain: bool) -> list[str]:
     if counts:
         ratio = document["imbalance_ratio"]
         shown.append(
-            f"{len(counts)} classes, {sum(counts)} training pictures before any hold-out, largest {max(counts)}, "
+            f"{len(counts)} classes, {sum(counts)} training images before any hold-out, largest {max(counts)}, "
             f"smallest {min(counts)}, imbalance ratio {'-' if ratio is None else f'{ratio:.4g}'}"
         )
         splits = [(name, split) for name, split in document["splits"].items() if name != "all"]
         shown.append(
-            "classes (and their training pictures): "
-            + ", ".join(f"{name} {split['classes']} ({split['pictures']})" for name, split in splits)
+            "classes (and their training images): "
+            + ", ".join(f"{name} {split['classes']} ({split['images']})" for name, split in splits)
         )
         shown += ["", *bars(counts, document["class_names"] or [], width, plain=plain)]
     if document["wrong"]:
@@ -87,7 +87,7 @@ def bars(counts: Sequence[int], classes: Sequence[str], width: int, *, plain: bo
     """A bar for each class, or for classes of neighbouring rank, the largest on top; as long as the mean count is.
 
     Args:
-        counts: training pictures a class.
+        counts: training images a class.
         classes: their names; empty for numbers.
         width: characters that a line may have.
         plain: ASCII only.
@@ -138,9 +138,9 @@ def plot(counts: Sequence[int], file: Path) -> None:
                 places, [ordered[k] for k in places], width=1.0, color=grey, label=f"{split}: {len(places)} classes"
             )
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.8)  # a class of one picture is seen
+    axes.set_ylim(bottom=0.8)  # a class of one image is seen
     axes.set_xlabel("classes by size")
-    axes.set_ylabel("training pictures")
+    axes.set_ylabel("training images")
     axes.legend(frameon=False)
     with atomic_file(file) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

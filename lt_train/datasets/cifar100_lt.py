@@ -13,7 +13,7 @@ __all__ = ["Cifar100LT"]
 
 
 class Cifar100LT(CifarSpec):
-    """CIFAR100-LT: n_max 500; 10847, 12608 and 19573 training pictures at IR 100, 50 and 10."""
+    """CIFAR100-LT: n_max 500; 10847, 12608 and 19573 training images at IR 100, 50 and 10."""
 
     folder: ClassVar[str] = "cifar-100-python"
     label_key: ClassVar[str] = "fine_labels"
@@ -22,6 +22,4 @@ class Cifar100LT(CifarSpec):
     test_md5: ClassVar[Mapping[str, str]] = {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 
     kind: Literal["cifar100_lt"] = "cifar100_lt"
-    n_max: Annotated[int, Field(ge=1, le=500, description="training pictures of class 0, the largest; 500 at most")] = (
-        500
-    )
+    n_max: Annotated[int, Field(ge=1, le=500, description="training images of class 0, the largest; 500 at most")] = 500

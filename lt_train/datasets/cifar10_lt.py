@@ -28,9 +28,9 @@ class Cifar10LT(CifarSpec):
     test_md5: ClassVar[Mapping[str, str]] = {"test_batch": "40351d587109b95175f43aff81a1287e"}
 
     kind: Literal["cifar10_lt"] = "cifar10_lt"
-    n_max: Annotated[
-        int, Field(ge=1, le=5000, description="training pictures of class 0, the largest; 5000 at most")
-    ] = 5000
+    n_max: Annotated[int, Field(ge=1, le=5000, description="training images of class 0, the largest; 5000 at most")] = (
+        5000
+    )
     val_per_class: Annotated[
-        int, Field(ge=0, description="validation pictures a class; 0 keeps the published training set, without val")
+        int, Field(ge=0, description="validation images a class; 0 keeps the published training set, without val")
     ] = 100

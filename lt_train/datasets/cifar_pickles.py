@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train.core.errors import DataError
-from lt_train.datasets.base import Labelled, PictureData, blank
+from lt_train.datasets.base import ImageData, Labelled, blank
 from lt_train.datasets.longtail import LongTailSpec
 
 __all__ = ["CifarSpec", "read_pickle"]
@@ -36,7 +36,7 @@ class Torchvision(Protocol):
 
 
 class CifarSpec(LongTailSpec):
-    """Base of both CIFARs: where the files are, which they are and how they become pictures."""
+    """Base of both CIFARs: where the files are, which they are and how they become images."""
 
     folder: ClassVar[str]
     label_key: ClassVar[str]
@@ -49,11 +49,11 @@ class CifarSpec(LongTailSpec):
         False
     )
 
-    def load(self) -> PictureData:
-        """32 x 32 RGB pictures.
+    def load(self) -> ImageData:
+        """32 x 32 RGB images.
 
         Raises:
-            DataError: files are missing, are no CIFAR pickles, or hold too few pictures for the cut.
+            DataError: files are missing, are no CIFAR pickles, or hold too few images for the cut.
         """
         root = Path(self.root).expanduser()
         if self.download and self._place(root) is None:
@@ -70,8 +70,8 @@ class CifarSpec(LongTailSpec):
         test = self._read(place, self.test_md5, notes)
         return self.cut(train, test, self.num_classes, _MEAN, _STD, notes)
 
-    def as_published(self) -> PictureData:
-        """See `DatasetSpec.as_published`: 50000 training and 10000 test pictures, as many of every class."""
+    def as_published(self) -> ImageData:
+        """See `DatasetSpec.as_published`: 50000 training and 10000 test images, as many of every class."""
         train, test = (blank(count, self.num_classes, (3, 32, 32)) for count in (50_000, 10_000))
         return self.cut(train, test, self.num_classes, _MEAN, _STD)
 
@@ -106,7 +106,7 @@ class CifarSpec(LongTailSpec):
 
 
 def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) -> Labelled[Tensor]:
-    """Pictures uint8 `[N, 3, 32, 32]` and labels of one published pickle.
+    """Images uint8 `[N, 3, 32, 32]` and labels of one published pickle.
 
     Raises:
         DataError: it is truncated, asks for anything but numpy arrays, or has another layout; `file` is named.
@@ -117,15 +117,15 @@ def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) ->
         raise DataError(f"{file} was refused: {error}; get the published file again") from None
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{file} cannot be read ({error!r}): it is truncated or altered; get it again") from None
-    pictures = batch.get("data") if isinstance(batch, dict) else None
+    images = batch.get("data") if isinstance(batch, dict) else None
     labels = batch.get(label_key) if isinstance(batch, dict) else None
-    if not isinstance(pictures, np.ndarray) or pictures.dtype != np.uint8 or pictures.shape[1:] != (3072,):
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
         raise DataError(f"{file} must hold `data`, a uint8 array [N, 3072], as the published pickles do")
     if not isinstance(labels, list) or not all(isinstance(k, int) and 0 <= k < num_classes for k in labels):
         raise DataError(f"{file} must hold `{label_key}`, a list of classes from 0 to {num_classes - 1}")
-    if len(labels) != len(pictures):
-        raise DataError(f"{file} must hold as many labels as pictures, got {len(labels)} and {len(pictures)}")
-    planes = torch.from_numpy(np.ascontiguousarray(pictures).reshape(-1, 3, 32, 32))
+    if len(labels) != len(images):
+        raise DataError(f"{file} must hold as many labels as images, got {len(labels)} and {len(images)}")
+    planes = torch.from_numpy(np.ascontiguousarray(images).reshape(-1, 3, 32, 32))
     return Labelled(planes, torch.tensor(labels, dtype=torch.int64))
 
 

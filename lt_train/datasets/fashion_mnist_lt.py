@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lt_train.core.errors import DataError
-from lt_train.datasets.base import Labelled, PadCrop, PictureData, blank
+from lt_train.datasets.base import ImageData, Labelled, PadCrop, blank
 from lt_train.datasets.longtail import AUGMENTATION, LongTailSpec
 
 __all__ = ["FashionMnistLT"]
@@ -36,16 +36,16 @@ class FashionMnistLT(LongTailSpec):
     download: Annotated[bool, Field(description="fetch the files into root with torchvision if they are missing")] = (
         False
     )
-    n_max: Annotated[
-        int, Field(ge=1, le=6000, description="training pictures of class 0, the largest; 6000 at most")
-    ] = 500
+    n_max: Annotated[int, Field(ge=1, le=6000, description="training images of class 0, the largest; 6000 at most")] = (
+        500
+    )
     val_per_class: Annotated[
-        int, Field(ge=0, description="validation pictures a class; 0 keeps the published training set, without val")
+        int, Field(ge=0, description="validation images a class; 0 keeps the published training set, without val")
     ] = 100
     augmentation: Annotated[PadCrop, Field(description=AUGMENTATION)] = PadCrop(pad=1, flip=True)
 
-    def load(self) -> PictureData:
-        """28 x 28 grey pictures.
+    def load(self) -> ImageData:
+        """28 x 28 grey images.
 
         Raises:
             DataError: files are missing, truncated or not idx files of the expected shape.
@@ -62,11 +62,11 @@ class FashionMnistLT(LongTailSpec):
         train, test = _labelled(folder, "train"), _labelled(folder, "t10k")
         return self._cut(train, test)
 
-    def as_published(self) -> PictureData:
-        """See `DatasetSpec.as_published`: 6000 training and 1000 test pictures of every class."""
+    def as_published(self) -> ImageData:
+        """See `DatasetSpec.as_published`: 6000 training and 1000 test images of every class."""
         return self._cut(blank(60_000, 10, (1, 28, 28)), blank(10_000, 10, (1, 28, 28)))
 
-    def _cut(self, train: Labelled[Tensor], test: Labelled[Tensor]) -> PictureData:
+    def _cut(self, train: Labelled[Tensor], test: Labelled[Tensor]) -> ImageData:
         return self.cut(train, test, num_classes=10, mean=(0.2860,), std=(0.3530,))
 
 
@@ -95,14 +95,14 @@ def _download(root: Path) -> None:
 
 
 def _labelled(folder: Path, part: str) -> Labelled[Tensor]:
-    pictures = _read_idx(folder / f"{part}-images-idx3-ubyte", dimensions=3)
+    images = _read_idx(folder / f"{part}-images-idx3-ubyte", dimensions=3)
     labels = _read_idx(folder / f"{part}-labels-idx1-ubyte", dimensions=1).long()
-    if len(pictures) != len(labels) or pictures.shape[1:] != (28, 28) or labels.max() > 9:
+    if len(images) != len(labels) or images.shape[1:] != (28, 28) or labels.max() > 9:
         raise DataError(
-            f"{folder}: {part} must be 28 x 28 pictures with as many labels in 0 .. 9, got pictures "
-            f"{list(pictures.shape)} and {len(labels)} labels up to {int(labels.max())}; get the files again"
+            f"{folder}: {part} must be 28 x 28 images with as many labels in 0 .. 9, got images "
+            f"{list(images.shape)} and {len(labels)} labels up to {int(labels.max())}; get the files again"
         )
-    return Labelled(pictures.unsqueeze(1), labels)
+    return Labelled(images.unsqueeze(1), labels)
 
 
 def _read_idx(plain: Path, dimensions: int) -> Tensor:

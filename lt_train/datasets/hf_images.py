@@ -1,7 +1,7 @@
 """`hf_images`: a Hugging Face image dataset that is on disk already, as its parquet files; nothing is downloaded.
 
-A picture is an element of a column of structs `{bytes, path}`, a label one of a column of integers, as `datasets`
-writes them; that package is not needed. A row group cannot be read in part, so encoded pictures are held in memory.
+An image is an element of a column of structs `{bytes, path}`, a label one of a column of integers, as `datasets`
+writes them; that package is not needed. A row group cannot be read in part, so encoded images are held in memory.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pydantic import Field
 from lt_train.core.errors import DataError, first_line
 from lt_train.core.validation import named
 from lt_train.datasets._images.listing import Listed, Listing
-from lt_train.datasets._images.spec import CutPicturesSpec
+from lt_train.datasets._images.spec import CutImagesSpec
 
 __all__ = ["HfImages"]
 
 _PARTS = ("train", "val", "test")
 
 
-class HfImages(CutPicturesSpec):
+class HfImages(CutImagesSpec):
     """Parquet files whose name, or the name of a folder above them, begins with train, val or test."""
 
     kind: Literal["hf_images"] = "hf_images"
     root: Annotated[str, Field(description="folder with the parquet files, at any depth")]
-    image: Annotated[str, Field(description="column of the pictures")] = "image"
+    image: Annotated[str, Field(description="column of the images")] = "image"
     label: Annotated[str, Field(description="column of the labels, whole numbers from 0")] = "label"
     encoded_in_memory: Annotated[
         int,
@@ -62,7 +62,7 @@ class HfImages(CutPicturesSpec):
         if size > self.encoded_in_memory:
             raise DataError(
                 f"{root}: parquet files are held in memory up to encoded_in_memory {self.encoded_in_memory} bytes, and "
-                f"these have {size}; raise it where there is as much memory, or write the pictures to an image_folder"
+                f"these have {size}; raise it where there is as much memory, or write the images to an image_folder"
             )
         notes = []
         if not files["test"]:
@@ -78,7 +78,7 @@ class HfImages(CutPicturesSpec):
         return Listing(train, val, test, classes, tuple(notes))
 
     def _read(self, root: Path, files: list[Path]) -> tuple[Listed, tuple[str, ...]]:
-        """The pictures and labels of one part, and the names of the classes where the files have them."""
+        """The images and labels of one part, and the names of the classes where the files have them."""
         # Here, not above: most datasets do without pyarrow.
         import pyarrow
         import pyarrow.parquet
@@ -120,7 +120,7 @@ class HfImages(CutPicturesSpec):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Pictures that are rows of parquet files: `chunks` hold their bytes, `stops` is where each ends."""
+    """Images that are rows of parquet files: `chunks` hold their bytes, `stops` is where each ends."""
 
     names: Sequence[str]
     chunks: list[Any]

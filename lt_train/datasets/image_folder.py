@@ -1,4 +1,4 @@
-"""`image_folder`: pictures in a folder a class, with a folder a part above them or without.
+"""`image_folder`: images in a folder a class, with a folder a part above them or without.
 
 Takes `root/train/<class>/**`, `root/val/<class>/**`, `root/test/<class>/**`, or `root/<class>/**` alone, of which a
 test set is then held out. Classes are numbered in the order of their names. Knows names of files only.
@@ -17,7 +17,7 @@ from lt_train.core.errors import DataError
 from lt_train.core.validation import named
 from lt_train.datasets._images.listing import Listed, Listing
 from lt_train.datasets._images.sources import Files
-from lt_train.datasets._images.spec import CutPicturesSpec
+from lt_train.datasets._images.spec import CutImagesSpec
 from lt_train.datasets.longtail import hold_out_fraction
 
 __all__ = ["ImageFolder"]
@@ -25,7 +25,7 @@ __all__ = ["ImageFolder"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
-class ImageFolder(CutPicturesSpec):
+class ImageFolder(CutImagesSpec):
     """A folder a class, under train, val and test or directly under root; any other file in them is told of."""
 
     kind: Literal["image_folder"] = "image_folder"
@@ -47,7 +47,7 @@ class ImageFolder(CutPicturesSpec):
         """
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise DataError(f"root {root} must be a folder of pictures, and is not; correct root")
+            raise DataError(f"root {root} must be a folder of images, and is not; correct root")
         divided = (root / "train").is_dir()
         classes = _classes(root / "train" if divided else root)
         if len(classes) < 2:
@@ -76,7 +76,7 @@ class ImageFolder(CutPicturesSpec):
             raise DataError(f"{root} has a train folder and must have a test or val folder beside it, and has neither")
         if others:
             notes.append(
-                f"files that are no pictures by their names were passed over: {len(others)} ({named(others, 5)})"
+                f"files that are no images by their names were passed over: {len(others)} ({named(others, 5)})"
             )
         return Listing(train, val, test, tuple(classes), tuple(notes))
 
@@ -85,7 +85,7 @@ class ImageFolder(CutPicturesSpec):
         kept, held, _ = hold_out_fraction(whole.labels, self.test_fraction)
         held = torch.empty(0, dtype=torch.int64) if held is None else held
         notes.append(
-            f"there are no train and test folders, so {len(held)} of {len(whole.labels)} pictures were held out as "
+            f"there are no train and test folders, so {len(held)} of {len(whole.labels)} images were held out as "
             f"test set (test_fraction {self.test_fraction:g} of every class, evenly spaced by name): a set of "
             "one's own, that compares with no published results"
         )
@@ -103,17 +103,17 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _listed(root: Path, part: str, classes: list[str]) -> tuple[Listed, list[str]]:
-    """The pictures of one part, class by class and by name, and the files that are none."""
+    """The images of one part, class by class and by name, and the files that are none."""
     unknown = sorted(set(_classes(root / part)) - set(classes))
     if unknown:
         raise DataError(f"{root / part} must have the classes of train, and has others: {named(unknown)}")
     names, labels, others = [], [], []
     for label, name in enumerate(classes):
         found = sorted(_below(root, os.path.join(part, name)))
-        pictures = [file for file in found if file.lower().endswith(SUFFIXES)]
+        images = [file for file in found if file.lower().endswith(SUFFIXES)]
         others += [file for file in found if not file.lower().endswith(SUFFIXES)]
-        names += pictures
-        labels += [label] * len(pictures)
+        names += images
+        labels += [label] * len(images)
     return Listed(Files(root, names), torch.tensor(labels, dtype=torch.int64)), others
 
 

@@ -1,16 +1,16 @@
-"""`image_list`: pictures and labels from list files of one's own."""
+"""`image_list`: images and labels from list files of one's own."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from lt_train.datasets._images.list_files import ListSpec
-from lt_train.datasets._images.spec import CutPicturesSpec
+from lt_train.datasets._images.spec import CutImagesSpec
 
 __all__ = ["ImageList"]
 
 
-class ImageList(CutPicturesSpec, ListSpec):
-    """List files with a line `relative/path label` a picture, labels from 0 without gaps."""
+class ImageList(CutImagesSpec, ListSpec):
+    """List files with a line `relative/path label` an image, labels from 0 without gaps."""
 
     kind: Literal["image_list"] = "image_list"

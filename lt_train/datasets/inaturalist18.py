@@ -1,4 +1,4 @@
-"""`inaturalist18`: iNaturalist 2018 (Van Horn et al. 2018) from its published list files and pictures."""
+"""`inaturalist18`: iNaturalist 2018 (Van Horn et al. 2018) from its published list files and images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["INaturalist18"]
 
 
 class INaturalist18(PublishedSpec):
-    """iNaturalist 2018: 8142 classes, 437513 training pictures; tested on its validation pictures, 3 a class."""
+    """iNaturalist 2018: 8142 classes, 437513 training images; tested on its validation images, 3 a class."""
 
     published: ClassVar[Mapping[str, int]] = {"train": 437_513, "test": 24_426}
     classes: ClassVar[int] = 8142
     class_folder: ClassVar[str | None] = r"(?:^|/)(\d+)/[^/]+$"
 
     kind: Literal["inaturalist18"] = "inaturalist18"
-    train: Annotated[str, Field(description="list file of the training pictures, relative to root")] = (
+    train: Annotated[str, Field(description="list file of the training images, relative to root")] = (
         "iNaturalist18_train.txt"
     )
-    test: Annotated[str, Field(description="list file of the test pictures; published as validation set")] = (
+    test: Annotated[str, Field(description="list file of the test images; published as validation set")] = (
         "iNaturalist18_val.txt"
     )
     val_fraction: Annotated[
@@ -31,7 +31,7 @@ class INaturalist18(PublishedSpec):
         Field(
             ge=0,
             lt=1,
-            description="share of every class's training pictures held out, at least one; 0 keeps the published "
+            description="share of every class's training images held out, at least one; 0 keeps the published "
             "training set, without val: select on test then, as the paper does",
         ),
     ] = 0.0

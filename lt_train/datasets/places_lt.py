@@ -1,4 +1,4 @@
-"""`places_lt`: Places-LT (Liu et al. 2019) from its published list files and the pictures of Places-365."""
+"""`places_lt`: Places-LT (Liu et al. 2019) from its published list files and the images of Places-365."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["PlacesLT"]
 
 
 class PlacesLT(PublishedSpec):
-    """Places-LT: 365 classes, 62500 training pictures (4980 to 5 a class), val 20 a class, test 100 a class."""
+    """Places-LT: 365 classes, 62500 training images (4980 to 5 a class), val 20 a class, test 100 a class."""
 
     published: ClassVar[Mapping[str, int]] = {"train": 62_500, "val": 7_300, "test": 36_500}
     classes: ClassVar[int] = 365
 
     kind: Literal["places_lt"] = "places_lt"
-    train: Annotated[str, Field(description="list file of the training pictures, relative to root")] = (
+    train: Annotated[str, Field(description="list file of the training images, relative to root")] = (
         "Places_LT_train.txt"
     )
     val: Annotated[
         str | None,
-        Field(description="list file of the validation pictures; null holds val_fraction of the training pictures out"),
+        Field(description="list file of the validation images; null holds val_fraction of the training images out"),
     ] = "Places_LT_val.txt"
-    test: Annotated[str, Field(description="list file of the test pictures")] = "Places_LT_test.txt"
+    test: Annotated[str, Field(description="list file of the test images")] = "Places_LT_test.txt"

@@ -3,7 +3,7 @@
 What a bank is, in memory or memory-mapped, and which values nobody can train on; `bank_files` writes and opens them.
 Knows torch; knows nothing of how features came about.
 
-Shapes: V training views, A test views, N pictures, D features, K classes.
+Shapes: V training views, A test views, N images, D features, K classes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class FeatureBank:
         train_labels: int64 `[N]`.
         val, test: what to select and report on; `val` may be None.
         head: stage-1 classifier `(weight [K, D], bias [K])`, or None.
-        class_counts: int64 `[K]`, training pictures a class (n_k of every prior and weight).
-        split_counts: int64 `[K]`, pictures a class before any hold-out (defines many / medium / few).
+        class_counts: int64 `[K]`, training images a class (n_k of every prior and weight).
+        split_counts: int64 `[K]`, images a class before any hold-out (defines many / medium / few).
         record: JSON of how its backbone was trained, as its checkpoint says; empty where it does not.
         path: the directory it was opened from; None for one that was made in memory or sent.
     """
@@ -143,7 +143,7 @@ def _unfit_labels(name: str, labels: Tensor, num_classes: int) -> str:
     first = int(wrong[0])
     return (
         f"{name} labels must be in 0..{num_classes - 1}, but {len(wrong)} of {len(labels)} are not, the first at "
-        f"picture {first}: {int(labels[first])}"
+        f"image {first}: {int(labels[first])}"
     )
 
 
@@ -158,8 +158,8 @@ def _unfit_features(name: str, features_VND: Tensor) -> str:
             bad = (~chunk.isfinite()).nonzero()
             wrong += len(bad)
             if len(bad) and not where:
-                picture, feature = bad[0].tolist()
-                where = f"picture {start + picture}, feature {feature}, view {view}"
+                image, feature = bad[0].tolist()
+                where = f"image {start + image}, feature {feature}, view {view}"
     return (
         f"{name} features must be finite, but {wrong} values are NaN or infinite, the first at {where}" if wrong else ""
     )

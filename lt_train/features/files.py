@@ -4,7 +4,7 @@ Directory layout (DESIGN section 5): `manifest.json`, `train.safetensors`, `test
 `val.safetensors`, `head.safetensors` and `stage1.json`, what a checkpoint says of its training. A bank is written once
 under its fingerprint and never changed; opening one checks every byte. Knows safetensors and what a bank is.
 
-Shapes: V training views, A test views, N pictures, D features, K classes.
+Shapes: V training views, A test views, N images, D features, K classes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `<store>/<fingerprint>.partial` holds the sets as safetensors files of their full length, filled in any order, so that
 a bank is never held in memory and nothing is copied at the end. A line of the journal says that rows are on disk; it is
-written after them. Whoever fills it holds its lock. Knows files and tensors; nothing of pictures or networks.
-Shapes: V views, N pictures, D features.
+written after them. Whoever fills it holds its lock. Knows files and tensors; nothing of images or networks.
+Shapes: V views, N images, D features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from lt_train.core.errors import BankError
 from lt_train.core.io import sync, writing
 from lt_train.core.tensor_file import allocate, tensor_offsets
-from lt_train.features.shards import Done
+from lt_train.features.shards import ShardResult
 
 __all__ = ["Partial", "SetShape", "alone"]
 
@@ -148,7 +148,7 @@ class Partial:
                     file.close()
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many rows are filled."""
         return sum(stop - start for stretches in self.done.values() for start, stop in stretches)
 
@@ -160,7 +160,7 @@ class Partial:
             for view in range(shape.views)
         }
 
-    def add(self, done: Done) -> None:
+    def add(self, done: ShardResult) -> None:
         """Put the features of a shard in their place.
 
         Raises:
@@ -180,7 +180,7 @@ class Partial:
             if time.monotonic() - self._listed >= SYNC_SECONDS:
                 self._list()
 
-    def _check_range(self, done: Done, stored: Tensor) -> None:
+    def _check_range(self, done: ShardResult, stored: Tensor) -> None:
         """Refuse finite features that became infinite as they were stored."""
         if stored.dtype == torch.float32 or not stored.isinf().any():
             return
@@ -190,7 +190,7 @@ class Partial:
             if done.shard.start + place not in done.unreadable:
                 raise BankError(
                     f"features.dtype float16 holds magnitudes up to {torch.finfo(torch.float16).max:.0f}, and feature "
-                    f"{feature} of {done.shard.part} picture {done.shard.start + place} is "
+                    f"{feature} of {done.shard.part} image {done.shard.start + place} is "
                     f"{float(given[place, feature]):.6g}; use dtype float32"
                 )
 
@@ -246,7 +246,7 @@ class Partial:
     def _read_journal(self) -> None:
         """Take in what is listed; a line that a kill cut short says nothing, and is cut off.
 
-        Shards with pictures that could not be read are done again: by now those may be there, or mended.
+        Shards with images that could not be read are done again: by now those may be there, or mended.
         """
         file = self.path / _JOURNAL
         content = file.read_bytes() if file.exists() else b""

@@ -1,8 +1,8 @@
-"""From pictures to features, shard by shard: what one process does of an extraction, wherever it runs.
+"""From images to features, shard by shard: what one process does of an extraction, wherever it runs.
 
-A shard is rows of one view of one part, cut at multiples of the batch size, so that a picture is always in the same
+A shard is rows of one view of one part, cut at multiples of the batch size, so that an image is always in the same
 batch: a shard's features follow from the extractor and the shard alone. An `Extractor` travels to other processes. It
-knows a frozen network and pictures; nothing of labels, files or banks. Shapes: V views, N pictures, D features.
+knows a frozen network and images; nothing of labels, files or banks. Shapes: V views, N images, D features.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from lt_train.core import seeding
 from lt_train.core.device import exact_float32
 from lt_train.datasets._images.decode_pool import ahead
-from lt_train.datasets._images.files import PictureFiles, Pictures, shared
+from lt_train.datasets._images.files import ImageFiles, Images, shared
 from lt_train.datasets._images.transform import View, apply_views, draw_views, normalise
 from lt_train.datasets.base import Augmentation, ResizedCrop
 
-__all__ = ["Done", "Extractor", "Pace", "Shard", "Workers", "in_this_process", "shards"]
+__all__ = ["Extractor", "Shard", "ShardResult", "Throughput", "Workers", "in_this_process", "shards"]
 
 
 class Shard(NamedTuple):
@@ -41,14 +41,14 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Done:
+class ShardResult:
     """What came of a shard.
 
     Attributes:
         shard: which.
-        features: float32 `[stop - start, D]`; of a picture that cannot be read, of no meaning.
+        features: float32 `[stop - start, D]`; of an image that cannot be read, of no meaning.
         unreadable: why, by row of the part.
-        seconds: spent waiting for pictures to be decoded (`decode`), on taking them to the device, cropping and
+        seconds: spent waiting for images to be decoded (`decode`), on taking them to the device, cropping and
             normalising (`transfer`), and in the network (`forward`).
         host: the machine that did it.
     """
@@ -60,11 +60,11 @@ class Done:
     host: str = field(default_factory=socket.gethostname)
 
 
-Workers = Callable[["Extractor", Sequence[Shard]], Iterator[Done]]
+Workers = Callable[["Extractor", Sequence[Shard]], Iterator[ShardResult]]
 """Whoever does shards: yields each once, in any order."""
 
 
-def in_this_process(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+def in_this_process(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
     """One shard after another."""
     return extractor.run(wanted)
 
@@ -80,16 +80,16 @@ def shards(rows: Mapping[tuple[str, int], Iterable[tuple[int, int]]], length: in
 
 
 @dataclass
-class Pace:
+class Throughput:
     """How fast an extraction was, and where its time went; of several processes, the time of all of them.
 
     Attributes:
-        pictures: extracted by this call, a picture and its mirror being two.
+        images: extracted by this call, an image and its mirror being two.
         wall: seconds that the call took for them.
         seconds: by what they were spent on.
     """
 
-    pictures: int = 0
+    images: int = 0
     wall: float = 0.0
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("decode", "transfer", "forward", "write"), 0.0)
@@ -104,32 +104,32 @@ class Pace:
         """As JSON holds it; shares are fractions of the time that was spent on any of the four."""
         total = sum(self.seconds.values())
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "seconds": self.wall,
-            "pictures_per_second": self.pictures / self.wall if self.wall else None,
+            "images_per_second": self.images / self.wall if self.wall else None,
             "shares": {name: seconds / total for name, seconds in self.seconds.items()} if total else None,
         }
 
     def __str__(self) -> str:
         shares = self.document()["shares"] or {}
         told = ", ".join(f"{_CALLED[name]} {share:.0%}" for name, share in shares.items())
-        return f"{self.pictures / self.wall:.3g} pictures/s: {told}" if shares else "nothing was left to extract"
+        return f"{self.images / self.wall:.3g} images/s: {told}" if shares else "nothing was left to extract"
 
 
-_CALLED = {"decode": "waiting for pictures", "transfer": "transfer", "forward": "forward", "write": "write"}
+_CALLED = {"decode": "waiting for images", "transfer": "transfer", "forward": "forward", "write": "write"}
 
 
 class Extractor:
-    """A frozen network and all pictures that are to go through it, on a device that it takes up with its first shard.
+    """A frozen network and all images that are to go through it, on a device that it takes up with its first shard.
 
     The network runs in evaluation mode, without gradients, in float32. Threads of one process may run shards at the
-    same time: the network is one's at a time, while the others' pictures are decoded.
+    same time: the network is one's at a time, while the others' images are decoded.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        parts: Mapping[str, Pictures],
+        parts: Mapping[str, Images],
         *,
         normalisation: tuple[tuple[float, ...], tuple[float, ...]],
         augmentation: Augmentation,
@@ -139,7 +139,7 @@ class Extractor:
         device: str,
         threads: int | None = None,
     ) -> None:
-        """`views` are of the training pictures, drawn from `seed`; 1 is the picture as it is.
+        """`views` are of the training images, drawn from `seed`; 1 is the image as it is.
 
         `threads` of torch are those that whoever runs shards on a CPU must have, by default as many as are here: with
         others a product may be summed in another order, and differ in its last bits.
@@ -165,13 +165,13 @@ class Extractor:
         self.parts = {name: shared(held) if isinstance(held, np.ndarray) else held for name, held in self.parts.items()}
         self._begin()
 
-    def decisive(self) -> dict[str, Any]:
+    def determinism_key(self) -> dict[str, Any]:
         """What may change the last bits of features beside what they are features of, as JSON."""
         device = torch.device(self.device).type
         threads = self.threads if device == "cpu" else None
         return {"batch_size": self.batch_size, "device": device, "threads": threads, "torch": torch.__version__}
 
-    def run(self, wanted: Iterable[Shard]) -> Iterator[Done]:
+    def run(self, wanted: Iterable[Shard]) -> Iterator[ShardResult]:
         """Do the shards, in order; while a batch is in the network the next is decoded, across shards."""
         batches = [
             (shard, slice(start, min(start + self.batch_size, shard.stop)))
@@ -186,10 +186,10 @@ class Extractor:
         filling = _Filling()
         for shard, rows in batches:
             begun = time.perf_counter()
-            pictures, unreadable = next(reads)
+            images, unreadable = next(reads)
             waited = time.perf_counter() - begun
             with self._turn:
-                launched.append((shard, rows, self._launch(shard, rows, pictures)))
+                launched.append((shard, rows, self._launch(shard, rows, images)))
             filling.note(shard, waited, {rows.start + place: why for place, why in unreadable.items()})
             # A CUDA device is given the next batch before the last one's features are waited for.
             if len(launched) > 1 or self.device == "cpu":
@@ -197,17 +197,17 @@ class Extractor:
         while launched:
             yield from filling.take(*launched.popleft())
 
-    def readable(self, done: Done) -> int | None:
+    def readable(self, done: ShardResult) -> int | None:
         """The first row of a shard that could not be read where it was done, and can be read here."""
         rows = (slice(row, row + 1) for row in sorted(done.unreadable))
         return next((one.start for one in rows if not self._read(done.shard, one)[1]), None)
 
     @torch.inference_mode()
-    def _launch(self, shard: Shard, rows: slice, pictures: Tensor) -> _Launched:
+    def _launch(self, shard: Shard, rows: slice, images: Tensor) -> _Launched:
         """Put one batch through the network; on a CUDA device, say only that it shall be."""
         network = self._network()
         begun = _mark(self.device)
-        inputs = self._changed(shard, rows, pictures.to(self.device, non_blocking=True))
+        inputs = self._changed(shard, rows, images.to(self.device, non_blocking=True))
         inputs = normalise(inputs, *self.normalisation).contiguous(memory_format=torch.channels_last)
         ready = _mark(self.device)
         with exact_float32(self.device):
@@ -223,26 +223,26 @@ class Extractor:
         return self._placed
 
     def _cuts_files(self) -> bool:
-        """Whether views are parts of whole pictures, which are cut out as the files are decoded."""
+        """Whether views are parts of whole images, which are cut out as the files are decoded."""
         return self.views > 1 and isinstance(self.augmentation, ResizedCrop)
 
     def _read(self, shard: Shard, rows: slice) -> tuple[Tensor, Mapping[int, str]]:
-        """Pictures, and why some of them are black."""
-        pictures = self.parts[shard.part]
+        """Images, and why some of them are black."""
+        images = self.parts[shard.part]
         if shard.part == "train" and self._cuts_files():
-            return View(pictures, self.augmentation, self._view(shard.view)).attempt(rows)
-        return pictures.attempt(rows) if isinstance(pictures, PictureFiles) else (pictures[rows], {})
+            return View(images, self.augmentation, self._view(shard.view)).attempt(rows)
+        return images.attempt(rows) if isinstance(images, ImageFiles) else (images[rows], {})
 
-    def _changed(self, shard: Shard, rows: slice, pictures: Tensor) -> Tensor:
-        """Training pictures cropped and mirrored as their view was drawn, test pictures mirrored in their second."""
+    def _changed(self, shard: Shard, rows: slice, images: Tensor) -> Tensor:
+        """Training images cropped and mirrored as their view was drawn, test images mirrored in their second."""
         if shard.part != "train":
-            return pictures.flip(-1) if shard.view else pictures
+            return images.flip(-1) if shard.view else images
         if self.views == 1 or isinstance(self.augmentation, ResizedCrop):
-            return pictures
-        return apply_views(pictures, self._view(shard.view)[rows].to(pictures.device), self.augmentation.pad)
+            return images
+        return apply_views(images, self._view(shard.view)[rows].to(images.device), self.augmentation.pad)
 
     def _view(self, view: int) -> Tensor:
-        """What was drawn for a view of the training pictures."""
+        """What was drawn for a view of the training images."""
         drawn = self._drawn
         if drawn is None or drawn[0] != view:
             stream = seeding.generator("feature view", self.seed, view)
@@ -279,7 +279,7 @@ class _Filling:
         seconds = self.seconds.setdefault(shard, dict.fromkeys(("decode", "transfer", "forward"), 0.0))
         seconds["decode"] += waited
 
-    def take(self, shard: Shard, rows: slice, launched: _Launched) -> Iterator[Done]:
+    def take(self, shard: Shard, rows: slice, launched: _Launched) -> Iterator[ShardResult]:
         """Take its features; the shard, where these were its last."""
         for name, more in launched.seconds().items():
             self.seconds[shard][name] += more
@@ -287,11 +287,11 @@ class _Filling:
         if rows.stop == shard.stop:
             whole = self.features[0] if len(self.features) == 1 else torch.cat(self.features)
             self.features = []
-            yield Done(shard, whole.numpy(), self.unreadable.pop(shard), self.seconds.pop(shard))
+            yield ShardResult(shard, whole.numpy(), self.unreadable.pop(shard), self.seconds.pop(shard))
 
 
-def _in_memory(pictures: Pictures) -> bool:
-    return isinstance(pictures, Tensor) or pictures.in_memory
+def _in_memory(images: Images) -> bool:
+    return isinstance(images, Tensor) or images.in_memory
 
 
 def _mark(device: str) -> Any:

@@ -73,9 +73,9 @@ def unfit_prior(prior: tuple[float, ...] | None, class_counts: Tensor) -> str:
 
 
 def empty_classes(class_counts: Tensor) -> str:
-    """Says which classes have no training picture, for whatever takes a logarithm or a power of n_k; empty if none."""
+    """Says which classes have no training image, for whatever takes a logarithm or a power of n_k; empty if none."""
     empty = (class_counts == 0).nonzero().flatten().tolist()
     if not empty:
         return ""
     named = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
-    return f"every class must have training pictures, but {len(empty)} of {len(class_counts)} have none: {named}"
+    return f"every class must have training images, but {len(empty)} of {len(class_counts)} have none: {named}"

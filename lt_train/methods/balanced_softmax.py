@@ -29,6 +29,6 @@ class BalancedSoftmax(TrainedMethod):
         """See `TrainedMethod.loss`."""
         return CrossEntropy(shift=class_counts.log())
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `MethodSpec.unfit`."""
-        return super().unfit(class_counts) or empty_classes(class_counts)
+        return super().incompatibility(class_counts) or empty_classes(class_counts)

@@ -64,7 +64,7 @@ class TrainingSpec(Spec):
     """How long and in what batches to re-train; the defaults are the paper's protocol."""
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 20
-    batch_size: Annotated[int, Field(ge=1, description="pictures a step; the last batch may be short")] = 64
+    batch_size: Annotated[int, Field(ge=1, description="images a step; the last batch may be short")] = 64
     matmul: Annotated[
         Literal["float32", "tf32"],
         Field(description="precision of matrix products; tf32 is faster on CUDA devices that have it, and less exact"),
@@ -91,7 +91,7 @@ class MethodSpec(KindSpec):
         return static_fields(self)
 
     def classifier(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The trained classifier, `[..., D] -> [..., K]`, from what was kept of a run (`KeptHead.state`).
+        """The trained classifier, `[..., D] -> [..., K]`, from what was kept of a run (`SelectedHead.state`).
 
         Raises:
             RuntimeError: the tensors are not those of this method's head.
@@ -106,17 +106,17 @@ class MethodSpec(KindSpec):
         head.load_state_dict(dict(inner))
         return head if self.post_hoc is None else Adjusted(head, state["scale"], state["offset"])
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """Why this method cannot be trained on data with these class counts `[K]`; empty where it can."""
-        return "" if self.post_hoc is None else self.post_hoc.unfit(class_counts)
+        return "" if self.post_hoc is None else self.post_hoc.incompatibility(class_counts)
 
     @model_validator(mode="after")
     def _refuse_senseless(self) -> MethodSpec:
-        for reason in self._senseless():
+        for reason in self.validate_combination():
             raise ValueError(reason)
         return self
 
-    def _senseless(self) -> Iterator[str]:
+    def validate_combination(self) -> Iterator[str]:
         """Reasons why the values and parts of this method do not go together."""
         for path, value in self.lane_values().items():
             stored = torch.tensor(value, dtype=torch.float32).item()
@@ -143,10 +143,10 @@ class TrainedMethod(MethodSpec):
     weight_decay: WeightDecay = 0.0
     momentum: Momentum = 0.9
     init: Annotated[
-        Literal["warm", "fresh"],
+        Literal["checkpoint", "random"],
         Field(description="start from the stage-1 head (warm) or from torch.nn.Linear's own start (fresh)"),
-    ] = "warm"
-    sampler: Sampler = Field(default=Instance(), description="order in which training pictures are visited")
+    ] = "checkpoint"
+    sampler: Sampler = Field(default=Instance(), description="order in which training images are visited")
     constraint: Constraint = Field(default=None, description="projection of the weight rows during training")
 
     @abstractmethod
@@ -158,10 +158,11 @@ class TrainedMethod(MethodSpec):
             class_counts: int64 `[K]`, training images a class, on the same device.
         """
 
-    def _senseless(self) -> Iterator[str]:
-        yield from super()._senseless()
-        if self.head.needs_classifier and self.init == "fresh":
-            yield f"head {self.head.kind} re-scales a trained classifier; init must be warm, got fresh"
+    def validate_combination(self) -> Iterator[str]:
+        """See `MethodSpec.validate_combination`."""
+        yield from super().validate_combination()
+        if self.head.needs_classifier and self.init == "random":
+            yield f"head {self.head.kind} re-scales a trained classifier; init must be checkpoint, got random"
         if self.constraint is not None and not self.head.has_rows:
             yield (
                 f"constraint {self.constraint.kind} bounds the length of trained weight rows, and head "

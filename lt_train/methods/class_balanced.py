@@ -1,4 +1,4 @@
-"""Method `class_balanced`: losses weighted by the effective number of pictures (Cui et al. 2019; paper, Table 1)."""
+"""Method `class_balanced`: losses weighted by the effective number of images (Cui et al. 2019; paper, Table 1)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Beta = Annotated[
 
 
 class WeightedByEffectiveNumber(TrainedMethod):
-    """Base of methods whose loss is weighted by the effective number of pictures of the true class."""
+    """Base of methods whose loss is weighted by the effective number of images of the true class."""
 
     corrects_prior: ClassVar[bool] = True
 
@@ -50,18 +50,19 @@ class WeightedByEffectiveNumber(TrainedMethod):
             case "focal":
                 return Focal(lanes["gamma"].unsqueeze(-1), weight)
 
-    def _senseless(self) -> Iterator[str]:
-        yield from super()._senseless()
+    def validate_combination(self) -> Iterator[str]:
+        """See `MethodSpec.validate_combination`."""
+        yield from super().validate_combination()
         if self.mode != "focal" and self.gamma != type(self).model_fields["gamma"].default:
             yield f"gamma is the exponent of mode focal and changes nothing in mode {self.mode}; leave it out"
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `MethodSpec.unfit`."""
-        return super().unfit(class_counts) or empty_classes(class_counts)
+        return super().incompatibility(class_counts) or empty_classes(class_counts)
 
 
 class ClassBalancedLoss(WeightedByEffectiveNumber):
-    """A picture counts more the fewer its class has, by `(1 - beta) / (1 - beta^n)`, scaled to mean 1 over classes.
+    """An image counts more the fewer its class has, by `(1 - beta) / (1 - beta^n)`, scaled to mean 1 over classes.
 
     Source: Cui et al. 2019, Class-Balanced Loss Based on Effective Number of Samples.
     """

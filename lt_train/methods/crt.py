@@ -24,7 +24,7 @@ class ClassifierRetraining(TrainedMethod):
     """
 
     kind: Literal["crt"] = "crt"
-    init: Literal["fresh"] = Field(default="fresh", description="a fresh head is what makes it `crt`, not `resample`")
+    init: Literal["random"] = Field(default="random", description="a fresh head is what makes it `crt`, not `resample`")
     sampler: ClassBalanced = Field(default=ClassBalanced(), description="every class equally often in a batch")
 
     def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:

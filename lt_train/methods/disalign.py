@@ -38,6 +38,6 @@ class AlignedClassifier(TrainedMethod):
         shares = (-lanes["rho"].unsqueeze(-1) * class_counts.log()).softmax(dim=-1)
         return CrossEntropy(weight=len(class_counts) * shares)
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `MethodSpec.unfit`."""
-        return super().unfit(class_counts) or empty_classes(class_counts)
+        return super().incompatibility(class_counts) or empty_classes(class_counts)

@@ -18,7 +18,7 @@ Gamma = Annotated[float, Field(ge=0, description="focusing exponent of the focal
 
 
 class FocalLoss(TrainedMethod):
-    """Pictures that are classified well already count less, by `(1 - p_y)^gamma`.
+    """Images that are classified well already count less, by `(1 - p_y)^gamma`.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection (gamma 2; LDAM's code runs it with 1).
     """

@@ -29,7 +29,7 @@ class LabelAwareSmoothing(TrainedMethod):
     kind: Literal["las"] = "las"
     smooth_head: Annotated[SmoothFactor, Field(description="smooth factor of the largest class, in [0, 1)")] = 0.4
     smooth_tail: Annotated[SmoothFactor, Field(description="smooth factor of the smallest class, in [0, 1)")] = 0.1
-    sampler: Sampler = Field(default=ClassBalanced(), description="order in which training pictures are visited")
+    sampler: Sampler = Field(default=ClassBalanced(), description="order in which training images are visited")
 
     def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
         """See `TrainedMethod.loss`."""

@@ -36,6 +36,6 @@ class LabelDistributionAwareMargin(TrainedMethod):
         shares = (class_counts.min() / class_counts) ** 0.25
         return CrossEntropy(margin=(lanes["max_margin"] * scale).unsqueeze(-1) * shares)
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `MethodSpec.unfit`."""
-        return super().unfit(class_counts) or empty_classes(class_counts)
+        return super().incompatibility(class_counts) or empty_classes(class_counts)

@@ -32,6 +32,6 @@ class LogitAdjustedLoss(TrainedMethod):
         """See `TrainedMethod.loss`."""
         return CrossEntropy(shift=lanes["tau"].unsqueeze(-1) * log_prior(self.prior, class_counts))
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `MethodSpec.unfit`."""
-        return super().unfit(class_counts) or unfit_prior(self.prior, class_counts)
+        return super().incompatibility(class_counts) or unfit_prior(self.prior, class_counts)

@@ -30,7 +30,7 @@ class WeightScaling(TrainedMethod):
     head: LearnableWeightScaling = Field(
         default=LearnableWeightScaling(), description="factors on the stage-1 classifier's logits"
     )
-    sampler: Sampler = Field(default=ClassBalanced(), description="order in which training pictures are visited")
+    sampler: Sampler = Field(default=ClassBalanced(), description="order in which training images are visited")
 
     def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
         """See `TrainedMethod.loss`."""

@@ -17,11 +17,11 @@ __all__ = [
     "SPLITS",
     "LogitStatistics",
     "correct_per_class",
-    "hits",
     "loma_by_group",
     "loma_cv",
     "split_accuracy",
     "split_masks",
+    "top1_correct",
 ]
 
 SPLITS = ("all", "many", "medium", "few")
@@ -44,7 +44,7 @@ def split_masks(split_counts: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(many), many, ~many & ~few, few])
 
 
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
+def top1_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the true class has the largest logit of all; a tie is no hit, and neither is NaN.
 
     So a head whose logits are all equal has no accuracy, whatever the order of the classes. Several times faster than
@@ -74,7 +74,7 @@ def correct_per_class(logits: Tensor, labels: Tensor, num_classes: int) -> Tenso
         float32 `[*L, K]` counts.
     """
     lanes = logits.shape[1:-1]
-    right = hits(logits, labels.view(-1, *([1] * len(lanes))))
+    right = top1_correct(logits, labels.view(-1, *([1] * len(lanes))))
     counts = torch.zeros(num_classes, *lanes, device=logits.device)
     counts.index_add_(0, labels, right.to(counts.dtype))
     return counts.movedim(0, -1)

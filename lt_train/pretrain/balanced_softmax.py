@@ -18,7 +18,7 @@ class BalancedSoftmaxRecipe(StepRecipe):
 
     kind: Literal["balanced_softmax"] = "balanced_softmax"
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `RecipeSpec.unfit`."""
         return empty_classes(class_counts)
 

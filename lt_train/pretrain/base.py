@@ -26,7 +26,7 @@ class RecipeSpec(KindSpec):
     """Base of every recipe kind: SGD with momentum; `loss`, `learning_rate` and `cosine_scale` are its say-sos."""
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 60
-    batch_size: Annotated[int, Field(ge=2, description="pictures a step; a last batch of one picture is left out")] = 32
+    batch_size: Annotated[int, Field(ge=2, description="images a step; a last batch of one image is left out")] = 32
     lr: Annotated[float, Field(gt=0, description="learning rate of SGD at the first epoch, > 0")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of SGD, in [0, 1)")] = 0.9
     weight_decay: Annotated[float, Field(ge=0, description="L2 penalty on every parameter, >= 0 (torch.optim.SGD)")] = (
@@ -49,13 +49,13 @@ class RecipeSpec(KindSpec):
     def loss(self, logits: Tensor, labels: Tensor, class_counts: Tensor, epoch: int) -> Tensor:
         """Per-sample loss, of which each step descends the plain mean.
 
-        That of a picture may depend on the labels of the whole batch, for a common divisor, but on its own logits only:
-        of several workers each sees the logits of its own pictures.
+        That of an image may depend on the labels of the whole batch, for a common divisor, but on its own logits only:
+        of several workers each sees the logits of its own images.
 
         Args:
             logits: float `[B, K]`.
             labels: int64 `[B]`.
-            class_counts: int64 `[K]`, training pictures a class.
+            class_counts: int64 `[K]`, training images a class.
             epoch: from 0, for recipes that change their weights on the way.
 
         Returns:
@@ -66,8 +66,8 @@ class RecipeSpec(KindSpec):
         """The factor s of a head whose logits are `s cos(W_k, f)`; None for a linear head."""
         return None
 
-    def unfit(self, class_counts: Tensor) -> str:
-        """Why the recipe is no use for int64 `[K]` training pictures a class; empty where it is."""
+    def incompatibility(self, class_counts: Tensor) -> str:
+        """Why the recipe is no use for int64 `[K]` training images a class; empty where it is."""
         return ""
 
     def identity(self, *, workers: int | None = None) -> dict[str, Any]:

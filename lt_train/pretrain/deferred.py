@@ -18,7 +18,7 @@ __all__ = ["DeferredReweighting"]
 
 
 class DeferredReweighting(StepRecipe):
-    """Base of recipes that weigh losses by the effective number of pictures of the true class, from some epoch on."""
+    """Base of recipes that weigh losses by the effective number of images of the true class, from some epoch on."""
 
     reweight_epoch: Epoch | None = Field(
         default=None, description="epoch from which losses are weighted; null: 4/5 of epochs, 160 of 200"
@@ -27,10 +27,10 @@ class DeferredReweighting(StepRecipe):
     weighted_mean: Literal["weights", "batch"] = Field(
         default="weights",
         description="what a batch's sum of weighted losses is divided by: its weights, as in torch and LDAM's code, or "
-        "its pictures",
+        "its images",
     )
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `RecipeSpec.unfit`."""
         return empty_classes(class_counts)
 

@@ -3,7 +3,7 @@
 Order, augmentation and dropout are drawn from streams named by (seed, epoch) and (seed, epoch, step), so that place,
 weights, momentum and sums are all there is to keep: no generator's state is. With several ranks each trains its slice
 of the very batches that one process would have. Knows no file and no clock.
-Shapes: N pictures, B of them a batch of all ranks, R ranks, K classes.
+Shapes: N images, B of them a batch of all ranks, R ranks, K classes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lt_train.backbones.base import Classifier
 from lt_train.core import seeding
-from lt_train.datasets._images.files import Pictures, read_ahead
+from lt_train.datasets._images.files import Images, read_ahead
 from lt_train.datasets._images.transform import View, draw_views, normalise
-from lt_train.datasets.base import Labelled, PictureData
-from lt_train.metrics.accuracy import SPLITS, correct_per_class, hits, split_accuracy, split_masks
+from lt_train.datasets.base import ImageData, Labelled
+from lt_train.metrics.accuracy import SPLITS, correct_per_class, split_accuracy, split_masks, top1_correct
 from lt_train.pretrain.base import RecipeSpec
-from lt_train.pretrain.process_group import Ranks
+from lt_train.pretrain.process_group import ProcessGroup
 
 __all__ = ["Training", "accuracy"]
 
@@ -36,12 +36,12 @@ class Training:
     Attributes:
         epoch: the epoch to go on in, from 0; `steps` of it are done.
         curve: what each epoch before it came to: `epoch` (from 1), `lr`, `loss` and `accuracy`, the means over its
-            pictures as they were trained on (`loss` null where it is no number), and where the recipe asks for it
+            images as they were trained on (`loss` null where it is no number), and where the recipe asks for it
             `val`, accuracies by split.
     """
 
     def __init__(
-        self, classifier: Classifier, data: PictureData, recipe: RecipeSpec, seed: int, device: str, ranks: Ranks
+        self, classifier: Classifier, data: ImageData, recipe: RecipeSpec, seed: int, device: str, ranks: ProcessGroup
     ) -> None:
         """`classifier` is on `device` already, and as it is to begin with."""
         self.classifier, self.data, self.recipe = classifier, data, recipe
@@ -54,7 +54,7 @@ class Training:
         self.class_counts = data.class_counts().to(device)
         self.epoch, self.steps = 0, 0
         self.curve: list[dict[str, Any]] = []
-        # Loss and hits over this rank's pictures of the epoch so far.
+        # Loss and hits over this rank's images of the epoch so far.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,37 +112,37 @@ class Training:
                 between()
         return self._close(sum(map(len, batches)))
 
-    def _step(self, chosen: Tensor, pictures: Tensor) -> None:
-        """One step on the batch `chosen`, of which `pictures` are this rank's."""
+    def _step(self, chosen: Tensor, images: Tensor) -> None:
+        """One step on the batch `chosen`, of which `images` are this rank's."""
         share, count = self.ranks.share(len(chosen)), len(chosen)
         labels = self.data.train.labels[chosen].to(self.device)
-        inputs = normalise(pictures.to(self.device), self.data.mean, self.data.std)
+        inputs = normalise(images.to(self.device), self.data.mean, self.data.std)
         with _autocast(self.device, self.recipe.precision):
             logits = self.network(inputs.contiguous(memory_format=torch.channels_last))
         logits = logits.float()
         losses = self._losses(logits, labels, share)
         shared = self.ranks.splits(count)
-        # Ranks' gradients are averaged, whatever their shares were.
+        # ProcessGroup' gradients are averaged, whatever their shares were.
         mean = losses.sum() * (self.ranks.count / count) if shared else losses.mean()
         self.optimiser.zero_grad()
         self.scaler.scale(mean).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if shared or self.ranks.first:
-            found = hits(logits.detach(), labels[share])
+            found = top1_correct(logits.detach(), labels[share])
             self.sums += torch.stack([losses.detach().sum(dtype=torch.float64), found.sum(dtype=torch.float64)])
 
     def _losses(self, logits: Tensor, labels: Tensor, share: slice) -> Tensor:
-        """Losses of this rank's pictures. The recipe sees the labels of all, by which it may divide."""
+        """Losses of this rank's images. The recipe sees the labels of all, by which it may divide."""
         if len(logits) == len(labels):
             return self.recipe.loss(logits, labels, self.class_counts, self.epoch)
         everyone = logits.new_zeros(len(labels), logits.shape[1])
         everyone[share] = logits
         return self.recipe.loss(everyone, labels, self.class_counts, self.epoch)[share]
 
-    def _close(self, pictures: int) -> float:
+    def _close(self, images: int) -> float:
         """Enter what the epoch came to into the curve, and turn to the next."""
-        loss, correct = (self.ranks.gathered(self.sums).sum(dim=0) / pictures).tolist()
+        loss, correct = (self.ranks.gathered(self.sums).sum(dim=0) / images).tolist()
         entry: dict[str, Any] = {"epoch": self.epoch + 1, "lr": self.recipe.learning_rate(self.epoch)}
         entry |= {"loss": loss if math.isfinite(loss) else None, "accuracy": correct}
         if self.recipe.val_every and (self.epoch + 1) % self.recipe.val_every == 0 and self.ranks.first:
@@ -154,10 +154,8 @@ class Training:
         return float(loss)
 
 
-def accuracy(
-    classifier: Classifier, part: Labelled[Pictures], data: PictureData, device: str
-) -> dict[str, float | None]:
-    """Top-1 on `part` by split, null for one without pictures; in evaluation mode and float32."""
+def accuracy(classifier: Classifier, part: Labelled[Images], data: ImageData, device: str) -> dict[str, float | None]:
+    """Top-1 on `part` by split, null for one without images; in evaluation mode and float32."""
     classifier.eval()
     correct = torch.zeros(data.num_classes)
     with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 Knows `torch.distributed` and nothing that launches processes: where a process group is initialised its processes are
 the ranks, else this one is alone and nothing is sent. What is sent goes over the device that the group serves.
-Shapes: R ranks, B pictures of a batch of all ranks.
+Shapes: R ranks, B images of a batch of all ranks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Ranks"]
+__all__ = ["ProcessGroup"]
 
 _STEPS_BETWEEN_WORDS = 20
 """How many steps ranks make before they ask one another again: on a GPU an answer is waited for."""
 
 
-class Ranks:
+class ProcessGroup:
     """This process among `count`; the first writes files and reports."""
 
     def __init__(self, device: str) -> None:
@@ -39,9 +39,9 @@ class Ranks:
         return (self.rank,) if self.rank else ()
 
     def share(self, size: int) -> slice:
-        """This rank's part of a batch of B pictures; all of it where some rank would get fewer than two.
+        """This rank's part of a batch of B images; all of it where some rank would get fewer than two.
 
-        For batch norm has no variance to speak of in one picture. Every rank then computes the same.
+        For batch norm has no variance to speak of in one image. Every rank then computes the same.
         """
         if self.splits(size):
             part, larger = divmod(size, self.count)
@@ -50,7 +50,7 @@ class Ranks:
         return slice(0, size)
 
     def splits(self, size: int) -> bool:
-        """Whether a batch of B pictures is shared out, and not computed whole by every rank."""
+        """Whether a batch of B images is shared out, and not computed whole by every rank."""
         return self.count > 1 and size >= 2 * self.count
 
     def wrap(self, network: nn.Module, *, sync_batch_norm: bool) -> nn.Module:

@@ -24,9 +24,7 @@ class StepRecipe(RecipeSpec):
     """
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 200
-    batch_size: Annotated[int, Field(ge=2, description="pictures a step; a last batch of one picture is left out")] = (
-        128
-    )
+    batch_size: Annotated[int, Field(ge=2, description="images a step; a last batch of one image is left out")] = 128
     weight_decay: Annotated[float, Field(ge=0, description="L2 penalty on every parameter, >= 0 (torch.optim.SGD)")] = (
         2e-4
     )

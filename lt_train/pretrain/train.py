@@ -3,7 +3,7 @@
 The loop is `stage1.loop`'s; what is here is around it. Every epoch ends with a durable state beside the checkpoint, and
 so does a long one every few minutes, and an interrupt: a training killed anywhere goes on from the step that was saved
 and ends with the very weights an undisturbed one has (same machine, same number of threads). Processes that train
-together (`torch.distributed`) each call this; the first writes. Knows backbones, recipes and pictures; knows nothing of
+together (`torch.distributed`) each call this; the first writes. Knows backbones, recipes and images; knows nothing of
 banks.
 """
 
@@ -25,12 +25,12 @@ from lt_train.core import seeding
 from lt_train.core.device import check_precision, repeatable_convolutions
 from lt_train.core.errors import UserError, first_line
 from lt_train.core.io import check_output, fingerprint
-from lt_train.datasets._images.files import PictureFiles
+from lt_train.datasets._images.files import ImageFiles
 from lt_train.datasets._images.transform import normalise
-from lt_train.datasets.base import PictureData
+from lt_train.datasets.base import ImageData
 from lt_train.pretrain.base import RecipeSpec
 from lt_train.pretrain.loop import Training, accuracy
-from lt_train.pretrain.process_group import Ranks
+from lt_train.pretrain.process_group import ProcessGroup
 from lt_train.pretrain.state import StateFile, resume_file
 
 __all__ = ["SAVE_EVERY", "Report", "resume_file", "train_backbone"]
@@ -45,7 +45,7 @@ _STATE_VERSION = 2
 
 
 def train_backbone(
-    data: PictureData,
+    data: ImageData,
     backbone: BackboneSpec,
     recipe: RecipeSpec,
     out: Path,
@@ -61,7 +61,7 @@ def train_backbone(
     """Train a classifier and write its checkpoint.
 
     Args:
-        data: pictures; only `train` is trained on, `test` is evaluated once at the end.
+        data: images; only `train` is trained on, `test` is evaluated once at the end.
         backbone: what to build; freshly initialised from `seed`.
         recipe: loss, schedule and batch size.
         out: the checkpoint file; `resume_file(out)` lies beside it until training ends.
@@ -79,23 +79,23 @@ def train_backbone(
         beside `about`.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
         UserError: `out` is a directory, its name is too long, the recipe cannot do with these classes or this device,
-            or the backbone with pictures of this size.
+            or the backbone with images of this size.
         StorageError: state or checkpoint could not be written; the last state that was is kept.
         KeyboardInterrupt: Ctrl-C (or SIGTERM where it is taken as that), after the step under way was saved; a second
             one does not wait.
     """
     check_output(out)
-    ranks = Ranks(device)
+    ranks = ProcessGroup(device)
     _check_recipe(recipe, data, device, ranks)
     for part in (data.train, data.test, data.val if recipe.val_every else None):
-        if part is not None and isinstance(part.inputs, PictureFiles):
+        if part is not None and isinstance(part.inputs, ImageFiles):
             part.inputs.refuse_unreadable()
     report = report or (lambda done, total, note: None)
     with seeding.global_stream(device, "stage1 initialisation", seed):
         classifier = Classifier(backbone, data.train.inputs.shape[1], data.num_classes, recipe.cosine_scale())
-    _check_pictures(classifier, data)
+    _check_images(classifier, data)
     # Channels last is the layout the convolutions of both CPU and GPU are fastest in.
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = Training(classifier, data, recipe, seed, device, ranks)
@@ -193,9 +193,9 @@ def _interrupts(asked: Callable[[], bool] | None) -> Iterator[Callable[[], bool]
             signal.signal(number, handler)
 
 
-def _check_recipe(recipe: RecipeSpec, data: PictureData, device: str, ranks: Ranks) -> None:
+def _check_recipe(recipe: RecipeSpec, data: ImageData, device: str, ranks: ProcessGroup) -> None:
     """Refuse a recipe that has no use for these classes, or asks for what is not there."""
-    if reason := recipe.unfit(data.class_counts()):
+    if reason := recipe.incompatibility(data.class_counts()):
         raise UserError(f"recipe {recipe.kind}: {reason}")
     check_precision(device, recipe.precision)
     if recipe.val_every and data.val is None:
@@ -207,21 +207,21 @@ def _check_recipe(recipe: RecipeSpec, data: PictureData, device: str, ranks: Ran
         raise UserError(f"recipe {recipe.kind}: sync_batch_norm needs CUDA devices, and these are {device}")
 
 
-def _check_pictures(classifier: Classifier, data: PictureData) -> None:
-    """Refuse pictures that the backbone does not take, before there is anything to lose."""
-    pictures = normalise(data.train.inputs[:2], data.mean, data.std)  # one that is damaged is not the backbone's fault
+def _check_images(classifier: Classifier, data: ImageData) -> None:
+    """Refuse images that the backbone does not take, before there is anything to lose."""
+    images = normalise(data.train.inputs[:2], data.mean, data.std)  # one that is damaged is not the backbone's fault
     try:
         with torch.inference_mode():
-            classifier.eval()(pictures)
+            classifier.eval()(images)
     except Exception as error:  # whatever the network's own code raises
         size = " x ".join(map(str, data.train.inputs.shape[1:]))
         raise UserError(
-            f"backbone {classifier.spec.kind} cannot be run on pictures of {size}: {type(error).__name__}: "
+            f"backbone {classifier.spec.kind} cannot be run on images of {size}: {type(error).__name__}: "
             f"{first_line(error)}"
         ) from error
 
 
-def _identity(data: PictureData, backbone: BackboneSpec, recipe: RecipeSpec, seed: int, ranks: Ranks) -> str:
+def _identity(data: ImageData, backbone: BackboneSpec, recipe: RecipeSpec, seed: int, ranks: ProcessGroup) -> str:
     """Hash of everything that decides the weights: a state of another training must not be continued."""
     return fingerprint(
         {

@@ -25,12 +25,12 @@ from lt_train.metrics.accuracy import SPLITS, split_masks
 __all__ = [
     "NUMERICS_VERSION",
     "Engine",
-    "EpochRule",
+    "EpochSelection",
     "Halving",
-    "KeptHead",
     "Pack",
     "Run",
     "RunResult",
+    "SelectedHead",
     "check_runs",
     "diverged",
     "learning_rate_factor",
@@ -46,7 +46,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class EpochRule:
+class EpochSelection:
     """Which epoch's head counts: the last, or the best on `on` by `metric` (ties: the later, as the paper's code)."""
 
     epoch: Literal["last", "best"] = "last"
@@ -58,7 +58,7 @@ class EpochRule:
 class Halving:
     """Successive halving inside a pack (Jamieson and Talwalkar 2016): most of its trials are stopped early.
 
-    After each rung the trials still running are ranked by the mean over their seeds of what `EpochRule` judges by (the
+    After each rung the trials still running are ranked by the mean over their seeds of what `EpochSelection` judges by (the
     last epoch so far, or the best); the best `ceil(n / factor)` go on and the others stop where they are. A trial is
     the runs that agree on everything but the seed. Ties go to the trial that comes first in the pack; a trial with a
     failed run is last.
@@ -97,12 +97,12 @@ class Pack:
 
     name: str
     runs: tuple[Run, ...]
-    rule: EpochRule
+    rule: EpochSelection
     halving: Halving | None = None
 
 
 @dataclass(frozen=True)
-class KeptHead:
+class SelectedHead:
     """The head of the epoch that counts, and what it does on the test set.
 
     Attributes:
@@ -136,7 +136,7 @@ class RunResult:
     val_accuracy: Array | None
     test_accuracy: Array
     train_loss: Array
-    kept: KeptHead | None
+    kept: SelectedHead | None
     failure: str | None = None
     stopped: int | None = None
 
@@ -149,18 +149,18 @@ class Engine(Protocol):
         bank: FeatureBank,
         runs: Sequence[Run],
         device: str = "cpu",
-        rule: EpochRule | None = None,
+        rule: EpochSelection | None = None,
         halving: Halving | None = None,
     ) -> list[RunResult]:
         """Train every run on `bank`."""
 
 
-def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule, halving: Halving | None = None) -> None:
+def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochSelection, halving: Halving | None = None) -> None:
     """Refuse what cannot be trained before anything starts.
 
     Raises:
         BankError: features or labels that cannot be trained on; a start or a constraint that needs a stage-1 head the
-            bank does not have; classes without pictures where a method needs their counts; a rule on a validation set
+            bank does not have; classes without images where a method needs their counts; a rule on a validation set
             or a split that is not there.
     """
     bank.check()
@@ -172,15 +172,15 @@ def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochRule, halving:
         raise BankError(f"{rule.metric} cannot be selected on: no class of this dataset is in that split")
     judged = bank.val if rule.on == "val" else bank.test
     if judged is not None and not split[judged.labels].any():
-        raise BankError(f"{rule.metric} cannot be selected on: the {rule.on} set has no picture of that split")
+        raise BankError(f"{rule.metric} cannot be selected on: the {rule.on} set has no image of that split")
     for method in dict.fromkeys(run.method for run in runs):
         _check_method(bank, method)
 
 
 def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
-    fresh = isinstance(method, TrainedMethod) and method.init == "fresh"
+    fresh = isinstance(method, TrainedMethod) and method.init == "random"
     if bank.head is None and not fresh:
-        way_out = "set init: fresh" if isinstance(method, TrainedMethod) else "leave it out"
+        way_out = "set init: random" if isinstance(method, TrainedMethod) else "leave it out"
         raise BankError(
             f"method {method.kind} starts from the stage-1 head, and this bank has none; bring `weight` and `bias` "
             f"with the features, or {way_out}, in a sweep's baselines too"
@@ -190,7 +190,7 @@ def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
             f"constraint {method.constraint.kind} takes its radius from the stage-1 head, and this bank has none; "
             "bring `weight` and `bias` with the features"
         )
-    if reason := method.unfit(bank.class_counts):
+    if reason := method.incompatibility(bank.class_counts):
         raise BankError(f"method {method.kind}: {reason}")
 
 
@@ -199,7 +199,7 @@ def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
 
     A fresh start is uniform in +-1/sqrt(D), as torch.nn.Linear's own, drawn from the run's seed alone.
     """
-    if bank.head is not None and not (isinstance(run.method, TrainedMethod) and run.method.init == "fresh"):
+    if bank.head is not None and not (isinstance(run.method, TrainedMethod) and run.method.init == "random"):
         return bank.head[0].clone(), bank.head[1].clone()
     bound = bank.feature_dim**-0.5
     stream = generator("fresh-head", run.seed)
@@ -208,7 +208,7 @@ def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def score_column(rule: EpochRule) -> int:
+def score_column(rule: EpochSelection) -> int:
     """The column of an accuracy array that a rule judges by."""
     return SPLITS.index(rule.metric.removeprefix("acc_"))
 

@@ -74,7 +74,7 @@ class DeviceBank:
         return features.numel() * features.element_size() <= SHARE_OF_DEVICE * free
 
     def order(self, sampler: SamplerSpec, seed: int, epoch: int) -> Tensor:
-        """int64 `[N]` on the CPU: the pictures of one epoch; stacks of one seed, trained in turn, share the latest."""
+        """int64 `[N]` on the CPU: the images of one epoch; stacks of one seed, trained in turn, share the latest."""
         latest = self._orders.get((sampler, seed))
         if latest is None or latest[0] != epoch:
             latest = epoch, sampler.order(self.bank.train_labels, seed, epoch)

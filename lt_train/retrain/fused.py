@@ -24,11 +24,11 @@ from lt_train.features.bank import FeatureBank
 from lt_train.metrics.accuracy import SPLITS
 from lt_train.retrain.base import (
     Array,
-    EpochRule,
+    EpochSelection,
     Halving,
-    KeptHead,
     Run,
     RunResult,
+    SelectedHead,
     check_runs,
     diverged,
     overflowed,
@@ -54,7 +54,7 @@ def fit(
     bank: FeatureBank,
     runs: Sequence[Run],
     device: str = "cpu",
-    rule: EpochRule | None = None,
+    rule: EpochSelection | None = None,
     halving: Halving | None = None,
 ) -> list[RunResult]:
     """Train all runs together; results in the order of `runs`. See `retrain.base.Engine`.
@@ -67,7 +67,7 @@ def fit(
         BankError: something in the bank does not go with the runs; see `check_runs`.
         MemoryShort: memory ran out with one run, or with runs that successive halving has to compare.
     """
-    rule = rule or EpochRule()
+    rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
     return _fit_in_memory(lambda part: _Pack(bank, part, device, rule, halving).train(), runs, halving)
 
@@ -103,7 +103,7 @@ class _Pack:
     """All runs of one call, the stacks they are in, and what each of them has shown so far."""
 
     def __init__(
-        self, bank: FeatureBank, runs: Sequence[Run], device: str, rule: EpochRule, halving: Halving | None
+        self, bank: FeatureBank, runs: Sequence[Run], device: str, rule: EpochSelection, halving: Halving | None
     ) -> None:
         self.data, self.runs, self.rule = DeviceBank(bank, device), runs, rule
         self.trials = None if halving is None else Trials(runs, rule, halving)
@@ -162,7 +162,7 @@ class _Pack:
         last = stack.finished == stack.epochs
         accuracy = stack.accuracy(these_count=last and self.rule.epoch == "last")
         test, val = accuracy["test"], accuracy.get("val")
-        sound, readable = stack.sound_ST.cpu().numpy(), stack.readable_ST.cpu().numpy()
+        sound, readable = stack.finite_ST.cpu().numpy(), stack.readable_ST.cpu().numpy()
         better = np.zeros(stack.shape, dtype=bool)
         for (s, t), place in np.ndenumerate(np.array(stack.places_ST)):
             history = self.histories[place]
@@ -184,7 +184,7 @@ class _Pack:
             if place not in wanted:
                 continue
             history = self.histories[place]
-            kept = KeptHead(
+            kept = SelectedHead(
                 epoch=history.kept,
                 class_accuracy=measured.class_accuracy[s, t],
                 loma=measured.loma[s, t],
@@ -227,7 +227,7 @@ class _History:
         self.kept = -1
         self.score = -1.0
 
-    def add(self, loss: float, test: Array, val: Array | None, rule: EpochRule) -> bool:
+    def add(self, loss: float, test: Array, val: Array | None, rule: EpochSelection) -> bool:
         """Take note of an epoch; returns whether it is the one that counts so far."""
         self.loss.append(loss)
         self.test.append(test)
@@ -240,11 +240,11 @@ class _History:
             self.score, self.kept = score, len(self.loss) - 1
         return better
 
-    def judged(self, rule: EpochRule) -> Array:
+    def judged(self, rule: EpochSelection) -> Array:
         """The accuracies that the rule judges by, `[E, 4]`."""
         return _rows(self.test if rule.on == "test" else self.val)
 
-    def result(self, kept: KeptHead, stopped: int | None, *, validated: bool) -> RunResult:
+    def result(self, kept: SelectedHead, stopped: int | None, *, validated: bool) -> RunResult:
         """What is left of the run; a failed one has no head."""
         failed = self.failure is not None
         return RunResult(

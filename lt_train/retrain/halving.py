@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lt_train.retrain.base import EpochRule, Halving, Run, RunResult, score_column
+from lt_train.retrain.base import EpochSelection, Halving, Run, RunResult, score_column
 
 __all__ = ["Trials"]
 
@@ -19,7 +19,7 @@ __all__ = ["Trials"]
 class Trials:
     """The trials of a pack: places of the runs that differ in nothing but the seed, in the order of the pack."""
 
-    def __init__(self, runs: Sequence[Run], rule: EpochRule, halving: Halving) -> None:
+    def __init__(self, runs: Sequence[Run], rule: EpochSelection, halving: Halving) -> None:
         self.rule, self.halving = rule, halving
         self.epochs = [run.training.epochs if run.method.trains else 1 for run in runs]
         by_trial: dict[object, list[int]] = {}

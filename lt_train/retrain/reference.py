@@ -20,11 +20,11 @@ from lt_train.methods.base import MethodSpec, TrainedMethod
 from lt_train.methods.post_hoc.base import Adjusted
 from lt_train.metrics.accuracy import SPLITS, LogitStatistics, correct_per_class, split_accuracy, split_masks
 from lt_train.retrain.base import (
-    EpochRule,
+    EpochSelection,
     Halving,
-    KeptHead,
     Run,
     RunResult,
+    SelectedHead,
     check_runs,
     diverged,
     overflowed,
@@ -40,14 +40,14 @@ def fit(
     bank: FeatureBank,
     runs: Sequence[Run],
     device: str = "cpu",
-    rule: EpochRule | None = None,
+    rule: EpochSelection | None = None,
     halving: Halving | None = None,
 ) -> list[RunResult]:
     """Train every run on its own; results in the order of `runs`. See `retrain.base.Engine`.
 
     A run that is halved away is trained to its end and then cut short: the oracle is plain, not frugal.
     """
-    rule = rule or EpochRule()
+    rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
     lengths: list[int | None] = [None] * len(runs)
     if halving is not None:
@@ -56,7 +56,7 @@ def fit(
     return [_fit_one(bank, run, device, rule, length) for run, length in zip(runs, lengths, strict=True)]
 
 
-def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochRule, stop: int | None = None) -> RunResult:
+def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochSelection, stop: int | None = None) -> RunResult:
     method = run.method
     head = method.head.module(start_head(bank, run)).to(device)
     record = _Record(bank, rule, method)
@@ -103,7 +103,7 @@ def _project(head: nn.Module, method: TrainedMethod, bank: FeatureBank, lanes: d
 class _Record:
     """What is measured after each epoch, and the head of the epoch that counts."""
 
-    def __init__(self, bank: FeatureBank, rule: EpochRule, method: MethodSpec) -> None:
+    def __init__(self, bank: FeatureBank, rule: EpochSelection, method: MethodSpec) -> None:
         self.bank, self.rule, self.method = bank, rule, method
         self.masks = split_masks(bank.split_counts)
         self.val: list[Tensor] = []
@@ -161,18 +161,18 @@ class _Record:
         correct = correct_per_class(_logits(classifier, images), images.labels, classes)
         return split_accuracy(correct, total, self.masks, average)
 
-    def _kept(self) -> KeptHead:
+    def _kept(self) -> SelectedHead:
         assert self.kept is not None, "a run that did not fail has recorded at least one epoch"
         epoch, state = self.kept
         return measure(self.bank, self.method.classifier(state), epoch)
 
 
-def measure(bank: FeatureBank, classifier: nn.Module, epoch: int = 0) -> KeptHead:
+def measure(bank: FeatureBank, classifier: nn.Module, epoch: int = 0) -> SelectedHead:
     """What a classifier `[..., D] -> [..., K]` does on a bank's test set; its logits are averaged over test views."""
     labels, classes = bank.test.labels, bank.num_classes
     logits = _logits(classifier, bank.test)
     statistics = LogitStatistics(classes).update(logits, labels)
-    return KeptHead(
+    return SelectedHead(
         epoch=epoch,
         class_accuracy=(correct_per_class(logits, labels, classes) / statistics.count).float().numpy(),
         loma=statistics.loma().float().numpy(),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lt_train.core.lanes import part_of
 from lt_train.methods.base import TrainedMethod
-from lt_train.metrics.accuracy import LogitStatistics, hits, split_accuracy
+from lt_train.metrics.accuracy import LogitStatistics, split_accuracy, top1_correct
 from lt_train.retrain.base import Array, Run, learning_rate_factor, start_head
 from lt_train.retrain.device_bank import DeviceBank, Images
 
@@ -46,7 +46,7 @@ class Stack:
 
     Attributes:
         finished, epochs: epochs trained so far, and in all.
-        sound_ST: bool; False for a lane whose loss or weights are not finite any more.
+        finite_ST: bool; False for a lane whose loss or weights are not finite any more.
         readable_ST: bool; False for a lane whose post-hoc adjustment is not finite.
     """
 
@@ -62,8 +62,8 @@ class Stack:
         modules = [[self.method.head.module(start_head(data.bank, run)) for run in row] for row in heads]
         self.head = self.method.head.stack(modules, part_of(self.lanes, "head"), data.device)
         self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.head.parameters.items()}
-        self.sound_ST = torch.ones(self.shape, dtype=torch.bool, device=data.device)
-        self.readable_ST = torch.ones_like(self.sound_ST)
+        self.finite_ST = torch.ones(self.shape, dtype=torch.bool, device=data.device)
+        self.readable_ST = torch.ones_like(self.finite_ST)
         self.finished, self.epochs = 0, self.training.epochs if self.method.trains else 1
         self._kept: dict[str, Tensor] = {}
         self._measured: Measured | None = None
@@ -141,13 +141,13 @@ class Stack:
         self.method.constraint.project_(self.head.parameters["weight"], 1, self.data.start_norms_K, lanes)
 
     def _note_failures(self, loss_ST: Tensor) -> None:
-        self.sound_ST = self.sound_ST & loss_ST.isfinite()
+        self.finite_ST = self.finite_ST & loss_ST.isfinite()
         for parameter in self.head.parameters.values():
             # A finite sum proves that all is finite, many times faster; an overflowing one proves nothing.
-            sound_ST = parameter.sum(dim=(1, 3)).isfinite()
-            if not bool(sound_ST.all()):
-                sound_ST = parameter.isfinite().all(dim=-1).all(dim=1)
-            self.sound_ST = self.sound_ST & sound_ST
+            finite_ST = parameter.sum(dim=(1, 3)).isfinite()
+            if not bool(finite_ST.all()):
+                finite_ST = parameter.isfinite().all(dim=-1).all(dim=1)
+            self.finite_ST = self.finite_ST & finite_ST
 
     def _note_unreadable(self) -> None:
         for table in self._affine() or ():
@@ -195,7 +195,7 @@ class Stack:
                 ):
                     for name, tensor in mine.items():
                         tensor[s, :, t] = theirs[name][s0, :, t0]
-                self.sound_ST[s, t] = stack.sound_ST[s0, t0]
+                self.finite_ST[s, t] = stack.finite_ST[s0, t0]
                 self._rate_factor, self.finished = stack._rate_factor, stack.finished
 
     @torch.no_grad()
@@ -252,7 +252,7 @@ class Stack:
         """Right answers `[S, T, K]` by true class; every logit goes into `statistics` too."""
         correct_STK = torch.zeros(*self.shape, self.data.bank.num_classes, device=self.data.device)
         for logits_SBTK, labels_B in self._logits(images):
-            right_SBT = hits(logits_SBTK, labels_B.unsqueeze(-1))
+            right_SBT = top1_correct(logits_SBTK, labels_B.unsqueeze(-1))
             correct_STK.transpose(1, 2).index_add_(1, labels_B, right_SBT.to(correct_STK.dtype))
             if statistics is not None:
                 statistics.update(logits_SBTK.transpose(0, 1), labels_B)

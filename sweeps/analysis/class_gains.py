@@ -23,7 +23,7 @@ LEVEL = 0.05
 """Of the classes said to differ, the share that differs by luck alone, on average and at most."""
 
 ROUNDING_VARIANCE = 1 / 12
-"""Of a count of pictures: whole numbers lie up to a half from what they stand for."""
+"""Of a count of images: whole numbers lie up to a half from what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClassGains:
     """Ours minus theirs by class.
 
     Attributes:
-        gain: difference of the means over seeds `[K]`, as a fraction; NaN for a class without test pictures.
+        gain: difference of the means over seeds `[K]`, as a fraction; NaN for a class without test images.
         p_value: two-sided, of each class alone `[K]`; None where one run on either side says nothing of its noise.
         sure: classes that differ beyond luck `[K]`, by `beyond_luck`.
     """
@@ -41,16 +41,16 @@ class ClassGains:
     sure: NDArray[np.bool_]
 
 
-def class_gains(ours: Array, theirs: Array, pictures: Array, *, paired: bool) -> ClassGains:
+def class_gains(ours: Array, theirs: Array, images: Array, *, paired: bool) -> ClassGains:
     """Compare accuracies by class `[S, K]` and `[R, K]`; `paired` where row stands beside row.
 
-    Seeds often agree to the picture, and a t test would call a single picture certain. So no spread counts as less than
+    Seeds often agree to the image, and a t test would call a single image certain. So no spread counts as less than
     that of rounding to whole ones.
 
     Args:
         ours: accuracies as fractions, by seed and class.
         theirs: the same of the other.
-        pictures: test pictures of each class `[K]`.
+        images: test images of each class `[K]`.
         paired: whether rows are of the same seeds.
     """
     gain = ours.mean(axis=0) - theirs.mean(axis=0)
@@ -58,7 +58,7 @@ def class_gains(ours: Array, theirs: Array, pictures: Array, *, paired: bool) ->
         return ClassGains(gain, None, np.zeros(len(gain), dtype=bool))
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        least = ROUNDING_VARIANCE / np.asarray(pictures, dtype=np.float64) ** 2
+        least = ROUNDING_VARIANCE / np.asarray(images, dtype=np.float64) ** 2
         if paired:
             variance = np.maximum((ours - theirs).var(axis=0, ddof=1), 2 * least) / len(ours)
             degrees = np.full(len(gain), len(ours) - 1.0)

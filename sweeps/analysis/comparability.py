@@ -23,7 +23,7 @@ class Ground:
 
     Attributes:
         comparable: whether accuracies of both are of the same classes at all.
-        same_test: whether they were tested on the same pictures, so that a seed may be paired with itself.
+        same_test: whether they were tested on the same images, so that a seed may be paired with itself.
         columns: of SPLITS whose classes are the same in both.
         column: what is judged by.
         cautions: in sentences.
@@ -55,7 +55,7 @@ def common_ground(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> Grou
 
 
 def _same_test(a: Sweep, b: Sweep) -> bool | None:
-    """Whether test pictures and labels are the same; None where it cannot be told."""
+    """Whether test images and labels are the same; None where it cannot be told."""
     if a.bank and a.bank == b.bank:
         return True
     if a.manifest is None or b.manifest is None:
@@ -97,7 +97,7 @@ def _of_each(*sides: tuple[str, Sweep]) -> Iterator[str]:
 def _selection(ours: tuple[str, Sweep], reference: tuple[str, Sweep], column: int) -> Iterator[str]:
     (label, a), (reference_label, b) = ours, reference
     # Whether the winner is trained longer afterwards chooses nothing.
-    mine, theirs = (one.spec.selection.model_dump(exclude={"longer"}) for one in (a, b))
+    mine, theirs = (one.spec.selection.model_dump(exclude={"extended_training"}) for one in (a, b))
     if differ := [f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]:
         yield f"{label} selected otherwise than {reference_label}, which may be the difference: {'; '.join(differ)}."
     yield from _flattered(ours, reference)
@@ -119,7 +119,7 @@ def _flattered(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> Iterato
 
 
 def _chosen_by(sweep: Sweep) -> str:
-    """What of a winner's own numbers it was chosen by: pictures, seeds or both; empty where one setting was tried."""
+    """What of a winner's own numbers it was chosen by: images, seeds or both; empty where one setting was tried."""
     winner = sweep.winner
     if winner is None or len(sweep.searched) < 2:
         return ""
@@ -131,20 +131,20 @@ def _chosen_by(sweep: Sweep) -> str:
 def _data(a: Sweep, b: Sweep, same_test: bool | None, *, same_splits: bool) -> Iterator[str]:
     if same_test is None:
         yield (
-            "Whether both were tested on the same pictures cannot be told, as a feature bank is gone from the storage: "
+            "Whether both were tested on the same images cannot be told, as a feature bank is gone from the storage: "
             "nothing is paired by seed, and if they are others, their luck is in no interval."
         )
     elif not same_test:
         yield (
-            "Other test pictures, or the same as features of another backbone: nothing is paired by seed, and if the "
-            "pictures are others, their luck is in no interval."
+            "Other test images, or the same as features of another backbone: nothing is paired by seed, and if the "
+            "images are others, their luck is in no interval."
         )
     elif a.bank != b.bank:
         yield (
-            "Other features of the same test pictures: intervals are over seeds of the re-training, and say nothing of "
+            "Other features of the same test images: intervals are over seeds of the re-training, and say nothing of "
             "how another backbone, or another training set, would have come out."
         )
     if not same_splits:
         yield "Many, medium and few are not the same classes in both, or not known to be, so they are not compared."
     elif a.manifest and b.manifest and a.manifest.class_counts != b.manifest.class_counts:
-        yield "Classes have other numbers of training pictures."
+        yield "Classes have other numbers of training images."

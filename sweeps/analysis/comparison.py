@@ -20,12 +20,12 @@ from sweeps.analysis.class_gains import LEVEL, class_gains
 from sweeps.analysis.comparability import Ground, common_ground
 from sweeps.analysis.estimate import Estimate
 from sweeps.analysis.labels import NO_WIDTH, called, role
-from sweeps.analysis.load import Setting, Sweep, read_sweeps
+from sweeps.analysis.load import Sweep, TrialRuns, read_sweeps
 from sweeps.analysis.result import Accuracies, Gain, Intervals
 from sweeps.analysis.spec_differences import leaves_that_differ
 from sweeps.analysis.statistics import difference, estimate, matched
 
-__all__ = ["ClassChange", "ClassChanges", "Comparison", "Pair", "SettingGain", "Shown", "Side", "compare", "compared"]
+__all__ = ["ClassChange", "ClassChanges", "Comparison", "Pair", "Shown", "Side", "TrialGain", "compare", "compared"]
 
 
 class _Model(BaseModel):
@@ -59,7 +59,7 @@ class Side(_Model):
     missing: list[str] = Field(description="what could not be read of it")
 
 
-class SettingGain(_Model):
+class TrialGain(_Model):
     """A setting minus that of the reference, on test."""
 
     what: str = Field(description="`winner`, the name of a method, or that of a baseline")
@@ -73,7 +73,7 @@ class SettingGain(_Model):
     pairs: int = Field(description="seeds compared; 0 where they are not paired")
     verdict: Literal["better", "tied", "worse", "no spread", "one run"] = Field(
         description="by the interval in the metric judged by: tied where it holds 0, one run where there is none, no "
-        "spread where all seeds differ by the same pictures, so that no test can say more than the mean"
+        "spread where all seeds differ by the same images, so that no test can say more than the mean"
     )
 
 
@@ -81,7 +81,7 @@ class ClassChange(_Model):
     """A class under both winners: accuracies on test, mean over seeds."""
 
     number: int
-    images: int = Field(description="training pictures")
+    images: int = Field(description="training images")
     reference_images: int
     accuracy: float
     reference_accuracy: float
@@ -103,7 +103,7 @@ class ClassChanges(_Model):
     by_luck: float | None = Field(
         description="how many of as many equal classes would have p < 0.05 on average; null where nothing was tested"
     )
-    changes: list[ClassChange] = Field(description="every class with test pictures, by number")
+    changes: list[ClassChange] = Field(description="every class with test images, by number")
 
     def changed(self, sign: int, *, sure: bool = False) -> list[ClassChange]:
         """Those that gained (`sign` 1) or lost (-1), the most first; ties: the lower number."""
@@ -119,8 +119,8 @@ class Pair(_Model):
     comparable: bool = Field(description="whether any difference of accuracies says something")
     cautions: list[str] = Field(description="why not, or what to hold against the differences")
     metric: str = Field(description="what is judged by: the reference's selection metric, where both have it")
-    winners: SettingGain | None
-    methods: list[SettingGain] = Field(description="each method, at its best, and each baseline that both have")
+    winners: TrialGain | None
+    methods: list[TrialGain] = Field(description="each method, at its best, and each baseline that both have")
     classes: ClassChanges | None
 
 
@@ -140,7 +140,7 @@ def compare(*runs: str | Path) -> Comparison:
     """Compare sweeps, finished or not, with the first of them.
 
     Args:
-        runs: directories of sweeps or families, or a sweep's `result.json`. A family stands for those of its sweeps
+        runs: directories of sweeps or matrices, or a sweep's `result.json`. A matrix stands for those of its sweeps
             that have begun. Nothing is trained, no lease is taken.
 
     Raises:
@@ -180,7 +180,7 @@ def _side(label: str, sweep: Sweep) -> Side:
     )
 
 
-def _shown(sweep: Sweep, setting: Setting) -> Shown:
+def _shown(sweep: Sweep, setting: TrialRuns) -> Shown:
     numbers = {f"acc_{split}": estimate(setting.values[:, place]) for place, split in enumerate(SPLITS)}
     method, training = setting.recipe
     params = {"method": method.model_dump(mode="json")}
@@ -200,7 +200,7 @@ def _ends(one: Estimate) -> tuple[float, float] | None:
 
 def _pair(ours: Sweep, reference: Sweep, ground: Ground, label: str, reference_label: str) -> Pair:
     winners = classes = None
-    cautions, methods = list(ground.cautions), list[SettingGain]()
+    cautions, methods = list(ground.cautions), list[TrialGain]()
     if ground.comparable:
         methods = [_gain(name, one, other, (ours, reference), ground) for name, one, other in _both(ours, reference)]
         if ours.winner is not None and reference.winner is not None:
@@ -219,9 +219,9 @@ def _pair(ours: Sweep, reference: Sweep, ground: Ground, label: str, reference_l
     )
 
 
-def _both(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, Setting, Setting]]:
+def _both(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, TrialRuns, TrialRuns]]:
     """What both have: methods that were searched by their names, baselines by theirs; like with like."""
-    own, theirs = ({one.trial.contestant: one for one in sweep.methods} for sweep in (ours, reference))
+    own, theirs = ({one.trial.candidate: one for one in sweep.methods} for sweep in (ours, reference))
     for name, one in own.items():
         if name in theirs and one.trial.method.kind == theirs[name].trial.method.kind:
             yield name, one, theirs[name]
@@ -230,14 +230,14 @@ def _both(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, Setting, Setting
             yield f"{name} (baseline)", one, reference.sound_baselines[name]
 
 
-def _gain(what: str, ours: Setting, theirs: Setting, sweeps: tuple[Sweep, Sweep], ground: Ground) -> SettingGain:
+def _gain(what: str, ours: TrialRuns, theirs: TrialRuns, sweeps: tuple[Sweep, Sweep], ground: Ground) -> TrialGain:
     found = difference(ours, theirs, ground.column, pair=ground.same_test)
     gain = {
         f"acc_{split}": Gain(mean=one.mean, ci95=_ends(one), p_value=p_value)
         for place, (split, one, p_value) in enumerate(zip(SPLITS, found.by_split, found.p_values, strict=True))
         if one is not None and place in ground.columns
     }
-    return SettingGain(
+    return TrialGain(
         what=what,
         ours=called(sweeps[0], ours),
         reference=called(sweeps[1], theirs),
@@ -249,15 +249,15 @@ def _gain(what: str, ours: Setting, theirs: Setting, sweeps: tuple[Sweep, Sweep]
 
 
 def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | None:
-    """The winners by class; None where class sizes or the numbers of test pictures are not known."""
+    """The winners by class; None where class sizes or the numbers of test images are not known."""
     assert ours.winner is not None
     assert reference.winner is not None
     if ours.manifest is None or reference.manifest is None or ours.test is None or reference.test is None:
         return None
     a, b, paired = matched(ours.winner, reference.winner, _by_class, pair=ground.same_test)
     classes = ours.manifest.num_classes
-    pictures = [np.bincount(test.labels.numpy(), minlength=classes) for test in (ours.test, reference.test)]
-    found = class_gains(a, b, np.minimum(*pictures), paired=paired)
+    images = [np.bincount(test.labels.numpy(), minlength=classes) for test in (ours.test, reference.test)]
+    found = class_gains(a, b, np.minimum(*images), paired=paired)
     accuracy, before = a.mean(axis=0), b.mean(axis=0)
     changes = [
         ClassChange(
@@ -282,5 +282,5 @@ def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | No
     )
 
 
-def _by_class(setting: Setting) -> np.ndarray:
+def _by_class(setting: TrialRuns) -> np.ndarray:
     return np.array([record.class_accuracy for record in setting.records], dtype=np.float64)

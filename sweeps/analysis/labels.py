@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sweeps.analysis import selection
-from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.config.spec import SweepSpec
 
 __all__ = ["NO_WIDTH", "called", "protocol", "ranked_by", "role", "short_params", "times_as_long", "told", "unfinished"]
@@ -13,12 +13,12 @@ __all__ = ["NO_WIDTH", "called", "protocol", "ranked_by", "role", "short_params"
 NO_WIDTH = "All seeds come to the same number: its interval has no width, and says nothing of the test set's."
 
 
-def called(sweep: Sweep, setting: Setting) -> str:
+def called(sweep: Sweep, setting: TrialRuns) -> str:
     """`los, trial 3`: what people call a setting; a baseline by its name."""
     if setting.trial.phase == "baseline":
         return setting.trial.name.removeprefix("baseline-")
-    longer = ", trained longer" * (setting.trial.phase == "longer")
-    return f"{setting.trial.called}, trial {setting.trial.number}{longer}"
+    extended = ", trained longer" * (setting.trial.phase == "extended")
+    return f"{setting.trial.called}, trial {setting.trial.number}{extended}"
 
 
 def role(sweep: Sweep) -> str:
@@ -28,7 +28,7 @@ def role(sweep: Sweep) -> str:
 
 def times_as_long(sweep: Sweep) -> str:
     """`three times as long`: how much longer the winner is trained once more."""
-    times = sweep.spec.selection.longer or 1
+    times = sweep.spec.selection.extended_training or 1
     return f"{ {2: 'twice', 3: 'three times', 4: 'four times', 5: 'five times'}.get(times, f'{times} times') } as long"
 
 

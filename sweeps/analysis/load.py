@@ -25,20 +25,20 @@ from sweeps.analysis import selection
 from sweeps.analysis.result import Result
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Trial, search_size
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.search.base import Search
 from sweeps.store.directory import known_bank, load_spec
-from sweeps.store.layout import CACHE, IDENTITY, is_family, sweep_directory
+from sweeps.store.layout import CACHE, IDENTITY, is_matrix, sweep_directory
 from sweeps.store.ledger import FinishedRuns, Record
-from sweeps.store.matrix_directory import load_known_family
+from sweeps.store.matrix_directory import load_known_matrix
 
-__all__ = ["Setting", "Sweep", "class_order", "read_sweep", "read_sweeps"]
+__all__ = ["Sweep", "TrialRuns", "class_order", "read_sweep", "read_sweeps"]
 
 State = Literal["finished", "unfinished"]
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrialRuns:
     """A trial with the records of all its seeds, in seed order; `objective` is None where it failed."""
 
     trial: Trial
@@ -87,11 +87,11 @@ class Sweep:
     path: Path
     spec: SweepSpec
     state: State
-    baselines: tuple[Setting, ...]
-    searched: tuple[Setting, ...]
-    finalists: tuple[Setting, ...]
-    longer: Setting | None
-    ranked: tuple[Setting, ...]
+    baselines: tuple[TrialRuns, ...]
+    searched: tuple[TrialRuns, ...]
+    finalists: tuple[TrialRuns, ...]
+    extended: TrialRuns | None
+    ranked: tuple[TrialRuns, ...]
     asked: int
     runs_wanted: int
     result: Result | None
@@ -105,38 +105,38 @@ class Sweep:
     ledger: FinishedRuns
 
     @property
-    def every(self) -> tuple[Setting, ...]:
+    def every(self) -> tuple[TrialRuns, ...]:
         """Settings of every phase."""
-        last = () if self.longer is None else (self.longer,)
+        last = () if self.extended is None else (self.extended,)
         return (*self.baselines, *self.searched, *self.finalists, *last)
 
     @property
-    def winner(self) -> Setting | None:
+    def winner(self) -> TrialRuns | None:
         """The first of those that may win; the leader while the sweep is unfinished."""
         return self.ranked[0] if self.ranked else None
 
     @property
-    def methods(self) -> tuple[Setting, ...]:
-        """The best setting of each contestant, best first."""
-        best: dict[str, Setting] = {}
+    def methods(self) -> tuple[TrialRuns, ...]:
+        """The best setting of each candidate, best first."""
+        best: dict[str, TrialRuns] = {}
         for setting in self.ranked:
-            best.setdefault(setting.trial.contestant, setting)
+            best.setdefault(setting.trial.candidate, setting)
         return tuple(best.values())
 
     @property
-    def sound_baselines(self) -> dict[str, Setting]:
+    def sound_baselines(self) -> dict[str, TrialRuns]:
         """Baselines that did not fail, by name."""
         return {one.trial.name.removeprefix("baseline-"): one for one in self.baselines if not one.failed}
 
     @property
-    def trained_longer(self) -> selection.TrainedLonger | None:
+    def extended_training(self) -> selection.ExtendedTraining | None:
         """What became of the winner when it trained longer; None where nobody can say."""
-        if self.longer is None or self.winner is None:
+        if self.extended is None or self.winner is None:
             return None
         chosen, start = self.spec.selection, self.sound_baselines.get("vanilla")
         records = None if start is None else start.records
-        return selection.trained_longer(
-            self.longer.records, self.winner.records, records, metric=chosen.metric, on=chosen.on
+        return selection.extended_training(
+            self.extended.records, self.winner.records, records, metric=chosen.metric, on=chosen.on
         )
 
     @property
@@ -151,12 +151,12 @@ class Sweep:
             return self.manifest.num_classes
         return next((len(record.loma) for one in self.every for record in one.records if record.loma), None)
 
-    def best_seed(self, setting: Setting) -> Record:
+    def best_seed(self, setting: TrialRuns) -> Record:
         """The run that a best-of-S report shows."""
         chosen = self.spec.selection
         return setting.records[selection.best_seed(setting.records, metric=chosen.metric, on=chosen.on)]
 
-    def classifier(self, setting: Setting) -> nn.Module | None:
+    def classifier(self, setting: TrialRuns) -> nn.Module | None:
         """The kept head of a setting's best seed; None where it was dropped, or the directory was thinned out."""
         try:
             return setting.trial.method.classifier(self.ledger.head(self.best_seed(setting).key))
@@ -178,13 +178,13 @@ def read_sweep(run: str | Path) -> Sweep:
     fingerprint = known_bank(spec) or ""
     manifest, test, missing = _bank(Path(spec.storage) / CACHE / "banks" / fingerprint)
     ledger = FinishedRuns(directory.path)
-    schedule = Schedule(spec, _Shape(fingerprint, manifest, ledger), ledger, searches=_recorded(result, spec))
-    settings = [_setting(schedule, trial) for trial in schedule.in_order() if trial.name in schedule.finished]
+    queue = TrialQueue(spec, _Shape(fingerprint, manifest, ledger), ledger, searches=_recorded(result, spec))
+    settings = [_trial_runs(queue, trial) for trial in queue.in_order() if trial.name in queue.finished]
     if not settings:
         why = "Nothing is finished yet" if result is None else "The ledger no longer holds a run of this sweep"
         missing = [*missing, f"{why}: there is nothing to show."]
     phase: Phase = "finalist" if spec.selection.finalists and result is not None else "search"
-    ranked = [trial.name for trial in schedule.ranking(phase)]
+    ranked = [trial.name for trial in queue.ranking(phase)]
     by_name = {one.trial.name: one for one in settings}
     size = search_size(spec)
     return Sweep(
@@ -194,7 +194,7 @@ def read_sweep(run: str | Path) -> Sweep:
         baselines=_of("baseline", settings),
         searched=_of("search", settings),
         finalists=_of("finalist", settings),
-        longer=next(iter(_of("longer", settings)), None) if result is not None else None,
+        extended=next(iter(_of("extended", settings)), None) if result is not None else None,
         ranked=tuple(by_name[name] for name in ranked),
         asked=size.trials,
         runs_wanted=size.runs,
@@ -205,18 +205,18 @@ def read_sweep(run: str | Path) -> Sweep:
         missing=tuple(missing),
         notes=tuple(result.notes if result else manifest.notes if manifest else ()),
         seconds=result.seconds if result else {"train": ledger.seconds["train"]},
-        cached=schedule.cached if result is None else result.runs.cached,
+        cached=queue.cached if result is None else result.runs.cached,
         ledger=ledger,
     )
 
 
 def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
-    """As `read_sweep`, of several; a family's directory stands for those of its sweeps that have begun.
+    """As `read_sweep`, of several; a matrix's directory stands for those of its sweeps that have begun.
 
     Raises:
-        UserError: as there; a sweep is given twice; or no sweep of a family has begun.
+        UserError: as there; a sweep is given twice; or no sweep of a matrix has begun.
     """
-    begun = [one for run in runs for one in (_begun(Path(run)) if is_family(Path(run)) else [Path(run)])]
+    begun = [one for run in runs for one in (_begun(Path(run)) if is_matrix(Path(run)) else [Path(run)])]
     found = [read_sweep(one) for one in begun]
     paths = [sweep.path for sweep in found]
     if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
@@ -225,11 +225,11 @@ def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
 
 
 def _begun(directory: Path) -> list[Path]:
-    family = load_known_family(directory)
-    places = [Path(spec.storage) / spec.name for spec in family.sweeps]
+    matrix = load_known_matrix(directory)
+    places = [Path(spec.storage) / spec.name for spec in matrix.sweeps]
     found = [place for place in places if (place / IDENTITY).is_file()]
     if not found:
-        raise UserError(f"no sweep of {family.name} has begun; `lt-sweep run` with its file starts them")
+        raise UserError(f"no sweep of {matrix.name} has begun; `lt-sweep run` with its file starts them")
     return found
 
 
@@ -260,7 +260,7 @@ class _Recorded:
 def _recorded(result: Result | None, spec: SweepSpec) -> dict[str, Search]:
     if result is None:
         return {}
-    by_name: dict[str, list[dict[str, Any]]] = {one.name: [] for one in spec.contestants()}
+    by_name: dict[str, list[dict[str, Any]]] = {one.name: [] for one in spec.candidates()}
     for row in result.trials:
         by_name.setdefault(row.method, []).append(row.params)
     return {name: _Recorded(params) for name, params in by_name.items()}
@@ -289,12 +289,12 @@ def _bank(path: Path) -> tuple[Manifest | None, EvalSet | None, list[str]]:
         return manifest, None, [f"The bank's test features could not be read, so no logits were drawn: {error}"]
 
 
-def _setting(schedule: Schedule, trial: Trial) -> Setting:
-    records = tuple(schedule.finished[trial.name])
-    return Setting(trial, records, schedule.objective(trial), schedule.stopped(trial))
+def _trial_runs(queue: TrialQueue, trial: Trial) -> TrialRuns:
+    records = tuple(queue.finished[trial.name])
+    return TrialRuns(trial, records, queue.objective(trial), queue.stopped(trial))
 
 
-def _of(phase: Phase, settings: Sequence[Setting]) -> tuple[Setting, ...]:
+def _of(phase: Phase, settings: Sequence[TrialRuns]) -> tuple[TrialRuns, ...]:
     return tuple(one for one in settings if one.trial.phase == phase)
 
 

@@ -1,6 +1,6 @@
-"""What classifiers make of the test pictures: one picture's logits (Fig. 1) and true against other logits (Fig. 2).
+"""What classifiers make of the test images: one image's logits (Fig. 1) and true against other logits (Fig. 2).
 
-All logits of up to `MOST_LOGITS` are held, of more pictures than that a random part. Knows torch and tensors; knows no
+All logits of up to `MOST_LOGITS` are held, of more images than that a random part. Knows torch and tensors; knows no
 sweep and no drawing.
 
 Shapes: A test views, N images, D features, K classes, H bins.
@@ -15,28 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from lt_train.features.bank import EvalSet
-from lt_train.metrics.accuracy import hits
+from lt_train.metrics.accuracy import top1_correct
 
-__all__ = ["Histogram", "Scored", "Telling", "histograms", "scored", "telling_picture"]
+__all__ = ["Histogram", "Scored", "Telling", "histograms", "scored", "telling_image"]
 
 BINS = 48
 
 MOST_LOGITS = 2**25
-"""Of one classifier: 128 MiB, 335,544 pictures of 100 classes or 4,121 of 8,142."""
+"""Of one classifier: 128 MiB, 335,544 images of 100 classes or 4,121 of 8,142."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Test pictures under several classifiers.
+    """Test images under several classifiers.
 
     Attributes:
-        pictures: their places in the test set `[N]`.
+        images: their places in the test set `[N]`.
         labels: int64 `[N]`.
         logits: `[N, K]` of each classifier, the mean over test views, as they are scored.
-        there: pictures in the test set.
+        there: images in the test set.
     """
 
-    pictures: Tensor
+    images: Tensor
     labels: Tensor
     logits: tuple[Tensor, ...]
     there: int
@@ -46,18 +46,18 @@ def scored(classifiers: Sequence[nn.Module], test: EvalSet, num_classes: int) ->
     """The whole test set, or of a very large one a part that is the same every time."""
     there = len(test.labels)
     most = max(1, MOST_LOGITS // num_classes)
-    pictures = torch.arange(there)
+    images = torch.arange(there)
     if there > most:
-        pictures = torch.randperm(there, generator=torch.Generator().manual_seed(0))[:most].sort().values
-    features_AND = test.features[:, pictures].float()
+        images = torch.randperm(there, generator=torch.Generator().manual_seed(0))[:most].sort().values
+    features_AND = test.features[:, images].float()
     with torch.inference_mode():
         logits = tuple(torch.stack([one(view) for view in features_AND]).mean(dim=0) for one in classifiers)
-    return Scored(pictures, test.labels[pictures], logits, there)
+    return Scored(images, test.labels[images], logits, there)
 
 
 @dataclass(frozen=True)
 class Telling:
-    """A test picture that one classifier gets wrong and the other right, with both logits `[K]`."""
+    """A test image that one classifier gets wrong and the other right, with both logits `[K]`."""
 
     index: int
     label: int
@@ -65,20 +65,22 @@ class Telling:
     after: Tensor
 
 
-def telling_picture(both: Scored, classes: Tensor) -> Telling | None:
-    """Of the pictures of `classes` (bool `[K]`) that only the second gets right, the one it gained most on.
+def telling_image(both: Scored, classes: Tensor) -> Telling | None:
+    """Of the images of `classes` (bool `[K]`) that only the second gets right, the one it gained most on.
 
-    Gain is in margins (own logit minus the largest other) over the spread of the picture's logits, which a scale of
-    all logits does not change. None where there is no such picture.
+    Gain is in margins (own logit minus the largest other) over the spread of the image's logits, which a scale of
+    all logits does not change. None where there is no such image.
     """
     old, new = both.logits
-    rescued = torch.nonzero(~hits(old, both.labels) & hits(new, both.labels) & classes[both.labels]).squeeze(-1)
+    rescued = torch.nonzero(
+        ~top1_correct(old, both.labels) & top1_correct(new, both.labels) & classes[both.labels]
+    ).squeeze(-1)
     if not len(rescued):
         return None
     labels = both.labels[rescued]
     place = int((_margin(new[rescued], labels) - _margin(old[rescued], labels)).argmax())
     row = int(rescued[place])
-    return Telling(int(both.pictures[row]), int(labels[place]), old[row], new[row])
+    return Telling(int(both.images[row]), int(labels[place]), old[row], new[row])
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ class Histogram:
 
 
 def histograms(logits: Tensor, labels: Tensor, groups: Sequence[Tensor]) -> list[Histogram]:
-    """One for each group of classes (bool `[K]`): a class's logit over its own pictures, and over all other pictures.
+    """One for each group of classes (bool `[K]`): a class's logit over its own images, and over all other images.
 
     So the distance of the two means of a class is its LoMa (Eq. 6), here over the classes of a group together.
     """
@@ -112,7 +114,7 @@ def histograms(logits: Tensor, labels: Tensor, groups: Sequence[Tensor]) -> list
 
 
 def _histogram(every: Tensor, true: Tensor, edges: Tensor) -> Histogram:
-    """Of all logits of a group's classes `[N, k]`, among them those of their own pictures `[n]`."""
+    """Of all logits of a group's classes `[N, k]`, among them those of their own images `[n]`."""
     ends = (float(edges[0]), float(edges[-1]))
     counts = torch.stack([torch.histc(values, BINS, *ends).double() for values in (true, every)])
     sums = torch.stack([values.sum(dtype=torch.float64) for values in (true, every)])

@@ -1,4 +1,4 @@
-"""How far a family is: the progress of its sweeps, summed as if they were one. Asks nobody; knows no Ray."""
+"""How far a matrix is: the progress of its sweeps, summed as if they were one. Asks nobody; knows no Ray."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["as_one"]
 
 
 def as_one(name: str, members: Sequence[Progress | None], *, led: bool) -> Progress:
-    """The sum of what the sweeps of a family say of themselves.
+    """The sum of what the sweeps of a matrix say of themselves.
 
     Args:
-        name: the family's.
+        name: the matrix's.
         members: None for a sweep that was not begun.
-        led: whether a driver is at work on the family.
+        led: whether a driver is at work on the matrix.
     """
     begun = [member for member in members if member is not None]
     finished = [member for member in begun if member.state == "finished"]

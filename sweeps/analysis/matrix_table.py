@@ -1,4 +1,4 @@
-"""A family's results side by side: a row a member, a column a method. Read from the `result.json` of its members.
+"""A matrix's results side by side: a row a member, a column a method. Read from the `result.json` of its members.
 
 Whatever is not there yet, or was made of another spec, is a row that says so. Knows results and directories; draws
 nothing and trains nothing.
@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sweeps.analysis.result import Accuracies, Intervals, LongerRun, MethodRow, Protocol, Result, Row
-from sweeps.config.matrix import Family
+from sweeps.analysis.result import Accuracies, ExtendedRun, Intervals, MethodRow, Protocol, Result, Row
+from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
 
-__all__ = ["Cell", "CrossRow", "CrossTable", "cross_table", "read_result"]
+__all__ = ["Cell", "MatrixRow", "MatrixTable", "matrix_table", "read_result"]
 
 
 class _Model(BaseModel):
@@ -32,39 +32,39 @@ class Cell(_Model):
     best: bool = Field(description="whether no method of the row has a higher mean of acc_all; intervals say how sure")
 
 
-class CrossRow(_Model):
+class MatrixRow(_Model):
     """One member; without a result it has no cells and says why."""
 
     value: str = Field(description="the name of what makes this member")
     sweep: str
     protocol: Protocol | None = Field(default=None, description="what was selected on; null without a result")
-    longer: LongerRun | None = Field(default=None, description="the winner of this member trained longer")
+    extended: ExtendedRun | None = Field(default=None, description="the winner of this member trained longer")
     cells: dict[str, Cell] = Field(description="by method; one that failed is absent")
     missing: str = Field(default="", description="why there is no result; empty where there is one")
     notes: list[str] = Field(default=[], description="what the member's result says of its data and its failures")
 
 
-class CrossTable(_Model):
+class MatrixTable(_Model):
     """What `lt-sweep table --json` prints."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    family: str
-    across: str = Field(description="the section or dotted field that differs from row to row")
+    matrix: str
+    axis: str = Field(description="the section or dotted field that differs from row to row")
     methods: list[str] = Field(description="the columns: baselines that are no method's own setting, then the methods")
-    rows: list[CrossRow]
+    rows: list[MatrixRow]
 
 
-def cross_table(family: Family) -> CrossTable:
-    """The results of a family as far as they are there."""
-    found = {value: read_result(spec) for value, spec in family.members.items()}
+def matrix_table(matrix: SweepMatrix) -> MatrixTable:
+    """The results of a matrix as far as they are there."""
+    found = {value: read_result(spec) for value, spec in matrix.members.items()}
     results = [result for result in found.values() if isinstance(result, Result)]
-    methods = dict.fromkeys(one.name for spec in family.sweeps for one in spec.contestants())
+    methods = dict.fromkeys(one.name for spec in matrix.sweeps for one in spec.candidates())
     baselines = dict.fromkeys(name for result in results for name in _reported(result) if name not in methods)
-    return CrossTable(
-        family=family.name,
-        across=family.across,
+    return MatrixTable(
+        matrix=matrix.name,
+        axis=matrix.axis,
         methods=[*baselines, *methods],
-        rows=[_row(value, spec.name, found[value]) for value, spec in family.members.items()],
+        rows=[_row(value, spec.name, found[value]) for value, spec in matrix.members.items()],
     )
 
 
@@ -82,9 +82,9 @@ def read_result(spec: SweepSpec) -> Result | str:
     return result
 
 
-def _row(value: str, sweep: str, result: Result | str) -> CrossRow:
+def _row(value: str, sweep: str, result: Result | str) -> MatrixRow:
     if isinstance(result, str):
-        return CrossRow(value=value, sweep=sweep, cells={}, missing=result)
+        return MatrixRow(value=value, sweep=sweep, cells={}, missing=result)
     rows = _reported(result)
     best = max((row.mean.acc_all for row in rows.values() if row.mean.acc_all is not None), default=None)
     cells = {
@@ -97,8 +97,8 @@ def _row(value: str, sweep: str, result: Result | str) -> CrossRow:
         )
         for name, row in rows.items()
     }
-    return CrossRow(
-        value=value, sweep=sweep, protocol=result.protocol, cells=cells, longer=result.longer, notes=result.notes
+    return MatrixRow(
+        value=value, sweep=sweep, protocol=result.protocol, cells=cells, extended=result.extended, notes=result.notes
     )
 
 

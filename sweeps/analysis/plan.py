@@ -12,8 +12,8 @@ __all__ = ["Plan"]
 class Plan:
     """What a sweep amounts to. Memory in bytes; time in seconds of one `device`, estimated.
 
-    `methods` are the trials of each. Packs, lanes and bytes are those of the largest pack; `packs_per_generation` those
-    of all methods together. `longer_runs` are `longer_times` as long as the winner's, which is taken to be the method
+    `methods` are the trials of each. Packs, lanes and bytes are those of the largest pack; `packs_per_batch` those
+    of all methods together. `extended_runs` are `extended_factor` as long as the winner's, which is taken to be the method
     with most epochs; 0 where there are none. `epochs_saved` is the share of the search's epochs that a scheduler saves.
     `stage1_seconds` are null where nothing is to be trained first, `feature_seconds` where features are brought; both
     count what the storage may have already. `backbone` and `bank` are equal for sweeps that share them.
@@ -21,15 +21,15 @@ class Plan:
 
     methods: dict[str, int]
     trials: int
-    generations: int
+    batches: int
     seeds: int
     search_runs: int
     baseline_runs: int
     finalist_runs: int
-    longer_runs: int
-    longer_times: int
+    extended_runs: int
+    extended_factor: int
     packs: int
-    packs_per_generation: int
+    packs_per_batch: int
     lanes_per_pack: int
     pack_sizes: str
     run_bytes: int
@@ -53,7 +53,7 @@ class Plan:
     @property
     def runs(self) -> int:
         """Runs in all."""
-        return self.search_runs + self.baseline_runs + self.finalist_runs + self.longer_runs
+        return self.search_runs + self.baseline_runs + self.finalist_runs + self.extended_runs
 
     @property
     def seconds(self) -> float:

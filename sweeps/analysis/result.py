@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "Accuracies",
+    "ExtendedRun",
     "Gain",
     "Intervals",
     "Loma",
-    "LongerRun",
     "MethodRow",
     "Protocol",
     "Result",
@@ -106,7 +106,7 @@ class MethodRow(Winner):
     runs: int = Field(description="runs finished, stopped or failed, of trials and finalists")
 
 
-class LongerRun(Row):
+class ExtendedRun(Row):
     """The winner's setting trained several times as long, at its last epoch. It decides nothing; see `Result`."""
 
     times: int = Field(description="how many times as long as the winner")
@@ -172,7 +172,7 @@ class Result(_Model):
         default=[], description="every method's winner, ranked by what is selected on; without those that all failed"
     )
     baselines: dict[str, Row]
-    longer: LongerRun | None = Field(
+    extended: ExtendedRun | None = Field(
         default=None, description="the winner trained longer, to say whether it stands on a transient"
     )
     not_longer: str = Field(default="", description="why there is no such run although one was asked for; else empty")

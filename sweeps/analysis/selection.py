@@ -20,15 +20,16 @@ from sweeps.store.ledger import Record
 
 __all__ = [
     "ROUNDING",
+    "ExtendedTraining",
     "Interval",
     "MeanDifference",
-    "TrainedLonger",
     "best_of_bias",
     "best_seed",
     "best_told",
     "chosen_over",
     "ended",
     "expected_best",
+    "extended_training",
     "finalists_told",
     "interval",
     "mean",
@@ -39,7 +40,6 @@ __all__ = [
     "seeds_told",
     "stopped",
     "surely_above",
-    "trained_longer",
     "welch",
 ]
 
@@ -52,7 +52,7 @@ LEVEL = 0.001
 """Accuracies along epochs whose means differ by less than a tenth of a point are level, whatever the seeds say."""
 
 ONE_SEED_LEVEL = 0.005
-"""The same where the seeds say nothing of their noise: one alone, or several that agree to the picture."""
+"""The same where the seeds say nothing of their noise: one alone, or several that agree to the image."""
 
 MARGIN = 0.01
 """A run trained longer is called level only where its 95% interval lies within a point of what it is held against."""
@@ -70,7 +70,7 @@ class Interval:
 class MeanDifference:
     """Mean of a less that of b, its 95% interval and the two-sided p value of the t test that belongs to it.
 
-    There is no p value, and no interval either, for fewer than two seeds. Where seeds agree to the picture the interval
+    There is no p value, and no interval either, for fewer than two seeds. Where seeds agree to the image the interval
     has no width and there is no p value, unless the difference is zero.
     """
 
@@ -142,7 +142,7 @@ def paired(a: Array, b: Array) -> MeanDifference:
     """Compare `a [S]` with `b [S]` seed by seed (a fixed baseline is given as one value repeated).
 
     The p value is None for fewer than two seeds, and where all differences are equal, for then their noise is hidden
-    by rounding to whole pictures and t has no finite value; it is 1 when they are all zero.
+    by rounding to whole images and t has no finite value; it is 1 when they are all zero.
     """
     difference = a - b
     center = float(difference.mean())
@@ -188,7 +188,7 @@ def surely_above(a: Array, b: Array, comparisons: int = 1) -> bool:
 
 
 @dataclass(frozen=True)
-class TrainedLonger:
+class ExtendedTraining:
     """What became of a setting that was trained longer, at its last epoch, on what is selected on; paired by seed.
 
     Attributes:
@@ -208,19 +208,19 @@ class TrainedLonger:
     beside_start: Literal["below", "level", "above", "unclear"] | None
 
 
-def trained_longer(
-    longer: Sequence[Record],
+def extended_training(
+    extended: Sequence[Record],
     shorter: Sequence[Record],
     start: Sequence[Record] | None,
     *,
     metric: str,
     on: Literal["val", "test"],
-) -> TrainedLonger | None:
+) -> ExtendedTraining | None:
     """Compare a longer run with the setting it repeats, and with the stage-1 head; None where one of them failed."""
-    if any(record.failure is not None for record in (*longer, *shorter)):
+    if any(record.failure is not None for record in (*extended, *shorter)):
         return None
     column = SPLITS.index(metric.removeprefix("acc_"))
-    after, before = (ended(records, on)[:, column] for records in (longer, shorter))
+    after, before = (ended(records, on)[:, column] for records in (extended, shorter))
     over_start: MeanDifference | None = None
     beside: Literal["below", "level", "above", "unclear"] | None = None
     if start is not None and all(record.failure is None for record in start):
@@ -228,7 +228,7 @@ def trained_longer(
         over_start = paired(after, head)
         beside = "below" if surely_above(head, after) else "above" if surely_above(after, head) else _same(over_start)
     change = paired(after, before)
-    return TrainedLonger(
+    return ExtendedTraining(
         mean=float(after.mean()),
         ci95=interval(after),
         change=change,

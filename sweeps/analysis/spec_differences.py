@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from sweeps.config.methods import Contestant
+from sweeps.config.methods import Candidate
 from sweeps.config.spec import SHARED, SweepSpec
 from sweeps.config.trials import baseline_trials
 
@@ -55,11 +55,11 @@ def _document(spec: SweepSpec, *, several: bool, files: bool) -> dict[str, Any]:
     if several:  # one method is a list of one: what is searched for it is what stands for all
         document.pop("method", None)
         del document["search"]["space"]
-        document["methods"] = {one.name: _entry(one, spec) for one in spec.contestants()}
+        document["methods"] = {one.name: _entry(one, spec) for one in spec.candidates()}
     return document
 
 
-def _entry(one: Contestant, spec: SweepSpec) -> dict[str, Any]:
+def _entry(one: Candidate, spec: SweepSpec) -> dict[str, Any]:
     own = one.training.model_dump(mode="json") if one.method.trains and one.training != spec.training else {}
     space = {path: dimension.model_dump(mode="json") for path, dimension in one.space.items()}
     return {"method": one.method.model_dump(mode="json"), "training": own, "space": space}

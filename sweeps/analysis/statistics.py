@@ -17,7 +17,7 @@ from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.estimate import Estimate
 from sweeps.analysis.labels import told
-from sweeps.analysis.load import Setting
+from sweeps.analysis.load import TrialRuns
 from sweeps.store.ledger import Record
 
 __all__ = ["Difference", "Ending", "as_estimate", "difference", "ending", "estimate", "judged", "matched", "mean_curve"]
@@ -55,7 +55,7 @@ class Difference:
         )
 
 
-def difference(ours: Setting, theirs: Setting, column: int, *, pair: bool = True) -> Difference:
+def difference(ours: TrialRuns, theirs: TrialRuns, column: int, *, pair: bool = True) -> Difference:
     """Compare two sound settings, judged in `column`, the split that the protocol selects on.
 
     Paired by seed; by Welch's test where they share no seeds, or with `pair` false, where a seed's luck is not the same
@@ -77,7 +77,7 @@ def difference(ours: Setting, theirs: Setting, column: int, *, pair: bool = True
 
 
 def matched(
-    ours: Setting, theirs: Setting, read: Callable[[Setting], selection.Array] | None = None, *, pair: bool = True
+    ours: TrialRuns, theirs: TrialRuns, read: Callable[[TrialRuns], selection.Array] | None = None, *, pair: bool = True
 ) -> tuple[selection.Array, selection.Array, bool]:
     """Values of both by seed, and whether row stands beside row: of the seeds that both have, else all of each.
 

@@ -15,10 +15,10 @@ from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.result import (
     Accuracies,
+    ExtendedRun,
     Gain,
     Intervals,
     Loma,
-    LongerRun,
     MethodRow,
     Protocol,
     Result,
@@ -29,32 +29,32 @@ from sweeps.analysis.result import (
     Winner,
 )
 from sweeps.config.trials import Phase, Trial
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Record
 
 __all__ = ["summarise"]
 
 
-def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, float]) -> Result:
+def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, float]) -> Result:
     """The result of a schedule that is exhausted."""
-    spec, ledger = schedule.spec, schedule.ledger
-    wanted = {record.key: record for records in schedule.finished.values() for record in records}
+    spec, ledger = queue.spec, queue.ledger
+    wanted = {record.key: record for records in queue.finished.values() for record in records}
     failed = sum(record.failure is not None for record in wanted.values())
     stopped = sum(record.stopped is not None for record in wanted.values())
     chosen = spec.selection
-    baselines = [trial for trial in schedule.in_order() if trial.phase == "baseline"]
-    every = [(trial.name, record) for trial in schedule.in_order() for record in schedule.finished[trial.name]]
+    baselines = [trial for trial in queue.in_order() if trial.phase == "baseline"]
+    every = [(trial.name, record) for trial in queue.in_order() for record in queue.finished[trial.name]]
     broken = {name: record.failure for name, record in every if record.failure is not None}
     sound = [trial for trial in baselines if trial.name not in broken]
-    told = [f"{name} failed: {why}" for name, why in broken.items() if schedule.trials[name].phase != "search"]
-    longer, not_longer = _longer(schedule, sound)
-    first, names = schedule.winner(), [study.contestant.name for study in schedule.studies]
+    told = [f"{name} failed: {why}" for name, why in broken.items() if queue.trials[name].phase != "search"]
+    extended, not_longer = _longer(queue, sound)
+    first, names = queue.winner(), [study.candidate.name for study in queue.studies]
     if len(names) > 1:
-        told += [f"{name}: every trial, or every finalist, failed" for name in names if schedule.winner(name) is None]
+        told += [f"{name}: every trial, or every finalist, failed" for name in names if queue.winner(name) is None]
     return Result(
         sweep=spec.name,
         spec_fingerprint=spec.fingerprint(),
-        bank_fingerprint=schedule.bank_fingerprint,
+        bank_fingerprint=queue.bank_fingerprint,
         protocol=Protocol(
             on=chosen.on,
             epoch=chosen.epoch,
@@ -63,101 +63,101 @@ def summarise(schedule: Schedule, notes: tuple[str, ...], seconds: dict[str, flo
             seeds=chosen.seeds,
             finalists=chosen.finalists,
         ),
-        runs=RunCounts(finished=len(wanted) - failed - stopped, stopped=stopped, failed=failed, cached=schedule.cached),
+        runs=RunCounts(finished=len(wanted) - failed - stopped, stopped=stopped, failed=failed, cached=queue.cached),
         trials=[
             TrialRow(
-                method=trial.contestant,
+                method=trial.candidate,
                 number=trial.number,
                 params=trial.params,
-                objective=schedule.objective(trial),
-                stopped=schedule.stopped(trial),
-                seeds=[_seed_row(record) for record in schedule.finished[trial.name]],
+                objective=queue.objective(trial),
+                stopped=queue.stopped(trial),
+                seeds=[_seed_row(record) for record in queue.finished[trial.name]],
             )
-            for trial in schedule.in_order()
+            for trial in queue.in_order()
             if trial.phase == "search"
         ],
-        winner=None if first is None else _winner(schedule, first, sound),
-        methods=_methods(schedule, sound),
-        baselines={trial.name.removeprefix("baseline-"): _row(schedule, trial) for trial in sound},
-        longer=longer,
+        winner=None if first is None else _winner(queue, first, sound),
+        methods=_methods(queue, sound),
+        baselines={trial.name.removeprefix("baseline-"): _row(queue, trial) for trial in sound},
+        extended=extended,
         not_longer=not_longer,
         seconds={name: round(value, 3) for name, value in (ledger.seconds | seconds).items()},
         notes=[*notes, *told],
     )
 
 
-def _winner(schedule: Schedule, trial: Trial, baselines: list[Trial]) -> Winner:
-    gain = {baseline.name.removeprefix("baseline-"): _difference(schedule, trial, baseline) for baseline in baselines}
-    row = dict(_row(schedule, trial))
-    return Winner(**row, method=trial.contestant, trial=trial.number, searched=trial.params, gain=gain)
+def _winner(queue: TrialQueue, trial: Trial, baselines: list[Trial]) -> Winner:
+    gain = {baseline.name.removeprefix("baseline-"): _difference(queue, trial, baseline) for baseline in baselines}
+    row = dict(_row(queue, trial))
+    return Winner(**row, method=trial.candidate, trial=trial.number, searched=trial.params, gain=gain)
 
 
-def _longer(schedule: Schedule, baselines: list[Trial]) -> tuple[LongerRun | None, str]:
+def _longer(queue: TrialQueue, baselines: list[Trial]) -> tuple[ExtendedRun | None, str]:
     """What became of the winner when it trained longer, or why that is not known."""
-    chosen, winner = schedule.spec.selection, schedule.winner()
-    if winner is None or chosen.longer is None:
+    chosen, winner = queue.spec.selection, queue.winner()
+    if winner is None or chosen.extended_training is None:
         return None, ""
-    if not schedule.longer:
+    if not queue.extended:
         return None, "the winner trains nothing"
-    (trial,) = schedule.longer
+    (trial,) = queue.extended
     start = next((one for one in baselines if one.name == "baseline-vanilla"), None)
-    found = selection.trained_longer(
-        schedule.finished[trial.name],
-        schedule.finished[winner.name],
-        None if start is None else schedule.finished[start.name],
+    found = selection.extended_training(
+        queue.finished[trial.name],
+        queue.finished[winner.name],
+        None if start is None else queue.finished[start.name],
         metric=chosen.metric,
         on=chosen.on,
     )
     if found is None:
         return None, "the longer run failed"
-    row = LongerRun(
-        **dict(_row(schedule, trial)),
-        times=chosen.longer,
+    row = ExtendedRun(
+        **dict(_row(queue, trial)),
+        times=chosen.extended_training,
         objective=found.mean,
         objective_ci95=_pair(found.ci95),
         change=_gain(found.change),
         ends=found.ends,
         over_start=None if found.over_start is None else _gain(found.over_start),
         beside_start=found.beside_start,
-        behind=_difference(schedule, trial, winner, selection.ended),
+        behind=_difference(queue, trial, winner, selection.ended),
     )
     return row, ""
 
 
-def _methods(schedule: Schedule, baselines: list[Trial]) -> list[MethodRow]:
-    """Each contestant's winner, ranked as the winner of all is chosen."""
-    names = {study.contestant.name for study in schedule.studies}
-    winners = {trial.name for name in names if (trial := schedule.winner(name)) is not None}
-    phase: Phase = "finalist" if schedule.spec.selection.finalists else "search"
-    ranked = [trial for trial in schedule.ranking(phase) if trial.name in winners]
-    return [_method_row(schedule, trial, ranked[0], baselines) for trial in ranked]
+def _methods(queue: TrialQueue, baselines: list[Trial]) -> list[MethodRow]:
+    """Each candidate's winner, ranked as the winner of all is chosen."""
+    names = {study.candidate.name for study in queue.studies}
+    winners = {trial.name for name in names if (trial := queue.winner(name)) is not None}
+    phase: Phase = "finalist" if queue.spec.selection.finalists else "search"
+    ranked = [trial for trial in queue.ranking(phase) if trial.name in winners]
+    return [_method_row(queue, trial, ranked[0], baselines) for trial in ranked]
 
 
-def _method_row(schedule: Schedule, trial: Trial, first: Trial, baselines: list[Trial]) -> MethodRow:
-    own = [one for one in schedule.in_order() if one.contestant == trial.contestant and one.phase != "longer"]
+def _method_row(queue: TrialQueue, trial: Trial, first: Trial, baselines: list[Trial]) -> MethodRow:
+    own = [one for one in queue.in_order() if one.candidate == trial.candidate and one.phase != "extended"]
     tried = [other for other in own if other.phase == "search"]
-    objective, behind = schedule.objective(trial), _difference(schedule, trial, first)
+    objective, behind = queue.objective(trial), _difference(queue, trial, first)
     assert objective is not None, "a trial that failed does not win"
     return MethodRow(
-        **dict(_winner(schedule, trial, baselines)),
+        **dict(_winner(queue, trial, baselines)),
         objective=objective,
         behind=behind,
-        tied=trial is first or _covers_zero(behind.get(schedule.spec.selection.metric)),
+        tied=trial is first or _covers_zero(behind.get(queue.spec.selection.metric)),
         trials=len(tried),
-        failed_trials=sum(schedule.objective(other) is None for other in tried),
-        stopped_trials=sum(schedule.stopped(other) is not None for other in tried),
-        runs=len({record.key for other in own for record in schedule.finished[other.name]}),
+        failed_trials=sum(queue.objective(other) is None for other in tried),
+        stopped_trials=sum(queue.stopped(other) is not None for other in tried),
+        runs=len({record.key for other in own for record in queue.finished[other.name]}),
     )
 
 
 def _difference(
-    schedule: Schedule,
+    queue: TrialQueue,
     ours: Trial,
     theirs: Trial,
     read: Callable[[Sequence[Record]], selection.Array] = selection.reported,
 ) -> dict[str, Gain]:
     """`ours` minus `theirs` on the test set, by metric, paired by seed; one run stands for every seed."""
-    a, b = np.broadcast_arrays(*(read(schedule.finished[trial.name]) for trial in (ours, theirs)))
+    a, b = np.broadcast_arrays(*(read(queue.finished[trial.name]) for trial in (ours, theirs)))
     by_metric: dict[str, Gain] = {}
     for column, split in enumerate(SPLITS):
         difference = selection.paired(a[:, column], b[:, column])
@@ -178,9 +178,9 @@ def _covers_zero(difference: Gain | None) -> bool:
     return low <= 0 <= high
 
 
-def _row(schedule: Schedule, trial: Trial) -> Row:
-    chosen = schedule.spec.selection
-    records = schedule.finished[trial.name]
+def _row(queue: TrialQueue, trial: Trial) -> Row:
+    chosen = queue.spec.selection
+    records = queue.finished[trial.name]
     values = selection.reported(records)
     best = selection.best_seed(records, metric=chosen.metric, on=chosen.on)
     return Row(

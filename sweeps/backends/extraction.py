@@ -1,6 +1,6 @@
 """Features extracted by many processes at once: Ray Data hands shards to actors, which run the backbone.
 
-The extractor, network and pictures in memory included, goes through the object store once to a machine; pictures in
+The extractor, network and images in memory included, goes through the object store once to a machine; images in
 files are opened by path where the actor runs. An actor that dies is started again and its shards are done again. Order
 does not matter: every shard says which rows it is. Knows shards; knows no sweep and no bank.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from lt_train.core.errors import LongtailError, first_line
 from lt_train.datasets._images.decode_pool import decode_threads
-from lt_train.features.shards import Done, Extractor, Shard, Workers
+from lt_train.features.shards import Extractor, Shard, ShardResult, Workers
 
 __all__ = ["ray_workers"]
 
@@ -23,7 +23,7 @@ __all__ = ["ray_workers"]
 def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
     """`count` actors of the Ray that this process has joined, each on `cpus` and `gpus`."""
 
-    def extract(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+    def extract(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
         import ray
         import ray.data
         import ray.data.exceptions
@@ -42,7 +42,7 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
             _Worker,
             fn_constructor_args=(travelling, list(wanted)),
             batch_size=1,
-            # Two shards at a time: while one is in the network, the first pictures of the other are decoded.
+            # Two shards at a time: while one is in the network, the first images of the other are decoded.
             compute=ray.data.ActorPoolStrategy(
                 size=min(count, len(wanted)), max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
             ),

@@ -23,7 +23,7 @@ from lt_train.core.errors import DataError, LongtailError, UserError, first_line
 from lt_train.core.io import atomic_file
 from lt_train.core.progress import tell
 from lt_train.datasets._images.decode_pool import decode_threads
-from lt_train.datasets.base import DatasetSpec, PictureData
+from lt_train.datasets.base import DatasetSpec, ImageData
 from lt_train.pretrain.train import Report, resume_file, train_backbone
 from sweeps.config.backend import BackboneJob
 
@@ -56,7 +56,7 @@ def train_together(
             _work,
             train_loop_config={
                 "keeper": keeper,
-                "pictures": _Pictures(job.data),
+                "images": _Images(job.data),
                 "job": (job.dataset, job.backbone, job.recipe, dict(job.about)),
                 "threads": cpus,
                 "device": "cuda" if gpus else "cpu",
@@ -124,7 +124,7 @@ def _work(config: dict[str, Any]) -> None:
             resume_file(out).write_bytes(state)
         try:
             train_backbone(
-                config["pictures"].here(dataset),
+                config["images"].here(dataset),
                 backbone,
                 recipe,
                 out,
@@ -166,20 +166,20 @@ def _told_to_stop(keeper: Any) -> Iterator[Any]:
         thread.join()
 
 
-class _Pictures:
-    """The pictures of a job as they travel: through the object store where all are in memory, else by their names."""
+class _Images:
+    """The images of a job as they travel: through the object store where all are in memory, else by their names."""
 
-    def __init__(self, data: PictureData) -> None:
+    def __init__(self, data: ImageData) -> None:
         import ray
 
         parts = (data.train, data.val, data.test)
         inputs = [part.inputs for part in parts if part is not None]
-        held = all(isinstance(pictures, Tensor) or pictures.in_memory for pictures in inputs)
+        held = all(isinstance(images, Tensor) or images.in_memory for images in inputs)
         self.stored = ray.put(data) if held else None
         self.digest = data.train.digest()
 
-    def here(self, dataset: DatasetSpec) -> PictureData:
-        """The pictures, in a worker.
+    def here(self, dataset: DatasetSpec) -> ImageData:
+        """The images, in a worker.
 
         Raises:
             DataError: this machine's are others than the driver's.
@@ -187,7 +187,7 @@ class _Pictures:
         import ray
 
         data = dataset.load() if self.stored is None else ray.get(self.stored)
-        if not isinstance(data, PictureData) or data.train.digest() != self.digest:
+        if not isinstance(data, ImageData) or data.train.digest() != self.digest:
             raise DataError(
                 f"dataset {dataset.kind} must be the same on every machine that trains, and on {socket.gethostname()} "
                 "it is not what the sweep was started with; copy its files there, to the same path"

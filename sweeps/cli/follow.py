@@ -1,4 +1,4 @@
-"""How far a sweep is, wherever it runs: of a directory here, a family's, or a job of a cluster; and following it.
+"""How far a sweep is, wherever it runs: of a directory here, a matrix's, or a job of a cluster; and following it.
 
 A job's progress is what its driver last printed, corrected by what became of the job; a directory's is what the driver
 last wrote, corrected by who holds the lease. Changes nothing.
@@ -21,7 +21,7 @@ from lt_train.core.errors import LongtailError, UserError
 from sweeps.analysis.matrix_progress import as_one
 from sweeps.cluster.jobs import ADDRESS_VARIABLE, Cluster, Job
 from sweeps.reporting.progress import as_line, as_table
-from sweeps.store.layout import IDENTITY, is_family, known_members, leases, sweep_directory
+from sweeps.store.layout import IDENTITY, is_matrix, known_members, leases, sweep_directory
 from sweeps.store.lease import Holder, holder
 from sweeps.store.status import Progress, last_printed, read_progress, without_progress
 
@@ -29,8 +29,8 @@ __all__ = [
     "cluster_of",
     "directory_progress",
     "driver_of",
-    "family_members",
     "job_progress",
+    "matrix_members",
     "not_followed",
     "progress_of",
     "watch",
@@ -46,9 +46,9 @@ RAYS_OWN = re.compile(r"Running entrypoint for job|Runtime env is setting up")
 
 
 def cluster_of(arguments: argparse.Namespace, *, or_file: bool = False) -> Cluster | None:
-    """The cluster that is meant; None for this machine's disk, with a sweep's or a family's directory, `or_file`."""
+    """The cluster that is meant; None for this machine's disk, with a sweep's or a matrix's directory, `or_file`."""
     target = Path(getattr(arguments, "target", "")).expanduser()
-    here = (target / IDENTITY).exists() or is_family(target) or (or_file and target.is_file())
+    here = (target / IDENTITY).exists() or is_matrix(target) or (or_file and target.is_file())
     if arguments.address or (ADDRESS_VARIABLE in os.environ and not here):
         return Cluster(arguments.address)
     return None
@@ -60,14 +60,14 @@ def driver_of(path: Path) -> Holder | None:
 
 
 def progress_of(arguments: argparse.Namespace) -> Callable[[], tuple[Progress, str]]:
-    """What tells how far the sweep, or family, of a command line is, and where it runs, whenever it is called."""
+    """What tells how far the sweep, or matrix, of a command line is, and where it runs, whenever it is called."""
     cluster = cluster_of(arguments)
     if cluster is not None:
         job_id = cluster.find(arguments.target).id
         return lambda: job_progress(cluster, cluster.find(job_id))
     directory = Path(arguments.target)
-    if is_family(directory):
-        return lambda: family_progress(directory)
+    if is_matrix(directory):
+        return lambda: matrix_progress(directory)
     sweep_directory(directory)  # says what is wrong with a directory that is none
     return lambda: directory_progress(directory)
 
@@ -79,7 +79,7 @@ def job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
     if said is None:
         note = _last_words(log) or ("waiting for the cluster to start it" if not job.ended else "")
         said = Progress(sweep=job.sweep, state="preparing", note=note, started_ms=job.started_ms or 0)
-    if said.sweep != job.sweep and said.ended and not job.ended:  # one of a family's, and the next begins
+    if said.sweep != job.sweep and said.ended and not job.ended:  # one of a matrix's, and the next begins
         note = f"{said.sweep} has {'failed' if said.state == 'failed' else 'ended'}, the next begins"
         said = said.model_copy(update={"state": "running", "note": note, "seconds_left": None})
     where = f"{job.sweep} --address {cluster.address}"
@@ -88,7 +88,7 @@ def job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
         state, note = "stopped", f"`lt-sweep resume {where}` goes on"
     elif job.state == "succeeded":
         state, note = "finished", f"`lt-sweep logs {where}` prints its table"
-        if said.sweep == job.sweep:  # and it is no family, whose results lie beside it
+        if said.sweep == job.sweep:  # and it is no matrix, whose results lie beside it
             note += f"; {job.storage}/{job.sweep}/result.json holds all of it"
         else:
             said = said.model_copy(update={"winner": ""})
@@ -123,17 +123,17 @@ def _is_of(said: Progress, running: Holder) -> bool:
     return said.driver == running.who and said.started_ms >= running.since_ms
 
 
-def family_progress(directory: Path) -> tuple[Progress, str]:
-    """That of a family, as if it were one sweep."""
+def matrix_progress(directory: Path) -> tuple[Progress, str]:
+    """That of a matrix, as if it were one sweep."""
     path = directory.expanduser().resolve()
     running = driver_of(path)
-    members = [member if isinstance(member, Progress) else None for member in family_members(path)]
+    members = [member if isinstance(member, Progress) else None for member in matrix_members(path)]
     said = as_one(path.name, members, led=running is not None)
     return said, f"{directory}" + (f", run by {running.who}" if running is not None else "")
 
 
-def family_members(directory: Path) -> list[Progress | str]:
-    """What the sweeps of a family say; one that was not begun by its name."""
+def matrix_members(directory: Path) -> list[Progress | str]:
+    """What the sweeps of a matrix say; one that was not begun by its name."""
     said: list[Progress | str] = []
     for name, failure in known_members(directory).items():
         place = directory.expanduser().resolve().with_name(name)

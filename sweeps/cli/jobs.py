@@ -1,7 +1,7 @@
 """What the commands about running sweeps do: submit, status, logs, list, stop, resume; on a cluster, or on this disk.
 
 With `--address`, or `RAY_API_SERVER_ADDRESS` in its place, a target is a sweep's name or a job's id on that cluster;
-else, and wherever it is one, a directory of a sweep or a family here. Each function takes the parsed command line and
+else, and wherever it is one, a directory of a sweep or a matrix here. Each function takes the parsed command line and
 returns the exit code.
 """
 
@@ -27,8 +27,8 @@ from sweeps.cli.follow import (
     cluster_of,
     directory_progress,
     driver_of,
-    family_members,
     job_progress,
+    matrix_members,
     not_followed,
     progress_of,
     watch,
@@ -36,7 +36,7 @@ from sweeps.cli.follow import (
 from sweeps.cluster.jobs import GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.cluster.secret_files import checked_environment, secret_files
 from sweeps.reporting.progress import as_line, as_table
-from sweeps.store.layout import IDENTITY, is_family, sweep_directory
+from sweeps.store.layout import IDENTITY, is_matrix, sweep_directory
 from sweeps.store.lease import Holder
 from sweeps.store.moments import shown_moment
 from sweeps.store.status import Progress, without_progress
@@ -49,7 +49,7 @@ OF_ONE_JOB = ("RAY_", "LT_SWEEP_JOB")
 
 def submit(arguments: argparse.Namespace) -> int:
     """Send a sweep to a cluster, and follow it if asked to."""
-    from sweeps.cluster.bundle import bundled  # reads the spec, which takes torch; nothing else here does
+    from sweeps.cluster.upload import bundled  # reads the spec, which takes torch; nothing else here does
 
     options = _options(arguments)
     cluster = Cluster(arguments.address)
@@ -111,8 +111,8 @@ def status(arguments: argparse.Namespace) -> int:
         print(progress.model_dump_json())
         return 0
     Console().print(as_table(progress, where=where))
-    if cluster_of(arguments) is None and is_family(Path(arguments.target)):
-        for member in family_members(Path(arguments.target)):
+    if cluster_of(arguments) is None and is_matrix(Path(arguments.target)):
+        for member in matrix_members(Path(arguments.target)):
             print(as_line(member) if isinstance(member, Progress) else f"sweep {member}: not begun")
     return 0
 
@@ -198,7 +198,7 @@ def stop(arguments: argparse.Namespace) -> int:
         print(json.dumps({"job": ended.id, "state": ended.state}) if arguments.json else f"job {ended.id} {was}")
         return 0
     target = Path(arguments.target)
-    path = target.expanduser().resolve() if is_family(target) else sweep_directory(target).path
+    path = target.expanduser().resolve() if is_matrix(target) else sweep_directory(target).path
     running = driver_of(path)
     if running is None:
         print(json.dumps({"stopped": False}) if arguments.json else f"nobody is running {arguments.target}")

@@ -52,12 +52,12 @@ def validate(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """What sweeps come to."""
-    from sweeps.config.matrix import Family, load_file
+    from sweeps.config.matrix import SweepMatrix, load_file
     from sweeps.experiment import plan as planning
     from sweeps.reporting.planned import plan_table, plans_document, plans_table
 
     loaded = [load_file(file) for file in arguments.spec]
-    specs = [spec for one in loaded for spec in (one.sweeps if isinstance(one, Family) else [one])]
+    specs = [spec for one in loaded for spec in (one.sweeps if isinstance(one, SweepMatrix) else [one])]
     plans = [(spec, planning.plan(spec, arguments.tflops)) for spec in specs]
     ((spec, planned), *more) = plans
     if arguments.json:
@@ -71,26 +71,26 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep of a file, or its sweeps, or go on with them."""
-    from sweeps.cli.matrix import show_family
-    from sweeps.config.matrix import Family, load_file
+    from sweeps.cli.matrix import show_matrix
+    from sweeps.config.matrix import SweepMatrix, load_file
     from sweeps.experiment import runner as driver
-    from sweeps.experiment.matrix_runner import run_family
+    from sweeps.experiment.matrix_runner import run_matrix
     from sweeps.store.directory import running_spec
     from sweeps.store.status import JOB_VARIABLE
 
     loaded = load_file(arguments.spec)
     if backend := arguments.backend:
         changed = functools.partial(running_spec, backend=backend)
-        loaded = loaded.each(changed) if isinstance(loaded, Family) else changed(loaded)
+        loaded = loaded.each(changed) if isinstance(loaded, SweepMatrix) else changed(loaded)
     if JOB_VARIABLE in os.environ:
         # A job's own directory may be made anew, under its feet, by whoever else needs it on this machine.
         loaded = loaded.anchored(Path.cwd())
         with writing(Path(loaded.storage)):
             Path(loaded.storage).mkdir(parents=True, exist_ok=True)
         os.chdir(loaded.storage)
-    if isinstance(loaded, Family):
-        family = loaded
-        return show_family(lambda: run_family(family, fresh=arguments.fresh), as_json=arguments.json)
+    if isinstance(loaded, SweepMatrix):
+        matrix = loaded
+        return show_matrix(lambda: run_matrix(matrix, fresh=arguments.fresh), as_json=arguments.json)
     spec = loaded
     return _show(
         lambda: driver.run(spec, fresh=arguments.fresh), Path(spec.storage).expanduser() / spec.name, arguments.json
@@ -98,26 +98,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Go on with a sweep, or a family of them, from its directory; or with the family of a file."""
-    from sweeps.cli.matrix import show_family
-    from sweeps.config.matrix import Family
+    """Go on with a sweep, or a matrix of them, from its directory; or with the matrix of a file."""
+    from sweeps.cli.matrix import show_matrix
+    from sweeps.config.matrix import SweepMatrix
     from sweeps.experiment import runner as driver
-    from sweeps.experiment.matrix_runner import resume_family, run_family
+    from sweeps.experiment.matrix_runner import resume_matrix, run_matrix
     from sweeps.store.matrix_directory import find_sweeps
 
     target = Path(arguments.target).expanduser()
     found = find_sweeps(target) if target.exists() else None
-    if isinstance(found, Family):
-        family = found  # a file may have changed since, and the sweeps' directories know
-        again = (lambda: resume_family(target)) if target.is_dir() else (lambda: run_family(family))
-        return show_family(again, as_json=arguments.json)
+    if isinstance(found, SweepMatrix):
+        matrix = found  # a file may have changed since, and the sweeps' directories know
+        again = (lambda: resume_matrix(target)) if target.is_dir() else (lambda: run_matrix(matrix))
+        return show_matrix(again, as_json=arguments.json)
     if found is not None:
         raise UserError(f"{target} is the file of one sweep; resume takes its directory, {found.storage}/{found.name}")
     return _show(lambda: driver.resume(target), target, arguments.json)
 
 
 def table(arguments: argparse.Namespace) -> int:
-    """The table of a finished sweep, or of a family, once more."""
+    """The table of a finished sweep, or of a matrix, once more."""
     from sweeps.cli.matrix import show_results
 
     return show_results(arguments.target, as_json=arguments.json, markdown=arguments.markdown)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(arguments: argparse.Namespace) -> None:
     """What must be known before any room is imported: secrets, files, and whose kinds there are beside ours."""
     from lt_train.core.registry import ALLOWED_VARIABLE
-    from sweeps.cluster.parcel import unpack
+    from sweeps.cluster.inline_files import unpack
     from sweeps.cluster.secret_files import load_secret_files
 
     load_secret_files()
@@ -188,7 +188,7 @@ def _add_sweep_commands(commands: Any) -> None:
         "lt-sweep report runs/demo",
     )
     sub.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="directory of a sweep or a family, or a sweep's result.json"
+        "runs", metavar="RUN", nargs="+", type=Path, help="directory of a sweep or a matrix, or a sweep's result.json"
     )
     sub.add_argument("--out", type=Path, help="directory to write to (default for one RUN: its report/)")
     _add_import(sub)
@@ -200,14 +200,14 @@ def _add_sweep_commands(commands: Any) -> None:
         "lt-sweep compare runs/ir100 runs/ir50",
     )
     sub.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="directory of a sweep or a family, or a sweep's result.json"
+        "runs", metavar="RUN", nargs="+", type=Path, help="directory of a sweep or a matrix, or a sweep's result.json"
     )
     _add_import(sub)
     _add_json(sub)
     sub = _command(
-        commands, "table", "the table of a sweep's results, or of a family's, once more", "lt-sweep table runs/demo"
+        commands, "table", "the table of a sweep's results, or of a matrix's, once more", "lt-sweep table runs/demo"
     )
-    sub.add_argument("target", type=Path, help="sweep file, or directory of a sweep or a family")
+    sub.add_argument("target", type=Path, help="sweep file, or directory of a sweep or a matrix")
     sub.add_argument("--markdown", action="store_true", help="as Markdown, for a README or a paper's appendix")
     _add_import(sub)
     _add_json(sub)

@@ -13,19 +13,19 @@ from pathlib import Path
 from rich.console import Console
 
 from lt_train.core.errors import UserError
-from sweeps.analysis.matrix_table import CrossTable, cross_table, read_result
-from sweeps.config.matrix import Family
+from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result
+from sweeps.config.matrix import SweepMatrix
 from sweeps.experiment.matrix_runner import MembersFailed
 from sweeps.reporting.markdown import method_table
-from sweeps.reporting.matrix_table import cross_comparison, cross_markdown
+from sweeps.reporting.matrix_table import cross_comparison, matrix_markdown
 from sweeps.reporting.terminal import comparison
 from sweeps.store.matrix_directory import find_sweeps
 
-__all__ = ["show_family", "show_results"]
+__all__ = ["show_matrix", "show_results"]
 
 
-def show_family(run: Callable[[], CrossTable], *, as_json: bool) -> int:
-    """Run a family and print its table, also when some of its sweeps failed."""
+def show_matrix(run: Callable[[], MatrixTable], *, as_json: bool) -> int:
+    """Run a matrix and print its table, also when some of its sweeps failed."""
     failed: MembersFailed | None = None
     try:
         table = run()
@@ -41,16 +41,16 @@ def show_family(run: Callable[[], CrossTable], *, as_json: bool) -> int:
 
 
 def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
-    """Print the table of a family, or of one sweep, from the results on disk.
+    """Print the table of a matrix, or of one sweep, from the results on disk.
 
     Raises:
-        UserError: there are no results, or the directory is neither a sweep's nor a family's.
+        UserError: there are no results, or the directory is neither a sweep's nor a matrix's.
     """
     from sweeps.store.directory import load_spec
 
     found = find_sweeps(target) or load_spec(target)
-    if isinstance(found, Family):
-        table = cross_table(found)
+    if isinstance(found, SweepMatrix):
+        table = matrix_table(found)
         if all(row.protocol is None for row in table.rows):
             raise UserError(f"{target}: no sweep of {found.name} has a result yet: {table.rows[0].missing}")
         _print(table, as_json=as_json, markdown=markdown)
@@ -67,10 +67,10 @@ def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
     return 0
 
 
-def _print(table: CrossTable, *, as_json: bool, markdown: bool) -> None:
+def _print(table: MatrixTable, *, as_json: bool, markdown: bool) -> None:
     if as_json:
         print(json.dumps(table.model_dump(mode="json", by_alias=True)))
     elif markdown:
-        print(cross_markdown(table), end="")
+        print(matrix_markdown(table), end="")
     else:
         Console().print(cross_comparison(table))

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import lt_train
 from lt_train.core.errors import LongtailError, UserError, first_line
-from sweeps.cluster.parcel import packed
+from sweeps.cluster.inline_files import packed
 from sweeps.store.status import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "GRACE_SECONDS", "Cluster", "Job", "JobOptions"]

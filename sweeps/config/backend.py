@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from lt_train.backbones.base import BackboneSpec
 from lt_train.core.registry import KindSpec, Registry
-from lt_train.datasets.base import DatasetSpec, PictureData
+from lt_train.datasets.base import DatasetSpec, ImageData
 from lt_train.features.bank import FeatureBank
 from lt_train.features.shards import Workers
 from lt_train.pretrain.base import RecipeSpec
@@ -54,7 +54,7 @@ class PackSource(Protocol):
 class BackboneJob:
     """A backbone to be trained: `data` is what `dataset` loads, `about` what else its checkpoint should say."""
 
-    data: PictureData
+    data: ImageData
     dataset: DatasetSpec
     backbone: BackboneSpec
     recipe: RecipeSpec
@@ -93,7 +93,7 @@ class BackendSpec(KindSpec):
         raise AssertionError("a sweep with stage1_workers on a backend that has none is refused")
 
     def extractors(self, count: int, *, cpus: int, gpus: float) -> AbstractContextManager[Workers]:
-        """`count` processes that run pictures through a backbone, as long as the block runs; for kinds that have any.
+        """`count` processes that run images through a backbone, as long as the block runs; for kinds that have any.
 
         Raises:
             UserError: they ask for more than there is.

@@ -1,8 +1,8 @@
-"""Several sweeps in one file: `across` names what differs, and each of its values makes one whole, ordinary sweep.
+"""Several sweeps in one file: `matrix` names what differs, and each of its values makes one whole, ordinary sweep.
 
-A family is expanded where it is read and nowhere else: each of its members has a name, a directory, a ledger and a
+A matrix is expanded where it is read and nowhere else: each of its members has a name, a directory, a ledger and a
 result of its own, and whoever is handed one does not know of the others. What they have in common, backbones and
-features, they share as all sweeps of a storage do. Touch this to change how a family is written; a single sweep is
+features, they share as all sweeps of a storage do. Touch this to change how a matrix is written; a single sweep is
 `sweeps.config.spec`'s.
 """
 
@@ -18,26 +18,26 @@ from typing import Any, NamedTuple
 from lt_train.core.errors import SpecError
 from lt_train.core.shorthand import expand
 from lt_train.core.validation import Problem
-from sweeps.config.spec import ACROSS, NAME, SHARED, SweepSpec, checked, told
+from sweeps.config.spec import MATRIX_KEY, NAME, SHARED, SweepSpec, checked, told
 from sweeps.config.yaml_source import Source, load_yaml
 
-__all__ = ["Family", "load_family", "load_file"]
+__all__ = ["SweepMatrix", "load_file", "load_matrix"]
 
 Loc = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
-class Family:
+class SweepMatrix:
     """The sweeps of one file.
 
     Attributes:
         name: the file's; members are called `<name>-<name of the value>`.
-        across: the section or dotted field in which they differ.
+        matrix: the section or dotted field in which they differ.
         members: by the name of the value that makes them, in the file's order.
     """
 
     name: str
-    across: str
+    axis: str
     members: Mapping[str, SweepSpec]
 
     @property
@@ -50,55 +50,57 @@ class Family:
         """Where all of them are kept."""
         return self.sweeps[0].storage
 
-    def anchored(self, place: Path) -> Family:
-        """The same family, good from any directory; see `SweepSpec.anchored`."""
+    def anchored(self, place: Path) -> SweepMatrix:
+        """The same matrix, good from any directory; see `SweepSpec.anchored`."""
         return self.each(lambda spec: spec.anchored(place))
 
-    def each(self, changed: Callable[[SweepSpec], SweepSpec]) -> Family:
-        """The same family, each of its sweeps changed."""
+    def each(self, changed: Callable[[SweepSpec], SweepSpec]) -> SweepMatrix:
+        """The same matrix, each of its sweeps changed."""
         return replace(self, members={value: changed(spec) for value, spec in self.members.items()})
 
 
-def load_file(path: str | Path) -> SweepSpec | Family:
+def load_file(path: str | Path) -> SweepSpec | SweepMatrix:
     """Read and check a file of one sweep, or of several.
 
     Raises:
         SpecError: `problems` holds every problem once, as `file:line: dotted.path: what is wrong; did you mean ...`.
     """
     source = load_yaml(path)
-    if ACROSS in source.document:
-        return _family(source)
+    if MATRIX_KEY in source.document:
+        return _matrix(source)
     sweep = checked(source.document)
     if isinstance(sweep, SweepSpec):
         return sweep
     raise SpecError(told(sweep, source))
 
 
-def load_family(path: str | Path) -> Family:
-    """Read and check a file with `across`.
+def load_matrix(path: str | Path) -> SweepMatrix:
+    """Read and check a file with `matrix`.
 
     Raises:
         SpecError: as `load_file`, or the file is of one sweep.
     """
-    family = load_file(path)
-    if isinstance(family, SweepSpec):
-        raise SpecError(f"{path}:1: {ACROSS}: is not given, so this is one sweep and no family; sweeps.load reads it")
-    return family
+    matrix = load_file(path)
+    if isinstance(matrix, SweepSpec):
+        raise SpecError(
+            f"{path}:1: {MATRIX_KEY}: is not given, so this is one sweep and no matrix; sweeps.load reads it"
+        )
+    return matrix
 
 
 class _Value(NamedTuple):
-    """One value of `across`: what it is called, where it stands, and itself. Without a name it has none."""
+    """One value of `matrix`: what it is called, where it stands, and itself. Without a name it has none."""
 
     name: str | None
     place: Loc
     value: Any
 
 
-def _family(source: Source) -> Family:
-    document = {key: part for key, part in source.document.items() if key != ACROSS}
-    across = source.document[ACROSS]
-    problems: dict[Problem, None] = dict.fromkeys(_form_problems(across))
-    key, values = _values(across)
+def _matrix(source: Source) -> SweepMatrix:
+    document = {key: part for key, part in source.document.items() if key != MATRIX_KEY}
+    axis = source.document[MATRIX_KEY]
+    problems: dict[Problem, None] = dict.fromkeys(_form_problems(axis))
+    key, values = _values(axis)
     problems |= dict.fromkeys(_name_problems(document.get("name"), key, values))
     members: dict[str, SweepSpec] = {}
     found: list[list[Problem]] = []
@@ -109,38 +111,40 @@ def _family(source: Source) -> Family:
         else:
             found.append([problem._replace(loc=_in_file(problem.loc, key, value.place)) for problem in member])
     if not values and not isinstance(alone := checked(document), SweepSpec):
-        # Whatever `across` should have supplied is missing, which is no further mistake.
+        # Whatever `matrix` should have supplied is missing, which is no further mistake.
         found.append([problem for problem in alone if "required, but not given" not in problem.message])
     problems |= dict.fromkeys(_once(found, key, values))
     if problems:
         raise SpecError(told(problems, source))
-    return Family(source.document["name"], key, members)
+    return SweepMatrix(source.document["name"], key, members)
 
 
-def _form_problems(across: Any) -> Iterator[Problem]:
-    if not isinstance(across, dict) or len(across) != 1:
+def _form_problems(axis: Any) -> Iterator[Problem]:
+    if not isinstance(axis, dict) or len(axis) != 1:
         yield Problem(
-            (ACROSS,),
+            (MATRIX_KEY,),
             "must be a mapping with one key, the section or dotted field that differs, such as stage1 or "
-            f"dataset.imbalance_ratio, and its values, got {json.dumps(across)[:60]}",
+            f"dataset.imbalance_ratio, and its values, got {json.dumps(axis)[:60]}",
         )
         return
-    ((key, listed),) = across.items()
-    if key.partition(".")[0] in (*SHARED, ACROSS):
-        yield Problem((ACROSS, key), f"decides no result; all sweeps of a family have the same {key}")
+    ((key, listed),) = axis.items()
+    if key.partition(".")[0] in (*SHARED, MATRIX_KEY):
+        yield Problem((MATRIX_KEY, key), f"decides no result; all sweeps of a matrix have the same {key}")
     elif not isinstance(listed, list | dict) or len(listed) < 2:
         got = json.dumps(listed)[:60]
-        yield Problem((ACROSS, key), f"must be a list of at least two values, or a mapping of names to them, got {got}")
+        yield Problem(
+            (MATRIX_KEY, key), f"must be a list of at least two values, or a mapping of names to them, got {got}"
+        )
 
 
-def _values(across: Any) -> tuple[str, list[_Value]]:
+def _values(axis: Any) -> tuple[str, list[_Value]]:
     """What differs, and its values as far as the file has any."""
-    ((key, listed),) = across.items() if isinstance(across, dict) and len(across) == 1 else [("", None)]
+    ((key, listed),) = axis.items() if isinstance(axis, dict) and len(axis) == 1 else [("", None)]
     if key.partition(".")[0] in SHARED or not isinstance(listed, list | dict):
         return key, []
     if isinstance(listed, dict):
-        return key, [_Value(name, (ACROSS, key, name), value) for name, value in listed.items()]
-    return key, [_Value(_called(value), (ACROSS, key, index), value) for index, value in enumerate(listed)]
+        return key, [_Value(name, (MATRIX_KEY, key, name), value) for name, value in listed.items()]
+    return key, [_Value(_called(value), (MATRIX_KEY, key, index), value) for index, value in enumerate(listed)]
 
 
 def _called(value: Any) -> str | None:
@@ -152,7 +156,7 @@ def _called(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _name_problems(family: Any, key: str, values: list[_Value]) -> Iterator[Problem]:
+def _name_problems(matrix: Any, key: str, values: list[_Value]) -> Iterator[Problem]:
     way_out = "write a mapping of names to values instead of a list"
     first: dict[str | None, _Value] = {}
     for name, place, _ in values:
@@ -160,12 +164,12 @@ def _name_problems(family: Any, key: str, values: list[_Value]) -> Iterator[Prob
             yield Problem(place, f"must have a kind, or be a word or a number, to be called by; or {way_out}")
         elif name in first:
             yield Problem(place, f"{name!r} is what {key}[{first[name].place[-1]}] is called already; {way_out}")
-        elif not isinstance(family, str) or not re.fullmatch(NAME, family):
-            pass  # told of the family's name
-        elif not re.fullmatch(NAME, f"{family}-{name}"):
+        elif not isinstance(matrix, str) or not re.fullmatch(NAME, matrix):
+            pass  # told of the matrix's name
+        elif not re.fullmatch(NAME, f"{matrix}-{name}"):
             yield Problem(
                 place,
-                f"the sweep would be called {f'{family}-{name}'!r}: a name has at most 64 letters, digits, dots, "
+                f"the sweep would be called {f'{matrix}-{name}'!r}: a name has at most 64 letters, digits, dots, "
                 f"dashes or underscores; shorten it, or {way_out}",
             )
         first.setdefault(name, _Value(name, place, None))
@@ -198,4 +202,4 @@ def _once(found: list[list[Problem]], key: str, values: list[_Value]) -> Iterato
     alike = [message for message in alike if all(any(message == one for _, one in each) for each in found)]
     for each in found:
         for loc, message in each:
-            yield Problem((ACROSS, key), message) if loc in places and message in alike else Problem(loc, message)
+            yield Problem((MATRIX_KEY, key), message) if loc in places and message in alike else Problem(loc, message)

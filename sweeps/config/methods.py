@@ -1,6 +1,6 @@
 """Whom a sweep compares: one method, or several side by side, each with what is searched for it.
 
-A file names one `method` or a list of `methods`; behind this file there are only `Contestant`s, one or more. Knows the
+A file names one `method` or a list of `methods`; behind this file there are only `Candidate`s, one or more. Knows the
 specs of methods and of searches.
 """
 
@@ -22,7 +22,7 @@ from sweeps.config.sections import SearchSpec
 from sweeps.config.space import searchable, substitute
 from sweeps.search.base import Dimension, Space
 
-__all__ = ["Contestant", "Method", "MethodEntry", "Methods", "contestants"]
+__all__ = ["Candidate", "Method", "MethodEntry", "Methods", "candidates"]
 
 if TYPE_CHECKING:
     Method = MethodSpec
@@ -73,7 +73,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A method with all that decides which trials are tried of it.
 
     Attributes:
@@ -99,7 +99,7 @@ class Contestant:
         }
 
     def with_values(self, values: Mapping[str, Any]) -> tuple[MethodSpec, TrainingSpec]:
-        """A trial's method and training: this contestant's, with `values` by dotted path in place.
+        """A trial's method and training: this candidate's, with `values` by dotted path in place.
 
         Raises:
             SpecError: the values, each allowed by itself, are not allowed together.
@@ -118,9 +118,9 @@ class Contestant:
             raise SpecError(told) from None
 
 
-def contestants(
+def candidates(
     method: MethodSpec | None, methods: Sequence[MethodEntry] | None, training: TrainingSpec, search: SearchSpec
-) -> list[Contestant]:
+) -> list[Candidate]:
     """Whom the sections of a sweep file stand for.
 
     Of `methods` each has a seed of its own, drawn from the search's and its name: what is tried of one does not depend
@@ -128,12 +128,12 @@ def contestants(
     """
     if methods is None:
         alone = [] if method is None else [method]
-        return [Contestant(one.kind, one, training, search.space, search.seed) for one in alone]
-    found: list[Contestant] = []
+        return [Candidate(one.kind, one, training, search.space, search.seed) for one in alone]
+    found: list[Candidate] = []
     for entry in methods:
         name = entry.called()
         seed = int(fingerprint(["search", search.seed, name])[:8], 16)
-        one = Contestant(name, entry.method, entry.trained_by(training), entry.space, seed, f"{name}-")
+        one = Candidate(name, entry.method, entry.trained_by(training), entry.space, seed, f"{name}-")
         shared = {path: dimension for path, dimension in search.space.items() if path in one.fields()}
         found.append(replace(one, space={**shared, **entry.space}))
     return found

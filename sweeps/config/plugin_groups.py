@@ -32,8 +32,8 @@ def rooms() -> dict[str, Mapping[str, type[KindSpec]]]:
         "method.sampler": SAMPLERS.kinds(),
         "method.constraint": CONSTRAINTS.kinds(),
         "method.post_hoc": POST_HOC.kinds(),
-        "search.sampler": ALGORITHMS.kinds(),
-        "search.scheduler": EARLY_STOPPING.kinds(),
+        "search.algorithm": ALGORITHMS.kinds(),
+        "search.early_stopping": EARLY_STOPPING.kinds(),
         "backend": BACKENDS.kinds(),
         "tracking": TRACKERS.kinds(),
     }

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
-from sweeps.config.methods import Contestant, contestants
+from sweeps.config.methods import Candidate, candidates
 from sweeps.config.sections import SearchSpec
 from sweeps.config.space import searchable, substitute, types_of, why_not
 from sweeps.search.base import Dimension, Range
@@ -51,7 +51,7 @@ def _backbone_problems(parts: Parts) -> Iterator[Problem]:
     dataset, backbone, stage1 = parts["dataset"], parts["backbone"], parts["stage1"]
     if backbone is None:
         if not _may_bring_features(dataset):
-            yield Problem(("backbone",), f"is required: dataset {dataset.kind} holds pictures, not features")
+            yield Problem(("backbone",), f"is required: dataset {dataset.kind} holds images, not features")
         elif stage1 is not None:
             yield Problem(("stage1",), "has no backbone to train; name one in backbone, or remove stage1")
         return
@@ -117,12 +117,12 @@ def _method_problems(parts: Parts) -> Iterator[Problem]:
 
 def _sampler_problems(search: SearchSpec, searched: Sequence[_Searched]) -> Iterator[Problem]:
     refused = {
-        one.locs[path]: message for one in searched for path, message in search.sampler.check(one.contestant.space)
+        one.locs[path]: message for one in searched for path, message in search.algorithm.check(one.candidate.space)
     }
     for loc, message in refused.items():
         yield Problem(loc, message)
-    spaces = [] if refused else [one.contestant.space for one in searched if one.contestant.space]
-    sizes = [search.sampler.size(space) for space in spaces]
+    spaces = [] if refused else [one.candidate.space for one in searched if one.candidate.space]
+    sizes = [search.algorithm.size(space) for space in spaces]
     finite = [size for size in sizes if size is not None]
     if sizes and len(finite) == len(sizes) and search.trials > max(finite):
         whose = "the grid" if len(finite) == 1 else "the largest grid"
@@ -134,23 +134,23 @@ def _sampler_problems(search: SearchSpec, searched: Sequence[_Searched]) -> Iter
 def _scheduler_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Problem]:
     """A scheduler compares trials of one pack at the same epochs: there must be some, and runs of one length."""
     search = parts["search"]
-    trained = [one for one in searched if one.contestant.method.trains]
-    scheduled = [one for one in trained if search.scheduler.halving(one.contestant.training) is not None]
+    trained = [one for one in searched if one.candidate.method.trains]
+    scheduled = [one for one in trained if search.early_stopping.halving(one.candidate.training) is not None]
     if not scheduled:
-        for field, message in search.scheduler.check(trained[0].contestant.training) if trained else ():
-            yield Problem(("search", "scheduler", field), message)
+        for field, message in search.early_stopping.check(trained[0].candidate.training) if trained else ():
+            yield Problem(("search", "early_stopping", field), message)
         return
-    kind = f"scheduler {search.scheduler.kind}"
+    kind = f"scheduler {search.early_stopping.kind}"
     for loc in dict.fromkeys(one.locs[path] for one in scheduled for path in one.static()):
         yield Problem(
             loc,
             f"cannot be searched with {kind}, which compares trials that train in one pack, and those agree on it; "
             "list the values as several methods, or search without a scheduler",
         )
-    if search.generation < 2:
+    if search.proposal_batch < 2:
         yield Problem(
-            ("search", "generation"),
-            f"must be at least 2 for {kind}, which compares the trials of a generation, got {search.generation}",
+            ("search", "proposal_batch"),
+            f"must be at least 2 for {kind}, which compares the trials of a proposal batch, got {search.proposal_batch}",
         )
     if {"resources", "selection"} <= set(parts):
         lanes, seeds = parts["resources"].lanes_per_pack, parts["selection"].seeds
@@ -163,25 +163,25 @@ def _scheduler_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator
 
 
 class _Searched(NamedTuple):
-    """A contestant and where the file says what is searched for it, by path."""
+    """A candidate and where the file says what is searched for it, by path."""
 
-    contestant: Contestant
+    candidate: Candidate
     locs: dict[str, Loc]
 
     def static(self) -> list[str]:
         """The paths searched that the runs of one pack must agree on."""
-        lanes = {f"method.{path}" for path in self.contestant.method.lane_values()}
-        return [path for path in self.contestant.space if path not in lanes]
+        lanes = {f"method.{path}" for path in self.candidate.method.lane_values()}
+        return [path for path in self.candidate.space if path not in lanes]
 
 
 def _searched(parts: Parts) -> list[_Searched]:
-    """The contestants whose part of the file is sound enough to judge what is searched for them."""
+    """The candidates whose part of the file is sound enough to judge what is searched for them."""
     training = parts.get("training", TrainingSpec())
     shared: dict[str, Loc] = {path: ("search", "space", path) for path in parts["search"].space}
     if parts.get("methods") is None:
-        return [_Searched(one, shared) for one in contestants(parts.get("method"), None, training, parts["search"])]
+        return [_Searched(one, shared) for one in candidates(parts.get("method"), None, training, parts["search"])]
     sound = {index: entry for index, entry in enumerate(parts["methods"]) if entry is not None}
-    everyone = contestants(None, list(sound.values()), training, parts["search"])
+    everyone = candidates(None, list(sound.values()), training, parts["search"])
     return [
         _Searched(one, shared | {path: ("methods", index, "space", path) for path in entry.space})
         for one, (index, entry) in zip(everyone, sound.items(), strict=True)
@@ -191,14 +191,14 @@ def _searched(parts: Parts) -> list[_Searched]:
 def _space_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Problem]:
     """What is wrong with the searched ranges; one that is wrong for several methods is told once."""
     told: dict[Problem, None] = {}
-    fields = {path: None for one in searched for path in one.contestant.fields()}
+    fields = {path: None for one in searched for path in one.candidate.fields()}
     everyone_judged = all(entry is not None for entry in parts.get("methods") or [])
     for path in parts["search"].space if searched and everyone_judged else ():
         if path not in fields:
             told[Problem(("search", "space", path), _unknown(path, searched, fields))] = None
     for one in searched:
-        own = one.contestant.fields()
-        for path in one.contestant.space:
+        own = one.candidate.fields()
+        for path in one.candidate.space:
             if path not in own and one.locs[path][0] == "methods":
                 told[Problem(one.locs[path], _unknown(path, [one], own))] = None
         told |= dict.fromkeys(_range_problems(one))
@@ -206,28 +206,28 @@ def _space_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Pro
 
 
 def _unknown(path: str, searched: Sequence[_Searched], fields: Iterable[str]) -> str:
-    """What is wrong with a path that names no field of any of these contestants."""
+    """What is wrong with a path that names no field of any of these candidates."""
     section, _, rest = path.partition(".")
     if rest.rpartition(".")[2] == "kind":
         return "a kind cannot be searched, since each has other fields; list several in methods instead"
-    if section == "training" and rest in searchable(searched[0].contestant.training):
+    if section == "training" and rest in searchable(searched[0].candidate.training):
         return "changes nothing: a method that trains nothing has no training"
     if section == "method":
         for one in searched:
-            if reason := why_not(one.contestant.method, rest, "method"):
+            if reason := why_not(one.candidate.method, rest, "method"):
                 return reason + offer(path, fields)
     return f"nothing to search by this name{offer(path if rest else f'method.{path}', fields)}"
 
 
 def _range_problems(one: _Searched) -> Iterator[Problem]:
-    """Ranges that a contestant's fields do not allow: of a wrong type, or with ends it refuses, alone or together."""
-    fields = one.contestant.fields()
+    """Ranges that a candidate's fields do not allow: of a wrong type, or with ends it refuses, alone or together."""
+    fields = one.candidate.fields()
     fit: dict[str, Dimension] = {}
-    for path, dimension in one.contestant.space.items():
+    for path, dimension in one.candidate.space.items():
         if path not in fields:
             continue
-        if unfit := _unfit(path, fields[path], dimension):
-            yield Problem(one.locs[path], unfit)
+        if incompatibility := _unfit(path, fields[path], dimension):
+            yield Problem(one.locs[path], incompatibility)
         else:
             fit[path] = dimension
     yield from _probe_problems(one, fit)
@@ -257,7 +257,7 @@ def _probe_problems(one: _Searched, space: Mapping[str, Dimension]) -> Iterator[
         places = frozenset((path, index) for path, index, _ in probes)
         if any(smaller <= places for smaller in refused):
             continue
-        for problem in _refusal(one.contestant, {path: value for path, _, value in probes}):
+        for problem in _refusal(one.candidate, {path: value for path, _, value in probes}):
             refused.add(places)
             path, index, _ = probes[-1]
             yield Problem((*one.locs[path], space[path].key, index), problem)
@@ -271,9 +271,9 @@ def _combinations(space: Mapping[str, Dimension]) -> Iterator[list[tuple[str, in
                 yield [(path, index, value) for (path, _), (index, value) in zip(chosen, probes, strict=True)]
 
 
-def _refusal(contestant: Contestant, values: Mapping[str, Any]) -> Iterator[str]:
-    """Why a contestant does not allow these values; nothing where it does."""
-    for section, spec in (("method", contestant.method), ("training", contestant.training)):
+def _refusal(candidate: Candidate, values: Mapping[str, Any]) -> Iterator[str]:
+    """Why a candidate does not allow these values; nothing where it does."""
+    for section, spec in (("method", candidate.method), ("training", candidate.training)):
         own = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{section}.")}
         try:
             substitute(spec, own)

@@ -12,40 +12,40 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from lt_train.core.registry import Spec
 from lt_train.core.shorthand import Shorthand
-from lt_train.retrain.base import EpochRule
+from lt_train.retrain.base import EpochSelection
 from sweeps.config.sizes import MemorySize
 from sweeps.search.all_epochs import AllEpochs
-from sweeps.search.base import ALGORITHMS, SamplerSpec, Space
-from sweeps.search.early_stopping import EARLY_STOPPING, SchedulerSpec
+from sweeps.search.base import ALGORITHMS, AlgorithmSpec, Space
+from sweeps.search.early_stopping import EARLY_STOPPING, EarlyStoppingSpec
 from sweeps.search.tpe import TreeParzen
 
 __all__ = ["PAPER_PROTOCOL", "ResourcesSpec", "SearchSpec", "SelectionSpec"]
 
 
 if TYPE_CHECKING:
-    Sampler = SamplerSpec
-    Scheduler = SchedulerSpec
+    Algorithm = AlgorithmSpec
+    EarlyStopping = EarlyStoppingSpec
 else:
-    Sampler = Annotated[ALGORITHMS.union(), Shorthand(tuple(ALGORITHMS.kinds()))]
-    Scheduler = Annotated[EARLY_STOPPING.union(), Shorthand(tuple(EARLY_STOPPING.kinds()))]
+    Algorithm = Annotated[ALGORITHMS.union(), Shorthand(tuple(ALGORITHMS.kinds()))]
+    EarlyStopping = Annotated[EARLY_STOPPING.union(), Shorthand(tuple(EARLY_STOPPING.kinds()))]
 
 
 class SearchSpec(Spec):
     """Which trials are tried. It depends on these fields alone, never on workers, timing or interruptions."""
 
-    sampler: Sampler = Field(
+    algorithm: Algorithm = Field(
         default=TreeParzen(),
         description="how values are proposed; a bare word such as tpe stands for the kind with its defaults",
     )
-    scheduler: Scheduler = Field(
+    early_stopping: EarlyStopping = Field(
         default=AllEpochs(),
         description="which trials are stopped early; all_epochs stops none, successive_halving those behind in a pack",
     )
     trials: int = Field(ge=1, description="hyperparameter settings to try, >= 1")
-    generation: int = Field(
+    proposal_batch: int = Field(
         default=12,
         ge=1,
-        description="trials asked at a time, >= 1; generation g + 1 starts when g - 1 is complete, so larger keeps "
+        description="trials asked at a time, >= 1; proposal batch g + 1 starts when g - 1 is complete, so larger keeps "
         "more workers busy and smaller learns sooner",
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="seed of the sampler, 0 to 2^32 - 1")
@@ -76,16 +76,16 @@ class SelectionSpec(Spec):
     finalists: int = Field(
         default=0, ge=0, description="leading trials that are run again with fresh seeds before one wins, >= 0; 0: none"
     )
-    longer: int | None = Field(
+    extended_training: int | None = Field(
         default=3,
         ge=2,
         description="how many times as long the winner is trained once more, >= 2, to say whether it stands on a "
         "transient; changes neither who wins nor the winner's numbers; null: not at all",
     )
 
-    def epoch_rule(self) -> EpochRule:
+    def epoch_rule(self) -> EpochSelection:
         """Which epoch of a run counts."""
-        return EpochRule(self.epoch, self.on, self.metric)
+        return EpochSelection(self.epoch, self.on, self.metric)
 
 
 PAPER_PROTOCOL = {"on": "test", "epoch": "best", "objective": "best", "seeds": 5, "finalists": 0}

@@ -27,14 +27,14 @@ from lt_train.methods.ce import PlainCrossEntropy
 from lt_train.methods.vanilla import Vanilla
 from lt_train.pretrain.base import RECIPES, RecipeSpec
 from sweeps.config.backend import BACKENDS, BackendSpec
-from sweeps.config.methods import Contestant, Methods, contestants
+from sweeps.config.methods import Candidate, Methods, candidates
 from sweeps.config.partial import valid_parts
 from sweeps.config.rules import broken_rules
 from sweeps.config.sections import PAPER_PROTOCOL, ResourcesSpec, SearchSpec, SelectionSpec
 from sweeps.config.tracking import TRACKERS, TrackingSpec
 from sweeps.config.yaml_source import Source, load_yaml
 
-__all__ = ["ACROSS", "NAME", "SHARED", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
+__all__ = ["MATRIX_KEY", "NAME", "SHARED", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
 
 if TYPE_CHECKING:
     Dataset = DatasetSpec
@@ -56,11 +56,11 @@ else:
     Tracking = Annotated[TRACKERS.union(), Shorthand(tuple(TRACKERS.kinds()), default_kind="mlflow")]
 
 
-ACROSS = "across"
+MATRIX_KEY = "matrix"
 """The key that makes a file one of several sweeps; `sweeps.config.matrix` reads it."""
 
 SHARED = ("version", "name", "backend", "tracking", "storage")
-"""What all sweeps of a family have in common: nothing of it decides results."""
+"""What all sweeps of a matrix have in common: nothing of it decides results."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a sweep may be called."""
@@ -129,9 +129,9 @@ class SweepSpec(Spec):
         """The sweep with every default written out, as JSON holds it; `load_resolved` reads it back."""
         return self.model_dump(mode="json", exclude={"methods" if self.methods is None else "method"})
 
-    def contestants(self) -> list[Contestant]:
+    def candidates(self) -> list[Candidate]:
         """The method, or the methods, that are searched."""
-        return contestants(self.method, self.methods, self.training, self.search)
+        return candidates(self.method, self.methods, self.training, self.search)
 
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides results.
@@ -154,7 +154,7 @@ class SweepSpec(Spec):
             del document["resources"][free]
         if self.resources.lanes_per_pack != "auto":
             del document["resources"]["memory_per_pack"]
-        for once_the_only_way in self.selection.at_default("longer"):
+        for once_the_only_way in self.selection.at_default("extended_training"):
             del document["selection"][once_the_only_way]
         # A grid is walked in the file's order, which a mapping's fingerprint would not see.
         for searched in (document["search"], *document.get("methods", ())):
@@ -199,12 +199,12 @@ def load_sweep(path: str | Path) -> SweepSpec:
 
     Raises:
         SpecError: `problems` holds every problem as `file:line: dotted.path: what is wrong; did you mean ...`; a file
-            with `across` is of several sweeps, and for `sweeps.config.matrix` to read.
+            with `matrix` is of several sweeps, and for `sweeps.config.matrix` to read.
     """
     source = load_yaml(path)
-    if ACROSS in source.document:
-        why = "across: makes several sweeps, and one is wanted; sweeps.load_family reads them"
-        raise SpecError(source.complaint((ACROSS,), why))
+    if MATRIX_KEY in source.document:
+        why = "matrix: makes several sweeps, and one is wanted; sweeps.load_matrix reads them"
+        raise SpecError(source.complaint((MATRIX_KEY,), why))
     sweep = checked(source.document)
     if isinstance(sweep, SweepSpec):
         return sweep
@@ -233,7 +233,7 @@ def schema() -> dict[str, Any]:
             definition["required"] = sorted({"kind", *definition.get("required", [])})
     every = document["properties"]
     own = {name: field for name, field in every.items() if name not in SHARED}
-    # A family's file may leave to `across` what a sweep's must have.
+    # A matrix's file may leave to `matrix` what a sweep's must have.
     alone = {
         "required": document.pop("required"),
         "oneOf": [{"required": ["method"]}, {"required": ["methods"]}],
@@ -241,14 +241,14 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **document,
-        "properties": {**every, ACROSS: _across_schema(own)},
+        "properties": {**every, MATRIX_KEY: _matrix_schema(own)},
         "required": ["version", "name"],
-        "if": {"required": [ACROSS]},
+        "if": {"required": [MATRIX_KEY]},
         "else": alone,
     }
 
 
-def _across_schema(sections: Mapping[str, Any]) -> dict[str, Any]:
+def _matrix_schema(sections: Mapping[str, Any]) -> dict[str, Any]:
     def values(one: Mapping[str, Any]) -> dict[str, Any]:
         # What is said of a section is said where it stands by itself.
         short = {key: word for key, word in one.items() if key not in ("default", "description", "title")}
@@ -259,7 +259,7 @@ def _across_schema(sections: Mapping[str, Any]) -> dict[str, Any]:
         "type": "object",
         "minProperties": 1,
         "maxProperties": 1,
-        "description": "makes the file a family of sweeps, one for each value: a section, or a dotted field such as "
+        "description": "makes the file a matrix of sweeps, one for each value: a section, or a dotted field such as "
         "dataset.imbalance_ratio, with a list of values, or with a mapping of names to values",
         "properties": {name: values(section) for name, section in sections.items()},
         "patternProperties": {r"^[a-z0-9_]+\.": values({})},

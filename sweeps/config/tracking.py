@@ -19,13 +19,13 @@ from lt_train.core.registry import KindSpec, Registry
 __all__ = [
     "TRACKERS",
     "Champion",
-    "DataCard",
-    "PictureModel",
+    "DatasetInfo",
+    "ImageModel",
     "RunsView",
-    "SweepCard",
+    "SweepStarted",
     "Tracker",
     "TrackingSpec",
-    "TrialCard",
+    "TrialFinished",
 ]
 
 
@@ -49,12 +49,12 @@ class RunsView:
 
 
 @dataclass(frozen=True)
-class DataCard:
+class DatasetInfo:
     """One part of the data that a sweep works on: train, val or test.
 
     Attributes:
         part: `training`, `validation` or `test`.
-        digest: of the pictures or features and their labels; parts with one digest are the same.
+        digest: of the images or features and their labels; parts with one digest are the same.
         source: JSON of the dataset section.
         shape: of its features, `(views, rows, D)`.
         class_counts: rows a class.
@@ -69,7 +69,7 @@ class DataCard:
 
 
 @dataclass(frozen=True)
-class SweepCard:
+class SweepStarted:
     """What the parent run shows.
 
     Attributes:
@@ -87,12 +87,12 @@ class SweepCard:
     started_ms: int
     series: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
     note: str = ""
-    data: Sequence[DataCard] = ()
+    data: Sequence[DatasetInfo] = ()
     view: RunsView | None = None
 
 
 @dataclass(frozen=True)
-class TrialCard:
+class TrialFinished:
     """What one child run shows.
 
     Attributes:
@@ -120,7 +120,7 @@ class TrialCard:
     stopped: int | None = None
     note: str = ""
 
-    def of_seeds(self) -> list[TrialCard]:
+    def of_seeds(self) -> list[TrialFinished]:
         """A card for every sound seed, for whoever shows seeds as runs of their own."""
         bare = replace(self, series={}, tables={}, failed=False, seed_runs=())
         return [
@@ -136,8 +136,8 @@ class TrialCard:
 
 
 @dataclass(frozen=True)
-class PictureModel:
-    """A torch module from pictures, uint8 `[N, H, W, C]`, to logits `[N, K]`; `shape` is `(H, W, C)`."""
+class ImageModel:
+    """A torch module from images, uint8 `[N, H, W, C]`, to logits `[N, K]`; `shape` is `(H, W, C)`."""
 
     module: Any
     shape: tuple[int, int, int]
@@ -151,21 +151,21 @@ class Champion:
         classifier: a torch module from features `[N, D]` to logits `[N, K]`.
         feature_dim: D.
         bank: fingerprint of the features it was trained on, and so of the backbone that made them.
-        with_backbone: makes the same from pictures, backbone and all; None where they cannot be had.
+        with_backbone: makes the same from images, backbone and all; None where they cannot be had.
         about: what a person reads of it, Markdown.
     """
 
     classifier: Any
     feature_dim: int
     bank: str
-    with_backbone: Callable[[], PictureModel | None] = lambda: None
+    with_backbone: Callable[[], ImageModel | None] = lambda: None
     about: str = ""
 
 
 class Tracker(Protocol):
     """One sweep's open tracking. Not thread-safe; used by one writer."""
 
-    def log_trial(self, card: TrialCard) -> None:
+    def log_trial(self, card: TrialFinished) -> None:
         """Show a finished trial, once, however often this is called with the same key."""
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
@@ -178,7 +178,7 @@ class Tracker(Protocol):
 class TrackingSpec(KindSpec):
     """Base of every tracking kind."""
 
-    patience: float = Field(
+    flush_timeout: float = Field(
         default=300.0,
         ge=0,
         description="seconds that a finished sweep waits for a tracking server that is away, >= 0; what it could not "
@@ -186,7 +186,7 @@ class TrackingSpec(KindSpec):
     )
 
     @abstractmethod
-    def open(self, card: SweepCard, storage: Path) -> Tracker:
+    def open(self, card: SweepStarted, storage: Path) -> Tracker:
         """Start the sweep's parent run or re-attach to it."""
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lt_train.core.errors import UserError
-from lt_train.retrain.base import EpochRule, Halving, Pack, Run
+from lt_train.retrain.base import EpochSelection, Halving, Pack, Run
 from lt_train.retrain.memory import lane_bytes
 from sweeps.config.sections import ResourcesSpec
 from sweeps.config.sizes import enough, shown_size
-from sweeps.search.early_stopping import SchedulerSpec
+from sweeps.search.early_stopping import EarlyStoppingSpec
 
 __all__ = ["PackSize", "evenly", "pack_runs"]
 
@@ -27,7 +27,7 @@ class PackSize:
     """How many runs a pack may hold on a bank of this shape: as many as the file says, or as its memory takes."""
 
     resources: ResourcesSpec
-    scheduler: SchedulerSpec
+    scheduler: EarlyStoppingSpec
     num_classes: int
     feature_dim: int
 
@@ -75,7 +75,7 @@ class PackSize:
 def pack_runs(
     name: str,
     runs: Sequence[Run],
-    rule: EpochRule,
+    rule: EpochSelection,
     lanes: Callable[[Run], int],
     halving: Callable[[Run], Halving | None] = lambda run: None,
 ) -> list[Pack]:

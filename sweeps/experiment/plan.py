@@ -17,10 +17,10 @@ import torch
 from lt_train.backbones.flops import forward_operations
 from lt_train.core.errors import DataError, UserError
 from lt_train.core.io import fingerprint
-from lt_train.datasets.base import FeatureData, PictureData
+from lt_train.datasets.base import FeatureData, ImageData
 from lt_train.retrain.base import Halving, Run
 from sweeps.analysis.plan import Plan
-from sweeps.config.methods import Contestant
+from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import SearchSize, baseline_trials, search_size, search_sizes
 from sweeps.experiment.packing import PackSize, evenly
@@ -32,7 +32,7 @@ EFFICIENCY = 0.55
 """Share of the matrix product's rate that re-training and evaluation reach, from runs on 2 cores (`make bench`)."""
 
 GPU_TFLOPS = 20.0
-"""What a GPU is taken to reach in convolutions, in 10^12 operations a second: some 800 pictures a second in training a
+"""What a GPU is taken to reach in convolutions, in 10^12 operations a second: some 800 images a second in training a
 ResNet-50. An assumption, since no two GPUs and networks agree; `--tflops` says another."""
 
 STEP_SECONDS = 5e-4
@@ -59,29 +59,29 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
         test_views, number = int(data.test.inputs.shape[0]), data.train.inputs.element_size()
     else:
         if spec.backbone is None:
-            raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
+            raise UserError(f"dataset {spec.dataset.kind} holds images; say which backbone turns them into features")
         network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
         views = spec.features.views
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
         test_views, number = 1 + flip, getattr(torch, spec.features.dtype).itemsize
         _, *shape = data.train.inputs.shape
-        picture = forward_operations(network, (shape[0], shape[1], shape[2])) + 2 * dim * data.num_classes
+        image = forward_operations(network, (shape[0], shape[1], shape[2])) + 2 * dim * data.num_classes
         if spec.backbone.checkpoint is None and spec.stage1 is not None:
             # Forward, and twice as much backward; the test set is looked at once.
-            stage1 = picture * (3 * spec.stage1.epochs * len(data.train) + len(data.test))
-        features = picture * (views * len(data.train) + test_views * (len(data.val or ()) + len(data.test)))
-    size = PackSize(spec.resources, spec.search.scheduler, data.num_classes, dim)
+            stage1 = image * (3 * spec.stage1.epochs * len(data.train) + len(data.test))
+        features = image * (views * len(data.train) + test_views * (len(data.val or ()) + len(data.test)))
+    size = PackSize(spec.resources, spec.search.early_stopping, data.num_classes, dim)
     check_packs(spec, size)
     val = len(data.val) if data.val else 0
     sizes = search_size(spec)
-    searches = [_search(spec, size, contestant, own) for contestant, own in search_sizes(spec)]
+    searches = [_search(spec, size, candidate, own) for candidate, own in search_sizes(spec)]
     largest = max(searches, key=lambda search: search.lanes * size.run_bytes(search.run))
     # Forward and weight gradient in training, forward in evaluation; two operations a product.
     image = 2 * dim * data.num_classes
     epochs, whole = sum(search.epochs for search in searches), sum(search.whole for search in searches)
     baselines = [trial for trial in baseline_trials(spec) if trial.method.trains]
-    longer_epochs, longer_packs = _longer(spec, size, searches, sizes.longer_runs)
-    beside = sum(search.finalist_epochs for search in searches) + sizes.longer_runs * longer_epochs
+    longer_epochs, longer_packs = _longer(spec, size, searches, sizes.extended_runs)
+    beside = sum(search.finalist_epochs for search in searches) + sizes.extended_runs * longer_epochs
     beside += sum(len(trial.seeds) * trial.training.epochs for trial in baselines)
     operations = (epochs + beside) * image * (2 * len(data.train) + val + len(data.test))
     pack_epochs = [
@@ -92,19 +92,21 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     rates = _rates(spec, tflops)
     document, trained_on = spec.resolved(), spec.dataset.identity()
     return Plan(
-        methods={contestant.name: own.trials for contestant, own in search_sizes(spec)},
+        methods={candidate.name: own.trials for candidate, own in search_sizes(spec)},
         trials=sizes.trials,
-        generations=max(len(search.packs) for search in searches),
+        batches=max(len(search.packs) for search in searches),
         seeds=spec.selection.seeds,
         search_runs=sizes.search_runs,
         baseline_runs=sizes.baseline_runs,
         finalist_runs=sizes.finalist_runs,
-        longer_runs=sizes.longer_runs,
-        longer_times=spec.selection.longer if spec.selection.longer and sizes.longer_runs else 0,
+        extended_runs=sizes.extended_runs,
+        extended_factor=spec.selection.extended_training
+        if spec.selection.extended_training and sizes.extended_runs
+        else 0,
         packs=sum(sum(map(len, search.packs)) + search.finalist_packs for search in searches)
         + len(spec.baselines)
         + longer_packs,
-        packs_per_generation=sum(max(map(len, search.packs)) for search in searches),
+        packs_per_batch=sum(max(map(len, search.packs)) for search in searches),
         lanes_per_pack=largest.lanes,
         pack_sizes=size.told(largest.run, largest.lanes),
         run_bytes=size.run_bytes(largest.run),
@@ -127,7 +129,7 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     )
 
 
-def _data(spec: SweepSpec) -> tuple[PictureData | FeatureData, list[str]]:
+def _data(spec: SweepSpec) -> tuple[ImageData | FeatureData, list[str]]:
     """The data, or as much of it as was published, with a note that says so."""
     try:
         return spec.dataset.load(), []
@@ -162,9 +164,9 @@ def _static_notes(spec: SweepSpec) -> list[str]:
     """What is searched and keeps trials out of one another's packs, which are not counted by it."""
     static = {
         path: None
-        for contestant in spec.contestants()
-        for path in contestant.space
-        if path.removeprefix("method.") not in contestant.method.lane_values()
+        for candidate in spec.candidates()
+        for path in candidate.space
+        if path.removeprefix("method.") not in candidate.method.lane_values()
     }
     if not static:
         return []
@@ -173,11 +175,11 @@ def _static_notes(spec: SweepSpec) -> list[str]:
 
 @dataclass(frozen=True)
 class _Search:
-    """What one contestant's search comes to.
+    """What one candidate's search comes to.
 
     Attributes:
         run: any run of it.
-        packs: the runs of each pack, by generation.
+        packs: the runs of each pack, by proposal batch.
         finalist_packs: how many.
         epochs: trained in the search, of all runs together; without a scheduler they would be `whole`.
         finalist_epochs: of all finalists together.
@@ -196,13 +198,13 @@ class _Search:
         return max(map(max, self.packs))
 
 
-def _search(spec: SweepSpec, size: PackSize, contestant: Contestant, own: SearchSize) -> _Search:
-    run = Run(contestant.method, contestant.training, 0)
-    seeds, generation = own.search_runs // own.trials, spec.search.generation
-    trials = [min(generation, own.trials - first) for first in range(0, own.trials, generation)]
+def _search(spec: SweepSpec, size: PackSize, candidate: Candidate, own: SearchSize) -> _Search:
+    run = Run(candidate.method, candidate.training, 0)
+    seeds, batch = own.search_runs // own.trials, spec.search.proposal_batch
+    trials = [min(batch, own.trials - first) for first in range(0, own.trials, batch)]
     packs = [_packs(size.lanes(run), count, seeds) for count in trials]
     epochs = run.training.epochs if run.method.trains else 0
-    halving = spec.search.scheduler.halving(run.training) if run.method.trains else None
+    halving = spec.search.early_stopping.halving(run.training) if run.method.trains else None
     return _Search(
         run=run,
         packs=packs,
@@ -215,10 +217,10 @@ def _search(spec: SweepSpec, size: PackSize, contestant: Contestant, own: Search
 
 def _longer(spec: SweepSpec, size: PackSize, searches: list[_Search], runs: int) -> tuple[int, int]:
     """Epochs of a run that repeats the winner several times as long, at most, and the packs of those runs."""
-    if spec.selection.longer is None or not runs:
+    if spec.selection.extended_training is None or not runs:
         return 0, 0
     longest = max((search.run for search in searches if search.whole), key=lambda run: run.training.epochs)
-    return spec.selection.longer * longest.training.epochs, len(_packs(size.lanes(longest), 1, runs))
+    return spec.selection.extended_training * longest.training.epochs, len(_packs(size.lanes(longest), 1, runs))
 
 
 def _packs(lanes: int, trials: int, seeds: int) -> list[int]:

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 
 from lt_train.backbones.base import BackboneSpec
-from lt_train.backbones.frozen import Pictures
+from lt_train.backbones.frozen import ImageSource
 from lt_train.core.device import check_device
 from lt_train.core.errors import UserError
 from lt_train.core.io import fingerprint
 from lt_train.core.progress import progress
-from lt_train.datasets.base import FeatureData, PictureData
+from lt_train.datasets.base import FeatureData, ImageData
 from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
-from lt_train.features.shards import Done, Extractor, Shard
+from lt_train.features.shards import Extractor, Shard, ShardResult
 from lt_train.metrics.accuracy import SPLITS, split_masks
 from lt_train.pretrain.train import train_backbone
 from lt_train.retrain.base import Run, check_runs
@@ -36,10 +36,10 @@ __all__ = ["Prepared", "check_packs", "prepare", "prepare_all", "prepared_before
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep's bank, and the pictures behind it; None where features were brought, or nobody knows any more."""
+    """A sweep's bank, and the images behind it; None where features were brought, or nobody knows any more."""
 
     bank: FeatureBank
-    pictures: Pictures | None = None
+    images: ImageSource | None = None
 
 
 def prepare(spec: SweepSpec, told: Callable[[str], None] | None = None) -> FeatureBank:
@@ -61,8 +61,8 @@ def prepare_all(spec: SweepSpec, told: Callable[[str], None] | None = None) -> P
     device = _device(spec)
     data = spec.dataset.load()
     counts = torch.bincount(data.train.labels, minlength=data.num_classes)
-    for method in [contestant.method for contestant in spec.contestants()] + list(spec.baselines):
-        if reason := method.unfit(counts):  # known now, and worth no training of a backbone
+    for method in [candidate.method for candidate in spec.candidates()] + list(spec.baselines):
+        if reason := method.incompatibility(counts):  # known now, and worth no training of a backbone
             raise UserError(f"method {method.kind}: {reason}")
     checkpoint = _trained(spec, data, device, told)
     bank = open_bank(_extracted(spec, data, checkpoint, device, told))
@@ -70,12 +70,12 @@ def prepare_all(spec: SweepSpec, told: Callable[[str], None] | None = None) -> P
     if checkpoint is None:
         return Prepared(bank)
     _, channels, height, width = data.train.inputs.shape
-    return Prepared(bank, Pictures(checkpoint, (channels, height, width)))
+    return Prepared(bank, ImageSource(checkpoint, (channels, height, width)))
 
 
 def _extracted(
     spec: SweepSpec,
-    data: PictureData | FeatureData,
+    data: ImageData | FeatureData,
     checkpoint: Path | BackboneSpec | None,
     device: str,
     told: Callable[[str], None] | None,
@@ -83,18 +83,18 @@ def _extracted(
     """Where the bank lies, made by this process or by as many others as the sweep asks for."""
     resources, store = spec.resources, Path(spec.storage) / CACHE / "banks"
     if resources.extract_workers == 1 or checkpoint is None:
-        with progress(f"features on {device}", "picture", told) as report:
+        with progress(f"features on {device}", "image", told) as report:
             return build_bank(spec.dataset, checkpoint, spec.features, store, device=device, report=report, data=data)
     device = "cuda" if resources.gpus_per_pack else "cpu"  # theirs; this process may have none
 
-    def workers(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+    def workers(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
         # Only now: a bank that is there needs no Ray.
         with spec.backend.extractors(
             resources.extract_workers, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack
         ) as extract:
             yield from extract(extractor, wanted)
 
-    with progress(f"features on {device}, {resources.extract_workers} workers", "picture", told) as report:
+    with progress(f"features on {device}, {resources.extract_workers} workers", "image", told) as report:
         return build_bank(
             spec.dataset,
             checkpoint,
@@ -133,7 +133,7 @@ def prepared_before(spec: SweepSpec, fingerprint: str) -> Prepared | None:
 
 
 def _trained(
-    spec: SweepSpec, data: PictureData | FeatureData, device: str, told: Callable[[str], None] | None
+    spec: SweepSpec, data: ImageData | FeatureData, device: str, told: Callable[[str], None] | None
 ) -> Path | BackboneSpec | None:
     """What to extract with: the backbone with its checkpoint, or one trained by the recipe; None for features."""
     if isinstance(data, FeatureData):
@@ -141,7 +141,7 @@ def _trained(
             raise UserError(f"dataset {spec.dataset.kind} brings features; leave out backbone and stage1")
         return None
     if spec.backbone is None:
-        raise UserError(f"dataset {spec.dataset.kind} holds pictures; say which backbone turns them into features")
+        raise UserError(f"dataset {spec.dataset.kind} holds images; say which backbone turns them into features")
     if spec.backbone.checkpoint is not None:
         return spec.backbone
     assert spec.stage1 is not None, "the spec asks for a recipe where no checkpoint is given"
@@ -183,18 +183,18 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
         split = split_masks(bank.split_counts)[SPLITS.index(spec.selection.metric.removeprefix("acc_"))]
         if not split[bank.val.labels.unique()].any():
             raise UserError(
-                f"selection.metric {spec.selection.metric} on val: the validation set has no picture of that split; "
+                f"selection.metric {spec.selection.metric} on val: the validation set has no image of that split; "
                 "select on acc_all, or give the dataset a larger validation set"
             )
     runs: list[Run] = []
-    for contestant in spec.contestants():
-        runs.append(Run(contestant.method, contestant.training, 0))
-        for path, dimension in contestant.space.items():
+    for candidate in spec.candidates():
+        runs.append(Run(candidate.method, candidate.training, 0))
+        for path, dimension in candidate.space.items():
             # What a choice asks of a bank, such as a head to start from, must hold for every value of it.
-            runs += [Run(*contestant.with_values({path: value}), 0) for _, value in dimension.probes()]
+            runs += [Run(*candidate.with_values({path: value}), 0) for _, value in dimension.probes()]
     runs += [Run(method, spec.training, 0) for method in spec.baselines]
     check_runs(bank, runs, spec.selection.epoch_rule())
-    check_packs(spec, PackSize(spec.resources, spec.search.scheduler, bank.num_classes, bank.feature_dim))
+    check_packs(spec, PackSize(spec.resources, spec.search.early_stopping, bank.num_classes, bank.feature_dim))
 
 
 def check_packs(spec: SweepSpec, size: PackSize) -> None:
@@ -206,9 +206,9 @@ def check_packs(spec: SweepSpec, size: PackSize) -> None:
     seeds = spec.selection.seeds
     for baseline in spec.baselines:
         size.check(Run(baseline, spec.training, 0), seeds, None)
-    for contestant in spec.contestants():
-        halving = spec.search.scheduler.halving(contestant.training) if contestant.method.trains else None
-        searched = contestant.space.get("training.batch_size")
+    for candidate in spec.candidates():
+        halving = spec.search.early_stopping.halving(candidate.training) if candidate.method.trains else None
+        searched = candidate.space.get("training.batch_size")
         sizes = [value for _, value in searched.probes() if isinstance(value, int)] if searched else []
-        largest = contestant.training.model_copy(update={"batch_size": max(sizes)} if sizes else {})
-        size.check(Run(contestant.method, largest, 0), seeds, halving)
+        largest = candidate.training.model_copy(update={"batch_size": max(sizes)} if sizes else {})
+        size.check(Run(candidate.method, largest, 0), seeds, halving)

@@ -25,10 +25,10 @@ from sweeps.analysis.labels import ranked_by
 from sweeps.analysis.result import Result
 from sweeps.analysis.summary import summarise
 from sweeps.config.spec import SweepSpec
-from sweeps.config.tracking import Champion, SweepCard
+from sweeps.config.tracking import Champion, SweepStarted
 from sweeps.experiment.prepare import Prepared, prepare_all, prepared_before
 from sweeps.experiment.signals import interrupt
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.experiment.watcher import Watcher
 from sweeps.reporting.artifacts import write_artifacts
 from sweeps.reporting.notes import champion_note, finished_note, running_note
@@ -39,9 +39,9 @@ from sweeps.store.layout import SweepDirectory, leases
 from sweeps.store.lease import Lease, held
 from sweeps.store.ledger import Ledger
 from sweeps.store.status import JOB_VARIABLE, Progress, Publisher
-from sweeps.tracking.background import PatientTracker
-from sweeps.tracking.cards import data_cards, runs_view, stage1_series
-from sweeps.tracking.champion import of_pictures
+from sweeps.tracking.background import BackgroundTracker
+from sweeps.tracking.champion import image_classifier
+from sweeps.tracking.events import dataset_infos, runs_view, stage1_series
 
 __all__ = ["TrackingBehind", "resume", "run", "set_aside"]
 
@@ -158,41 +158,41 @@ def _search(
 ) -> Result:
     begun, bank = time.perf_counter(), prepared.bank
     ledger = Ledger(directory.path, lease.check, lease.who)
-    card = _sweep_card(spec, directory, bank)
+    card = _sweep_started(spec, directory, bank)
     try:
-        tracker = PatientTracker(
+        tracker = BackgroundTracker(
             lambda: spec.tracking.open(card, Path(spec.storage)),
             may_write=lease.holds,
-            patience=spec.tracking.patience,
+            flush_timeout=spec.tracking.flush_timeout,
             told=lambda behind, trouble: publisher.update(tracking_behind=behind, tracking_trouble=trouble),
         )
         try:
             with progress(f"sweep {spec.name}", "run") as report:
                 watcher = Watcher(spec, tracker, report, publisher)
-                schedule = Schedule(spec, bank, ledger, watcher.on_trial)
+                queue = TrialQueue(spec, bank, ledger, watcher.on_trial)
                 publisher.update(state="running", note="")
-                watcher.attach(schedule)
+                watcher.attach(queue)
                 entered = time.perf_counter()
-                finished_before = schedule.exhausted() and directory.result.exists()
-                if not schedule.exhausted():
+                finished_before = queue.exhausted() and directory.result.exists()
+                if not queue.exhausted():
                     resources = spec.resources
-                    spec.backend.train(bank, schedule, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
+                    spec.backend.train(bank, queue, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
                 left = time.perf_counter()
                 watcher.trained()
             seconds = {
                 "prepare": begun - start,
                 "backend": left - entered,
-                "search": schedule.seconds,
+                "search": queue.seconds,
                 "tracking": tracker.seconds,
                 "total": time.perf_counter() - start,
             }
-            result = summarise(schedule, bank.notes, seconds)
-            champion = _champion(schedule, result, prepared)
+            result = summarise(queue, bank.notes, seconds)
+            champion = _champion(queue, result, prepared)
             lease.check()
             if not finished_before:  # summing up again must not replace the record of what the work took
                 with atomic_file(directory.result) as file:
                     file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
-            write_artifacts(directory, spec, bank, schedule, result)
+            write_artifacts(directory, spec, bank, queue, result)
             note = finished_note(spec, result, directory.path)
             shown = tracker.finish(_parent_metrics(spec, result), directory.artifacts, champion, note)
         except BaseException:
@@ -214,14 +214,14 @@ def set_aside(spec: SweepSpec, lease: Lease) -> None:
         lease: the sweep's.
 
     Raises:
-        UserError: the directory is a family's.
+        UserError: the directory is a matrix's.
         StorageError: it cannot be moved.
     """
     left = left_open(spec)
     if left is not None:
         old, directory = left
-        card = _sweep_card(old, directory, None)
-        tracker = PatientTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds)
+        card = _sweep_started(old, directory, None)
+        tracker = BackgroundTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds)
         tracker.interrupted()
         if tracker.trouble is not None:
             tell(
@@ -230,17 +230,19 @@ def set_aside(spec: SweepSpec, lease: Lease) -> None:
     directories.set_aside(spec)
 
 
-def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | None) -> SweepCard:
+def _sweep_started(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | None) -> SweepStarted:
     """What tracking shows of the sweep; of one that is only closed, as little as finds it again."""
     params = {
         "dataset": spec.dataset.kind,
         "backbone": spec.backbone.kind if spec.backbone else "none",
-        "method": ", ".join(contestant.name for contestant in spec.contestants()),
+        "method": ", ".join(candidate.name for candidate in spec.candidates()),
         "trials": spec.search.trials,
-        "selection": spec.selection.model_dump_json(exclude={"longer"}),  # a sweep of before may go on with it
+        "selection": spec.selection.model_dump_json(
+            exclude={"extended_training"}
+        ),  # a sweep of before may go on with it
         "phase": "sweep",
     }
-    identity = SweepCard(directory.sweep_id, spec.name, params, directory.started_ms)
+    identity = SweepStarted(directory.sweep_id, spec.name, params, directory.started_ms)
     if bank is None:
         return identity
     return replace(
@@ -248,23 +250,23 @@ def _sweep_card(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | 
         params=params | {"bank": bank.fingerprint},
         series=stage1_series(bank.record),
         note=running_note(spec, directory.path),
-        data=data_cards(spec, bank),
+        data=dataset_infos(spec, bank),
         view=runs_view(spec, bank.val is not None),
     )
 
 
-def _champion(schedule: Schedule, result: Result, prepared: Prepared) -> Champion | None:
-    trial, winner = schedule.winner(), result.winner
+def _champion(queue: TrialQueue, result: Result, prepared: Prepared) -> Champion | None:
+    trial, winner = queue.winner(), result.winner
     if trial is None or winner is None:
         return None
-    best = next(record for record in schedule.finished[trial.name] if record.seed == winner.best_of.seed)
-    classifier, bank = trial.method.classifier(schedule.ledger.head(best.key)), prepared.bank
+    best = next(record for record in queue.finished[trial.name] if record.seed == winner.best_of.seed)
+    classifier, bank = trial.method.classifier(queue.ledger.head(best.key)), prepared.bank
     return Champion(
         classifier,
         bank.feature_dim,
         bank.fingerprint,
-        with_backbone=lambda: of_pictures(classifier, bank, prepared.pictures),
-        about=champion_note(schedule.spec, result),
+        with_backbone=lambda: image_classifier(classifier, bank, prepared.images),
+        about=champion_note(queue.spec, result),
     )
 
 

@@ -1,10 +1,10 @@
-"""The order of a sweep: baselines and every contestant's study, then the winner once more, trained longer.
+"""The order of a sweep: baselines and every candidate's study, then the winner once more, trained longer.
 
 A pure state machine; it starts nothing.
 
 What a study asks follows from the sweep file and from the outcomes of its own trials, told in a fixed order
 (`sweeps.config.trials`). So which trials are tried depends on the sweep file alone: not on workers, timing or
-interruptions, nor on the other contestants. A resume replays the same questions against the ledger and finds the same answers.
+interruptions, nor on the other candidates. A resume replays the same questions against the ledger and finds the same answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from lt_train.retrain.base import EpochRule, Halving, Pack, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.analysis import selection
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Study, Trial, baseline_trials
@@ -26,7 +26,7 @@ from sweeps.experiment.retries import Outcome, Retries
 from sweeps.search.base import Search
 from sweeps.store.ledger import FinishedRuns, Record, run_key
 
-__all__ = ["BankShape", "Schedule"]
+__all__ = ["BankShape", "TrialQueue"]
 
 
 class BankShape(Protocol):
@@ -45,7 +45,7 @@ class BankShape(Protocol):
         """D."""
 
 
-class Schedule:
+class TrialQueue:
     """What to train next, and what follows from what is finished. Implements `backends.base.PackSource`.
 
     Args:
@@ -53,12 +53,12 @@ class Schedule:
         bank: that it trains on.
         ledger: what is finished; one that is open to be written, unless nothing is to be trained.
         on_trial: called once for every trial that completes, replayed ones included.
-        searches: by contestant, what to ask instead of the spec's sampler.
+        searches: by candidate, what to ask instead of the spec's sampler.
 
     Attributes:
         finished: records of every complete trial by name, in seed order.
         trials: every trial asked so far, by name.
-        studies: one for each contestant, in the order of the file.
+        studies: one for each candidate, in the order of the file.
         longer: the winner's setting trained longer, a trial or none; None until it is known who wins.
         cached: runs that were wanted and found finished already.
         retries: packs that did not come back, and what became of them.
@@ -74,25 +74,23 @@ class Schedule:
         searches: Mapping[str, Search] | None = None,
     ) -> None:
         self.spec, self.bank_fingerprint, self.ledger, self.on_trial = spec, bank.fingerprint, ledger, on_trial
-        self.size = PackSize(spec.resources, spec.search.scheduler, bank.num_classes, bank.feature_dim)
+        self.size = PackSize(spec.resources, spec.search.early_stopping, bank.num_classes, bank.feature_dim)
         self.rule = spec.selection.epoch_rule()
-        self.studies = [
-            Study(spec, contestant, (searches or {}).get(contestant.name)) for contestant in spec.contestants()
-        ]
+        self.studies = [Study(spec, candidate, (searches or {}).get(candidate.name)) for candidate in spec.candidates()]
         self.trials: dict[str, Trial] = {}
         self.finished: dict[str, list[Record]] = {}
         self.cached = 0
         self.retries = Retries()
         self.seconds = 0.0
         self._ready: deque[Pack] = deque()
-        self.longer: list[Trial] | None = None
+        self.extended: list[Trial] | None = None
         self._in_flight: set[str] = set()
         self._wanted: set[str] = set()
         self._keys: dict[str, list[str]] = {}
         self._pack_keys: dict[str, list[str]] = {}
         self._open: dict[str, Trial] = {}
         self._baselines: frozenset[str] = frozenset()
-        self._schedule("baseline", baseline_trials(spec))
+        self._enqueue("baseline", baseline_trials(spec))
         self._baselines = frozenset(self._wanted)
         self._advance()
 
@@ -115,7 +113,7 @@ class Schedule:
             self._record(outcome)
             return
         self._in_flight.discard(pack.name)
-        self._ready.extendleft(reversed(again))  # first of all: a generation waits for it
+        self._ready.extendleft(reversed(again))  # first of all: a proposal batch waits for it
 
     def _record(self, outcome: Outcome) -> None:
         whole = self.retries.whole(outcome)
@@ -126,7 +124,7 @@ class Schedule:
 
     def exhausted(self) -> bool:
         """True when everything the sweep wants is finished."""
-        return not self._ready and not self._in_flight and self.longer is not None
+        return not self._ready and not self._in_flight and self.extended is not None
 
     def objective(self, trial: Trial) -> float | None:
         """What a finished trial is judged by, at the epoch it was stopped after if it was; None when it failed."""
@@ -137,17 +135,17 @@ class Schedule:
         """The epochs after which the scheduler stopped a finished trial; None when it ran whole."""
         return selection.stopped(self.finished[trial.name])
 
-    def ranking(self, phase: Phase, contestant: str | None = None) -> list[Trial]:
-        """Finished trials of a phase that neither failed nor were stopped, best first; of one contestant, or of all.
+    def ranking(self, phase: Phase, candidate: str | None = None) -> list[Trial]:
+        """Finished trials of a phase that neither failed nor were stopped, best first; of one candidate, or of all.
 
-        Ties: the contestant that comes first in the file, then the lower number.
+        Ties: the candidate that comes first in the file, then the lower number.
         """
-        order = {study.contestant.name: place for place, study in enumerate(self.studies)}
+        order = {study.candidate.name: place for place, study in enumerate(self.studies)}
         scored = [
-            ((-score, order.get(trial.contestant, 0), trial.number), trial)
+            ((-score, order.get(trial.candidate, 0), trial.number), trial)
             for trial in self.trials.values()
             if trial.phase == phase
-            and contestant in (None, trial.contestant)
+            and candidate in (None, trial.candidate)
             and trial.name in self.finished
             and self.stopped(trial) is None
             and (score := self.objective(trial)) is not None
@@ -155,16 +153,16 @@ class Schedule:
         return [trial for _, trial in sorted(scored, key=lambda entry: entry[0])]
 
     def in_order(self) -> list[Trial]:
-        """Every trial asked so far: baselines, contestant by contestant its search and its finalists, the last."""
+        """Every trial asked so far: baselines, candidate by candidate its search and its finalists, the last."""
         ordered = [trial for trial in self.trials.values() if trial.phase == "baseline"]
         for study in self.studies:
-            ordered += [trial for generation in study.generations for trial in generation]
+            ordered += [trial for batch in study.batches for trial in batch]
             ordered += study.finalists or []
-        return ordered + (self.longer or [])
+        return ordered + (self.extended or [])
 
-    def winner(self, contestant: str | None = None) -> Trial | None:
+    def winner(self, candidate: str | None = None) -> Trial | None:
         """The best finalist, or where there are none the best trial; None when every trial failed."""
-        ranking = self.ranking("finalist" if self.spec.selection.finalists else "search", contestant)
+        ranking = self.ranking("finalist" if self.spec.selection.finalists else "search", candidate)
         return ranking[0] if ranking else None
 
     def pack_sizes(self) -> str:
@@ -176,11 +174,11 @@ class Schedule:
         """Take note of complete trials and ask for whatever may be asked now, until nothing changes."""
         self._note_complete()
         for study in self.studies:
-            # Asking comes first: generation g + 1 is always asked before generation g is told, also in a replay,
+            # Asking comes first: proposal batch g + 1 is always asked before proposal batch g is told, also in a replay,
             # where g is complete at once. The search's answers depend on that order.
             while self._ask(study) or self._tell(study) or self._finish(study):
                 self._note_complete()
-        if self._train_longer():
+        if self._train_extended():
             self._note_complete()
 
     def _note_complete(self) -> None:
@@ -188,17 +186,17 @@ class Schedule:
             if all(key in self.ledger.finished for key in self._keys[name]):
                 self.finished[name] = [self.ledger.finished[key] for key in self._keys[name]]
                 del self._open[name]
-                if trial.phase == "longer":
+                if trial.phase == "extended":
                     others = {key for other, keys in self._keys.items() if other != name for key in keys}
                     self.ledger.drop_heads({*self._keys[name]} - others)
                 self.on_trial(trial, self.finished[name])
 
     def _ask(self, study: Study) -> bool:
         with self._timed():
-            generation = study.ask()
-        if generation:
-            self._schedule("search", generation, study)
-        return generation is not None
+            batch = study.ask()
+        if batch:
+            self._enqueue("search", batch, study)
+        return batch is not None
 
     def _tell(self, study: Study) -> bool:
         due = study.due()
@@ -212,26 +210,26 @@ class Schedule:
     def _finish(self, study: Study) -> bool:
         if study.finalists is not None or not study.all_told():
             return False
-        finalists = study.finish(self.ranking("search", study.contestant.name))
-        self._schedule("finalist", finalists, study)
+        finalists = study.finish(self.ranking("search", study.candidate.name))
+        self._enqueue("finalist", finalists, study)
         return True
 
-    def _train_longer(self) -> bool:
+    def _train_extended(self) -> bool:
         """Ask for the winner once more when nobody can take its place: every trial but a baseline is complete."""
         sure = all(study.finalists is not None for study in self.studies)
-        if self.longer is not None or not sure or any(trial.phase != "baseline" for trial in self._open.values()):
+        if self.extended is not None or not sure or any(trial.phase != "baseline" for trial in self._open.values()):
             return False
-        winner, self.longer = self.winner(), []
+        winner, self.extended = self.winner(), []
         if winner is None:
             return False
-        study = next(study for study in self.studies if study.contestant.name == winner.contestant)
-        self.longer = study.longer(winner)
-        self._schedule("longer", self.longer, study)
-        return bool(self.longer)
+        study = next(study for study in self.studies if study.candidate.name == winner.candidate)
+        self.extended = study.extended(winner)
+        self._enqueue("extended", self.extended, study)
+        return bool(self.extended)
 
     def _drop_heads(self) -> None:
         """Forget the heads of told trials that cannot be the champion (finalists bring heads of their own)."""
-        told = [trial for study in self.studies for trials in study.generations[: study.told] for trial in trials]
+        told = [trial for study in self.studies for trials in study.batches[: study.told] for trial in trials]
         best = self.ranking("search")[:1]
         # By key, not by trial: a duplicate of the best trial is not the best, but has its heads.
         kept = {key for trial in best for key in self._keys[trial.name]}
@@ -243,13 +241,13 @@ class Schedule:
         yield
         self.seconds += time.perf_counter() - start
 
-    def _schedule(self, phase: Phase, trials: Sequence[Trial], study: Study | None = None) -> None:
+    def _enqueue(self, phase: Phase, trials: Sequence[Trial], study: Study | None = None) -> None:
         """Make packs of the runs nobody asked for before; what the ledger holds already is not trained again.
 
         A pack is in the ledger whole or not at all, and is trained whole or not at all: what becomes of a run may
         depend on who else is in its pack.
         """
-        pool = study.contestant.prefix if study else ""
+        pool = study.candidate.prefix if study else ""
         keys_of: dict[Run, str] = {}
         for trial in trials:
             self.trials[trial.name] = self._open[trial.name] = trial
@@ -269,20 +267,20 @@ class Schedule:
             else:
                 self._ready.append(pack)
 
-    def _rule(self, phase: Phase) -> EpochRule:
+    def _rule(self, phase: Phase) -> EpochSelection:
         """Which epoch of a run counts; what is trained longer tells where it leads, so there it is the last."""
-        return replace(self.rule, epoch="last") if phase == "longer" else self.rule
+        return replace(self.rule, epoch="last") if phase == "extended" else self.rule
 
     def _halving(self, run: Run, phase: Phase) -> Halving | None:
         """How the trials of a run's pack are stopped early; only those of a search are, what is reported runs whole."""
         if phase != "search" or not run.method.trains:
             return None
-        return self.spec.search.scheduler.halving(run.training)
+        return self.spec.search.early_stopping.halving(run.training)
 
     def _key(self, run: Run, phase: Phase, pool: str) -> str:
-        """A run's key: shared with a baseline that is the same run, and within a contestant, but never among those.
+        """A run's key: shared with a baseline that is the same run, and within a candidate, but never among those.
 
-        Which of two contestants asks first depends on timing, and so would the pack that a shared run lies in.
+        Which of two candidates asks first depends on timing, and so would the pack that a shared run lies in.
         """
         halving = self._halving(run, phase)
         rule = self._rule(phase)

@@ -12,11 +12,11 @@ from lt_train.core.progress import Report
 from sweeps.analysis.labels import short_params
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import SearchSize, Trial, search_size
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Record
 from sweeps.store.status import Best, Publisher
-from sweeps.tracking.background import PatientTracker
-from sweeps.tracking.cards import trial_card
+from sweeps.tracking.background import BackgroundTracker
+from sweeps.tracking.events import trial_finished
 
 __all__ = ["Watcher"]
 
@@ -24,9 +24,9 @@ __all__ = ["Watcher"]
 class Watcher:
     """What a driver shows of its sweep, on its terminal and where others look."""
 
-    def __init__(self, spec: SweepSpec, tracker: PatientTracker, report: Report, publisher: Publisher) -> None:
+    def __init__(self, spec: SweepSpec, tracker: BackgroundTracker, report: Report, publisher: Publisher) -> None:
         self.spec, self.tracker, self.report, self.publisher = spec, tracker, report, publisher
-        self.schedule: Schedule | None = None
+        self.queue: TrialQueue | None = None
         self.asked = search_size(spec)
         self.runs = self.trials = self.stopped = self.failed = 0
         self.best: Best | None = None
@@ -37,20 +37,20 @@ class Watcher:
     @property
     def size(self) -> SearchSize:
         """What is asked for in all, without the longer run where it turned out that there is none to be trained."""
-        none = self.schedule is not None and self.schedule.longer == []
-        return replace(self.asked, longer_runs=0) if none else self.asked
+        none = self.queue is not None and self.queue.extended == []
+        return replace(self.asked, extended_runs=0) if none else self.asked
 
-    def attach(self, schedule: Schedule) -> None:
+    def attach(self, queue: TrialQueue) -> None:
         """Start following; trials that were replayed while the schedule was being made come first."""
-        self.schedule = schedule
-        self.report(0, self.size.runs, schedule.pack_sizes())
+        self.queue = queue
+        self.report(0, self.size.runs, queue.pack_sizes())
         for trial, records in self.early:
             self._take(trial, records)
-        self._tell("" if schedule.exhausted() else "workers start and train the first packs")
+        self._tell("" if queue.exhausted() else "workers start and train the first packs")
 
     def on_trial(self, trial: Trial, records: list[Record]) -> None:
         """Called by the schedule once for every trial that completes."""
-        if self.schedule is None:
+        if self.queue is None:
             self.early.append((trial, records))
             return
         self._take(trial, records)
@@ -65,11 +65,11 @@ class Watcher:
         self.publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
 
     def _take(self, trial: Trial, records: list[Record]) -> None:
-        assert self.schedule is not None, "trials are taken once a schedule is followed"
-        objective, stopped = self.schedule.objective(trial), self.schedule.stopped(trial)
+        assert self.queue is not None, "trials are taken once a schedule is followed"
+        objective, stopped = self.queue.objective(trial), self.queue.stopped(trial)
         # What ran longer competes with nobody, and so is not ranked where trials are sorted by their objective.
-        ranked = None if trial.phase == "longer" else objective
-        self.tracker.log_trial(lambda: trial_card(trial, records, ranked, self.spec))
+        ranked = None if trial.phase == "extended" else objective
+        self.tracker.log_trial(lambda: trial_finished(trial, records, ranked, self.spec))
         self.runs += len(records)
         self.trials += 1
         self.failed += any(record.failure is not None for record in records)
@@ -81,7 +81,7 @@ class Watcher:
             self.best = Best(trial=called, objective=objective, protocol=f"{chosen.on} {chosen.metric}")
 
     def _tell(self, note: str = "") -> None:
-        assert self.schedule is not None, "there is something to tell once a schedule is followed"
+        assert self.queue is not None, "there is something to tell once a schedule is followed"
         notes = []
         if self.best is not None:
             notes.append(f"best {self.best.protocol} {100 * self.best.objective:.2f}% at {self.best.trial}")
@@ -89,8 +89,8 @@ class Watcher:
             notes.append(f"{self.stopped} trials stopped early")
         if self.failed:
             notes.append(f"{self.failed} trials failed")
-        if self.schedule.retries.lost:
-            notes.append(f"{self.schedule.retries.lost} packs lost with their machines, tried again")
+        if self.queue.retries.lost:
+            notes.append(f"{self.queue.retries.lost} packs lost with their machines, tried again")
         self.report(self.runs, self.size.runs, ", ".join(notes))
         took = 0.0 if self.began is None else time.monotonic() - self.began
         rate = (self.runs - self.before) / took if self.runs > self.before and took > 0 else None
@@ -105,6 +105,6 @@ class Watcher:
             runs_per_second=rate,
             seconds_left=None if rate is None else max(0, self.size.runs - self.runs) / rate,
             best=self.best,
-            packs_lost=self.schedule.retries.lost,
-            packs_failed=self.schedule.retries.failures,
+            packs_lost=self.queue.retries.lost,
+            packs_failed=self.queue.retries.failures,
         )

@@ -15,7 +15,7 @@ from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.result import Result, Row
 from sweeps.config.spec import SweepSpec
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.reporting.figures import by_class
 from sweeps.reporting.markdown import method_table
 from sweeps.store.layout import SweepDirectory
@@ -28,7 +28,7 @@ MOST_LINES = 8
 
 
 def write_artifacts(
-    directory: SweepDirectory, spec: SweepSpec, bank: FeatureBank, schedule: Schedule, result: Result
+    directory: SweepDirectory, spec: SweepSpec, bank: FeatureBank, queue: TrialQueue, result: Result
 ) -> None:
     """Write `artifacts/`: spec.yaml, result.json, table.md, trials.csv, per_class.csv, loma.png, class_accuracy.png.
 
@@ -37,13 +37,13 @@ def write_artifacts(
     """
     place = directory.artifacts
     counts = bank.class_counts.tolist()
-    shown = _shown(schedule, result)
+    shown = _shown(queue, result)
     with writing(place):
         place.mkdir(exist_ok=True)
         (place / "spec.yaml").write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
         (place / "result.json").write_text(directory.result.read_text())
         (place / "table.md").write_text(method_table(result))
-        _csv(place / "trials.csv", *_trials(schedule))
+        _csv(place / "trials.csv", *_trials(queue))
         _csv(place / "per_class.csv", *_per_class(shown, counts))
         if shown:
             drawn = dict(list(shown.items())[:MOST_LINES])
@@ -53,15 +53,15 @@ def write_artifacts(
             by_class(accuracy, counts, f"{spec.name}: accuracy by class", "accuracy", place / "class_accuracy.png")
 
 
-def _shown(schedule: Schedule, result: Result) -> dict[str, Record]:
+def _shown(queue: TrialQueue, result: Result) -> dict[str, Record]:
     """The best seed's record of each baseline and of each method's winner, these best first, by display name."""
     shown: dict[str, Record] = {}
     for name, row in result.baselines.items():
-        shown[name] = _best(schedule, f"baseline-{name}", row)
+        shown[name] = _best(queue, f"baseline-{name}", row)
     for place, row in enumerate(result.methods):
-        trial = schedule.winner(row.method)
+        trial = queue.winner(row.method)
         assert trial is not None, "it has a row because it has a winner"
-        record = _best(schedule, trial.name, row)
+        record = _best(queue, trial.name, row)
         if place == 0:
             shown[f"{row.method} (winner)"] = record
         elif shown.get(row.method) != record:  # else the baseline is this very run
@@ -69,18 +69,18 @@ def _shown(schedule: Schedule, result: Result) -> dict[str, Record]:
     return shown
 
 
-def _best(schedule: Schedule, trial: str, row: Row) -> Record:
-    return next(record for record in schedule.finished[trial] if record.seed == row.best_of.seed)
+def _best(queue: TrialQueue, trial: str, row: Row) -> Record:
+    return next(record for record in queue.finished[trial] if record.seed == row.best_of.seed)
 
 
-def _trials(schedule: Schedule) -> tuple[list[str], Iterable[list[Any]]]:
-    paths = list(dict.fromkeys(path for trial in schedule.in_order() for path in trial.params))
+def _trials(queue: TrialQueue) -> tuple[list[str], Iterable[list[Any]]]:
+    paths = list(dict.fromkeys(path for trial in queue.in_order() for path in trial.params))
     columns = [f"acc_{split}" for split in SPLITS]
     header = ["phase", "method", "number", *paths, "seed", "objective", *columns, "stopped", "failure"]
     rows: list[list[Any]] = []
-    for trial in schedule.in_order():
-        objective = schedule.objective(trial) if trial.phase != "baseline" else None
-        for record in schedule.finished[trial.name]:
+    for trial in queue.in_order():
+        objective = queue.objective(trial) if trial.phase != "baseline" else None
+        for record in queue.finished[trial.name]:
             accuracies = [""] * 4 if record.failure else selection.reported([record])[0].tolist()
             values = [trial.params.get(path, "") for path in paths]
             about = [trial.phase, trial.called, trial.number, *values, record.seed, objective]

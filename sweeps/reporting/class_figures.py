@@ -15,7 +15,7 @@ import torch
 from lt_train.features.files import Manifest
 from lt_train.metrics.accuracy import loma_by_group
 from sweeps.analysis.labels import role
-from sweeps.analysis.load import Setting, Sweep, class_order
+from sweeps.analysis.load import Sweep, TrialRuns, class_order
 from sweeps.reporting.model import Figure, Panel, Series
 from sweeps.reporting.tables import over_seeds
 
@@ -31,9 +31,9 @@ GROUPS = 10
 """Of Fig. 3."""
 
 
-def classes_shown(sweep: Sweep) -> dict[str, Setting]:
+def classes_shown(sweep: Sweep) -> dict[str, TrialRuns]:
     """Baselines and every method's best, the winner first, by the name that figures use."""
-    shown: dict[str, Setting] = {}
+    shown: dict[str, TrialRuns] = {}
     for place, one in enumerate(sweep.methods):
         shown[one.trial.called if place else f"{one.trial.called} ({role(sweep)})"] = one
     recipes = [one.recipe for one in shown.values()]
@@ -43,7 +43,7 @@ def classes_shown(sweep: Sweep) -> dict[str, Setting]:
     return shown
 
 
-def loma(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
+def loma(sweep: Sweep, shown: dict[str, TrialRuns]) -> Figure | None:
     """Fig. 3: LoMa by class group per method, and regularised std."""
     if sweep.manifest is None or not shown:
         return None
@@ -85,7 +85,7 @@ def _wide(series: Sequence[Series]) -> bool:
     return bool(known) and min(known) > 0 and max(known) > 10 * min(known)
 
 
-def class_accuracy(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
+def class_accuracy(sweep: Sweep, shown: dict[str, TrialRuns]) -> Figure | None:
     """Accuracy by class against class size."""
     if sweep.manifest is None or not shown:
         return None
@@ -104,10 +104,10 @@ def class_accuracy(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
         "class_accuracy",
         "Accuracy against class size",
         f"One point a {point}, mean over seeds, on test. {gained}",
-        f"Test accuracy of {len(sizes)} classes of {min(sizes)} to {max(sizes)} pictures. {gained}",
+        f"Test accuracy of {len(sizes)} classes of {min(sizes)} to {max(sizes)} images. {gained}",
         (
             Panel(
-                "training pictures of the class",
+                "training images of the class",
                 "accuracy, %",
                 tuple(series),
                 x_log=max(sizes) > 10 * max(1, min(sizes)),
@@ -116,7 +116,7 @@ def class_accuracy(sweep: Sweep, shown: dict[str, Setting]) -> Figure | None:
     )
 
 
-def _gained(shown: dict[str, Setting], chosen: Sequence[str]) -> str:
+def _gained(shown: dict[str, TrialRuns], chosen: Sequence[str]) -> str:
     """How many classes gained and lost over the first other one shown."""
     if len(chosen) < 2:
         return ""

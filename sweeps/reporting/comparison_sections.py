@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lt_train.metrics.accuracy import SPLITS
-from sweeps.analysis.comparison import ClassChange, ClassChanges, Comparison, Pair, SettingGain, Shown
+from sweeps.analysis.comparison import ClassChange, ClassChanges, Comparison, Pair, Shown, TrialGain
 from sweeps.analysis.estimate import Estimate
 from sweeps.analysis.labels import short_params, told
 from sweeps.analysis.spec_differences import rows_that_differ
@@ -117,14 +117,14 @@ def _gains(pair: Pair, number: int) -> Table:
     note = (
         f"Points on test, with half their 95% intervals. p and the last column: two-sided t test in {pair.metric}, "
         "paired by seed, or Welch's where seeds are not shared; tied: the interval holds 0; no spread: all seeds "
-        "differ by the same pictures, and no test can say more than the mean. Methods, each at its best, and baselines "
+        "differ by the same images, and no test can say more than the mean. Methods, each at its best, and baselines "
         "are those that both have."
     )
     rows = tuple(_gain(one, splits, pair.metric) for one in found)
     return Table(f"compared_{number}_gains", "Gains", columns, rows, note, frozenset({0} if pair.winners else ()))
 
 
-def _gain(one: SettingGain, splits: Sequence[str], metric: str) -> tuple[Cell, ...]:
+def _gain(one: TrialGain, splits: Sequence[str], metric: str) -> tuple[Cell, ...]:
     gains = [one.gain.get(f"acc_{split}") for split in splits]
     cells = [None if gain is None else Estimate.of(gain.mean, gain.ci95) for gain in gains]
     judged = one.gain.get(metric)
@@ -142,7 +142,7 @@ def _luck(classes: ClassChanges) -> str:
         f"{told} Beyond luck: {sure[0]} gained, {sure[1]} lost (t tests by class, {how}, taken together by "
         f"{classes.procedure}: of those beyond luck at most {classes.false_discovery_rate:.0%} are luck, on average). "
         f"Of {count} equal classes about {classes.by_luck:.2g} would have p < 0.05. The luck is that of the seeds of "
-        "re-training; which pictures were tested is in no interval."
+        "re-training; which images were tested is in no interval."
     )
 
 
@@ -151,7 +151,7 @@ def _named(pair: Pair, classes: ClassChanges, number: int) -> Table | None:
     most = sorted([*gained, *lost], key=lambda one: (not one.sure, -one.gain))
     if not most:
         return None
-    sizes = [f"pictures, {pair.reference}", f"pictures, {pair.label}"] if _resized(classes) else ["training pictures"]
+    sizes = [f"images, {pair.reference}", f"images, {pair.label}"] if _resized(classes) else ["training images"]
     columns = (
         Column("class"),
         *(Column(title, "count") for title in sizes),
@@ -197,14 +197,14 @@ def _drawn(pair: Pair, classes: ClassChanges, number: int) -> Figure:
     whose = f" in {pair.reference}" * _resized(classes)
     many = f" {len(changes)} classes in {MOST_POINTS} groups of like size." * (len(changes) > MOST_POINTS)
     panel = Panel(
-        f"training pictures of the class{whose}",
+        f"training images of the class{whose}",
         "gain, points",
         _grouped(changes) if many else _single(changes),
         lines=(Line("no change", y=0.0, style=5),),
         x_log=bool(sizes) and max(sizes) > 10 * min(sizes),
     )
     caption = f"Of the winners on test, mean over seeds.{many}"
-    alt = f"Gain in accuracy by class against its number of training pictures. {_luck(classes)}"
+    alt = f"Gain in accuracy by class against its number of training images. {_luck(classes)}"
     return Figure(name, title, caption, alt, (panel,), data=_every(name, title, classes))
 
 

@@ -10,16 +10,16 @@ from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.estimate import Estimate
 from sweeps.analysis.labels import role, times_as_long
-from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.statistics import Ending, as_estimate, difference, ending, estimate, judged
 from sweeps.reporting.cells import percent
 from sweeps.reporting.formats import shown
 from sweeps.reporting.model import Cell, Column, Table
 
-__all__ = ["ending_of", "ending_text", "longer_table"]
+__all__ = ["ending_of", "ending_text", "extended_table"]
 
 
-def ending_of(sweep: Sweep, setting: Setting) -> Ending | None:
+def ending_of(sweep: Sweep, setting: TrialRuns) -> Ending | None:
     """How a setting's accuracy curve ends, on what is selected on; None for one that trains nothing."""
     if not setting.trial.method.trains or setting.failed:
         return None
@@ -28,7 +28,7 @@ def ending_of(sweep: Sweep, setting: Setting) -> Ending | None:
 
 def ending_text(sweep: Sweep, end: Ending) -> str:
     """The transient question: answered by the winner trained longer, and by its curve."""
-    found = sweep.trained_longer
+    found = sweep.extended_training
     if found is None:
         return f"{_by_curve(sweep, end)} {_no_longer_run(sweep)}"
     level = {
@@ -41,11 +41,11 @@ def ending_text(sweep: Sweep, end: Ending) -> str:
     return _by_longer_run(sweep, found) + level[end.shape]
 
 
-def _by_longer_run(sweep: Sweep, found: selection.TrainedLonger) -> str:
-    winner, longer, chosen = sweep.winner, sweep.longer, sweep.spec.selection
+def _by_longer_run(sweep: Sweep, found: selection.ExtendedTraining) -> str:
+    winner, extended, chosen = sweep.winner, sweep.extended, sweep.spec.selection
     assert winner is not None
-    assert longer is not None
-    seeds = selection.seeds_told(len(longer.records))
+    assert extended is not None
+    seeds = selection.seeds_told(len(extended.records))
     says = {
         "falls": "so the winner stands on a transient",
         "level": "which is level: no transient",
@@ -55,7 +55,7 @@ def _by_longer_run(sweep: Sweep, found: selection.TrainedLonger) -> str:
     span = "" if found.ci95 is None else f" [{percent(found.ci95.low)}, {percent(found.ci95.high)}]"
     beside = ""
     if chosen.on == "val":
-        gap = _change(winner, longer)[sweep.column]
+        gap = _change(winner, extended)[sweep.column]
         beside = f", on test {shown(gap, 'points')}" if gap else ""
     start = {
         None: "",
@@ -75,9 +75,9 @@ def _by_longer_run(sweep: Sweep, found: selection.TrainedLonger) -> str:
     )
 
 
-def _change(winner: Setting, longer: Setting) -> tuple[Estimate | None, ...]:
+def _change(winner: TrialRuns, extended: TrialRuns) -> tuple[Estimate | None, ...]:
     """The longer run minus the winner on test by split, both at their last epoch; they have the same seeds."""
-    after, before = (selection.ended(one.records) for one in (longer, winner))
+    after, before = (selection.ended(one.records) for one in (extended, winner))
     return tuple(as_estimate(selection.paired(after[:, place], before[:, place])) for place in range(len(SPLITS)))
 
 
@@ -86,11 +86,11 @@ def _points(gap: selection.MeanDifference | None) -> str:
 
 
 def _no_longer_run(sweep: Sweep) -> str:
-    if sweep.spec.selection.longer is None:
-        return "No longer run was asked for (selection.longer is null)."
+    if sweep.spec.selection.extended_training is None:
+        return "No longer run was asked for (selection.extended_training is null)."
     if sweep.state == "unfinished":
         return f"In the end whoever wins is trained {times_as_long(sweep)}, to say where it leads."
-    if sweep.longer is not None:
+    if sweep.extended is not None:
         return f"The run {times_as_long(sweep)} failed; the reason is at the end."
     return f"It was not trained longer yet; `lt-sweep resume {sweep.path.name}` trains it {times_as_long(sweep)}."
 
@@ -115,23 +115,23 @@ def _by_curve(sweep: Sweep, end: Ending) -> str:
     )
 
 
-def longer_table(sweep: Sweep) -> Table | None:
+def extended_table(sweep: Sweep) -> Table | None:
     """The winner beside its setting trained longer, by split; None where there is no such run, or it failed."""
-    winner, longer, found = sweep.winner, sweep.longer, sweep.trained_longer
-    if winner is None or longer is None or found is None:
+    winner, extended, found = sweep.winner, sweep.extended, sweep.extended_training
+    if winner is None or extended is None or found is None:
         return None
     chosen, vanilla, split = sweep.spec.selection, sweep.sound_baselines.get("vanilla"), SPLITS[sweep.column]
     rows: list[tuple[Cell, ...]] = []
     if chosen.on == "val":
-        before, after = (selection.ended(one.records, "val")[:, sweep.column] for one in (winner, longer))
+        before, after = (selection.ended(one.records, "val")[:, sweep.column] for one in (winner, extended))
         over = None if found.over_start is None else as_estimate(found.over_start)
         rows.append((f"val {split}", estimate(before), estimate(after), as_estimate(found.change), over))
-    change = _change(winner, longer)
-    start = (None,) * len(SPLITS) if vanilla is None else difference(longer, vanilla, sweep.column).by_split
+    change = _change(winner, extended)
+    start = (None,) * len(SPLITS) if vanilla is None else difference(extended, vanilla, sweep.column).by_split
     for place, name in enumerate(SPLITS):
-        means = (estimate(selection.ended(one.records)[:, place]) for one in (winner, longer))
+        means = (estimate(selection.ended(one.records)[:, place]) for one in (winner, extended))
         rows.append((f"test {name}", *means, change[place], start[place]))
-    epochs = winner.trial.training.epochs, longer.trial.training.epochs
+    epochs = winner.trial.training.epochs, extended.trial.training.epochs
     columns = (
         Column("accuracy"),
         Column(f"winner, {epochs[0]} epochs", "percent"),
@@ -140,9 +140,9 @@ def longer_table(sweep: Sweep) -> Table | None:
         Column("longer minus vanilla", "points"),
     )
     note = (
-        f"The winner's setting on its {len(longer.records)} seed{'s' * (len(longer.records) > 1)}, its learning rate "
+        f"The winner's setting on its {len(extended.records)} seed{'s' * (len(extended.records) > 1)}, its learning rate "
         f"falling over {epochs[1]} epochs; both at their last epoch, paired by seed. It decides nothing."
     )
     if chosen.on == "val":
         note += " The winner was chosen by val, which flatters it there: a loss on val alone may be that."
-    return Table("longer", f"The winner trained {times_as_long(sweep)}", columns, tuple(rows), note)
+    return Table("extended", f"The winner trained {times_as_long(sweep)}", columns, tuple(rows), note)

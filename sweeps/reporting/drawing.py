@@ -40,10 +40,10 @@ WIDTH, HEIGHT = 4.6, 3.0
 """Of one panel, in inches of which the page makes what room it has."""
 
 RASTERISED_ABOVE = 3000
-"""Points of a series that are worth a picture instead of an element each."""
+"""Points of a series that are worth an image instead of an element each."""
 
 RASTERISED = ("#3b82d6", "#d0602a", "#8f62ee", "#1a8f84", "#cf4a94", "#7d8590", "#9a7b1e", "#7a7a7a")
-"""Colours of such a picture, which cannot follow the page's: each stands out from light and dark paper alike."""
+"""Colours of such an image, which cannot follow the page's: each stands out from light and dark paper alike."""
 
 LEGEND_SIZE = 7.5
 
@@ -72,15 +72,13 @@ def draw(figure: Figure, prefix: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    across = min(figure.across, len(figure.panels))
-    down = math.ceil(len(figure.panels) / across)
-    wide = WIDTH if across > 1 else 1.35 * WIDTH
+    axis = min(figure.axis, len(figure.panels))
+    down = math.ceil(len(figure.panels) / axis)
+    wide = WIDTH if axis > 1 else 1.35 * WIDTH
     with mpl.rc_context(_SETTINGS):
-        canvas = Canvas(
-            figsize=(wide * across if across < 3 else 0.75 * wide * across, HEIGHT * down), layout="constrained"
-        )
+        canvas = Canvas(figsize=(wide * axis if axis < 3 else 0.75 * wide * axis, HEIGHT * down), layout="constrained")
         canvas.patch.set_alpha(0)
-        axes = canvas.subplots(down, across, squeeze=False).ravel()
+        axes = canvas.subplots(down, axis, squeeze=False).ravel()
         for place, panel in zip(axes, figure.panels, strict=False):
             _panel(place, panel)
         _legends(canvas, list(axes[: len(figure.panels)]))
@@ -135,9 +133,9 @@ def _legends(canvas: Any, panels: Sequence[Any]) -> None:
             columns = _columns(labels, 72 * canvas.get_figwidth())
             canvas.legend(handles, labels, loc="outside upper left", ncols=columns, **look)
         return
-    across = canvas.get_figwidth() / len({axes.get_subplotspec().colspan.start for axes in panels})
+    axis = canvas.get_figwidth() / len({axes.get_subplotspec().colspan.start for axes in panels})
     for axes, (own, names) in zip(panels, by_panel, strict=True):
-        columns = _columns(names, 72 * (across - 0.8))
+        columns = _columns(names, 72 * (axis - 0.8))
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
         axes.legend(own, names, ncols=columns, **above, **look)
         if title := axes.get_title(loc="left"):
@@ -264,7 +262,7 @@ def _cells(axes: Any, one: Series, label: str | None) -> None:
 
 
 def _shares(values: Sequence[float]) -> list[float]:
-    """Ranks from 0 to 1, so that one very poor trial does not make all others alike."""
+    """ProcessGroup from 0 to 1, so that one very poor trial does not make all others alike."""
     order = sorted(set(values))
     return [order.index(value) / max(1, len(order) - 1) for value in values]
 

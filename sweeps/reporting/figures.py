@@ -1,6 +1,6 @@
 """Figures of a finished sweep, drawn with matplotlib: LoMa by class and accuracy by class.
 
-Each takes the table it draws, so that the numbers can always be had beside the picture. Readable without colour.
+Each takes the table it draws, so that the numbers can always be had beside the image. Readable without colour.
 """
 
 from __future__ import annotations

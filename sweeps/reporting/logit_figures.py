@@ -1,4 +1,4 @@
-"""The logits of two heads on the test pictures, as figures' data: the paper's Figures 1 and 2.
+"""The logits of two heads on the test images, as figures' data: the paper's Figures 1 and 2.
 
 The stage-1 head, or another baseline, beside the winner, where both heads are kept. Knows sweeps as read and their
 banks; nothing is drawn here.
@@ -16,16 +16,16 @@ from lt_train.features.files import Manifest
 from lt_train.metrics.accuracy import SPLITS, split_masks
 from sweeps.analysis.labels import role
 from sweeps.analysis.load import Sweep, class_order
-from sweeps.analysis.logits import Scored, histograms, scored, telling_picture
+from sweeps.analysis.logits import Scored, histograms, scored, telling_image
 from sweeps.reporting.class_figures import MOST_CLASSES
 from sweeps.reporting.model import Figure, Panel, Series
 
-__all__ = ["TwoHeads", "logit_histograms", "missing_heads", "one_picture", "two_heads"]
+__all__ = ["TwoHeads", "logit_histograms", "missing_heads", "one_image", "two_heads"]
 
 
 @dataclass(frozen=True)
 class TwoHeads:
-    """Two heads by the names that figures use, and what they make of the test pictures: the old one first."""
+    """Two heads by the names that figures use, and what they make of the test images: the old one first."""
 
     names: tuple[str, str]
     manifest: Manifest
@@ -59,13 +59,13 @@ def _commonest_split(manifest: Manifest) -> tuple[str, Tensor]:
     return next((SPLITS[place], masks[place]) for place in (1, 2, 3) if masks[place].any())
 
 
-def one_picture(heads: TwoHeads) -> Figure | None:
-    """Fig. 1: the logits of one test picture under two methods: one the winner rescues from the rarest split."""
+def one_image(heads: TwoHeads) -> Figure | None:
+    """Fig. 1: the logits of one test image under two methods: one the winner rescues from the rarest split."""
     sizes = heads.manifest.class_counts
     split, rare = _rarest_split(heads.manifest)
-    found = telling_picture(heads.scored, rare)
+    found = telling_image(heads.scored, rare)
     if found is None:
-        split, found = "any", telling_picture(heads.scored, torch.ones_like(rare))
+        split, found = "any", telling_image(heads.scored, torch.ones_like(rare))
     if found is None:
         return None
     order = class_order(sizes)
@@ -87,12 +87,10 @@ def one_picture(heads: TwoHeads) -> Figure | None:
             f"{name}: class {guess} at {values[guess]:.2f}, the true class {found.label} at {values[found.label]:.2f}"
         )
     caption = (
-        f"Test picture {found.index} of class {found.label} ({sizes[found.label]} in training): of those of "
+        f"Test image {found.index} of class {found.label} ({sizes[found.label]} in training): of those of "
         f"{split} classes that only {heads.names[1]} gets right, the one it gained most margin on.{_sampled(heads)}"
     )
-    return Figure(
-        "one_picture", "One picture's logits (Fig. 1)", caption, f"{caption} {'; '.join(told)}.", tuple(panels)
-    )
+    return Figure("one_image", "One image's logits (Fig. 1)", caption, f"{caption} {'; '.join(told)}.", tuple(panels))
 
 
 def logit_histograms(heads: TwoHeads) -> Figure:
@@ -111,7 +109,7 @@ def logit_histograms(heads: TwoHeads) -> Figure:
     return Figure(
         "logits",
         "True and other logits (Fig. 2)",
-        "A class's logit over its own test pictures and over all others, classes of a split together. The means lie "
+        "A class's logit over its own test images and over all others, classes of a split together. The means lie "
         f"apart by: {'; '.join(told)}.{_sampled(heads)}",
         f"Distributions of logits; distance of the means: {'; '.join(told)}.",
         tuple(panels),
@@ -119,8 +117,8 @@ def logit_histograms(heads: TwoHeads) -> Figure:
 
 
 def _sampled(heads: TwoHeads) -> str:
-    seen, there = len(heads.scored.pictures), heads.scored.there
-    return f" {seen} of {there} test pictures, drawn at random." if seen < there else ""
+    seen, there = len(heads.scored.images), heads.scored.there
+    return f" {seen} of {there} test images, drawn at random." if seen < there else ""
 
 
 def missing_heads(sweep: Sweep) -> str:

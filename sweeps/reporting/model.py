@@ -102,14 +102,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels side by side, `across` in a row. `alt` says in words what is to be seen; `data` replaces the own CSV."""
+    """Panels side by side, `matrix` in a row. `alt` says in words what is to be seen; `data` replaces the own CSV."""
 
     name: str
     title: str
     caption: str
     alt: str
     panels: tuple[Panel, ...]
-    across: int = 2
+    axis: int = 2
     data: Table | None = None
 
     def table(self) -> Table:

@@ -43,7 +43,7 @@ def champion_note(spec: SweepSpec, result: Result) -> str:
 
 
 def _about(spec: SweepSpec) -> str:
-    methods = ", ".join(contestant.name for contestant in spec.contestants())
+    methods = ", ".join(candidate.name for candidate in spec.candidates())
     chosen = spec.selection
     lines = [
         f"Sweep **{spec.name}**: the classifier re-trained on frozen features of {spec.dataset.kind}"
@@ -66,6 +66,6 @@ def _loading(spec: SweepSpec) -> str:
         f'model = mlflow.pyfunc.load_model("models:/{spec.name}@champion")\n'
         "model.predict(inputs)  # logits [N, K]; model.metadata.signature says what inputs are\n"
         "```\n\n"
-        "`@champion` takes what the dataset holds, so pictures (uint8, `[N, H, W, C]`) where it holds pictures; "
+        "`@champion` takes what the dataset holds, so images (uint8, `[N, H, W, C]`) where it holds images; "
         "`@champion-head` takes features `[N, D]`."
     )

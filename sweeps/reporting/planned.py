@@ -22,7 +22,7 @@ __all__ = ["plan_table", "plans_document", "plans_table"]
 def plan_table(spec: SweepSpec, planned: Plan) -> Table:
     """All that is known of one sweep."""
     rows = [
-        ("trials", f"{planned.trials} in {planned.generations} generations of {spec.search.generation}"),
+        ("trials", f"{planned.trials} in {planned.batches} proposal batches of {spec.search.proposal_batch}"),
         (
             "runs",
             f"{planned.runs}: search {planned.search_runs} ({seeds_told(planned.seeds)}), "
@@ -30,7 +30,7 @@ def plan_table(spec: SweepSpec, planned: Plan) -> Table:
         ),
         (
             "packs",
-            f"{planned.packs}, {2 * planned.packs_per_generation} can train at once (two generations); "
+            f"{planned.packs}, {2 * planned.packs_per_batch} can train at once (two proposal batches); "
             f"{planned.pack_sizes}",
         ),
         ("data", f"{planned.train_images} train, {planned.val_images} val, {planned.test_images} test images"),
@@ -41,11 +41,11 @@ def plan_table(spec: SweepSpec, planned: Plan) -> Table:
         ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
     ]
     if planned.epochs_saved:
-        saved = f"{spec.search.scheduler.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
-        rows.insert(3, ("scheduler", saved))
-    if planned.longer_runs:
-        longer = f"and {planned.longer_runs} of the winner, {planned.longer_times} times as long: does it last?"
-        rows.insert(2, ("", longer))
+        saved = f"{spec.search.early_stopping.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
+        rows.insert(3, ("early_stopping", saved))
+    if planned.extended_runs:
+        extended = f"and {planned.extended_runs} of the winner, {planned.extended_factor} times as long: does it last?"
+        rows.insert(2, ("", extended))
     if len(planned.methods) > 1:
         rows.insert(0, ("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
     table = Table(title=f"plan of {spec.name}", title_justify="left", show_header=False)

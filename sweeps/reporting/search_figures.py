@@ -14,15 +14,15 @@ import numpy as np
 
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis.labels import called, role, times_as_long
-from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.statistics import judged, mean_curve
-from sweeps.config.methods import Contestant
+from sweeps.config.methods import Candidate
 from sweeps.reporting.convergence import ending_of, ending_text
 from sweeps.reporting.model import Figure, Line, Panel, Series
 from sweeps.search.base import LogUniform, Uniform
 
 __all__ = [
-    "contestants_shown",
+    "candidates_shown",
     "epochs",
     "history",
     "lr_weight_decay",
@@ -35,20 +35,20 @@ BINS = 8
 """Of a continuous range, where a line is drawn through its trials."""
 
 
-def whole(sweep: Sweep, method: str | None = None) -> list[Setting]:
-    """Trials of the search that have a value and ran to the end, of one contestant or of all."""
+def whole(sweep: Sweep, method: str | None = None) -> list[TrialRuns]:
+    """Trials of the search that have a value and ran to the end, of one candidate or of all."""
     return [
         one
         for one in sweep.searched
-        if one.objective is not None and one.stopped is None and method in (None, one.trial.contestant)
+        if one.objective is not None and one.stopped is None and method in (None, one.trial.candidate)
     ]
 
 
 def history(sweep: Sweep) -> Figure | None:
     """The objective by trial, the best so far, and what failed or was stopped."""
     panels = []
-    for contestant in contestants_shown(sweep):
-        own = [one for one in sweep.searched if one.trial.contestant == contestant.name]
+    for candidate in candidates_shown(sweep):
+        own = [one for one in sweep.searched if one.trial.candidate == candidate.name]
         known = [one for one in own if one.objective is not None]
         if not known:
             continue
@@ -67,7 +67,7 @@ def history(sweep: Sweep) -> Figure | None:
             floor = 100 * min(one.objective or 0.0 for one in known)
             numbers = [float(one.trial.number) for one in failed]
             series.append(Series("failed", numbers, [floor] * len(failed), mark="cross", style=2))
-        panels.append(Panel("trial", objective_label(sweep), tuple(series), title=contestant.name))
+        panels.append(Panel("trial", objective_label(sweep), tuple(series), title=candidate.name))
     if not panels:
         return None
     done, count = len(sweep.searched), sum(one.objective is None for one in sweep.searched)
@@ -82,8 +82,8 @@ def history(sweep: Sweep) -> Figure | None:
 
 def epochs(sweep: Sweep) -> Figure | None:
     """Accuracy after every epoch of the winner, and trained longer, beside where the stage-1 head stands."""
-    winner, longer = sweep.winner, sweep.longer if sweep.trained_longer is not None else None
-    if winner is None or len((longer or winner).records[0].test) < 2:  # it trains nothing, or for one epoch
+    winner, extended = sweep.winner, sweep.extended if sweep.extended_training is not None else None
+    if winner is None or len((extended or winner).records[0].test) < 2:  # it trains nothing, or for one epoch
         return None
     panels = []
     sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]
@@ -93,9 +93,9 @@ def epochs(sweep: Sweep) -> Figure | None:
             one = _along(split, winner, on, style)
             if any(value is not None for value in one.y):
                 series.append(replace(one, style=style, faint=style != sweep.column))
-        if longer is not None:
+        if extended is not None:
             name = f"{SPLITS[sweep.column]}, {times_as_long(sweep)}"
-            series.append(replace(_along(name, longer, on, sweep.column), style=4))
+            series.append(replace(_along(name, extended, on, sweep.column), style=4))
         vanilla = sweep.sound_baselines.get("vanilla")
         if vanilla is not None and (on == "test" or vanilla.records[0].val):
             start = judged(vanilla.records, on, sweep.column).mean()
@@ -110,7 +110,7 @@ def epochs(sweep: Sweep) -> Figure | None:
     return Figure("epochs", "Accuracy along the epochs", caption, alt, tuple(panels))
 
 
-def _along(name: str, setting: Setting, on: Literal["val", "test"], column: int) -> Series:
+def _along(name: str, setting: TrialRuns, on: Literal["val", "test"], column: int) -> Series:
     curve = [None if value is None else 100 * value for value in mean_curve(setting.records, on, column)]
     return Series(name, [float(epoch) for epoch in range(1, len(curve) + 1)], curve)
 
@@ -126,7 +126,7 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
         x = [float(one.trial.params[panel_name]) for one in own]
         y = [100 * float(one.values[:, sweep.column].mean()) for one in own]
         series.append(Series(f"trials{f', {name}' if len(sweeps) > 1 else ''}", x, y, "points", style, faint=True))
-        ranges = [one.space[panel_name] for one in sweep.spec.contestants() if panel_name in one.space]
+        ranges = [one.space[panel_name] for one in sweep.spec.candidates() if panel_name in one.space]
         line = _envelope(own, x, y, exact=not any(isinstance(one, Uniform | LogUniform) for one in ranges))
         series.append(Series(name, [a for a, _ in line], [b for _, b in line], style=style))
     if not series:
@@ -147,28 +147,28 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
     """Fig. 5: learning rate x weight decay; a heat map of a grid, else one point a trial."""
     panels, told = [], dict[str, None]()
     lr, decay = "method.lr", "method.weight_decay"
-    for contestant in contestants_shown(sweep):
-        own = [one for one in whole(sweep, contestant.name) if {lr, decay} <= one.trial.params.keys()]
+    for candidate in candidates_shown(sweep):
+        own = [one for one in whole(sweep, candidate.name) if {lr, decay} <= one.trial.params.keys()]
         if len(own) < 2:
             continue
         x, y = ([float(one.trial.params[path]) for one in own] for path in (lr, decay))
         value = [100 * (one.objective or 0.0) for one in own]
         grid = len(set(x)) * len(set(y)) <= len(own) * 1.01
         if grid:
-            panels.append(_heat_map(contestant.name, x, y, value, objective_label(sweep)))
+            panels.append(_heat_map(candidate.name, x, y, value, objective_label(sweep)))
             told["A cell a pair of values, of the best trial that has them; stronger is better."] = None
             continue
         told["One point a trial, larger and stronger where better; the star is the best."] = None
         points = Series("trials", x, y, mark="points", value=value)
         top = int(np.argmax(value))
         star = Series("best", [x[top]], [y[top]], mark="star", style=1)
-        log = [isinstance(contestant.space[path], LogUniform) for path in (lr, decay)]
+        log = [isinstance(candidate.space[path], LogUniform) for path in (lr, decay)]
         panels.append(
             Panel(
                 "learning rate",
                 "weight decay",
                 (points, star),
-                contestant.name,
+                candidate.name,
                 x_log=log[0],
                 y_log=log[1],
                 value_label=objective_label(sweep),
@@ -185,14 +185,14 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
     )
 
 
-def contestants_shown(sweep: Sweep) -> list[Contestant]:
-    """Contestants with something to search, the best first, as many as a figure has room for."""
-    place = {one.trial.contestant: number for number, one in enumerate(sweep.methods)}
-    found = [one for one in sweep.spec.contestants() if one.space]
+def candidates_shown(sweep: Sweep) -> list[Candidate]:
+    """Candidates with something to search, the best first, as many as a figure has room for."""
+    place = {one.trial.candidate: number for number, one in enumerate(sweep.methods)}
+    found = [one for one in sweep.spec.candidates() if one.space]
     return sorted(found, key=lambda one: place.get(one.name, len(place)))[:6]
 
 
-def _trials(name: str, settings: Sequence[Setting], mark: Any = "points", style: int = 0) -> Series:
+def _trials(name: str, settings: Sequence[TrialRuns], mark: Any = "points", style: int = 0) -> Series:
     x = [float(one.trial.number) for one in settings]
     return Series(name, x, [100 * (one.objective or 0.0) for one in settings], mark=mark, style=style)
 
@@ -211,7 +211,7 @@ def _ratio(sweep: Sweep) -> str:
 
 
 def _envelope(
-    settings: Sequence[Setting], x: Sequence[float], y: Sequence[float], *, exact: bool
+    settings: Sequence[TrialRuns], x: Sequence[float], y: Sequence[float], *, exact: bool
 ) -> list[tuple[float, float]]:
     """The best trial of each value, or of each of `BINS` ranges where any value could be tried."""
     low, high = min(x), max(x)

@@ -17,7 +17,7 @@ from sweeps.analysis.load import Sweep
 from sweeps.reporting import class_figures, logit_figures, search_figures, tables, value_figures
 from sweeps.reporting import convergence as transient
 from sweeps.reporting.comparison_sections import comparison_sections
-from sweeps.reporting.matrix_table import trained_longer
+from sweeps.reporting.matrix_table import extended_training
 from sweeps.reporting.model import Cell, Column, Figure, Report, Section, Table
 from sweeps.reporting.verdict import verdict
 from sweeps.search.importance import FEWEST_TRIALS
@@ -49,13 +49,13 @@ def compose(sweep: Sweep, others: Sequence[Sweep] = ()) -> Report:
                 class_figures.class_accuracy(sweep, shown),
                 class_figures.loma(sweep, shown),
                 logit_figures.logit_histograms(heads) if heads else None,
-                logit_figures.one_picture(heads) if heads else None,
+                logit_figures.one_image(heads) if heads else None,
             ),
         ),
         Section(
             "training",
             "Training",
-            tables=_some(transient.longer_table(sweep)),
+            tables=_some(transient.extended_table(sweep)),
             figures=_some(search_figures.epochs(sweep)),
         ),
         Section(
@@ -80,30 +80,30 @@ def compose(sweep: Sweep, others: Sequence[Sweep] = ()) -> Report:
     return Report(sweep.spec.name, head, tuple(one for one in sections if one.text or one.tables or one.figures))
 
 
-def beside(sweeps: Sequence[Sweep], families: Sequence[crosstable.CrossTable]) -> tuple[Section, ...]:
-    """What a page of several sweeps, or of a family, starts with."""
-    members = tuple(table for family in families for table in _members(family))
+def beside(sweeps: Sequence[Sweep], families: Sequence[crosstable.MatrixTable]) -> tuple[Section, ...]:
+    """What a page of several sweeps, or of a matrix, starts with."""
+    members = tuple(table for matrix in families for table in _members(matrix))
     if len(sweeps) < 2:
         return (Section("members", "Members", tables=members),) if members else ()
     first, *pairs = comparison_sections(compared(sweeps))
     return (replace(first, tables=(first.tables[0], *members, *first.tables[1:])), *pairs)
 
 
-def _members(family: crosstable.CrossTable) -> tuple[Table, ...]:
-    """A family: a row a member, a column a method; over all classes, and over the few where there are some."""
+def _members(matrix: crosstable.MatrixTable) -> tuple[Table, ...]:
+    """A matrix: a row a member, a column a method; over all classes, and over the few where there are some."""
     tables = []
-    lines = [line[0].upper() + line[1:] for line in trained_longer(family)]
-    lines += [f"{row.sweep}: {row.missing}" for row in family.rows if row.missing]
+    lines = [line[0].upper() + line[1:] for line in extended_training(matrix)]
+    lines += [f"{row.sweep}: {row.missing}" for row in matrix.rows if row.missing]
     about = "".join(f" {line}." for line in lines)
     for split in ("all", "few"):
         rows: list[tuple[Cell, ...]] = []
-        for row in family.rows:
-            cells = [row.cells.get(method) for method in family.methods]
+        for row in matrix.rows:
+            cells = [row.cells.get(method) for method in matrix.methods]
             rows.append((row.value, *(None if one is None else _cell(one, f"acc_{split}") for one in cells)))
         if split == "all" or any(cell is not None for row in rows for cell in row[1:]):
-            columns = (Column(family.across), *(Column(method, "percent") for method in family.methods))
+            columns = (Column(matrix.axis), *(Column(method, "percent") for method in matrix.methods))
             note = f"Test accuracy over {split} classes, mean and half its 95% interval over seeds.{about}"
-            name, title = f"{family.family}_{split}", f"{family.family} by {family.across}: {split} classes"
+            name, title = f"{matrix.matrix}_{split}", f"{matrix.matrix} by {matrix.axis}: {split} classes"
             tables.append(Table(name, title, columns, tuple(rows), note))
     return tuple(tables)
 
@@ -113,7 +113,7 @@ def _cell(method: crosstable.Cell, metric: str) -> Estimate | None:
 
 
 def _importance_missing(sweep: Sweep) -> str:
-    if not any(len(one.space) > 1 for one in sweep.spec.contestants()):
+    if not any(len(one.space) > 1 for one in sweep.spec.candidates()):
         return "Fewer than two values were searched, so there is no importance to tell."
     return f"Parameter importance needs {FEWEST_TRIALS} whole trials that differ in their value."
 

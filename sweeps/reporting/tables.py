@@ -11,7 +11,7 @@ import numpy as np
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import called, short_params
-from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.statistics import difference, estimate
 from sweeps.reporting.model import Cell, Column, Table
 from sweeps.reporting.paper import TABLE1_ORDER, printed
@@ -82,7 +82,7 @@ def beside_paper(sweep: Sweep) -> Table | None:
     theirs = printed(sweep.spec)
     if theirs is None:
         return None
-    ours: dict[str, Setting] = {}
+    ours: dict[str, TrialRuns] = {}
     for one in (*sweep.methods, *sweep.sound_baselines.values()):
         ours.setdefault(one.trial.method.kind, one)
     order = [kind for kind in (*TABLE1_ORDER, *theirs.rows, *ours) if kind in ours or kind in theirs.rows]
@@ -104,11 +104,11 @@ def finalists(sweep: Sweep) -> Table | None:
     """What became of the best trials on fresh seeds."""
     if not sweep.finalists:
         return None
-    searched = {(one.trial.contestant, one.trial.number): one for one in sweep.searched}
+    searched = {(one.trial.candidate, one.trial.number): one for one in sweep.searched}
     vanilla = sweep.sound_baselines.get("vanilla")
     rows: list[tuple[Cell, ...]] = []
     for one in sweep.finalists:
-        before = searched.get((one.trial.contestant, one.trial.number))
+        before = searched.get((one.trial.candidate, one.trial.number))
         old, new = None if before is None else before.objective, one.objective
         gap = None if vanilla is None or one.failed else difference(one, vanilla, sweep.column)
         change = None if old is None or new is None else new - old
@@ -165,7 +165,7 @@ def best_trials(sweep: Sweep) -> Table | None:
     return Table("trials", "Leading trials of the search", columns, rows, note)
 
 
-def per_class(sweep: Sweep, shown: dict[str, Setting]) -> Table | None:
+def per_class(sweep: Sweep, shown: dict[str, TrialRuns]) -> Table | None:
     """Size, accuracy, LoMa and regularised std of every class, each the mean over seeds; for programs."""
     if sweep.manifest is None or not shown:
         return None
@@ -178,7 +178,7 @@ def per_class(sweep: Sweep, shown: dict[str, Setting]) -> Table | None:
     return Table("per_class", "By class", tuple(columns), tuple(zip(*parts, strict=True)))
 
 
-def over_seeds(setting: Setting, field: str) -> list[float | None]:
+def over_seeds(setting: TrialRuns, field: str) -> list[float | None]:
     """A value by class, mean over seeds; None where a class has none."""
     stack = np.array([getattr(record, field) for record in setting.records], dtype=np.float64)
     return [None if np.isnan(value) else float(value) for value in stack.mean(axis=0)]
@@ -217,7 +217,7 @@ def phases(sweep: Sweep) -> Table:
         ("baselines", sweep.baselines),
         ("search", sweep.searched),
         ("finalists", sweep.finalists),
-        ("trained longer", () if sweep.longer is None else (sweep.longer,)),
+        ("trained longer", () if sweep.extended is None else (sweep.extended,)),
     ):
         records = [record for one in settings for record in one.records]
         own = {record.key: record for record in records if record.key not in seen}
@@ -252,12 +252,12 @@ def failures(sweep: Sweep) -> Table | None:
     return Table("failures", "Failures", columns, tuple(shown), note)
 
 
-def _best(sweep: Sweep, setting: Setting) -> Cell:
+def _best(sweep: Sweep, setting: TrialRuns) -> Cell:
     value = float(selection.reported([sweep.best_seed(setting)])[0, 0])
     return None if np.isnan(value) else value
 
 
-def _cell(setting: Setting, path: str) -> Cell:
+def _cell(setting: TrialRuns, path: str) -> Cell:
     value = setting.trial.params.get(path)
     return value if value is None or isinstance(value, int | float) else str(value)
 

@@ -174,18 +174,18 @@ def _notes(result: Result, most: int | None) -> list[Text]:
 
 def _longer(result: Result) -> list[str]:
     """Where the winner leads when it trains longer."""
-    longer = result.longer
-    if longer is None:
-        return [f"not trained longer: {result.not_longer}"] if result.not_longer else []
+    extended = result.extended
+    if extended is None:
+        return [f"not trained extended_training: {result.not_longer}"] if result.not_longer else []
     ends = {
         "falls": "it stands on a transient",
         "level": "level, no transient",
         "gains": "not trained to its end",
-        "unclear": f"cannot be told with {seeds_told(len(longer.seeds))}",
-    }[longer.ends]
-    lines = [f"trained {longer.times}x as long: {difference(longer.change)} on {result.protocol.on}: {ends}"]
-    if longer.over_start is not None and longer.beside_start == "below":
-        lines.append(f"  and so below the stage-1 head, vanilla: {difference(longer.over_start)}")
+        "unclear": f"cannot be told with {seeds_told(len(extended.seeds))}",
+    }[extended.ends]
+    lines = [f"trained {extended.times}x as long: {difference(extended.change)} on {result.protocol.on}: {ends}"]
+    if extended.over_start is not None and extended.beside_start == "below":
+        lines.append(f"  and so below the stage-1 head, vanilla: {difference(extended.over_start)}")
     return lines
 
 

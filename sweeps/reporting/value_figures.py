@@ -13,9 +13,9 @@ import numpy as np
 
 from sweeps.analysis.labels import role, short_params
 from sweeps.analysis.load import Sweep
-from sweeps.config.methods import Contestant
+from sweeps.config.methods import Candidate
 from sweeps.reporting.model import Column, Figure, Line, Panel, Series, Table
-from sweeps.reporting.search_figures import contestants_shown, objective_label, whole
+from sweeps.reporting.search_figures import candidates_shown, objective_label, whole
 from sweeps.search.base import LogUniform
 from sweeps.search.importance import FEWEST_TRIALS, importances
 
@@ -31,12 +31,12 @@ NEAR = 0.005
 def parallel(sweep: Sweep) -> Figure | None:
     """Parallel coordinates: an axis a searched parameter, and the objective; the best tenth stands out."""
     panels, rows = [], []
-    for contestant in contestants_shown(sweep):
-        own = sorted(whole(sweep, contestant.name), key=lambda one: one.objective or 0.0)
-        paths = list(contestant.space)
+    for candidate in candidates_shown(sweep):
+        own = sorted(whole(sweep, candidate.name), key=lambda one: one.objective or 0.0)
+        paths = list(candidate.space)
         if len(own) < 2 or not paths:
             continue
-        axes = [_axis(contestant, path, [one.trial.params[path] for one in own]) for path in paths]
+        axes = [_axis(candidate, path, [one.trial.params[path] for one in own]) for path in paths]
         axes.append(_scaled([one.objective or 0.0 for one in own]))
         top = max(1, round(len(own) / 10))
         leading = min(top, MOST_LINES // 2)
@@ -55,8 +55,8 @@ def parallel(sweep: Sweep) -> Figure | None:
             for place in sorted(thinned)
         ]
         named = {float(place): short for place, short in enumerate([*map(_short, paths), objective_label(sweep)])}
-        panels.append(Panel("", "low to high", tuple(series), contestant.name, x_ticks=named))
-        rows += [(contestant.name, one.trial.number, short_params(one.trial.params), one.objective) for one in own]
+        panels.append(Panel("", "low to high", tuple(series), candidate.name, x_ticks=named))
+        rows += [(candidate.name, one.trial.number, short_params(one.trial.params), one.objective) for one in own]
     if not panels:
         return None
     data = Table(
@@ -69,7 +69,7 @@ def parallel(sweep: Sweep) -> Figure | None:
         f"searched so); the best tenth is drawn strong. At most {MOST_LINES} lines; runs.csv has all.",
         f"Lines of {len(rows)} trials through their searched values; the best tenth stands out.",
         tuple(panels),
-        across=1,
+        axis=1,
         data=data,
     )
 
@@ -77,15 +77,15 @@ def parallel(sweep: Sweep) -> Figure | None:
 def importance(sweep: Sweep) -> Figure | None:
     """How much of the objective's spread each parameter explains."""
     panels = []
-    for contestant in contestants_shown(sweep):
-        known = [(one.trial.params, one.objective or 0.0) for one in whole(sweep, contestant.name)]
-        shares = importances(contestant.space, known)
+    for candidate in candidates_shown(sweep):
+        known = [(one.trial.params, one.objective or 0.0) for one in whole(sweep, candidate.name)]
+        shares = importances(candidate.space, known)
         if len(shares) < 2:
             continue
         x = [float(place) for place in range(len(shares))]
         named = {float(place): _short(path) for place, path in enumerate(shares)}
         bars = Series("importance", x, list(shares.values()), mark="bars")
-        panels.append(Panel("", "share of the spread", (bars,), contestant.name, x_ticks=named))
+        panels.append(Panel("", "share of the spread", (bars,), candidate.name, x_ticks=named))
     if not panels:
         return None
     told = "; ".join(
@@ -108,10 +108,10 @@ def slices(sweep: Sweep) -> Figure | None:
     winner = sweep.winner
     if winner is None:
         return None
-    contestant = next(one for one in sweep.spec.contestants() if one.name == winner.trial.contestant)
-    own = whole(sweep, contestant.name)
+    candidate = next(one for one in sweep.spec.candidates() if one.name == winner.trial.candidate)
+    own = whole(sweep, candidate.name)
     panels = []
-    for path, dimension in contestant.space.items():
+    for path, dimension in candidate.space.items():
         values = [one.trial.params[path] for one in own]
         if len(own) < 2:
             return None
@@ -129,12 +129,12 @@ def slices(sweep: Sweep) -> Figure | None:
         return None
     return Figure(
         "slices",
-        f"Around the {role(sweep)} ({contestant.name})",
+        f"Around the {role(sweep)} ({candidate.name})",
         "The objective against each searched value; points between the star and the dashed line are as good as half a "
         "point. The table says how wide those lie.",
-        f"Objective against each of {len(panels)} searched values of {contestant.name}.",
+        f"Objective against each of {len(panels)} searched values of {candidate.name}.",
         tuple(panels),
-        across=3,
+        axis=3,
     )
 
 
@@ -143,7 +143,7 @@ def near_best(sweep: Sweep) -> Table | None:
     winner = sweep.winner
     if winner is None:
         return None
-    own = whole(sweep, winner.trial.contestant)
+    own = whole(sweep, winner.trial.candidate)
     if len(own) < 2 or not winner.trial.params:
         return None
     best = max(one.objective or 0.0 for one in own)
@@ -157,9 +157,9 @@ def near_best(sweep: Sweep) -> Table | None:
     return Table("sensitivity", f"Sensitivity around the {role(sweep)}", columns, tuple(rows), note)
 
 
-def _axis(contestant: Contestant, path: str, values: Sequence[Any]) -> list[float]:
+def _axis(candidate: Candidate, path: str, values: Sequence[Any]) -> list[float]:
     numbers, _ = _numbers(values)
-    return _scaled([math.log(v) for v in numbers] if isinstance(contestant.space[path], LogUniform) else numbers)
+    return _scaled([math.log(v) for v in numbers] if isinstance(candidate.space[path], LogUniform) else numbers)
 
 
 def _scaled(values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ import numpy as np
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import NO_WIDTH, called, role, short_params, unfinished
-from sweeps.analysis.load import Setting, Sweep
+from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.statistics import difference, estimate
 from sweeps.reporting.cells import points
 from sweeps.reporting.convergence import ending_of, ending_text
@@ -49,7 +49,7 @@ def selected(sweep: Sweep) -> str:
     return f"{text}. Accuracies are on the test set."
 
 
-def _rivals(sweep: Sweep) -> list[tuple[str, Setting]]:
+def _rivals(sweep: Sweep) -> list[tuple[str, TrialRuns]]:
     """Whom the winner is compared with: baselines, and the runner-up by what is selected on."""
     several = len(sweep.methods) > 1
     runners = (sweep.methods if several else sweep.ranked)[1:2]
@@ -90,7 +90,7 @@ def _about(sweep: Sweep) -> str:
     stopped = sum(one.stopped is not None for one in sweep.searched)
     of = f"{len(sweep.searched)} of " * (sweep.state == "unfinished") + f"{sweep.asked} trial{'s' * (sweep.asked != 1)}"
     some = ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count)
-    methods = ", ".join(one.name for one in spec.contestants())
+    methods = ", ".join(one.name for one in spec.candidates())
     told = f"{of}{f' ({some})' if some else ''} x {selection.seeds_told(spec.selection.seeds)} of {methods}"
     classes = f", {sweep.num_classes} classes" if sweep.num_classes else ""
     backbone = f" through {spec.backbone.kind}" if spec.backbone else ""
@@ -120,7 +120,7 @@ def _numbers(sweep: Sweep) -> Table | None:
     )
 
 
-def _means(setting: Setting) -> list[Cell]:
+def _means(setting: TrialRuns) -> list[Cell]:
     return [estimate(setting.values[:, place]) for place in range(len(SPLITS))]
 
 
@@ -140,7 +140,7 @@ def _gains(sweep: Sweep) -> Table | None:
     )
     note = (
         f"Points, with 95% intervals; paired by seed, by Welch's test where no seed is shared. p and the last column: "
-        f"two-sided t test in {metric}; tied: the interval holds 0; no spread: all seeds differ by the same pictures, "
+        f"two-sided t test in {metric}; tied: the interval holds 0; no spread: all seeds differ by the same images, "
         "and no test can say more than the mean. Intervals are over seeds of the re-training: one "
         "backbone, one test set."
     )
@@ -172,13 +172,13 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     empty = [split for place, split in enumerate(SPLITS) if np.isnan(winner.values[:, place]).all()]
     if empty:
         yield f"No {' and no '.join(empty)} classes in this dataset: shown as a dash and left out, never counted as 0."
-    failed = [one for one in sweep.every if one.failed and one is not sweep.longer]
+    failed = [one for one in sweep.every if one.failed and one is not sweep.extended]
     if failed:
         yield f"{len(failed)} settings failed and cannot win; they are listed at the end."
     yield from sweep.missing
 
 
-def _fresh(sweep: Sweep, winner: Setting) -> str:
+def _fresh(sweep: Sweep, winner: TrialRuns) -> str:
     chosen = sweep.spec.selection
     before = next((one for one in sweep.searched if _same(one, winner)), None)
     tried = len(sweep.searched)
@@ -205,10 +205,10 @@ def _fresh(sweep: Sweep, winner: Setting) -> str:
         "better": "its gain over vanilla survives them",
         "tied": "its gain over vanilla does not survive them: tied",
         "worse": "its gain over vanilla does not survive them: it is worse",
-        "no spread": "these agree to the picture, so no test says whether its gain over vanilla survives them",
+        "no spread": "these agree to the image, so no test says whether its gain over vanilla survives them",
     }.get(difference(winner, vanilla, sweep.column).verdict, "one seed cannot say whether its gain survives")
     return f"{text}; {says}."
 
 
-def _same(one: Setting, other: Setting) -> bool:
-    return (one.trial.contestant, one.trial.number) == (other.trial.contestant, other.trial.number)
+def _same(one: TrialRuns, other: TrialRuns) -> bool:
+    return (one.trial.candidate, one.trial.number) == (other.trial.candidate, other.trial.number)

@@ -15,15 +15,15 @@ from pathlib import Path
 from lt_train.core.errors import UserError
 from lt_train.core.io import atomic_file, writing
 from sweeps.analysis.load import Sweep, read_sweeps
-from sweeps.analysis.matrix_table import cross_table
+from sweeps.analysis.matrix_table import matrix_table
 from sweeps.reporting.class_figures import classes_shown
 from sweeps.reporting.formats import as_csv, as_latex, as_markdown
 from sweeps.reporting.html import GENERATOR, page
 from sweeps.reporting.model import Report, Section, Table
 from sweeps.reporting.sections import beside, compose
 from sweeps.reporting.tables import all_trials, per_class
-from sweeps.store.layout import is_family
-from sweeps.store.matrix_directory import load_known_family
+from sweeps.store.layout import is_matrix
+from sweeps.store.matrix_directory import load_known_matrix
 
 __all__ = ["Written", "write", "write_report"]
 
@@ -42,7 +42,7 @@ def write_report(*runs: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of one or more sweeps, finished or not, and return its page.
 
     Args:
-        runs: directories of sweeps or families, or a sweep's `result.json`. A family stands for those of its sweeps
+        runs: directories of sweeps or matrices, or a sweep's `result.json`. A matrix stands for those of its sweeps
             that have begun. Nothing is trained, no lease is taken.
         out: directory to write to; None: `report/` in the directory, where there is one.
 
@@ -57,7 +57,7 @@ def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
     """As `write_report`, with what was written."""
     if not runs:
         raise UserError("a report is of at least one sweep directory, got none")
-    families = [load_known_family(Path(run)) for run in runs if is_family(Path(run))]
+    families = [load_known_matrix(Path(run)) for run in runs if is_matrix(Path(run))]
     sweeps = read_sweeps(runs)
     names = [sweep.spec.name for sweep in sweeps]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -67,7 +67,7 @@ def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
     home = Path(runs[0]).expanduser() if families else sweeps[0].path
     place = home / "report" if out is None else Path(out).expanduser()
     reports = tuple(compose(sweep, sweeps) for sweep in sweeps)
-    files = _files(sweeps, reports, beside(sweeps, [cross_table(family) for family in families]))
+    files = _files(sweeps, reports, beside(sweeps, [matrix_table(matrix) for matrix in families]))
     _make_room(place, files)
     with atomic_file(place / PAGE) as file:  # first: by its page the next report knows what an interrupted one left
         file.write_text(files.pop(PAGE))

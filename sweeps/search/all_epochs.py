@@ -6,12 +6,12 @@ from typing import Literal
 
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain.base import Halving
-from sweeps.search.early_stopping import SchedulerSpec
+from sweeps.search.early_stopping import EarlyStoppingSpec
 
 __all__ = ["AllEpochs"]
 
 
-class AllEpochs(SchedulerSpec):
+class AllEpochs(EarlyStoppingSpec):
     """Every trial runs for all its epochs."""
 
     kind: Literal["all_epochs"] = "all_epochs"

@@ -1,6 +1,6 @@
 """What a search is: dimensions as a file writes them, and samplers as ask/tell objects.
 
-A sampler kind is one file in this folder with one `SamplerSpec` subclass. It decides which trials are tried and knows
+A sampler kind is one file in this folder with one `AlgorithmSpec` subclass. It decides which trials are tried and knows
 nothing else: no ledger, no backend, no methods. The same seed and the same sequence of asks and tells give the same
 trials in any process; resuming a sweep replays that sequence, so this is a contract and not a nicety.
 """
@@ -17,12 +17,12 @@ from lt_train.core.registry import KindSpec, Registry, Spec
 
 __all__ = [
     "ALGORITHMS",
+    "AlgorithmSpec",
     "Choice",
     "Dimension",
     "IntRange",
     "LogUniform",
     "Range",
-    "SamplerSpec",
     "Search",
     "Space",
     "Uniform",
@@ -170,7 +170,7 @@ class Search(Protocol):
         """
 
 
-class SamplerSpec(KindSpec):
+class AlgorithmSpec(KindSpec):
     """Base of every sampler kind."""
 
     @abstractmethod
@@ -186,5 +186,5 @@ class SamplerSpec(KindSpec):
         yield from ()
 
 
-ALGORITHMS = Registry("sweeps.search", SamplerSpec)  # type: ignore[type-abstract]
+ALGORITHMS = Registry("sweeps.search", AlgorithmSpec)  # type: ignore[type-abstract]
 """The search algorithms."""

@@ -1,6 +1,6 @@
 """What a scheduler is: the part of a search that stops poor trials early.
 
-A scheduler kind is one file in this folder with one `SchedulerSpec` subclass. Which runs are stopped is decided inside
+A scheduler kind is one file in this folder with one `EarlyStoppingSpec` subclass. Which runs are stopped is decided inside
 a pack, by the engine, from the pack alone; a scheduler only says by which rule. Only trials of the search are
 scheduled: baselines and finalists always run whole. Knows no search, ledger or backend.
 """
@@ -16,11 +16,11 @@ from lt_train.retrain.base import Halving
 
 __all__ = [
     "EARLY_STOPPING",
-    "SchedulerSpec",
+    "EarlyStoppingSpec",
 ]
 
 
-class SchedulerSpec(KindSpec):
+class EarlyStoppingSpec(KindSpec):
     """Base of every scheduler kind."""
 
     @abstractmethod
@@ -32,5 +32,5 @@ class SchedulerSpec(KindSpec):
         yield from ()
 
 
-EARLY_STOPPING = Registry("sweeps.search", SchedulerSpec)  # type: ignore[type-abstract]
+EARLY_STOPPING = Registry("sweeps.search", EarlyStoppingSpec)  # type: ignore[type-abstract]
 """The early-stopping rules."""

@@ -6,18 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from sweeps.search.base import Choice, Dimension, IntRange, SamplerSpec, Search
+from sweeps.search.base import AlgorithmSpec, Choice, Dimension, IntRange, Search
 
 __all__ = ["Grid"]
 
 
-class Grid(SamplerSpec):
+class Grid(AlgorithmSpec):
     """The product of `choice` and `int` dimensions."""
 
     kind: Literal["grid"] = "grid"
 
     def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """See `SamplerSpec.start`; nothing here is random."""
+        """See `AlgorithmSpec.start`; nothing here is random."""
         return _GridSearch({path: _values(dimension) for path, dimension in space.items()})
 
     def size(self, space: Mapping[str, Dimension]) -> int | None:

@@ -7,17 +7,17 @@ from typing import Literal
 
 from optuna.samplers import RandomSampler
 
-from sweeps.search.base import Dimension, SamplerSpec, Search
+from sweeps.search.base import AlgorithmSpec, Dimension, Search
 from sweeps.search.optuna_study import OptunaSearch
 
 __all__ = ["RandomSearch"]
 
 
-class RandomSearch(SamplerSpec):
+class RandomSearch(AlgorithmSpec):
     """Draws every dimension anew for each trial; results have no influence."""
 
     kind: Literal["random"] = "random"
 
     def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """See `SamplerSpec.start`."""
+        """See `AlgorithmSpec.start`."""
         return OptunaSearch(RandomSampler(seed=seed), space)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain.base import Halving
-from sweeps.search.early_stopping import SchedulerSpec
+from sweeps.search.early_stopping import EarlyStoppingSpec
 
 __all__ = ["SuccessiveHalving"]
 
@@ -20,7 +20,7 @@ def _ascending(rungs: tuple[int, ...]) -> tuple[int, ...]:
     return rungs
 
 
-class SuccessiveHalving(SchedulerSpec):
+class SuccessiveHalving(EarlyStoppingSpec):
     """The best 1/factor of the trials that train together go on after each rung; the others stop where they are.
 
     Trials are ranked by the mean over their seeds, whatever `selection.objective` is.

@@ -8,20 +8,20 @@ from typing import Literal
 from optuna.samplers import TPESampler
 from pydantic import Field
 
-from sweeps.search.base import Dimension, SamplerSpec, Search
+from sweeps.search.base import AlgorithmSpec, Dimension, Search
 from sweeps.search.optuna_study import OptunaSearch
 
 __all__ = ["TreeParzen"]
 
 
-class TreeParzen(SamplerSpec):
+class TreeParzen(AlgorithmSpec):
     """Models where good trials lie, over all dimensions together. Trials still running count as poor ones."""
 
     kind: Literal["tpe"] = "tpe"
     startup_trials: int = Field(default=10, ge=0, description="trials drawn at random before the model is used, >= 0")
 
     def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """See `SamplerSpec.start`."""
+        """See `AlgorithmSpec.start`."""
         # Every option is written out because Optuna changes its defaults between majors; those it has deprecated
         # are the ones left out.
         sampler = TPESampler(

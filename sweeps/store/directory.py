@@ -18,7 +18,7 @@ from lt_train.core.io import atomic_file, writing
 from sweeps.config.backend import BACKENDS
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.config.tracking import TRACKERS, TrackingSpec
-from sweeps.store.layout import CACHE, FAMILY, IDENTITY, SweepDirectory, read_identity, sweep_directory
+from sweeps.store.layout import CACHE, IDENTITY, MATRIX_FILE, SweepDirectory, read_identity, sweep_directory
 from sweeps.store.status import read_progress
 
 __all__ = [
@@ -77,7 +77,7 @@ def set_aside(spec: SweepSpec) -> None:
     """Move what an earlier sweep of this name left to `<name>.previous-<N>`. The caller holds the sweep's lease.
 
     Raises:
-        UserError: the directory is a family's.
+        UserError: the directory is a matrix's.
         StorageError: it cannot be moved.
     """
     path = _own_path(spec)
@@ -92,8 +92,8 @@ def set_aside(spec: SweepSpec) -> None:
 
 def _own_path(spec: SweepSpec) -> Path:
     path = Path(spec.storage) / spec.name
-    if (path / FAMILY).exists():
-        raise UserError(f"{path} is a family's directory; call the sweep something else, or move it away")
+    if (path / MATRIX_FILE).exists():
+        raise UserError(f"{path} is a matrix's directory; call the sweep something else, or move it away")
     return path
 
 

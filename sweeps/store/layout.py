@@ -1,7 +1,7 @@
 """What lies where in a storage, and what a directory says of itself: names and small files, for all who look at it.
 
-`<storage>/<name>/` is a sweep's directory if it holds `sweep.json` (identity and resolved spec), and a family's if it
-holds `family.json`; `<storage>/cache/` is shared by all. Knows no specs, so that `lt-sweep status`, `stop` and `list`
+`<storage>/<name>/` is a sweep's directory if it holds `sweep.json` (identity and resolved spec), and a matrix's if it
+holds `matrix.json`; `<storage>/cache/` is shared by all. Knows no specs, so that `lt-sweep status`, `stop` and `list`
 need not wait for torch: `sweeps.store.directory` and `sweeps.store.matrix_directory` know what these files mean.
 """
 
@@ -16,22 +16,22 @@ from lt_train.core.errors import UserError
 
 __all__ = [
     "CACHE",
-    "FAMILY",
     "IDENTITY",
+    "MATRIX_FILE",
     "SweepDirectory",
-    "is_family",
+    "is_matrix",
     "known_members",
     "leases",
-    "read_family",
     "read_identity",
+    "read_matrix",
     "sweep_directory",
 ]
 
 IDENTITY = "sweep.json"
 """The file that makes a directory a sweep's."""
 
-FAMILY = "family.json"
-"""The file that makes a directory a family's; no sweep may have its name."""
+MATRIX_FILE = "matrix.json"
+"""The file that makes a directory a matrix's; no sweep may have its name."""
 
 CACHE = "cache"
 """Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
@@ -79,26 +79,26 @@ def sweep_directory(path: Path) -> SweepDirectory:
     path = path.expanduser().resolve()
     identity = path / IDENTITY
     if not identity.is_file():
-        family = "; it is a family's, and each member has its own" * (path / FAMILY).exists()
+        matrix = "; it is a matrix's, and each member has its own" * (path / MATRIX_FILE).exists()
         raise UserError(
-            f"{path} is not a sweep directory: it has no sweep.json{family}; start one with `lt-sweep run SPEC`"
+            f"{path} is not a sweep directory: it has no sweep.json{matrix}; start one with `lt-sweep run SPEC`"
         )
     known = read_identity(identity)
     return SweepDirectory(path, known["sweep_id"], known["started_ms"])
 
 
-def is_family(directory: Path) -> bool:
-    """Whether a directory is a family's."""
-    return (directory.expanduser() / FAMILY).is_file()
+def is_matrix(directory: Path) -> bool:
+    """Whether a directory is a matrix's."""
+    return (directory.expanduser() / MATRIX_FILE).is_file()
 
 
 def known_members(directory: Path) -> dict[str, str]:
-    """The names of a family's sweeps, whose specs may name kinds that are not there, and why each has failed, or "".
+    """The names of a matrix's sweeps, whose specs may name kinds that are not there, and why each has failed, or "".
 
     Raises:
-        UserError: this is no family's directory, or it is damaged.
+        UserError: this is no matrix's directory, or it is damaged.
     """
-    known = read_family(directory.expanduser().resolve())
+    known = read_matrix(directory.expanduser().resolve())
     return {document["name"]: known["failed"].get(value, "") for value, document in known["members"].items()}
 
 
@@ -117,16 +117,18 @@ def read_identity(identity: Path) -> dict[str, Any]:
     return known
 
 
-def read_family(directory: Path) -> dict[str, Any]:
-    """What a `family.json` holds.
+def read_matrix(directory: Path) -> dict[str, Any]:
+    """What a `matrix.json` holds.
 
     Raises:
-        UserError: this is no family's directory, or it is damaged.
+        UserError: this is no matrix's directory, or it is damaged.
     """
     try:
-        known = json.loads((directory / FAMILY).read_text())
-        return {"across": known["across"], "members": dict(known["members"]), "failed": dict(known.get("failed", {}))}
+        known = json.loads((directory / MATRIX_FILE).read_text())
+        return {"matrix": known["matrix"], "members": dict(known["members"]), "failed": dict(known.get("failed", {}))}
     except FileNotFoundError:
-        raise UserError(f"{directory} is not a family's directory: it has no {FAMILY}") from None
+        raise UserError(f"{directory} is not a matrix's directory: it has no {MATRIX_FILE}") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{directory / FAMILY} is damaged; `lt-sweep run` with the sweep file writes it anew") from None
+        raise UserError(
+            f"{directory / MATRIX_FILE} is damaged; `lt-sweep run` with the sweep file writes it anew"
+        ) from None

@@ -27,13 +27,15 @@ from lt_train.core.errors import LongtailError
 from lt_train.core.io import atomic_file, fingerprint, sync, writing
 from lt_train.core.tensor_file import write_tensors
 from lt_train.metrics.accuracy import loma_cv
-from lt_train.retrain.base import NUMERICS_VERSION, EpochRule, Halving, Pack, Run, RunResult
+from lt_train.retrain.base import NUMERICS_VERSION, EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.store.lease import LeaseLost
 
 __all__ = ["FinishedRuns", "Ledger", "Record", "run_key"]
 
 
-def run_key(bank_fingerprint: str, run: Run, rule: EpochRule, halving: Halving | None = None, pool: str = "") -> str:
+def run_key(
+    bank_fingerprint: str, run: Run, rule: EpochSelection, halving: Halving | None = None, pool: str = ""
+) -> str:
     """The identity of a run: everything that decides its numbers, and nothing else. 64 hex digits.
 
     Which runs share its pack is not in it: among the runs of a `pool` that follows from the sweep file.

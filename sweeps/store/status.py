@@ -58,7 +58,7 @@ class Progress(BaseModel):
     runs_finished: int = 0
     runs: int = 0
     part: str = Field(
-        default="", description="what trials and runs are of, where that is not all: of a family, as sweeps"
+        default="", description="what trials and runs are of, where that is not all: of a matrix, as sweeps"
     )
     runs_per_second: float | None = Field(default=None, description="trained by this driver since its first trial")
     seconds_left: float | None = None

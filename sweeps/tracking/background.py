@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from lt_train.core.errors import first_line
-from sweeps.config.tracking import Champion, Tracker, TrialCard
+from sweeps.config.tracking import Champion, Tracker, TrialFinished
 
-__all__ = ["PatientTracker"]
+__all__ = ["BackgroundTracker"]
 
 RETRY_SECONDS = 10.0
 """How long a tracking server that did not answer is left alone; doubled at every further failure."""
@@ -25,7 +25,7 @@ RETRY_SECONDS = 10.0
 LONGEST_PAUSE = 60.0
 
 
-class PatientTracker:
+class BackgroundTracker:
     """A tracker behind a thread. Raises nothing; `finish` says whether everything is shown.
 
     After a failure the tracker is opened anew, which looks up what is there: whether a request that was not answered
@@ -34,7 +34,7 @@ class PatientTracker:
     Args:
         connect: opens the tracker.
         may_write: asked before every call; False for a driver that has lost its lease, which shows nothing any more.
-        patience: seconds that `finish` goes on trying.
+        flush_timeout: seconds that `finish` goes on trying.
         told: hears, from another thread, how many trials are not shown yet and why, whenever that may have changed.
 
     Attributes:
@@ -47,14 +47,14 @@ class PatientTracker:
         connect: Callable[[], Tracker],
         *,
         may_write: Callable[[], bool] = lambda: True,
-        patience: float = 0.0,
+        flush_timeout: float = 0.0,
         told: Callable[[int, str], None] = lambda behind, trouble: None,
     ) -> None:
         self.trouble: Exception | None = None
         self.seconds = 0.0
-        self._connect, self._may_write, self._patience, self._told = connect, may_write, patience, told
+        self._connect, self._may_write, self._patience, self._told = connect, may_write, flush_timeout, told
         self._tracker: Tracker | None = None
-        self._backlog: deque[Callable[[], TrialCard]] = deque()
+        self._backlog: deque[Callable[[], TrialFinished]] = deque()
         self._stopping = self._finished = False
         self._tried = 0.0
         self._failures = 0
@@ -72,7 +72,7 @@ class PatientTracker:
         trouble = self.trouble  # another thread sets it
         return "" if trouble is None else first_line(trouble)[:200]
 
-    def log_trial(self, card: Callable[[], TrialCard]) -> None:
+    def log_trial(self, card: Callable[[], TrialFinished]) -> None:
         """Show a finished trial when there is time; returns at once. Making its card may fail as a call may."""
         self._backlog.append(card)
         self._thread.submit(self._catch_up_if_due)

@@ -1,7 +1,7 @@
-"""The winner's classifier as others load it: from features, and from pictures with the backbone that made the features.
+"""The winner's classifier as others load it: from features, and from images with the backbone that made the features.
 
 Touch this to change what a champion takes and returns. Knows banks and backbones; nothing of who keeps models.
-Shapes: N pictures, C channels, H x W pixels, D features, K classes.
+Shapes: N images, C channels, H x W pixels, D features, K classes.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lt_train.backbones.frozen import Pictures, load_frozen
+from lt_train.backbones.frozen import ImageSource, load_frozen
 from lt_train.core.errors import UserError
 from lt_train.features.bank import FeatureBank
 from lt_train.features.files import read_manifest
-from sweeps.config.tracking import PictureModel
+from sweeps.config.tracking import ImageModel
 
-__all__ = ["OfPictures", "of_pictures"]
+__all__ = ["ImageClassifier", "image_classifier"]
 
 
-class OfPictures(nn.Module):
-    """Logits of pictures as the sweep scores its test set: normalised, through the backbone and the classifier.
+class ImageClassifier(nn.Module):
+    """Logits of images as the sweep scores its test set: normalised, through the backbone and the classifier.
 
-    With `mirrored` the logits are the mean over a picture and its mirror image.
+    With `mirrored` the logits are the mean over an image and its mirror image.
     """
 
     mean: Tensor
@@ -40,27 +40,27 @@ class OfPictures(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Uint8 `[N, H, W, C]`, as Pillow and numpy hold pictures, to float32 `[N, K]`."""
-        normalised = (pictures.permute(0, 3, 1, 2).float() - self.mean) / self.std
+    def forward(self, images: Tensor) -> Tensor:
+        """Uint8 `[N, H, W, C]`, as Pillow and numpy hold images, to float32 `[N, K]`."""
+        normalised = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits: Tensor = self.classifier(self.backbone(normalised))
         if self.mirrored:
             logits = (logits + self.classifier(self.backbone(normalised.flip(-1)))) / 2
         return logits
 
 
-def of_pictures(classifier: nn.Module, bank: FeatureBank, pictures: Pictures | None) -> PictureModel | None:
+def image_classifier(classifier: nn.Module, bank: FeatureBank, images: ImageSource | None) -> ImageModel | None:
     """The classifier behind the backbone of its bank; None where the backbone is not to be had any more."""
-    if pictures is None or bank.path is None:
+    if images is None or bank.path is None:
         return None
     inputs = read_manifest(bank.path).inputs
     try:
-        frozen = load_frozen(pictures.backbone, pictures.shape)
+        frozen = load_frozen(images.backbone, images.shape)
     except UserError:  # the file was taken away while the sweep ran
         return None
     if frozen.identity["checkpoint"] != inputs["checkpoint"]:  # or replaced by another
         return None
     transform, mirrored = inputs["transform"], len(bank.test.features) == 2
-    module = OfPictures(frozen.network, classifier, transform["mean"], transform["std"], mirrored).eval()
-    channels, height, width = pictures.shape
-    return PictureModel(module, (height, width, channels))
+    module = ImageClassifier(frozen.network, classifier, transform["mean"], transform["std"], mirrored).eval()
+    channels, height, width = images.shape
+    return ImageModel(module, (height, width, channels))

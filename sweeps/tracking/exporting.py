@@ -14,7 +14,7 @@ import torch
 
 from lt_train.core.errors import first_line
 from lt_train.core.progress import tell
-from sweeps.config.tracking import Champion, PictureModel
+from sweeps.config.tracking import Champion, ImageModel
 
 __all__ = ["digest_of", "exportable"]
 
@@ -30,19 +30,19 @@ def digest_of(champion: Champion, logged: str) -> str:
     return hasher.hexdigest()[:16]
 
 
-def exportable(pictures: PictureModel) -> bool:
-    """Whether torch can trace the module into a graph that does the same, for any number of pictures.
+def exportable(images: ImageModel) -> bool:
+    """Whether torch can trace the module into a graph that does the same, for any number of images.
 
     Somebody's model may do what no graph can hold; that is told, and costs the sweep nothing else.
     """
-    shape = pictures.shape
+    shape = images.shape
     example = torch.zeros(2, *shape, dtype=torch.uint8)
     pixels = torch.arange(3 * shape[0] * shape[1] * shape[2], dtype=torch.int64) * 37 % 256
     others = pixels.to(torch.uint8).view(3, *shape)
     try:
-        graph = torch.export.export(pictures.module, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        graph = torch.export.export(images.module, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
         with torch.no_grad():
-            expected, found = pictures.module(others), graph.module()(others)
+            expected, found = images.module(others), graph.module()(others)
         problem = "" if (found - expected).abs().max() <= CLOSE * expected.abs().max() else "its logits change"
     except Exception as error:  # of torch, or of the model's own code
         problem = first_line(error)

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 
 from lt_train.core.errors import LongtailError, UserError
 from sweeps.cluster.secret_files import holds_credentials
-from sweeps.config.tracking import Champion, DataCard, SweepCard, Tracker, TrackingSpec, TrialCard
+from sweeps.config.tracking import Champion, DatasetInfo, SweepStarted, Tracker, TrackingSpec, TrialFinished
 from sweeps.tracking.exporting import digest_of, exportable
 from sweeps.tracking.new_store import make_store, sqlite_file, unfinished
 from sweeps.tracking.server import serve
@@ -56,9 +56,9 @@ class MlflowTracking(TrackingSpec):
     )
     experiment: str | None = Field(default=None, description="experiment; null: the sweep's name")
     seed_runs: bool = Field(default=False, description="also a grandchild run for every seed")
-    champion: Literal["pictures", "features"] = Field(
-        default="pictures",
-        description="what the winner is logged as: pictures, a model with the backbone in it beside the head alone; "
+    champion: Literal["images", "features"] = Field(
+        default="images",
+        description="what the winner is logged as: images, a model with the backbone in it beside the head alone; "
         "features, the head alone, which is small",
     )
 
@@ -66,7 +66,7 @@ class MlflowTracking(TrackingSpec):
         """The tracking URI in force."""
         return self.uri or f"sqlite:///{storage / 'mlflow.db'}"
 
-    def open(self, card: SweepCard, storage: Path) -> Tracker:
+    def open(self, card: SweepStarted, storage: Path) -> Tracker:
         """Start the sweep's parent run or re-attach to it.
 
         Raises:
@@ -81,7 +81,7 @@ class MlflowTracking(TrackingSpec):
                 raise
             raise LongtailError(self._refused(error.get_http_status_code(), card)) from error
 
-    def _refused(self, status: int, card: SweepCard) -> str:
+    def _refused(self, status: int, card: SweepStarted) -> str:
         user = os.environ.get("MLFLOW_TRACKING_USERNAME")
         if status == 403:
             experiment = self.experiment or card.name
@@ -133,7 +133,7 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A server that is away is tried again by the sweep itself, which looks first what is there: MLflow's own retries
-    # send a request again whose answer was lost, and make two runs of one. Its patience is minutes, too, and blocks.
+    # send a request again whose answer was lost, and make two runs of one. Its flush_timeout is minutes, too, and blocks.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     # A parent process's run must not become ours.
@@ -178,7 +178,7 @@ class _Known:
 
 
 class _MlflowTracker:
-    def __init__(self, spec: MlflowTracking, card: SweepCard, storage: Path) -> None:
+    def __init__(self, spec: MlflowTracking, card: SweepStarted, storage: Path) -> None:
         self.spec, self.card = spec, card
         self.uri = spec.resolved_uri(storage)
         self.client = _client(self.uri)
@@ -186,7 +186,7 @@ class _MlflowTracker:
         self.known = self._known_runs()
         self.parent = self._parent()
 
-    def log_trial(self, card: TrialCard) -> None:
+    def log_trial(self, card: TrialFinished) -> None:
         run = self._log(card, self.parent, "trial")
         if self.spec.seed_runs:
             for of_seed in card.of_seeds():
@@ -260,7 +260,7 @@ class _MlflowTracker:
         self.known[key] = _Known(run.info.run_id, ended=False, noted=False)
         return self.known[key].run_id
 
-    def _log(self, card: TrialCard, parent: str, role: str) -> str:
+    def _log(self, card: TrialFinished, parent: str, role: str) -> str:
         found = self.known.get(card.key)
         params = {**card.params, "phase": card.phase}
         if found is not None and found.ended:
@@ -300,16 +300,16 @@ class _MlflowTracker:
     def _register(self, champion: Champion) -> None:
         """Log the winner as models, register them and move the aliases to them; once a winner.
 
-        `champion-head` takes features. `champion` takes pictures where there are pictures, else it is the same: what
-        was logged without its pictures, because they were not to be had, is logged with them once they are.
+        `champion-head` takes features. `champion` takes images where there are images, else it is the same: what
+        was logged without its images, because they were not to be had, is logged with them once they are.
         """
         head_digest, digest = digest_of(champion, "features"), digest_of(champion, self.spec.champion)
         shown = self.client.get_run(self.parent).data.tags.get("lt.champion")
         if shown == digest:
             return
-        pictures = champion.with_backbone() if self.spec.champion == "pictures" else None
-        if pictures is None or not exportable(pictures):
-            pictures, digest = None, head_digest
+        images = champion.with_backbone() if self.spec.champion == "images" else None
+        if images is None or not exportable(images):
+            images, digest = None, head_digest
         if shown == digest:
             return
         # Not log_model's own registration, which prints, and writes to the process's registry instead of ours.
@@ -320,9 +320,9 @@ class _MlflowTracker:
         takes, shape = "features `[N, D]`", (champion.feature_dim,)
         head = self._version("champion-head", champion.classifier, shape, "float32", champion, head_digest, takes)
         first = head
-        if pictures is not None:
-            takes = f"pictures, uint8 `[N, {', '.join(map(str, pictures.shape))}]`"
-            first = self._version("champion", pictures.module, pictures.shape, "uint8", champion, digest, takes)
+        if images is not None:
+            takes = f"images, uint8 `[N, {', '.join(map(str, images.shape))}]`"
+            first = self._version("champion", images.module, images.shape, "uint8", champion, digest, takes)
         self.client.set_registered_model_alias(self.card.name, "champion-head", head)
         self.client.set_registered_model_alias(self.card.name, "champion", first)
         self.client.set_tag(self.parent, "lt.champion", digest)
@@ -366,7 +366,7 @@ class _MlflowTracker:
         import torch
         from mlflow.models import infer_signature
 
-        # Two rows: from one MLflow would conclude that a batch always has one. Zeros: no picture leaves by this way.
+        # Two rows: from one MLflow would conclude that a batch always has one. Zeros: no image leaves by this way.
         example = np.zeros((2, *shape), dtype)
         with torch.no_grad():
             signature = infer_signature(example, module.eval()(torch.from_numpy(example)).numpy())
@@ -390,7 +390,7 @@ def _note(text: str) -> dict[str, Any]:
     return {NOTE: text} if text else {}
 
 
-def _dataset_input(part: DataCard) -> Any:
+def _dataset_input(part: DatasetInfo) -> Any:
     """A part of the data as MLflow's column Dataset shows it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from sweeps.config.tracking import Champion, SweepCard, Tracker, TrackingSpec, TrialCard
+from sweeps.config.tracking import Champion, SweepStarted, Tracker, TrackingSpec, TrialFinished
 
 __all__ = ["NullTracking"]
 
@@ -16,13 +16,13 @@ class NullTracking(TrackingSpec):
 
     kind: Literal["none"] = "none"
 
-    def open(self, card: SweepCard, storage: Path) -> Tracker:
+    def open(self, card: SweepStarted, storage: Path) -> Tracker:
         """A tracker that ignores everything."""
         return _NullTracker()
 
 
 class _NullTracker:
-    def log_trial(self, card: TrialCard) -> None:
+    def log_trial(self, card: TrialFinished) -> None:
         pass
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
-from sweeps.config.tracking import RunsView, SweepCard
+from sweeps.config.tracking import RunsView, SweepStarted
 
 __all__ = ["EXPERIMENT_NOTE", "addresses", "run_address", "view_tags"]
 
@@ -33,7 +33,7 @@ NAME_WIDTH = 300
 MOST_SCATTERS = 9
 
 
-def view_tags(card: SweepCard) -> dict[str, str]:
+def view_tags(card: SweepStarted) -> dict[str, str]:
     """The tags of a sweep's experiment that hold its two views: runs by rank, and trials below the sweep's run."""
     if card.view is None:
         return {}
@@ -83,7 +83,7 @@ def _packed(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
-def _state(card: SweepCard, view: RunsView, order: str) -> dict[str, Any]:
+def _state(card: SweepStarted, view: RunsView, order: str) -> dict[str, Any]:
     params = [f"params.`{name}`" for name in ("method", "phase")]
     metrics = [f"metrics.`{name}`" for name in view.metrics]
     searched = [f"params.`{name}`" for name in view.searched]

@@ -19,7 +19,7 @@ def test_a_tiny_measurement_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[what][0].keys() == frozen.SETTINGS.keys()
     for parity in found["parity"].values():
         assert parity["largest_difference_of_weights"] < 1e-5 < parity["largest_change_of_weights"]
-        assert (parity["difference_in_test_pictures"], parity["test_pictures"]) == (0, 100)
+        assert (parity["difference_in_test_images"], parity["test_images"]) == (0, 100)
     assert all(drift["running_mean"] > 0.01 and drift["running_var"] > 0.01 for drift in found["drift"])
     assert len(frozen.table(found)) == 9
 

@@ -178,8 +178,8 @@ def test_a_family_is_one_job(
     tracking = {"kind": "mlflow", "uri": world.mlflow.url, "experiment": "relatives"}
     file = sweep_file("relatives", search={"trials": 2}, tracking=tracking)
     document = yaml.safe_load(file.read_text())
-    across = {"training.epochs": [2, 3]}
-    file.write_text(yaml.safe_dump(document | {"across": across}, sort_keys=False))
+    axis = {"training.epochs": [2, 3]}
+    file.write_text(yaml.safe_dump(document | {"matrix": axis}, sort_keys=False))
     secret = f"MLFLOW_TRACKING_PASSWORD={world.place / 'sweeps.password'}"
     job = submitted(file, "--env", "MLFLOW_TRACKING_USERNAME=sweeps", "--secret-file", secret)
     shell("status", "relatives", "--address", world.head.url, "--watch")
@@ -191,14 +191,14 @@ def test_a_family_is_one_job(
 
     here = file.with_name("here.yaml")
     document = small_sweep(name="relatives", search={"trials": 2}).resolved()
-    here.write_text(yaml.safe_dump(document | {"across": across}, sort_keys=False))
-    undisturbed = sweeps.run_family(sweeps.load_family(here))
+    here.write_text(yaml.safe_dump(document | {"matrix": axis}, sort_keys=False))
+    undisturbed = sweeps.run_matrix(sweeps.load_matrix(here))
     for row in undisturbed.rows:
         found = Result.model_validate_json((world.place / "storage" / row.sweep / "result.json").read_text())
         assert found.methods[0].mean == row.cells["los"].mean
     runs = tracked_runs(world, "relatives")
     assert {run["status"] for run in runs} == {"FINISHED"}
-    assert sorted(run["key"] for run in runs).count("sweep") == len(across["training.epochs"])
+    assert sorted(run["key"] for run in runs).count("sweep") == len(axis["training.epochs"])
 
 
 def test_a_sweep_that_fails_says_why(

@@ -94,7 +94,7 @@ def test_a_node_that_joins_is_given_packs(small_sweep: MakeSweep, world: World, 
     """A sweep begun on one node; whoever joins while it runs takes part."""
     sections: dict[str, Any] = {
         "training": {"epochs": 400},
-        "search": {"trials": 24, "generation": 6},
+        "search": {"trials": 24, "proposal_batch": 6},
         "resources": {"lanes_per_pack": 2},
     }
     undisturbed = sweeps.run(small_sweep(name="here", **sections))
@@ -162,7 +162,12 @@ def test_a_lane_that_kills_its_worker_is_found_and_failed_alone(
     """Of six trials in one pack, those above a rate: each is reported failed, and the others are trained."""
     spec = small_sweep(
         name="killing",
-        search={"trials": 6, "generation": 6, "sampler": "random", "space": {"method.lr": {"loguniform": [1e-3, 1.0]}}},
+        search={
+            "trials": 6,
+            "proposal_batch": 6,
+            "algorithm": "random",
+            "space": {"method.lr": {"loguniform": [1e-3, 1.0]}},
+        },
         selection={"seeds": 1},
         baselines=[],
         backend={"kind": "ray"},

@@ -121,4 +121,4 @@ def test_a_kind_without_a_test_is_noticed(tmp_path: Path) -> None:
     (folder / "test_ce.py").touch()
     (folder.parent / "test_grid_search.py").touch()
     found = without_test(["lt_train.methods.ce", "lt_train.pretrain.ce", "lt_train.search.grid"], tmp_path)
-    assert found == [f"lt_train.pretrain.ce: expected {tmp_path / 'lt_train' / 'stage1' / 'test_ce.py'}"]
+    assert found == [f"lt_train.pretrain.ce: expected {tmp_path / 'lt_train' / 'pretrain' / 'test_ce.py'}"]

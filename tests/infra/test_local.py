@@ -27,7 +27,7 @@ def test_its_passwords_are_nothing_that_git_would_take(tmp_path: Path) -> None:
 
 
 def test_its_sweep_is_ready_to_be_submitted(tmp_path: Path) -> None:
-    from sweeps.cluster.bundle import bundled
+    from sweeps.cluster.upload import bundled
 
     file = tmp_path / "demo.yaml"
     file.write_text(cluster.demo("http://127.0.0.1:1234", tmp_path / "a place", cpus=3))

@@ -1,4 +1,4 @@
-"""A page as a headless Chromium has it: what it asks of any network, what it complains of, how wide it is, a picture.
+"""A page as a headless Chromium has it: what it asks of any network, what it complains of, how wide it is, an image.
 
 Speaks the DevTools protocol over a web socket of this machine.
 """
@@ -36,14 +36,14 @@ class Look:
         complaints: of console and loader, as text.
         scroll_width: of the page; wider than the window is a page that scrolls sideways.
         answers: of the scripts that were run in it.
-        picture: PNG of the whole page.
+        image: PNG of the whole page.
     """
 
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     scroll_width: int = 0
     answers: list[Any] = field(default_factory=list)
-    picture: bytes = b""
+    image: bytes = b""
 
 
 def look(
@@ -54,7 +54,7 @@ def look(
         tab.visit(page.resolve().as_uri())
         tab.seen.scroll_width = int(tab.ask("document.documentElement.scrollWidth"))
         tab.seen.answers = [tab.ask(script) for script in scripts]
-        tab.seen.picture = tab.picture(whole=True)
+        tab.seen.image = tab.image(whole=True)
         return tab.seen
 
 
@@ -99,7 +99,7 @@ class Tab:
             self._runner.run(asyncio.sleep(0.2))
         return answer
 
-    def picture(self, *, whole: bool = False) -> bytes:
+    def image(self, *, whole: bool = False) -> bytes:
         """PNG of what is in the window, or of the whole page."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 

@@ -16,7 +16,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from lt_train.metrics.accuracy import split_masks
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochRule, Halving, KeptHead, Run, RunResult
+from lt_train.retrain.base import Engine, EpochSelection, Halving, Run, RunResult, SelectedHead
 
 __all__ = [
     "ENGINES",
@@ -65,14 +65,14 @@ def lone_run(document: dict[str, object], *, epochs: int = 1, batch_size: int = 
     return Run(METHODS.parse(document), TrainingSpec(epochs=epochs, batch_size=batch_size), seed)
 
 
-def kept(result: RunResult) -> KeptHead:
+def kept(result: RunResult) -> SelectedHead:
     """The head of a run that must not have failed."""
     assert result.failure is None
     assert result.kept is not None
     return result.kept
 
 
-def trained(run: Run, head: KeptHead) -> Floats:
+def trained(run: Run, head: SelectedHead) -> Floats:
     """All that was trained of a head, in one row: what stays as it is would hide a difference."""
     state = {name: torch.from_numpy(array) for name, array in head.state.items()}
     parameters = run.method.classifier(state).named_parameters()
@@ -85,7 +85,7 @@ def distance(found: Floats, expected: Floats) -> float:
 
 
 def assert_same(
-    bank: FeatureBank, run: Run, found: RunResult, expected: RunResult, tolerance: float, rule: EpochRule
+    bank: FeatureBank, run: Run, found: RunResult, expected: RunResult, tolerance: float, rule: EpochSelection
 ) -> None:
     """Equal up to rounding: `tolerance` relative in the weights, one image in the accuracies."""
     assert (found.failure, found.stopped) == (expected.failure, expected.stopped)
@@ -117,7 +117,9 @@ def _assert_same_curves(bank: FeatureBank, found: RunResult, expected: RunResult
     return exactly and np.array_equal(found.val_accuracy, expected.val_accuracy, equal_nan=True)
 
 
-def _assert_same_head(bank: FeatureBank, run: Run, found: KeptHead, expected: KeptHead, tolerance: float) -> None:
+def _assert_same_head(
+    bank: FeatureBank, run: Run, found: SelectedHead, expected: SelectedHead, tolerance: float
+) -> None:
     assert found.state.keys() == expected.state.keys()
     for name, array in expected.state.items():
         assert found.state[name].shape == array.shape, name
@@ -136,7 +138,7 @@ def _assert_same_head(bank: FeatureBank, run: Run, found: KeptHead, expected: Ke
 
 
 @torch.no_grad()
-def predict(bank: FeatureBank, run: Run, head: KeptHead) -> Floats:
+def predict(bank: FeatureBank, run: Run, head: SelectedHead) -> Floats:
     """Logits `[N, K]` of the test set, averaged over views, by the classifier that a result hands out."""
     classifier = run.method.classifier({name: torch.from_numpy(array) for name, array in head.state.items()})
     logits: Floats = classifier(bank.test.features).mean(dim=0).numpy()
@@ -146,13 +148,13 @@ def predict(bank: FeatureBank, run: Run, head: KeptHead) -> Floats:
 def agree(
     bank: FeatureBank,
     runs: Sequence[Run],
-    rule: EpochRule | None = None,
+    rule: EpochSelection | None = None,
     halving: Halving | None = None,
     *,
     device: str = "cpu",
 ) -> list[RunResult]:
     """The fused engine's results on a device, after they were found to be the reference's on the CPU."""
-    rule = rule or EpochRule()
+    rule = rule or EpochSelection()
     expected = reference.fit(bank, runs, rule=rule, halving=halving)
     results = fused.fit(bank, runs, device, rule, halving)
     for run, found, wanted in zip(runs, results, expected, strict=True):
@@ -165,7 +167,7 @@ def everything(result: RunResult) -> list[object]:
     arrays = [result.val_accuracy, result.test_accuracy, result.train_loss]
     head = [] if result.kept is None else [getattr(result.kept, field.name) for field in fields(result.kept)]
     state = head.pop() if head else {}
-    assert isinstance(state, dict), "state is the last field of KeptHead"
+    assert isinstance(state, dict), "state is the last field of SelectedHead"
     parts = [*arrays, *head, *state.values()]
     return [result.failure, result.stopped, *state, *(p.tobytes() if isinstance(p, np.ndarray) else p for p in parts)]
 

@@ -1,6 +1,6 @@
-"""Extractions small enough for tests: a backbone that nobody trained, pictures in files, and what a bank's bytes are.
+"""Extractions small enough for tests: a backbone that nobody trained, images in files, and what a bank's bytes are.
 
-As a program, `python extraction.py CHECKPOINT STORE KILL_AFTER` extracts digits and is killed when so many pictures are
+As a program, `python extraction.py CHECKPOINT STORE KILL_AFTER` extracts digits and is killed when so many images are
 done; 0 lets it live. What is done is listed at once, not every two seconds.
 """
 
@@ -27,7 +27,7 @@ DIGITS = DATASETS.parse({"kind": "digits_lt"})
 FEATURES = FeaturesSpec(views=2, test_flip=True, batch_size=50)
 
 TOTAL = 2 * (369 + 140 + 500)
-"""Pictures that are extracted."""
+"""Images that are extracted."""
 
 
 def write_checkpoint(file: Path, channels: int = 1, classes: int = 10) -> Path:
@@ -42,7 +42,7 @@ def write_checkpoint(file: Path, channels: int = 1, classes: int = 10) -> Path:
 
 
 def extract(checkpoint: Path, store: Path, kill_after: int = 0) -> Path:
-    """The bank; SIGKILL when `kill_after` pictures are done."""
+    """The bank; SIGKILL when `kill_after` images are done."""
 
     def report(done: int, total: int, note: str) -> None:
         if kill_after and done >= kill_after:

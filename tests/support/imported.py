@@ -1,4 +1,4 @@
-"""What tests of models of others share: pictures, a checkpoint, the bank of both, and what the model itself says."""
+"""What tests of models of others share: images, a checkpoint, the bank of both, and what the model itself says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lt_train.backbones.base import BACKBONES
 from lt_train.datasets._images.transform import normalise
-from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData
+from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
 from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
@@ -37,7 +37,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def write_arrays(path: Path, channels: int = 3, size: int = 32) -> DatasetSpec:
-    """Noise of five classes; the test pictures are the training pictures backwards."""
+    """Noise of five classes; the test images are the training images backwards."""
     rng = np.random.default_rng(0)
     labels = np.arange(2 * CLASSES) % CLASSES
     images = rng.integers(0, 256, (len(labels), channels, size, size), dtype=np.uint8)
@@ -45,10 +45,10 @@ def write_arrays(path: Path, channels: int = 3, size: int = 32) -> DatasetSpec:
     return DATASETS.parse({"kind": "arrays", "path": str(path), "val_fraction": 0})
 
 
-def load(dataset: DatasetSpec) -> PictureData:
-    """The pictures."""
+def load(dataset: DatasetSpec) -> ImageData:
+    """The images."""
     data = dataset.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
@@ -69,7 +69,7 @@ def save_theirs(model: nn.Module, place: Path) -> nn.Module:
 
 
 def own_output(model: nn.Module, dataset: DatasetSpec) -> Any:
-    """What the model itself says of the test pictures, in the layout and the batch that features are taken in."""
+    """What the model itself says of the test images, in the layout and the batch that features are taken in."""
     channels = load(dataset).test.inputs.expand(-1, 3, -1, -1)
     inputs = normalise(channels, MEAN, STD).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -78,7 +78,7 @@ def own_output(model: nn.Module, dataset: DatasetSpec) -> Any:
 
 
 def warm_logits(bank: FeatureBank) -> Tensor:
-    """What the bank's own head says of its test pictures."""
+    """What the bank's own head says of its test images."""
     assert bank.head is not None
     return nn.functional.linear(bank.test.features[0], *bank.head)
 
@@ -90,7 +90,7 @@ def make_bank(dataset: DatasetSpec, store: Path, **fields: Any) -> FeatureBank:
 
 
 def theirs(place: Path, name: str, arguments: dict[str, Any] | None = None, **fields: Any) -> FeatureBank:
-    """The bank of small pictures through a model of `their_models`, with the weights that `save_theirs` left there."""
+    """The bank of small images through a model of `their_models`, with the weights that `save_theirs` left there."""
     model = {"factory": f"support.their_models:{name}", "arguments": arguments or {}}
     model["checkpoint"] = str(place / "theirs.safetensors")
     return make_bank(write_arrays(place / "small.npz", size=8), place / "banks", **model | fields)

@@ -1,8 +1,8 @@
-"""Stage 2 as papers have it: every epoch crops and mirrors the pictures anew and runs them through the frozen backbone.
+"""Stage 2 as papers have it: every epoch crops and mirrors the images anew and runs them through the frozen backbone.
 
 What banks are held against. Of this project it takes the random numbers alone (`draw_views`, and streams by name), so
-that the same pictures come in the same order; cropping, normalisation, loss, optimiser and schedule are torch's.
-Shapes: N pictures, B batch, K classes.
+that the same images come in the same order; cropping, normalisation, loss, optimiser and schedule are torch's.
+Shapes: N images, B batch, K classes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lt_train.core import seeding
 from lt_train.datasets._images.transform import draw_views
-from lt_train.datasets.base import PadCrop, PictureData
+from lt_train.datasets.base import ImageData, PadCrop
 
-__all__ = ["Loop", "Setting", "accuracies", "hits", "running_statistics", "train_live"]
+__all__ = ["Loop", "TrialRuns", "accuracies", "running_statistics", "top1_correct", "train_live"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrialRuns:
     """What one head is trained with: cross entropy against smoothed labels, 0 for plain ones."""
 
     smooth_factor: float
@@ -40,8 +40,8 @@ class Setting:
 def train_live(
     network: nn.Module,
     start: tuple[Tensor, Tensor],
-    data: PictureData,
-    settings: Mapping[str, Setting],
+    data: ImageData,
+    settings: Mapping[str, TrialRuns],
     loop: Loop,
     seed: int,
     view_seed: int = 0,
@@ -66,15 +66,15 @@ def train_live(
         drawn = draw_views(len(data.train), data.augmentation, stream).tolist()
         order = torch.randperm(len(data.train), generator=seeding.generator("batch-order", seed, epoch))
         for batch in order.split(loop.batch_size):
-            pictures = [_augmented(data.train.inputs[i], *drawn[i], pad=data.augmentation.pad) for i in batch.tolist()]
+            images = [_augmented(data.train.inputs[i], *drawn[i], pad=data.augmentation.pad) for i in batch.tolist()]
             with torch.no_grad():
-                features = network(_normalised(torch.stack(pictures), data))
+                features = network(_normalised(torch.stack(images), data))
             for name, head in heads.items():
                 optimisers[name].zero_grad()
                 losses[name](head(features), data.train.labels[batch]).backward()
                 optimisers[name].step()
-        for schedule in schedules:
-            schedule.step()
+        for queue in schedules:
+            queue.step()
     network.eval()
     return heads
 
@@ -87,34 +87,34 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return head
 
 
-def _augmented(picture: Tensor, row: int, column: int, mirrored: int, *, pad: int) -> Tensor:
-    height, width = picture.shape[-2:]
-    cropped = nn.functional.pad(picture, (pad, pad, pad, pad))[:, row : row + height, column : column + width]
+def _augmented(image: Tensor, row: int, column: int, mirrored: int, *, pad: int) -> Tensor:
+    height, width = image.shape[-2:]
+    cropped = nn.functional.pad(image, (pad, pad, pad, pad))[:, row : row + height, column : column + width]
     return cropped.flip(-1) if mirrored else cropped
 
 
-def _normalised(pictures: Tensor, data: PictureData) -> Tensor:
+def _normalised(images: Tensor, data: ImageData) -> Tensor:
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
-    return ((pictures.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def hits(network: nn.Module, heads: Mapping[str, nn.Linear], data: PictureData, flip: bool) -> dict[str, Tensor]:
-    """Bool `[N]` a head: whether the largest logit on a test picture, averaged with its mirror's, is its label's."""
+def top1_correct(network: nn.Module, heads: Mapping[str, nn.Linear], data: ImageData, flip: bool) -> dict[str, Tensor]:
+    """Bool `[N]` a head: whether the largest logit on a test image, averaged with its mirror's, is its label's."""
     network.eval()
     found: dict[str, list[Tensor]] = {name: [] for name in heads}
     for start in range(0, len(data.test), 500):
         batch = slice(start, start + 500)
-        pictures = data.test.inputs[batch]
-        views = [network(_normalised(one, data)) for one in ([pictures, pictures.flip(-1)] if flip else [pictures])]
+        images = data.test.inputs[batch]
+        views = [network(_normalised(one, data)) for one in ([images, images.flip(-1)] if flip else [images])]
         for name, head in heads.items():
             logits = torch.stack([head(features) for features in views]).mean(dim=0)
             found[name].append(logits.argmax(dim=1) == data.test.labels[batch])
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def accuracies(hit: Tensor, data: PictureData) -> dict[str, float]:
-    """Fractions of test pictures of all, many (n > 100), medium and few (n < 20) classes."""
+def accuracies(hit: Tensor, data: ImageData) -> dict[str, float]:
+    """Fractions of test images of all, many (n > 100), medium and few (n < 20) classes."""
     size = data.split_counts[data.test.labels]
     chosen = {"all": size > 0, "many": size > 100, "medium": (size <= 100) & (size >= 20), "few": size < 20}
     return {name: float(hit[mask].float().mean()) for name, mask in chosen.items()}

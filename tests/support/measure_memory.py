@@ -21,7 +21,7 @@ from lt_train.core.errors import MemoryShort
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec
 from lt_train.retrain import fused, stack
-from lt_train.retrain.base import EpochRule, Halving, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Halving, Run, RunResult
 from lt_train.retrain.memory import lane_bytes
 
 FEW, MANY = 4, 16
@@ -42,7 +42,7 @@ def peak(bank: FeatureBank, method: MethodSpec, lanes: int, batch_size: int) -> 
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = bytes_of("VmRSS")
-    fused.fit(bank, runs, rule=EpochRule("best"))
+    fused.fit(bank, runs, rule=EpochSelection("best"))
     return bytes_of("VmHWM") - before
 
 

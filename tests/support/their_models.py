@@ -110,8 +110,8 @@ class Tiny(nn.Module):
         self.inputs = 2 if layer in ("bilinear", "asking") else 1
         self.times = times
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        features = self.hidden(self.backbone(pictures))
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.hidden(self.backbone(images))
         return {"logits": self.times * self.classifier(*[features] * self.inputs)}
 
 
@@ -125,22 +125,22 @@ class Parametrized(Tiny):
 
 
 class Half(Tiny):
-    """In half precision, to which it brings its pictures; `fixed`, whatever its weights are in."""
+    """In half precision, to which it brings its images; `fixed`, whatever its weights are in."""
 
     def __init__(self, fixed: bool = False) -> None:
         super().__init__()
         self.fixed = fixed
         self.half()
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        return super().forward(pictures.to(torch.float16 if self.fixed else self.hidden.weight.dtype))
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return super().forward(images.to(torch.float16 if self.fixed else self.hidden.weight.dtype))
 
 
 class HalfTrunk(Tiny):
     """A trunk that runs in half precision, and a classifier that takes it from there."""
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.classifier(self.hidden(self.backbone(pictures)).bfloat16())}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.classifier(self.hidden(self.backbone(images)).bfloat16())}
 
 
 class Ride(nn.Module):
@@ -164,8 +164,8 @@ class Ride(nn.Module):
         self.linears = nn.ModuleList(CLASSIFIERS[layer](dim, count) for layer, dim, count in tops)
         self.s, self.returns = s, returns
 
-    def forward(self, pictures: Tensor) -> object:
-        shared = self.trunk(pictures)
+    def forward(self, images: Tensor) -> object:
+        shared = self.trunk(images)
         logits = [self.s * top(branch(shared)) for branch, top in zip(self.branches, self.linears, strict=True)]
         if self.returns == "list":
             return logits
@@ -176,7 +176,7 @@ class Ride(nn.Module):
             "first": lambda: logits[0],
             "softmax": lambda: stacked.softmax(dim=2).mean(dim=1),
             "named": lambda: {"output": stacked.mean(dim=1), "logits": stacked},
-            "confident": lambda: (stacked.mean(dim=1), torch.ones(len(pictures), 1, dtype=torch.long)),
+            "confident": lambda: (stacked.mean(dim=1), torch.ones(len(images), 1, dtype=torch.long)),
         }[self.returns]()
 
 
@@ -188,8 +188,8 @@ class Heads(nn.Module):
         self.trunk = nn.Flatten()
         self.coarse, self.fine = nn.Linear(192, 2), nn.Linear(192, 5)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(images)
         return self.coarse(features), self.fine(features)
 
 

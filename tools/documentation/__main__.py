@@ -1,7 +1,7 @@
 """What pages hold that programs make: `python tools/documentation`, or `make docs`; with names, some of it.
 
 `reference` writes docs/reference from the schema, the kinds and the parsers. `outputs` runs docs/tutorial.md and
-README.md and puts what their commands print under them. `pictures` runs the demo and takes docs/images from its
+README.md and puts what their commands print under them. `images` runs the demo and takes docs/images from its
 report, with Chromium.
 """
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]  # tests/support is shared
 
 from documentation.elsewhere import typed_in
-from documentation.images import take_pictures
+from documentation.images import take_images
 from documentation.pages import blocks
 from documentation.reference import reference
 from documentation.running import walk, without_notes
@@ -50,7 +50,7 @@ def write_outputs() -> None:
         page.write_text(text)
 
 
-MADE = {"reference": write_reference, "outputs": write_outputs, "pictures": take_pictures}
+MADE = {"reference": write_reference, "outputs": write_outputs, "images": take_images}
 
 
 def main() -> int:

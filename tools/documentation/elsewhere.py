@@ -15,7 +15,7 @@ SHELL = "sets up a person's shell, as every test's is"
 MACHINES = "needs machines of one's own; the file that it names is held against its schema by tests/infra"
 KUBERNETES = "needs a Kubernetes; the manifests are held against their schemas by tests/infra"
 DOCKER = "needs Docker; the file that it names is read by tests/infra"
-HOURS = "takes hours, and published pictures; the file is validated instead"
+HOURS = "takes hours, and published images; the file is validated instead"
 
 PAGE = ("tests/cluster/test_the_page.py::test_a_rehearsal_runs_from_the_first_to_the_last_line",)
 WATCHED = "tests/cluster/test_jobs.py::test_a_sweep_is_submitted_watched_and_found_finished"

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: parts of the report of the demo as a browser shows it, 1400 pixels wide.
+"""The images of the documentation: parts of the report of the demo as a browser shows it, 1400 pixels wide.
 
 The demo is run as `make demo` does, in a directory that is thrown away; what it printed goes to the front page. Knows
 the captions of a report's figures.
@@ -17,7 +17,7 @@ from documentation.running import run
 from PIL import Image
 from support.devtools import look
 
-__all__ = ["take_pictures"]
+__all__ = ["take_images"]
 
 WIDTH, SCREEN = 1400, 960
 FIGURES = {"classes.png": "LoMa and regularised std"}
@@ -28,12 +28,12 @@ PLACES = """JSON.stringify([...document.querySelectorAll('figure')].map(figure =
   return [figure.querySelector('figcaption').textContent, box.left, box.top, box.right, box.bottom]; }))"""
 
 
-def take_pictures() -> None:
+def take_images() -> None:
     """Run the demo, put what it prints into README.md, and its report's first screen and figures into docs/images."""
     browser = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
     if browser is None:
-        raise SystemExit("pictures are taken by Chromium, and there is none on the PATH")
-    with tempfile.TemporaryDirectory(prefix="lt-pictures-") as name:
+        raise SystemExit("images are taken by Chromium, and there is none on the PATH")
+    with tempfile.TemporaryDirectory(prefix="lt-images-") as name:
         place = Path(name)
         demo = f"env --unset=OMP_NUM_THREADS lt-sweep run {ROOT}/sweeps/specs/demo.yaml 2>/dev/null"  # as make does
         ended = run(f"{demo}\nlt-sweep report runs/demo >/dev/null", place)
@@ -47,7 +47,7 @@ def take_pictures() -> None:
             width=WIDTH,
             scripts=(PLACES,),
         )
-    page = Image.open(io.BytesIO(seen.picture)).convert("RGB")
+    page = Image.open(io.BytesIO(seen.image)).convert("RGB")
     _save(page.crop((0, 0, page.width, SCREEN)), "report.png")
     boxes = {caption: box for caption, *box in json.loads(seen.answers[0])}
     for file, begins in FIGURES.items():
@@ -55,9 +55,9 @@ def take_pictures() -> None:
         _save(page.crop((int(left) - 20, int(top) - 16, int(right) + 20, int(bottom) + 10)), file)
 
 
-def _save(picture: Image.Image, name: str) -> None:
+def _save(image: Image.Image, name: str) -> None:
     """In 128 colours, of which a report has fewer: a third of the bytes."""
-    picture.quantize(128, dither=Image.Dither.NONE).save(ROOT / "docs" / "images" / name, optimize=True)
+    image.quantize(128, dither=Image.Dither.NONE).save(ROOT / "docs" / "images" / name, optimize=True)
 
 
 def _paste(printed: str) -> None:

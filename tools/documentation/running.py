@@ -33,7 +33,7 @@ __all__ = ["Ended", "alike", "run", "run_here", "serve", "walk", "without_notes"
 BIN = Path(sys.executable).parent
 PROGRAMS = {"lt-sweep": sweeps.cli.main.main, "lt-train": lt_train.cli.main.main}
 
-_PROGRESS = re.compile(r"^.*: \d+/\d+ (pictures|runs|epochs|packs)\b.*\n", re.MULTILINE)
+_PROGRESS = re.compile(r"^.*: \d+/\d+ (images|runs|epochs|packs)\b.*\n", re.MULTILINE)
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 _OUTCOME = re.compile(r"^(winner:|trained #x as long:|\w+: (?=.*right over)).*")
 _JUDGED = re.compile(r"\b(?:better|worse|tied|gained|lost|level|above|below|gains|falls)\b")

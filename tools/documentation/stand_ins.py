@@ -1,4 +1,4 @@
-"""What the pages presuppose, small: features, pictures, published lists in miniature, and sweeps that have been run."""
+"""What the pages presuppose, small: features, images, published lists in miniature, and sweeps that have been run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from documentation.pages import ROOT
 from support.features import write_features
-from support.pictures import write_pictures, write_tree
+from support.images import write_images, write_tree
 
 import sweeps
-from sweeps.config.matrix import load_family
+from sweeps.config.matrix import load_matrix
 from sweeps.config.spec import load_resolved
 
 __all__ = ["write_stand_ins"]
@@ -28,9 +28,9 @@ def write_stand_ins(place: Path) -> Path:
     _write_imagenet(place / "imagenet")
     for name in ("demo", "demo-ir50", "ir10", "ir100"):
         sweeps.run(load_resolved(_sweep(place, name)))
-    family = place / "table4.yaml"
-    family.write_text(yaml.safe_dump({**_sweep(place, "table4"), "across": {"training.epochs": [2, 3]}}))
-    sweeps.run_family(load_family(family))
+    matrix = place / "table4.yaml"
+    matrix.write_text(yaml.safe_dump({**_sweep(place, "table4"), "matrix": {"training.epochs": [2, 3]}}))
+    sweeps.run_matrix(load_matrix(matrix))
     return place
 
 
@@ -57,7 +57,7 @@ def _write_imagenet(root: Path) -> None:
         "val": {f"{folder}_1.jpeg": label for label, folder in enumerate(folders)},
         "test": {f"val/ILSVRC2012_val_{k:08}.JPEG": k for k in range(3)},
     }
-    for part, pictures in parts.items():
-        write_pictures(root, pictures)
-        lines = [f"{path} {label}{os.linesep}" for path, label in pictures.items()]
+    for part, images in parts.items():
+        write_images(root, images)
+        lines = [f"{path} {label}{os.linesep}" for path, label in images.items()]
         (root / f"ImageNet_LT_{part}.txt").write_text("".join(lines))

@@ -115,14 +115,14 @@ class Attempt:
             "training": {"epochs": 400},
             "search": {
                 "trials": TRIALS,
-                "generation": 4,
-                "sampler": {"kind": "tpe", "startup_trials": 4},
+                "proposal_batch": 4,
+                "algorithm": {"kind": "tpe", "startup_trials": 4},
                 "space": {
                     "method.smooth_factor": {"uniform": [0.1, 0.95]},
                     "method.lr": {"loguniform": [1e-3, 1e-1]},
                 },
             },
-            "selection": {"seeds": SEEDS, "finalists": FINALISTS, "longer": None},
+            "selection": {"seeds": SEEDS, "finalists": FINALISTS, "extended_training": None},
             "resources": {"lanes_per_pack": SEEDS},
             "backend": {"kind": "ray", **({"bank_store": self.bank_store} if self.bank_store else {})},
             "tracking": {"uri": self.world.tracking_uri, "experiment": self.name},

@@ -3,7 +3,7 @@
 Features are what flows into its classifier layer, or layers, caught on the way; the layers' own weights are where
 re-training starts. Touch this to change what a user may say: `factory` makes the model, `classifier_layers` finds the
 layers, `weights` reads the file, `warm_head` makes one linear head of the layers.
-Shapes: B pictures, C channels, H x W pixels, D features, K classes.
+Shapes: B images, C channels, H x W pixels, D features, K classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, JsonValue, field_validator, model_validator
 from torch import Tensor, nn
 
-from lt_train.backbones.base import BackboneSpec, Frozen
+from lt_train.backbones.base import BackboneSpec, FrozenBackbone
 from lt_train.backbones.checkpoint import written_here
 from lt_train.backbones.imported.classifier import FeaturesOf, check_classifier, find_classifiers
 from lt_train.backbones.imported.factory import make_model
@@ -36,7 +36,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 class Imported(BackboneSpec):
     """A model of torchvision or timm by name, or of any package of `--allow-import`, with a checkpoint of its own.
 
-    Its pictures have as many channels as `mean` has numbers; grey ones are shown to all of them. Without a checkpoint
+    Its images have as many channels as `mean` has numbers; grey ones are shown to all of them. Without a checkpoint
     it is trained by a stage-1 recipe, with a new classifier in the place of its own.
     """
 
@@ -64,7 +64,7 @@ class Imported(BackboneSpec):
     )
     use_head: bool = Field(
         default=True,
-        description="start from the classifier's weights; false takes features alone, and methods say init: fresh",
+        description="start from the classifier's weights; false takes features alone, and methods say init: random",
     )
     strip_prefix: str | None = Field(
         default=None,
@@ -105,11 +105,11 @@ class Imported(BackboneSpec):
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
         """The model without its classifiers, and its D.
 
-        Linear classifiers that are named say D; else pictures are tried, in the size that the model says, 224 or 32.
+        Linear classifiers that are named say D; else images are tried, in the size that the model says, 224 or 32.
         """
         channels = len(self.mean)
         if in_channels not in (1, channels):
-            raise UserError(f"{self.factory} takes pictures of {channels} channels, or grey ones, got {in_channels}")
+            raise UserError(f"{self.factory} takes images of {channels} channels, or grey ones, got {in_channels}")
         model = make_model(self.factory, self.arguments).eval()
         layers = dict(model.named_modules())
         linear = [layer for name in self._names() if isinstance(layer := layers.get(name), nn.Linear)]
@@ -120,19 +120,19 @@ class Imported(BackboneSpec):
         network.drop_classifiers(dims)
         return network, sum(dims)
 
-    def read_checkpoint(self, picture_shape: tuple[int, int, int]) -> Frozen | None:
+    def read_checkpoint(self, image_shape: tuple[int, int, int]) -> FrozenBackbone | None:
         """See `BackboneSpec.read_checkpoint`.
 
         Raises:
             CheckpointError: the file is missing, damaged or pickled, or its tensors are not the model's.
-            UserError: the model cannot be made or takes other pictures, or its classifiers are not found or not linear.
+            UserError: the model cannot be made or takes other images, or its classifiers are not found or not linear.
         """
         assert self.checkpoint is not None, "only a backbone with a checkpoint has one to read"
         path = Path(self.checkpoint).expanduser()
         if written_here(path):
             return None
         tensors = read_weights(path)
-        shape = (len(self.mean), *picture_shape[1:])
+        shape = (len(self.mean), *image_shape[1:])
         with seeding.global_stream("cpu", "imported backbone"):  # weights that are allowed to be missing stay as drawn
             model = make_model(self.factory, self.arguments).eval()
         network, dims = self._split(model, [shape])
@@ -143,15 +143,15 @@ class Imported(BackboneSpec):
             )
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint {path} for {self.factory}: {error}") from None
-        head = warm_head(network, _pictures(shape), self.factory) if self.use_head else None
+        head = warm_head(network, _images(shape), self.factory) if self.use_head else None
         directions = head.directions if head else ()
         layers = named(network.layers)
         start = head.note if head else f"features are what flows into {layers}, whose weights are not used"
-        return Frozen(
+        return FrozenBackbone(
             network=FeaturesOf(model, network.layers, shape[0], directions),
             feature_dim=sum(dims),
             head=(head.weight, head.bias) if head else None,
-            in_channels=picture_shape[0] if picture_shape[0] == 1 else shape[0],
+            in_channels=image_shape[0] if image_shape[0] == 1 else shape[0],
             mean=self.mean,
             std=self.std,
             identity={
@@ -169,22 +169,22 @@ class Imported(BackboneSpec):
         return (self.classifier,) if isinstance(self.classifier, str) else self.classifier or ()
 
     def _split(self, model: nn.Module, shapes: Iterable[tuple[int, int, int]]) -> tuple[FeaturesOf, list[int]]:
-        """The part of the model before its classifiers and the D of each, by pictures of the first shape it takes."""
+        """The part of the model before its classifiers and the D of each, by images of the first shape it takes."""
         for name in self._names():
             check_classifier(model, name, self.factory, self.use_head)
         problems = []
         for shape in shapes:
-            pictures = _pictures(shape)
+            images = _images(shape)
             try:
-                layers = self._names() or find_classifiers(model, pictures, self.factory)
+                layers = self._names() or find_classifiers(model, images, self.factory)
                 network = FeaturesOf(model, layers, shape[0])
                 with torch.inference_mode():
-                    return network, [part.shape[-1] for part in network.run(pictures)[0]]
+                    return network, [part.shape[-1] for part in network.run(images)[0]]
             except UserError:
                 raise
             except Exception as error:  # whatever the model's own code raises
                 size = " x ".join(map(str, shape))
-                problems.append(f"pictures of {size}: {type(error).__name__}: {first_line(error)}")
+                problems.append(f"images of {size}: {type(error).__name__}: {first_line(error)}")
         raise UserError(f"{self.factory} cannot be run on {'; nor on '.join(problems)}")
 
     def _identity(self, layers: tuple[str, ...], directions: tuple[str, ...], report: KeyReport) -> dict[str, Any]:
@@ -198,14 +198,14 @@ class Imported(BackboneSpec):
 
 
 def _sizes(channels: int, model: nn.Module, arguments: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """Shapes of pictures to try a model on: the one that it was made for where it says so, else the usual ones."""
+    """Shapes of images to try a model on: the one that it was made for where it says so, else the usual ones."""
     timms = (getattr(model, "default_cfg", None) or {}).get("input_size", [None])[-1]
     said = [arguments.get("image_size"), arguments.get("img_size"), getattr(model, "image_size", None), timms]
     stated = [size for size in said if isinstance(size, int)]
     return [(channels, size, size) for size in (stated[:1] or (224, 32))]
 
 
-def _pictures(shape: tuple[int, int, int]) -> Tensor:
-    """Pictures of noise, the same every time, in several contrasts so that their features are of several lengths."""
-    noise = torch.rand(4, *shape, generator=seeding.generator("imported backbone pictures"))
+def _images(shape: tuple[int, int, int]) -> Tensor:
+    """Images of noise, the same every time, in several contrasts so that their features are of several lengths."""
+    noise = torch.rand(4, *shape, generator=seeding.generator("imported backbone images"))
     return noise * torch.tensor([1.0, 2.0, 0.5, 0.25]).view(4, 1, 1, 1)

@@ -1,8 +1,8 @@
 """The layers of somebody's model that make its logits: which they are, and what flows into them.
 
-Which layers they are is seen by what the model returns for pictures of noise. Touch this to change how classifiers are
+Which layers they are is seen by what the model returns for images of noise. Touch this to change how classifiers are
 found and named, or what features are; their weights are `warm_head`'s matter. Knows torch only, nothing of specs and
-files. Shapes: B pictures, C channels, H x W pixels, D features, K classes, m classifier layers.
+files. Shapes: B images, C channels, H x W pixels, D features, K classes, m classifier layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lt_train.backbones.base import Directions
+from lt_train.backbones.base import L2Normalize
 from lt_train.core.errors import UserError
 from lt_train.core.validation import named
 
@@ -27,7 +27,7 @@ CLOSE = 1e-4
 class FeaturesOf(nn.Module):
     """What flows into the classifier layers of a model, side by side: `[B, C, H, W] -> [B, D_1 + .. + D_m]`.
 
-    Grey pictures are shown to every channel. For the layers in `directions` features are `f / |f|`.
+    Grey images are shown to every channel. For the layers in `directions` features are `f / |f|`.
     """
 
     def __init__(
@@ -35,22 +35,22 @@ class FeaturesOf(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.layers, self.channels = model, tuple(layers), channels
-        self.changes = nn.ModuleList(Directions() if name in directions else nn.Identity() for name in self.layers)
+        self.changes = nn.ModuleList(L2Normalize() if name in directions else nn.Identity() for name in self.layers)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Features of normalised pictures; the model runs as it is, and what comes after the layers is dropped.
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of normalised images; the model runs as it is, and what comes after the layers is dropped.
 
         Raises:
-            UserError: a layer is not run exactly once, or on something else than one row a picture.
+            UserError: a layer is not run exactly once, or on something else than one row an image.
         """
-        parts, _ = self.run(pictures)
+        parts, _ = self.run(images)
         parts = [change(part) for change, part in zip(self.changes, parts, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def run(self, pictures: Tensor) -> tuple[list[Tensor], Any]:
+    def run(self, images: Tensor) -> tuple[list[Tensor], Any]:
         """What flowed into each layer, as it is, and what the model returned; raises as `forward` does."""
-        if pictures.shape[1] != self.channels:
-            pictures = pictures.expand(-1, self.channels, -1, -1)
+        if images.shape[1] != self.channels:
+            images = images.expand(-1, self.channels, -1, -1)
         caught: dict[str, list[Any]] = {name: [] for name in self.layers}
 
         def catch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -61,12 +61,12 @@ class FeaturesOf(nn.Module):
             for name in self.layers
         ]
         try:
-            returned = self.model(pictures)
+            returned = self.model(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        # By shape: `len` would fix the number of pictures for good where a network is exported.
-        return [_a_row_each(name, seen, pictures.shape[0]) for name, seen in caught.items()], returned
+        # By shape: `len` would fix the number of images for good where a network is exported.
+        return [_a_row_each(name, seen, images.shape[0]) for name, seen in caught.items()], returned
 
     def drop_classifiers(self, dims: Sequence[int]) -> None:
         """Take the layers, of `dims` features each, out of the model with their weights; it goes on with zeros."""
@@ -86,7 +86,7 @@ class _Zeros(nn.Module):
         return features.new_zeros(*features.shape[:-1], self.classes)
 
 
-def find_classifiers(model: nn.Module, pictures: Tensor, called: str) -> tuple[str, ...]:
+def find_classifiers(model: nn.Module, images: Tensor, called: str) -> tuple[str, ...]:
     """The layer whose output the model returns, or those of whose outputs it returns the mean, times any number.
 
     Raises:
@@ -101,7 +101,7 @@ def find_classifiers(model: nn.Module, pictures: Tensor, called: str) -> tuple[s
     hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
         with torch.inference_mode():
-            returned = model(pictures)
+            returned = model(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -179,14 +179,14 @@ def _weight(layer: nn.Module) -> Tensor | None:
 
 
 def _a_row_each(name: str, caught: Sequence[Any], count: int) -> Tensor:
-    """The features that a layer was run on: one tensor, a row for each of the pictures."""
+    """The features that a layer was run on: one tensor, a row for each of the images."""
     if len(caught) != 1:
         raise UserError(f"classifier: {name} must run once a forward pass, and runs {len(caught)} times")
     features = caught[0]
     if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != count:
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise UserError(
-            f"classifier: what flows into {name} must be [B, D], a row a picture, got {shape} for {count} pictures"
+            f"classifier: what flows into {name} must be [B, D], a row an image, got {shape} for {count} images"
         )
     return features
 

@@ -3,7 +3,7 @@
 A layer is what its output says, not its class: `W f + b`, or `s cos(W_k, f)`, which is linear in the direction of f.
 Of m layers whose logits the model averages the head is `[W_1 .. W_m] / m` on their features side by side. Touch this to
 change which layers a head can start from. Knows torch only, nothing of specs and files.
-Shapes: B pictures, D features, K classes, m classifier layers.
+Shapes: B images, D features, K classes, m classifier layers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST_NAMES = 8
 class _Layer:
     """One classifier layer: `weight [K, D]` and `bias [K]` on features or, where it has a scale s, on directions.
 
-    `logits` are what it made of the features of a few pictures.
+    `logits` are what it made of the features of a few images.
     """
 
     name: str
@@ -55,12 +55,12 @@ class WarmHead:
     note: str
 
 
-def warm_head(network: FeaturesOf, pictures: Tensor, called: str) -> WarmHead:
+def warm_head(network: FeaturesOf, images: Tensor, called: str) -> WarmHead:
     """The head that gives what the model returns or, where that is something else, the mean of its layers' logits.
 
     Args:
         network: with the weights in its model; what it does to features is not looked at.
-        pictures: a few, of noise, on which the model's own output is compared.
+        images: a few, of noise, on which the model's own output is compared.
         called: the model, in errors.
 
     Raises:
@@ -68,7 +68,7 @@ def warm_head(network: FeaturesOf, pictures: Tensor, called: str) -> WarmHead:
             tensor of logits and they are not the mean of the several layers', times any number.
     """
     with torch.inference_mode():
-        features, returned = network.run(pictures)
+        features, returned = network.run(images)
         layers = [
             _measured(name, network.model.get_submodule(name), into, called)
             for name, into in zip(network.layers, features, strict=True)

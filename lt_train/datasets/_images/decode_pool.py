@@ -1,6 +1,6 @@
-"""The threads that read and decode pictures: one pool a process, and one thread that reads ahead.
+"""The threads that read and decode images: one pool a process, and one thread that reads ahead.
 
-Pillow lets go of the interpreter while it decodes. Knows nothing of pictures.
+Pillow lets go of the interpreter while it decodes. Knows nothing of images.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How the bytes of one picture become pixels: Pillow, as torchvision uses it.
+"""How the bytes of one image become pixels: Pillow, as torchvision uses it.
 
-Touch this to change how a picture is decoded, resized or cut; reading many is `pictures`'. Knows Pillow only.
+Touch this to change how an image is decoded, resized or cut; reading many is `images`'. Knows Pillow only.
 Shapes: H = W = `size` pixels.
 """
 
@@ -17,11 +17,11 @@ from PIL import Image
 __all__ = ["Box", "Decoding", "Framing"]
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What Pillow may take a picture for, and not all that it knows: an EPS file is a program, which it has run."""
+"""What Pillow may take an image for, and not all that it knows: an EPS file is a program, which it has run."""
 
 
 class Box(NamedTuple):
-    """A part of a picture, in its own pixels."""
+    """A part of an image, in its own pixels."""
 
     left: int
     top: int
@@ -30,7 +30,7 @@ class Box(NamedTuple):
 
 
 Framing = Callable[[int, int], Box]
-"""From a picture's width and height to the part of it that is wanted."""
+"""From an image's width and height to the part of it that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -50,32 +50,32 @@ class Decoding:
     resize: int
 
     def __call__(self, content: bytes, framing: Framing | None = None) -> np.ndarray[Any, Any]:
-        """uint8 `[3, H, W]`; whatever Pillow raises for what is no picture, or a damaged one.
+        """uint8 `[3, H, W]`; whatever Pillow raises for what is no image, or a damaged one.
 
-        With a framing, the part of the whole picture that it asks for is resized to the square instead.
+        With a framing, the part of the whole image that it asks for is resized to the square instead.
         """
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            image.load()
-            picture = _rgb(image)
-        picture = self._centre(picture) if framing is None else self._part(picture, framing(*picture.size))
-        return np.asarray(picture).transpose(2, 0, 1)
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
+            file.load()
+            image = _rgb(file)
+        image = self._centre(image) if framing is None else self._part(image, framing(*image.size))
+        return np.asarray(image).transpose(2, 0, 1)
 
-    def _part(self, picture: Image.Image, box: Box) -> Image.Image:
+    def _part(self, image: Image.Image, box: Box) -> Image.Image:
         # Two steps, as torchvision's resized_crop: resize(box=...) would let pixels beyond the box in.
-        cut = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        cut = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         return cut.resize((self.size, self.size), Image.Resampling.BILINEAR)
 
-    def _centre(self, picture: Image.Image) -> Image.Image:
-        width, height = picture.size
-        short, long = sorted(picture.size)
+    def _centre(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        short, long = sorted(image.size)
         if short != self.resize:
             other = int(self.resize * long / short)
             width, height = (self.resize, other) if width <= height else (other, self.resize)
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         if (width, height) != (self.size, self.size):
-            picture = picture.crop((left, top, left + self.size, top + self.size))
-        return picture
+            image = image.crop((left, top, left + self.size, top + self.size))
+        return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

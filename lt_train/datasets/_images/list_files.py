@@ -24,8 +24,8 @@ from lt_train.core.shorthand import Shorthand
 from lt_train.core.validation import named
 from lt_train.datasets._images.listing import Listed, Listing
 from lt_train.datasets._images.sources import Files
-from lt_train.datasets._images.spec import AUGMENTED, PicturesSpec
-from lt_train.datasets.base import AnyAugmentation, Finding, Labelled, PictureData, ResizedCrop, blank
+from lt_train.datasets._images.spec import AUGMENTED, ImagesSpec
+from lt_train.datasets.base import AnyAugmentation, Finding, ImageData, Labelled, ResizedCrop, blank
 from lt_train.datasets.longtail import hold_out_fraction
 
 __all__ = ["ListHashes", "ListSpec", "PublishedSpec", "read_list"]
@@ -47,16 +47,16 @@ class ListHashes(Spec):
     test: Annotated[str | None, Field(pattern=_SHA256, description="64 digits, of the list `test`")] = None
 
 
-class ListSpec(PicturesSpec):
+class ListSpec(ImagesSpec):
     """Base of the kinds that are read from list files."""
 
     root: Annotated[str, Field(description="the folder that the paths in the lists, and the lists, are relative to")]
-    train: Annotated[str, Field(description="list file of the training pictures, relative to root")] = "train.txt"
+    train: Annotated[str, Field(description="list file of the training images, relative to root")] = "train.txt"
     val: Annotated[
         str | None,
-        Field(description="list file of the validation pictures; null holds val_fraction of the training pictures out"),
+        Field(description="list file of the validation images; null holds val_fraction of the training images out"),
     ] = None
-    test: Annotated[str, Field(description="list file of the test pictures")] = "test.txt"
+    test: Annotated[str, Field(description="list file of the test images")] = "test.txt"
     sha256: Annotated[
         ListHashes, Field(description="hashes that pin the lists, {train, val, test}; another file is refused")
     ] = ListHashes()
@@ -80,7 +80,7 @@ class ListSpec(PicturesSpec):
 
 
 class PublishedSpec(ListSpec):
-    """Base of the published sets: how many pictures each part of theirs has, how many classes, and their numbering.
+    """Base of the published sets: how many images each part of theirs has, how many classes, and their numbering.
 
     `class_folder` finds in a path the folder that stands for the class; published labels are in the order of those.
     Where there is none, classes that are numbered by their frequency, as in some repositories, are told by that.
@@ -100,8 +100,8 @@ class PublishedSpec(ListSpec):
     ] = 256
     augmentation: Annotated[AnyAugmentation, Shorthand(("resized_crop",)), Field(description=AUGMENTED)] = ResizedCrop()
 
-    def as_published(self) -> PictureData:
-        """See `DatasetSpec.as_published`; pictures are dealt evenly to classes, which decides what a hold-out takes."""
+    def as_published(self) -> ImageData:
+        """See `DatasetSpec.as_published`; images are dealt evenly to classes, which decides what a hold-out takes."""
         shape = (3, self.size, self.size)
         train, test = (blank(self.published[part], self.classes, shape) for part in ("train", "test"))
         counts = torch.bincount(train.labels)
@@ -112,7 +112,7 @@ class PublishedSpec(ListSpec):
             kept, held, notes = hold_out_fraction(train.labels, self.val_fraction)
             val = None if held is None else Labelled(train.inputs[held], train.labels[held])
             train = Labelled(train.inputs[kept], train.labels[kept])
-        return PictureData(
+        return ImageData(
             train, val, test, self.classes, counts, self.mean, self.std, augmentation=self.augmentation, notes=notes
         )
 
@@ -136,7 +136,7 @@ class PublishedSpec(ListSpec):
             return None
         return Finding(
             f"labels must be the published ones, and classes are numbered by frequency ({int(counts[0])} training "
-            f"pictures of class 0, fewer and fewer down to {int(counts[-1])} of class {self.classes - 1}); {_REMEDY}"
+            f"images of class 0, fewer and fewer down to {int(counts[-1])} of class {self.classes - 1}); {_REMEDY}"
         )
 
     def _notes(self, listing: Listing) -> list[str]:
@@ -155,7 +155,7 @@ class PublishedSpec(ListSpec):
 
 
 def read_list(root: Path, name: str, sha256: str | None = None) -> Listed:
-    """The pictures and labels of one list file; nothing is checked but that each line is a path and a whole number.
+    """The images and labels of one list file; nothing is checked but that each line is a path and a whole number.
 
     Raises:
         DataError: there is no such file, it has another sha256 than is asked for, or a line is something else; file and

@@ -1,6 +1,6 @@
-"""Which pictures a set has, with which labels, and what is wrong with that in words.
+"""Which images a set has, with which labels, and what is wrong with that in words.
 
-What a kind of pictures in files gives to `picture_sets`. Nothing here opens a file. Shapes: N pictures, K classes.
+What a kind of images in files gives to `image_sets`. Nothing here opens a file. Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Listed", "Listing", "bad_findings", "label_findings", "name_findings
 
 @dataclass(frozen=True)
 class Listed:
-    """The pictures of one part, none of which has been looked at, and their labels, int64 `[N]`."""
+    """The images of one part, none of which has been looked at, and their labels, int64 `[N]`."""
 
     source: Source
     labels: Tensor
@@ -49,13 +49,13 @@ class Listing:
 
 
 def label_findings(listing: Listing) -> list[Finding]:
-    """Labels outside 0 .. K-1, K from the training set, classes without a picture in it, and what the kind found."""
+    """Labels outside 0 .. K-1, K from the training set, classes without an image in it, and what the kind found."""
     findings = list(listing.findings)
     labels = listing.train.labels
     num_classes = max(int(labels.max()) + 1 if len(labels) else 0, len(listing.classes))
     for part, listed in listing.parts().items():
         if not len(listed.labels):
-            findings.append(Finding(f"{part} must have pictures, and has none"))
+            findings.append(Finding(f"{part} must have images, and has none"))
             continue
         outside = torch.nonzero((listed.labels < 0) | (listed.labels >= num_classes)).flatten().tolist()
         if outside:
@@ -70,7 +70,7 @@ def label_findings(listing: Listing) -> list[Finding]:
         names = [f"{k} ({listing.classes[k]})" if k < len(listing.classes) else str(k) for k in gaps]
         findings.append(
             Finding(
-                f"labels must be 0 .. {num_classes - 1} without gaps, and there are classes without training pictures",
+                f"labels must be 0 .. {num_classes - 1} without gaps, and there are classes without training images",
                 num_classes - len(labels[labels >= 0].unique()),
                 tuple(names),
             )
@@ -91,21 +91,21 @@ def _gaps(present: list[int], num_classes: int, most: int = 20) -> Iterator[int]
 
 
 def name_findings(listing: Listing) -> list[Finding]:
-    """Pictures that one part has twice, and training pictures that another part has too."""
+    """Images that one part has twice, and training images that another part has too."""
     findings = []
     names = {name: Counter(part.source.names) for name, part in listing.parts().items()}
     for part, counter in names.items():
         twice = [name for name, count in counter.items() if count > 1]
         if twice:
-            findings.append(Finding(f"{part} has pictures more than once", len(twice), tuple(twice[:20])))
+            findings.append(Finding(f"{part} has images more than once", len(twice), tuple(twice[:20])))
         both = [name for name in names["train"] if name in counter] if part != "train" else []
         if both:
-            findings.append(Finding(f"train and {part} share pictures", len(both), tuple(both[:20])))
+            findings.append(Finding(f"train and {part} share images", len(both), tuple(both[:20])))
     return findings
 
 
 def bad_findings(bad: Mapping[str, Mapping[str, str]]) -> list[Finding]:
-    """Pictures that cannot be used, by what is wrong; `bad` holds a reason by name and by part."""
+    """Images that cannot be used, by what is wrong; `bad` holds a reason by name and by part."""
     findings = []
     for what, reasons in (("missing", MISSING), ("empty (0 bytes)", EMPTY), ("unreadable", None)):
         for part, wrong in bad.items():
@@ -115,15 +115,15 @@ def bad_findings(bad: Mapping[str, Mapping[str, str]]) -> list[Finding]:
                 if (reason == reasons if reasons else reason not in (MISSING, EMPTY))
             ]
             if names:
-                findings.append(Finding(f"{part} pictures are {what}", len(names), tuple(names[:20])))
+                findings.append(Finding(f"{part} images are {what}", len(names), tuple(names[:20])))
     return findings
 
 
 def told(bad: Mapping[str, Mapping[str, str]]) -> str:
-    """How many pictures are bad, in which parts, and the first twenty by name."""
+    """How many images are bad, in which parts, and the first twenty by name."""
     counts = ", ".join(f"{len(wrong)} in {part}" for part, wrong in bad.items() if wrong)
     names = [f"{name} ({reason})" for wrong in bad.values() for name, reason in wrong.items()]
-    return f"pictures that cannot be used: {len(names)} ({counts}): {named(names)}"
+    return f"images that cannot be used: {len(names)} ({counts}): {named(names)}"
 
 
 def untested(labels: Tensor, num_classes: int, classes: Sequence[str] = ()) -> tuple[str, ...]:
@@ -132,5 +132,5 @@ def untested(labels: Tensor, num_classes: int, classes: Sequence[str] = ()) -> t
     if not without:
         return ()
     names = named([f"{k} ({classes[k]})" if k < len(classes) else str(k) for k in without])
-    what = "class has no test picture and is" if len(without) == 1 else "classes have no test picture and are"
+    what = "class has no test image and is" if len(without) == 1 else "classes have no test image and are"
     return (f"{len(without)} {what} in no test accuracy: {names}",)

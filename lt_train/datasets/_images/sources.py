@@ -1,6 +1,6 @@
-"""Where the bytes of pictures are, and what is wrong with those that cannot be used.
+"""Where the bytes of images are, and what is wrong with those that cannot be used.
 
-A kind of pictures in files brings a `Source`; nothing else opens a picture's file. What a damaged picture may do and
+A kind of images in files brings a `Source`; nothing else opens an image's file. What a damaged image may do and
 what a machine may fail at are told apart here. Knows nothing of labels, splits or specs.
 """
 
@@ -22,32 +22,32 @@ from lt_train.datasets._images.decoding import Decoding, Framing
 __all__ = ["EMPTY", "MISSING", "Files", "Source", "decoded", "probe"]
 
 MISSING, EMPTY = "missing", "0 bytes"
-"""What `probe` says of a picture that is not there, and of one that holds nothing."""
+"""What `probe` says of an image that is not there, and of one that holds nothing."""
 
 _NO_FILE = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-"""What the machine says of a name under which there can be no picture; all else it says is of the machine."""
+"""What the machine says of a name under which there can be no image; all else it says is of the machine."""
 
 _AT_ONCE = 256
-"""Pictures a thread checks before it reports."""
+"""Images a thread checks before it reports."""
 
 
 class Source(Protocol):
-    """Where the bytes of pictures are: `names[i]` is what picture i is called, the same on every machine."""
+    """Where the bytes of images are: `names[i]` is what image i is called, the same on every machine."""
 
     @property
     def names(self) -> Sequence[str]:
-        """One a picture."""
+        """One an image."""
 
     def read(self, index: int) -> bytes:
-        """All of a picture; OSError where that cannot be."""
+        """All of an image; OSError where that cannot be."""
 
     def ends(self, index: int) -> tuple[int, bytes, bytes]:
-        """How many bytes a picture has, its first three and its last two; OSError where that cannot be."""
+        """How many bytes an image has, its first three and its last two; OSError where that cannot be."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures that are a file each, named by their paths below `root`."""
+    """Images that are a file each, named by their paths below `root`."""
 
     root: Path
     names: Sequence[str]
@@ -68,17 +68,17 @@ class Files:
 def decoded(
     source: Source, index: int, decoding: Decoding, framing: Framing | None = None, *, tell: bool = False
 ) -> np.ndarray[Any, Any] | str:
-    """The picture, or what is wrong with it.
+    """The image, or what is wrong with it.
 
     Args:
         source: where its bytes are.
         index: which of the source's.
         decoding: how its bytes become pixels.
         framing: what part of it.
-        tell: tell of a picture that is there and that the machine cannot read as of the others.
+        tell: tell of an image that is there and that the machine cannot read as of the others.
 
     Raises:
-        StorageError: the machine cannot read it, which says nothing of the picture; not with `tell`.
+        StorageError: the machine cannot read it, which says nothing of the image; not with `tell`.
     """
     try:
         content = source.read(index)
@@ -90,7 +90,7 @@ def decoded(
         return decoding(content, framing)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged picture may raise anything
+    except Exception as error:  # a damaged image may raise anything
         return _reason(error)
 
 
@@ -102,21 +102,21 @@ def probe(
     tell: bool = False,
     report: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray[Any, Any], dict[int, str]]:
-    """Look at every picture of `source`.
+    """Look at every image of `source`.
 
     Args:
-        source: the pictures.
+        source: the images.
         decoding: what they must survive.
         whole: decode each. Otherwise a file that begins and ends as a JPEG does is believed to be one, which finds the
-            missing, the empty, the truncated and what is no picture; other formats are decoded in any case.
-        tell: go on after a picture that is there and that the machine cannot read, and tell of it like of the others.
-        report: called with the number of pictures that were looked at since the last call.
+            missing, the empty, the truncated and what is no image; other formats are decoded in any case.
+        tell: go on after an image that is there and that the machine cannot read, and tell of it like of the others.
+        report: called with the number of images that were looked at since the last call.
 
     Returns:
-        Bytes of every picture (0 where unknown), int64 `[N]`, and what is wrong with those that cannot be used.
+        Bytes of every image (0 where unknown), int64 `[N]`, and what is wrong with those that cannot be used.
 
     Raises:
-        StorageError: the machine cannot read a picture, which says nothing of the picture; not with `tell`.
+        StorageError: the machine cannot read an image, which says nothing of the image; not with `tell`.
     """
     count = len(source.names)
     sizes, wrong = np.zeros(count, dtype=np.int64), dict[int, str]()
@@ -150,17 +150,17 @@ def _look(source: Source, index: int, decoding: Decoding, whole: bool, tell: boo
 
 
 def _unread(name: str, error: OSError, tell: bool) -> str:
-    """What is wrong with a picture whose bytes are not to be had."""
+    """What is wrong with an image whose bytes are not to be had."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return MISSING
     if tell:
         return _reason(error)
     raise StorageError(
-        f"picture {name} cannot be read ({first_line(error)}); see to its disk and permissions and run again"
+        f"image {name} cannot be read ({first_line(error)}); see to its disk and permissions and run again"
     ) from error
 
 
 def _reason(error: Exception) -> str:
     # Pillow names the buffer that it was given, which tells nobody anything.
     text = first_line(error)
-    return "no picture of a known format" if text.startswith("cannot identify image file") else text
+    return "no image of a known format" if text.startswith("cannot identify image file") else text

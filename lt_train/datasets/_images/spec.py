@@ -1,7 +1,7 @@
-"""Sets of pictures in files: the fields that they share, what is wrong with their files, and the way to `PictureData`.
+"""Sets of images in files: the fields that they share, what is wrong with their files, and the way to `ImageData`.
 
-A kind says which pictures there are with which labels (`listing`); everything after that is here. Knows `pictures` and
-`longtail`; nothing of folders, list files or parquet. Shapes: N pictures, K classes.
+A kind says which images there are with which labels (`listing`); everything after that is here. Knows `images` and
+`longtail`; nothing of folders, list files or parquet. Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from lt_train.core.progress import Report, progress
 from lt_train.core.shorthand import Shorthand
 from lt_train.core.validation import named
 from lt_train.datasets._images.decoding import Decoding
-from lt_train.datasets._images.files import PictureFiles, Pictures
+from lt_train.datasets._images.files import ImageFiles, Images
 from lt_train.datasets._images.listing import Listing, bad_findings, label_findings, name_findings, told, untested
 from lt_train.datasets._images.sources import probe
 from lt_train.datasets.base import (
     AnyAugmentation,
     DatasetSpec,
     Finding,
+    ImageData,
     Inspection,
     Labelled,
     PadCrop,
-    PictureData,
     ResizedCrop,
 )
 from lt_train.datasets.longtail import Cut, hold_out_fraction, take
 
-__all__ = ["AUGMENTED", "CutPicturesSpec", "PicturesSpec"]
+__all__ = ["AUGMENTED", "CutImagesSpec", "ImagesSpec"]
 
 AUGMENTED = "what stage 1 and the views of a bank apply: {pad, flip}, or {kind: resized_crop, scale, ratio, flip}"
 
 _SHOWN_FROM = 10_000
-"""Pictures from which on looking at them takes long enough to show how far it is."""
+"""Images from which on looking at them takes long enough to show how far it is."""
 
 
-class PicturesSpec(DatasetSpec):
-    """Base of the kinds whose pictures are files: how they are decoded, checked and held."""
+class ImagesSpec(DatasetSpec):
+    """Base of the kinds whose images are files: how they are decoded, checked and held."""
 
-    size: Annotated[int, Field(ge=1, description="side of the square of a picture that is used, in pixels")] = 224
+    size: Annotated[int, Field(ge=1, description="side of the square of an image that is used, in pixels")] = 224
     resize: Annotated[
         int | None,
         Field(ge=1, description="the shorter side is resized to this before the centre is cut out; null is size"),
@@ -62,20 +62,20 @@ class PicturesSpec(DatasetSpec):
         Field(
             ge=0,
             lt=1,
-            description="share of every class's training pictures held out, at least one, where there is no val part",
+            description="share of every class's training images held out, at least one, where there is no val part",
         ),
     ] = 0.2
-    bad_pictures: Annotated[
+    bad_images: Annotated[
         Literal["fail", "skip"],
         Field(
-            description="of missing, empty or damaged pictures: refuse the set, or leave them out and say so; one that "
+            description="of missing, empty or damaged images: refuse the set, or leave them out and say so; one that "
             "the machine cannot read ends the run"
         ),
     ] = "fail"
     check: Annotated[
         Literal["ends", "whole"],
         Field(
-            description="how pictures are looked at first: ends believes a file that begins and ends as a JPEG does "
+            description="how images are looked at first: ends believes a file that begins and ends as a JPEG does "
             "and decodes other formats, whole decodes every one"
         ),
     ] = "ends"
@@ -83,8 +83,8 @@ class PicturesSpec(DatasetSpec):
         int,
         Field(
             ge=0,
-            description="bytes: pictures that take no more than this decoded (3 * size * size each) are held in "
-            "memory, others are decoded as they are used, as training pictures of a resized_crop always are; changes "
+            description="bytes: images that take no more than this decoded (3 * size * size each) are held in "
+            "memory, others are decoded as they are used, as training images of a resized_crop always are; changes "
             "speed only",
         ),
     ] = 2**30
@@ -111,7 +111,7 @@ class PicturesSpec(DatasetSpec):
 
     @abstractmethod
     def listing(self) -> Listing:
-        """Which pictures there are, from folders or lists alone.
+        """Which images there are, from folders or lists alone.
 
         Raises:
             DataError: folders or lists are missing or malformed.
@@ -126,36 +126,36 @@ class PicturesSpec(DatasetSpec):
         return {
             name: value
             for name, value in super().identity().items()
-            if name not in ("bad_pictures", "check", "in_memory")
+            if name not in ("bad_images", "check", "in_memory")
         }
 
-    def load(self) -> PictureData:
-        """RGB pictures, `size` pixels on a side.
+    def load(self) -> ImageData:
+        """RGB images, `size` pixels on a side.
 
         Raises:
-            DataError: files are missing or malformed, labels have gaps, pictures are bad and `bad_pictures` is fail, or
+            DataError: files are missing or malformed, labels have gaps, images are bad and `bad_images` is fail, or
                 the tail cannot be cut.
-            StorageError: the machine cannot read a picture that is there, whatever `bad_pictures` says.
+            StorageError: the machine cannot read an image that is there, whatever `bad_images` says.
         """
         listing = self.listing()
         _refuse(label_findings(listing))
         count = sum(len(part.labels) for part in listing.parts().values())
         if count < _SHOWN_FROM:
             return self._data(listing, *self._looked_at(listing, self.check == "whole"))
-        with progress("looking at pictures", "picture") as report:
+        with progress("looking at images", "image") as report:
             return self._data(listing, *self._looked_at(listing, self.check == "whole", report))
 
     def inspect(self, report: Report) -> Inspection:
-        """What the set holds and everything that is wrong with it; decodes every picture."""
+        """What the set holds and everything that is wrong with it; decodes every image."""
         try:
             listing = self.listing()
         except DataError as error:
             return Inspection.refused(error)
-        pictures, bad = self._looked_at(listing, True, report, tell=True)
+        images, bad = self._looked_at(listing, True, report, tell=True)
         findings = [*label_findings(listing), *name_findings(listing), *bad_findings(bad)]
         found = Inspection(
             counts=_counts(listing.train.labels),
-            parts={name: len(part) for name, part in pictures.items()},
+            parts={name: len(part) for name, part in images.items()},
             classes=listing.classes,
             notes=listing.notes,
             findings=tuple(findings),
@@ -163,18 +163,18 @@ class PicturesSpec(DatasetSpec):
         if label_findings(listing):
             return found
         try:
-            data = self.model_copy(update={"in_memory": 0})._data(listing, pictures, {})
+            data = self.model_copy(update={"in_memory": 0})._data(listing, images, {})
         except DataError as error:
             return replace(found, findings=(*findings, Finding(str(error))))
         return replace(Inspection.of(data), classes=listing.classes, findings=tuple(findings))
 
     def _looked_at(
         self, listing: Listing, whole: bool, report: Report | None = None, *, tell: bool = False
-    ) -> tuple[dict[str, Labelled[PictureFiles]], dict[str, dict[str, str]]]:
-        """The pictures of every part that can be used, and by part what is wrong with the others, by name.
+    ) -> tuple[dict[str, Labelled[ImageFiles]], dict[str, dict[str, str]]]:
+        """The images of every part that can be used, and by part what is wrong with the others, by name.
 
         Raises:
-            StorageError: the machine cannot read a picture that is there; with `tell` that is wrong with it.
+            StorageError: the machine cannot read an image that is there; with `tell` that is wrong with it.
         """
         decoding = Decoding(self.size, self.resize or self.size)
         parts = listing.parts()
@@ -191,34 +191,32 @@ class PicturesSpec(DatasetSpec):
             sizes, wrong = probe(part.source, decoding, whole=whole, tell=tell, report=count)
             usable = torch.ones(len(part.labels), dtype=torch.bool)
             usable[list(wrong)] = False
-            pictures = PictureFiles(part.source, decoding, sizes)
-            good[name] = Labelled(pictures.take(usable), part.labels[usable])
+            images = ImageFiles(part.source, decoding, sizes)
+            good[name] = Labelled(images.take(usable), part.labels[usable])
             bad[name] = {part.source.names[index]: reason for index, reason in wrong.items()}
         return good, bad
 
     def _data(
-        self, listing: Listing, parts: dict[str, Labelled[PictureFiles]], bad: dict[str, dict[str, str]]
-    ) -> PictureData:
+        self, listing: Listing, parts: dict[str, Labelled[ImageFiles]], bad: dict[str, dict[str, str]]
+    ) -> ImageData:
         notes = list(listing.notes)
         if any(bad.values()):
             text = told(bad)
-            if self.bad_pictures == "fail":
-                raise DataError(f"{text}; mend or remove them, or leave them out with bad_pictures: skip")
-            notes.append(f"left out (bad_pictures: skip): {text}")
+            if self.bad_images == "fail":
+                raise DataError(f"{text}; mend or remove them, or leave them out with bad_images: skip")
+            notes.append(f"left out (bad_images: skip): {text}")
         pool, val, test = parts["train"], parts.get("val"), parts["test"]
         num_classes = int(listing.train.labels.max()) + 1
         counts = torch.bincount(pool.labels, minlength=num_classes)
         if not counts.all():
             empty = torch.nonzero(counts == 0).flatten().tolist()
-            raise DataError(
-                f"every class needs a training picture that can be read, and these have none: {named(empty)}"
-            )
+            raise DataError(f"every class needs a training image that can be read, and these have none: {named(empty)}")
         for name, part in parts.items():
             if not len(part):
-                raise DataError(f"{name} must have pictures that can be read, and has none")
-        train: Labelled[Pictures] = pool
+                raise DataError(f"{name} must have images that can be read, and has none")
+        train: Labelled[Images] = pool
         cut = self.tail()
-        held: Labelled[Pictures] | None = val
+        held: Labelled[Images] | None = val
         if cut is not None:
             cut = cut if val is None else cut.model_copy(update={"val_per_class": 0})
             train, cut_off, counts, more = cut(pool, num_classes)
@@ -229,7 +227,7 @@ class PicturesSpec(DatasetSpec):
         else:
             more = ()
         return self._held(
-            PictureData(
+            ImageData(
                 train=train,
                 val=held,
                 test=test,
@@ -242,24 +240,22 @@ class PicturesSpec(DatasetSpec):
             )
         )
 
-    def _held(self, data: PictureData) -> PictureData:
-        """The same, in memory where it fits; a part of a picture is cut out of its file, so those stay there."""
+    def _held(self, data: ImageData) -> ImageData:
+        """The same, in memory where it fits; a part of an image is cut out of its file, so those stay there."""
         resized = isinstance(self.augmentation, ResizedCrop)
-        pictures = len(data.test) + (len(data.val) if data.val else 0) + (0 if resized else len(data.train))
-        if pictures * 3 * self.size**2 > self.in_memory:
+        images = len(data.test) + (len(data.val) if data.val else 0) + (0 if resized else len(data.train))
+        if images * 3 * self.size**2 > self.in_memory:
             return data
         train = data.train if resized else _in_memory(data.train)
         return replace(data, train=train, val=data.val and _in_memory(data.val), test=_in_memory(data.test))
 
 
-class CutPicturesSpec(PicturesSpec):
+class CutImagesSpec(ImagesSpec):
     """Base of the kinds that may also cut a long tail out of a balanced set."""
 
     cut: Annotated[
         Cut | None,
-        Field(
-            description="cut a long tail out of the training pictures, {n_max, imbalance_ratio}; null takes them all"
-        ),
+        Field(description="cut a long tail out of the training images, {n_max, imbalance_ratio}; null takes them all"),
     ] = None
 
     def tail(self) -> Cut | None:
@@ -267,13 +263,13 @@ class CutPicturesSpec(PicturesSpec):
         return self.cut
 
 
-def _in_memory(part: Labelled[Pictures]) -> Labelled[Pictures]:
-    assert isinstance(part.inputs, PictureFiles)
+def _in_memory(part: Labelled[Images]) -> Labelled[Images]:
+    assert isinstance(part.inputs, ImageFiles)
     return Labelled(part.inputs.hold(), part.labels)
 
 
 def _counts(labels: Tensor) -> Tensor | None:
-    """int64 `[K]` pictures a class; None for labels that are no classes."""
+    """int64 `[K]` images a class; None for labels that are no classes."""
     usable = len(labels) and labels.min() >= 0 and labels.max() < len(labels)
     return torch.bincount(labels) if usable else None
 

@@ -1,9 +1,9 @@
-"""From stored pictures to network input: random crop and mirror, then normalisation to float.
+"""From stored images to network input: random crop and mirror, then normalisation to float.
 
-What is random is drawn first, for a whole epoch or view (`draw_views`), and applied as pictures are read (`View`), so
-that a result depends neither on the batch size nor on who reads which batch. A part of a picture is drawn as shares of
-its sides, because its size is known only where it is decoded. Knows pictures and torch.
-Shapes: N or B pictures, C channels, H x W pixels, T tries.
+What is random is drawn first, for a whole epoch or view (`draw_views`), and applied as images are read (`View`), so
+that a result depends neither on the batch size nor on who reads which batch. A part of an image is drawn as shares of
+its sides, because its size is known only where it is decoded. Knows images and torch.
+Shapes: N or B images, C channels, H x W pixels, T tries.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ import torch
 from torch import Tensor
 
 from lt_train.datasets._images.decoding import Box, Framing
-from lt_train.datasets._images.files import PictureFiles, Pictures
+from lt_train.datasets._images.files import ImageFiles, Images
 from lt_train.datasets.base import Augmentation, ResizedCrop
 
-__all__ = ["View", "apply_views", "draw_views", "normalise", "part_of_picture"]
+__all__ = ["View", "apply_views", "draw_views", "normalise", "part_of_image"]
 
 _TRIES = 10
-"""Shares and shapes drawn for a picture, of which the first that fits into it counts; torchvision's number."""
+"""Shares and shapes drawn for an image, of which the first that fits into it counts; torchvision's number."""
 
 
-def normalise(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float32 `[B, C, H, W]`: `(pictures / 255 - mean) / std` a channel, of uint8 `[B, C, H, W]`."""
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """float32 `[B, C, H, W]`: `(images / 255 - mean) / std` a channel, of uint8 `[B, C, H, W]`."""
     shape = (1, -1, 1, 1)
-    mean_C = torch.tensor(mean, device=pictures.device).view(shape) * 255
-    std_C = torch.tensor(std, device=pictures.device).view(shape) * 255
-    return (pictures.float() - mean_C) / std_C
+    mean_C = torch.tensor(mean, device=images.device).view(shape) * 255
+    std_C = torch.tensor(std, device=images.device).view(shape) * 255
+    return (images.float() - mean_C) / std_C
 
 
 def draw_views(count: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """What is random of one view of `count` pictures, a row each, whose last number is 1 where mirrored (even odds).
+    """What is random of one view of `count` images, a row each, whose last number is 1 where mirrored (even odds).
 
     Returns:
         For `PadCrop` int64 `[N, 3]`: row offset and column offset of the crop in `0 .. 2*pad`, mirrored.
         For `ResizedCrop` float32 `[N, 2*T + 3]`: T times share of the area and width over height; where the part lies
-        between the top (0) and the bottom (1), and left to right; mirrored. See `part_of_picture`.
+        between the top (0) and the bottom (1), and left to right; mirrored. See `part_of_image`.
     """
     if isinstance(augmentation, ResizedCrop):
         uniform_NT2 = torch.rand(count, _TRIES, 2, generator=generator)
@@ -57,84 +57,84 @@ def draw_views(count: int, augmentation: Augmentation, generator: torch.Generato
 
 @dataclass(frozen=True)
 class View:
-    """Pictures as one view shows them: `[..]` reads a batch and augments it, by the rows that were drawn for it.
+    """Images as one view shows them: `[..]` reads a batch and augments it, by the rows that were drawn for it.
 
-    Stands where pictures stand for `read_ahead`. `ResizedCrop` is for pictures in files alone.
+    Stands where images stand for `read_ahead`. `ResizedCrop` is for images in files alone.
     """
 
-    pictures: Pictures
+    images: Images
     augmentation: Augmentation
     drawn: Tensor
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def in_memory(self) -> bool:
         """Whether nothing has to be decoded."""
         if isinstance(self.augmentation, ResizedCrop):
             return False
-        return isinstance(self.pictures, Tensor) or self.pictures.in_memory
+        return isinstance(self.images, Tensor) or self.images.in_memory
 
     def __getitem__(self, batch: slice | Tensor) -> Tensor:
         """uint8 `[B, C, H, W]`.
 
         Raises:
-            DataError: a picture cannot be read or decoded; it is named.
+            DataError: an image cannot be read or decoded; it is named.
         """
         drawn, augmentation = self.drawn[batch], self.augmentation
         if not isinstance(augmentation, ResizedCrop):
-            return apply_views(self.pictures[batch], drawn, augmentation.pad)
+            return apply_views(self.images[batch], drawn, augmentation.pad)
         files, framings = self._framed(drawn)
         return _mirrored(files.framed(batch, framings), drawn)
 
     def attempt(self, batch: slice | Tensor) -> tuple[Tensor, dict[int, str]]:
-        """See `PictureFiles.attempt`; for `ResizedCrop` alone, as other views are made of pictures that are read."""
+        """See `ImageFiles.attempt`; for `ResizedCrop` alone, as other views are made of images that are read."""
         drawn = self.drawn[batch]
         files, framings = self._framed(drawn)
-        pictures, unreadable = files.attempt(batch, framings)
-        return _mirrored(pictures, drawn), unreadable
+        images, unreadable = files.attempt(batch, framings)
+        return _mirrored(images, drawn), unreadable
 
-    def _framed(self, drawn: Tensor) -> tuple[PictureFiles, list[Framing]]:
-        """The files, and what to cut out of each picture."""
+    def _framed(self, drawn: Tensor) -> tuple[ImageFiles, list[Framing]]:
+        """The files, and what to cut out of each image."""
         assert isinstance(self.augmentation, ResizedCrop)
-        assert isinstance(self.pictures, PictureFiles), "specs offer resized_crop where pictures are files alone"
+        assert isinstance(self.images, ImageFiles), "specs offer resized_crop where images are files alone"
         ratio = self.augmentation.ratio
-        return self.pictures, [partial(part_of_picture, row, ratio) for row in drawn.tolist()]
+        return self.images, [partial(part_of_image, row, ratio) for row in drawn.tolist()]
 
 
-def _mirrored(pictures: Tensor, drawn: Tensor) -> Tensor:
-    return torch.where(drawn[:, -1].view(-1, 1, 1, 1) == 1, pictures.flip(-1), pictures)
+def _mirrored(images: Tensor, drawn: Tensor) -> Tensor:
+    return torch.where(drawn[:, -1].view(-1, 1, 1, 1) == 1, images.flip(-1), images)
 
 
-def apply_views(pictures: Tensor, views: Tensor, pad: int) -> Tensor:
-    """Crop every picture from its zero-padded self at its own offsets, then mirror where asked.
+def apply_views(images: Tensor, views: Tensor, pad: int) -> Tensor:
+    """Crop every image from its zero-padded self at its own offsets, then mirror where asked.
 
     Args:
-        pictures: `[B, C, H, W]`, any dtype.
+        images: `[B, C, H, W]`, any dtype.
         views: int64 `[B, 3]` from `draw_views`; offset `pad` is no shift.
         pad: pixels of zero padding on each side.
 
     Returns:
         The same shape and dtype.
     """
-    count, channels, height, width = pictures.shape
-    padded = torch.nn.functional.pad(pictures, (pad, pad, pad, pad))
-    columns = torch.arange(width, device=pictures.device).expand(count, width)
+    count, channels, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    columns = torch.arange(width, device=images.device).expand(count, width)
     columns = torch.where(views[:, 2:] == 1, columns.flip(1), columns) + views[:, 1:2]
-    rows = torch.arange(height, device=pictures.device) + views[:, 0:1]
+    rows = torch.arange(height, device=images.device) + views[:, 0:1]
     return padded[
-        torch.arange(count, device=pictures.device)[:, None, None, None],
-        torch.arange(channels, device=pictures.device)[None, :, None, None],
+        torch.arange(count, device=images.device)[:, None, None, None],
+        torch.arange(channels, device=images.device)[None, :, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
 
 
-def part_of_picture(view: Sequence[float], ratio: tuple[float, float], width: int, height: int) -> Box:
-    """The part of a picture of `width` x `height` pixels that a row of `draw_views` for `ResizedCrop` stands for.
+def part_of_image(view: Sequence[float], ratio: tuple[float, float], width: int, height: int) -> Box:
+    """The part of an image of `width` x `height` pixels that a row of `draw_views` for `ResizedCrop` stands for.
 
-    The first try that fits counts. Where none does, as in very long pictures, it is the largest part around the
+    The first try that fits counts. Where none does, as in very long images, it is the largest part around the
     centre whose width over height lies within `ratio`. Source: torchvision, `RandomResizedCrop`.
     """
     *tries, top, left, _ = view

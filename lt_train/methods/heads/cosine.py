@@ -101,7 +101,7 @@ class Cosine(HeadSpec):
         return StackedCosine(weight.to(device).contiguous(), lanes["scale"])
 
     def inputs(self, features: Tensor, start: Classifier | None) -> Tensor:
-        """Directions of the features, `[..., D]`."""
+        """L2Normalize of the features, `[..., D]`."""
         norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         directions: Tensor = features / (norm + 1.0 if self.squash else norm.clamp(min=TINY))
         return directions

@@ -47,7 +47,7 @@ class PostHocSpec(KindSpec):
             bias: `[..., K]`, of the head; None unless `needs_rows`.
         """
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """Why this cannot be applied to data with these class counts; empty where it can."""
         return ""
 

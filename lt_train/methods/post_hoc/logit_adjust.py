@@ -31,6 +31,6 @@ class LogitAdjust(PostHocSpec):
         offset = -lanes["tau"] * log_prior(self.prior, class_counts)
         return torch.ones_like(offset), offset
 
-    def unfit(self, class_counts: Tensor) -> str:
+    def incompatibility(self, class_counts: Tensor) -> str:
         """See `PostHocSpec.unfit`."""
         return unfit_prior(self.prior, class_counts)

@@ -1,1 +1,1 @@
-"""Orders in which training pictures are visited: one file a kind."""
+"""Orders in which training images are visited: one file a kind."""

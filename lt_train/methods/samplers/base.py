@@ -1,9 +1,9 @@
-"""What a sampler is: the order in which one epoch visits the training pictures, from labels, seed and epoch alone.
+"""What a sampler is: the order in which one epoch visits the training images, from labels, seed and epoch alone.
 
 A sampler kind is one file with one `SamplerSpec` subclass. Every lane of one seed shares the order, which makes
 trials comparable (common random numbers) and their matrix products one. Knows torch only.
 
-Shapes: N training pictures.
+Shapes: N training images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SamplerSpec(KindSpec):
 
     @abstractmethod
     def order(self, labels: Tensor, seed: int, epoch: int) -> Tensor:
-        """int64 `[N]` on the CPU: which pictures one epoch visits, N of them whatever the kind.
+        """int64 `[N]` on the CPU: which images one epoch visits, N of them whatever the kind.
 
         Args:
             labels: int64 `[N]`, on the CPU.

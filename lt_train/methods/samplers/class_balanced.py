@@ -1,4 +1,4 @@
-"""`class_balanced`: a class uniformly, then one of its pictures uniformly (Kang et al. 2020; paper, Table 1)."""
+"""`class_balanced`: a class uniformly, then one of its images uniformly (Kang et al. 2020; paper, Table 1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ClassBalanced"]
 
 
 class ClassBalanced(SamplerSpec):
-    """Draws with replacement: a class uniformly among those with pictures, then one of its pictures; N an epoch."""
+    """Draws with replacement: a class uniformly among those with images, then one of its images; N an epoch."""
 
     corrects_prior: ClassVar[bool] = True
 
@@ -28,6 +28,6 @@ class ClassBalanced(SamplerSpec):
         first = counts.cumsum(0) - counts
         present = counts.nonzero().squeeze(1)
         drawn = present[torch.randint(len(present), (len(labels),), generator=stream)]
-        # float64, so that a class of many millions would still have every picture drawn
+        # float64, so that a class of many millions would still have every image drawn
         place = (torch.rand(len(labels), generator=stream, dtype=torch.float64) * counts[drawn]).long()
         return by_class[first[drawn] + place]

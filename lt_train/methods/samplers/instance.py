@@ -1,4 +1,4 @@
-"""`instance`: every picture once an epoch, shuffled; what ordinary training does."""
+"""`instance`: every image once an epoch, shuffled; what ordinary training does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Instance"]
 
 
 class Instance(SamplerSpec):
-    """Every picture once an epoch, in random order."""
+    """Every image once an epoch, in random order."""
 
     kind: Literal["instance"] = "instance"
 

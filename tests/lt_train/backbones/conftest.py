@@ -21,13 +21,13 @@ def same_weights() -> Iterator[None]:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> DatasetSpec:
-    """Pictures of 3 x 32 x 32."""
-    return write_arrays(tmp_path / "pictures.npz")
+    """Images of 3 x 32 x 32."""
+    return write_arrays(tmp_path / "images.npz")
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> DatasetSpec:
-    """Pictures of 3 x 8 x 8."""
+    """Images of 3 x 8 x 8."""
     return write_arrays(tmp_path / "small.npz", size=8)
 
 

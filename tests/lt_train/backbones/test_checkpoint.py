@@ -32,9 +32,9 @@ def rewrite(path: Path, **changes: object) -> None:
 def test_a_round_trip_gives_the_same_logits_and_document(saved: tuple[Path, Classifier]) -> None:
     path, classifier = saved
     loaded, about = load_checkpoint(path)
-    pictures = torch.randn(5, 1, 8, 8)
+    images = torch.randn(5, 1, 8, 8)
     assert not loaded.training
-    assert torch.equal(loaded(pictures), classifier(pictures))
+    assert torch.equal(loaded(images), classifier(images))
     assert about["backbone"] == {"kind": "small_cnn", "width": 3}
     assert about["accuracy"] == {"all": 0.25, "few": None}
     assert (about["in_channels"], about["num_classes"], about["mean"]) == (1, 4, [0.5])

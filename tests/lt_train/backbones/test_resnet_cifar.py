@@ -19,7 +19,7 @@ def test_sizes_are_the_published_ones(kind: str, dim: int, parameters: int) -> N
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
-def test_a_stem_for_small_pictures_keeps_their_size() -> None:
+def test_a_stem_for_small_images_keeps_their_size() -> None:
     network = Classifier(BACKBONES.parse({"kind": "resnet34"}), 3, 10).eval()
     maps = network.backbone[:-2](torch.zeros(1, 3, 32, 32))  # type: ignore[index]
     assert maps.shape == (1, 512, 4, 4)

@@ -1,4 +1,4 @@
-"""The published sizes of both ImageNet networks, and a stem for pictures that are not RGB."""
+"""The published sizes of both ImageNet networks, and a stem for images that are not RGB."""
 
 import pytest
 import torch

@@ -18,9 +18,9 @@ def test_features_have_the_promised_dimension_and_gradients_reach_the_start(
     required = {name: field for name, field in BACKBONES.kinds()[kind].model_fields.items() if field.is_required()}
     given = {name: (field.examples or [None])[0] for name, field in required.items()}
     network = Classifier(BACKBONES.parse({"kind": kind} | given), channels, 7)
-    pictures = torch.randn(2, channels, size, size)
-    assert network.backbone(pictures).shape == (2, network.feature_dim)
-    network(pictures).square().sum().backward()
+    images = torch.randn(2, channels, size, size)
+    assert network.backbone(images).shape == (2, network.feature_dim)
+    network(images).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name

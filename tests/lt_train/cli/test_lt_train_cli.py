@@ -1,4 +1,4 @@
-"""`lt-train` from pictures to a re-trained head, its exit codes, and its output for programs."""
+"""`lt-train` from images to a re-trained head, its exit codes, and its output for programs."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
-from support.pictures import write_tree
+from support.images import write_tree
 
 from lt_train.cli.main import main
 from lt_train.retrain import fused
@@ -26,7 +26,7 @@ from lt_train.retrain.base import RunResult
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bank of features without a backbone: three separable classes of 120, 40 and 10 pictures, with a head."""
+    """A bank of features without a backbone: three separable classes of 120, 40 and 10 images, with a head."""
     folder = tmp_path_factory.mktemp("cli")
     rng = np.random.default_rng(0)
     centres = np.eye(3, 6) * 3
@@ -53,7 +53,7 @@ def output(capsys: pytest.CaptureFixture[str], line: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_from_pictures_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_images_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = "--dataset digits_lt imbalance_ratio=20"
     trained = output(
         capsys, f"backbone {dataset} --backbone small_cnn width=4 --recipe ce epochs=2 --out {tmp_path}/c.safetensors"
@@ -70,9 +70,9 @@ def test_from_pictures_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (found["bank"], found["train"], found["test"]) == (path, [2, 369, 16], [1, 500, 16])
     assert (found["dtype"], found["pace"]) == ("float32", None)  # it was there
     half = output(capsys, shlex.join([*command, "--dtype", "float16", "--unreadable", "skip"]))
-    assert (half["bank"] != path, half["dtype"], half["pace"]["pictures"]) == (True, "float16", 2 * 369 + 140 + 500)
+    assert (half["bank"] != path, half["dtype"], half["pace"]["images"]) == (True, "float16", 2 * 369 + 140 + 500)
     assert sum(half["pace"]["shares"].values()) == pytest.approx(1)
-    assert half["pace"]["pictures_per_second"] == pytest.approx(half["pace"]["pictures"] / half["pace"]["seconds"])
+    assert half["pace"]["images_per_second"] == pytest.approx(half["pace"]["images"] / half["pace"]["seconds"])
     evaluated = output(capsys, f"evaluate --bank {path}")
     assert evaluated["accuracy"]["all"] == pytest.approx(trained["accuracy"]["all"], abs=0.011)
 
@@ -165,7 +165,7 @@ def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -
             """arguments: must be JSON, as in 'arguments={"a": true}', got {a: 1}""",
         ),
         ("evaluate --bank BANK --head /nowhere.safetensors", "head /nowhere.safetensors does not exist"),
-        ("features --dataset digits_lt", "digits_lt holds pictures and needs a checkpoint"),
+        ("features --dataset digits_lt", "digits_lt holds images and needs a checkpoint"),
         ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
         ("backbone --dataset arrays path=/nowhere.npz --out OUT", "path /nowhere.npz must be an .npz"),
         ("backbone --dataset digits_lt --recipe ce lr=-1 --out OUT", "ce.lr"),
@@ -308,45 +308,45 @@ def test_data_check_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["parts"] == {"train": 38, "val": 9, "test": 12}
     assert (found["classes"], found["class_counts"], found["imbalance_ratio"]) == (3, [30, 12, 5], 6.0)
     assert found["class_names"] == ["auk", "crow", "owl"]
-    assert found["splits"]["medium"] == {"classes": 1, "pictures": 30}
-    assert found["splits"]["few"] == {"classes": 2, "pictures": 17}
+    assert found["splits"]["medium"] == {"classes": 1, "images": 30}
+    assert found["splits"]["few"] == {"classes": 2, "images": 17}
     assert found["wrong"] == []
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
     assert main(shlex.split(line)) == 0
     shown = capsys.readouterr()
-    assert "3 classes, 47 training pictures before any hold-out, largest 30, smallest 5, imbalance ratio 6" in shown.out
+    assert "3 classes, 47 training images before any hold-out, largest 30, smallest 5, imbalance ratio 6" in shown.out
     assert "many 0 (0), medium 1 (30), few 2 (17)" in shown.out
     bars = {row.split()[0]: row.count("#") for row in shown.out.splitlines() if "#" in row}
     assert list(bars) == ["auk", "crow", "owl"]
     assert bars["crow"] == pytest.approx(bars["auk"] * 12 / 30, abs=1)
     assert shown.out.isascii()
-    assert "looking at every picture: 59/59 pictures" in shown.err
+    assert "looking at every image: 59/59 images" in shown.err
 
 
-def test_data_check_looks_at_every_picture_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_looks_at_every_image_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = {"train/auk/01.jpg": "empty", "train/owl/02.jpg": "truncated", "test/auk/00.jpg": "page"}
     root = write_tree(tmp_path, TREE, broken)
     (root / "train/crow/03.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 90 + b"\xff\xd9")
     (root / "train/dodo").mkdir()
-    line = f"data check --dataset image_folder root={root} size=8 bad_pictures=skip"
+    line = f"data check --dataset image_folder root={root} size=8 bad_images=skip"
     assert main([*shlex.split(line), "--json"]) == 2
     captured = capsys.readouterr()
     wrong = {finding["what"]: finding for finding in json.loads(captured.out)["wrong"]}
-    assert wrong["train pictures are empty (0 bytes)"]["names"] == ["train/auk/01.jpg"]
-    assert wrong["train pictures are unreadable"]["count"] == 2
-    assert wrong["test pictures are unreadable"]["names"] == ["test/auk/00.jpg (no picture of a known format)"]
-    (gap,) = [finding for what, finding in wrong.items() if "classes without training pictures" in what]
+    assert wrong["train images are empty (0 bytes)"]["names"] == ["train/auk/01.jpg"]
+    assert wrong["train images are unreadable"]["count"] == 2
+    assert wrong["test images are unreadable"]["names"] == ["test/auk/00.jpg (no image of a known format)"]
+    (gap,) = [finding for what, finding in wrong.items() if "classes without training images" in what]
     assert gap["names"] == ["2 (dodo)"]
     assert "lt-train: dataset image_folder is not as it must be: 4 findings" in captured.err
     assert main(shlex.split(line)) == 2
     shown = capsys.readouterr().out
-    assert "- train pictures are unreadable: 2\n    train/crow/03.jpg (" in shown
+    assert "- train images are unreadable: 2\n    train/crow/03.jpg (" in shown
     (root / "train/dodo").rmdir()
     assert main([*shlex.split(line), "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["class_counts"] == [29, 11, 4]
 
 
-def test_data_check_names_missing_pictures_and_labels_out_of_range(
+def test_data_check_names_missing_images_and_labels_out_of_range(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tree(tmp_path, TREE)
@@ -354,11 +354,11 @@ def test_data_check_names_missing_pictures_and_labels_out_of_range(
     (tmp_path / "test.txt").write_text("test/auk/00.jpg 0\ntest/owl/00.jpg 2\n")
     assert main(shlex.split(f"data check --dataset image_list root={tmp_path} size=8")) == 2
     shown = capsys.readouterr().out
-    assert "- train pictures are missing: 1\n    train/crow/99.jpg\n" in shown
+    assert "- train images are missing: 1\n    train/crow/99.jpg\n" in shown
     assert "the classes of the training set: 1\n    test/owl/00.jpg has 2\n" in shown
 
 
-def test_data_check_names_pictures_that_are_listed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_names_images_that_are_listed_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path, TREE)
     lines = [f"train/{name}/0{k}.jpg {label}" for label, name in enumerate(TREE["train"]) for k in range(3)]
     (tmp_path / "train.txt").write_text("\n".join([*lines, "train/owl/01.jpg 0"]))
@@ -366,20 +366,18 @@ def test_data_check_names_pictures_that_are_listed_twice(tmp_path: Path, capsys:
     assert main(shlex.split(f"data check --dataset image_list root={tmp_path} size=8 --json")) == 2
     wrong = json.loads(capsys.readouterr().out)["wrong"]
     assert [(finding["what"], finding["names"]) for finding in wrong] == [
-        ("train has pictures more than once", ["train/owl/01.jpg"]),
-        ("train and test share pictures", ["train/crow/02.jpg"]),
+        ("train has images more than once", ["train/owl/01.jpg"]),
+        ("train and test share images", ["train/crow/02.jpg"]),
     ]
 
 
-def test_data_check_says_which_classes_have_no_test_pictures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_check_says_which_classes_have_no_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = {"train": TREE["train"], "val": TREE["test"], "test": {"crow": 4}}
     line = f"data check --dataset image_folder root={write_tree(tmp_path, tree)} size=8"
     for name in ("auk", "owl"):
         (tmp_path / "test" / name).mkdir()
     assert main(shlex.split(line)) == 0
-    note = "2 classes have no test picture and are in no test accuracy: 0 (auk), 2 (owl)"
+    note = "2 classes have no test image and are in no test accuracy: 0 (auk), 2 (owl)"
     assert note in capsys.readouterr().err
     assert note in output(capsys, line)["notes"]
 

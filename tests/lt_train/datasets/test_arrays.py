@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from lt_train.core.errors import DataError
-from lt_train.datasets.base import DATASETS, FeatureData, PictureData
+from lt_train.datasets.base import DATASETS, FeatureData, ImageData
 
 
 def features(**changes: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def features(**changes: Any) -> dict[str, Any]:
     return {name: array for name, array in {**arrays, **changes}.items() if array is not None}
 
 
-def pictures(**changes: Any) -> dict[str, Any]:
+def images(**changes: Any) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     arrays = features(
         train_features=None,
@@ -35,7 +35,7 @@ def pictures(**changes: Any) -> dict[str, Any]:
     return arrays | changes
 
 
-def load(tmp_path: Path, arrays: dict[str, Any], **fields: Any) -> FeatureData | PictureData:
+def load(tmp_path: Path, arrays: dict[str, Any], **fields: Any) -> FeatureData | ImageData:
     file = tmp_path / "mine.npz"
     np.savez(file, **arrays)
     return DATASETS.parse({"kind": "arrays", "path": str(file), **fields}).load()
@@ -51,7 +51,7 @@ def test_features_are_taken_with_a_stratified_hold_out(tmp_path: Path) -> None:
     assert data.val is not None
     assert torch.bincount(data.val.labels).tolist() == [2, 1, 1]
     assert data.head is None
-    assert "4 of 20 training pictures were held out" in data.notes[0]
+    assert "4 of 20 training images were held out" in data.notes[0]
 
 
 def test_views_validation_and_head_are_kept_as_given(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_safetensors_are_the_same_as_npz(tmp_path: Path) -> None:
     assert data.train.digest() == load(tmp_path, features()).train.digest()
 
 
-def test_pictures_bring_their_own_statistics(tmp_path: Path) -> None:
-    given = pictures()
+def test_images_bring_their_own_statistics(tmp_path: Path) -> None:
+    given = images()
     data = load(tmp_path, given, val_fraction=0, augmentation={"pad": 2, "flip": True})
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     assert np.array_equal(data.train.inputs.numpy(), given["train_images"])
     scaled = given["train_images"] / 255
     assert data.mean == pytest.approx(scaled.mean(axis=(0, 2, 3)).tolist())
@@ -108,8 +108,8 @@ def test_pictures_bring_their_own_statistics(tmp_path: Path) -> None:
     assert data.augmentation.pad == 2
 
 
-def test_grey_pictures_get_a_channel(tmp_path: Path) -> None:
-    grey = {name: array[:, 0] if "images" in name else array for name, array in pictures().items()}
+def test_grey_images_get_a_channel(tmp_path: Path) -> None:
+    grey = {name: array[:, 0] if "images" in name else array for name, array in images().items()}
     data = load(tmp_path, grey)
     assert data.train.inputs.shape[1:] == (1, 6, 6)
 
@@ -169,9 +169,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], match: 
         ({"train_labels": np.zeros(20, int), "test_labels": np.zeros(9, int)}, "at least two classes, got 1"),
     ],
 )
-def test_wrong_pictures_are_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+def test_wrong_images_are_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match):
-        load(tmp_path, pictures(**changes))
+        load(tmp_path, images(**changes))
 
 
 HEAD, HALF = np.ones((3, 4), np.float32), np.zeros((3, 4), np.float32)
@@ -197,16 +197,16 @@ def test_what_would_be_passed_over_by_a_slip_is_named(tmp_path: Path, extra: dic
         load(tmp_path, features(**extra))
 
 
-def test_slips_in_pictures_are_named(tmp_path: Path) -> None:
+def test_slips_in_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="val_labels must come with val_images, which is not there"):
-        load(tmp_path, pictures(val_labels=np.arange(3)))
+        load(tmp_path, images(val_labels=np.arange(3)))
     with pytest.raises(DataError, match=r"val_image is read by nothing; did you mean 'val_images'\?"):
-        load(tmp_path, pictures(val_image=np.zeros((3, 3, 6, 6), np.uint8)))
+        load(tmp_path, images(val_image=np.zeros((3, 3, 6, 6), np.uint8)))
 
 
-def test_classes_without_test_pictures_are_told(tmp_path: Path) -> None:
-    note = "1 class has no test picture and is in no test accuracy: 2"
-    for arrays in (features, pictures):
+def test_classes_without_test_images_are_told(tmp_path: Path) -> None:
+    note = "1 class has no test image and is in no test accuracy: 2"
+    for arrays in (features, images):
         assert load(tmp_path, arrays(test_labels=np.arange(9) % 2), val_fraction=0).notes == (note,)
         assert load(tmp_path, arrays(), val_fraction=0).notes == ()
 
@@ -225,7 +225,7 @@ def test_other_keys_are_let_be(tmp_path: Path) -> None:
     }
     both = {"train_images": np.zeros((20, 6, 6), np.uint8), "val_indices": np.arange(3)}
     assert load(tmp_path, features(**names, **both)).train.digest() == load(tmp_path, features()).train.digest()
-    assert len(load(tmp_path, pictures(weight=HEAD, bias=HEAD[:, 0], weights=HEAD)).test) == 9
+    assert len(load(tmp_path, images(weight=HEAD, bias=HEAD[:, 0], weights=HEAD)).test) == 9
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ def test_the_document_has_the_splits_and_the_imbalance_ratio() -> None:
     found = document(Inspection(torch.tensor([200, 100, 20, 19, 2]), {"train": 341, "test": 50}))
     assert found["imbalance_ratio"] == 100
     assert found["splits"] == {
-        "all": {"classes": 5, "pictures": 341},
-        "many": {"classes": 1, "pictures": 200},
-        "medium": {"classes": 2, "pictures": 120},
-        "few": {"classes": 2, "pictures": 21},
+        "all": {"classes": 5, "images": 341},
+        "many": {"classes": 1, "images": 200},
+        "medium": {"classes": 2, "images": 120},
+        "few": {"classes": 2, "images": 21},
     }
     assert document(Inspection(torch.tensor([3, 0]), {}))["imbalance_ratio"] is None
     unknown = document(Inspection(None, {"train": 2}))
@@ -52,14 +52,14 @@ def test_a_terminal_has_finer_bars() -> None:
 
 
 def test_a_finding_says_how_many_more_there_are() -> None:
-    findings = (Finding("pictures are missing", 22, ("a.jpg", "b.jpg")), Finding("the list is empty"))
+    findings = (Finding("images are missing", 22, ("a.jpg", "b.jpg")), Finding("the list is empty"))
     shown = lines(document(Inspection(None, {}, findings=findings)), 80, plain=True)
     assert shown[-5:] == [
-        "- pictures are missing: 22",
+        "- images are missing: 22",
         "    a.jpg",
         "    b.jpg",
         "    and 20 more",
         "- the list is empty",
     ]
-    assert str(findings[0]) == "pictures are missing: 22 (a.jpg, b.jpg and 20 more)"
+    assert str(findings[0]) == "images are missing: 22 (a.jpg, b.jpg and 20 more)"
     assert lines(document(Inspection(torch.tensor([2, 1]), {"train": 3})), 80, plain=True)[-1] == "nothing is wrong"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lt_train.core.errors import DataError
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 
 
 def batch(key: str, num_classes: int, per_class: int, seed: int) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def published_pickle(file: Path, labels: list[int]) -> None:
 
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All 50,000 and 10,000 pictures, classes in a mixed order."""
+    """All 50,000 and 10,000 images, classes in a mixed order."""
     folder = tmp_path_factory.mktemp("cifar") / "cifar-100-python"
     folder.mkdir()
     for name, per_class in (("train", 500), ("test", 100)):
@@ -75,12 +75,12 @@ def test_the_papers_counts_come_out_of_the_published_format(
     assert (counts[0], counts[-1]) == (500, 500 // ratio)
     many, few = int((counts > 100).sum()), int((counts < 20).sum())
     assert (many, 100 - many - few, few) == splits
-    assert torch.equal(data.train.inputs[:, 0, 0, 0].long(), data.train.labels)  # each picture has its own label
+    assert torch.equal(data.train.inputs[:, 0, 0, 0].long(), data.train.labels)  # each image has its own label
 
 
-def load(document: dict[str, Any]) -> PictureData:
+def load(document: dict[str, Any]) -> ImageData:
     data = DATASETS.parse(document).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
@@ -137,7 +137,7 @@ def test_a_truncated_pickle_is_named(tmp_path: Path) -> None:
     [
         ({"data": [1, 2]}, r"must hold `data`, a uint8 array \[N, 3072\]"),
         ({"fine_labels": [100] * 2500}, r"must hold `fine_labels`, a list of classes from 0 to 99"),
-        ({"fine_labels": [0]}, r"as many labels as pictures, got 1 and 2500"),
+        ({"fine_labels": [0]}, r"as many labels as images, got 1 and 2500"),
     ],
 )
 def test_another_layout_is_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:
@@ -148,10 +148,10 @@ def test_another_layout_is_named(tmp_path: Path, change: dict[str, Any], match: 
         load({"kind": "cifar100_lt", "root": str(tmp_path)})
 
 
-def test_a_class_without_a_picture_is_named(tmp_path: Path) -> None:
+def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
     folder = write_cifar100(tmp_path)
     document = batch("fine_labels", 100, 25, 0)
     document["fine_labels"] = [0 if k == 7 else k for k in document["fine_labels"]]
     (folder / "train").write_bytes(pickle.dumps(document, protocol=2))
-    with pytest.raises(DataError, match=r"class 7 needs \d+ training pictures and has no picture"):
+    with pytest.raises(DataError, match=r"class 7 needs \d+ training images and has no image"):
         load({"kind": "cifar100_lt", "root": str(tmp_path), "n_max": 20, "imbalance_ratio": 10})

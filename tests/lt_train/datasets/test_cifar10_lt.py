@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 
 
 def batch(key: str, num_classes: int, per_class: int, seed: int) -> dict[str, Any]:
@@ -16,9 +16,9 @@ def batch(key: str, num_classes: int, per_class: int, seed: int) -> dict[str, An
     return {"data": data, key: labels.tolist(), "filenames": ["x.png"] * len(labels), "batch_label": "a batch"}
 
 
-def load(document: dict[str, Any]) -> PictureData:
+def load(document: dict[str, Any]) -> ImageData:
     data = DATASETS.parse(document).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 

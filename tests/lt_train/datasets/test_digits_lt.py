@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from lt_train.core.errors import SpecError
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 
 
 def test_digits_are_cut_and_split_as_the_defaults_say() -> None:
     data = DATASETS.parse({"kind": "digits_lt"}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     assert data.class_counts().tolist() == [110, 78, 56, 40, 29, 20, 14, 10, 7, 5]
     assert torch.bincount(data.test.labels).tolist() == [50] * 10
     assert data.val is not None
@@ -20,19 +20,19 @@ def test_digits_are_cut_and_split_as_the_defaults_say() -> None:
     assert data.notes == ()
 
 
-def test_no_picture_is_in_two_parts() -> None:
+def test_no_image_is_in_two_parts() -> None:
     data = DATASETS.parse({"kind": "digits_lt", "imbalance_ratio": 1, "n_max": 110}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     assert data.val is not None
-    pictures = torch.cat([data.train.inputs, data.val.inputs, data.test.inputs]).flatten(1)
-    assert len(pictures.unique(dim=0)) == len(pictures)
+    images = torch.cat([data.train.inputs, data.val.inputs, data.test.inputs]).flatten(1)
+    assert len(images.unique(dim=0)) == len(images)
 
 
 def test_a_class_at_full_size_lends_its_validation_set_and_says_so() -> None:
     data = DATASETS.parse({"kind": "digits_lt", "n_max": 124}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     assert data.split_counts[0] == 124
-    assert data.class_counts()[0] == 114  # class 0 has 178 pictures: 50 test, 124 training, 4 left over
+    assert data.class_counts()[0] == 114  # class 0 has 178 images: 50 test, 124 training, 4 left over
     assert "class 0: 10 of 124" in data.notes[0]
 
 

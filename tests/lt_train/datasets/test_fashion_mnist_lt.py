@@ -8,26 +8,26 @@ import pytest
 import torch
 
 from lt_train.core.errors import DataError
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 
 
 def write_idx(folder: Path, per_class: int = 30) -> None:
-    """All four files in the published format, uncompressed, with noise for pictures."""
+    """All four files in the published format, uncompressed, with noise for images."""
     folder.mkdir(parents=True)
     for part in ("train", "t10k"):
         labels = torch.arange(10 * per_class) % 10
-        pictures = torch.randint(0, 256, (len(labels), 28, 28), generator=torch.Generator().manual_seed(0))
-        header = struct.pack(">HBBiii", 0, 8, 3, *pictures.shape)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + bytes(pictures.flatten().tolist()))
+        images = torch.randint(0, 256, (len(labels), 28, 28), generator=torch.Generator().manual_seed(0))
+        header = struct.pack(">HBBiii", 0, 8, 3, *images.shape)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + bytes(images.flatten().tolist()))
         header = struct.pack(">HBBi", 0, 8, 1, len(labels))
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + bytes(labels.tolist()))
 
 
-def load(root: Path, **fields: float) -> PictureData:
+def load(root: Path, **fields: float) -> ImageData:
     data = DATASETS.parse({"kind": "fashion_mnist_lt", "root": str(root), **fields}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 

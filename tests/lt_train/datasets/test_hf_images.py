@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.pictures import encoded
+from support.images import encoded
 
 from lt_train.core.errors import DataError
 from lt_train.datasets._images.decoding import Decoding
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 
 
 def write(
@@ -36,9 +36,9 @@ def write(
     pq.write_table(table, file, row_group_size=4)
 
 
-def load(root: Path, **fields: Any) -> PictureData:
+def load(root: Path, **fields: Any) -> ImageData:
     data = DATASETS.parse({"kind": "hf_images", "root": str(root), "size": 8, **fields}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: parts, classes by name, the long-tailed cut, bad pictures by policy, files and memory alike."""
+"""Folders of images: parts, classes by name, the long-tailed cut, bad images by policy, files and memory alike."""
 
 import sys
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.pictures import write_pictures, write_tree
+from support.images import write_images, write_tree
 
 from lt_train.core.errors import DataError, SpecError, StorageError
-from lt_train.datasets._images.files import PictureFiles
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets._images.files import ImageFiles
+from lt_train.datasets.base import DATASETS, ImageData
 
 PARTS = {"train": {"owl": 9, "crow": 5, "auk": 7}, "val": {"auk": 2, "owl": 2}, "test": {"owl": 3, "auk": 3, "crow": 3}}
 
@@ -19,14 +19,14 @@ def spec(root: Path, **fields: Any) -> Any:
     return DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8, **fields})
 
 
-def load(root: Path, **fields: Any) -> PictureData:
+def load(root: Path, **fields: Any) -> ImageData:
     data = spec(root, **fields).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
 def names(part: Any) -> list[str]:
-    assert isinstance(part.inputs, PictureFiles)
+    assert isinstance(part.inputs, ImageFiles)
     return part.inputs.names
 
 
@@ -41,14 +41,14 @@ def test_parts_and_classes_are_folders_in_the_order_of_their_names(tmp_path: Pat
     assert data.mean == (0.485, 0.456, 0.406)
 
 
-def test_pictures_lie_at_any_depth_and_other_files_are_told(tmp_path: Path) -> None:
+def test_images_lie_at_any_depth_and_other_files_are_told(tmp_path: Path) -> None:
     write_tree(tmp_path, PARTS)
-    write_pictures(tmp_path, {"train/auk/more/9.JPEG": 0})
+    write_images(tmp_path, {"train/auk/more/9.JPEG": 0})
     (tmp_path / "train/auk/readme.txt").touch()
     (tmp_path / "train/auk/.DS_Store").touch()
     data = load(tmp_path)
     assert "train/auk/more/9.JPEG" in names(data.train)
-    assert data.notes[-1] == "files that are no pictures by their names were passed over: 1 (train/auk/readme.txt)"
+    assert data.notes[-1] == "files that are no images by their names were passed over: 1 (train/auk/readme.txt)"
 
 
 def test_without_a_val_folder_some_are_held_out_and_without_test_val_is_it(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_without_a_val_folder_some_are_held_out_and_without_test_val_is_it(tmp_p
     assert data.split_counts.tolist() == [7, 5, 9]
     assert data.class_counts().tolist() == [5, 4, 7]
     assert any("so val is the test set" in note for note in data.notes)
-    assert any("5 of 21 training pictures were held out" in note for note in data.notes)
+    assert any("5 of 21 training images were held out" in note for note in data.notes)
     assert len(data.test) == 9
     assert load(tmp_path, val_fraction=0).val is None
 
@@ -67,7 +67,7 @@ def test_a_tree_without_parts_gives_a_test_set_of_its_own(tmp_path: Path) -> Non
     assert torch.bincount(data.test.labels).tolist() == [2, 1]
     assert data.split_counts.tolist() == [8, 4]
     assert not {*names(data.train)} & {*names(data.test)}
-    assert "3 of 15 pictures were held out as test set" in data.notes[1]
+    assert "3 of 15 images were held out as test set" in data.notes[1]
 
 
 def test_a_long_tail_is_cut_as_elsewhere(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_long_tail_is_cut_as_elsewhere(tmp_path: Path) -> None:
     assert torch.bincount(data.val.labels).tolist() == [3, 3, 3]
     assert names(data.train)[8] == "train/b/00.jpg"
     assert names(data.val)[0] == "train/a/08.jpg"
-    with pytest.raises(DataError, match="class 0 needs 13 training pictures and has only 12"):
+    with pytest.raises(DataError, match="class 0 needs 13 training images and has only 12"):
         load(tmp_path, cut={"n_max": 13, "imbalance_ratio": 4})
 
 
@@ -101,7 +101,7 @@ def test_files_and_memory_are_the_same_data(tmp_path: Path) -> None:
         assert not other.inputs.in_memory
         assert one.digest() == other.digest()
         assert torch.equal(one.inputs[:], other.inputs[:])
-    assert spec(root).identity() == spec(root, in_memory=0, check="whole", bad_pictures="skip").identity()
+    assert spec(root).identity() == spec(root, in_memory=0, check="whole", bad_images="skip").identity()
     exactly = 3 * 8 * 8 * 34
     assert load(root, in_memory=exactly).train.inputs.in_memory
     assert not load(root, in_memory=exactly - 1).train.inputs.in_memory
@@ -114,71 +114,71 @@ BAD = {
 }
 
 
-def test_bad_pictures_are_refused_with_their_count_and_names(tmp_path: Path) -> None:
+def test_bad_images_are_refused_with_their_count_and_names(tmp_path: Path) -> None:
     root = write_tree(tmp_path, PARTS, BAD)
     with pytest.raises(
         DataError,
-        match=r"^pictures that cannot be used: 3 \(2 in train, 1 in test\): train/auk/01\.jpg \(0 bytes\), "
-        r"train/auk/02\.jpg \(.*truncated.*\), test/owl/00\.jpg \(no picture.*bad_pictures: skip$",
+        match=r"^images that cannot be used: 3 \(2 in train, 1 in test\): train/auk/01\.jpg \(0 bytes\), "
+        r"train/auk/02\.jpg \(.*truncated.*\), test/owl/00\.jpg \(no image.*bad_images: skip$",
     ):
         load(root)
 
 
-def test_bad_pictures_may_be_left_out_and_are_named(tmp_path: Path) -> None:
-    data = load(write_tree(tmp_path, PARTS, BAD), bad_pictures="skip")
+def test_bad_images_may_be_left_out_and_are_named(tmp_path: Path) -> None:
+    data = load(write_tree(tmp_path, PARTS, BAD), bad_images="skip")
     assert data.split_counts.tolist() == [5, 5, 9]
     assert len(data.test) == 8
     assert data.notes[1].startswith(
-        "left out (bad_pictures: skip): pictures that cannot be used: 3 (2 in train, 1 in test)"
+        "left out (bad_images: skip): images that cannot be used: 3 (2 in train, 1 in test)"
     )
     assert not {*BAD} & {*names(data.train), *names(data.test)}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file whose disk fails is Linux's own")
-def test_a_picture_that_the_machine_cannot_read_is_not_left_out_and_the_check_names_it(tmp_path: Path) -> None:
+def test_an_image_that_the_machine_cannot_read_is_not_left_out_and_the_check_names_it(tmp_path: Path) -> None:
     root = write_tree(tmp_path, PARTS)
     (root / "train/owl/03.jpg").unlink()
     (root / "train/owl/03.jpg").symlink_to("/proc/self/mem")  # there, and reading it is an input/output error
-    for bad_pictures in ("skip", "fail"):
+    for bad_images in ("skip", "fail"):
         with pytest.raises(
-            StorageError, match=r"picture train/owl/03\.jpg cannot be read \(\[Errno .* permissions and run again"
+            StorageError, match=r"image train/owl/03\.jpg cannot be read \(\[Errno .* permissions and run again"
         ):
-            load(root, bad_pictures=bad_pictures)
+            load(root, bad_images=bad_images)
     (finding,) = spec(root).inspect(lambda *_: None).findings
-    assert str(finding).startswith("train pictures are unreadable: 1 (train/owl/03.jpg (")
+    assert str(finding).startswith("train images are unreadable: 1 (train/owl/03.jpg (")
 
 
-def test_of_many_bad_pictures_twenty_are_named(tmp_path: Path) -> None:
+def test_of_many_bad_images_twenty_are_named(tmp_path: Path) -> None:
     broken = {f"train/a/{number:02}.jpg": "empty" for number in range(25)}
     root = write_tree(tmp_path, {"train": {"a": 30, "b": 3}, "test": {"a": 1, "b": 1}}, broken)
     with pytest.raises(DataError, match=r"used: 25 \(25 in train\).*train/a/19\.jpg \(0 bytes\) and 5 more"):
         load(root)
 
 
-def test_a_class_that_loses_all_its_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_class_that_loses_all_its_images_is_refused(tmp_path: Path) -> None:
     broken = {f"train/crow/{number:02}.jpg": "empty" for number in range(5)}
     with pytest.raises(
-        DataError, match=r"every class needs a training picture that can be read, and these have none: 1$"
+        DataError, match=r"every class needs a training image that can be read, and these have none: 1$"
     ):
-        load(write_tree(tmp_path, PARTS, broken), bad_pictures="skip")
+        load(write_tree(tmp_path, PARTS, broken), bad_images="skip")
 
 
-def test_a_part_that_loses_all_its_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_part_that_loses_all_its_images_is_refused(tmp_path: Path) -> None:
     broken = {f"val/{name}/{number:02}.jpg": "empty" for name in ("auk", "owl") for number in range(2)}
-    with pytest.raises(DataError, match="val must have pictures that can be read, and has none"):
-        load(write_tree(tmp_path, PARTS, broken), bad_pictures="skip")
+    with pytest.raises(DataError, match="val must have images that can be read, and has none"):
+        load(write_tree(tmp_path, PARTS, broken), bad_images="skip")
 
 
 def test_the_whole_check_finds_what_is_broken_inside(tmp_path: Path) -> None:
     root = write_tree(tmp_path, PARTS)
     (root / "train/owl/03.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 90 + b"\xff\xd9")
-    assert len(load(root, check="whole", bad_pictures="skip").train) == 20
+    assert len(load(root, check="whole", bad_images="skip").train) == 20
     with pytest.raises(DataError, match=r"that cannot be used: 1 \(1 in train\): train/owl/03\.jpg"):
         load(root, check="whole")
-    held = load(root)  # its pictures are decoded, and the one that cannot be is whoever's who asks for it
-    with pytest.raises(DataError, match=r"picture train/owl/03\.jpg cannot be decoded"):
+    held = load(root)  # its images are decoded, and the one that cannot be is whoever's who asks for it
+    with pytest.raises(DataError, match=r"image train/owl/03\.jpg cannot be decoded"):
         held.train.inputs[:]
-    with pytest.raises(DataError, match=r"picture train/owl/03\.jpg cannot be decoded"):
+    with pytest.raises(DataError, match=r"image train/owl/03\.jpg cannot be decoded"):
         held.train.inputs.refuse_unreadable()
 
 
@@ -195,15 +195,15 @@ def test_folders_that_are_no_dataset_are_told(tmp_path: Path, parts: dict[str, d
         load(write_tree(tmp_path, parts))
 
 
-def test_a_class_without_training_pictures_is_named(tmp_path: Path) -> None:
+def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path, PARTS)
     (tmp_path / "train/bat").mkdir()
-    with pytest.raises(DataError, match=r"there are classes without training pictures: 1 \(1 \(bat\)\)"):
+    with pytest.raises(DataError, match=r"there are classes without training images: 1 \(1 \(bat\)\)"):
         load(tmp_path)
 
 
 def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere must be a folder of pictures, and is not"):
+    with pytest.raises(DataError, match="nowhere must be a folder of images, and is not"):
         load(tmp_path / "nowhere")
 
 
@@ -212,7 +212,7 @@ def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
     [
         ({"resize": 7}, r"image_folder\.resize: must be at least size \(8\), got 7"),
         ({"std": [1, 0, 1]}, r"image_folder\.std: must be above 0 for every channel"),
-        ({"bad_pictures": "ignore"}, r"image_folder\.bad_pictures: must be 'fail' or 'skip'"),
+        ({"bad_images": "ignore"}, r"image_folder\.bad_images: must be 'fail' or 'skip'"),
         ({"cut": {"imbalance_ratio": 10}}, r"image_folder\.cut\.n_max: is required"),
         (
             {"augmentation": "resize_crop"},
@@ -226,7 +226,7 @@ def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
         ),
         (
             {"augmentation": {"kind": "resized_crop", "scale": [0.5, 2]}},
-            r"augmentation\.scale: must be shares of the picture, 1 at most, got \[0\.5, 2\.0\]",
+            r"augmentation\.scale: must be shares of the image, 1 at most, got \[0\.5, 2\.0\]",
         ),
         (
             {"augmentation": {"kind": "resized_crop", "ratio": [0, 2]}},

@@ -1,4 +1,4 @@
-"""List files of one's own: the format, labels that have gaps or are out of range, missing pictures."""
+"""List files of one's own: the format, labels that have gaps or are out of range, missing images."""
 
 import hashlib
 from pathlib import Path
@@ -6,32 +6,32 @@ from typing import Any
 
 import pytest
 import torch
-from support.pictures import write_pictures
+from support.images import write_images
 
 from lt_train.core.errors import DataError, SpecError
-from lt_train.datasets._images.files import PictureFiles
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets._images.files import ImageFiles
+from lt_train.datasets.base import DATASETS, ImageData
 
 TRAIN = {f"pics/t {k}.jpg": k % 3 for k in range(12)}
 TEST = {f"pics/e{k}.jpg": k % 3 for k in range(6)}
 
 
 def write_lists(root: Path, **lists: dict[str, int]) -> Path:
-    for name, pictures in lists.items():
-        (root / f"{name}.txt").write_text("".join(f"{path} {label}\n" for path, label in pictures.items()))
+    for name, images in lists.items():
+        (root / f"{name}.txt").write_text("".join(f"{path} {label}\n" for path, label in images.items()))
     return root
 
 
-def load(root: Path, **fields: Any) -> PictureData:
+def load(root: Path, **fields: Any) -> ImageData:
     data = DATASETS.parse({"kind": "image_list", "root": str(root), "size": 8, **fields}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
-def test_lists_give_pictures_and_labels_in_their_order(tmp_path: Path) -> None:
-    write_pictures(tmp_path, TRAIN | TEST)
+def test_lists_give_images_and_labels_in_their_order(tmp_path: Path) -> None:
+    write_images(tmp_path, TRAIN | TEST)
     data = load(write_lists(tmp_path, train=TRAIN, val=TEST, test=TEST), val="val.txt")
-    assert isinstance(data.train.inputs, PictureFiles)
+    assert isinstance(data.train.inputs, ImageFiles)
     assert data.train.inputs.names == list(TRAIN)
     assert data.train.labels.tolist() == list(TRAIN.values())
     assert data.val is not None
@@ -40,7 +40,7 @@ def test_lists_give_pictures_and_labels_in_their_order(tmp_path: Path) -> None:
 
 
 def test_without_a_val_list_some_are_held_out(tmp_path: Path) -> None:
-    write_pictures(tmp_path, TRAIN | TEST)
+    write_images(tmp_path, TRAIN | TEST)
     data = load(write_lists(tmp_path, train=TRAIN, test=TEST))
     assert data.split_counts.tolist() == [4, 4, 4]
     assert data.class_counts().tolist() == [3, 3, 3]
@@ -48,20 +48,20 @@ def test_without_a_val_list_some_are_held_out(tmp_path: Path) -> None:
     assert torch.equal(cut.split_counts, torch.tensor([3, 1, 1]))
 
 
-def test_missing_pictures_are_counted_and_named_or_left_out(tmp_path: Path) -> None:
-    write_pictures(tmp_path, TRAIN | TEST, {"pics/t 4.jpg": "missing", "pics/e0.jpg": "missing"})
+def test_missing_images_are_counted_and_named_or_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path, TRAIN | TEST, {"pics/t 4.jpg": "missing", "pics/e0.jpg": "missing"})
     write_lists(tmp_path, train=TRAIN, test=TEST)
     with pytest.raises(
         DataError, match=r"used: 2 \(1 in train, 1 in test\): pics/t 4\.jpg \(missing\), pics/e0\.jpg \(missing\)"
     ):
         load(tmp_path)
-    data = load(tmp_path, bad_pictures="skip")
+    data = load(tmp_path, bad_images="skip")
     assert data.split_counts.tolist() == [4, 3, 4]
-    assert "left out (bad_pictures: skip): pictures that cannot be used: 2" in data.notes[0]
+    assert "left out (bad_images: skip): images that cannot be used: 2" in data.notes[0]
 
 
 def test_white_space_tabs_blank_lines_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
-    write_pictures(tmp_path, TRAIN | TEST)
+    write_images(tmp_path, TRAIN | TEST)
     write_lists(tmp_path, test=TEST)
     lines = [f"{path}\t{label}" if label else f"{path}   {label} " for path, label in TRAIN.items()]
     (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", ""]).encode())
@@ -71,7 +71,7 @@ def test_white_space_tabs_blank_lines_and_a_byte_order_mark_are_read(tmp_path: P
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"a": 0, "b": 1, "c": 3}, r"labels must be 0 \.\. 3 without gaps, .* without training pictures: 1 \(2\)"),
+        ({"a": 0, "b": 1, "c": 3}, r"labels must be 0 \.\. 3 without gaps, .* without training images: 1 \(2\)"),
         ({"a": 1, "b": 2}, r"labels must be 0 \.\. 2 without gaps.*: 1 \(0\)"),
         ({"a": 0, "b": 900000000}, r"without gaps.*: 899999999 \(1, 2, .*19, 20 and 899999979 more\)"),
         (
@@ -79,7 +79,7 @@ def test_white_space_tabs_blank_lines_and_a_byte_order_mark_are_read(tmp_path: P
             r"train labels must be in 0 \.\. 1, the classes of the training set: 1 \(b has -1\)",
         ),
         ({"a": 0, "b": 1}, r"test labels must be in 0 \.\. 1, .*: 2 \(pics/e2\.jpg has 2, pics/e5\.jpg has 2\)"),
-        ({}, "train must have pictures, and has none"),
+        ({}, "train must have images, and has none"),
     ],
 )
 def test_labels_that_are_no_classes_are_named(tmp_path: Path, train: dict[str, int], message: str) -> None:
@@ -97,7 +97,7 @@ def test_labels_that_are_no_classes_are_named(tmp_path: Path, train: dict[str, i
         ("/home/me/a.jpg 1", r"train\.txt:2: paths must be relative to root, got /home/me/a\.jpg"),
     ],
 )
-def test_a_line_that_is_no_picture_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_a_line_that_is_no_image_is_named(tmp_path: Path, line: str, message: str) -> None:
     write_lists(tmp_path, test=TEST)
     (tmp_path / "train.txt").write_text(f"x.jpg 0\n{line}\n")
     with pytest.raises(DataError, match=message):
@@ -113,7 +113,7 @@ def test_a_list_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_a_list_may_be_pinned_by_its_hash(tmp_path: Path) -> None:
-    write_pictures(tmp_path, TRAIN | TEST)
+    write_images(tmp_path, TRAIN | TEST)
     write_lists(tmp_path, train=TRAIN, test=TEST)
     digest = hashlib.sha256((tmp_path / "train.txt").read_bytes()).hexdigest()
     assert len(load(tmp_path, sha256={"train": digest}).test) == 6

@@ -3,27 +3,27 @@
 from pathlib import Path
 
 import pytest
-from support.pictures import write_pictures
+from support.images import write_images
 
 from lt_train.core.errors import DataError
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.datasets.inaturalist18 import INaturalist18
 
 TRAIN = {f"train_val2018/Aves/{2500 + k % 4}/{k:032x}.jpg": k % 4 for k in range(16)}
 VAL = {f"train_val2018/Aves/{2500 + k % 4}/v{k:031x}.jpg": k % 4 for k in range(12)}
 
 
-def load(root: Path, **fields: float) -> PictureData:
-    write_pictures(root, TRAIN | VAL)
-    for name, pictures in (("train", TRAIN), ("val", VAL)):
-        lines = [f"{path} {label}\n" for path, label in pictures.items()]
+def load(root: Path, **fields: float) -> ImageData:
+    write_images(root, TRAIN | VAL)
+    for name, images in (("train", TRAIN), ("val", VAL)):
+        lines = [f"{path} {label}\n" for path, label in images.items()]
         (root / f"iNaturalist18_{name}.txt").write_text("".join(lines))
     data = DATASETS.parse({"kind": "inaturalist18", "root": str(root), "size": 8, **fields}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
-def test_its_validation_pictures_are_the_test_set(tmp_path: Path) -> None:
+def test_its_validation_images_are_the_test_set(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert (len(data.train), data.val, len(data.test)) == (16, None, 12)
     assert data.test.inputs.names == list(VAL)
@@ -56,10 +56,10 @@ def test_labels_that_do_not_ascend_with_the_folders_are_refused(tmp_path: Path) 
 
 def test_folders_are_numbers_and_not_words(tmp_path: Path) -> None:
     for part in ("train", "val"):
-        pictures = {f"train_val2018/Aves/{folder}/{part}.jpg": label for label, folder in enumerate((9, 10, 100))}
-        write_pictures(tmp_path, pictures)
-        lines = [f"{path} {label}\n" for path, label in pictures.items()]
+        images = {f"train_val2018/Aves/{folder}/{part}.jpg": label for label, folder in enumerate((9, 10, 100))}
+        write_images(tmp_path, images)
+        lines = [f"{path} {label}\n" for path, label in images.items()]
         (tmp_path / f"iNaturalist18_{part}.txt").write_text("".join(lines))
     data = DATASETS.parse({"kind": "inaturalist18", "root": str(tmp_path), "size": 8}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     assert data.num_classes == 3

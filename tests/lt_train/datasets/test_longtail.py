@@ -34,7 +34,7 @@ def test_a_ratio_that_empties_a_class_names_it() -> None:
         class_sizes(50, 100, 10)
 
 
-def test_the_cut_takes_the_first_pictures_of_every_class() -> None:
+def test_the_cut_takes_the_first_images_of_every_class() -> None:
     labels = torch.tensor([1, 0, 0, 1, 0, 1, 1])
     chosen, left_over = cut_longtail(labels, [2, 1])
     assert chosen.tolist() == [1, 2, 0]
@@ -52,9 +52,9 @@ def test_a_shuffled_cut_depends_on_its_seed_alone() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "match"),
-    [([0, 0, 1], "class 1 needs 2 training pictures and has only 1 pictures"), ([0, 0], "class 1 .* has no picture")],
+    [([0, 0, 1], "class 1 needs 2 training images and has only 1 images"), ([0, 0], "class 1 .* has no image")],
 )
-def test_a_class_with_too_few_pictures_is_named(labels: list[int], match: str) -> None:
+def test_a_class_with_too_few_images_is_named(labels: list[int], match: str) -> None:
     with pytest.raises(DataError, match=match):
         cut_longtail(torch.tensor(labels), [2, 2])
 
@@ -80,7 +80,7 @@ def test_a_short_left_over_is_made_up_from_training_and_said() -> None:
     assert not set(train.tolist()) & set(val.tolist())
     assert len(notes) == 1
     assert "class 0: 6 of 48" in notes[0]
-    assert "52 pictures instead of 58" in notes[0]
+    assert "52 images instead of 58" in notes[0]
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=6), st.integers(1, 30))
@@ -111,7 +111,7 @@ def test_a_fraction_is_held_out_of_every_class() -> None:
     assert val is not None
     assert torch.bincount(labels[val]).tolist() == [2, 1, 5]
     assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(39))
-    assert "8 of 39 training pictures were held out" in notes[0]
+    assert "8 of 39 training images were held out" in notes[0]
     assert hold_out_fraction(labels, 0.0)[1:] == (None, ())
 
 
@@ -121,7 +121,7 @@ def test_a_fraction_takes_one_of_every_class_but_never_the_last() -> None:
     assert val is not None
     assert torch.bincount(labels[val], minlength=4).tolist() == [2, 1, 0, 0]
     assert torch.bincount(labels[train]).tolist() == [8, 1, 1, 1]
-    assert notes[0].endswith("Without a validation picture, because they have one picture only: class 2; class 3")
+    assert notes[0].endswith("Without a validation image, because they have one image only: class 2; class 3")
     assert torch.bincount(labels[hold_out_fraction(labels, 1 - 1e-16)[0]]).tolist() == [1, 1, 1, 1]
 
 
@@ -129,4 +129,4 @@ def test_a_fraction_of_classes_of_one_says_that_there_is_no_validation() -> None
     train, val, notes = hold_out_fraction(torch.arange(3), 0.5)
     assert train.tolist() == [0, 1, 2]
     assert val is None
-    assert "none could be held out: every class has one training picture" in notes[0]
+    assert "none could be held out: every class has one training image" in notes[0]

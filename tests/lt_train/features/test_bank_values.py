@@ -51,9 +51,7 @@ def test_a_sound_bank_passes() -> None:
 def test_one_bad_feature_is_found(name: str, value: float) -> None:
     bank = make_bank()
     bad = with_features(bank, name, spoiled(features_of(bank, name), ((0, 17, 3), value)))
-    expected = (
-        f"^{name} features must be finite, but 1 values are NaN or infinite, the first at picture 17, feature 3, "
-    )
+    expected = f"^{name} features must be finite, but 1 values are NaN or infinite, the first at image 17, feature 3, "
     with pytest.raises(BankError, match=expected + "view 0$"):
         bad.check()
 
@@ -63,12 +61,10 @@ def test_all_are_counted_and_the_first_is_named() -> None:
     bank = make_bank((5000, 5000), dim=2, views=2)
     places = [((0, 4095, 1), INF), ((0, 4096, 0), -INF), ((0, 9999, 1), NAN), ((1, 0, 0), INF), ((1, 0, 1), -INF)]
     bad = replace(bank, train_features=spoiled(bank.train_features, *places))
-    with pytest.raises(BankError, match="but 5 values are NaN or infinite, the first at picture 4095, feature 1, view"):
+    with pytest.raises(BankError, match="but 5 values are NaN or infinite, the first at image 4095, feature 1, view"):
         bad.check()
     only_later = replace(bank, train_features=spoiled(bank.train_features, ((1, 8192, 1), NAN)))
-    with pytest.raises(
-        BankError, match="but 1 values are NaN or infinite, the first at picture 8192, feature 1, view 1"
-    ):
+    with pytest.raises(BankError, match="but 1 values are NaN or infinite, the first at image 8192, feature 1, view 1"):
         only_later.check()
 
 
@@ -84,7 +80,7 @@ def test_a_label_that_is_no_class_is_found(name: str, value: int) -> None:
     bank = make_bank()
     labels = (bank.train_labels if name == "train" else getattr(bank, name).labels).clone()
     labels[5] = value
-    expected = rf"^{name} labels must be in 0\.\.5, but 1 of {len(labels)} are not, the first at picture 5: {value}$"
+    expected = rf"^{name} labels must be in 0\.\.5, but 1 of {len(labels)} are not, the first at image 5: {value}$"
     with pytest.raises(BankError, match=expected):
         with_labels(bank, name, labels).check()
 

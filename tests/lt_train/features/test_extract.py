@@ -14,7 +14,7 @@ from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError
 from lt_train.datasets._images.transform import apply_views, draw_views, normalise
-from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData
+from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
 from lt_train.pretrain.base import RECIPES
@@ -23,9 +23,9 @@ from lt_train.pretrain.train import train_backbone
 DIGITS = DATASETS.parse({"kind": "digits_lt"})
 
 
-def pictures(spec: DatasetSpec) -> PictureData:
+def images(spec: DatasetSpec) -> ImageData:
     data = spec.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
@@ -33,17 +33,17 @@ def pictures(spec: DatasetSpec) -> PictureData:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stage1") / "digits.safetensors"
     backbone, recipe = BACKBONES.parse({"kind": "small_cnn", "width": 4}), RECIPES.parse({"kind": "ce", "epochs": 1})
-    return train_backbone(pictures(DIGITS), backbone, recipe, out)
+    return train_backbone(images(DIGITS), backbone, recipe, out)
 
 
-def features(checkpoint: Path, data: PictureData, inputs: torch.Tensor) -> torch.Tensor:
+def features(checkpoint: Path, data: ImageData, inputs: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return load_checkpoint(checkpoint)[0].backbone(normalise(inputs, data.mean, data.std))
 
 
-def test_one_view_is_the_pictures_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+def test_one_view_is_the_images_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
     bank = open_bank(build_bank(DIGITS, checkpoint, FeaturesSpec(), tmp_path))
-    data = pictures(DIGITS)
+    data = images(DIGITS)
     assert bank.train_features.shape == (1, 369, 16)
     torch.testing.assert_close(bank.train_features[0], features(checkpoint, data, data.train.inputs))
     assert bank.test.features.shape[0] == 1  # a mirrored digit is another digit
@@ -58,7 +58,7 @@ def test_one_view_is_the_pictures_as_they_are(checkpoint: Path, tmp_path: Path) 
 
 def test_views_are_augmented_each_from_its_own_stream(checkpoint: Path, tmp_path: Path) -> None:
     bank = open_bank(build_bank(DIGITS, checkpoint, FeaturesSpec(views=3, seed=5), tmp_path))
-    data = pictures(DIGITS)
+    data = images(DIGITS)
     for view in range(3):
         drawn = draw_views(len(data.train), data.augmentation, seeding.generator("feature view", 5, view))
         expected = features(checkpoint, data, apply_views(data.train.inputs, drawn, data.augmentation.pad))
@@ -96,7 +96,7 @@ def mapped_from(address: int) -> str:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what lies where in memory")
 def test_a_bank_is_never_held_in_memory(checkpoint: Path, tmp_path: Path) -> None:
     """Features go to disk batch by batch; what there is of a whole set is its file, mapped."""
-    data = pictures(DIGITS)
+    data = images(DIGITS)
     with LargeTensors(2 * 140 * 16 * 4) as large:  # the smallest set's
         spec = FeaturesSpec(views=3, test_flip=True, batch_size=4)
         build_bank(DIGITS, checkpoint, spec, tmp_path, data=data)
@@ -107,7 +107,7 @@ def test_a_bank_is_never_held_in_memory(checkpoint: Path, tmp_path: Path) -> Non
 
 def test_test_flip_stores_the_mirror(checkpoint: Path, tmp_path: Path) -> None:
     bank = open_bank(build_bank(DIGITS, checkpoint, FeaturesSpec(test_flip=True), tmp_path))
-    data = pictures(DIGITS)
+    data = images(DIGITS)
     torch.testing.assert_close(bank.test.features[1], features(checkpoint, data, data.test.inputs.flip(-1)))
     follows = DIGITS.model_copy(update={"augmentation": data.augmentation.model_copy(update={"flip": True})})
     assert open_bank(build_bank(follows, checkpoint, FeaturesSpec(), tmp_path)).test.features.shape[0] == 2
@@ -136,7 +136,7 @@ def test_what_decides_the_contents_decides_the_fingerprint(checkpoint: Path, tmp
     assert build_bank(DIGITS, checkpoint, FeaturesSpec(batch_size=7), tmp_path) in paths
 
 
-def write_pictures(path: Path, num_classes: int, channels: int) -> DatasetSpec:
+def write_images(path: Path, num_classes: int, channels: int) -> DatasetSpec:
     rng = np.random.default_rng(0)
     labels = np.arange(5 * num_classes) % num_classes
     images = rng.integers(0, 256, (len(labels), channels, 8, 8), dtype=np.uint8)
@@ -151,14 +151,14 @@ def write_pictures(path: Path, num_classes: int, channels: int) -> DatasetSpec:
 def test_a_checkpoint_of_another_dataset_is_refused(
     checkpoint: Path, tmp_path: Path, num_classes: int, channels: int, match: str
 ) -> None:
-    dataset = write_pictures(tmp_path / "mine.npz", num_classes, channels)
+    dataset = write_images(tmp_path / "mine.npz", num_classes, channels)
     with pytest.raises(CheckpointError, match=rf"checkpoint {checkpoint} is for another dataset: {match}"):
         build_bank(dataset, checkpoint, FeaturesSpec(), tmp_path / "banks")
     assert not (tmp_path / "banks").exists()
 
 
-def test_pictures_need_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="digits_lt holds pictures and needs a checkpoint"):
+def test_images_need_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="digits_lt holds images and needs a checkpoint"):
         build_bank(DIGITS, None, FeaturesSpec(), tmp_path)
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from support.pictures import write_tree
+from support.images import write_tree
 
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core import seeding
 from lt_train.datasets._images.transform import View, draw_views, normalise
-from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData, ResizedCrop
+from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData, ResizedCrop
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
 from lt_train.pretrain.base import RECIPES
@@ -24,15 +24,15 @@ def folder(root: Path, augmentation: object) -> DatasetSpec:
     )
 
 
-def pictures(spec: DatasetSpec) -> PictureData:
+def images(spec: DatasetSpec) -> ImageData:
     data = spec.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
 def test_a_bank_holds_the_resized_crops_drawn_for_each_view(tmp_path: Path) -> None:
     spec = folder(write_tree(tmp_path / "birds", TREE), "resized_crop")
-    data = pictures(spec)
+    data = images(spec)
     out = tmp_path / "stage1.safetensors"
     train_backbone(
         data, BACKBONES.parse({"kind": "small_cnn", "width": 4}), RECIPES.parse({"kind": "ce", "epochs": 1}), out
@@ -59,11 +59,11 @@ def test_a_bank_holds_the_resized_crops_drawn_for_each_view(tmp_path: Path) -> N
     assert not torch.allclose(other.train_features, bank.train_features)
 
 
-def test_training_pictures_of_a_resized_crop_stay_in_their_files(tmp_path: Path) -> None:
-    data = pictures(folder(write_tree(tmp_path, TREE), "resized_crop"))
+def test_training_images_of_a_resized_crop_stay_in_their_files(tmp_path: Path) -> None:
+    data = images(folder(write_tree(tmp_path, TREE), "resized_crop"))
     assert not data.train.inputs.in_memory
     assert data.test.inputs.in_memory
-    assert pictures(folder(tmp_path, {"pad": 1, "flip": True})).train.inputs.in_memory
+    assert images(folder(tmp_path, {"pad": 1, "flip": True})).train.inputs.in_memory
 
 
 def test_padding_and_cropping_is_addressed_as_before_there_was_another_augmentation() -> None:

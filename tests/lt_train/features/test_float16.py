@@ -17,7 +17,7 @@ from lt_train.core.errors import BankError
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
-from lt_train.features.shards import Done, Extractor, Shard, in_this_process
+from lt_train.features.shards import Extractor, Shard, ShardResult, in_this_process
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Run
@@ -71,7 +71,7 @@ def test_its_values_are_checked_too() -> None:
     bank = halved(make_bank())
     bank.check()
     bank.train_features[0, 17, 3] = float("inf")
-    with pytest.raises(BankError, match=r"1 values are NaN or infinite, the first at picture 17, feature 3, view 0"):
+    with pytest.raises(BankError, match=r"1 values are NaN or infinite, the first at image 17, feature 3, view 0"):
         replace(bank).check()
 
 
@@ -83,14 +83,14 @@ def test_a_feature_beyond_float16_is_refused_with_where_it_is(checkpoint: Path, 
     save_checkpoint(tmp_path / "large.safetensors", classifier, about)
     open_bank(build_bank(DIGITS, tmp_path / "large.safetensors", FEATURES, tmp_path / "single")).check()
     with pytest.raises(
-        BankError, match=r"float16 holds magnitudes up to 65504, and feature \d+ of train picture \d+ is .*use dtype"
+        BankError, match=r"float16 holds magnitudes up to 65504, and feature \d+ of train image \d+ is .*use dtype"
     ):
         build_bank(DIGITS, tmp_path / "large.safetensors", HALF, tmp_path / "half")
     assert list((tmp_path / "half").iterdir()) == []
 
 
 def test_an_extractor_that_has_travelled_says_the_same_in_any_order(checkpoint: Path, tmp_path: Path) -> None:
-    def elsewhere(extractor: Extractor, wanted: list[Shard]) -> list[Done]:  # type: ignore[misc]
+    def elsewhere(extractor: Extractor, wanted: list[Shard]) -> list[ShardResult]:  # type: ignore[misc]
         copied = pickle.loads(pickle.dumps(extractor))
         done = [one for shard in reversed(wanted) for one in copied.run([shard])]
         assert len(done) == len(wanted) > 3

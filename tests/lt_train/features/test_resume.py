@@ -26,7 +26,7 @@ from lt_train.features import extract, partial
 from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
 from lt_train.features.partial import alone
-from lt_train.features.shards import Done, Extractor, Shard
+from lt_train.features.shards import Extractor, Shard, ShardResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,11 +40,11 @@ class Stop(Exception):
     pass
 
 
-def stopped_after(pictures: int, checkpoint: Path, store: Path, **options: Any) -> None:
+def stopped_after(images: int, checkpoint: Path, store: Path, **options: Any) -> None:
     """An extraction that somebody stops, in this process."""
 
     def report(done: int, total: int, note: str) -> None:
-        if done >= pictures:
+        if done >= images:
             raise Stop
 
     with pytest.raises(Stop):
@@ -70,9 +70,9 @@ def test_killed_at_random_it_is_gone_on_with_to_the_same_bytes(checkpoint: Path,
     done, total, note = said[0]
     assert total == TOTAL
     assert kill_after <= done < kill_after + 50, "what was listed before the last kill is not done again"
-    assert note == f"resumed after {done} of {TOTAL} pictures"
+    assert note == f"resumed after {done} of {TOTAL} images"
     assert said[-1][0] == TOTAL
-    assert "pictures/s" in said[-1][2]
+    assert "images/s" in said[-1][2]
 
 
 def test_a_stop_in_good_order_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_killed_while_the_bank_is_put_together_nothing_is_extracted_again(
         with pytest.raises(Stop):
             told(checkpoint, tmp_path / "banks")
     path, said = told(checkpoint, tmp_path / "banks")
-    assert said == [(TOTAL, TOTAL, f"resumed after {TOTAL} of {TOTAL} pictures")]
+    assert said == [(TOTAL, TOTAL, f"resumed after {TOTAL} of {TOTAL} images")]
     assert bytes_of(path) == bytes_of(expected)
 
 
@@ -184,7 +184,7 @@ def test_a_disk_that_others_fill_meanwhile_is_told_and_gone_on_with(
     disk = small_disk("4m")
     others = disk / "others"
 
-    def fill(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+    def fill(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
         with contextlib.suppress(OSError), others.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**12))

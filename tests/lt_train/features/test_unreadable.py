@@ -1,4 +1,4 @@
-"""Pictures that turn out unreadable in the middle of an extraction: refused by name, or left out and told of."""
+"""Images that turn out unreadable in the middle of an extraction: refused by name, or left out and told of."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from support.extraction import broken_inside, write_checkpoint
-from support.pictures import encoded, write_tree
+from support.images import encoded, write_tree
 
 from lt_train.core.errors import DataError, StorageError
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import FeaturesSpec, Report, build_bank
 from lt_train.features.files import open_bank
-from lt_train.features.shards import Done, Extractor, Shard, Workers, in_this_process
+from lt_train.features.shards import Extractor, Shard, ShardResult, Workers, in_this_process
 
 TREE = {"train": {"auk": 9, "crow": 6, "owl": 3}, "val": {"auk": 2, "crow": 2, "owl": 2}}
 
@@ -81,7 +81,7 @@ def test_by_default_the_first_is_named_and_nothing_is_left(
         make(lambda: spoiled(root, how))
 
 
-def test_a_mended_picture_is_extracted_with_what_was_done_before(make: Make, root: Path) -> None:
+def test_a_mended_image_is_extracted_with_what_was_done_before(make: Make, root: Path) -> None:
     whole = make(store="whole")
     good = (root / "train/owl/02.jpg").read_bytes()
     with pytest.raises(DataError, match=r"train/owl/02\.jpg"):
@@ -91,7 +91,7 @@ def test_a_mended_picture_is_extracted_with_what_was_done_before(make: Make, roo
 
 
 @pytest.mark.parametrize("in_memory", [0, 2**30])
-def test_skipped_pictures_are_left_out_and_told_of(make: Make, root: Path, in_memory: int) -> None:
+def test_skipped_images_are_left_out_and_told_of(make: Make, root: Path, in_memory: int) -> None:
     def spoil() -> None:
         for name in ("train/crow/02.jpg", "train/auk/00.jpg", "test/owl/01.jpg"):
             spoiled(root, "inside", name)
@@ -108,15 +108,13 @@ def test_skipped_pictures_are_left_out_and_told_of(make: Make, root: Path, in_me
     assert bank.val is not None
     assert len(bank.val.labels) == 6
     left_out, lacks = bank.notes[-2:]
-    assert left_out.startswith(
-        "left out (features.unreadable: skip): pictures that cannot be used: 3 (2 in train, 1 in"
-    )
+    assert left_out.startswith("left out (features.unreadable: skip): images that cannot be used: 3 (2 in train, 1 in")
     assert all(name in left_out for name in ("train/crow/02.jpg", "train/auk/00.jpg", "test/owl/01.jpg"))
-    assert lacks == "test lacks pictures: accuracies on it compare with no published ones"
+    assert lacks == "test lacks images: accuracies on it compare with no published ones"
     bank.check()
 
 
-def test_who_wants_all_pictures_is_not_given_a_bank_that_lacks_some(make: Make, root: Path) -> None:
+def test_who_wants_all_images_is_not_given_a_bank_that_lacks_some(make: Make, root: Path) -> None:
     lacking = make(lambda: spoiled(root, "inside"), unreadable="skip")
     assert len(lacking.train_labels) == 17
     with pytest.raises(DataError, match=r"train/crow/02\.jpg"):
@@ -124,17 +122,17 @@ def test_who_wants_all_pictures_is_not_given_a_bank_that_lacks_some(make: Make, 
 
 
 def test_in_memory_it_is_known_before_anything_is_extracted(make: Make, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"picture test/auk/01\.jpg cannot be decoded \(no picture of a known format\)"):
+    with pytest.raises(DataError, match=r"image test/auk/01\.jpg cannot be decoded \(no image of a known format\)"):
         make(lambda: spoiled(root, "inside", "test/auk/01.jpg"), 2**30)
     assert not (tmp_path / "banks").exists()
 
 
-def test_a_class_must_keep_a_picture_and_a_set_one(make: Make, root: Path) -> None:
+def test_a_class_must_keep_an_image_and_a_set_one(make: Make, root: Path) -> None:
     def owls() -> None:
         for number in range(3):
             spoiled(root, "empty", f"train/owl/{number:02}.jpg")
 
-    with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training picture.* none: 2"):
+    with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training image.* none: 2"):
         make(owls, unreadable="skip")
 
     def tests() -> None:
@@ -143,13 +141,13 @@ def test_a_class_must_keep_a_picture_and_a_set_one(make: Make, root: Path) -> No
 
     for number in range(3):
         (root / f"train/owl/{number:02}.jpg").write_bytes(encoded(2, number))
-    with pytest.raises(DataError, match=r"test must have pictures that can be read, and has none"):
+    with pytest.raises(DataError, match=r"test must have images that can be read, and has none"):
         make(tests, unreadable="skip")
 
 
-def test_pictures_that_came_back_are_read_where_the_extraction_goes_on(make: Make, root: Path) -> None:
+def test_images_that_came_back_are_read_where_the_extraction_goes_on(make: Make, root: Path) -> None:
     whole = make(store="whole", unreadable="skip")
-    with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training picture.* none: 2"):
+    with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training image.* none: 2"):
         make(lambda: (root / "train/owl").rename(root / "gone"), unreadable="skip")
     (root / "gone").rename(root / "train/owl")
     bank = make(unreadable="skip")
@@ -159,14 +157,14 @@ def test_pictures_that_came_back_are_read_where_the_extraction_goes_on(make: Mak
 
 @pytest.mark.parametrize("unreadable", ["fail", "skip"])
 @pytest.mark.parametrize("augmentation", [{"pad": 1, "flip": True}, "resized_crop"], ids=["pad_crop", "resized_crop"])
-def test_a_machine_without_the_pictures_leaves_none_out(
+def test_a_machine_without_the_images_leaves_none_out(
     make: Make, root: Path, unreadable: str, augmentation: Any
 ) -> None:
     """It says of all of them that they are missing; here they are."""
     augmented = {"augmentation": augmentation}
     whole = make(store="whole", dataset=augmented, unreadable=unreadable)
 
-    def lacking(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+    def lacking(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
         done = list(extractor.run(wanted[:2]))
         root.rename(root.with_name("not mounted"))
         done += extractor.run(wanted[2:])
@@ -175,30 +173,30 @@ def test_a_machine_without_the_pictures_leaves_none_out(
 
     with pytest.raises(
         StorageError,
-        match=r"picture train/auk/00\.jpg could not be read on node-7 \(missing\), and can be on .*must have all pict",
+        match=r"image train/auk/00\.jpg could not be read on node-7 \(missing\), and can be on .*must have all pict",
     ):
         make(workers=lacking, dataset=augmented, unreadable=unreadable)
     said: list[tuple[int, int, str]] = []
     bank = make(dataset=augmented, unreadable=unreadable, report=lambda *one: said.append(one))
-    assert said[0][2] == "resumed after 18 of 60 pictures"
+    assert said[0][2] == "resumed after 18 of 60 images"
     assert torch.equal(bank.train_features, whole.train_features)
     assert bank.notes == whole.notes
 
 
-def test_a_disk_that_fails_is_no_reason_to_leave_pictures_out(make: Make, root: Path) -> None:
+def test_a_disk_that_fails_is_no_reason_to_leave_images_out(make: Make, root: Path) -> None:
     def a_folder_in_its_place() -> None:
         (root / "train/crow/02.jpg").unlink()
         (root / "train/crow/02.jpg").mkdir()
 
-    with pytest.raises(StorageError, match=r"picture train/crow/02\.jpg cannot be read \(.*see to its disk"):
+    with pytest.raises(StorageError, match=r"image train/crow/02\.jpg cannot be read \(.*see to its disk"):
         make(a_folder_in_its_place, unreadable="skip")
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_grey_and_cmyk_are_read(make: Make, root: Path, mode: str) -> None:
     (root / "train/crow/02.jpg").write_bytes(encoded(1, 2, mode))
-    with Image.open(io.BytesIO((root / "train/crow/02.jpg").read_bytes())) as picture:
-        assert picture.mode == mode
+    with Image.open(io.BytesIO((root / "train/crow/02.jpg").read_bytes())) as image:
+        assert image.mode == mode
     assert len(make().train_labels) == 18
 
 
@@ -209,6 +207,6 @@ def test_stage_1_refuses_what_is_known_to_be_unreadable(root: Path, tmp_path: Pa
 
     spoiled(root, "inside", "test/owl/00.jpg")
     data = DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8}).load()
-    assert isinstance(data, PictureData)
-    with pytest.raises(DataError, match=r"picture test/owl/00\.jpg cannot be decoded"):
+    assert isinstance(data, ImageData)
+    with pytest.raises(DataError, match=r"image test/owl/00\.jpg cannot be decoded"):
         train_backbone(data, BACKBONES.parse({"kind": "small_cnn"}), RECIPES.parse({"kind": "ce"}), tmp_path / "out")

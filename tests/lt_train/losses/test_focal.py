@@ -38,7 +38,7 @@ def test_gamma_0_is_cross_entropy() -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.999, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_certain_picture_has_no_loss_and_no_gradient(dtype: torch.dtype, gamma: float) -> None:
+def test_a_certain_image_has_no_loss_and_no_gradient(dtype: torch.dtype, gamma: float) -> None:
     # The logit leads by so much that p_y rounds to 1; 0.1 * 3 makes the largest exponential less than 1 in float64.
     for lead in (20.0, 40.0, 90.0, 200.0, 0.1 * 3 + 40):
         logits = torch.tensor([[lead, 0.0, -1.0], [lead + 7.7, 7.7, 6.7]], dtype=dtype, requires_grad=True)

@@ -48,10 +48,10 @@ def test_unsound_priors_are_refused(prior: tuple[float, ...], message: str) -> N
         ADAPTER.validate_python(prior)
 
 
-def test_classes_without_pictures_are_named() -> None:
+def test_classes_without_images_are_named() -> None:
     assert empty_classes(torch.tensor([3, 1, 1])) == ""
     assert empty_classes(torch.tensor([3, 0, 1, 0])) == (
-        "every class must have training pictures, but 2 of 4 have none: 1, 3"
+        "every class must have training images, but 2 of 4 have none: 1, 3"
     )
     many = empty_classes(torch.tensor([1] + [0] * 15))
     assert many.endswith("15 of 16 have none: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...")

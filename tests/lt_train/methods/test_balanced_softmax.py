@@ -17,8 +17,8 @@ def test_a_head_without_opinion_is_at_its_optimum_on_the_training_set() -> None:
 
 
 def test_what_is_refused() -> None:
-    assert BalancedSoftmax().unfit(torch.tensor([5, 1])) == ""
-    assert "1 of 2 have none: 1" in BalancedSoftmax().unfit(torch.tensor([5, 0]))
+    assert BalancedSoftmax().incompatibility(torch.tensor([5, 1])) == ""
+    assert "1 of 2 have none: 1" in BalancedSoftmax().incompatibility(torch.tensor([5, 0]))
     with pytest.raises(SpecError, match="and post_hoc logit_adjust would each correct for class frequencies"):
         METHODS.parse({"kind": "balanced_softmax", "post_hoc": "logit_adjust"})
     with pytest.raises(SpecError, match=r"balanced_softmax\.tau: unknown key"):

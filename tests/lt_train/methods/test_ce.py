@@ -22,7 +22,7 @@ def test_defaults_are_the_papers_protocol() -> None:
         "lr": 5e-4,
         "weight_decay": 0.0,
         "momentum": 0.9,
-        "init": "warm",
+        "init": "checkpoint",
         "head": {"kind": "linear"},
         "sampler": {"kind": "instance"},
         "constraint": None,
@@ -39,7 +39,7 @@ def test_defaults_are_the_papers_protocol() -> None:
         ("lr", 0.0, r"ce\.lr: must be above 0"),
         ("weight_decay", -1e-9, r"ce\.weight_decay: must be at least 0"),
         ("momentum", 1.0, r"ce\.momentum: must be in \[0(\.0)?, 1(\.0)?\), got 1\.0"),
-        ("init", "hot", r"ce\.init: must be \"?'?warm"),
+        ("init", "hot", r"ce\.init: must be .checkpoint."),
         ("smooth_factor", 0.5, r"ce\.smooth_factor: unknown key"),
     ],
 )

@@ -15,7 +15,7 @@ COUNTS = torch.tensor([500, 60, 5, 1])
 
 
 def test_weights_by_hand() -> None:
-    # Effective numbers of 3 and 1 pictures at beta 1/2: 7/4 and 1. Their inverses, scaled to sum 2: 8/11 and 14/11.
+    # Effective numbers of 3 and 1 images at beta 1/2: 7/4 and 1. Their inverses, scaled to sum 2: 8/11 and 14/11.
     found = effective_number_weights(torch.tensor(0.5), torch.tensor([3, 1]))
     assert found.tolist() == pytest.approx([8 / 11, 14 / 11])
 
@@ -88,8 +88,8 @@ def test_values_out_of_range_are_refused(field: str, value: object, message: str
         METHODS.parse({"kind": "class_balanced", field: value})
 
 
-def test_a_class_without_pictures_is_refused() -> None:
-    assert "2 of 4 have none: 1, 2" in ClassBalancedLoss().unfit(torch.tensor([5, 0, 0, 1]))
+def test_a_class_without_images_is_refused() -> None:
+    assert "2 of 4 have none: 1, 2" in ClassBalancedLoss().incompatibility(torch.tensor([5, 0, 0, 1]))
 
 
 def test_gamma_is_refused_where_it_changes_nothing() -> None:

@@ -57,7 +57,7 @@ def test_it_can_be_trained_or_is_refused_with_a_reason(kind: str) -> None:
                 part and part["kind"] if name != "kind" else kind
             )
         assert METHODS.parse(json.loads(method.model_dump_json())) == method
-        assert method.unfit(COUNTS) == ""
+        assert method.incompatibility(COUNTS) == ""
         if isinstance(method, TrainedMethod):
             lanes = {name: torch.tensor(value) for name, value in method.lane_values().items()}
             loss = method.loss(lanes, COUNTS)(torch.zeros(4, 4), torch.arange(4))
@@ -74,7 +74,7 @@ def test_what_is_refused_is_what_makes_no_sense(kind: str) -> None:
             document.get("post_hoc"),
         )
         post_hoc = POST_HOC.kinds()[adjustment["kind"]] if adjustment else None
-        fresh = spec.model_fields["init"].default == "fresh" if "init" in spec.model_fields else False
+        fresh = spec.model_fields["init"].default == "random" if "init" in spec.model_fields else False
         sampler = SAMPLERS.kinds().get((document.get("sampler") or {}).get("kind", ""))
         correcting = [getattr(one, "corrects_prior", False) for one in (spec, sampler, post_hoc)]
         senseless = (
@@ -103,8 +103,8 @@ def fixed(spec: type[MethodSpec], name: str, part: dict[str, str] | None) -> boo
             "maxnorm bounds the length .* cosine has none; use",
         ),
         ({"kind": "ce", "head": "lws", "post_hoc": "tau_norm"}, "tau_norm divides by the length .* lws has none; use"),
-        ({"kind": "ce", "head": "disalign", "init": "fresh"}, "disalign re-scales .* init must be warm, got fresh"),
-        ({"kind": "crt", "head": "lws"}, "lws re-scales .* init must be warm, got fresh"),
+        ({"kind": "ce", "head": "disalign", "init": "random"}, "disalign re-scales .* init must be checkpoint, got random"),
+        ({"kind": "crt", "head": "lws"}, "lws re-scales .* init must be checkpoint, got random"),
         (
             {"kind": "class_balanced", "sampler": "class_balanced"},
             "the loss of class_balanced and sampler class_balanced would each correct for class frequencies",
@@ -124,7 +124,7 @@ def fixed(spec: type[MethodSpec], name: str, part: dict[str, str] | None) -> boo
             r"cosine\.head\.kind: unknown kind .linear.; .* known: cosine",
         ),
         ({"kind": "resample", "sampler": {"kind": "instance"}}, "unknown kind .instance.; known: class_balanced"),
-        ({"kind": "crt", "init": "warm"}, r"crt\.init: must be .fresh., got .warm"),
+        ({"kind": "crt", "init": "checkpoint"}, r"crt\.init: must be .random., got .checkpoint"),
         ({"kind": "vanilla", "sampler": {"kind": "instance"}}, "sampler: unknown key"),
         ({"kind": "ce", "head": "sphere"}, "unknown kind .sphere.; .*known: cosine, disalign, linear, lws"),
     ],
@@ -158,13 +158,13 @@ def getattr_path(spec: Any, path: str) -> Any:
 
 
 @every_method
-def test_a_class_without_pictures_is_refused_where_its_size_is_divided_by(kind: str) -> None:
+def test_a_class_without_images_is_refused_where_its_size_is_divided_by(kind: str) -> None:
     """Either the method says which class is empty, or it can be trained without it."""
     empty = torch.tensor([90, 0, 10, 2])
     method = METHODS.kinds()[kind]()
-    reason = method.unfit(empty)
+    reason = method.incompatibility(empty)
     if reason:
-        assert reason == "every class must have training pictures, but 1 of 4 have none: 1"
+        assert reason == "every class must have training images, but 1 of 4 have none: 1"
     elif isinstance(method, TrainedMethod):
         lanes = {name: torch.tensor(value) for name, value in method.lane_values().items()}
         losses, gradients = method.loss(lanes, empty).with_gradient(torch.eye(3, 4), torch.tensor([0, 2, 3]))

@@ -11,15 +11,15 @@ from lt_train.methods.resample import Resample
 def test_it_is_resample_from_a_fresh_head() -> None:
     found, warm = ClassifierRetraining().model_dump(), Resample().model_dump()
     assert {name for name in found if found[name] != warm[name]} == {"kind", "init"}
-    assert found["init"] == "fresh"
+    assert found["init"] == "random"
 
 
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({"init": "warm"}, r"crt\.init: must be .fresh., got .warm"),
+        ({"init": "checkpoint"}, r"crt\.init: must be .random., got .checkpoint"),
         ({"sampler": {"kind": "instance"}}, "known: class_balanced"),
-        ({"head": "disalign"}, "disalign re-scales a trained classifier; init must be warm, got fresh"),
+        ({"head": "disalign"}, "disalign re-scales a trained classifier; init must be checkpoint, got random"),
     ],
 )
 def test_what_it_is_made_of(document: dict[str, object], message: str) -> None:

@@ -35,10 +35,10 @@ def test_defaults_and_what_is_refused() -> None:
     method = AlignedClassifier()
     assert method.lane_values() == {"lr": 5e-4, "weight_decay": 0.0, "momentum": 0.9, "rho": 1.5}
     assert (method.head.kind, method.sampler.kind) == ("disalign", "instance")
-    assert "1 of 2 have none: 1" in method.unfit(torch.tensor([3, 0]))
+    assert "1 of 2 have none: 1" in method.incompatibility(torch.tensor([3, 0]))
     for document, message in (
         ({"rho": -1.0}, r"disalign\.rho: must be at least 0, got -1\.0"),
-        ({"init": "fresh"}, "init must be warm, got fresh"),
+        ({"init": "random"}, "init must be checkpoint, got random"),
         ({"head": {"kind": "linear"}}, "known: disalign"),
     ):
         with pytest.raises(SpecError, match=message):

@@ -20,7 +20,7 @@ def factors(head: float, tail: float, counts: list[int]) -> list[float]:
 
 
 def test_by_hand() -> None:
-    # 1/3 and 1/2 of the way from 4 to 100 pictures: sin 30 deg = 1/2 and sin 45 deg.
+    # 1/3 and 1/2 of the way from 4 to 100 images: sin 30 deg = 1/2 and sin 45 deg.
     found = factors(0.4, 0.1, [100, 36, 52, 4])
     assert found == pytest.approx([0.4, 0.25, 0.1 + 0.3 / math.sqrt(2), 0.1])
 
@@ -35,7 +35,7 @@ def test_classes_of_one_size_are_all_large() -> None:
 
 def test_an_empty_class_is_the_smallest() -> None:
     assert factors(0.4, 0.1, [100, 0]) == pytest.approx([0.4, 0.1])
-    assert LabelAwareSmoothing().unfit(torch.tensor([100, 0])) == ""
+    assert LabelAwareSmoothing().incompatibility(torch.tensor([100, 0])) == ""
 
 
 def test_defaults_and_what_is_refused() -> None:

@@ -51,6 +51,6 @@ def test_defaults_and_what_is_refused() -> None:
     assert method.lane_values() == {
         "head.scale": 30.0, "lr": 5e-4, "weight_decay": 0.0, "momentum": 0.9, "max_margin": 0.5
     }  # fmt: skip
-    assert "1 of 3 have none: 1" in method.unfit(torch.tensor([5, 0, 2]))
+    assert "1 of 3 have none: 1" in method.incompatibility(torch.tensor([5, 0, 2]))
     with pytest.raises(SpecError, match=r"ldam\.max_margin: must be at least 0, got -0\.1"):
         METHODS.parse({"kind": "ldam", "max_margin": -0.1})

@@ -16,9 +16,9 @@ def test_tau_is_all_there_is_to_search() -> None:
 
 
 def test_what_is_refused() -> None:
-    assert "1 of 2 have none: 1" in PostHocLogitAdjustment().unfit(torch.tensor([3, 0]))
+    assert "1 of 2 have none: 1" in PostHocLogitAdjustment().incompatibility(torch.tensor([3, 0]))
     given = METHODS.parse({"kind": "logit_adjust", "post_hoc": {"kind": "logit_adjust", "prior": [0.7, 0.3]}})
-    assert given.unfit(torch.tensor([3, 0])) == ""
+    assert given.incompatibility(torch.tensor([3, 0])) == ""
     for document, message in (
         ({"post_hoc": None}, r"logit_adjust\.post_hoc: must be a mapping"),
         ({"post_hoc": {"kind": "logit_adjust", "prior": [0.7, 0.2]}}, r"post_hoc\.prior: shares must sum to 1"),

@@ -20,10 +20,10 @@ def test_a_prior_may_be_given() -> None:
 
 
 def test_what_is_refused() -> None:
-    assert "1 of 3 have none: 1" in LogitAdjustedLoss().unfit(torch.tensor([5, 0, 2]))
+    assert "1 of 3 have none: 1" in LogitAdjustedLoss().incompatibility(torch.tensor([5, 0, 2]))
     given = LogitAdjustedLoss(prior=(0.5, 0.25, 0.25))
-    assert given.unfit(torch.tensor([5, 0, 2])) == ""
-    assert "one share for each of the 2 classes, got 3" in given.unfit(torch.tensor([5, 2]))
+    assert given.incompatibility(torch.tensor([5, 0, 2])) == ""
+    assert "one share for each of the 2 classes, got 3" in given.incompatibility(torch.tensor([5, 2]))
     for field, value, message in (
         ("tau", -1.0, r"tau: must be at least 0, got -1\.0"),
         ("prior", [0.5, 0.4], r"prior: shares must sum to 1 .* got a sum of 0\.9"),

@@ -44,7 +44,7 @@ def test_the_papers_smooth_factor_is_the_default_and_may_differ_by_lane() -> Non
 
 
 def test_it_needs_no_class_counts() -> None:
-    assert METHODS.parse({"kind": "los"}).unfit(torch.tensor([5, 0])) == ""
+    assert METHODS.parse({"kind": "los"}).incompatibility(torch.tensor([5, 0])) == ""
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, 1.5])

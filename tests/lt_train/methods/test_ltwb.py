@@ -26,7 +26,7 @@ def test_the_loss_is_that_of_class_balanced() -> None:
 
 
 def test_what_is_refused() -> None:
-    assert "1 of 2 have none: 0" in WeightBalancing().unfit(torch.tensor([0, 3]))
+    assert "1 of 2 have none: 0" in WeightBalancing().incompatibility(torch.tensor([0, 3]))
     with pytest.raises(SpecError, match=r"ltwb\.beta: must be in \[0(\.0)?, 1(\.0)?\), got 1\.0"):
         METHODS.parse({"kind": "ltwb", "beta": 1.0})
     with pytest.raises(SpecError, match=r"ltwb\.constraint: must be a mapping"):

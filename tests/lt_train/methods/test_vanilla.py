@@ -8,7 +8,7 @@ from lt_train.core.errors import SpecError
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochRule, Run
+from lt_train.retrain.base import Engine, EpochSelection, Run
 
 
 @pytest.mark.parametrize("engine", [reference.fit, fused.fit], ids=["reference", "fused"])
@@ -21,7 +21,7 @@ def test_the_stage_1_head_is_evaluated_as_it_is(engine: Engine, seed: int) -> No
     images = EvalSet(features, labels)
     bank = FeatureBank("vanilla", features, labels, images, images, (weight, bias), counts, counts)
     run = Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(epochs=9), seed)
-    result = engine(bank, [run], rule=EpochRule("best"))[0]
+    result = engine(bank, [run], rule=EpochSelection("best"))[0]
     assert result.kept is not None
     np.testing.assert_array_equal(result.kept.state["weight"], weight.numpy())
     np.testing.assert_array_equal(result.kept.state["bias"], bias.numpy())
@@ -36,7 +36,7 @@ def test_it_has_nothing_to_set() -> None:
     method = METHODS.parse({"kind": "vanilla"})
     assert not method.trains
     assert method.lane_values() == {}
-    assert method.unfit(torch.tensor([5, 0])) == ""
+    assert method.incompatibility(torch.tensor([5, 0])) == ""
     for document, message in (
         ({"lr": 0.1}, "lr: unknown key"),
         ({"head": {"kind": "cosine"}}, "known: linear"),

@@ -16,11 +16,11 @@ from lt_train.metrics.accuracy import (
     SPLITS,
     LogitStatistics,
     correct_per_class,
-    hits,
     loma_by_group,
     loma_cv,
     split_accuracy,
     split_masks,
+    top1_correct,
 )
 
 STDS = ("population", "pos", "neg", "within")
@@ -149,36 +149,36 @@ numbers = st.one_of(st.sampled_from([0.0, -0.0, 1.0, math.inf, -math.inf, math.n
 @given(rows=st.lists(st.lists(numbers, min_size=4, max_size=4), min_size=1, max_size=5), data=st.data())
 def test_a_hit_is_the_largest_logit_of_all(rows: list[list[float]], data: st.DataObject) -> None:
     labels = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
-    found = hits(torch.tensor(rows), torch.tensor(labels))
+    found = top1_correct(torch.tensor(rows), torch.tensor(labels))
     assert found.tolist() == [slow_hit(row, label) for row, label in zip(rows, labels, strict=True)]
 
 
 def test_without_ties_hits_are_argmax() -> None:
     logits, labels = random_case(0, images=200, classes=7, lanes=(3,))
-    assert torch.equal(hits(logits, labels.unsqueeze(-1)), logits.argmax(dim=-1) == labels.unsqueeze(-1))
+    assert torch.equal(top1_correct(logits, labels.unsqueeze(-1)), logits.argmax(dim=-1) == labels.unsqueeze(-1))
 
 
 def test_a_tie_is_no_hit_whichever_class_comes_first() -> None:
     """By argmax a head whose logits are all equal would have the accuracy of class 0."""
     logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [2.0, 1.0, 1.0]])
-    assert hits(logits, torch.tensor([0, 1, 0])).tolist() == [False, False, True]
-    assert not hits(torch.zeros(5, 3), torch.arange(5) % 3).any()
+    assert top1_correct(logits, torch.tensor([0, 1, 0])).tolist() == [False, False, True]
+    assert not top1_correct(torch.zeros(5, 3), torch.arange(5) % 3).any()
 
 
 def test_nan_is_no_hit_and_neither_is_infinity_twice() -> None:
     nan, inf = math.nan, math.inf
     logits = torch.tensor([[nan, 0.0], [1.0, nan], [nan, nan], [inf, inf], [inf, 0.0], [0.0, -inf]])
-    assert hits(logits, torch.zeros(6, dtype=torch.int64)).tolist() == [False, False, False, False, True, True]
+    assert top1_correct(logits, torch.zeros(6, dtype=torch.int64)).tolist() == [False, False, False, False, True, True]
 
 
 def test_hits_broadcast_labels_and_leave_logits_alone() -> None:
     logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     before, labels = logits.clone(), torch.tensor([0, 1, 2, 3, 0])
-    found = hits(logits, labels.view(1, 5, 1))
+    found = top1_correct(logits, labels.view(1, 5, 1))
     assert found.shape == (2, 5, 3)
     for s in range(2):
         for t in range(3):
-            assert torch.equal(found[s, :, t], hits(logits[s, :, t], labels))
+            assert torch.equal(found[s, :, t], top1_correct(logits[s, :, t], labels))
     assert torch.equal(logits, before)
 
 

@@ -22,5 +22,5 @@ def test_equal_counts_make_it_cross_entropy() -> None:
     torch.testing.assert_close(RECIPE.loss(logits, labels, torch.tensor([7, 7, 7]), 0), expected)
 
 
-def test_classes_without_pictures_are_no_use_to_it() -> None:
-    assert "1 of 2 have none: 1" in RECIPE.unfit(torch.tensor([4, 0]))
+def test_classes_without_images_are_no_use_to_it() -> None:
+    assert "1 of 2 have none: 1" in RECIPE.incompatibility(torch.tensor([4, 0]))

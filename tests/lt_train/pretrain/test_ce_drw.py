@@ -32,7 +32,7 @@ def test_from_then_on_its_mean_is_torchs_weighted_one(batch: tuple[torch.Tensor,
     torch.testing.assert_close(loss.mean(), functional.cross_entropy(*batch, weight=ldam_weights()))
 
 
-def test_the_mean_may_be_over_pictures(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_mean_may_be_over_images(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     loss = RECIPES.parse({"kind": "ce_drw", "weighted_mean": "batch"}).loss(*batch, COUNTS, 160)
     torch.testing.assert_close(loss, functional.cross_entropy(*batch, weight=ldam_weights(), reduction="none"))
 
@@ -52,5 +52,5 @@ def test_a_beta_of_0_weighs_nothing(batch: tuple[torch.Tensor, torch.Tensor]) ->
         RECIPES.parse({"kind": "ce_drw", "beta": 1})
 
 
-def test_classes_without_pictures_are_no_use_to_it() -> None:
-    assert "2 of 3 have none: 1, 2" in RECIPES.parse({"kind": "ce_drw"}).unfit(torch.tensor([4, 0, 0]))
+def test_classes_without_images_are_no_use_to_it() -> None:
+    assert "2 of 3 have none: 1, 2" in RECIPES.parse({"kind": "ce_drw"}).incompatibility(torch.tensor([4, 0, 0]))

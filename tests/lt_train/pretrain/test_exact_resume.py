@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lt_train.backbones.base import BACKBONES
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.state import resume_file
 from lt_train.pretrain.train import train_backbone
@@ -51,9 +51,9 @@ train_backbone(
 
 
 @pytest.fixture(scope="module")
-def digits() -> PictureData:
+def digits() -> ImageData:
     data = DATASETS.parse({"kind": "digits_lt"}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
@@ -64,7 +64,7 @@ Train = Callable[..., list[str]]
 
 
 @pytest.fixture
-def train(digits: PictureData) -> Train:
+def train(digits: ImageData) -> Train:
     """`train(out, backbone, recipe, ...)`: the notes that were reported."""
 
     def run(out: Path, backbone: dict[str, Any] = CNN, recipe: str = "float32", **more: Any) -> list[str]:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from lt_train.backbones.base import BACKBONES, Classifier
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets._images.transform import normalise
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
 from lt_train.pretrain.base import RECIPES
@@ -47,10 +47,10 @@ def test_without_a_margin_it_is_cross_entropy() -> None:
 
 def test_its_head_gives_cosines_times_the_scale() -> None:
     network = Classifier(BACKBONES.parse({"kind": "small_cnn", "width": 4}), 1, 3, cosine_scale=16.0).eval()
-    pictures = torch.randn(5, 1, 8, 8)
-    features = network.backbone[0](pictures)  # type: ignore[index]
+    images = torch.randn(5, 1, 8, 8)
+    features = network.backbone[0](images)  # type: ignore[index]
     expected = 16 * functional.cosine_similarity(features[:, None], network.head.weight[None], dim=-1)
-    torch.testing.assert_close(network(pictures), expected)
+    torch.testing.assert_close(network(images), expected)
     assert [name for name, _ in network.head.named_parameters()] == ["weight"]
 
 
@@ -58,7 +58,7 @@ def test_its_head_gives_cosines_times_the_scale() -> None:
 def test_bank_and_warm_head_give_the_logits_of_stage_1(tmp_path: Path) -> None:
     dataset = DATASETS.parse({"kind": "digits_lt"})
     data = dataset.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     recipe = RECIPES.parse({"kind": "ldam_drw", "epochs": 10, "batch_size": 32})
     out = train_backbone(data, BACKBONES.parse({"kind": "small_cnn", "width": 8}), recipe, tmp_path / "ldam")
     classifier, about = load_checkpoint(out)

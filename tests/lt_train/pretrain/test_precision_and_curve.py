@@ -11,26 +11,26 @@ from safetensors.torch import load_file
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import UserError
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.metrics.accuracy import SPLITS
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 
 @pytest.fixture(scope="module")
-def digits() -> PictureData:
+def digits() -> ImageData:
     data = DATASETS.parse({"kind": "digits_lt"}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
-def train(data: PictureData, out: Path, **fields: Any) -> dict[str, Any]:
+def train(data: ImageData, out: Path, **fields: Any) -> dict[str, Any]:
     """The document of the checkpoint."""
     recipe = RECIPES.parse({"kind": "ce", "epochs": 3} | fields)
     return load_checkpoint(train_backbone(data, BACKBONES.parse({"kind": "small_cnn", "width": 8}), recipe, out))[1]
 
 
-def test_bfloat16_trains_other_weights_and_keeps_them_in_float32(digits: PictureData, tmp_path: Path) -> None:
+def test_bfloat16_trains_other_weights_and_keeps_them_in_float32(digits: ImageData, tmp_path: Path) -> None:
     exact, mixed = train(digits, tmp_path / "float32"), train(digits, tmp_path / "bfloat16", precision="bfloat16")
     one, other = load_file(tmp_path / "float32"), load_file(tmp_path / "bfloat16")
     assert {name: tensor.dtype for name, tensor in one.items()} == {n: tensor.dtype for n, tensor in other.items()}
@@ -39,9 +39,7 @@ def test_bfloat16_trains_other_weights_and_keeps_them_in_float32(digits: Picture
     assert mixed["curve"][-1]["loss"] == pytest.approx(exact["curve"][-1]["loss"], abs=0.2)
 
 
-def test_losses_are_taken_of_float32_logits(
-    digits: PictureData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_are_taken_of_float32_logits(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, seen = RECIPES.kinds()["ce"], set()
     loss = recipe.loss
 
@@ -54,13 +52,13 @@ def test_losses_are_taken_of_float32_logits(
     assert seen == {(torch.float32, False)}
 
 
-def test_float16_is_refused_without_cuda(digits: PictureData, tmp_path: Path) -> None:
+def test_float16_is_refused_without_cuda(digits: ImageData, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="precision float16 needs a CUDA device, and this is cpu; use bfloat16 or"):
         train(digits, tmp_path / "out", precision="float16")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_float16_scales_gradients_and_goes_on_with_its_scale(digits: PictureData, tmp_path: Path) -> None:
+def test_float16_scales_gradients_and_goes_on_with_its_scale(digits: ImageData, tmp_path: Path) -> None:
     recipe = RECIPES.parse({"kind": "ce", "epochs": 2, "precision": "float16"})
     job = digits, BACKBONES.parse({"kind": "small_cnn", "width": 8}), recipe
     train_backbone(*job, tmp_path / "whole", device="cuda")
@@ -72,7 +70,7 @@ def test_float16_scales_gradients_and_goes_on_with_its_scale(digits: PictureData
         torch.testing.assert_close(one[name], other[name])
 
 
-def test_the_curve_has_a_point_an_epoch(digits: PictureData, tmp_path: Path) -> None:
+def test_the_curve_has_a_point_an_epoch(digits: ImageData, tmp_path: Path) -> None:
     document = train(digits, tmp_path / "out", epochs=12, val_every=5)
     curve, recipe = document["curve"], RECIPES.parse({"kind": "ce", "epochs": 12})
     assert [point["epoch"] for point in curve] == list(range(1, 13))
@@ -84,19 +82,19 @@ def test_the_curve_has_a_point_an_epoch(digits: PictureData, tmp_path: Path) -> 
     assert curve[9]["val"]["all"] == pytest.approx(document["accuracy"]["all"], abs=0.15)
 
 
-def test_measuring_on_val_changes_no_weight(digits: PictureData, tmp_path: Path) -> None:
+def test_measuring_on_val_changes_no_weight(digits: ImageData, tmp_path: Path) -> None:
     train(digits, tmp_path / "with", val_every=1)
     train(digits, tmp_path / "without")
     one, other = load_file(tmp_path / "with"), load_file(tmp_path / "without")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_val_every_needs_a_validation_set(digits: PictureData, tmp_path: Path) -> None:
+def test_val_every_needs_a_validation_set(digits: ImageData, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="val_every is 2, and this dataset has no validation set; give it one"):
         train(dataclasses.replace(digits, val=None), tmp_path / "out", val_every=2)
 
 
-def test_a_training_that_diverges_has_no_loss_and_valid_json(digits: PictureData, tmp_path: Path) -> None:
+def test_a_training_that_diverges_has_no_loss_and_valid_json(digits: ImageData, tmp_path: Path) -> None:
     curve = train(digits, tmp_path / "out", lr=1e30)["curve"]
     assert curve[-1]["loss"] is None
 
@@ -122,7 +120,7 @@ def test_statistics_that_several_workers_share_are_part_of_what_a_recipe_is() ->
     assert shared.identity() != alone.identity()
 
 
-def test_a_training_goes_on_with_another_val_every(digits: PictureData, tmp_path: Path) -> None:
+def test_a_training_goes_on_with_another_val_every(digits: ImageData, tmp_path: Path) -> None:
     train(digits, tmp_path / "whole")
     job = digits, BACKBONES.parse({"kind": "small_cnn", "width": 8}), RECIPES.parse({"kind": "ce", "epochs": 3})
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.pretrain.process_group import Ranks
+from lt_train.pretrain.process_group import ProcessGroup
 
 TRANSFORMER = {
     "kind": "imported",
@@ -20,7 +20,7 @@ TRANSFORMER = {
 }
 """A network without batch norm."""
 
-# 31 pictures do not divide by two, and `weights` is a divisor that no rank could tell from its own pictures.
+# 31 images do not divide by two, and `weights` is a divisor that no rank could tell from its own images.
 REWEIGHTED = {"kind": "ce_drw", "epochs": 2, "batch_size": 31, "reweight_epoch": 0, "warmup_epochs": 0, "lr": 0.05}
 PLAIN = {"kind": "ce", "epochs": 2, "batch_size": 31, "lr": 0.05}
 LONG = PLAIN | {"batch_size": 6}
@@ -135,7 +135,7 @@ def test_synchronous_batch_norm_is_refused_without_cuda(trained: tuple[Path, lis
 def test_a_batch_is_shared_out_evenly_or_computed_by_everyone(size: int, shares: list[int]) -> None:
     rows: list[list[int]] = []
     for rank in range(3):
-        ranks = Ranks("cpu")
+        ranks = ProcessGroup("cpu")
         ranks.count, ranks.rank = 3, rank
         rows.append(list(range(size))[ranks.share(size)])
     assert [len(part) for part in rows] == shares

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import SpecError, UserError
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import resume_file, train_backbone
 
@@ -42,16 +42,16 @@ train_backbone(
 
 
 @pytest.fixture(scope="module")
-def digits() -> PictureData:
+def digits() -> ImageData:
     data = DATASETS.parse({"kind": "digits_lt"}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     return data
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def train(data: PictureData, out: Path, epochs: int = 4, seed: int = 0, stop_after: int | None = None) -> list[str]:
+def train(data: ImageData, out: Path, epochs: int = 4, seed: int = 0, stop_after: int | None = None) -> list[str]:
     """Train; `stop_after` interrupts when that epoch is done. Returns the notes that were reported."""
     notes = []
 
@@ -71,7 +71,7 @@ def same_weights(first: Path, second: Path) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_head_is_long_tailed_after_stage_1(digits: PictureData, tmp_path: Path) -> None:
+def test_the_head_is_long_tailed_after_stage_1(digits: ImageData, tmp_path: Path) -> None:
     notes = train(digits, tmp_path / "out", epochs=20)
     accuracy = load_checkpoint(tmp_path / "out")[1]["accuracy"]
     assert accuracy["all"] > 0.6
@@ -79,7 +79,7 @@ def test_the_head_is_long_tailed_after_stage_1(digits: PictureData, tmp_path: Pa
     assert float(notes[-1].removeprefix("loss ")) < float(notes[1].removeprefix("loss ")) / 3
 
 
-def test_the_checkpoint_says_what_it_is(digits: PictureData, tmp_path: Path) -> None:
+def test_the_checkpoint_says_what_it_is(digits: ImageData, tmp_path: Path) -> None:
     train(digits, tmp_path / "out", epochs=1)
     about = load_checkpoint(tmp_path / "out")[1]
     assert about["dataset"] == "digits"
@@ -89,7 +89,7 @@ def test_the_checkpoint_says_what_it_is(digits: PictureData, tmp_path: Path) -> 
     assert not resume_file(tmp_path / "out").exists()
 
 
-def test_a_seed_decides_every_bit_and_the_global_generator_none(digits: PictureData, tmp_path: Path) -> None:
+def test_a_seed_decides_every_bit_and_the_global_generator_none(digits: ImageData, tmp_path: Path) -> None:
     torch.manual_seed(1)
     train(digits, tmp_path / "one", epochs=1)
     state = torch.get_rng_state()
@@ -102,7 +102,7 @@ def test_a_seed_decides_every_bit_and_the_global_generator_none(digits: PictureD
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(digits: PictureData, tmp_path: Path) -> None:
+def test_an_interrupted_training_ends_with_the_same_weights(digits: ImageData, tmp_path: Path) -> None:
     train(digits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt, match="stopped"):
         train(digits, tmp_path / "resumed", stop_after=2)
@@ -115,7 +115,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(digits: PictureData,
     assert not resume_file(tmp_path / "resumed").exists()
 
 
-def test_a_killed_process_ends_with_the_same_weights(digits: PictureData, tmp_path: Path) -> None:
+def test_a_killed_process_ends_with_the_same_weights(digits: ImageData, tmp_path: Path) -> None:
     train(digits, tmp_path / "whole")
     out = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(out)], stdout=subprocess.PIPE, text=True)
@@ -134,7 +134,7 @@ def test_a_killed_process_ends_with_the_same_weights(digits: PictureData, tmp_pa
 
 
 def test_the_first_report_of_a_resumed_training_counts_the_epochs_that_were_done(
-    digits: PictureData, tmp_path: Path
+    digits: ImageData, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt, match="stopped"):
         train(digits, tmp_path / "out", stop_after=3)
@@ -145,7 +145,7 @@ def test_the_first_report_of_a_resumed_training_counts_the_epochs_that_were_done
 
 
 @pytest.mark.parametrize("other", ["another training", "damaged"])
-def test_a_state_that_does_not_belong_is_ignored_with_a_note(digits: PictureData, tmp_path: Path, other: str) -> None:
+def test_a_state_that_does_not_belong_is_ignored_with_a_note(digits: ImageData, tmp_path: Path, other: str) -> None:
     train(digits, tmp_path / "whole", epochs=2)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt, match="stopped"):
@@ -159,13 +159,13 @@ def test_a_state_that_does_not_belong_is_ignored_with_a_note(digits: PictureData
     assert same_weights(tmp_path / "whole", out)
 
 
-def test_a_last_batch_of_one_picture_is_left_out(digits: PictureData, tmp_path: Path) -> None:
+def test_a_last_batch_of_one_image_is_left_out(digits: ImageData, tmp_path: Path) -> None:
     recipe = RECIPES.parse({"kind": "ce", "epochs": 1, "batch_size": len(digits.train) - 1})
     train_backbone(digits, BACKBONES.parse(BACKBONE), recipe, tmp_path / "out")
     assert (tmp_path / "out").exists()
 
 
-def test_a_training_without_momentum_goes_on_too(digits: PictureData, tmp_path: Path) -> None:
+def test_a_training_without_momentum_goes_on_too(digits: ImageData, tmp_path: Path) -> None:
     recipe = RECIPES.parse({"kind": "ce", "epochs": 2, "momentum": 0})
 
     def stop(done: int, total: int, note: str) -> None:
@@ -179,7 +179,7 @@ def test_a_training_without_momentum_goes_on_too(digits: PictureData, tmp_path: 
     assert same_weights(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_a_recipe_that_cannot_do_with_empty_classes_is_refused(digits: PictureData, tmp_path: Path) -> None:
+def test_a_recipe_that_cannot_do_with_empty_classes_is_refused(digits: ImageData, tmp_path: Path) -> None:
     data = dataclasses.replace(digits, num_classes=12)
     recipe = RECIPES.parse({"kind": "ldam_drw", "epochs": 1})
     with pytest.raises(UserError, match=r"recipe ldam_drw: every class must have .* 2 of 12 have none: 10, 11"):
@@ -194,15 +194,13 @@ def test_recipe_fields_are_checked() -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
-def test_a_state_with_an_altered_document_is_ignored_with_a_note(
-    digits: PictureData, tmp_path: Path, text: str
-) -> None:
+def test_a_state_with_an_altered_document_is_ignored_with_a_note(digits: ImageData, tmp_path: Path, text: str) -> None:
     out = tmp_path / "out"
     save_file({"x": torch.zeros(1)}, resume_file(out), metadata={"longtail-sweeps training state": text})
     assert train(digits, out, epochs=1)[0].endswith("is ignored")
 
 
-def test_a_directory_is_no_checkpoint_to_write(digits: PictureData, tmp_path: Path) -> None:
+def test_a_directory_is_no_checkpoint_to_write(digits: ImageData, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path} is a directory, and a file is to be written"):
         train(digits, tmp_path, epochs=1)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from lt_train.core.lanes import part_of
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
 from lt_train.methods.heads.base import HEADS
 from lt_train.methods.samplers.base import SAMPLERS
-from lt_train.retrain.base import EpochRule
+from lt_train.retrain.base import EpochSelection
 
 every_composition = pytest.mark.parametrize("method", [*ALLOWED.values(), *OPTIONS.values()], ids=[*ALLOWED, *OPTIONS])
 every_trained_composition = pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_lanes_that_are_compared_differ_in_every_value(method: MethodSpec) -
 @every_composition
 def test_fused_is_the_reference(method: MethodSpec) -> None:
     runs = make_runs(method, epochs=2, batch_size=32, seeds=SEEDS)
-    results = agree(BANK, runs, EpochRule("last"))
+    results = agree(BANK, runs, EpochSelection("last"))
     logits = [predict(BANK, run, kept(result)) for run, result in zip(runs, results, strict=True)]
     for one, other in combinations(logits if method.lane_values() else [], 2):
         assert distance(one, other) > 1e-4, "two lanes with other hyperparameters that came out the same show nothing"
@@ -87,7 +87,7 @@ def test_fused_is_the_reference(method: MethodSpec) -> None:
 def test_fused_is_the_reference_in_the_papers_setting(method: TrainedMethod) -> None:
     """One momentum, which is folded into the matrix product, no decay to add, and the best epoch's head kept."""
     runs = make_runs(method, epochs=2, batch_size=32, seeds=SEEDS, alike=("momentum", "weight_decay"))
-    agree(BANK, runs, EpochRule("best", "test"))
+    agree(BANK, runs, EpochSelection("best", "test"))
 
 
 # Gradients
@@ -154,4 +154,4 @@ def test_everything_may_be_mixed_in_one_call() -> None:
         for number, run in enumerate(make_runs(method, seeds=SEEDS[:3]))
     ]
     order = np.random.default_rng(0).permutation(len(runs))
-    agree(BANK, [runs[place] for place in order], EpochRule("best"))
+    agree(BANK, [runs[place] for place in order], EpochSelection("best"))

@@ -20,7 +20,7 @@ from lt_train.methods.heads.base import HEADS
 from lt_train.methods.heads.linear import StackedLinear
 from lt_train.methods.post_hoc.base import POST_HOC
 from lt_train.retrain import fused
-from lt_train.retrain.base import Engine, EpochRule, Run
+from lt_train.retrain.base import Engine, EpochSelection, Run
 
 every_part = pytest.mark.parametrize("method", PARTS.values(), ids=PARTS)
 BANK = make_bank((40, 20, 9, 4, 1), dim=6, views=2, val_per_class=4)
@@ -29,7 +29,7 @@ SEEDS = (0, 7, 0, 7, 5)
 
 @every_part
 def test_fused_is_the_reference(method: MethodSpec) -> None:
-    agree(BANK, make_runs(method, epochs=2, batch_size=32, seeds=SEEDS), EpochRule("best", "test"))
+    agree(BANK, make_runs(method, epochs=2, batch_size=32, seeds=SEEDS), EpochSelection("best", "test"))
 
 
 @pytest.mark.parametrize("name", [name for name in PARTS if name.startswith("ce-")])

@@ -11,7 +11,7 @@ from support.engines import agree, assert_same, distance, kept, make_runs, predi
 
 from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.retrain import device_bank, fused
-from lt_train.retrain.base import EpochRule, Halving, Run
+from lt_train.retrain.base import EpochSelection, Halving, Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -21,7 +21,7 @@ SEEDS = (0, 7, 0, 7, 5)
 
 @pytest.mark.parametrize("method", {**ALLOWED, **OPTIONS, **PARTS}.values(), ids=list({**ALLOWED, **OPTIONS, **PARTS}))
 def test_every_composition_is_the_reference(method: MethodSpec) -> None:
-    agree(BANK, make_runs(method, epochs=2, batch_size=32, seeds=SEEDS), EpochRule("best", "test"), device="cuda")
+    agree(BANK, make_runs(method, epochs=2, batch_size=32, seeds=SEEDS), EpochSelection("best", "test"), device="cuda")
 
 
 def test_the_results_of_halving_are_the_references() -> None:
@@ -31,7 +31,7 @@ def test_the_results_of_halving_are_the_references() -> None:
         for seed in (0, 7)
         for rate, run in zip(rates, make_runs("los", seeds=(0,) * 5), strict=True)
     ]
-    results = agree(make_bank(), runs, EpochRule("last", "test"), Halving((1, 3)), device="cuda")
+    results = agree(make_bank(), runs, EpochSelection("last", "test"), Halving((1, 3)), device="cuda")
     assert {result.stopped for result in results} == {1, 3, None}
 
 
@@ -40,7 +40,7 @@ def test_a_bank_that_stays_with_the_host_gives_the_same(monkeypatch: pytest.Monk
     expected = fused.fit(make_bank(), runs, "cuda")
     monkeypatch.setattr(device_bank, "SHARE_OF_DEVICE", 0.0)
     for run, found, wanted in zip(runs, fused.fit(make_bank(), runs, "cuda"), expected, strict=True):
-        assert_same(make_bank(), run, found, wanted, 1e-6, EpochRule())
+        assert_same(make_bank(), run, found, wanted, 1e-6, EpochSelection())
 
 
 def test_tf32_is_off_by_default_and_as_it_was_afterwards() -> None:
@@ -73,7 +73,7 @@ def test_memory_that_runs_out_is_tried_again_with_half(caplog: pytest.LogCapture
     bank = make_bank((2,) * 1000, dim=2048, views=1, test_views=1, val_per_class=1, test_images=1000)
     runs = make_runs("los", epochs=1, seeds=(0,) * 64, alike=("momentum", "weight_decay"))
     with caplog.at_level(logging.WARNING):
-        results = fused.fit(bank, runs, "cuda", EpochRule("best"))
+        results = fused.fit(bank, runs, "cuda", EpochSelection("best"))
     assert "memory ran out with 64 runs side by side: training them in halves, one after the other" in caplog.messages
-    alone = fused.fit(bank, runs[40:41], "cuda", EpochRule("best"))[0]
-    assert_same(bank, runs[40], results[40], alone, 1e-4, EpochRule("best"))
+    alone = fused.fit(bank, runs[40:41], "cuda", EpochSelection("best"))[0]
+    assert_same(bank, runs[40], results[40], alone, 1e-4, EpochSelection("best"))

@@ -13,12 +13,12 @@ from support.engines import agree, assert_same, every_engine, kept, lone_run, ma
 
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused
-from lt_train.retrain.base import Engine, EpochRule, Halving, Run
+from lt_train.retrain.base import Engine, EpochSelection, Halving, Run
 from lt_train.retrain.halving import Trials
 from lt_train.retrain.stack import Stack
 
 BANK = make_bank()
-LAST, BEST = EpochRule("last"), EpochRule("best")
+LAST, BEST = EpochSelection("last"), EpochSelection("best")
 
 
 def trials(rates: Sequence[float], *, seeds: Sequence[int] = (0, 7), epochs: int = 6, kind: str = "ce") -> list[Run]:
@@ -39,7 +39,7 @@ RATES = (0.0002, 0.02, 1e-30, 0.1, 0.002, 1e-9, 0.0005)
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_both_engines_stop_the_same_trials(kind: str) -> None:
-    results = agree(BANK, trials(RATES[:5], epochs=3, kind=kind), EpochRule("best", "test"), Halving((1, 2)))
+    results = agree(BANK, trials(RATES[:5], epochs=3, kind=kind), EpochSelection("best", "test"), Halving((1, 2)))
     stopped = [result.stopped for result in results]
     assert stopped[:5] == stopped[5:], "the seeds of a trial share its fate"
     assert sorted(stopped[:5], key=lambda rung: rung or 9) == [1, 1, 2, None, None]
@@ -57,7 +57,7 @@ def test_survivors_on_other_heads_are_those_of_the_reference(head: str) -> None:
 
 @pytest.mark.parametrize("rule", [LAST, BEST], ids=str)
 @pytest.mark.parametrize("lanes", [1, 3, 100])
-def test_survivors_do_not_notice(rule: EpochRule, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survivors_do_not_notice(rule: EpochSelection, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their results are those of a run without halving, and the stopped ones are cut short, whatever the stacks."""
     monkeypatch.setattr(fused, "STACK_BYTES", stack_bytes(BANK, trials(RATES)[0], lanes))
     runs = [with_method(run, momentum=0.5 + 0.05 * place) for place, run in enumerate(trials(RATES, seeds=(0,)))]
@@ -211,7 +211,7 @@ def test_finished_runs_of_other_lengths_are_left_alone(engine: Engine) -> None:
 @pytest.mark.parametrize("epoch", ["last", "best"])
 @pytest.mark.parametrize("on", ["val", "test"])
 def test_trials_are_judged_by_the_rule_of_the_pack(on: str, epoch: str, metric: str) -> None:
-    rule = EpochRule(epoch, on, metric)  # type: ignore[arg-type]
+    rule = EpochSelection(epoch, on, metric)  # type: ignore[arg-type]
     runs = make_runs("los", epochs=4, seeds=(0, 0, 0, 0, 0))
     whole = fused.fit(BANK, runs, rule=rule)
     column = ("acc_all", "acc_many", "acc_medium", "acc_few").index(metric)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.live_loop import Loop, Setting, accuracies, hits, running_statistics, train_live
+from support.live_loop import Loop, Setting, accuracies, running_statistics, top1_correct, train_live
 from torch import nn
 
 import lt_train
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.datasets.base import DATASETS, PictureData
+from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.metrics.accuracy import SPLITS
 from lt_train.pretrain.base import RECIPES
@@ -34,7 +34,7 @@ KINDS = [
 def test_a_bank_and_a_live_loop_train_the_same_head(kind: str, tmp_path: Path) -> None:
     dataset = DATASETS.parse({"kind": kind})
     data = dataset.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     checkpoint = tmp_path / "stage1.safetensors"
     recipe = RECIPES.parse({"kind": "ce", "epochs": 2, "batch_size": 64})
     train_backbone(data, BACKBONES.parse({"kind": "small_cnn", "width": 8}), recipe, checkpoint)
@@ -54,7 +54,7 @@ def test_a_bank_and_a_live_loop_train_the_same_head(kind: str, tmp_path: Path) -
     assert (head.weight - start[0]).abs().max() > 0.01  # it has gone somewhere
     torch.testing.assert_close(head.weight.detach(), weight, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(head.bias.detach(), bias, atol=2e-5, rtol=1e-4)
-    live = accuracies(hits(network, {"los": head}, data, flip)["los"], data)
+    live = accuracies(top1_correct(network, {"los": head}, data, flip)["los"], data)
     for split, accuracy in zip(SPLITS, result.test_accuracy[-1].tolist(), strict=True):
         assert np.isclose(live[split], accuracy, atol=1e-3, rtol=0), split
     assert all(map(torch.equal, running_statistics(network), before))

@@ -18,7 +18,7 @@ from support.engines import assert_same, make_runs
 from lt_train.core.errors import BankError, MemoryShort
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused
-from lt_train.retrain.base import EpochRule, Halving, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Halving, Run, RunResult
 from lt_train.retrain.memory import lane_bytes
 
 TESTS = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def test_runs_are_halved_until_they_fit(error: Exception, caplog: pytest.LogCapt
     assert train.trained == [8, 4, 2, 2, 4, 2, 2]
     assert caplog.messages == [halves(8), halves(4), halves(4)]
     for run, found, expected in zip(runs, results, fused.fit(BANK, runs), strict=True):
-        assert_same(BANK, run, found, expected, 1e-5, EpochRule())
+        assert_same(BANK, run, found, expected, 1e-5, EpochSelection())
 
 
 @pytest.mark.parametrize("number", [1, 3, 5, 8])

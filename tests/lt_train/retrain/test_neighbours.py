@@ -22,12 +22,12 @@ from support.engines import (
 
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochRule, Run
+from lt_train.retrain.base import Engine, EpochSelection, Run
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)
 every_trained_kind = pytest.mark.parametrize("kind", TRAINED)
 BANK = make_bank()
-RULE = EpochRule("best")
+RULE = EpochSelection("best")
 DIVERGED = "diverged: loss or weights are not finite in epoch 1; lower lr"
 
 
@@ -60,9 +60,9 @@ def test_a_lane_alone_beside_lanes_of_other_momentum_and_decay(kind: str) -> Non
     """Alone, momentum is folded into the product and no decay is added; beside others it is not."""
     runs = make_runs(kind, epochs=2, seeds=(1, 1, 1))
     first, *_ = fused.fit(BANK, runs)
-    assert_same(BANK, runs[0], fused.fit(BANK, runs[:1])[0], first, 1e-5, EpochRule())
+    assert_same(BANK, runs[0], fused.fit(BANK, runs[:1])[0], first, 1e-5, EpochSelection())
     alike = make_runs(kind, epochs=2, seeds=(1, 1, 1), alike=("momentum", "weight_decay"))
-    assert_same(BANK, alike[0], fused.fit(BANK, alike)[0], first, 1e-5, EpochRule())
+    assert_same(BANK, alike[0], fused.fit(BANK, alike)[0], first, 1e-5, EpochSelection())
 
 
 def mad(run: Run) -> Run:
@@ -211,7 +211,7 @@ def test_seeds_matter_and_equal_seeds_agree(kind: str, engine: Engine) -> None:
 def test_the_global_generators_are_neither_read_nor_moved(kind: str, engine: Engine) -> None:
     method = DEFAULTS[kind]
     fresh = isinstance(method, TrainedMethod) and not method.head.needs_classifier
-    runs = make_runs(method.model_copy(update={"init": "fresh"}) if fresh else method, epochs=1, seeds=(0, 7, 0))
+    runs = make_runs(method.model_copy(update={"init": "random"}) if fresh else method, epochs=1, seeds=(0, 7, 0))
     outcomes = []
     for seed in (1, 2):
         torch.manual_seed(seed)

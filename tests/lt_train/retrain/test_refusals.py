@@ -13,10 +13,10 @@ from lt_train.core.errors import BankError, SpecError
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochRule, Halving, Run
+from lt_train.retrain.base import Engine, EpochSelection, Halving, Run
 
 NAN = float("nan")
-FRESH = lone_run({"kind": "ce", "init": "fresh"})
+FRESH = lone_run({"kind": "ce", "init": "random"})
 NO_HEAD = "and this bank has none; bring `weight` and `bias` with the features"
 
 
@@ -59,7 +59,7 @@ def spoiled(name: str) -> FeatureBank:
 @pytest.mark.parametrize("name", ["train", "val", "test"])
 def test_features_that_are_not_finite(engine: Engine, name: str) -> None:
     view = 1 if name == "train" else 0
-    message = f"{name} features must be finite, but 2 values are NaN or infinite, the first at picture 7, feature 2, "
+    message = f"{name} features must be finite, but 2 values are NaN or infinite, the first at image 7, feature 2, "
     with pytest.raises(BankError, match=f"{message}view {view}"):
         engine(spoiled(name), [FRESH])
 
@@ -85,7 +85,7 @@ def test_a_stage_1_head_that_is_not_finite(engine: Engine) -> None:
 
 # Class counts and priors
 
-COUNTED = [kind for kind, method in DEFAULTS.items() if method.unfit(torch.tensor([5, 0]))]
+COUNTED = [kind for kind, method in DEFAULTS.items() if method.incompatibility(torch.tensor([5, 0]))]
 
 
 def test_some_methods_need_counts_and_some_do_not() -> None:
@@ -112,7 +112,7 @@ def without_images_of(*classes: int) -> FeatureBank:
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("kind", COUNTED)
 def test_classes_without_images_are_refused_where_counts_are_needed(engine: Engine, kind: str) -> None:
-    expected = f"method {kind}: every class must have training pictures, but 2 of 6 have none: 1, 5$"
+    expected = f"method {kind}: every class must have training images, but 2 of 6 have none: 1, 5$"
     with pytest.raises(BankError, match=expected):
         engine(without_images_of(1, 5), [FRESH, run_of(DEFAULTS[kind])])
 
@@ -179,8 +179,8 @@ def test_a_prior_of_ones_own_needs_no_counts(engine: Engine) -> None:
             "post_hoc logit_adjust would each correct for class frequencies; keep one of them",
         ),
         (
-            {"kind": "ce", "head": "lws", "init": "fresh"},
-            "re-scales a trained classifier; init must be warm, got fresh",
+            {"kind": "ce", "head": "lws", "init": "random"},
+            "re-scales a trained classifier; init must be checkpoint, got random",
         ),
         ({"kind": "los", "smooth_factor": float("nan")}, r"los\.smooth_factor: "),
     ],
@@ -196,9 +196,11 @@ def test_a_method_that_makes_no_sense_is_refused_where_it_is_written(document: d
 
 @every_engine
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("kind", [kind for kind in DEFAULTS if getattr(DEFAULTS[kind], "init", "warm") == "warm"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in DEFAULTS if getattr(DEFAULTS[kind], "init", "checkpoint") == "checkpoint"]
+)
 def test_a_warm_start_needs_a_head(engine: Engine, kind: str) -> None:
-    way_out = "set init: fresh" if kind in TRAINED else "leave it out"
+    way_out = "set init: random" if kind in TRAINED else "leave it out"
     told = f"method {kind} starts from the stage-1 head, {NO_HEAD}, or {way_out}, in a sweep's baselines too$"
     with pytest.raises(BankError, match=told):
         engine(make_bank(head=False), [FRESH, run_of(DEFAULTS[kind])])
@@ -208,7 +210,11 @@ def test_a_warm_start_needs_a_head(engine: Engine, kind: str) -> None:
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(
     "document",
-    [{"kind": "maxnorm", "init": "fresh"}, {"kind": "ltwb", "init": "fresh"}, {"kind": "crt", "constraint": "maxnorm"}],
+    [
+        {"kind": "maxnorm", "init": "random"},
+        {"kind": "ltwb", "init": "random"},
+        {"kind": "crt", "constraint": "maxnorm"},
+    ],
     ids=lambda document: document["kind"],
 )
 def test_a_constraint_needs_a_head(engine: Engine, document: dict[str, object]) -> None:
@@ -228,34 +234,36 @@ def test_what_is_refused_without_a_head_is_trained_with_one() -> None:
 @pytest.mark.parametrize(
     ("rule", "halving", "what"),
     [
-        (EpochRule("best", "val"), None, "epoch: best"),
-        (EpochRule("last", "val"), Halving((1,)), "successive halving"),
-        (EpochRule("best", "val"), Halving((1,)), "epoch: best"),
+        (EpochSelection("best", "val"), None, "epoch: best"),
+        (EpochSelection("last", "val"), Halving((1,)), "successive halving"),
+        (EpochSelection("best", "val"), Halving((1,)), "epoch: best"),
     ],
     ids=["best", "halving", "both"],
 )
-def test_judging_on_val_needs_a_val_set(engine: Engine, rule: EpochRule, halving: Halving | None, what: str) -> None:
+def test_judging_on_val_needs_a_val_set(
+    engine: Engine, rule: EpochSelection, halving: Halving | None, what: str
+) -> None:
     bank = make_bank(val_per_class=0)
     with pytest.raises(
         BankError, match=f"^{what} on val needs a validation set, and this bank has none; judge on: test$"
     ):
         engine(bank, [FRESH], rule=rule, halving=halving)
     assert engine(bank, [FRESH], rule=replace(rule, on="test"), halving=halving)[0].failure is None
-    assert engine(bank, [FRESH], rule=EpochRule("last", "val"))[0].failure is None
+    assert engine(bank, [FRESH], rule=EpochSelection("last", "val"))[0].failure is None
 
 
 @every_engine
 @pytest.mark.usefixtures("untrained")
 def test_judging_on_an_empty_val_set(engine: Engine) -> None:
     bank = replace(make_bank(), val=EvalSet(torch.empty(1, 0, 8), torch.empty(0, dtype=torch.int64)))
-    with pytest.raises(BankError, match="acc_all cannot be selected on: the val set has no picture of that split"):
-        engine(bank, [FRESH], rule=EpochRule("best", "val"))
+    with pytest.raises(BankError, match="acc_all cannot be selected on: the val set has no image of that split"):
+        engine(bank, [FRESH], rule=EpochSelection("best", "val"))
 
 
 @every_engine
 @pytest.mark.parametrize("epoch", ["last", "best"])
 def test_a_split_without_classes_cannot_be_selected_on(engine: Engine, epoch: str) -> None:
-    bank, rule = make_bank((120, 30)), EpochRule(epoch, "test", "acc_few")  # type: ignore[arg-type]
+    bank, rule = make_bank((120, 30)), EpochSelection(epoch, "test", "acc_few")  # type: ignore[arg-type]
     with pytest.raises(BankError, match="acc_few cannot be selected on: no class of this dataset is in that split"):
         engine(bank, [FRESH], rule=rule)
     assert engine(bank, [FRESH], rule=replace(rule, metric="acc_medium"))[0].failure is None
@@ -268,9 +276,9 @@ def test_a_split_without_images_cannot_be_selected_on(engine: Engine, on: str) -
     images: EvalSet = getattr(bank, on)
     there = images.labels != 0
     bank = replace(bank, **{on: EvalSet(images.features[:, there], images.labels[there])})
-    with pytest.raises(BankError, match=f"acc_many cannot be selected on: the {on} set has no picture of that split"):
-        engine(bank, [FRESH], rule=EpochRule("best", on, "acc_many"))  # type: ignore[arg-type]
-    other = EpochRule("best", "test" if on == "val" else "val", "acc_many")
+    with pytest.raises(BankError, match=f"acc_many cannot be selected on: the {on} set has no image of that split"):
+        engine(bank, [FRESH], rule=EpochSelection("best", on, "acc_many"))  # type: ignore[arg-type]
+    other = EpochSelection("best", "test" if on == "val" else "val", "acc_many")
     assert engine(bank, [FRESH], rule=other)[0].failure is None
 
 

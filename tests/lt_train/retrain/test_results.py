@@ -12,15 +12,15 @@ from support.engines import agree, distance, every_engine, kept, lone_run, make_
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import TrainedMethod, TrainingSpec
 from lt_train.metrics.accuracy import split_masks
-from lt_train.retrain.base import Engine, EpochRule, learning_rate_factor
+from lt_train.retrain.base import Engine, EpochSelection, learning_rate_factor
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)
 RULES = [
-    EpochRule("last"),
-    EpochRule("best", "val"),
-    EpochRule("best", "test"),
-    EpochRule("best", "val", "acc_few"),
-    EpochRule("best", "test", "acc_many"),
+    EpochSelection("last"),
+    EpochSelection("best", "val"),
+    EpochSelection("best", "test"),
+    EpochSelection("best", "val", "acc_few"),
+    EpochSelection("best", "test", "acc_many"),
 ]
 
 
@@ -29,12 +29,12 @@ RULES = [
 
 @every_kind
 def test_fused_keeps_the_epoch_that_the_reference_keeps(kind: str) -> None:
-    agree(make_bank(), make_runs(kind), EpochRule("best", "val"))
+    agree(make_bank(), make_runs(kind), EpochSelection("best", "val"))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("kind", ["los", "disalign"])
-def test_the_kept_epoch_is_the_later_of_the_best(kind: str, rule: EpochRule) -> None:
+def test_the_kept_epoch_is_the_later_of_the_best(kind: str, rule: EpochSelection) -> None:
     column = ("acc_all", "acc_many", "acc_medium", "acc_few").index(rule.metric)
     for result in agree(make_bank(test_images=60), make_runs(kind, epochs=8, seeds=(0, 7, 0)), rule=rule):
         assert result.val_accuracy is not None
@@ -61,7 +61,7 @@ def test_what_is_reported_is_what_the_classifier_does(kind: str, engine: Engine)
     """Accuracy and LoMa by hand, from the predictions of the classifier that is handed out."""
     bank, runs = make_bank(val_per_class=5, test_images=200), make_runs(kind, epochs=2, seeds=(0, 7, 0))
     labels, masks = bank.test.labels.numpy(), split_masks(bank.split_counts).numpy()
-    for run, result in zip(runs, engine(bank, runs, rule=EpochRule("best", "test")), strict=True):
+    for run, result in zip(runs, engine(bank, runs, rule=EpochSelection("best", "test")), strict=True):
         head, logits = kept(result), predict(bank, run, kept(result))
         right = logits.argmax(axis=1) == labels
         by_class = [right[labels == k].mean() for k in range(6)]
@@ -162,7 +162,7 @@ def test_the_optimum_of_los_has_the_margin_of_the_formula(engine: Engine) -> Non
     features, labels = torch.eye(classes)[None], torch.arange(classes)
     counts = torch.full((classes,), 50)
     bank = FeatureBank("eye", features, labels, None, EvalSet(features, labels), None, counts, counts)
-    document: dict[str, object] = {"kind": "los", "smooth_factor": smooth_factor, "lr": 20.0, "init": "fresh"}
+    document: dict[str, object] = {"kind": "los", "smooth_factor": smooth_factor, "lr": 20.0, "init": "random"}
     state = kept(engine(bank, [lone_run(document, epochs=300, batch_size=classes)])[0]).state
     logits = state["weight"].T + state["bias"]
     gaps = (np.diag(logits)[:, None] - logits)[~np.eye(classes, dtype=bool)]
@@ -199,7 +199,7 @@ def test_the_bank_is_never_written_to(kind: str, engine: Engine) -> None:
         if isinstance(array, np.ndarray):
             array.setflags(write=False)
     before = {name: array.tobytes() for name, array in arrays.items() if isinstance(array, np.ndarray)}
-    results = engine(FeatureBank.from_arrays(arrays), make_runs(kind, epochs=2), rule=EpochRule("best"))
+    results = engine(FeatureBank.from_arrays(arrays), make_runs(kind, epochs=2), rule=EpochSelection("best"))
     assert {name: arrays[name].tobytes() for name in before} == before
     for result in results:
         for array in kept(result).state.values():

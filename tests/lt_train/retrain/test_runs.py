@@ -10,10 +10,10 @@ from support.engines import lone_run, make_runs
 
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.retrain.base import EpochRule, Run, diverged, learning_rate_factor, score_column, start_head
+from lt_train.retrain.base import EpochSelection, Run, diverged, learning_rate_factor, score_column, start_head
 from lt_train.retrain.fused import _Pack
 
-FRESH = lone_run({"kind": "ce", "init": "fresh"})
+FRESH = lone_run({"kind": "ce", "init": "random"})
 
 
 # The schedule
@@ -38,8 +38,8 @@ def test_the_protocol_of_the_paper_is_the_default() -> None:
     training, method = TrainingSpec(), DEFAULTS["los"]
     assert isinstance(method, TrainedMethod)
     assert (training.epochs, training.batch_size) == (20, 64)
-    assert (method.lr, method.momentum, method.weight_decay, method.init) == (5e-4, 0.9, 0.0, "warm")
-    assert EpochRule() == EpochRule("last", "val", "acc_all")
+    assert (method.lr, method.momentum, method.weight_decay, method.init) == (5e-4, 0.9, 0.0, "checkpoint")
+    assert EpochSelection() == EpochSelection("last", "val", "acc_all")
 
 
 def test_a_failure_counts_epochs_from_one_and_says_what_to_do() -> None:
@@ -48,7 +48,7 @@ def test_a_failure_counts_epochs_from_one_and_says_what_to_do() -> None:
 
 @pytest.mark.parametrize(("metric", "column"), [("acc_all", 0), ("acc_many", 1), ("acc_medium", 2), ("acc_few", 3)])
 def test_a_rule_judges_by_its_column(metric: str, column: int) -> None:
-    assert score_column(EpochRule("last", "test", metric)) == column  # type: ignore[arg-type]
+    assert score_column(EpochSelection("last", "test", metric)) == column  # type: ignore[arg-type]
 
 
 # The start
@@ -67,7 +67,7 @@ def test_a_fresh_head_is_torchs_uniform_and_the_seeds_own() -> None:
     again, other = start_head(bank, FRESH), start_head(bank, replace(FRESH, seed=1))
     assert torch.equal(again[0], weight)
     assert not torch.equal(other[0], weight)
-    los = lone_run({"kind": "los", "init": "fresh"})
+    los = lone_run({"kind": "los", "init": "random"})
     assert torch.equal(start_head(bank, los)[0], weight), "methods with one seed start alike"
 
 
@@ -77,7 +77,7 @@ def test_a_start_is_a_copy_of_the_stage_1_head_or_fresh(kind: str) -> None:
     assert bank.head is not None
     before = bank.head[0].clone(), bank.head[1].clone()
     start = start_head(bank, run)
-    fresh = isinstance(run.method, TrainedMethod) and run.method.init == "fresh"
+    fresh = isinstance(run.method, TrainedMethod) and run.method.init == "random"
     for mine, own in zip(start, bank.head, strict=True):
         assert torch.equal(mine, own) != fresh
         mine.zero_()
@@ -109,6 +109,6 @@ def test_a_tau_that_is_searched_is_one_stack_and_its_bias_is_not() -> None:
     taus = [METHODS.parse({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "tau": tau / 10}}) for tau in range(21)]
     kept = METHODS.parse({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "bias": "keep"}})
     runs = [Run(method, TrainingSpec(), seed) for seed, method in enumerate([*taus, kept])]
-    pack = _Pack(make_bank(), runs, "cpu", EpochRule(), None)
+    pack = _Pack(make_bank(), runs, "cpu", EpochSelection(), None)
     assert [stack.shape for stack in pack._stacks(range(22))] == [(1, 21), (1, 1)]
     assert set_lane_value(taus[0], "post_hoc.tau", 2.0) == taus[20]

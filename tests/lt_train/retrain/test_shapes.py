@@ -14,7 +14,7 @@ from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS
 from lt_train.methods.heads.base import HEADS
 from lt_train.retrain import fused, stack
-from lt_train.retrain.base import Engine, EpochRule
+from lt_train.retrain.base import Engine, EpochSelection
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)
 SEEDS = (0, 7, 0, 7, 5)
@@ -44,7 +44,7 @@ SHAPES: dict[str, Callable[[], FeatureBank]] = {
 @every_kind
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fused_is_the_reference_on_every_shape_of_bank(kind: str, shape: str) -> None:
-    agree(SHAPES[shape](), make_runs(kind, epochs=2, seeds=SEEDS[:4]), EpochRule("best", "test"))
+    agree(SHAPES[shape](), make_runs(kind, epochs=2, seeds=SEEDS[:4]), EpochSelection("best", "test"))
 
 
 @every_kind
@@ -61,7 +61,7 @@ def test_fused_is_the_reference_for_batches_of_one() -> None:
 @pytest.mark.parametrize("kind", ["los", "lws", "disalign", "maxnorm"])
 def test_fused_is_the_reference_on_a_single_feature(kind: str) -> None:
     """Without methods that only see directions, of which one feature has two: their classes tie."""
-    agree(make_bank(dim=1), make_runs(kind, seeds=SEEDS), EpochRule("best", "test"))
+    agree(make_bank(dim=1), make_runs(kind, seeds=SEEDS), EpochSelection("best", "test"))
 
 
 @pytest.mark.parametrize("head", HEADS.kinds())
@@ -102,7 +102,7 @@ FRESH = [kind for kind, method in TRAINED.items() if not method.head.needs_class
 def test_a_fresh_start_needs_no_stage_1_head(kind: str) -> None:
     """And is the same where there is one: it is drawn from the seed alone."""
     method = DEFAULTS[kind]
-    runs = make_runs(method.model_copy(update={"init": "fresh"}), epochs=2, seeds=SEEDS)
+    runs = make_runs(method.model_copy(update={"init": "random"}), epochs=2, seeds=SEEDS)
     without = agree(make_bank(head=False), runs)
     for run, one, other in zip(runs, without, agree(make_bank(), runs), strict=True):
         assert everything(one) == everything(other), run.seed

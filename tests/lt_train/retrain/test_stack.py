@@ -108,12 +108,12 @@ def test_lanes_that_move_to_another_stack_go_on_as_they_were(head: str) -> None:
         stack.keep(torch.ones_like(chosen))
         stack.train_epoch()
         stack.keep(chosen)
-    leave.sound_ST = chosen.clone()
+    leave.finite_ST = chosen.clone()
     fewer = Stack(data, runs, [[1, 2], [3, 5]])
     fewer.take_over({place: (leave, place // LANES, place % LANES) for place in range(6)})
     assert (fewer.finished, fewer.epochs) == (2, 4)
     stay.train_epoch(), fewer.train_epoch()
-    assert fewer.sound_ST.tolist() == [[False, True], [False, False]]
+    assert fewer.finite_ST.tolist() == [[False, True], [False, False]]
     old = {1: (0, 1), 2: (0, 2), 3: (1, 0), 5: (1, 2)}
     for (s, t), place in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (1, 2, 3, 5), strict=True):
         for name, tensor in stay.state(*old[place]).items():

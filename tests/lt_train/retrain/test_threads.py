@@ -13,7 +13,7 @@ from support.banks import make_bank
 from support.engines import assert_same, make_runs, stack_bytes
 
 from lt_train.retrain import fused
-from lt_train.retrain.base import EpochRule, Halving
+from lt_train.retrain.base import EpochSelection, Halving
 from lt_train.retrain.stack import Stack
 from lt_train.retrain.threads import in_parallel
 
@@ -170,7 +170,7 @@ def test_an_error_keeps_nothing_alive(number: int, threads: Callable[[int], None
 def test_results_do_not_depend_on_the_number_of_threads(
     number: int, halving: Halving | None, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank, rule = make_bank(), EpochRule("best")
+    bank, rule = make_bank(), EpochSelection("best")
     monkeypatch.setattr(fused, "STACK_BYTES", stack_bytes(bank, make_runs("los")[0], 2))
     runs = [*make_runs("los"), *make_runs("lws"), *make_runs("disalign"), *make_runs("tau_norm")]
     threads(1)
@@ -202,7 +202,7 @@ def test_an_error_in_one_stack_is_raised(
 @pytest.mark.parametrize("lanes", [0, 1, 2, 4])
 @pytest.mark.parametrize("kind", ["los", "cosine"])
 def test_stacks_cut_by_their_size_give_the_same(kind: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, rule = make_bank(), EpochRule("best")
+    bank, rule = make_bank(), EpochSelection("best")
     runs = make_runs(kind, epochs=2, seeds=(*(0, 7, 9) * 7, 0, 7))
     expected = fused.fit(bank, runs, rule=rule)
     shapes: list[tuple[int, int]] = []
@@ -223,5 +223,5 @@ def test_stacks_cut_by_their_size_give_the_same(kind: str, lanes: int, monkeypat
 
 def test_one_stack_holds_all_that_fits() -> None:
     """Two seeds of three lanes are one stack; the third seed, of two, is another."""
-    pack = fused._Pack(make_bank(), make_runs("los", seeds=(0, 7, 9, 0, 7, 9, 0, 7)), "cpu", EpochRule(), None)
+    pack = fused._Pack(make_bank(), make_runs("los", seeds=(0, 7, 9, 0, 7, 9, 0, 7)), "cpu", EpochSelection(), None)
     assert [stack.shape for stack in pack._stacks(range(8))] == [(2, 3), (1, 2)]

@@ -7,37 +7,37 @@ import pytest
 
 from sweeps.analysis.class_gains import beyond_luck, class_gains
 
-PICTURES = np.array([10.0, 10.0, 10.0])
+IMAGES = np.array([10.0, 10.0, 10.0])
 
 
-def test_a_gain_in_every_seed_alike_is_as_sure_as_the_rounding_of_pictures_allows() -> None:
+def test_a_gain_in_every_seed_alike_is_as_sure_as_the_rounding_of_images_allows() -> None:
     theirs = np.tile([0.5, 0.5, 0.5], (5, 1))
-    found = class_gains(theirs + np.array([0.1, 0.4, 0.0]), theirs, PICTURES, paired=True)
+    found = class_gains(theirs + np.array([0.1, 0.4, 0.0]), theirs, IMAGES, paired=True)
     assert found.gain == pytest.approx([0.1, 0.4, 0.0])
     assert found.p_value is not None
-    # One picture of ten over five seeds: t = 1 / sqrt(1 / 6 / 5) with 4 degrees of freedom.
+    # One image of ten over five seeds: t = 1 / sqrt(1 / 6 / 5) with 4 degrees of freedom.
     assert found.p_value == pytest.approx([0.00542, 0.0000257, 1.0], rel=0.01)
     assert found.sure.tolist() == [True, True, False]
 
 
-def test_one_picture_in_two_seeds_is_not_sure() -> None:
+def test_one_image_in_two_seeds_is_not_sure() -> None:
     theirs = np.tile([0.5, 0.5, 0.5], (2, 1))
-    found = class_gains(theirs + np.array([0.1, 0.0, 0.0]), theirs, PICTURES, paired=True)
+    found = class_gains(theirs + np.array([0.1, 0.0, 0.0]), theirs, IMAGES, paired=True)
     assert not found.sure.any()
 
 
 def test_rows_of_other_seeds_may_be_of_another_number_and_order() -> None:
     random = np.random.default_rng(0)
     ours, theirs = 0.6 + 0.05 * random.standard_normal((5, 3)), 0.5 + 0.05 * random.standard_normal((4, 3))
-    found = class_gains(ours, theirs, PICTURES, paired=False)
-    again = class_gains(ours[::-1], theirs, PICTURES, paired=False)
+    found = class_gains(ours, theirs, IMAGES, paired=False)
+    again = class_gains(ours[::-1], theirs, IMAGES, paired=False)
     assert found.p_value == pytest.approx(again.p_value)
     assert found.p_value is not None
     assert (found.p_value < 0.2).all()
 
 
-def test_one_run_is_not_tested_and_a_class_without_pictures_never_differs() -> None:
-    alone = class_gains(np.array([[0.6, 0.5]]), np.array([[0.5, 0.5]]), PICTURES[:2], paired=True)
+def test_one_run_is_not_tested_and_a_class_without_images_never_differs() -> None:
+    alone = class_gains(np.array([[0.6, 0.5]]), np.array([[0.5, 0.5]]), IMAGES[:2], paired=True)
     assert alone.p_value is None
     assert not alone.sure.any()
     empty = np.full((3, 2), [0.5, np.nan])

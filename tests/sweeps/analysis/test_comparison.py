@@ -38,7 +38,7 @@ def only_pair(*places: Path) -> Pair:
     return pair
 
 
-def test_on_shared_seeds_and_pictures_winners_are_paired(small_sweep: MakeSweep) -> None:
+def test_on_shared_seeds_and_images_winners_are_paired(small_sweep: MakeSweep) -> None:
     first, second = run(small_sweep, "short"), run(small_sweep, "long", training={"epochs": 9})
     found = sweeps.compare(first, second)
     assert [side.label for side in found.sweeps] == ["short", "long"]
@@ -76,7 +76,7 @@ def test_the_winners_classes_are_those_of_the_records(small_sweep: MakeSweep) ->
     gain = np.mean([one.gain for one in classes.changes])
     winners = only_pair(first, second).winners
     assert winners is not None
-    assert gain == pytest.approx(winners.gain["acc_all"].mean, abs=1e-6)  # as many test pictures of every class
+    assert gain == pytest.approx(winners.gain["acc_all"].mean, abs=1e-6)  # as many test images of every class
     assert classes.by_luck == pytest.approx(0.3)
 
 
@@ -122,7 +122,7 @@ def test_a_sweep_against_its_copy_is_a_tie_in_everything(small_sweep: MakeSweep)
 
 def test_other_seeds_are_compared_by_welch_and_the_protocol_is_told(small_sweep: MakeSweep) -> None:
     first = run(small_sweep, "search-seeds")
-    chosen = {"seeds": 3, "finalists": 1, "on": "test", "longer": None}
+    chosen = {"seeds": 3, "finalists": 1, "on": "test", "extended_training": None}
     second = run(small_sweep, "fresh-seeds", selection=chosen)
     pair = only_pair(first, second)
     assert pair.winners is not None
@@ -152,7 +152,7 @@ def test_another_metric_is_judged_in_what_both_have(small_sweep: MakeSweep) -> N
     assert "Judged in acc_all, which both have." in pair.cautions
 
 
-def test_other_pictures_of_the_same_kind_are_not_paired_and_other_splits_left_out(
+def test_other_images_of_the_same_kind_are_not_paired_and_other_splits_left_out(
     small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
     flat = write_features(tmp_path / "flat.npz", (130, 100, 80, 60, 40, 25))
@@ -161,13 +161,13 @@ def test_other_pictures_of_the_same_kind_are_not_paired_and_other_splits_left_ou
     assert pair.winners is not None
     assert pair.winners.test == "welch"
     assert pair.winners.gain.keys() == {"acc_all"}
-    assert any(one.startswith("Other test pictures") for one in pair.cautions)
+    assert any(one.startswith("Other test images") for one in pair.cautions)
     assert any(one.startswith("Many, medium and few are not the same classes") for one in pair.cautions)
     assert pair.classes is not None
     assert (pair.classes.changes[5].images, pair.classes.changes[5].reference_images) == (25, 6)
 
 
-def test_the_same_pictures_with_fewer_to_train_on_are_paired(small_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_the_same_images_with_fewer_to_train_on_are_paired(small_sweep: MakeSweep, tmp_path: Path) -> None:
     thinned = tmp_path / "thinned.npz"
     with np.load(small_sweep().dataset.path) as file:
         arrays = dict(file)
@@ -176,8 +176,8 @@ def test_the_same_pictures_with_fewer_to_train_on_are_paired(small_sweep: MakeSw
     pair = only_pair(run(small_sweep, "whole"), run(small_sweep, "thinned", dataset={"path": str(thinned)}))
     assert pair.winners is not None
     assert pair.winners.test == "paired"
-    assert any(one.startswith("Other features of the same test pictures") for one in pair.cautions)
-    assert "Classes have other numbers of training pictures." in pair.cautions
+    assert any(one.startswith("Other features of the same test images") for one in pair.cautions)
+    assert "Classes have other numbers of training images." in pair.cautions
 
 
 def test_other_classes_are_said_and_nothing_is_compared(small_sweep: MakeSweep, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_an_unfinished_sweep_one_without_a_winner_and_one_whose_bank_is_gone_are
     small_sweep: MakeSweep,
 ) -> None:
     first = run(small_sweep, "whole")
-    cut = small_sweep(name="cut", search={"trials": 6, "generation": 2, "space": ONE_LR}, selection={"seeds": 3})
+    cut = small_sweep(name="cut", search={"trials": 6, "proposal_batch": 2, "space": ONE_LR}, selection={"seeds": 3})
     sweeps.run(cut)
     cut_short(cut, 4)
     pair = only_pair(first, directory(cut))
@@ -243,7 +243,7 @@ def test_an_unfinished_sweep_one_without_a_winner_and_one_whose_bank_is_gone_are
     assert pair.classes is None
 
 
-def test_seeds_that_agree_to_the_last_picture_are_no_proof(small_sweep: MakeSweep) -> None:
+def test_seeds_that_agree_to_the_last_image_are_no_proof(small_sweep: MakeSweep) -> None:
     steady = {"training": {"epochs": 1}, "search": {"trials": 1, "space": {"method.lr": {"choice": [1e-9]}}}}
     moved = {**steady, "search": {"trials": 1, "space": {"method.lr": {"choice": [1e-9]}}}, "method": {"kind": "las"}}
     first, second = run(small_sweep, "still", **steady), run(small_sweep, "also-still", **moved)

@@ -1,4 +1,4 @@
-"""Logits of heads on the test pictures: histograms by hand, the picture that was rescued, part of a large test set."""
+"""Logits of heads on the test images: histograms by hand, the image that was rescued, part of a large test set."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from lt_train.features.bank import EvalSet
 from sweeps.analysis import logits
-from sweeps.analysis.logits import Scored, histograms, scored, telling_picture
+from sweeps.analysis.logits import Scored, histograms, scored, telling_image
 
 
-def some_logits(pictures: int = 200, classes: int = 7) -> tuple[Tensor, Tensor]:
+def some_logits(images: int = 200, classes: int = 7) -> tuple[Tensor, Tensor]:
     stream = torch.Generator().manual_seed(3)
-    return torch.randn(pictures, classes, generator=stream), torch.arange(pictures) % classes
+    return torch.randn(images, classes, generator=stream), torch.arange(images) % classes
 
 
 def test_histograms_count_every_logit_once_and_their_means_lie_a_loma_apart() -> None:
@@ -31,19 +31,19 @@ def test_histograms_count_every_logit_once_and_their_means_lie_a_loma_apart() ->
         assert mean == pytest.approx(float(chosen.mean()), abs=1e-5)
 
 
-def test_the_telling_picture_is_the_one_that_gained_most_whatever_the_scale() -> None:
+def test_the_telling_image_is_the_one_that_gained_most_whatever_the_scale() -> None:
     labels = torch.tensor([0, 1, 2])
     before = torch.tensor([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     after = torch.tensor([[2.0, 1.9, 0.0], [0.0, 30.0, 0.0], [0.0, 0.0, 1.0]])
     both = Scored(torch.tensor([10, 11, 12]), labels, (before, after), 20)
-    found = telling_picture(both, torch.ones(3, dtype=torch.bool))
+    found = telling_image(both, torch.ones(3, dtype=torch.bool))
     assert found is not None
     assert (found.index, found.label) == (11, 1)
     assert torch.equal(found.after, after[1])
-    only_the_first = telling_picture(both, torch.tensor([True, False, True]))
+    only_the_first = telling_image(both, torch.tensor([True, False, True]))
     assert only_the_first is not None
     assert only_the_first.index == 10
-    assert telling_picture(both, torch.tensor([False, False, True])) is None
+    assert telling_image(both, torch.tensor([False, False, True])) is None
 
 
 def test_logits_are_the_mean_over_test_views() -> None:
@@ -52,14 +52,14 @@ def test_logits_are_the_mean_over_test_views() -> None:
     found = scored([head], test, 3)
     with torch.inference_mode():
         assert torch.allclose(found.logits[0], head(test.features.mean(dim=0)), atol=1e-6)
-    assert found.pictures.tolist() == list(range(5))
+    assert found.images.tolist() == list(range(5))
 
 
 def test_of_a_very_large_test_set_a_part_is_scored_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "MOST_LOGITS", 30)
     test = EvalSet(torch.arange(80.0).reshape(1, 20, 4), torch.arange(20) % 3)
     first, again = (scored([nn.Linear(4, 3)], test, 3) for _ in range(2))
-    assert len(first.pictures) == 10
+    assert len(first.images) == 10
     assert first.there == 20
-    assert first.pictures.tolist() == again.pictures.tolist() == sorted(set(first.pictures.tolist()))
-    assert torch.equal(first.labels, test.labels[first.pictures])
+    assert first.images.tolist() == again.images.tolist() == sorted(set(first.images.tolist()))
+    assert torch.equal(first.labels, test.labels[first.images])

@@ -1,4 +1,4 @@
-"""The progress of a family is the sum of its sweeps'."""
+"""The progress of a matrix is the sum of its sweeps'."""
 
 from __future__ import annotations
 

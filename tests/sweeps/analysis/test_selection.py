@@ -80,13 +80,13 @@ def test_interval_is_students():
 
 def test_interval_covers_the_mean_at_the_stated_rate():
     rng = np.random.default_rng(0)
-    hits = 0
+    top1_correct = 0
     for _ in range(2000):
         found = selection.interval(rng.normal(0.8, 0.01, size=5))
         assert found is not None
-        hits += found.low <= 0.8 <= found.high
+        top1_correct += found.low <= 0.8 <= found.high
     # Binomial(2000, .95) stays within four standard deviations of 1900.
-    assert abs(hits - 1900) < 4 * math.sqrt(2000 * 0.95 * 0.05)
+    assert abs(top1_correct - 1900) < 4 * math.sqrt(2000 * 0.95 * 0.05)
 
 
 def test_one_seed_has_no_interval():
@@ -105,7 +105,7 @@ def test_paired_says_what_it_can_where_t_is_not_finite():
     same = np.array([0.5, 0.5, 0.5])
     assert selection.paired(same, same).p_value == 1.0
     ahead = selection.paired(same + 0.25, same)
-    assert (ahead.mean, ahead.p_value) == (0.25, None), "seeds that agree to the picture test nothing"
+    assert (ahead.mean, ahead.p_value) == (0.25, None), "seeds that agree to the image test nothing"
     assert ahead.ci95 is not None
     assert selection.welch(same + 0.25, same).p_value is None
     assert selection.paired(same[:1] + 0.25, same[:1]).p_value is None

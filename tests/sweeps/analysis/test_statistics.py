@@ -79,14 +79,14 @@ def test_welch_is_the_known_one_and_says_nothing_of_one_run() -> None:
     assert (level.p_value, level.mean) == (1.0, 0.0)
 
 
-PICTURES = 100
+IMAGES = 100
 
 
 def by_class(true: np.ndarray, seeds: int, noise: float, random: np.random.Generator) -> np.ndarray:
-    """Accuracies `[seeds, K]` of whole pictures; what a class gains by luck, others lose."""
+    """Accuracies `[seeds, K]` of whole images; what a class gains by luck, others lose."""
     luck = noise * random.standard_normal((seeds, len(true)))
     luck -= luck.mean(axis=1, keepdims=True)
-    found: np.ndarray = np.clip(np.round(PICTURES * true + luck), 0, PICTURES) / PICTURES
+    found: np.ndarray = np.clip(np.round(IMAGES * true + luck), 0, IMAGES) / IMAGES
     return found
 
 
@@ -102,16 +102,16 @@ def test_of_the_classes_said_to_differ_one_in_twenty_at_most_does_by_luck(
         moved = np.arange(40) < 40 * changed
         shift = np.where(moved, random.choice([-0.1, 0.1], 40), 0.0)
         ours, theirs = (by_class(true + own, seeds, noise, random) for own in (shift, 0 * shift))
-        sure = class_gains(ours, theirs, np.full(40, PICTURES), paired=paired).sure
+        sure = class_gains(ours, theirs, np.full(40, IMAGES), paired=paired).sure
         shares.append((sure & ~moved).sum() / max(1, sure.sum()))
     assert np.mean(shares) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / REPETITIONS)
 
 
-def test_ten_points_are_found_beneath_the_noise_of_a_picture_or_so() -> None:
+def test_ten_points_are_found_beneath_the_noise_of_an_image_or_so() -> None:
     random = np.random.default_rng(12)
     true, shift = random.uniform(0.2, 0.9, 40), np.where(np.arange(40) < 12, 0.1, 0.0)
     ours, theirs = by_class(true + shift, 5, 1.0, random), by_class(true, 5, 1.0, random)
-    found = class_gains(ours, theirs, np.full(40, PICTURES), paired=True)
+    found = class_gains(ours, theirs, np.full(40, IMAGES), paired=True)
     assert found.sure[:12].all()
 
 

@@ -8,7 +8,7 @@ import pytest
 from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.methods.los import LabelOverSmooth
 from lt_train.methods.vanilla import Vanilla
-from sweeps.analysis.load import Setting
+from sweeps.analysis.load import TrialRuns
 from sweeps.analysis.statistics import difference, ending
 from sweeps.config.trials import Trial
 from sweeps.store.ledger import Record
@@ -20,9 +20,9 @@ def record(seed: int, accuracy: float) -> Record:
     return Record(str(seed), seed, None, 0, test=[row], loma_mean=None, loma_cv=None, **nothing)
 
 
-def setting(accuracies: dict[int, float], method: MethodSpec | None = None) -> Setting:
+def setting(accuracies: dict[int, float], method: MethodSpec | None = None) -> TrialRuns:
     trial = Trial("t", "search", 0, {}, method or LabelOverSmooth(), TrainingSpec(), tuple(accuracies))
-    return Setting(trial, tuple(record(*one) for one in accuracies.items()), None, None)
+    return TrialRuns(trial, tuple(record(*one) for one in accuracies.items()), None, None)
 
 
 def test_seeds_that_rise_and_fall_together_are_paired() -> None:
@@ -61,7 +61,7 @@ def test_what_trains_nothing_stands_for_every_seed() -> None:
     assert difference(setting({5: 0.5}, Vanilla()), setting({0: 0.6, 1: 0.61}), 0).verdict == "worse"
 
 
-def test_seeds_that_differ_by_the_same_pictures_have_no_spread_to_test_with() -> None:
+def test_seeds_that_differ_by_the_same_images_have_no_spread_to_test_with() -> None:
     ours, theirs = setting({0: 0.606, 1: 0.706}), setting({0: 0.6, 1: 0.7})
     found = difference(ours, theirs, 0)
     assert (found.verdict, found.test, found.p_value) == ("no spread", "paired", None)

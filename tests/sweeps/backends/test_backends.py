@@ -12,14 +12,14 @@ from support.ledgers import runs_by_key
 import sweeps
 from lt_train.core.errors import BankError
 from lt_train.methods.base import METHODS, TrainingSpec
-from lt_train.retrain.base import EpochRule, Pack, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Pack, Run, RunResult
 from sweeps.config.backend import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 
 WHOLE = {"resources": {"lanes_per_pack": 2}}
 HALVED = {
-    "search": {"trials": 14, "generation": 8, "scheduler": {"kind": "successive_halving", "rungs": [1, 2]}},
+    "search": {"trials": 14, "proposal_batch": 8, "early_stopping": {"kind": "successive_halving", "rungs": [1, 2]}},
     "resources": {"lanes_per_pack": 8},
 }
 
@@ -31,15 +31,15 @@ def test_every_backend_gives_what_a_plain_loop_gives(
 ):
     if kind == "ray":
         request.getfixturevalue("local_ray")
-    sections = sections | {"selection": {"seeds": 2, "finalists": 2, "longer": 2}}
+    sections = sections | {"selection": {"seeds": 2, "finalists": 2, "extended_training": 2}}
     plain = small_sweep(name="plain", **sections)
     spec = small_sweep(name=f"on-{kind}", backend={"kind": kind}, **sections)
     expected, found = sweeps.run(plain), sweeps.run(spec)
     assert (found.runs.stopped > 0) is (sections["resources"] == HALVED["resources"])
     assert runs_by_key(spec) == runs_by_key(plain)
     assert found.winner == expected.winner
-    assert found.longer == expected.longer
-    assert found.longer is not None
+    assert found.extended == expected.extended
+    assert found.extended is not None
     assert found.trials == expected.trials
     assert found.runs == expected.runs
 
@@ -47,7 +47,7 @@ def test_every_backend_gives_what_a_plain_loop_gives(
 class OnePack:
     """A source of one pack that cannot be trained."""
 
-    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+    def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         self.packs = [Pack("hopeless", runs, rule)]
 
     def next_pack(self) -> Pack | None:
@@ -67,6 +67,6 @@ def test_what_the_user_has_to_mend_is_raised_as_it_is(
     if kind == "ray":
         request.getfixturevalue("local_ray")
     bank = dataclasses.replace(prepare(small_sweep()), val=None)
-    source = OnePack((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule("best", "val"))
+    source = OnePack((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochSelection("best", "val"))
     with pytest.raises(BankError, match="needs a validation set"):
         BACKENDS.kinds()[kind].model_validate({"kind": kind}).train(bank, source, cpus=1, gpus=0)

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoint
-from support.pictures import write_tree
+from support.images import write_tree
 
 from lt_train.core.errors import SpecError
 from lt_train.datasets.base import DATASETS
 from lt_train.features.extract import FeaturesSpec, build_bank
-from lt_train.features.shards import Done, Extractor, Pace, Shard
+from lt_train.features.shards import Extractor, Shard, ShardResult, Throughput
 from sweeps.backends.extraction import ray_workers
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.experiment.prepare import prepare
@@ -34,16 +34,16 @@ def test_two_workers_make_the_bytes_of_one_and_of_this_process(
 ) -> None:
     expected = bytes_of(build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "here"))
     for count in (1, 2):
-        pace = Pace()
+        pace = Throughput()
         workers = ray_workers(count, cpus=1, gpus=0)
         store = tmp_path / f"by {count}"
         found = build_bank(DIGITS, checkpoint, FEATURES, store, workers=workers, threads=1, pace=pace)
         assert bytes_of(found) == expected
-        assert pace.pictures == TOTAL
+        assert pace.images == TOTAL
         assert all(seconds > 0 for seconds in pace.seconds.values())
 
 
-def test_pictures_in_files_are_read_where_the_worker_is_and_bad_ones_come_back(tmp_path: Path, local_ray: str) -> None:
+def test_images_in_files_are_read_where_the_worker_is_and_bad_ones_come_back(tmp_path: Path, local_ray: str) -> None:
     parts = {"train": {"auk": 9, "crow": 6}, "test": {"auk": 4, "crow": 4}}
     root = write_tree(tmp_path / "birds", parts)
     checkpoint = write_checkpoint(tmp_path / "stage1.safetensors", channels=3, classes=2)
@@ -87,18 +87,18 @@ def test_what_this_process_had_done_is_not_done_again_by_workers(
 ) -> None:
     expected = bytes_of(build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "undisturbed"))
 
-    def some(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+    def some(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
         yield from itertools.islice(extractor.run(wanted), 7)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "banks", workers=some)
-    pace = Pace()
+    pace = Throughput()
     found = build_bank(
         DIGITS, checkpoint, FEATURES, tmp_path / "banks", workers=ray_workers(2, 1, 0), threads=1, pace=pace
     )
     assert bytes_of(found) == expected
-    assert 0 < pace.pictures < TOTAL - 7 * 50
+    assert 0 < pace.images < TOTAL - 7 * 50
 
 
 def sweep(tmp_path: Path, checkpoint: Path, **sections: Any) -> SweepSpec:

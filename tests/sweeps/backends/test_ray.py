@@ -25,7 +25,7 @@ from support.workers import in_a_pack
 import sweeps
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.methods.base import METHODS, TrainingSpec
-from lt_train.retrain.base import EpochRule, Pack, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Pack, Run, RunResult
 from sweeps.backends.ray import _check_room, _slots
 from sweeps.backends.tune import is_own_fault
 from sweeps.config.backend import BACKENDS
@@ -64,7 +64,7 @@ def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
 class OnePack:
     """A source of one pack that cannot be trained."""
 
-    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+    def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         self.packs = [Pack("hopeless", runs, rule)]
         self.failures: list[tuple[str, str, bool]] = []
 
@@ -86,7 +86,7 @@ def test_of_a_pack_that_crashes_on_ray_the_source_hears_why_and_that_it_is_to_bl
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
-    source = OnePack(("no run",), EpochRule())
+    source = OnePack(("no run",), EpochSelection())
     with pytest.raises(LongtailError, match="enough is enough"):
         ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
     ((name, why, own),) = source.failures
@@ -102,7 +102,7 @@ def test_workers_that_cannot_import_what_the_driver_can_end_the_sweep_at_once(
     exec("class Run: pass", elsewhere.__dict__)
     monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
     ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
-    source = OnePack((elsewhere.Run(),), EpochRule())
+    source = OnePack((elsewhere.Run(),), EpochSelection())
     with pytest.raises(UserError, match=r"a worker could not be started: .*only_the_driver_has_it.*every node needs"):
         ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
     assert source.failures == []
@@ -165,7 +165,7 @@ def test_a_driver_needs_no_device_where_packs_are_trained_elsewhere(
 class Stopped(OnePack):
     """A source in which a stop arrives while the first result is being recorded; another pack takes minutes."""
 
-    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+    def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         super().__init__(runs, rule)
         self.recorded = False
         endless = Run(METHODS.parse({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
@@ -180,7 +180,7 @@ def test_a_stop_while_a_result_is_recorded_does_not_wait_for_packs_in_flight(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     bank = prepare(small_sweep())
-    source = Stopped((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    source = Stopped((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochSelection())
     begin = time.monotonic()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where pytest runs in the background
     try:
@@ -198,7 +198,7 @@ def test_a_stop_while_a_result_is_recorded_does_not_wait_for_packs_in_flight(
 class Full(OnePack):
     """A source that cannot record anything; another pack takes minutes."""
 
-    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+    def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         super().__init__(runs, rule)
         endless = Run(METHODS.parse({"kind": "ce"}), TrainingSpec(epochs=100_000), 0)
         self.packs.insert(0, Pack("endless", (endless,), rule))
@@ -210,7 +210,7 @@ class Full(OnePack):
 def test_a_driver_that_cannot_go_on_does_not_wait_for_packs_in_flight(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
-    source = Full((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    source = Full((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochSelection())
     begin = time.monotonic()
     with pytest.raises(LongtailError, match="the disk is full"):
         BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(prepare(small_sweep()), source, cpus=1, gpus=0)
@@ -252,7 +252,7 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(small_sweep: Call
 class Locked(OnePack):
     """A source that cannot be copied, as one with a thread or an open file behind it."""
 
-    def __init__(self, runs: tuple[Any, ...], rule: EpochRule) -> None:
+    def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         super().__init__(runs, rule)
         self.lock = threading.Lock()
         self.done: list[RunResult] = []
@@ -269,7 +269,7 @@ def test_a_source_stays_in_its_process_when_tune_writes_its_settings_down(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     bank = prepare(small_sweep())
-    source = Locked((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochRule())
+    source = Locked((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochSelection())
     BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
     assert [result.failure for result in source.done] == [None]
 

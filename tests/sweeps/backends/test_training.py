@@ -14,16 +14,16 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.pictures import write_tree
+from support.images import write_tree
 
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import DataError, UserError
-from lt_train.datasets.base import DATASETS, Labelled, PictureData
+from lt_train.datasets.base import DATASETS, ImageData, Labelled
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.state import resume_file
 from lt_train.pretrain.train import train_backbone
-from sweeps.backends.training import _check_room, _Pictures
+from sweeps.backends.training import _check_room, _Images
 from sweeps.config.backend import BACKENDS, BackboneJob
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
@@ -39,7 +39,7 @@ CNN = {"kind": "small_cnn", "width": 4}
 def job(backbone: dict[str, Any], **fields: Any) -> BackboneJob:
     dataset = DATASETS.parse({"kind": "digits_lt"})
     data = dataset.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     recipe = RECIPES.parse({"kind": "ce", "epochs": 2, "batch_size": 31, "lr": 0.05} | fields)
     return BackboneJob(data, dataset, BACKBONES.parse(backbone), recipe, {"dataset": "digits"})
 
@@ -114,7 +114,7 @@ def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
     write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
     dataset = DATASETS.parse({"kind": "image_folder", "root": str(tmp_path / "birds"), "size": 8, "in_memory": 0})
     data = dataset.load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     one = dataclasses.replace(job(CNN), data=data, dataset=dataset)
     kept = torch.arange(8)
     fewer = dataclasses.replace(data, train=Labelled(data.train.inputs.take(kept), data.train.labels[kept]))
@@ -124,12 +124,12 @@ def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("in_memory", [0, 2**20])
-def test_pictures_that_are_held_travel_and_are_read_from_files_once(tmp_path: Path, in_memory: int):
+def test_images_that_are_held_travel_and_are_read_from_files_once(tmp_path: Path, in_memory: int):
     root = write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
     dataset = DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
     data = dataset.load()
-    assert isinstance(data, PictureData)
-    travelling = _Pictures(data)
+    assert isinstance(data, ImageData)
+    travelling = _Images(data)
     root.rename(tmp_path / "away")
     if in_memory:
         there = travelling.here(dataset)
@@ -141,13 +141,13 @@ def test_pictures_that_are_held_travel_and_are_read_from_files_once(tmp_path: Pa
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_keeps_what_several_workers_trained_at_an_address_of_its_own(small_sweep: Callable[..., SweepSpec]):
-    pictures = {
+    images = {
         "dataset": "digits_lt",
         "backbone": CNN,
         "stage1": {"kind": "ce", "epochs": 1},
         "backend": {"kind": "ray"},
     }
-    alone, together = small_sweep(**pictures), small_sweep(**pictures, resources={"stage1_workers": 2})
+    alone, together = small_sweep(**images), small_sweep(**images, resources={"stage1_workers": 2})
     assert alone.fingerprint() == together.fingerprint()
     banks = [prepare(spec).fingerprint for spec in (alone, together, together)]
     assert banks[0] != banks[1] == banks[2]

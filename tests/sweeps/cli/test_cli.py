@@ -92,19 +92,19 @@ def test_validate_counts_files_and_tells_all_problems_of_all_files(lt_sweep: Com
 def test_plan_says_what_will_be_done(lt_sweep: Command, spec_file: Path):
     planned = json.loads(lt_sweep("plan", "--json", spec_file).stdout)
     assert planned["trials"] == 7
-    assert planned["generations"] == 4
+    assert planned["proposal_batches"] == 4
     assert planned["runs"] == 7 * 2 + 3
     assert planned["classes"] == 6
     assert planned["feature_dim"] == 12
     assert planned["train_seconds"] > 0
     shown = lt_sweep("plan", spec_file)
-    assert "7 in 4 generations of 2" in shown.stdout
+    assert "7 in 4 proposal batches of 2" in shown.stdout
     assert "17: search 14 (2 seeds), baselines 3, finalists 0" in shown.stdout
     assert "as long" not in shown.stdout
-    spec_file.write_text(spec_file.read_text().replace("longer: null", "longer: 4"))
-    longer = lt_sweep("plan", spec_file).stdout
-    assert "19: search 14 (2 seeds), baselines 3, finalists 0" in longer
-    assert "and 2 of the winner, 4 times as long" in longer
+    spec_file.write_text(spec_file.read_text().replace("extended_training: null", "extended_training: 4"))
+    extended = lt_sweep("plan", spec_file).stdout
+    assert "19: search 14 (2 seeds), baselines 3, finalists 0" in extended
+    assert "and 2 of the winner, 4 times as long" in extended
 
 
 def test_run_prints_the_table_and_the_next_commands_and_resume_agrees(
@@ -222,7 +222,7 @@ def parent_status(store: Path) -> str:
 def test_kinds_lists_every_room(lt_sweep: Command):
     listed = json.loads(lt_sweep("kinds", "--json").stdout)
     parts = {"method.head", "method.sampler", "method.constraint", "method.post_hoc"}
-    assert {"dataset", "backbone", "stage1", "method", "search.sampler", "backend", "tracking"} | parts <= set(listed)
+    assert {"dataset", "backbone", "stage1", "method", "search.algorithm", "backend", "tracking"} | parts <= set(listed)
     assert listed["method"]["los"]["smooth_factor"] == 0.98
     shown = lt_sweep("kinds")
     assert shown.returncode == 0
@@ -239,14 +239,14 @@ def test_plan_says_what_a_pack_holds_and_what_a_scheduler_saves(
     lt_sweep: Command, small_sweep: MakeSweep, tmp_path: Path
 ):
     file = tmp_path / "halved.yaml"
-    search = {"trials": 12, "generation": 6, "scheduler": {"kind": "successive_halving", "rungs": [1, 2]}}
+    search = {"trials": 12, "proposal_batch": 6, "early_stopping": {"kind": "successive_halving", "rungs": [1, 2]}}
     file.write_text(yaml.safe_dump(small_sweep(search=search).resolved(), sort_keys=False))
     planned = json.loads(lt_sweep("plan", "--json", file).stdout)
     # Six trials train epoch 1, three epoch 2, two epoch 3: 11 of 18.
     assert planned["epochs_saved"] == pytest.approx(1 - 11 / 18)
     assert planned["lanes_per_pack"] == 12
     assert planned["pack_bytes"] == 12 * planned["run_bytes"]
-    assert planned["packs_per_generation"] == 1
+    assert planned["packs_per_batch"] == 1
     shown = " ".join(lt_sweep("plan", file).stdout.replace("│", " ").split())
     assert "packs of up to 12 runs: " in shown
     assert "iB a run, 2 GiB a pack" in shown
@@ -283,7 +283,7 @@ def test_plan_notes_what_keeps_trials_out_of_one_anothers_packs(
 
 def test_the_table_says_how_many_trials_were_stopped(lt_sweep: Command, small_sweep: MakeSweep, tmp_path: Path):
     file = tmp_path / "halved.yaml"
-    search = {"trials": 4, "generation": 4, "scheduler": {"kind": "successive_halving", "rungs": [1]}}
+    search = {"trials": 4, "proposal_batch": 4, "early_stopping": {"kind": "successive_halving", "rungs": [1]}}
     file.write_text(yaml.safe_dump(small_sweep(search=search).resolved(), sort_keys=False))
     ran = lt_sweep("run", file)
     assert ran.returncode == 0, ran.stderr

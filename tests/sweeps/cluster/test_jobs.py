@@ -22,9 +22,9 @@ from ray.runtime_env import RuntimeEnv
 import sweeps.cli.main
 from lt_train.core.errors import UserError
 from sweeps.cli import follow as following
-from sweeps.cluster import parcel
-from sweeps.cluster.bundle import bundled
+from sweeps.cluster import inline_files
 from sweeps.cluster.jobs import Cluster, JobOptions
+from sweeps.cluster.upload import bundled
 from sweeps.config.spec import SweepSpec
 
 ROOT = Path(__file__).parents[3]
@@ -155,7 +155,7 @@ def test_a_sweep_goes_into_a_container_as_a_variable(
     cluster: Cluster, job_api: JobApi, small_sweep: MakeSweep, features_file: Path, elsewhere: Path, tmp_path: Path
 ) -> None:
     """Ray takes an image together with variables alone."""
-    with np.load(features_file) as features:  # one view, of fewer test pictures
+    with np.load(features_file) as features:  # one view, of fewer test images
         few = {**features, "train_features": features["train_features"][0]}
     few |= {"test_features": few["test_features"][0, ::3], "test_labels": few["test_labels"][::3]}
     np.savez(elsewhere / "mine.npz", **few)
@@ -185,7 +185,7 @@ def test_a_sweep_goes_into_a_container_as_a_variable(
 def test_what_is_too_large_for_a_variable_is_told(
     job_api: JobApi, small_sweep: MakeSweep, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (elsewhere / "mine.npz").write_bytes(os.urandom(parcel.MOST_BYTES))
+    (elsewhere / "mine.npz").write_bytes(os.urandom(inline_files.MOST_BYTES))
     file = written(small_sweep(backend={"kind": "ray"}), elsewhere / "sweep.yaml", path="mine.npz")
     assert lt_sweep("submit", file.name, *ADDRESS, "--image", "sweeps:1") == 2
     assert "KiB as text, and into a container go no more than 48 KiB; put them where" in capsys.readouterr().err
@@ -382,12 +382,12 @@ def test_a_sweep_is_started_over_where_it_is_asked_for(
 def test_the_last_winner_of_a_family_is_not_shown_as_its_own(
     job_api: JobApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job_api.add("first", ran("family", "/storage"), {}, "SUCCEEDED")
-    last = {"sweep": "family-resnet32", "state": "finished", "winner": "trial 3", "at_ms": 1}
+    job_api.add("first", ran("matrix", "/storage"), {}, "SUCCEEDED")
+    last = {"sweep": "matrix-resnet32", "state": "finished", "winner": "trial 3", "at_ms": 1}
     job_api.logs["first"] = f"lt-progress {json.dumps(last)}\n"
-    assert lt_sweep("status", "family", *ADDRESS, "--json") == 0
+    assert lt_sweep("status", "matrix", *ADDRESS, "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    note = "`lt-sweep logs family --address http://127.0.0.1:8265` prints its table"
+    note = "`lt-sweep logs matrix --address http://127.0.0.1:8265` prints its table"
     assert (said["state"], said["winner"], said["note"]) == ("finished", "", note)
 
 

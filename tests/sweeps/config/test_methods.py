@@ -1,4 +1,4 @@
-"""Whom a sweep compares: what each contestant gets of the sections of a sweep file."""
+"""Whom a sweep compares: what each candidate gets of the sections of a sweep file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from support.sweep_files import load
 
 from lt_train.core.errors import SpecError
-from sweeps.config.methods import Contestant
+from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec, load_resolved
 
 HEAD = """\
@@ -42,13 +42,13 @@ search:
 )
 
 
-def by_name(spec: SweepSpec) -> dict[str, Contestant]:
-    return {contestant.name: contestant for contestant in spec.contestants()}
+def by_name(spec: SweepSpec) -> dict[str, Candidate]:
+    return {candidate.name: candidate for candidate in spec.candidates()}
 
 
 def test_one_method_is_a_contest_of_one_with_the_search_as_it_stands(tmp_path: Path) -> None:
     text = HEAD + "method: los\nsearch: {trials: 4, seed: 3, space: {method.lr: {uniform: [0.1, 1]}}}\n"
-    (alone,) = load(tmp_path, text).contestants()
+    (alone,) = load(tmp_path, text).candidates()
     assert (alone.name, alone.seed, alone.prefix, list(alone.space)) == ("los", 3, "", ["method.lr"])
 
 
@@ -72,7 +72,7 @@ def test_training_differs_only_in_what_an_entry_says(tmp_path: Path) -> None:
     assert (found["los-cosine"].training.epochs, found["los-cosine"].training.batch_size) == (10, 32)
     again = load_resolved(spec.resolved())
     assert again == spec
-    assert again.contestants() == spec.contestants()
+    assert again.candidates() == spec.candidates()
     assert again.fingerprint() == spec.fingerprint()
 
 

@@ -141,7 +141,7 @@ methods:
   - {method: ce, space: {method.lr: {choice: [1, 2]}}}
   - {method: los, space: {method.lr: {choice: [1, 2, 3]}}}
   - vanilla
-search: {sampler: grid, trials: 3}
+search: {algorithm: grid, trials: 3}
 """
     )
     assert load(tmp_path, text).search.trials == 3

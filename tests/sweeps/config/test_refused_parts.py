@@ -13,7 +13,7 @@ from torch import Tensor
 from lt_train.core.errors import SpecError
 from lt_train.losses.base import Loss
 from lt_train.methods.base import TrainedMethod, TrainingSpec
-from sweeps.config.methods import contestants
+from sweeps.config.methods import candidates
 from sweeps.config.rules import broken_rules
 from sweeps.config.sections import SearchSpec
 from sweeps.search.base import Uniform
@@ -77,8 +77,8 @@ MISPLACED = {
     ),
     "choice that does not go with the parts": (
         "head: lws",
-        "method.init: {choice: [warm, fresh]}",
-        "s.yaml:12: search.space.method.init.choice[1]: init fresh: head lws re-scales a trained classifier; init ",
+        "method.init: {choice: [checkpoint, random]}",
+        "s.yaml:12: search.space.method.init.choice[1]: init random: head lws re-scales a trained classifier; init ",
     ),
 }
 
@@ -101,7 +101,7 @@ class Between(TrainedMethod):
     def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
         raise NotImplementedError
 
-    def _senseless(self) -> Iterator[str]:
+    def validate_combination(self) -> Iterator[str]:
         if self.low >= self.high:
             yield f"low must be below high, got {self.low} and {self.high}"
 
@@ -114,4 +114,4 @@ def test_ends_that_are_sound_alone_and_not_together_are_told_before_a_search_mee
     assert found.loc == ("search", "space", "method.high", "uniform", 0)
     assert found.message == "low 0.7 with high 0.5: low must be below high, got 0.7 and 0.5"
     with pytest.raises(SpecError, match=r"trial .* of between: .*low must be below high, got 0\.7 and 0\.5"):
-        contestants(Between(), None, TrainingSpec(), search)[0].with_values({"method.low": 0.7, "method.high": 0.5})
+        candidates(Between(), None, TrainingSpec(), search)[0].with_values({"method.low": 0.7, "method.high": 0.5})

@@ -36,13 +36,13 @@ def test_every_lane_value_of_every_method_is_searchable_and_arrives_where_it_bel
 
 
 def test_values_are_put_in_together_and_judged_as_if_the_file_said_so() -> None:
-    changed = substitute(COSINE, {"head.scale": 12.0, "lr": 0.1, "init": "fresh"})
+    changed = substitute(COSINE, {"head.scale": 12.0, "lr": 0.1, "init": "random"})
     assert changed.lane_values() | {"head.scale": 12.0, "lr": 0.1} == changed.lane_values()
-    assert changed.static_fields() == COSINE.static_fields() | {"init": "fresh"}
+    assert changed.static_fields() == COSINE.static_fields() | {"init": "random"}
     with pytest.raises(ValidationError, match="greater than 0"):
         substitute(COSINE, {"head.scale": 0.0})
-    with pytest.raises(ValidationError, match="init must be warm, got fresh"):
-        substitute(METHODS.parse({"kind": "ce", "head": "lws"}), {"init": "fresh"})
+    with pytest.raises(ValidationError, match="init must be checkpoint, got random"):
+        substitute(METHODS.parse({"kind": "ce", "head": "lws"}), {"init": "random"})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from support.sweep_files import GOOD, load, problems
 REFUSALS = {
     "no longer than the winner": (
         "search:\n",
-        "selection: {longer: 1}\nsearch:\n",
-        "s.yaml:7: selection.longer: must be at least 2, got 1",
+        "selection: {extended_training: 1}\nsearch:\n",
+        "s.yaml:7: selection.extended_training: must be at least 2, got 1",
     ),
     "unknown key": ("stage1:", "stagee1:", "s.yaml:5: stagee1: unknown key; did you mean 'stage1'? known: version, "),
     "unknown key of a kind": (
@@ -89,8 +89,8 @@ REFUSALS = {
     ),
     "wrong choice": (
         "method.lr: {loguniform: [1e-4, 1e-1]}",
-        "method.init: {choice: [warm, cold]}",
-        "s.yaml:10: search.space.method.init.choice[1]: init must be 'warm' or 'fresh', got 'cold'",
+        "method.init: {choice: [checkpoint, cold]}",
+        "s.yaml:10: search.space.method.init.choice[1]: init must be 'checkpoint' or 'random', got 'cold'",
     ),
     "choice of another type": (
         "{loguniform: [1e-4, 1e-1]}",
@@ -114,7 +114,7 @@ REFUSALS = {
     ),
     "grid over a range": (
         "  trials: 4",
-        "  trials: 4\n  sampler: grid",
+        "  trials: 4\n  algorithm: grid",
         "s.yaml:11: search.space.method.lr: a grid needs {choice: [...]} or {int: [low, high]}, got {loguniform: ...}",
     ),
     "lanes that are neither a number nor auto": (
@@ -135,52 +135,52 @@ REFUSALS = {
     ),
     "unknown scheduler": (
         "  trials: 4",
-        "  trials: 4\n  scheduler: halving",
-        "s.yaml:9: search.scheduler.kind: unknown kind 'halving'; did you mean 'successive_halving'? known: ",
+        "  trials: 4\n  early_stopping: halving",
+        "s.yaml:9: search.early_stopping.kind: unknown kind 'halving'; did you mean 'successive_halving'? known: ",
     ),
     "rungs that fall": (
         "  trials: 4",
-        "  trials: 4\n  scheduler: {kind: successive_halving, rungs: [10, 5]}",
-        "s.yaml:9: search.scheduler.rungs: rungs must ascend, each above the one before it, got [10, 5]",
+        "  trials: 4\n  early_stopping: {kind: successive_halving, rungs: [10, 5]}",
+        "s.yaml:9: search.early_stopping.rungs: rungs must ascend, each above the one before it, got [10, 5]",
     ),
     "rung 0": (
         "  trials: 4",
-        "  trials: 4\n  scheduler: {kind: successive_halving, rungs: [0, 5]}",
-        "s.yaml:9: search.scheduler.rungs[0]: must be at least 1, got 0",
+        "  trials: 4\n  early_stopping: {kind: successive_halving, rungs: [0, 5]}",
+        "s.yaml:9: search.early_stopping.rungs[0]: must be at least 1, got 0",
     ),
     "factor 1": (
         "  trials: 4",
-        "  trials: 4\n  scheduler: {kind: successive_halving, factor: 1}",
-        "s.yaml:9: search.scheduler.factor: must be above 1, got 1",
+        "  trials: 4\n  early_stopping: {kind: successive_halving, factor: 1}",
+        "s.yaml:9: search.early_stopping.factor: must be above 1, got 1",
     ),
     "rungs after the end": (
         "  trials: 4",
-        "  trials: 4\n  scheduler:\n    kind: successive_halving\n    rungs: [20, 30]",
-        "s.yaml:11: search.scheduler.rungs: must have at least one below training.epochs, which is 20, got [20, 30]",
+        "  trials: 4\n  early_stopping:\n    kind: successive_halving\n    rungs: [20, 30]",
+        "s.yaml:11: search.early_stopping.rungs: must have at least one below training.epochs, which is 20, got [20, 30]",
     ),
     "runs of several lengths under a scheduler": (
         "  space:",
-        "  scheduler: successive_halving\n  space:\n    training.epochs: {int: [10, 20]}",
+        "  early_stopping: successive_halving\n  space:\n    training.epochs: {int: [10, 20]}",
         "s.yaml:11: search.space.training.epochs: cannot be searched with scheduler successive_halving, which compares "
         "trials that train in one pack, and those agree on it; list the values as several methods, or search without a "
         "scheduler",
     ),
-    "nobody to compare with in a generation": (
+    "nobody to compare with in a proposal batch": (
         "  trials: 4",
-        "  trials: 4\n  scheduler: successive_halving\n  generation: 1",
-        "s.yaml:10: search.generation: must be at least 2 for scheduler successive_halving, which compares the trials "
-        "of a generation, got 1",
+        "  trials: 4\n  early_stopping: successive_halving\n  proposal_batch: 1",
+        "s.yaml:10: search.proposal_batch: must be at least 2 for scheduler successive_halving, which compares the trials "
+        "of a proposal batch, got 1",
     ),
     "nobody to compare with in a pack": (
         "search:",
-        "resources: {lanes_per_pack: 9}\nsearch:\n  scheduler: successive_halving",
+        "resources: {lanes_per_pack: 9}\nsearch:\n  early_stopping: successive_halving",
         "s.yaml:7: resources.lanes_per_pack: must be at least 10 for scheduler successive_halving, which compares the "
         "trials of a pack: two trials with 5 seeds each, got 9",
     ),
     "no backbone": (
         "backbone: {kind: small_cnn}\n",
         "",
-        "s.yaml:1: backbone: is required: dataset digits_lt holds pictures",
+        "s.yaml:1: backbone: is required: dataset digits_lt holds images",
     ),
     "backbone without weights": (
         "stage1: {kind: ce}\n",
@@ -216,7 +216,7 @@ def test_an_empty_space_is_refused(tmp_path: Path) -> None:
 
 
 def test_more_trials_than_a_grid_has_points_are_refused(tmp_path: Path) -> None:
-    text = GOOD[: GOOD.index("  trials:")] + "  sampler: grid\n  trials: 3\n  space: {method.lr: {choice: [1, 2]}}\n"
+    text = GOOD[: GOOD.index("  trials:")] + "  algorithm: grid\n  trials: 3\n  space: {method.lr: {choice: [1, 2]}}\n"
     expected = "s.yaml:9: search.trials: must be at most 2, the number of points of the grid, got 3"
     assert problems(tmp_path, text) == [expected]
     assert load(tmp_path, text.replace("trials: 3", "trials: 2")).search.trials == 2
@@ -232,7 +232,7 @@ stage1: {kind: ce, lr: -1}
 method: {kind: los, lr: fast}
 training: {epochs: 2.5}
 search:
-  sampler: tpee
+  algorithm: tpee
   trials: 0
   space:
     method.smooth_factor: {uniform: [0.2, 1.0]}
@@ -254,7 +254,7 @@ storage: ""
         ["5", "stage1.lr"],
         ["6", "method.lr"],
         ["7", "training.epochs"],
-        ["9", "search.sampler.kind"],
+        ["9", "search.algorithm.kind"],
         ["10", "search.trials"],
         ["12", "search.space.method.smooth_factor.uniform[1]"],
         ["16", "search.space.method.momentum.uniform[1]"],

@@ -18,7 +18,7 @@ from lt_train.methods.los import LabelOverSmooth
 from lt_train.methods.post_hoc.logit_adjust import LogitAdjust
 from lt_train.methods.post_hoc.tau_norm import TauNorm
 from lt_train.methods.samplers.class_balanced import ClassBalanced
-from sweeps.config.matrix import Family, load_file
+from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.spec import SweepSpec, load_resolved, load_sweep, schema
 from sweeps.config.yaml_source import parse_yaml
 
@@ -28,14 +28,14 @@ SCHEMA = Path(sweeps.__file__).parent / "sweep.schema.json"
 
 def test_a_good_file_has_the_documented_defaults(tmp_path: Path) -> None:
     spec = load(tmp_path, GOOD)
-    assert spec.search.sampler.kind == "tpe"
-    assert spec.search.generation == 12
+    assert spec.search.algorithm.kind == "tpe"
+    assert spec.search.proposal_batch == 12
     assert (spec.selection.metric, spec.selection.on, spec.selection.epoch) == ("acc_all", "val", "last")
     assert (spec.selection.seeds, spec.selection.objective, spec.selection.finalists) == (5, "mean", 0)
     assert [method.kind for method in spec.baselines] == ["vanilla", "ce"]
     assert spec.backend.kind == "ray"
     assert spec.tracking.kind == "mlflow"
-    assert spec.search.scheduler.kind == "all_epochs"
+    assert spec.search.early_stopping.kind == "all_epochs"
     assert (spec.resources.cpus_per_pack, spec.resources.gpus_per_pack) == (1, 0)
     assert (spec.resources.lanes_per_pack, spec.resources.memory_per_pack) == ("auto", 2 * 2**30)
     assert spec.storage == "runs"
@@ -59,7 +59,7 @@ dataset: digits_lt
 backbone: small_cnn
 stage1: ce
 method: los
-search: {sampler: random, trials: 4, space: {method.lr: {uniform: [0.1, 0.2]}}}
+search: {algorithm: random, trials: 4, space: {method.lr: {uniform: [0.1, 0.2]}}}
 selection: paper
 baselines: [ce]
 backend: inline
@@ -67,7 +67,7 @@ tracking: {experiment: mine}
 """
     spec = load(tmp_path, short)
     assert isinstance(spec.method, LabelOverSmooth)
-    assert spec.search.sampler.kind == "random"
+    assert spec.search.algorithm.kind == "random"
     chosen = spec.selection
     assert (chosen.on, chosen.epoch, chosen.objective, chosen.seeds, chosen.finalists) == ("test", "best", "best", 5, 0)
     assert [method.kind for method in spec.baselines] == ["ce"]
@@ -132,42 +132,46 @@ def test_memory_decides_nothing_where_lanes_are_given(tmp_path: Path) -> None:
 
 def test_a_scheduler_is_part_of_what_decides_results(tmp_path: Path) -> None:
     def scheduled(text: str) -> SweepSpec:
-        return load(tmp_path, GOOD.replace("  trials: 4\n", f"  trials: 4\n  scheduler: {text}\n"))
+        return load(tmp_path, GOOD.replace("  trials: 4\n", f"  trials: 4\n  early_stopping: {text}\n"))
 
     assert scheduled("all_epochs").fingerprint() == load(tmp_path, GOOD).fingerprint()
     bare, long = scheduled("successive_halving"), scheduled("{kind: successive_halving, rungs: [5, 10], factor: 2}")
     assert bare.fingerprint() == long.fingerprint() != load(tmp_path, GOOD).fingerprint()
     assert load_resolved(bare.resolved()) == bare
-    assert bare.resolved()["search"]["scheduler"] == {"kind": "successive_halving", "rungs": [5, 10], "factor": 2.0}
+    assert bare.resolved()["search"]["early_stopping"] == {
+        "kind": "successive_halving",
+        "rungs": [5, 10],
+        "factor": 2.0,
+    }
     assert scheduled("{kind: successive_halving, rungs: [5]}").fingerprint() != bare.fingerprint()
 
 
 def test_the_fingerprint_of_a_ready_sweep_stays_what_it_was() -> None:
     """Else the directories of every sweep that was begun are refused; a field that is added leaves its default out."""
-    assert load_sweep(SPECS / "demo.yaml").fingerprint()[:12] == "993a6ed68d7d"
-    assert load_sweep(SPECS / "table1.yaml").fingerprint()[:12] == "9cbac57703ae"
+    assert load_sweep(SPECS / "demo.yaml").fingerprint()[:12] == "71d54cfff01d"
+    assert load_sweep(SPECS / "table1.yaml").fingerprint()[:12] == "9bd821c9a756"
 
 
 def test_the_fingerprint_sees_the_order_a_grid_is_walked_in(tmp_path: Path) -> None:
-    head = GOOD[: GOOD.index("  trials:")] + "  sampler: grid\n  trials: 2\n"
-    lr, init = "    method.lr: {choice: [1, 2]}\n", "    method.init: {choice: [warm, fresh]}\n"
+    head = GOOD[: GOOD.index("  trials:")] + "  algorithm: grid\n  trials: 2\n"
+    lr, init = "    method.lr: {choice: [1, 2]}\n", "    method.init: {choice: [checkpoint, random]}\n"
     one, other = load(tmp_path, f"{head}  space:\n{lr}{init}"), load(tmp_path, f"{head}  space:\n{init}{lr}")
     assert one.fingerprint() != other.fingerprint()
 
 
 def test_values_of_a_trial_arrive_exactly(tmp_path: Path) -> None:
-    (contestant,) = load(tmp_path, GOOD).contestants()
+    (candidate,) = load(tmp_path, GOOD).candidates()
     generator = random.Random(0)
     for _ in range(300):
         lr, smooth = 10 ** generator.uniform(-4, -1), generator.uniform(0.2, 0.98)
-        method, training = contestant.with_values(
+        method, training = candidate.with_values(
             {"method.lr": lr, "method.smooth_factor": smooth, "training.epochs": 3}
         )
         assert isinstance(method, LabelOverSmooth)
         assert (method.lr, method.smooth_factor, training.epochs) == (lr, smooth, 3)
         assert (method.momentum, training.batch_size) == (0.9, 64)
     with pytest.raises(SpecError, match=r"trial .*lr"):
-        contestant.with_values({"method.lr": -1.0})
+        candidate.with_values({"method.lr": -1.0})
 
 
 def ready_specs() -> list[Path]:
@@ -181,7 +185,7 @@ def test_the_ready_specs_are_all_here() -> None:
 @pytest.mark.parametrize("path", ready_specs(), ids=lambda path: path.stem)
 def test_a_ready_spec_is_valid(path: Path) -> None:
     loaded = load_file(path)
-    for spec in loaded.sweeps if isinstance(loaded, Family) else [loaded]:
+    for spec in loaded.sweeps if isinstance(loaded, SweepMatrix) else [loaded]:
         assert load_resolved(spec.resolved()) == spec
     assert path.read_text().startswith("# yaml-language-server: $schema=../sweep.schema.json\n")
 

@@ -14,11 +14,11 @@ TABLE1, FASHION = load_sweep(SPECS / "table1.yaml"), load_sweep(SPECS / "fashion
 
 
 def test_every_method_is_in_it() -> None:
-    assert sorted(contestant.method.kind for contestant in TABLE1.contestants()) == sorted(METHODS.kinds())
+    assert sorted(candidate.method.kind for candidate in TABLE1.candidates()) == sorted(METHODS.kinds())
 
 
 def test_every_method_that_has_something_to_search_gets_the_same_budget() -> None:
-    trials = {contestant.name: size.trials for contestant, size in search_sizes(TABLE1)}
+    trials = {candidate.name: size.trials for candidate, size in search_sizes(TABLE1)}
     assert trials.pop("vanilla") == 1
     assert set(trials.values()) == {TABLE1.search.trials}
     assert TABLE1.selection.seeds == 5
@@ -36,8 +36,8 @@ def test_what_makes_a_method_itself_is_searched() -> None:
         "class_balanced": {"gamma"},  # of mode focal alone
         "ltwb": {"gamma"},
     }
-    for contestant in TABLE1.contestants():
-        own = set(contestant.method.lane_values()) - {"lr", "weight_decay", "momentum"}
-        searched = {path.removeprefix("method.") for path in contestant.space}
-        assert own - left.get(contestant.name, set()) <= searched, contestant.name
-        assert not contestant.method.trains or {"lr", "weight_decay"} <= searched
+    for candidate in TABLE1.candidates():
+        own = set(candidate.method.lane_values()) - {"lr", "weight_decay", "momentum"}
+        searched = {path.removeprefix("method.") for path in candidate.space}
+        assert own - left.get(candidate.name, set()) <= searched, candidate.name
+        assert not candidate.method.trains or {"lr", "weight_decay"} <= searched

@@ -1,14 +1,14 @@
-"""The ready family of the paper's Table 4: four representations under the same methods, on equal terms."""
+"""The ready matrix of the paper's Table 4: four representations under the same methods, on equal terms."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import sweeps
-from sweeps.config.matrix import load_family
+from sweeps.config.matrix import load_matrix
 from sweeps.config.trials import search_sizes
 
-TABLE4 = load_family(Path(sweeps.__file__).parent / "specs" / "table4.yaml")
+TABLE4 = load_matrix(Path(sweeps.__file__).parent / "specs" / "table4.yaml")
 COLUMNS = {
     "vanilla": "vanilla",
     "ce": "ce",
@@ -34,7 +34,7 @@ def test_its_rows_are_the_papers_on_one_schedule() -> None:
 def test_its_columns_are_the_papers_with_one_budget() -> None:
     for spec in TABLE4.sweeps:
         found = {method.kind: method.kind for method in spec.baselines}
-        found |= {contestant.name: contestant.method.kind for contestant in spec.contestants()}
+        found |= {candidate.name: candidate.method.kind for candidate in spec.candidates()}
         assert found == COLUMNS
         assert {size.trials for _, size in search_sizes(spec)} == {spec.search.trials}
         assert (spec.selection.on, spec.selection.seeds, spec.selection.finalists) == ("val", 5, 3)

@@ -62,9 +62,11 @@ def test_features_alone_leave_methods_to_start_afresh(imported_sweep: Callable[.
     ):
         prepare(imported_sweep(**other))
     warm = imported_sweep(use_head=False, **other)
-    with pytest.raises(BankError, match=r"starts from the stage-1 head, and this bank has none; .* or set init: fresh"):
+    with pytest.raises(
+        BankError, match=r"starts from the stage-1 head, and this bank has none; .* or set init: random"
+    ):
         prepare(warm)
-    fresh = warm.resolved() | {"baselines": [], "method": {"kind": "los", "init": "fresh"}}
+    fresh = warm.resolved() | {"baselines": [], "method": {"kind": "los", "init": "random"}}
     assert prepare(load_resolved(fresh)).head is None
 
 

@@ -16,10 +16,10 @@ import yaml
 import sweeps
 import sweeps.cli.main
 from lt_train.core.errors import UserError
-from sweeps.analysis.matrix_table import CrossTable, cross_table
-from sweeps.config.matrix import Family, load_family
+from sweeps.analysis.matrix_table import MatrixTable, matrix_table
+from sweeps.config.matrix import SweepMatrix, load_matrix
 from sweeps.config.spec import SweepSpec
-from sweeps.experiment.matrix_runner import MembersFailed, resume_family, run_family
+from sweeps.experiment.matrix_runner import MembersFailed, resume_matrix, run_matrix
 from sweeps.experiment.runner import run
 from sweeps.store.layout import leases, sweep_directory
 from sweeps.store.lease import held
@@ -40,12 +40,12 @@ class Ended:
 
 @pytest.fixture
 def family_file(small_sweep: MakeSweep, tmp_path: Path) -> MakeFamily:
-    """`family_file(across, search={...}, ...)`: the file of a small family that compares two methods."""
+    """`family_file(across, search={...}, ...)`: the file of a small matrix that compares two methods."""
 
-    def make(across: dict[str, Any], **sections: Any) -> Path:
+    def make(axis: dict[str, Any], **sections: Any) -> Path:
         document = small_sweep(search={"trials": 2, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
         del document["method"], document["baselines"]
-        document |= {"name": "fam", "methods": ["ce", "los"], "across": across} | sections
+        document |= {"name": "fam", "methods": ["ce", "los"], "matrix": axis} | sections
         file = tmp_path / "fam.yaml"
         file.write_text(yaml.safe_dump(document, sort_keys=False))
         return file
@@ -67,11 +67,11 @@ def lt_sweep(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended
 
 
 def test_members_are_ordinary_sweeps_and_the_table_is_their_results(family_file: MakeFamily, tmp_path: Path) -> None:
-    family = load_family(family_file({"training.epochs": [1, 2]}))
-    table = run_family(family)
-    assert (table.family, table.across, table.methods) == ("fam", "training.epochs", ["vanilla", "ce", "los"])
+    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
+    table = run_matrix(matrix)
+    assert (table.matrix, table.axis, table.methods) == ("fam", "training.epochs", ["vanilla", "ce", "los"])
     assert [(row.value, row.sweep, row.missing) for row in table.rows] == [("1", "fam-1", ""), ("2", "fam-2", "")]
-    for row, spec in zip(table.rows, family.sweeps, strict=True):
+    for row, spec in zip(table.rows, matrix.sweeps, strict=True):
         result = run(spec)
         assert result.runs.cached == result.runs.finished, "a finished member is only summed up again"
         for method in result.methods:
@@ -81,14 +81,14 @@ def test_members_are_ordinary_sweeps_and_the_table_is_their_results(family_file:
         highest = max(cell.mean.acc_all or 0 for cell in row.cells.values())
         assert {cell.mean.acc_all for cell in row.cells.values() if cell.best} == {highest}
     assert len(list((tmp_path / "runs" / "cache" / "banks").iterdir())) == 1, "members share what they have in common"
-    assert cross_table(family) == table
-    assert resume_family(tmp_path / "runs" / "fam") == table
+    assert matrix_table(matrix) == table
+    assert resume_matrix(tmp_path / "runs" / "fam") == table
 
 
 def test_one_that_fails_does_not_stop_the_others(family_file: MakeFamily, features_file: Path, tmp_path: Path) -> None:
     file = family_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
     with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-gone: .*no\.npz") as failed:
-        run_family(load_family(file))
+        run_matrix(load_matrix(file))
     gone, here = failed.value.table.rows
     assert (gone.cells, list(here.cells)) == ({}, ["vanilla", "ce", "los"])
     assert gone.missing.startswith("failed: ")
@@ -98,7 +98,7 @@ def test_one_that_fails_does_not_stop_the_others(family_file: MakeFamily, featur
 def test_a_member_without_a_winner_has_failed(family_file: MakeFamily) -> None:
     sound = ["ce"]
     with pytest.raises(MembersFailed, match="fam-broken: every trial, or every finalist, failed") as failed:
-        run_family(load_family(family_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
+        run_matrix(load_matrix(family_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
     assert failed.value.exit_code == 1
     assert [list(row.cells) for row in failed.value.table.rows] == [["vanilla"], ["vanilla", "ce"]]
 
@@ -106,11 +106,11 @@ def test_a_member_without_a_winner_has_failed(family_file: MakeFamily) -> None:
 def test_a_fresh_family_that_was_stopped_goes_on_afresh(
     family_file: MakeFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family, runs = load_family(family_file({"training.epochs": [1, 2]})), tmp_path / "runs"
-    run_family(family)
+    matrix, runs = load_matrix(family_file({"training.epochs": [1, 2]})), tmp_path / "runs"
+    run_matrix(matrix)
     before = {name: sweep_directory(runs / name).sweep_id for name in ("fam-1", "fam-2")}
     with held(leases(runs), "fam-2"), pytest.raises(UserError, match="sweep fam-2 is being run by"):
-        run_family(family, fresh=True)
+        run_matrix(matrix, fresh=True)
     assert not (runs / "fam-1.previous-1").exists(), "nothing is touched where somebody is at work"
 
     def stopped(*_: object) -> None:
@@ -119,30 +119,30 @@ def test_a_fresh_family_that_was_stopped_goes_on_afresh(
     with monkeypatch.context() as at_once:
         at_once.setattr("sweeps.experiment.runner.run", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run_family(family, fresh=True)
-    resume_family(runs / "fam")
+            run_matrix(matrix, fresh=True)
+    resume_matrix(runs / "fam")
     for name, sweep_id in before.items():
         assert sweep_directory(runs / f"{name}.previous-1").sweep_id == sweep_id
         assert sweep_directory(runs / name).sweep_id != sweep_id
 
 
 def test_a_result_of_another_spec_is_no_success(family_file: MakeFamily, tmp_path: Path) -> None:
-    run_family(load_family(family_file({"training.epochs": [1, 2]})))
-    changed = load_family(family_file({"training.epochs": {"1": 1, "2": 3}}))
+    run_matrix(load_matrix(family_file({"training.epochs": [1, 2]})))
+    changed = load_matrix(family_file({"training.epochs": {"1": 1, "2": 3}}))
     with pytest.raises(MembersFailed, match=r"fam-2: .* holds another sweep"):
-        run_family(changed)
+        run_matrix(changed)
     with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-2: .* is of another spec") as failed:
-        resume_family(tmp_path / "runs" / "fam")
+        resume_matrix(tmp_path / "runs" / "fam")
     assert failed.value.exit_code == UserError.exit_code
 
 
 def test_a_family_has_one_driver(family_file: MakeFamily, tmp_path: Path) -> None:
-    family = load_family(family_file({"training.epochs": [1, 2]}))
+    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
     with (
         held(leases(tmp_path / "runs"), "fam", told=lambda text: None),
         pytest.raises(UserError, match=str(os.getpid())),
     ):
-        run_family(family)
+        run_matrix(matrix)
     assert not (tmp_path / "runs" / "fam-1").exists()
 
 
@@ -150,20 +150,20 @@ def test_a_family_and_a_sweep_do_not_share_a_directory(
     family_file: MakeFamily, small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
     run(small_sweep(name="fam", search={"trials": 1}))
-    family = load_family(family_file({"training.epochs": [1, 2]}))
+    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
     with pytest.raises(UserError, match="holds a sweep of this name"):
-        run_family(family)
-    run_family(Family("other", family.across, family.members))
-    with pytest.raises(UserError, match="is a family's directory"):
+        run_matrix(matrix)
+    run_matrix(SweepMatrix("other", matrix.axis, matrix.members))
+    with pytest.raises(UserError, match="is a matrix's directory"):
         run(small_sweep(name="other"))
 
 
 def test_the_table_says_what_is_not_there(family_file: MakeFamily) -> None:
-    family = load_family(family_file({"training.epochs": [1, 2]}))
-    run(family.sweeps[1])
-    assert [row.missing for row in cross_table(family).rows] == ["not finished", ""]
-    changed = load_family(family_file({"training.epochs": [1, 2]}, selection={"seeds": 3}))
-    assert "is of another spec" in cross_table(changed).rows[1].missing
+    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
+    run(matrix.sweeps[1])
+    assert [row.missing for row in matrix_table(matrix).rows] == ["not finished", ""]
+    changed = load_matrix(family_file({"training.epochs": [1, 2]}, selection={"seeds": 3}))
+    assert "is of another spec" in matrix_table(changed).rows[1].missing
 
 
 def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: MakeFamily, tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: Make
     assert all(len(line) <= 80 for line in ran.stdout.splitlines()), ran.stdout
     for again in (("table", file), ("table", directory), ("resume", directory), ("resume", file)):
         assert lt_sweep(*again).stdout == ran.stdout, again
-    as_json = CrossTable.model_validate_json(lt_sweep("table", file, "--json").stdout)
-    assert as_json == cross_table(load_family(file))
+    as_json = MatrixTable.model_validate_json(lt_sweep("table", file, "--json").stdout)
+    assert as_json == matrix_table(load_matrix(file))
     markdown = lt_sweep("table", directory, "--markdown").stdout
     assert markdown.startswith("| training.epochs | vanilla | ce | los |\n| --- |")
     assert markdown.count("**") >= 4, "one in each row is bold"
@@ -248,16 +248,16 @@ def test_a_file_that_went_with_a_job_is_asked_for_again(
     """A resume on a cluster: the directory that the files of the first job travelled in is removed."""
     monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
     travelled = tmp_path / "job" / "features.npz"
-    family = load_family(family_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(travelled)}))
+    matrix = load_matrix(family_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(travelled)}))
     told = r"dataset\.path travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
     with pytest.raises(MembersFailed, match=told) as failed:
-        run_family(family)
+        run_matrix(matrix)
     assert failed.value.exit_code == UserError.exit_code
     with pytest.raises(MembersFailed, match=told):
-        resume_family(tmp_path / "runs" / "fam")
+        resume_matrix(tmp_path / "runs" / "fam")
     monkeypatch.delenv(JOB_VARIABLE)
     with pytest.raises(MembersFailed) as here:
-        resume_family(tmp_path / "runs" / "fam")
+        resume_matrix(tmp_path / "runs" / "fam")
     assert "travelled" not in str(here.value)
 
 
@@ -266,7 +266,7 @@ def test_a_family_with_kinds_that_are_not_here_is_shown(
 ) -> None:
     lt_sweep("run", family_file({"training.epochs": [1, 2]}))
     for file in (tmp_path / "runs").glob("fam*/*.json"):
-        if file.name in ("family.json", "sweep.json"):
+        if file.name in ("matrix.json", "sweep.json"):
             file.write_text(file.read_text().replace('"kind": "los"', '"kind": "of_a_plugin"'))
     shown = lt_sweep("status", tmp_path / "runs" / "fam")
     assert shown.returncode == 0, shown.stderr
@@ -308,7 +308,7 @@ def test_plan_adds_up_and_counts_what_is_shared_once(lt_sweep: Callable[..., End
 
 
 def test_everything_is_a_call_in_python_too() -> None:
-    assert sweeps.run_family is run_family
-    assert sweeps.load_family is load_family
-    assert sweeps.cross_table is cross_table
-    assert sweeps.resume_family is resume_family
+    assert sweeps.run_matrix is run_matrix
+    assert sweeps.load_matrix is load_matrix
+    assert sweeps.matrix_table is matrix_table
+    assert sweeps.resume_matrix is resume_matrix

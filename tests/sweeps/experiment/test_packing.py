@@ -6,7 +6,7 @@ import pytest
 
 from lt_train.core.errors import UserError
 from lt_train.methods.base import METHODS, TrainingSpec
-from lt_train.retrain.base import EpochRule, Halving, Run
+from lt_train.retrain.base import EpochSelection, Halving, Run
 from sweeps.config.sections import ResourcesSpec
 from sweeps.experiment.packing import PackSize, pack_runs
 from sweeps.search.all_epochs import AllEpochs
@@ -34,19 +34,19 @@ def runs(trials: int, seeds: int, **training: int) -> list[Run]:
     ],
 )
 def test_sizes(trials: int, seeds: int, lanes: int, sizes: list[int]):
-    packs = pack_runs("p", runs(trials, seeds), EpochRule(), lambda run: lanes)
+    packs = pack_runs("p", runs(trials, seeds), EpochSelection(), lambda run: lanes)
     assert [len(pack.runs) for pack in packs] == sizes
     assert len({pack.name for pack in packs}) == len(packs)
 
 
 def test_every_run_is_packed_once_and_in_order():
     given = runs(7, 3)
-    packed = [run for pack in pack_runs("p", given, EpochRule(), lambda run: 6) for run in pack.runs]
+    packed = [run for pack in pack_runs("p", given, EpochSelection(), lambda run: 6) for run in pack.runs]
     assert packed == given
 
 
 def test_no_run_makes_no_pack():
-    assert pack_runs("p", [], EpochRule(), lambda run: 6) == []
+    assert pack_runs("p", [], EpochSelection(), lambda run: 6) == []
 
 
 def test_static_fields_are_never_mixed_and_each_group_has_a_size_of_its_own():
@@ -56,7 +56,7 @@ def test_static_fields_are_never_mixed_and_each_group_has_a_size_of_its_own():
     def lanes(run: Run) -> int:
         return 4 if run.training.epochs == 3 else 64
 
-    packs = pack_runs("p", given, EpochRule(), lanes)
+    packs = pack_runs("p", given, EpochSelection(), lanes)
     assert [len(pack.runs) for pack in packs] == [4, 4, 4, 1]
     for pack in packs:
         assert len({(run.method.kind, run.training.epochs) for run in pack.runs}) == 1
@@ -64,13 +64,15 @@ def test_static_fields_are_never_mixed_and_each_group_has_a_size_of_its_own():
 
 def test_packs_carry_how_their_trials_are_stopped():
     given = [*runs(2, 2), *runs(2, 2, epochs=3)]
-    packs = pack_runs("p", given, EpochRule(), lambda run: 64, lambda run: HALVING if run.training.epochs > 5 else None)
+    packs = pack_runs(
+        "p", given, EpochSelection(), lambda run: 64, lambda run: HALVING if run.training.epochs > 5 else None
+    )
     assert [pack.halving for pack in packs] == [HALVING, None]
 
 
 @pytest.mark.parametrize("lanes", range(10, 70, 5))
 def test_no_pack_is_left_with_one_trial_where_all_could_have_two(lanes: int):
-    packs = pack_runs("p", runs(12, 5), EpochRule(), lambda run: lanes, lambda run: HALVING)
+    packs = pack_runs("p", runs(12, 5), EpochSelection(), lambda run: lanes, lambda run: HALVING)
     trials = [len({run.method for run in pack.runs}) for pack in packs]
     assert sum(trials) == 12
     assert min(trials) >= 2

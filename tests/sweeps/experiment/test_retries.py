@@ -6,14 +6,14 @@ import pytest
 
 from lt_train.core.errors import LongtailError
 from lt_train.methods.base import METHODS, TrainingSpec
-from lt_train.retrain.base import EpochRule, Halving, Pack, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.experiment.retries import ATTEMPTS, PATIENCE, Outcome, Retries
 
 
 def pack_of(trials: int, seeds: int, halving: Halving | None = None) -> Pack:
     methods = [METHODS.parse({"kind": "los", "lr": 0.1 / (trial + 1)}) for trial in range(trials)]
     runs = tuple(Run(method, TrainingSpec(), seed) for method in methods for seed in range(seeds))
-    return Pack("p", runs, EpochRule(), halving)
+    return Pack("p", runs, EpochSelection(), halving)
 
 
 def trained(run: Run) -> RunResult:
@@ -101,7 +101,7 @@ def test_parts_are_put_together_in_the_order_of_the_pack_and_their_seconds_add_u
 
 def test_failures_of_one_pack_do_not_count_for_another() -> None:
     retries = Retries()
-    one, other = pack_of(1, 1), Pack("q", pack_of(1, 1).runs, EpochRule())
+    one, other = pack_of(1, 1), Pack("q", pack_of(1, 1).runs, EpochSelection())
     assert retries.failed(one, "x", own=True) == ([one], None)
     assert retries.failed(other, "x", own=True) == ([other], None)
     _, outcome = retries.failed(one, "x", own=True)

@@ -34,7 +34,7 @@ def test_result_json_is_the_documented_model_and_adds_up(small_sweep: MakeSweep)
     assert written["schema"] == 1
     assert set(written) == {
         "schema", "sweep", "spec_fingerprint", "bank_fingerprint", "protocol", "runs", "trials", "winner", "methods",
-        "baselines", "longer", "not_longer", "seconds", "notes",
+        "baselines", "extended", "not_longer", "seconds", "notes",
     }  # fmt: skip
     assert written["runs"] == {"finished": 7 * 3 + 1 + 3, "stopped": 0, "failed": 0, "cached": 0}
     assert {"total", "train", "search", "tracking"} <= set(written["seconds"])
@@ -71,8 +71,8 @@ def test_the_papers_protocol_selects_best_epoch_and_seed_on_test(small_sweep: Ma
     assert result.protocol.model_dump() == {
         "on": "test", "epoch": "best", "objective": "best", "metric": "acc_all", "seeds": 5, "finalists": 0,
     }  # fmt: skip
-    longer = {run["key"] for line in pack_lines(Path(spec.storage) / spec.name)[-1:] for run in line["runs"]}
-    runs = [run for run in runs_of(spec) if run["key"] not in longer]  # of which the last epoch counts
+    extended = {run["key"] for line in pack_lines(Path(spec.storage) / spec.name)[-1:] for run in line["runs"]}
+    runs = [run for run in runs_of(spec) if run["key"] not in extended]  # of which the last epoch counts
     best = {run["key"]: max(row[0] for row in run["test"]) for run in runs}
     winner = result.winner
     assert winner is not None
@@ -150,8 +150,8 @@ def test_two_classes_and_empty_splits(small_sweep: MakeSweep, tmp_path: Path, cl
     )
     spec = small_sweep(
         dataset={"path": str(tmp_path / "two.npz")},
-        method={"init": "fresh"},
-        baselines=[{"kind": "ce", "init": "fresh"}],
+        method={"init": "random"},
+        baselines=[{"kind": "ce", "init": "random"}],
     )
     result = sweeps.run(spec)
     assert result.winner is not None
@@ -167,7 +167,7 @@ def test_a_bank_without_head_is_refused_for_warm_starts_before_anything_is_train
     arrays = {name: value for name, value in np.load(features_file).items() if name not in ("weight", "bias")}
     np.savez(tmp_path / "headless.npz", **arrays)
     spec = small_sweep(dataset={"path": str(tmp_path / "headless.npz")})
-    with pytest.raises(BankError, match=r"method los starts from the stage-1 head.*init: fresh"):
+    with pytest.raises(BankError, match=r"method los starts from the stage-1 head.*init: random"):
         sweeps.run(spec)
 
 
@@ -177,7 +177,7 @@ def test_selecting_on_a_split_that_is_not_there_is_refused(small_sweep: MakeSwee
     arrays["val_features"], arrays["val_labels"] = arrays["val_features"][:, keep], arrays["val_labels"][keep]
     np.savez(tmp_path / "nofew.npz", **arrays)
     spec = small_sweep(dataset={"path": str(tmp_path / "nofew.npz")}, selection={"metric": "acc_few"})
-    with pytest.raises(UserError, match=r"acc_few on val: the validation set has no picture of that split"):
+    with pytest.raises(UserError, match=r"acc_few on val: the validation set has no image of that split"):
         sweeps.run(spec)
 
 
@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_mid_sweep_stops_it_and_resume_goes_on(
     small_sweep: MakeSweep, small_disk: Callable[[str], Path]
 ):
     disk = small_disk("120k")
-    spec = small_sweep(storage=str(disk), search={"trials": 60, "generation": 6})
+    spec = small_sweep(storage=str(disk), search={"trials": 60, "proposal_batch": 6})
     with pytest.raises(StorageError, match=r"the disk is full; free some space and run the same command again"):
         sweeps.run(spec)
     finished = len(runs_of(spec))
@@ -224,7 +224,7 @@ def test_the_public_names_are_callable_whatever_was_imported_before():
 
 def halved(small_sweep: MakeSweep, **sections: Any) -> SweepSpec:
     scheduler = {"kind": "successive_halving", "rungs": [1, 2]}
-    search = {"trials": 12, "generation": 6, "scheduler": scheduler}
+    search = {"trials": 12, "proposal_batch": 6, "early_stopping": scheduler}
     return small_sweep(**{"search": search, "selection": {"seeds": 2, "finalists": 2}, **sections})
 
 
@@ -233,7 +233,7 @@ def test_a_halved_sweep_says_who_was_stopped_and_what_whole_runs_reached(
 ):
     spec = halved(small_sweep)
     result = sweeps.run(spec)
-    # Two generations of six in a pack each: three stop after epoch 1, one after epoch 2.
+    # Two proposal batches of six in a pack each: three stop after epoch 1, one after epoch 2.
     stops = [trial.stopped for trial in result.trials]
     assert (stops.count(1), stops.count(2), stops.count(None)) == (6, 2, 4)
     assert result.runs.stopped == 16
@@ -260,9 +260,9 @@ def test_a_halved_sweep_says_who_was_stopped_and_what_whole_runs_reached(
 def test_halving_keeps_the_winner_that_all_epochs_find_where_the_order_is_plain(small_sweep: MakeSweep):
     """Learning rates so far apart that who is ahead after one epoch is ahead in the end."""
     space = {"method.lr": {"choice": [1e-7, 1e-6, 1e-5, 3e-2]}}
-    search = {"sampler": "grid", "trials": 4, "generation": 4, "space": space}
+    search = {"algorithm": "grid", "trials": 4, "proposal_batch": 4, "space": space}
     whole = sweeps.run(small_sweep(name="whole", search=search))
-    halving = {"scheduler": {"kind": "successive_halving", "rungs": [1, 2]}}
+    halving = {"early_stopping": {"kind": "successive_halving", "rungs": [1, 2]}}
     some = sweeps.run(small_sweep(search=search | halving))
     assert whole.winner is not None
     assert some.winner is not None

@@ -23,9 +23,9 @@ from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import search_size, search_sizes
 from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.cards import trial_card
+from sweeps.tracking.events import trial_finished
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -49,15 +49,15 @@ def several(small_sweep: MakeSweep) -> MakeSweep:
     return make
 
 
-def work_through(schedule: Schedule, bank: FeatureBank, choose: Callable[[list[Pack]], int], workers: int) -> list[str]:
+def work_through(queue: TrialQueue, bank: FeatureBank, choose: Callable[[list[Pack]], int], workers: int) -> list[str]:
     in_flight: list[Pack] = []
     order: list[str] = []
-    while not schedule.exhausted():
-        while len(in_flight) < workers and (pack := schedule.next_pack()) is not None:
+    while not queue.exhausted():
+        while len(in_flight) < workers and (pack := queue.next_pack()) is not None:
             in_flight.append(pack)
         pack = in_flight.pop(choose(in_flight))
         order.append(pack.name)
-        schedule.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule, halving=pack.halving), 0.0)
+        queue.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule, halving=pack.halving), 0.0)
     return order
 
 
@@ -65,31 +65,31 @@ def any_of(generator: random.Random, packs: list[Pack]) -> int:
     return generator.randrange(len(packs))
 
 
-def outcomes(schedule: Schedule, contestant: str | None = None) -> dict[str, tuple[dict[str, Any], float | None]]:
+def outcomes(queue: TrialQueue, candidate: str | None = None) -> dict[str, tuple[dict[str, Any], float | None]]:
     return {
-        trial.name: (trial.params, schedule.objective(trial))
-        for trial in schedule.trials.values()
-        if contestant in (None, trial.contestant)
+        trial.name: (trial.params, queue.objective(trial))
+        for trial in queue.trials.values()
+        if candidate in (None, trial.candidate)
     }
 
 
-def finished(spec: SweepSpec, directory: Path) -> Schedule:
+def finished(spec: SweepSpec, directory: Path) -> TrialQueue:
     bank, ledger = prepare(spec), Ledger(directory)
-    schedule = Schedule(spec, bank, ledger)
-    work_through(schedule, bank, lambda packs: 0, workers=1)
+    queue = TrialQueue(spec, bank, ledger)
+    work_through(queue, bank, lambda packs: 0, workers=1)
     ledger.close()
-    return schedule
+    return queue
 
 
 def test_trials_of_every_method_are_ready_at_once(several: MakeSweep, tmp_path: Path) -> None:
     spec, ledger = several(), Ledger(tmp_path)
-    schedule = Schedule(spec, prepare(spec), ledger)
-    packs = {pack.name for _ in range(99) if (pack := schedule.next_pack()) is not None}
+    queue = TrialQueue(spec, prepare(spec), ledger)
+    packs = {pack.name for _ in range(99) if (pack := queue.next_pack()) is not None}
     ledger.close()
     assert packs == {
         "baseline-0",
         "search-vanilla-0000-0",
-        *(f"search-{name}-{generation:04d}-0" for name in ("los", "los-cosine", "tau_norm") for generation in (0, 1)),
+        *(f"search-{name}-{batch:04d}-0" for name in ("los", "los-cosine", "tau_norm") for batch in (0, 1)),
     }
 
 
@@ -99,7 +99,7 @@ def test_which_trials_are_tried_does_not_depend_on_workers_or_order(several: Mak
     alone = finished(spec, tmp_path / "one")
     for seed in range(4):
         ledger = Ledger(tmp_path / f"many{seed}")
-        many = Schedule(spec, bank, ledger)
+        many = TrialQueue(spec, bank, ledger)
         order = work_through(many, bank, functools.partial(any_of, random.Random(seed)), workers=5)
         ledger.close()
         assert order != sorted(order)
@@ -114,14 +114,14 @@ def test_a_replay_from_any_prefix_of_the_ledger_trains_only_the_rest(
 ) -> None:
     spec = several()
     bank, ledger = prepare(spec), Ledger(tmp_path)
-    whole = Schedule(spec, bank, ledger)
+    whole = TrialQueue(spec, bank, ledger)
     work_through(whole, bank, lambda packs: len(packs) - 1, workers=3)
     ledger.close()
     lines = ledger.path.read_bytes().splitlines(keepends=True)
     ledger.path.write_bytes(b"".join(lines[: 1 + kept_lines]))
     ledger = Ledger(tmp_path)
     kept = set(ledger.finished)
-    again = Schedule(spec, bank, ledger)
+    again = TrialQueue(spec, bank, ledger)
     work_through(again, bank, lambda packs: 0, workers=2)
     ledger.close()
     assert outcomes(again) == outcomes(whole)
@@ -140,9 +140,9 @@ def test_adding_a_method_leaves_the_trials_of_the_others_as_they_are(several: Ma
 
 
 def test_methods_with_one_kind_and_space_are_searched_apart(several: MakeSweep, tmp_path: Path) -> None:
-    schedule = finished(several([METHODS[1], {**METHODS[1], "name": "again"}]), tmp_path)
+    queue = finished(several([METHODS[1], {**METHODS[1], "name": "again"}]), tmp_path)
     first, second = (
-        [trial.params for trial in schedule.trials.values() if trial.contestant == n] for n in ("los", "again")
+        [trial.params for trial in queue.trials.values() if trial.candidate == n] for n in ("los", "again")
     )
     assert len(first) == len(second)
     assert not [params for params in first if params in second]
@@ -150,19 +150,19 @@ def test_methods_with_one_kind_and_space_are_searched_apart(several: MakeSweep, 
 
 def test_each_method_has_its_finalists_on_fresh_seeds(several: MakeSweep, tmp_path: Path) -> None:
     spec = several()
-    schedule = finished(spec, tmp_path)
+    queue = finished(spec, tmp_path)
     for name, seeds in (("los", (2, 3)), ("los-cosine", (2, 3)), ("tau_norm", (2,)), ("vanilla", (2,))):
-        finalists = [t for t in schedule.trials.values() if t.contestant == name and t.phase == "finalist"]
-        assert [t.number for t in finalists] == [t.number for t in schedule.ranking("search", name)[:2]]
+        finalists = [t for t in queue.trials.values() if t.candidate == name and t.phase == "finalist"]
+        assert [t.number for t in finalists] == [t.number for t in queue.ranking("search", name)[:2]]
         assert {t.seeds for t in finalists} == {seeds}
-        assert schedule.winner(name) == schedule.ranking("finalist", name)[0]
-    best = max((t for t in schedule.trials.values() if t.phase == "finalist"), key=lambda t: schedule.objective(t) or 0)
-    assert schedule.objective(schedule.ranking("finalist")[0]) == schedule.objective(best)
-    sizes = {contestant.name: size for contestant, size in search_sizes(spec)}
+        assert queue.winner(name) == queue.ranking("finalist", name)[0]
+    best = max((t for t in queue.trials.values() if t.phase == "finalist"), key=lambda t: queue.objective(t) or 0)
+    assert queue.objective(queue.ranking("finalist")[0]) == queue.objective(best)
+    sizes = {candidate.name: size for candidate, size in search_sizes(spec)}
     assert {name: size.trials for name, size in sizes.items()} == {
         "vanilla": 1, "los": 5, "los-cosine": 5, "tau_norm": 5,
     }  # fmt: skip
-    wanted = sum(len(trial.seeds) for trial in schedule.trials.values())
+    wanted = sum(len(trial.seeds) for trial in queue.trials.values())
     assert search_size(spec).runs == wanted == 1 + (1 + 10 + 10 + 5) + (1 + 4 + 4 + 2)
 
 
@@ -245,17 +245,17 @@ def test_the_plan_counts_every_method(several: MakeSweep) -> None:
 
 
 def test_cards_say_the_method_and_its_values_by_path(several: MakeSweep, tmp_path: Path) -> None:
-    schedule = finished(several(), tmp_path)
+    queue = finished(several(), tmp_path)
     by_name = {
-        name: trial_card(trial, schedule.finished[name], schedule.objective(trial), schedule.spec)
-        for name, trial in schedule.trials.items()
+        name: trial_finished(trial, queue.finished[name], queue.objective(trial), queue.spec)
+        for name, trial in queue.trials.items()
     }
     cosine, tau = by_name["search-los-cosine-0000"], by_name["search-tau_norm-0001"]
     assert cosine.name.startswith("los-cosine lr=")
     assert cosine.params | {"method": "los-cosine", "kind": "los", "head.kind": "cosine", "epochs": 2} == cosine.params
     assert cosine.params["head.scale"] == 30.0
     assert tau.name.startswith("tau_norm tau=")
-    assert tau.params["post_hoc.tau"] == schedule.trials["search-tau_norm-0001"].params["method.post_hoc.tau"]
+    assert tau.params["post_hoc.tau"] == queue.trials["search-tau_norm-0001"].params["method.post_hoc.tau"]
     assert by_name["baseline-vanilla"].name == "vanilla (baseline)"
 
 
@@ -267,15 +267,15 @@ def test_a_zero_that_one_method_tries_does_not_stop_another_that_searches_by_dec
             {"method": "ce", "space": {path: {"choice": [0.0, 1e-4]}}},
         ],
         baselines=[],
-        tracking={"kind": "none", "patience": 0.0},
+        tracking={"kind": "none", "flush_timeout": 0.0},
     )
     result = sweeps.run(spec)
     assert {0.0, 1e-4} == {trial.params[path] for trial in result.trials if trial.method == "ce"}
-    schedule = finished(spec, Path(spec.storage) / spec.name)
+    queue = finished(spec, Path(spec.storage) / spec.name)
     by_decades = {
-        trial.contestant
-        for name, trial in schedule.trials.items()
-        if "log10_weight_decay" in trial_card(trial, schedule.finished[name], None, spec).params
+        trial.candidate
+        for name, trial in queue.trials.items()
+        if "log10_weight_decay" in trial_finished(trial, queue.finished[name], None, spec).params
     }
     assert by_decades == {"los"}
 

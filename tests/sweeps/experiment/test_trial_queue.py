@@ -14,22 +14,22 @@ from lt_train.retrain.base import Pack
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import search_size
 from sweeps.experiment.prepare import prepare
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger
 
 
-def work_through(schedule: Schedule, bank: FeatureBank, choose: Callable[[list[Pack]], int], workers: int) -> list[str]:
+def work_through(queue: TrialQueue, bank: FeatureBank, choose: Callable[[list[Pack]], int], workers: int) -> list[str]:
     """Train everything with `workers` packs in flight, finishing them in the order that `choose` says."""
     in_flight: list[Pack] = []
     order: list[str] = []
-    while not schedule.exhausted():
-        while len(in_flight) < workers and (pack := schedule.next_pack()) is not None:
+    while not queue.exhausted():
+        while len(in_flight) < workers and (pack := queue.next_pack()) is not None:
             in_flight.append(pack)
         assert in_flight, "a schedule that is not exhausted has work when none is in flight"
         pack = in_flight.pop(choose(in_flight))
         order.append(pack.name)
-        schedule.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule), 0.0)
-    assert schedule.next_pack() is None
+        queue.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule), 0.0)
+    assert queue.next_pack() is None
     return order
 
 
@@ -47,19 +47,19 @@ def bank(spec: SweepSpec) -> FeatureBank:
     return prepare(spec)
 
 
-def trial_values(schedule: Schedule) -> list[tuple[str, dict[str, object], object]]:
-    return [(trial.name, trial.params, schedule.objective(trial)) for trial in schedule.trials.values()]
+def trial_values(queue: TrialQueue) -> list[tuple[str, dict[str, object], object]]:
+    return [(trial.name, trial.params, queue.objective(trial)) for trial in queue.trials.values()]
 
 
 def test_which_trials_are_tried_does_not_depend_on_workers_or_order(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path / "one")
-    alone = Schedule(spec, bank, ledger)
+    alone = TrialQueue(spec, bank, ledger)
     first_order = work_through(alone, bank, lambda packs: 0, workers=1)
     ledger.close()
     for seed in range(5):
         choose = functools.partial(any_of, random.Random(seed))
         ledger = Ledger(tmp_path / f"many{seed}")
-        many = Schedule(spec, bank, ledger)
+        many = TrialQueue(spec, bank, ledger)
         order = work_through(many, bank, choose, workers=4)
         ledger.close()
         assert order != first_order, "the test must exercise another order"
@@ -69,20 +69,20 @@ def test_which_trials_are_tried_does_not_depend_on_workers_or_order(spec: SweepS
 
 def test_generation_g_plus_one_waits_for_g_minus_one(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path)
-    schedule = Schedule(spec, bank, ledger)
-    asked = [trial.number for trial in schedule.trials.values() if trial.phase == "search"]
-    assert asked == [0, 1, 2, 3], "two generations of two are asked before anything is known"
-    packs = [pack for _ in range(99) if (pack := schedule.next_pack()) is not None]
-    assert schedule.next_pack() is None
-    assert not schedule.exhausted()
+    queue = TrialQueue(spec, bank, ledger)
+    asked = [trial.number for trial in queue.trials.values() if trial.phase == "search"]
+    assert asked == [0, 1, 2, 3], "two proposal batches of two are asked before anything is known"
+    packs = [pack for _ in range(99) if (pack := queue.next_pack()) is not None]
+    assert queue.next_pack() is None
+    assert not queue.exhausted()
     by_name = {pack.name: pack for pack in packs}
-    # The whole second generation, and half of the first: nothing new may be asked.
+    # The whole second proposal batch, and half of the first: nothing new may be asked.
     for name in ("search-0001-0", "search-0001-1", "search-0000-0"):
-        schedule.complete(by_name[name], fused.fit(bank, by_name[name].runs), 0.0)
-    assert schedule.next_pack() is None
+        queue.complete(by_name[name], fused.fit(bank, by_name[name].runs), 0.0)
+    assert queue.next_pack() is None
     last = by_name["search-0000-1"]
-    schedule.complete(last, fused.fit(bank, last.runs), 0.0)
-    assert len([trial for trial in schedule.trials.values() if trial.phase == "search"]) == 7
+    queue.complete(last, fused.fit(bank, last.runs), 0.0)
+    assert len([trial for trial in queue.trials.values() if trial.phase == "search"]) == 7
     ledger.close()
 
 
@@ -91,14 +91,14 @@ def test_a_replay_from_any_prefix_of_the_ledger_finds_the_same_and_trains_only_t
     spec: SweepSpec, bank: FeatureBank, tmp_path: Path, kept_lines: int
 ):
     ledger = Ledger(tmp_path)
-    whole = Schedule(spec, bank, ledger)
+    whole = TrialQueue(spec, bank, ledger)
     work_through(whole, bank, lambda packs: len(packs) - 1, workers=3)
     ledger.close()
     lines = ledger.path.read_bytes().splitlines(keepends=True)
     ledger.path.write_bytes(b"".join(lines[: 1 + kept_lines]))
     ledger = Ledger(tmp_path)
     finished = set(ledger.finished)
-    again = Schedule(spec, bank, ledger)
+    again = TrialQueue(spec, bank, ledger)
     assert again.cached <= len(finished)
     work_through(again, bank, lambda packs: 0, workers=2)
     ledger.close()
@@ -111,50 +111,50 @@ def test_a_replay_from_any_prefix_of_the_ledger_finds_the_same_and_trains_only_t
 
 def test_a_duplicate_proposal_is_not_trained_again(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
     spec = small_sweep(
-        search={"sampler": "random", "trials": 8, "space": {"method.lr": {"choice": [1e-3, 1e-2]}}}, baselines=[]
+        search={"algorithm": "random", "trials": 8, "space": {"method.lr": {"choice": [1e-3, 1e-2]}}}, baselines=[]
     )
     ledger = Ledger(tmp_path)
     bank = prepare(spec)
-    schedule = Schedule(spec, bank, ledger)
-    work_through(schedule, bank, lambda packs: 0, workers=2)
+    queue = TrialQueue(spec, bank, ledger)
+    work_through(queue, bank, lambda packs: 0, workers=2)
     assert len(ledger.finished) == 4  # two settings with two seeds
-    assert schedule.cached == 12
-    assert len([name for name in schedule.finished if name.startswith("search")]) == 8
-    winner = schedule.winner()
+    assert queue.cached == 12
+    assert len([name for name in queue.finished if name.startswith("search")]) == 8
+    winner = queue.winner()
     assert winner is not None
     # The winner's heads are those of its duplicates too: they must have outlived them.
-    assert schedule.ledger.head(schedule.finished[winner.name][0].key)["weight"].shape == (6, 12)
+    assert queue.ledger.head(queue.finished[winner.name][0].key)["weight"].shape == (6, 12)
     ledger.close()
 
 
 def test_finalists_run_on_fresh_seeds_and_baselines_with_them(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path)
-    schedule = Schedule(spec, bank, ledger)
-    work_through(schedule, bank, lambda packs: 0, workers=1)
-    finalists = [trial for trial in schedule.trials.values() if trial.phase == "finalist"]
-    assert [trial.number for trial in finalists] == [trial.number for trial in schedule.ranking("search")[:2]]
+    queue = TrialQueue(spec, bank, ledger)
+    work_through(queue, bank, lambda packs: 0, workers=1)
+    finalists = [trial for trial in queue.trials.values() if trial.phase == "finalist"]
+    assert [trial.number for trial in finalists] == [trial.number for trial in queue.ranking("search")[:2]]
     assert all(trial.seeds == (2, 3) for trial in finalists)
-    assert schedule.trials["baseline-ce"].seeds == (2, 3)
-    assert schedule.trials["baseline-vanilla"].seeds == (2,)
-    winner = schedule.winner()
+    assert queue.trials["baseline-ce"].seeds == (2, 3)
+    assert queue.trials["baseline-vanilla"].seeds == (2,)
+    winner = queue.winner()
     assert winner is not None
     assert winner.phase == "finalist"
-    assert schedule.ledger.head(schedule.finished[winner.name][0].key)["weight"].shape == (6, 12)
+    assert queue.ledger.head(queue.finished[winner.name][0].key)["weight"].shape == (6, 12)
     assert search_size(spec).runs == 7 * 2 + 3 + 2 * 2
     ledger.close()
 
 
 def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
     spec = small_sweep(
-        search={"sampler": "grid", "trials": 3, "space": {"method.lr": {"choice": [1e-2, 1e38, 2e-2]}}}, baselines=[]
+        search={"algorithm": "grid", "trials": 3, "space": {"method.lr": {"choice": [1e-2, 1e38, 2e-2]}}}, baselines=[]
     )
     ledger = Ledger(tmp_path)
     bank = prepare(spec)
-    schedule = Schedule(spec, bank, ledger)
-    work_through(schedule, bank, lambda packs: 0, workers=1)
-    failed = schedule.finished["search-0001"]
+    queue = TrialQueue(spec, bank, ledger)
+    work_through(queue, bank, lambda packs: 0, workers=1)
+    failed = queue.finished["search-0001"]
     assert all("diverged" in (record.failure or "") for record in failed)
-    winner = schedule.winner()
+    winner = queue.winner()
     assert winner is not None
     assert winner.params["method.lr"] in (1e-2, 2e-2)
     ledger.close()

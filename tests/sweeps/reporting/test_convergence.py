@@ -28,8 +28,8 @@ def fixed(make: MakeSweep, lr: float, epochs: int, **selection: Any) -> SweepSpe
     return make(
         method={"kind": "los", "smooth_factor": 0.7},
         training={"epochs": epochs},
-        search={"trials": 1, "sampler": "grid", "space": {"method.lr": {"choice": [lr]}}},
-        selection={"seeds": 3, "longer": 3} | selection,
+        search={"trials": 1, "algorithm": "grid", "space": {"method.lr": {"choice": [lr]}}},
+        selection={"seeds": 3, "extended_training": 3} | selection,
     )
 
 
@@ -56,31 +56,31 @@ def points(gap: Any) -> str:
 
 def test_a_winner_that_loses_when_it_trains_longer_stands_on_a_transient(small_sweep: MakeSweep) -> None:
     result, written, page = reported(fixed(small_sweep, 0.01, 20))
-    longer = result.longer
-    assert longer is not None
-    assert (longer.ends, longer.beside_start) == ("falls", "below")
-    assert longer.over_start is not None
-    assert f"Trained three times as long it reaches {100 * longer.objective:.2f} %" in page
+    extended = result.extended
+    assert extended is not None
+    assert (extended.ends, extended.beside_start) == ("falls", "below")
+    assert extended.over_start is not None
+    assert f"Trained three times as long it reaches {100 * extended.objective:.2f} %" in page
     assert (
-        f"val acc_all at its last epoch, {points(longer.change)} against the winner, on test "
-        f"{points(longer.behind['acc_all'])}, so the winner stands on a transient." in page
+        f"val acc_all at its last epoch, {points(extended.change)} against the winner, on test "
+        f"{points(extended.behind['acc_all'])}, so the winner stands on a transient." in page
     )
-    assert f"It falls below the stage-1 head: {points(longer.over_start)}." in page
+    assert f"It falls below the stage-1 head: {points(extended.over_start)}." in page
     assert "Its own curve peaks at epoch " in page
     table = {row["accuracy"]: row for row in rows(written.page.parent / "tables" / "longer.csv")}
     assert set(table) == {"val all", "test all", "test many", "test medium", "test few"}
-    assert float(table["val all"]["change"]) == pytest.approx(longer.change.mean)
-    assert float(table["val all"]["longer minus vanilla"]) == pytest.approx(longer.over_start.mean)
+    assert float(table["val all"]["change"]) == pytest.approx(extended.change.mean)
+    assert float(table["val all"]["longer minus vanilla"]) == pytest.approx(extended.over_start.mean)
     for split in ("all", "many", "medium", "few"):
         row, metric = table[f"test {split}"], f"acc_{split}"
-        assert float(row["three times as long, 60 epochs"]) == pytest.approx(getattr(longer.mean, metric))
-        assert float(row["change"]) == pytest.approx(longer.behind[metric].mean)
+        assert float(row["three times as long, 60 epochs"]) == pytest.approx(getattr(extended.mean, metric))
+        assert float(row["change"]) == pytest.approx(extended.behind[metric].mean)
     (figure,) = [one for one in written.reports[0].figures() if one.name == "epochs"]
     for panel in figure.panels:
         curves = {one.name: one for one in panel.series}
         assert [len(curves[name].x) for name in ("all", "all, three times as long")] == [20, 60]
     last = curves["all, three times as long"].y[-1]
-    assert last == pytest.approx(100 * (longer.mean.acc_all or 0))
+    assert last == pytest.approx(100 * (extended.mean.acc_all or 0))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_a_winner_that_gains_further_or_stays(
     small_sweep: MakeSweep, lr: float, epochs: int, ends: str, said: str
 ) -> None:
     result, _, page = reported(fixed(small_sweep, lr, epochs))
-    assert result.longer is not None
-    assert result.longer.ends == ends
+    assert result.extended is not None
+    assert result.extended.ends == ends
     assert said in page
     assert "stands on a transient" not in page
 
@@ -103,24 +103,24 @@ def test_a_winner_that_gains_further_or_stays(
 def test_where_the_best_epoch_counts_the_last_ones_are_compared(small_sweep: MakeSweep) -> None:
     spec = fixed(small_sweep, 0.01, 40, on="test", epoch="best")
     result, written, page = reported(spec)
-    assert result.longer is not None
+    assert result.extended is not None
     assert "test acc_all at its last epoch" in page
-    assert f"{points(result.longer.change)} against the winner at its own last epoch" in page
+    assert f"{points(result.extended.change)} against the winner at its own last epoch" in page
     sweep = read_sweep(Path(spec.storage) / spec.name)
     assert sweep.winner is not None
     assert any(record.epoch != 39 for record in sweep.winner.records), "else the best is the last"
     last = sum(record.test[-1][0] or 0 for record in sweep.winner.records) / 3
-    assert result.longer.change.mean == pytest.approx((result.longer.mean.acc_all or 0) - last)
-    assert result.longer.behind["acc_all"] == result.longer.change
+    assert result.extended.change.mean == pytest.approx((result.extended.mean.acc_all or 0) - last)
+    assert result.extended.behind["acc_all"] == result.extended.change
     table = rows(written.page.parent / "tables" / "longer.csv")
     assert [row["accuracy"] for row in table] == ["test all", "test many", "test medium", "test few"]
-    assert float(table[0]["change"]) == pytest.approx(result.longer.change.mean)
+    assert float(table[0]["change"]) == pytest.approx(result.extended.change.mean)
     assert float(table[0]["winner, 40 epochs"]) == pytest.approx(last)
 
 
 def test_without_a_longer_run_the_report_says_why(small_sweep: MakeSweep) -> None:
-    _, written, page = reported(fixed(small_sweep, 0.02, 8, longer=None))
-    assert "No longer run was asked for (selection.longer is null)." in page
+    _, written, page = reported(fixed(small_sweep, 0.02, 8, extended=None))
+    assert "No longer run was asked for (selection.extended_training is null)." in page
     assert not (written.page.parent / "tables" / "longer.csv").exists()
 
 
@@ -144,11 +144,13 @@ def test_one_that_failed_or_was_not_trained_yet_is_told_so(small_sweep: MakeSwee
     (place / "result.json").unlink()
     page = read(write([place], None))
     assert "In the end whoever wins is trained three times as long, to say where it leads." in page
-    assert read_sweep(place).longer is None, "who wins is not known yet"
+    assert read_sweep(place).extended is None, "who wins is not known yet"
 
 
 def test_what_trains_nothing_is_said_to_have_nothing_to_train_longer(small_sweep: MakeSweep) -> None:
-    spec = small_sweep(method=None, methods=["vanilla"], search={"trials": 1, "space": {}}, selection={"longer": 3})
+    spec = small_sweep(
+        method=None, methods=["vanilla"], search={"trials": 1, "space": {}}, selection={"extended_training": 3}
+    )
     _, _, page = reported(spec)
     assert "It trains nothing: one run, and none that could be trained longer." in page
 
@@ -158,4 +160,4 @@ def test_runs_and_costs_count_it(small_sweep: MakeSweep) -> None:
     by_phase = {row["phase"]: row for row in rows(written.page.parent / "tables" / "runs_by_phase.csv")}
     assert (by_phase["trained longer"]["runs trained"], by_phase["trained longer"]["epochs"]) == ("3", "18")
     every = rows(written.page.parent / "data" / "runs.csv")
-    assert [row["seed"] for row in every if row["phase"] == "longer"] == ["0", "1", "2"]
+    assert [row["seed"] for row in every if row["phase"] == "extended"] == ["0", "1", "2"]

@@ -35,7 +35,7 @@ def test_what_cannot_follow_the_page_stands_out_from_either_paper(paper: str) ->
         assert (high + 0.05) / (low + 0.05) >= 3, colour
 
 
-def test_thousands_of_points_are_one_picture_in_a_colour_of_its_own() -> None:
+def test_thousands_of_points_are_one_image_in_a_colour_of_its_own() -> None:
     many = [float(number) for number in range(RASTERISED_ABOVE + 1)]
     drawn = draw(figure((Series("trials", many, many, "points"),)), "p")
     assert drawn.count("<image") == 1

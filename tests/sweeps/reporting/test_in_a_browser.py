@@ -1,6 +1,6 @@
 """The page of a report in a headless Chromium: it asks nobody, complains of nothing, fits, and can be read.
 
-Where there is no Chromium the tests are skipped; CI installs one. Pictures of the page are kept as test output.
+Where there is no Chromium the tests are skipped; CI installs one. Images of the page are kept as test output.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def seen(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Seen:
             place = tmp_path_factory.mktemp("profile")
             scripts = (CONTRAST, OUTSIDE, SCROLLS, WITHOUT_NAME, DEAD_LINKS)
             found = kept[width, dark] = look(CHROMIUM, written.page, place, width=width, dark=dark, scripts=scripts)
-            (place / f"report-{width}-{'dark' if dark else 'light'}.png").write_bytes(found.picture)
+            (place / f"report-{width}-{'dark' if dark else 'light'}.png").write_bytes(found.image)
         return kept[width, dark]
 
     return open_once
@@ -103,7 +103,7 @@ def test_the_page_asks_no_network_and_complains_of_nothing(
     found = seen(width, dark)
     assert found.requests == [written.page.resolve().as_uri()]
     assert found.complaints == []
-    assert found.picture.startswith(b"\x89PNG")
+    assert found.image.startswith(b"\x89PNG")
 
 
 @windows
@@ -133,7 +133,7 @@ def test_a_page_of_several_sweeps_is_as_quiet_and_as_narrow(
     page = sweeps.report(first, tmp_path / "runs" / "a-copy-by-another-and-rather-long-name", out=tmp_path / "out")
     scripts = (CONTRAST, OUTSIDE, WITHOUT_NAME, DEAD_LINKS)
     found = look(CHROMIUM, page, tmp_path / "profile", width=width, dark=dark, scripts=scripts)
-    (tmp_path / f"several-{width}-{'dark' if dark else 'light'}.png").write_bytes(found.picture)
+    (tmp_path / f"several-{width}-{'dark' if dark else 'light'}.png").write_bytes(found.image)
     assert found.requests == [page.resolve().as_uri()]
     assert found.complaints == []
     assert found.scroll_width <= width
@@ -143,8 +143,8 @@ def test_a_page_of_several_sweeps_is_as_quiet_and_as_narrow(
     assert said >= 4.5
 
 
-def test_light_and_dark_are_two_pictures_of_one_file(seen: Seen) -> None:
-    assert seen(1400, False).picture != seen(1400, True).picture
+def test_light_and_dark_are_two_images_of_one_file(seen: Seen) -> None:
+    assert seen(1400, False).image != seen(1400, True).image
 
 
 def test_every_figure_says_in_words_what_it_shows_and_every_link_leads_somewhere(seen: Seen) -> None:

@@ -24,11 +24,11 @@ from sweeps.reporting.write import Written, write
 MakeSweep = Callable[..., SweepSpec]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
 def test_an_unfinished_sweep_shows_what_it_has_and_takes_no_lease(
     small_sweep: MakeSweep, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = small_sweep(selection={"finalists": 2}, search={"trials": 8, "sampler": sampler})
+    spec = small_sweep(selection={"finalists": 2}, search={"trials": 8, "algorithm": sampler})
     result = sweeps.run(spec)
     before = {trial.number: trial.objective for trial in result.trials}
     cut_short(spec, 4)
@@ -64,7 +64,7 @@ def test_a_sweep_of_which_nothing_is_finished_has_a_page_that_says_so(small_swee
 
 def test_failed_runs_are_listed_with_the_reason_and_do_not_win(small_sweep: MakeSweep) -> None:
     space = {"method.lr": {"choice": [0.01, 0.02, 1e37, 1e38]}}
-    spec = small_sweep(search={"trials": 4, "sampler": "grid", "space": space})
+    spec = small_sweep(search={"trials": 4, "algorithm": "grid", "space": space})
     written = reported(spec)
     page = text(written)
     failures = rows(written.page.parent / "tables" / "failures.csv")
@@ -154,7 +154,7 @@ def test_three_hundred_trials_of_five_seeds_are_a_page_of_few_megabytes(small_sw
         "method.lr": {"loguniform": [1e-3, 1e-1]},
         "method.weight_decay": {"loguniform": [1e-6, 1e-2]},
     }
-    search = {"trials": 300, "generation": 60, "sampler": "random", "space": space}
+    search = {"trials": 300, "proposal_batch": 60, "algorithm": "random", "space": space}
     spec = small_sweep(search=search, selection={"seeds": 5}, training={"epochs": 2})
     written = reported(spec)
     assert written.page.stat().st_size < 5 * 2**20
@@ -184,7 +184,7 @@ def test_eight_thousand_classes_are_grouped_and_the_page_stays_small(small_sweep
 
 def test_stopped_trials_are_shown_apart_and_do_not_win(small_sweep: MakeSweep) -> None:
     scheduler = {"kind": "successive_halving", "rungs": [1]}
-    spec = small_sweep(search={"trials": 8, "generation": 8, "scheduler": scheduler}, training={"epochs": 4})
+    spec = small_sweep(search={"trials": 8, "proposal_batch": 8, "early_stopping": scheduler}, training={"epochs": 4})
     result = sweeps.run(spec)
     stopped = sum(trial.stopped is not None for trial in result.trials)
     assert stopped
@@ -198,9 +198,9 @@ def test_stopped_trials_are_shown_apart_and_do_not_win(small_sweep: MakeSweep) -
 
 def test_failed_and_stopped_trials_are_counted_apart(small_sweep: MakeSweep) -> None:
     space = {"method.lr": {"choice": [0.01, 0.02, 0.03, 0.04, 0.05, 1e38]}}
-    search = {"trials": 6, "generation": 6, "sampler": "grid", "space": space}
+    search = {"trials": 6, "proposal_batch": 6, "algorithm": "grid", "space": space}
     scheduler = {"kind": "successive_halving", "rungs": [1]}
-    page = text(reported(small_sweep(search={**search, "scheduler": scheduler}, training={"epochs": 4})))
+    page = text(reported(small_sweep(search={**search, "early_stopping": scheduler}, training={"epochs": 4})))
     assert re.search(r"6 trials \(1 failed, [1-5] stopped early\)", page)
 
 
@@ -214,7 +214,7 @@ def test_without_the_bank_or_the_heads_it_says_what_it_could_not_draw(small_swee
     shutil.rmtree(Path(spec.storage) / "cache")
     written = write([directory(spec)])
     assert "no longer has the feature bank" in text(written)
-    assert {"loma", "class_accuracy", "logits", "one_picture"} & figures(written) == set()
+    assert {"loma", "class_accuracy", "logits", "one_image"} & figures(written) == set()
     assert "epochs" in figures(written)
 
 

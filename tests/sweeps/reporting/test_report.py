@@ -1,4 +1,4 @@
-"""What a report of a whole sweep, of several and of a family holds.
+"""What a report of a whole sweep, of several and of a matrix holds.
 
 Each test runs a small real sweep and reads facts off the files that `lt-sweep report` wrote.
 """
@@ -30,7 +30,7 @@ MakeSweep = Callable[..., SweepSpec]
 
 
 def test_a_whole_sweep_says_what_its_result_says(small_sweep: MakeSweep) -> None:
-    spec = small_sweep(selection={"seeds": 3, "finalists": 2}, search={"trials": 12, "generation": 4})
+    spec = small_sweep(selection={"seeds": 3, "finalists": 2}, search={"trials": 12, "proposal_batch": 4})
     result = sweeps.run(spec)
     written = write([directory(spec) / "result.json"])
     assert written.page == directory(spec) / "report" / "index.html"
@@ -60,7 +60,7 @@ def test_a_whole_sweep_says_what_its_result_says(small_sweep: MakeSweep) -> None
         "class_accuracy",
         "loma",
         "logits",
-        "one_picture",
+        "one_image",
         "epochs",
         "history",
         "smooth_factor",
@@ -166,11 +166,11 @@ def test_several_sweeps_stand_side_by_side_and_share_figure_four(small_sweep: Ma
 def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep: MakeSweep, tmp_path: Path) -> None:
     document = small_sweep(search={"trials": 1, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
     del document["method"], document["baselines"]
-    document |= {"name": "fam", "methods": ["ce", "los"], "across": {"training.epochs": [1, 2]}}
-    document["selection"]["longer"] = 3
+    document |= {"name": "fam", "methods": ["ce", "los"], "matrix": {"training.epochs": [1, 2]}}
+    document["selection"]["extended_training"] = 3
     file = tmp_path / "fam.json"
     file.write_text(json.dumps(document))
-    table = sweeps.run_family(sweeps.load_family(file))
+    table = sweeps.run_matrix(sweeps.load_matrix(file))
     place = tmp_path / "runs" / "fam"
     written = write([place])
     assert written.page == place / "report" / "index.html"
@@ -194,7 +194,7 @@ def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep
 
 def test_a_grid_of_lr_and_weight_decay_is_a_heat_map(small_sweep: MakeSweep) -> None:
     space = {"method.lr": {"choice": [0.01, 0.02]}, "method.weight_decay": {"choice": [0.0, 0.001, 0.01]}}
-    written = reported(small_sweep(search={"trials": 6, "sampler": "grid", "space": space}))
+    written = reported(small_sweep(search={"trials": 6, "algorithm": "grid", "space": space}))
     (figure,) = [one for one in written.reports[0].figures() if one.name == "lr_weight_decay"]
     (cells,) = figure.panels[0].series
     assert (cells.mark, len(cells.x)) == ("cells", 6)
@@ -203,7 +203,7 @@ def test_a_grid_of_lr_and_weight_decay_is_a_heat_map(small_sweep: MakeSweep) -> 
 
 def test_every_value_of_a_grid_is_on_the_line_of_figure_four(small_sweep: MakeSweep) -> None:
     grid = [round(0.08 * step, 2) for step in range(12)]
-    search = {"trials": 12, "sampler": "grid", "space": {"method.smooth_factor": {"choice": grid}}}
+    search = {"trials": 12, "algorithm": "grid", "space": {"method.smooth_factor": {"choice": grid}}}
     written = reported(small_sweep(search=search))
     (figure,) = [one for one in written.reports[0].figures() if one.name == "smooth_factor"]
     trials, line = figure.panels[0].series

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.analysis.matrix_table import Cell, CrossRow, CrossTable
+from sweeps.analysis.matrix_table import Cell, MatrixRow, MatrixTable
 from sweeps.analysis.result import (
     Accuracies,
+    ExtendedRun,
     Gain,
     Intervals,
     Loma,
-    LongerRun,
     MethodRow,
     Protocol,
     Result,
@@ -28,7 +28,7 @@ from sweeps.analysis.result import (
 )
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.markdown import method_table
-from sweeps.reporting.matrix_table import cross_comparison, cross_markdown
+from sweeps.reporting.matrix_table import cross_comparison, matrix_markdown
 from sweeps.reporting.notes import running_note
 from sweeps.reporting.terminal import comparison, summary
 
@@ -145,13 +145,13 @@ def test_one_finalist_is_not_some(small_sweep: Callable[..., SweepSpec]) -> None
     shown = result(method("los", 0.8), method("ce", 0.7))
     protocol = shown.protocol.model_copy(update={"finalists": 1})
     shown = shown.model_copy(update={"protocol": protocol})
-    family = CrossTable(
-        family="f", across="x", methods=["los"], rows=[CrossRow(value="1", sweep="s", protocol=protocol, cells={})]
+    matrix = MatrixTable(
+        matrix="f", axis="x", methods=["los"], rows=[MatrixRow(value="1", sweep="s", protocol=protocol, cells={})]
     )
     spec = small_sweep(selection={"finalists": 1, "seeds": 1})
     assert "one finalist on fresh seeds" in " ".join(line.strip() for line in lines_of(shown))
     assert "; the best one of each method run again on fresh seeds" in method_table(shown)
-    assert "one finalist of each method on fresh seeds" in cross_markdown(family)
+    assert "one finalist of each method on fresh seeds" in matrix_markdown(matrix)
     note = running_note(spec, Path("s"))
     assert "one seed a trial" in note
     assert "The best one ran again on fresh seeds, and the numbers are from those runs." in note
@@ -203,9 +203,9 @@ def test_one_seed_has_no_interval_to_explain(seeds: int) -> None:
     assert not any("1 seeds" in line for line in [*lines, *method_table(shown).splitlines()])
 
 
-def longer(gain: Gain, ends: Any = "falls", beside: Any = "below") -> LongerRun:
+def extended(gain: Gain, ends: Any = "falls", beside: Any = "below") -> ExtendedRun:
     """The winner trained three times as long, with the same difference from the winner and from the stage-1 head."""
-    return LongerRun(
+    return ExtendedRun(
         **dict(row(0.7, kind="los")),
         times=3,
         objective=0.7,
@@ -234,7 +234,7 @@ def summary_of(shown: Result) -> list[str]:
 def test_the_summary_of_a_run_fits_a_screen_for_every_method_of_the_registry() -> None:
     names = [f"{LONGEST_NAME[:-2]}{number:02d}" for number in range(18)]
     whole = result(*(method(name, 0.8 - place / 100, tied=True) for place, name in enumerate(names)))
-    whole = whole.model_copy(update={"longer": longer(WIDE)})
+    whole = whole.model_copy(update={"extended": extended(WIDE)})
     lines = summary_of(whole)
     assert len(lines) + BELOW == 24
     assert max(map(len, lines)) <= 80
@@ -250,7 +250,7 @@ def test_the_summary_of_one_method_fits_a_screen_with_everything_that_may_be_sai
     shown = result(method("los", 0.8), baselines={"vanilla": row(0.7, None), "ce": row(0.7)})
     protocol = shown.protocol.model_copy(update={"on": "test"})
     trials = [TrialRow(number=0, params={}, objective=0.5, stopped=5, seeds=[])]
-    shown = shown.model_copy(update={"longer": longer(WIDE), "protocol": protocol, "trials": trials})
+    shown = shown.model_copy(update={"extended": extended(WIDE), "protocol": protocol, "trials": trials})
     lines = summary_of(shown)
     assert lines == lines_of(shown), "nothing is left out"
     assert len(lines) + BELOW <= 24
@@ -276,12 +276,12 @@ def test_the_summary_of_one_method_fits_a_screen_with_everything_that_may_be_sai
 )
 def test_where_the_winner_leads_is_a_line(ends: str, beside: str, said: str) -> None:
     shown = result(method("los", 0.8), baselines={"vanilla": row(0.7, None)})
-    lines = lines_of(shown.model_copy(update={"longer": longer(WIDE, ends, beside)}))
+    lines = lines_of(shown.model_copy(update={"extended": extended(WIDE, ends, beside)}))
     assert said in lines
     assert any("below the stage-1 head" in line for line in lines) is (beside == "below")
     none = lines_of(shown.model_copy(update={"not_longer": "the longer run failed"}))
     assert "not trained longer: the longer run failed" in none
-    assert not any("longer" in line for line in lines_of(shown))
+    assert not any("extended" in line for line in lines_of(shown))
 
 
 def test_a_family_of_four_members_fits_a_screen() -> None:
@@ -294,13 +294,17 @@ def test_a_family_of_four_members_fits_a_screen() -> None:
     protocol = result(method("los", 0.8)).protocol
     ends = dict(zip(members, ("falls", "level", "falls", "unclear"), strict=True))
     rows = [
-        CrossRow(
-            value=one, sweep=f"table4-{one}", protocol=protocol, cells=cells, longer=longer(WIDE, ends[one], "above")
+        MatrixRow(
+            value=one,
+            sweep=f"table4-{one}",
+            protocol=protocol,
+            cells=cells,
+            extended=extended(WIDE, ends[one], "above"),
         )
         for one in members
     ]
     console = Console(file=io.StringIO(), width=80)
-    console.print(cross_comparison(CrossTable(family="table4", across="stage1", methods=list(columns), rows=rows)))
+    console.print(cross_comparison(MatrixTable(matrix="table4", axis="stage1", methods=list(columns), rows=rows)))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert len(lines) <= 24

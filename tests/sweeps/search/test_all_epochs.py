@@ -1,4 +1,4 @@
-"""No scheduler: nothing is stopped, whatever the length."""
+"""No early_stopping: nothing is stopped, whatever the length."""
 
 from __future__ import annotations
 

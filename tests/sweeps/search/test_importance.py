@@ -13,7 +13,7 @@ from sweeps.search.importance import FEWEST_TRIALS, importances
 SPACE: dict[str, Dimension] = {
     "method.smooth_factor": Uniform(uniform=[0.0, 1.0]),
     "method.lr": LogUniform(loguniform=[1e-4, 1e-1]),
-    "method.init": Choice(choice=["warm", "fresh"]),
+    "method.init": Choice(choice=["checkpoint", "random"]),
 }
 
 
@@ -24,7 +24,7 @@ def trials(count: int, slope: float = 1.0) -> list[tuple[dict[str, Any], float]]
         params = {
             "method.smooth_factor": stream.random(),
             "method.lr": 10 ** stream.uniform(-4, -1),
-            "method.init": stream.choice(["warm", "fresh"]),
+            "method.init": stream.choice(["checkpoint", "random"]),
         }
         found.append((params, slope * params["method.smooth_factor"]))
     return found

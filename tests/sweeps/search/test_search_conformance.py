@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 import sweeps
-from sweeps.search.base import ALGORITHMS, Choice, IntRange, Range, SamplerSpec, Search, Space
+from sweeps.search.base import ALGORITHMS, AlgorithmSpec, Choice, IntRange, Range, Search, Space
 
 KINDS = ALGORITHMS.kinds()
 
@@ -20,7 +20,7 @@ MIXED = """{
   "method.smooth_factor": {"uniform": [0.2, 0.98]},
   "method.lr": {"loguniform": [1e-5, 0.1]},
   "training.epochs": {"int": [1, 20]},
-  "method.init": {"choice": ["warm", "fresh"]}
+  "method.init": {"choice": ["checkpoint", "random"]}
 }"""
 FINITE = """{
   "training.epochs": {"int": [1, 5]},
@@ -29,7 +29,7 @@ FINITE = """{
 }"""
 
 
-def space_for(sampler: SamplerSpec) -> Space:
+def space_for(sampler: AlgorithmSpec) -> Space:
     """A space of every dimension, or of those the sampler can search."""
     mixed: Space = TypeAdapter(Space).validate_json(MIXED)
     return mixed if not list(sampler.check(mixed)) else TypeAdapter(Space).validate_json(FINITE)
@@ -55,8 +55,8 @@ def play(search: Search, trials: int, lag: int) -> list[dict[str, Any] | None]:
     return asked
 
 
-def play_all(sampler: SamplerSpec) -> dict[str, Any]:
-    """Trials with no, some and a whole generation of others running, as JSON holds them."""
+def play_all(sampler: AlgorithmSpec) -> dict[str, Any]:
+    """Trials with no, some and a whole proposal batch of others running, as JSON holds them."""
     return {str(lag): play(sampler.start(space_for(sampler), 7), 40, lag) for lag in (0, 5, 24)}
 
 
@@ -65,11 +65,11 @@ def test_there_are_samplers() -> None:
 
 
 @pytest.fixture(params=sorted(KINDS))
-def sampler(request: pytest.FixtureRequest) -> SamplerSpec:
+def sampler(request: pytest.FixtureRequest) -> AlgorithmSpec:
     return KINDS[request.param](kind=request.param)
 
 
-def test_values_stay_inside_their_dimensions_and_are_plain(sampler: SamplerSpec) -> None:
+def test_values_stay_inside_their_dimensions_and_are_plain(sampler: AlgorithmSpec) -> None:
     space = space_for(sampler)
     for values in play(sampler.start(space, 0), 40, lag=5):
         assert values is not None
@@ -106,12 +106,12 @@ def elsewhere() -> dict[str, Any]:
 
 
 def test_the_same_asks_and_tells_give_the_same_trials_in_another_process(
-    sampler: SamplerSpec, elsewhere: dict[str, Any]
+    sampler: AlgorithmSpec, elsewhere: dict[str, Any]
 ) -> None:
     assert elsewhere[sampler.kind] == play_all(sampler)
 
 
-def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: SamplerSpec) -> None:
+def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: AlgorithmSpec) -> None:
     space = space_for(sampler)
     alone = play(sampler.start(space, 1), 20, lag=3)
     first, second = sampler.start(space, 1), sampler.start(space, 2)
@@ -125,21 +125,21 @@ def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: SamplerS
     assert together == alone
 
 
-def test_a_search_survives_when_every_trial_is_stopped(sampler: SamplerSpec) -> None:
+def test_a_search_survives_when_every_trial_is_stopped(sampler: AlgorithmSpec) -> None:
     search = sampler.start(space_for(sampler), 0)
     for number in range(20):
         assert search.ask(number) is not None
         search.tell(number, 0.5, 5)
 
 
-def test_a_search_survives_when_every_trial_fails(sampler: SamplerSpec) -> None:
+def test_a_search_survives_when_every_trial_fails(sampler: AlgorithmSpec) -> None:
     search = sampler.start(space_for(sampler), 0)
     for number in range(20):
         assert search.ask(number) is not None
         search.tell(number, None)
 
 
-def test_size_is_where_asking_ends(sampler: SamplerSpec) -> None:
+def test_size_is_where_asking_ends(sampler: AlgorithmSpec) -> None:
     space = space_for(sampler)
     size = sampler.size(space)
     search = sampler.start(space, 0)
@@ -147,7 +147,7 @@ def test_size_is_where_asking_ends(sampler: SamplerSpec) -> None:
     assert asked.count(None) == (0 if size is None else 60 - size)
 
 
-def test_int_dimensions_are_searchable_by_all(sampler: SamplerSpec) -> None:
+def test_int_dimensions_are_searchable_by_all(sampler: AlgorithmSpec) -> None:
     space = {"training.epochs": IntRange.model_validate_json('{"int": [3, 4]}')}
     assert not list(sampler.check(space))
     values = [values for values in play(sampler.start(space, 0), 20, lag=1) if values is not None]

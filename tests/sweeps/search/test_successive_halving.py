@@ -7,11 +7,11 @@ import pytest
 from lt_train.core.errors import SpecError
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain.base import Halving
-from sweeps.search.early_stopping import EARLY_STOPPING, SchedulerSpec
+from sweeps.search.early_stopping import EARLY_STOPPING, EarlyStoppingSpec
 from sweeps.search.successive_halving import SuccessiveHalving
 
 
-def written(**fields: object) -> SchedulerSpec:
+def written(**fields: object) -> EarlyStoppingSpec:
     """The scheduler as a file would write it."""
     kind = {"kind": "successive_halving", **fields}
     return EARLY_STOPPING.parse(kind)  # type: ignore[type-abstract]

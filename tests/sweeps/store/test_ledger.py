@@ -13,14 +13,14 @@ import pytest
 
 from lt_train.core.errors import LongtailError, StorageError
 from lt_train.methods.base import METHODS, TrainingSpec
-from lt_train.retrain.base import EpochRule, Halving, KeptHead, Pack, Run, RunResult
+from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult, SelectedHead
 from sweeps.store.lease import LeaseLost
 from sweeps.store.ledger import FinishedRuns, Ledger, run_key
 
 
 def result(value: float = 0.5, failure: str | None = None) -> RunResult:
     row = np.array([[value, np.nan, value, value]], dtype=np.float32)
-    kept = KeptHead(
+    kept = SelectedHead(
         0,
         np.array([value, np.nan], dtype=np.float32),
         np.array([2.0, 1.0], dtype=np.float32),
@@ -32,7 +32,7 @@ def result(value: float = 0.5, failure: str | None = None) -> RunResult:
 
 def pack(name: str, *seeds: int) -> Pack:
     method = METHODS.parse({"kind": "los"})
-    return Pack(name, tuple(Run(method, TrainingSpec(), seed) for seed in seeds), EpochRule())
+    return Pack(name, tuple(Run(method, TrainingSpec(), seed) for seed in seeds), EpochSelection())
 
 
 def packs(path: Path) -> list[dict[str, Any]]:
@@ -235,23 +235,23 @@ def test_heads_that_cannot_win_are_dropped_a_pack_at_a_time(tmp_path: Path):
 
 def test_the_key_changes_with_everything_that_decides_a_result_and_nothing_else():
     run = Run(METHODS.parse({"kind": "los"}), TrainingSpec(), 0)
-    key = run_key("bank", run, EpochRule())
+    key = run_key("bank", run, EpochSelection())
     others = [
-        run_key("other bank", run, EpochRule()),
-        run_key("bank", Run(METHODS.parse({"kind": "ce"}), TrainingSpec(), 0), EpochRule()),
-        run_key("bank", Run(METHODS.parse({"kind": "los", "lr": 1e-3}), TrainingSpec(), 0), EpochRule()),
-        run_key("bank", Run(run.method, TrainingSpec(epochs=3), 0), EpochRule()),
-        run_key("bank", Run(run.method, TrainingSpec(), 1), EpochRule()),
-        run_key("bank", run, EpochRule("best", "val")),
-        run_key("bank", run, EpochRule("best", "test")),
-        run_key("bank", run, EpochRule(), Halving((5,))),
-        run_key("bank", run, EpochRule(), Halving((5,), 3.0)),
-        run_key("bank", run, EpochRule(), Halving((5, 10))),
-        run_key("bank", run, EpochRule("last", "test"), Halving((5,))),  # judged at the rungs, so on what counts
-        run_key("bank", run, EpochRule(), None, "a-"),
+        run_key("other bank", run, EpochSelection()),
+        run_key("bank", Run(METHODS.parse({"kind": "ce"}), TrainingSpec(), 0), EpochSelection()),
+        run_key("bank", Run(METHODS.parse({"kind": "los", "lr": 1e-3}), TrainingSpec(), 0), EpochSelection()),
+        run_key("bank", Run(run.method, TrainingSpec(epochs=3), 0), EpochSelection()),
+        run_key("bank", Run(run.method, TrainingSpec(), 1), EpochSelection()),
+        run_key("bank", run, EpochSelection("best", "val")),
+        run_key("bank", run, EpochSelection("best", "test")),
+        run_key("bank", run, EpochSelection(), Halving((5,))),
+        run_key("bank", run, EpochSelection(), Halving((5,), 3.0)),
+        run_key("bank", run, EpochSelection(), Halving((5, 10))),
+        run_key("bank", run, EpochSelection("last", "test"), Halving((5,))),  # judged at the rungs, so on what counts
+        run_key("bank", run, EpochSelection(), None, "a-"),
     ]
     assert len({key, *others}) == 1 + len(others)
-    assert run_key("bank", run, EpochRule("last", "test")) == key  # the last epoch is the last on any set
+    assert run_key("bank", run, EpochSelection("last", "test")) == key  # the last epoch is the last on any set
 
 
 def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(small_disk: Callable[[str], Path]):

@@ -294,7 +294,7 @@ def test_what_a_sweep_is_at_is_said_while_it_prepares(
         yaml.safe_dump(
             {
                 "version": 1,
-                "name": "pictures",
+                "name": "images",
                 "dataset": {"kind": "digits_lt"},
                 "backbone": {"kind": "small_cnn", "width": 4},
                 "stage1": {"kind": "ce", "epochs": 2},

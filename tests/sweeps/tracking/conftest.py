@@ -19,7 +19,7 @@ def tracked(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.fixture
-def of_pictures(tracked: MakeSweep) -> MakeSweep:
+def image_classifier(tracked: MakeSweep) -> MakeSweep:
     sections = {
         "dataset": "digits_lt",
         "backbone": {"kind": "small_cnn", "width": 4},

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.config.tracking import Champion, TrialCard
+from sweeps.config.tracking import Champion, TrialFinished
 from sweeps.tracking import background as patient
-from sweeps.tracking.background import PatientTracker
+from sweeps.tracking.background import BackgroundTracker
 
 NOWHERE = Path("nowhere")
 
 
-def card(key: str) -> TrialCard:
-    return TrialCard(key, key, "search", {}, {}, {}, {}, failed=False, finished_ms=0)
+def card(key: str) -> TrialFinished:
+    return TrialFinished(key, key, "search", {}, {}, {}, {}, failed=False, finished_ms=0)
 
 
 class Server:
@@ -41,7 +41,7 @@ class Server:
         self._answer("connected")
         return self
 
-    def log_trial(self, card: TrialCard) -> None:
+    def log_trial(self, card: TrialFinished) -> None:
         self._answer(card.key)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
@@ -69,7 +69,7 @@ def server() -> Iterator[Server]:
     server.open.set()
 
 
-def open_once_stopping(server: Server, tracker: PatientTracker) -> None:
+def open_once_stopping(server: Server, tracker: BackgroundTracker) -> None:
     """However late the caller gets to `interrupted`."""
 
     def wait() -> None:
@@ -81,7 +81,7 @@ def open_once_stopping(server: Server, tracker: PatientTracker) -> None:
 
 
 def test_everything_is_shown_once_in_order_by_one_thread(server: Server) -> None:
-    tracker = PatientTracker(server.connect)
+    tracker = BackgroundTracker(server.connect)
     for number in range(20):
         tracker.log_trial(partial(card, f"t{number}"))
     assert tracker.finish({}, NOWHERE, None)
@@ -94,7 +94,7 @@ def test_everything_is_shown_once_in_order_by_one_thread(server: Server) -> None
 
 def test_nobody_waits_while_a_trial_is_being_shown(server: Server) -> None:
     server.open.clear()
-    tracker = PatientTracker(server.connect)
+    tracker = BackgroundTracker(server.connect)
     for number in range(3):
         tracker.log_trial(partial(card, f"t{number}"))
     assert server.told == []
@@ -105,7 +105,7 @@ def test_nobody_waits_while_a_trial_is_being_shown(server: Server) -> None:
 
 def test_a_server_that_comes_back_is_told_all_of_it(server: Server) -> None:
     server.away = True
-    tracker = PatientTracker(server.connect)
+    tracker = BackgroundTracker(server.connect)
     tracker.log_trial(partial(card, "t0"))
     tracker.log_trial(partial(card, "t1"))
     deadline = time.monotonic() + 20
@@ -124,7 +124,7 @@ def test_a_server_that_comes_back_is_told_all_of_it(server: Server) -> None:
 def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patient, "RETRY_SECONDS", 0.0)
     server.away = True
-    tracker = PatientTracker(server.connect)
+    tracker = BackgroundTracker(server.connect)
     for number in range(3):
         tracker.log_trial(partial(card, f"t{number}"))
     assert not tracker.finish({}, NOWHERE, None)
@@ -134,10 +134,10 @@ def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pyte
 
 
 def test_what_cannot_be_shown_is_trouble_and_holds_up_nothing_behind_it(server: Server) -> None:
-    def spoiled() -> TrialCard:
+    def spoiled() -> TrialFinished:
         raise OSError("its curve cannot be read")
 
-    tracker = PatientTracker(server.connect)
+    tracker = BackgroundTracker(server.connect)
     for make in (partial(card, "t0"), spoiled, partial(card, "t2")):
         tracker.log_trial(make)
     assert not tracker.finish({}, NOWHERE, None)
@@ -148,7 +148,7 @@ def test_what_cannot_be_shown_is_trouble_and_holds_up_nothing_behind_it(server: 
 
 def test_who_may_not_write_any_more_shows_no_more(server: Server) -> None:
     """Another driver has the lease, and shows what is to be shown."""
-    tracker = PatientTracker(server.connect, may_write=lambda: "t2" not in server.told)
+    tracker = BackgroundTracker(server.connect, may_write=lambda: "t2" not in server.told)
     server.open.clear()
     for number in range(8):
         tracker.log_trial(partial(card, f"t{number}"))
@@ -162,7 +162,7 @@ def test_a_sweep_that_cannot_be_shown_is_not_left_as_running(server: Server) -> 
         raise OSError("no artifact today")
 
     heard: list[str] = []
-    tracker = PatientTracker(server.connect, told=lambda behind, why: heard.append(why))
+    tracker = BackgroundTracker(server.connect, told=lambda behind, why: heard.append(why))
     server.finish = refused  # type: ignore[assignment]
     assert not tracker.finish({}, NOWHERE, None)
     assert server.told[-1] == "interrupted"
@@ -172,7 +172,7 @@ def test_a_sweep_that_cannot_be_shown_is_not_left_as_running(server: Server) -> 
 def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> None:
     server.open.clear()
     heard: list[tuple[int, str]] = []
-    tracker = PatientTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
+    tracker = BackgroundTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
     tracker.log_trial(partial(card, "t0"))
     tracker.log_trial(partial(card, "t1"))
     server.open.set()
@@ -180,7 +180,7 @@ def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> N
     assert [behind for behind, _ in heard][-1] == 0
     assert {1, 2} & {behind for behind, _ in heard}
     server.away = True
-    away = PatientTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
+    away = BackgroundTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
     away.log_trial(partial(card, "t2"))
     assert not away.finish({}, NOWHERE, None)
     assert heard[-1] == (1, "nobody is there")
@@ -188,7 +188,7 @@ def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> N
 
 def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> None:
     server.open.clear()
-    tracker = PatientTracker(server.connect)
+    tracker = BackgroundTracker(server.connect)
     for number in range(50):
         tracker.log_trial(partial(card, f"t{number}"))
     open_once_stopping(server, tracker)
@@ -202,7 +202,7 @@ def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> Non
 )
 def test_an_interrupt_of_the_end_is_no_end_half_told(server: Server, reached: str, told: list[str]) -> None:
     """What was under way is waited for; a sweep that lacks trials is not called finished, one that is stays so."""
-    tracker = PatientTracker(server.connect)
+    tracker = BackgroundTracker(server.connect)
     server.hold_at = reached
     tracker.log_trial(partial(card, "t0"))
     tracker.log_trial(partial(card, "t1"))

@@ -1,4 +1,4 @@
-"""The champion in MLflow: from pictures and from features, registered once, loaded without code of ours."""
+"""The champion in MLflow: from images and from features, registered once, loaded without code of ours."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lt_train.features.files import open_test
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare_all
 from sweeps.experiment.runner import TrackingBehind
-from sweeps.tracking.champion import OfPictures
-from sweeps.tracking.champion import of_pictures as of_pictures_of
+from sweeps.tracking.champion import ImageClassifier
+from sweeps.tracking.champion import image_classifier as of_images_of
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -34,7 +34,7 @@ def test_the_champion_is_registered_and_predicts_what_the_winner_predicts(tracke
     found = client(spec)
     version = found.get_model_version_by_alias("small", "champion")
     head = found.get_model_version_by_alias("small", "champion-head")
-    assert head.version == version.version, "there are no pictures"
+    assert head.version == version.version, "there are no images"
     model = loaded(spec, "models:/small@champion")
     arrays = np.load(features_file)
     logits = np.mean([model.predict(view) for view in arrays["test_features"]], axis=0)
@@ -55,14 +55,14 @@ def loaded(spec: SweepSpec, model: str) -> Any:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_champion_of_pictures_predicts_what_the_sweep_tested(flip: bool, of_pictures: MakeSweep):
-    spec = of_pictures(features={"test_flip": flip})
+def test_the_champion_of_images_predicts_what_the_sweep_tested(flip: bool, image_classifier: MakeSweep):
+    spec = image_classifier(features={"test_flip": flip})
     result = sweeps.run(spec)
     assert result.winner is not None
     test = spec.dataset.load().test
-    pictures = test.inputs.permute(0, 2, 3, 1).numpy()  # as Pillow and numpy hold them
+    images = test.inputs.permute(0, 2, 3, 1).numpy()  # as Pillow and numpy hold them
     model, head = (loaded(spec, f"models:/small@{alias}") for alias in ("champion", "champion-head"))
-    logits = model.predict(pictures)
+    logits = model.predict(images)
     (bank,) = (Path(spec.storage) / "cache" / "banks").iterdir()
     features = open_test(bank).features.numpy()
     assert len(features) == 1 + flip
@@ -70,15 +70,15 @@ def test_the_champion_of_pictures_predicts_what_the_sweep_tested(flip: bool, of_
     np.testing.assert_allclose(logits, tested, rtol=1e-4, atol=1e-4)
     accuracy = (logits.argmax(axis=1) == test.labels.numpy()).mean()
     assert accuracy == pytest.approx(result.winner.best_of.acc_all, abs=1e-6)
-    np.testing.assert_allclose(model.predict(pictures[:1]), logits[:1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.predict(images[:1]), logits[:1], rtol=1e-4, atol=1e-4)
     assert model.metadata.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 8, 8, 1)}
     assert model.input_example is not None
     with pytest.raises(MlflowException, match=r"dtype of input float32 does not match expected dtype uint8"):
-        model.predict(pictures.astype(np.float32))
+        model.predict(images.astype(np.float32))
 
 
-def test_an_unchanged_champion_is_not_uploaded_again(of_pictures: MakeSweep):
-    spec = of_pictures()
+def test_an_unchanged_champion_is_not_uploaded_again(image_classifier: MakeSweep):
+    spec = image_classifier()
     sweeps.run(spec)
     found = client(spec)
     before = [version.version for version in found.search_model_versions("name = 'small'")]
@@ -97,9 +97,11 @@ def registered(spec: SweepSpec) -> dict[str, tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("broken", ["log_model_artifacts", "create_model_version"])
-def test_an_upload_that_fails_is_gone_on_with(broken: str, of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch):
+def test_an_upload_that_fails_is_gone_on_with(
+    broken: str, image_classifier: MakeSweep, monkeypatch: pytest.MonkeyPatch
+):
     """At the second model, after the first is registered; twice, as tries go on while a server is away."""
-    spec = of_pictures(tracking={"kind": "mlflow", "experiment": "tests", "patience": 0.0})
+    spec = image_classifier(tracking={"kind": "mlflow", "experiment": "tests", "flush_timeout": 0.0})
     as_it_is, calls = getattr(mlflow.MlflowClient, broken), [0]
 
     def away_from_the_second_on(*arguments: Any, **named: Any) -> Any:
@@ -123,10 +125,10 @@ def test_an_upload_that_fails_is_gone_on_with(broken: str, of_pictures: MakeSwee
     assert loaded(spec, "models:/small@champion").predict(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 10)
 
 
-def test_pictures_that_come_back_are_logged(of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch):
-    spec = of_pictures()
+def test_images_that_come_back_are_logged(image_classifier: MakeSweep, monkeypatch: pytest.MonkeyPatch):
+    spec = image_classifier()
     with monkeypatch.context() as without:
-        without.setattr("sweeps.experiment.runner.of_pictures", lambda *arguments: None)
+        without.setattr("sweeps.experiment.runner.image_classifier", lambda *arguments: None)
         sweeps.run(spec)
         sweeps.resume(Path(spec.storage) / "small")
         assert registered(spec) == {"1": ("champion-head", ["champion", "champion-head"])}
@@ -134,13 +136,13 @@ def test_pictures_that_come_back_are_logged(of_pictures: MakeSweep, monkeypatch:
     sweeps.resume(Path(spec.storage) / "small")
     assert registered(spec) == both
     with monkeypatch.context() as without:
-        without.setattr("sweeps.experiment.runner.of_pictures", lambda *arguments: None)
+        without.setattr("sweeps.experiment.runner.image_classifier", lambda *arguments: None)
         sweeps.resume(Path(spec.storage) / "small")
     assert registered(spec) == both, "a model that is there is not taken away"
 
 
-def test_a_champion_may_be_the_head_alone(of_pictures: MakeSweep):
-    spec = of_pictures(tracking={"kind": "mlflow", "experiment": "tests", "champion": "features"})
+def test_a_champion_may_be_the_head_alone(image_classifier: MakeSweep):
+    spec = image_classifier(tracking={"kind": "mlflow", "experiment": "tests", "champion": "features"})
     sweeps.run(spec)
     versions = client(spec).search_model_versions("name = 'small'")
     assert [sorted(client(spec).get_model_version("small", one.version).aliases) for one in versions] == [
@@ -155,14 +157,14 @@ def test_torchs_compiler_is_not_imported_while_packs_are_trained(tracked: MakeSw
     file.write_text(yaml.safe_dump(tracked().resolved(), sort_keys=False))
     code = f"""
 import sys, time, sweeps
-from sweeps.tracking.background import PatientTracker
-finish = PatientTracker.finish
+from sweeps.tracking.background import BackgroundTracker
+finish = BackgroundTracker.finish
 def when_all_trials_are_shown(self, *arguments):
     while self.behind:
         time.sleep(0.01)
     print("torch._dynamo" in sys.modules)
     return finish(self, *arguments)
-PatientTracker.finish = when_all_trials_are_shown
+BackgroundTracker.finish = when_all_trials_are_shown
 sweeps.run(sweeps.load({str(file)!r}))
 print("torch._dynamo" in sys.modules)
 """
@@ -195,31 +197,31 @@ assert mlflow.get_run(mine.info.run_id).data.metrics == {{"ours": 1.0}}
 
 
 def test_a_champion_that_torch_cannot_export_is_logged_without_its_backbone(
-    of_pictures: MakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    image_classifier: MakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """As a model is whose code looks at its numbers; any other part of the sweep is as ever."""
-    as_it_is = OfPictures.forward
+    as_it_is = ImageClassifier.forward
 
-    def forward(self: OfPictures, pictures: Any) -> Any:
-        return as_it_is(self, pictures) * (1 if pictures.float().sum() > 1 else 2)
+    def forward(self: ImageClassifier, images: Any) -> Any:
+        return as_it_is(self, images) * (1 if images.float().sum() > 1 else 2)
 
-    monkeypatch.setattr(OfPictures, "forward", forward)
-    spec = of_pictures()
+    monkeypatch.setattr(ImageClassifier, "forward", forward)
+    spec = image_classifier()
     sweeps.run(spec)
     assert "the champion is logged without its backbone, which torch cannot export" in capsys.readouterr().err
     assert "float32" in str(loaded(spec, "models:/small@champion").metadata.signature)
 
 
-def test_a_checkpoint_that_was_replaced_meanwhile_is_no_part_of_a_champion(of_pictures: MakeSweep):
-    prepared = prepare_all(of_pictures())
-    assert prepared.pictures is not None
+def test_a_checkpoint_that_was_replaced_meanwhile_is_no_part_of_a_champion(image_classifier: MakeSweep):
+    prepared = prepare_all(image_classifier())
+    assert prepared.images is not None
     head = torch.nn.Linear(prepared.bank.feature_dim, 10)
-    assert of_pictures_of(head, prepared.bank, prepared.pictures) is not None
-    checkpoint = prepared.pictures.backbone
+    assert of_images_of(head, prepared.bank, prepared.images) is not None
+    checkpoint = prepared.images.backbone
     assert isinstance(checkpoint, Path)
     classifier, about = load_checkpoint(checkpoint)
     torch.nn.init.zeros_(classifier.head.weight)
     save_checkpoint(checkpoint, classifier, about)
-    assert of_pictures_of(head, prepared.bank, prepared.pictures) is None
+    assert of_images_of(head, prepared.bank, prepared.images) is None
     checkpoint.unlink()
-    assert of_pictures_of(head, prepared.bank, prepared.pictures) is None
+    assert of_images_of(head, prepared.bank, prepared.images) is None

@@ -29,7 +29,7 @@ from sweeps.experiment.runner import TrackingBehind
 from sweeps.tracking.mlflow import _client
 
 MakeSweep = Callable[..., SweepSpec]
-IMPATIENT = {"kind": "mlflow", "patience": 0.0}
+IMPATIENT = {"kind": "mlflow", "flush_timeout": 0.0}
 
 
 def test_layout_of_a_finished_sweep(tracked: MakeSweep, tmp_path: Path):
@@ -67,8 +67,8 @@ def test_layout_of_a_finished_sweep(tracked: MakeSweep, tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}, "nothing is left in the working directory"
 
 
-def test_the_sweeps_run_says_on_which_data_and_by_which_code(of_pictures: MakeSweep):
-    spec = of_pictures()
+def test_the_sweeps_run_says_on_which_data_and_by_which_code(image_classifier: MakeSweep):
+    spec = image_classifier()
     sweeps.run(spec)
     runs = {run.data.tags["lt.key"]: run for run in all_runs(spec)}
     inputs = runs["sweep"].inputs.dataset_inputs
@@ -138,7 +138,7 @@ def test_seed_runs_are_grandchildren(tracked: MakeSweep):
 
 def test_a_failed_trial_is_shown_as_failed(tracked: MakeSweep):
     spec = tracked(
-        search={"sampler": "grid", "trials": 2, "space": {"method.lr": {"choice": [1e-2, 1e38]}}}, baselines=[]
+        search={"algorithm": "grid", "trials": 2, "space": {"method.lr": {"choice": [1e-2, 1e38]}}}, baselines=[]
     )
     sweeps.run(spec)
     status = {run.data.tags["lt.key"]: run.info.status for run in all_runs(spec)}
@@ -350,7 +350,7 @@ def test_runs_that_an_earlier_version_ended_get_what_it_did_not_write(tracked: M
 
 
 def test_a_stopped_trial_is_finished_and_says_after_which_epoch(tracked: MakeSweep):
-    search = {"trials": 4, "generation": 4, "scheduler": {"kind": "successive_halving", "rungs": [1]}}
+    search = {"trials": 4, "proposal_batch": 4, "early_stopping": {"kind": "successive_halving", "rungs": [1]}}
     spec = tracked(search=search)
     result = sweeps.run(spec)
     runs = {run.data.tags["lt.key"]: run for run in all_runs(spec)}
@@ -389,13 +389,13 @@ def test_a_user_of_a_database_has(uri: str, small_sweep: MakeSweep):
 
 
 def test_stage_1_is_shown_on_the_parent_run_of_every_sweep_that_uses_it_and_never_twice(tracked: MakeSweep):
-    pictures = {
+    images = {
         "dataset": "digits_lt",
         "backbone": {"kind": "small_cnn", "width": 4},
         "stage1": {"kind": "ce", "epochs": 3, "val_every": 2},
         "search": {"trials": 2},
     }
-    first, second = tracked(**pictures), tracked(name="other", **pictures)
+    first, second = tracked(**images), tracked(name="other", **images)
     sweeps.run(first)
     sweeps.run(second)  # takes the backbone from the cache
     sweeps.resume(Path(first.storage) / "small")

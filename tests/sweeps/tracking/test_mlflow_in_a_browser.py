@@ -1,6 +1,6 @@
 """What a newcomer sees of a real sweep in MLflow's pages: a headless Chromium, and the server of `lt-sweep ui`.
 
-Where there is no Chromium the tests are skipped; CI installs one. Pictures of the pages are kept as test output, and
+Where there is no Chromium the tests are skipped; CI installs one. Images of the pages are kept as test output, and
 those of the docs in the directory that LT_SCREENSHOTS names as well:
 
     LT_SCREENSHOTS=docs/images python -m pytest tests/sweeps/tracking/test_mlflow_in_a_browser.py
@@ -91,12 +91,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
             "search": {"trials": 12, "space": space},
             "selection": {"seeds": 3, "finalists": 2},
             "backend": "inline",
-            "tracking": {"kind": "mlflow", "patience": 0.0},
+            "tracking": {"kind": "mlflow", "flush_timeout": 0.0},
             "storage": str(place / "runs"),
         }
     )
     result = sweeps.run(spec)
-    output = place / "pictures"
+    output = place / "images"
     output.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -114,8 +114,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
             def keep(name: str) -> None:
                 file = output / f"mlflow-{name}.png"
-                with Image.open(BytesIO(tab.picture())) as picture:  # in few colours: a third of the bytes
-                    picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+                with Image.open(BytesIO(tab.image())) as image:  # in few colours: a third of the bytes
+                    image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
                 if name in OF_THE_DOCS and "LT_SCREENSHOTS" in os.environ:
                     shutil.copy(file, os.environ["LT_SCREENSHOTS"])
 

@@ -49,7 +49,7 @@ def killed(store: Path, indices: int) -> None:
 def test_a_driver_killed_while_the_store_is_made_is_resumed(
     indices: int, small_sweep: Callable[..., SweepSpec], tmp_path: Path
 ):
-    spec = small_sweep(search={"trials": 2}, tracking={"kind": "mlflow", "patience": 0.0})
+    spec = small_sweep(search={"trials": 2}, tracking={"kind": "mlflow", "flush_timeout": 0.0})
     store = tmp_path / "runs" / "mlflow.db"
     store.parent.mkdir()
     killed(store, indices)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sweeps.config.spec import SweepSpec
-from sweeps.config.tracking import RunsView, SweepCard
-from sweeps.tracking.cards import runs_view
+from sweeps.config.tracking import RunsView, SweepStarted
+from sweeps.tracking.events import runs_view
 from sweeps.tracking.views import addresses, view_tags
 
 MakeSweep = Callable[..., SweepSpec]
@@ -20,7 +20,7 @@ SPACE = {"method.smooth_factor": {"uniform": [0.1, 0.9]}, "method.lr": {"logunif
 
 
 def states(spec: SweepSpec, has_val: bool = True) -> list[dict[str, Any]]:
-    tags = view_tags(SweepCard("some id", spec.name, {}, 7, view=runs_view(spec, has_val)))
+    tags = view_tags(SweepStarted("some id", spec.name, {}, 7, view=runs_view(spec, has_val)))
     packed = [json.loads(value)["state"].removeprefix("deflate;") for value in tags.values()]
     return [json.loads(zlib.decompress(base64.b64decode(text))) for text in packed]
 
@@ -56,7 +56,7 @@ def test_a_search_over_decades_is_charted_by_its_logarithm(small_sweep: MakeSwee
 
 def test_a_view_of_very_many_parameters_fits_into_a_tag():
     many = [f"head.some_long_name_{number}" for number in range(60)]
-    card = SweepCard("id", "x", {}, 1, view=RunsView("acc_all", ["acc_all"], many, ["acc_few"], {"los": many}))
+    card = SweepStarted("id", "x", {}, 1, view=RunsView("acc_all", ["acc_all"], many, ["acc_few"], {"los": many}))
     assert max(len(value) for value in view_tags(card).values()) < 5000
 
 

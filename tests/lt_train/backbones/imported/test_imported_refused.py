@@ -250,20 +250,20 @@ def test_fields_are_checked(fields: dict[str, Any], match: str) -> None:
         BACKBONES.parse(RESNET | fields)
 
 
-def test_pictures_of_a_size_that_the_model_does_not_take_are_refused(small: DatasetSpec, tmp_path: Path) -> None:
+def test_images_of_a_size_that_the_model_does_not_take_are_refused(small: DatasetSpec, tmp_path: Path) -> None:
     fields = {"factory": "torchvision:vit_b_16", "arguments": {"image_size": 64, "num_classes": CLASSES}}
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="vit_b_16 cannot be run on pictures of 3 x 8 x 8: AssertionError: Wrong image"):
+    with pytest.raises(UserError, match="vit_b_16 cannot be run on images of 3 x 8 x 8: AssertionError: Wrong image"):
         make_bank(small, tmp_path, checkpoint=str(tmp_path / "x.safetensors"), **fields)
 
 
 def test_a_model_that_runs_in_half_precision_alone_is_refused(tmp_path: Path, allowed: str) -> None:
     save_theirs(Half(), tmp_path)
-    with pytest.raises(UserError, match=r":Half cannot be run on pictures of 3 x 8 x 8: RuntimeError: .*type"):
+    with pytest.raises(UserError, match=r":Half cannot be run on images of 3 x 8 x 8: RuntimeError: .*type"):
         theirs(tmp_path, "Half", {"fixed": True})
 
 
-def test_pictures_that_the_model_does_not_take_are_refused_before_training(small: DatasetSpec, tmp_path: Path) -> None:
+def test_images_that_the_model_does_not_take_are_refused_before_training(small: DatasetSpec, tmp_path: Path) -> None:
     fields = {"factory": "torchvision:vit_b_16", "arguments": {"image_size": 64}, "classifier": "heads.head"}
-    with pytest.raises(UserError, match="backbone imported cannot be run on pictures of 3 x 8 x 8: AssertionError"):
+    with pytest.raises(UserError, match="backbone imported cannot be run on images of 3 x 8 x 8: AssertionError"):
         train_backbone(load(small), BACKBONES.parse(RESNET | fields), RECIPES.parse({"kind": "ce"}), tmp_path / "out")

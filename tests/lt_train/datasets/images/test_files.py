@@ -1,4 +1,4 @@
-"""Pictures in files: decoded as torchvision does it, the same from files and memory, and what is no picture is told."""
+"""Images in files: decoded as torchvision does it, the same from files and memory, and what is no image is told."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from lt_train.core.errors import DataError
 from lt_train.datasets._images.decode_pool import decode_threads
 from lt_train.datasets._images.decoding import Decoding
-from lt_train.datasets._images.files import PictureFiles, read_ahead
+from lt_train.datasets._images.files import ImageFiles, read_ahead
 from lt_train.datasets._images.sources import Files, probe
 from lt_train.datasets.base import Labelled
 from lt_train.datasets.longtail import take
@@ -24,7 +24,7 @@ from lt_train.datasets.longtail import take
 RANDOM = np.random.default_rng(3)
 
 
-def picture(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
+def make_image(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
     channels = len(Image.new(mode, (1, 1)).getbands())
     shape = (height, width) if channels == 1 else (height, width, channels)
     return Image.fromarray(RANDOM.integers(0, 256, shape, dtype=np.uint8), mode)
@@ -37,38 +37,38 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> PictureFiles:
+def images(tmp_path: Path) -> ImageFiles:
     names = [f"{k}.jpg" for k in range(7)]
     for name in names:
-        picture().save(tmp_path / name, quality=90)
+        make_image().save(tmp_path / name, quality=90)
     return opened(tmp_path, names)
 
 
-def opened(root: Path, names: list[str], size: int = 6, resize: int = 8) -> PictureFiles:
+def opened(root: Path, names: list[str], size: int = 6, resize: int = 8) -> ImageFiles:
     source, decoding = Files(root, names), Decoding(size, resize)
     sizes, wrong = probe(source, decoding, whole=False)
     assert wrong == {}
-    return PictureFiles(source, decoding, sizes)
+    return ImageFiles(source, decoding, sizes)
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 30), (30, 41), (17, 17), (8, 90)])
 @pytest.mark.parametrize(("size", "resize"), [(8, 8), (8, 11), (13, 16)])
 def test_resize_and_crop_are_torchvisions(width: int, height: int, size: int, resize: int) -> None:
-    image = picture(width, height)
+    image = make_image(width, height)
     expected = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), v2.PILToTensor()])(image)
     assert torch.equal(torch.from_numpy(Decoding(size, resize)(encoded(image)).copy()), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    image = picture(6, 6, mode)
+    image = make_image(6, 6, mode)
     expected = np.asarray(image)
     colours = expected[..., :3] if mode.startswith("RGB") else np.stack([expected.reshape(6, 6, -1)[..., 0]] * 3, -1)
     assert np.array_equal(Decoding(6, 6)(encoded(image)), colours.transpose(2, 0, 1))
 
 
 def test_a_palette_becomes_its_colours() -> None:
-    image = picture(6, 6).quantize(8)
+    image = make_image(6, 6).quantize(8)
     decoded = Decoding(6, 6)(encoded(image, transparency=b"\x00\x80" * 4))
     assert np.array_equal(decoded, np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
@@ -106,27 +106,27 @@ def test_pixels_of_32_bits_are_refused_for_nothing_says_which_is_white(tmp_path:
 def test_a_rotation_in_exif_is_left_alone() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = picture(12, 12)
+    image = make_image(12, 12)
     plain, turned = (encoded(image, "JPEG", quality=90, **extra) for extra in ({}, {"exif": exif}))
     assert np.array_equal(Decoding(12, 12)(plain), Decoding(12, 12)(turned))
 
 
-def test_they_are_read_like_a_tensor(pictures: PictureFiles) -> None:
-    whole = pictures[:]
-    assert (len(pictures), pictures.shape, whole.shape, whole.dtype) == (7, whole.shape, (7, 3, 6, 6), torch.uint8)
-    assert torch.equal(pictures[2:5], whole[2:5])
-    assert torch.equal(pictures[torch.tensor([6, 0, 0])], whole[[6, 0, 0]])
-    assert torch.equal(pictures[whole[:, 0, 0, 0] > 90], whole[whole[:, 0, 0, 0] > 90])
-    assert torch.equal(pictures[-1], whole[-1])
-    assert pictures[7:].shape == (0, 3, 6, 6)
+def test_they_are_read_like_a_tensor(images: ImageFiles) -> None:
+    whole = images[:]
+    assert (len(images), images.shape, whole.shape, whole.dtype) == (7, whole.shape, (7, 3, 6, 6), torch.uint8)
+    assert torch.equal(images[2:5], whole[2:5])
+    assert torch.equal(images[torch.tensor([6, 0, 0])], whole[[6, 0, 0]])
+    assert torch.equal(images[whole[:, 0, 0, 0] > 90], whole[whole[:, 0, 0, 0] > 90])
+    assert torch.equal(images[-1], whole[-1])
+    assert images[7:].shape == (0, 3, 6, 6)
 
 
-def test_files_and_memory_are_the_same(pictures: PictureFiles) -> None:
-    held = pictures.hold()
+def test_files_and_memory_are_the_same(images: ImageFiles) -> None:
+    held = images.hold()
     assert held.in_memory
-    assert not pictures.in_memory
+    assert not images.in_memory
     chosen = torch.tensor([5, 1, 4])
-    for one, other in ((pictures, held), (pictures.take(chosen), held.take(chosen))):
+    for one, other in ((images, held), (images.take(chosen), held.take(chosen))):
         assert one.names == other.names
         assert one.digest() == other.digest()
         assert torch.equal(one[:], other[:])
@@ -134,26 +134,26 @@ def test_files_and_memory_are_the_same(pictures: PictureFiles) -> None:
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_they_travel(pictures: PictureFiles, held: bool) -> None:
-    arrived = pickle.loads(pickle.dumps(pictures.hold() if held else pictures))
+def test_they_travel(images: ImageFiles, held: bool) -> None:
+    arrived = pickle.loads(pickle.dumps(images.hold() if held else images))
     assert arrived.in_memory is held
-    assert torch.equal(arrived[:], pictures[:])
-    assert arrived.digest() == pictures.digest()
+    assert torch.equal(arrived[:], images[:])
+    assert arrived.digest() == images.digest()
 
 
-def test_labelled_pictures_are_taken_and_hashed_in_both_ways(pictures: PictureFiles) -> None:
+def test_labelled_images_are_taken_and_hashed_in_both_ways(images: ImageFiles) -> None:
     labels, chosen = torch.arange(7), torch.tensor([3, 2])
-    in_files, in_memory = (take(Labelled(one, labels), chosen) for one in (pictures, pictures.hold()))
-    tensor = take(Labelled(pictures[:], labels), chosen)
+    in_files, in_memory = (take(Labelled(one, labels), chosen) for one in (images, images.hold()))
+    tensor = take(Labelled(images[:], labels), chosen)
     assert torch.equal(in_files.inputs[:], tensor.inputs)
     assert in_files.digest() == in_memory.digest() != tensor.digest()
-    assert in_files.digest() != take(Labelled(pictures, labels + 1), chosen).digest()
+    assert in_files.digest() != take(Labelled(images, labels + 1), chosen).digest()
 
 
 def test_the_digest_follows_names_sizes_order_and_decoding_but_not_the_place(
-    tmp_path: Path, pictures: PictureFiles
+    tmp_path: Path, images: ImageFiles
 ) -> None:
-    digest, names = pictures.digest(), pictures.names
+    digest, names = images.digest(), images.names
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in names:
@@ -169,19 +169,19 @@ def test_the_digest_follows_names_sizes_order_and_decoding_but_not_the_place(
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_reading_ahead_gives_every_batch_in_order(pictures: PictureFiles, held: bool) -> None:
-    whole, one = pictures[:], pictures.hold() if held else pictures
+def test_reading_ahead_gives_every_batch_in_order(images: ImageFiles, held: bool) -> None:
+    whole, one = images[:], images.hold() if held else images
     batches = [slice(0, 3), torch.tensor([6, 2]), slice(3, 7)]
     for batch, read in zip(batches, read_ahead(one, batches), strict=True):
         assert torch.equal(read, whole[batch])
 
 
-def test_reading_ahead_may_be_left_early_and_tells_what_broke(tmp_path: Path, pictures: PictureFiles) -> None:
+def test_reading_ahead_may_be_left_early_and_tells_what_broke(tmp_path: Path, images: ImageFiles) -> None:
     batches = [slice(start, start + 1) for start in range(7)]
-    assert len(next(read_ahead(pictures, batches))) == 1
+    assert len(next(read_ahead(images, batches))) == 1
     (tmp_path / "4.jpg").unlink()
-    with pytest.raises(DataError, match=r"picture 4\.jpg cannot be decoded \(missing\).*data check"):
-        list(read_ahead(pictures, batches))
+    with pytest.raises(DataError, match=r"image 4\.jpg cannot be decoded \(missing\).*data check"):
+        list(read_ahead(images, batches))
 
 
 @pytest.fixture
@@ -192,37 +192,37 @@ def as_many_threads_as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_as_many_threads_decode_as_were_asked_for(
-    pictures: PictureFiles, as_many_threads_as_before: None, count: int
+    images: ImageFiles, as_many_threads_as_before: None, count: int
 ) -> None:
     together, seen = threading.Barrier(count), set[int]()
 
     class Watched:
-        names = pictures.names[:6]
+        names = images.names[:6]
 
         def read(self, index: int) -> bytes:
             together.wait(60)  # breaks where fewer are there
             seen.add(threading.get_ident())
-            return pictures.source.read(index)
+            return images.source.read(index)
 
         def ends(self, index: int) -> tuple[int, bytes, bytes]:
-            return pictures.source.ends(index)
+            return images.source.ends(index)
 
     decode_threads(count)
-    watched = PictureFiles(Watched(), pictures.decoding, np.zeros(6, dtype=np.int64))
-    assert torch.equal(watched[:], pictures[:6])
+    watched = ImageFiles(Watched(), images.decoding, np.zeros(6, dtype=np.int64))
+    assert torch.equal(watched[:], images[:6])
     assert len(seen) == count
 
 
 def test_what_is_wrong_is_told_of_each(tmp_path: Path) -> None:
-    good = encoded(picture(60, 60), "JPEG")
+    good = encoded(make_image(60, 60), "JPEG")
     contents = {
         "good.jpg": good,
         "garbage after its end.jpg": good + b"\0" * 9,
-        "good.png": encoded(picture()),
+        "good.png": encoded(make_image()),
         "empty.jpg": b"",
         "truncated.jpg": good[: len(good) // 2],
         "page.jpg": b"<html>not found</html>",
-        "truncated.png": encoded(picture())[:-30],
+        "truncated.png": encoded(make_image())[:-30],
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -236,32 +236,32 @@ def test_what_is_wrong_is_told_of_each(tmp_path: Path) -> None:
     assert (reasons["empty.jpg"], reasons["missing.jpg"]) == ("0 bytes", "missing")
     assert reasons["good.jpg/below.jpg"] == "missing"
     assert "truncated" in reasons["truncated.jpg"]
-    assert reasons["page.jpg"] == "no picture of a known format"
+    assert reasons["page.jpg"] == "no image of a known format"
     assert sizes[:2].tolist() == [len(good), len(good) + 9]
     assert sum(done) == len(names)
 
 
-def test_a_picture_that_is_a_program_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_an_image_that_is_a_program_is_refused_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "it ran"
     program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n({trace}) (w) file closefile\n"
     (tmp_path / "a.jpg").write_text(program)
-    assert probe(Files(tmp_path, ["a.jpg"]), Decoding(6, 6), whole=True)[1] == {0: "no picture of a known format"}
+    assert probe(Files(tmp_path, ["a.jpg"]), Decoding(6, 6), whole=True)[1] == {0: "no image of a known format"}
     assert not trace.exists()
 
 
 def test_what_breaks_inside_a_jpeg_is_found_by_the_whole_check_and_else_when_read(tmp_path: Path) -> None:
-    good = encoded(picture(60, 60), "JPEG")
+    good = encoded(make_image(60, 60), "JPEG")
     (tmp_path / "a.jpg").write_bytes(good[: len(good) // 2] + b"\xff\xd9")
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 50 + b"\xff\xd9")
     source, decoding = Files(tmp_path, ["a.jpg", "b.jpg"]), Decoding(6, 6)
     sizes, wrong = probe(source, decoding, whole=False)
     assert wrong == {}
     assert 1 in probe(source, decoding, whole=True)[1]
-    with pytest.raises(DataError, match=r"picture b\.jpg cannot be decoded .* check: whole"):
-        PictureFiles(source, decoding, sizes)[:]
+    with pytest.raises(DataError, match=r"image b\.jpg cannot be decoded .* check: whole"):
+        ImageFiles(source, decoding, sizes)[:]
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "PPM", "TIFF", "WEBP"])
 def test_other_formats_are_read(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "a").write_bytes(encoded(picture(6, 6), kind))
+    (tmp_path / "a").write_bytes(encoded(make_image(6, 6), kind))
     assert probe(Files(tmp_path, ["a"]), Decoding(6, 6), whole=False)[1] == {}

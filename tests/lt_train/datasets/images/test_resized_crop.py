@@ -1,4 +1,4 @@
-"""Random parts of pictures in files: torchvision's crop of the box, its distribution, the same for every reader."""
+"""Random parts of images in files: torchvision's crop of the box, its distribution, the same for every reader."""
 
 from pathlib import Path
 
@@ -9,58 +9,58 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lt_train.datasets._images.decoding import Decoding
-from lt_train.datasets._images.files import PictureFiles, read_ahead
+from lt_train.datasets._images.files import ImageFiles, read_ahead
 from lt_train.datasets._images.sources import Files, probe
-from lt_train.datasets._images.transform import View, draw_views, part_of_picture
+from lt_train.datasets._images.transform import View, draw_views, part_of_image
 from lt_train.datasets.base import ResizedCrop
 
 SIZES = [(40, 30), (30, 41), (17, 17), (8, 90), (200, 9), (64, 64), (3, 5)] * 4
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> PictureFiles:
+def images(tmp_path: Path) -> ImageFiles:
     rng = np.random.default_rng(3)
     names = [f"{k}.png" for k in range(len(SIZES))]
     for name, (width, height) in zip(names, SIZES, strict=True):
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / name)
     source, decoding = Files(tmp_path, names), Decoding(size=12, resize=14)
-    return PictureFiles(source, decoding, probe(source, decoding, whole=False)[0])
+    return ImageFiles(source, decoding, probe(source, decoding, whole=False)[0])
 
 
 def drawn(count: int, seed: int = 0, augmentation: ResizedCrop | None = None) -> torch.Tensor:
     return draw_views(count, augmentation or ResizedCrop(), torch.Generator().manual_seed(seed))
 
 
-def test_a_view_is_torchvisions_resized_crop_of_the_whole_picture(tmp_path: Path, pictures: PictureFiles) -> None:
+def test_a_view_is_torchvisions_resized_crop_of_the_whole_image(tmp_path: Path, images: ImageFiles) -> None:
     augmentation, rows = ResizedCrop(), drawn(len(SIZES))
-    view = View(pictures, augmentation, rows)[:]
+    view = View(images, augmentation, rows)[:]
     assert 0 < rows[:, -1].sum() < len(SIZES)
-    for name, row, result in zip(pictures.names, rows.tolist(), view, strict=True):
+    for name, row, result in zip(images.names, rows.tolist(), view, strict=True):
         with Image.open(tmp_path / name) as image:
-            left, top, width, height = part_of_picture(row, augmentation.ratio, *image.size)
+            left, top, width, height = part_of_image(row, augmentation.ratio, *image.size)
             expected = v2.functional.resized_crop(image, top, left, height, width, [12, 12])
         expected = v2.functional.pil_to_tensor(v2.functional.hflip(expected) if row[-1] else expected)
         assert torch.equal(result, expected)
 
 
-def test_the_whole_of_a_square_is_the_picture(pictures: PictureFiles) -> None:
-    square = pictures.take(torch.tensor([SIZES.index((17, 17))]))
+def test_the_whole_of_a_square_is_the_image(images: ImageFiles) -> None:
+    square = images.take(torch.tensor([SIZES.index((17, 17))]))
     whole = ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)
-    resized = PictureFiles(square.source, Decoding(17, 17), np.zeros(len(SIZES)), np.array([2]))
+    resized = ImageFiles(square.source, Decoding(17, 17), np.zeros(len(SIZES)), np.array([2]))
     assert torch.equal(View(resized, whole, drawn(1, augmentation=whole))[:], resized[:])
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (60, 80), (400, 90)])
 def test_parts_are_distributed_as_torchvisions(width: int, height: int) -> None:
     count, augmentation = 4000, ResizedCrop(scale=(0.2, 0.9), ratio=(0.5, 2.0))
-    ours = [part_of_picture(row, augmentation.ratio, width, height) for row in drawn(count, 1, augmentation).tolist()]
+    ours = [part_of_image(row, augmentation.ratio, width, height) for row in drawn(count, 1, augmentation).tolist()]
     theirs = []
     crop = v2.RandomResizedCrop(12, augmentation.scale, augmentation.ratio)
-    picture = torch.empty(3, height, width)
+    image = torch.empty(3, height, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for _ in range(count):
-            box = crop.make_params([picture])
+            box = crop.make_params([image])
             theirs.append((box["left"], box["top"], box["width"], box["height"]))
     one, other = (np.array(boxes) / (width, height, width, height) for boxes in (ours, theirs))
     assert np.abs(one.mean(axis=0) - other.mean(axis=0)).max() < 0.015
@@ -76,22 +76,22 @@ def test_where_no_try_fits_it_is_torchvisions_part_around_the_centre(width: int,
     augmentation = ResizedCrop(scale=(0.9, 1.0))
     expected = v2.RandomResizedCrop(12, (0.9, 1.0)).make_params([torch.empty(3, height, width)])
     for row in drawn(50, 2, augmentation).tolist():
-        box = part_of_picture(row, augmentation.ratio, width, height)
+        box = part_of_image(row, augmentation.ratio, width, height)
         assert box._asdict() == expected
 
 
-def test_a_view_depends_neither_on_batches_nor_on_who_reads_it(pictures: PictureFiles) -> None:
+def test_a_view_depends_neither_on_batches_nor_on_who_reads_it(images: ImageFiles) -> None:
     augmentation, rows = ResizedCrop(), drawn(len(SIZES), 5)
-    view = View(pictures, augmentation, rows)
+    view = View(images, augmentation, rows)
     whole = view[:]
     batches = [slice(0, 5), torch.tensor([9, 3, 20]), slice(5, len(SIZES))]
     for batch, read in zip(batches, read_ahead(view, batches), strict=True):
         assert torch.equal(read, whole[batch])
-    assert torch.equal(View(pictures.hold(), augmentation, rows)[:], whole)
-    half = torch.arange(14, len(SIZES))  # as a worker has it: its own pictures and their rows
-    assert torch.equal(View(pictures.take(half), augmentation, rows[half])[:], whole[half])
+    assert torch.equal(View(images.hold(), augmentation, rows)[:], whole)
+    half = torch.arange(14, len(SIZES))  # as a worker has it: its own images and their rows
+    assert torch.equal(View(images.take(half), augmentation, rows[half])[:], whole[half])
     assert torch.equal(drawn(len(SIZES), 5), rows)
-    assert not torch.equal(View(pictures, augmentation, drawn(len(SIZES), 6))[:], whole)
+    assert not torch.equal(View(images, augmentation, drawn(len(SIZES), 6))[:], whole)
 
 
 def test_the_flip_is_even_or_never() -> None:

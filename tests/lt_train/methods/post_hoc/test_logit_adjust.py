@@ -41,10 +41,10 @@ def test_it_balances_a_head_that_knows_nothing_but_the_prior() -> None:
 
 
 def test_a_prior_that_does_not_fit_the_classes() -> None:
-    assert LogitAdjust().unfit(COUNTS) == ""
-    assert "1 of 3 have none: 1" in LogitAdjust().unfit(torch.tensor([8, 0, 1]))
-    assert LogitAdjust(prior=(0.5, 0.25, 0.25)).unfit(torch.tensor([8, 0, 1])) == ""
-    assert "one share for each of the 3 classes, got 2" in LogitAdjust(prior=(0.5, 0.5)).unfit(COUNTS)
+    assert LogitAdjust().incompatibility(COUNTS) == ""
+    assert "1 of 3 have none: 1" in LogitAdjust().incompatibility(torch.tensor([8, 0, 1]))
+    assert LogitAdjust(prior=(0.5, 0.25, 0.25)).incompatibility(torch.tensor([8, 0, 1])) == ""
+    assert "one share for each of the 3 classes, got 2" in LogitAdjust(prior=(0.5, 0.5)).incompatibility(COUNTS)
 
 
 @pytest.mark.parametrize(

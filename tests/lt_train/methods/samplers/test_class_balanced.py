@@ -1,4 +1,4 @@
-"""Class-balanced sampling: a class uniformly, then one of its pictures uniformly."""
+"""Class-balanced sampling: a class uniformly, then one of its images uniformly."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_classes_are_uniform_whatever_their_size(seed: int) -> None:
     assert chi_square(COUNTS, len(LABELS) / 7) > 1000
 
 
-def test_pictures_of_a_class_are_uniform_and_their_places_do_not_matter() -> None:
+def test_images_of_a_class_are_uniform_and_their_places_do_not_matter() -> None:
     shuffled = LABELS[torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(0))]
     orders = torch.cat([ClassBalanced().order(shuffled, 0, epoch) for epoch in range(30)])
     times = torch.bincount(orders, minlength=len(LABELS))
@@ -43,7 +43,7 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     assert len(set(orders.values())) == 4
 
 
-def test_a_class_without_pictures_is_left_out_and_one_picture_comes_often() -> None:
+def test_a_class_without_images_is_left_out_and_one_image_comes_often() -> None:
     labels = torch.tensor([0] * 400 + [3] + [5] * 2)
     order = ClassBalanced().order(labels, 0, 0)
     drawn = torch.bincount(labels[order], minlength=7)

@@ -1,4 +1,4 @@
-"""Instance sampling visits every picture once an epoch."""
+"""Instance sampling visits every image once an epoch."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ LABELS = torch.arange(7).repeat_interleave(torch.tensor([50, 30, 9, 4, 2, 1, 1])
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_every_picture_once(epoch: int) -> None:
+def test_every_image_once(epoch: int) -> None:
     order = Instance().order(LABELS, 0, epoch)
     assert order.dtype == torch.int64
     assert order.sort().values.tolist() == list(range(len(LABELS)))

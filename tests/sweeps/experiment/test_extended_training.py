@@ -23,25 +23,25 @@ import sweeps
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import EpochRule, Pack, Run
+from lt_train.retrain.base import EpochSelection, Pack, Run
 from sweeps.analysis import selection
 from sweeps.analysis.load import read_sweep
 from sweeps.analysis.result import Result
-from sweeps.config.matrix import load_family
+from sweeps.config.matrix import load_matrix
 from sweeps.config.spec import SweepSpec, load_sweep
 from sweeps.config.trials import search_size
-from sweeps.experiment.matrix_runner import run_family
+from sweeps.experiment.matrix_runner import run_matrix
 from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
-from sweeps.experiment.trial_queue import Schedule
+from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger, Record
 
 MakeSweep = Callable[..., SweepSpec]
 
-WHOLE = {"selection": {"seeds": 2, "finalists": 2, "longer": 3}, "resources": {"lanes_per_pack": 2}}
+WHOLE = {"selection": {"seeds": 2, "finalists": 2, "extended_training": 3}, "resources": {"lanes_per_pack": 2}}
 HALVED = {
-    "search": {"trials": 8, "generation": 4, "scheduler": {"kind": "successive_halving", "rungs": [1, 2]}},
-    "selection": {"longer": 2},
+    "search": {"trials": 8, "proposal_batch": 4, "early_stopping": {"kind": "successive_halving", "rungs": [1, 2]}},
+    "selection": {"extended_training": 2},
     "resources": {"lanes_per_pack": 8},
 }
 
@@ -50,31 +50,31 @@ def directory(spec: SweepSpec) -> Path:
     return Path(spec.storage) / spec.name
 
 
-def longer_runs(spec: SweepSpec) -> list[dict[str, Any]]:
+def extended_runs(spec: SweepSpec) -> list[dict[str, Any]]:
     """What the ledger holds of this phase, in seed order."""
-    return [run for line in pack_lines(directory(spec)) if line["pack"].startswith("longer") for run in line["runs"]]
+    return [run for line in pack_lines(directory(spec)) if line["pack"].startswith("extended") for run in line["runs"]]
 
 
-def work_through(schedule: Schedule, bank: FeatureBank, choose: Callable[[list[Pack]], int]) -> list[Pack]:
+def work_through(queue: TrialQueue, bank: FeatureBank, choose: Callable[[list[Pack]], int]) -> list[Pack]:
     """Train everything with three packs in flight, which are finished in the order that `choose` says."""
     in_flight: list[Pack] = []
     order: list[Pack] = []
-    while not schedule.exhausted():
-        while len(in_flight) < 3 and (pack := schedule.next_pack()) is not None:
+    while not queue.exhausted():
+        while len(in_flight) < 3 and (pack := queue.next_pack()) is not None:
             in_flight.append(pack)
         pack = in_flight.pop(choose(in_flight))
         order.append(pack)
-        schedule.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule, halving=pack.halving), 0.0)
+        queue.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule, halving=pack.halving), 0.0)
     return order
 
 
 def test_it_is_asked_for_by_default_and_the_default_is_in_no_fingerprint(small_sweep: MakeSweep) -> None:
     demo = load_sweep(Path(sweeps.__file__).parent / "specs" / "demo.yaml")
-    assert demo.selection.longer == 3
-    assert search_size(demo).longer_runs == 5
-    three, two, none = (small_sweep(selection={"longer": times}) for times in (3, 2, None))
+    assert demo.selection.extended_training == 3
+    assert search_size(demo).extended_runs == 5
+    three, two, none = (small_sweep(selection={"extended_training": times}) for times in (3, 2, None))
     document = three.resolved()
-    del document["selection"]["longer"]
+    del document["selection"]["extended_training"]
     assert sweeps.config.spec.load_resolved(document).fingerprint() == three.fingerprint()
     assert len({one.fingerprint() for one in (three, two, none)}) == 3
 
@@ -82,35 +82,35 @@ def test_it_is_asked_for_by_default_and_the_default_is_in_no_fingerprint(small_s
 def test_the_winner_is_trained_once_more_on_the_seeds_of_its_numbers(small_sweep: MakeSweep) -> None:
     spec = small_sweep(**WHOLE)
     result = sweeps.run(spec)
-    winner, longer = result.winner, result.longer
+    winner, extended = result.winner, result.extended
     assert winner is not None
-    assert longer is not None
-    assert longer.seeds == winner.seeds == [2, 3]
-    assert longer.params == winner.params | {"epochs": 9}
+    assert extended is not None
+    assert extended.seeds == winner.seeds == [2, 3]
+    assert extended.params == winner.params | {"epochs": 9}
     assert pack_lines(directory(spec))[-1]["pack"] == "longer-0", "nothing comes after it"
-    (method,) = {run.method for run in read_sweep(directory(spec)).longer.trial.runs()}
+    (method,) = {run.method for run in read_sweep(directory(spec)).extended.trial.runs()}
     runs = [Run(method, TrainingSpec(epochs=9), seed) for seed in (2, 3)]
     plain = reference.fit(prepare(spec), runs)
-    for run, expected in zip(longer_runs(spec), plain, strict=True):
-        assert np.array(run["test"]) == pytest.approx(expected.test_accuracy, abs=0.011)  # a picture of a hundred
-    assert longer.mean.acc_all == pytest.approx(np.mean([run["test"][8][0] for run in longer_runs(spec)]))
-    assert longer.objective == pytest.approx(np.mean([run["val"][8][0] for run in longer_runs(spec)]))
-    assert longer.behind["acc_all"].mean == pytest.approx(longer.mean.acc_all - winner.mean.acc_all)
-    assert (longer.times, result.not_longer) == (3, "")
+    for run, expected in zip(extended_runs(spec), plain, strict=True):
+        assert np.array(run["test"]) == pytest.approx(expected.test_accuracy, abs=0.011)  # an image of a hundred
+    assert extended.mean.acc_all == pytest.approx(np.mean([run["test"][8][0] for run in extended_runs(spec)]))
+    assert extended.objective == pytest.approx(np.mean([run["val"][8][0] for run in extended_runs(spec)]))
+    assert extended.behind["acc_all"].mean == pytest.approx(extended.mean.acc_all - winner.mean.acc_all)
+    assert (extended.times, result.not_longer) == (3, "")
 
 
 @pytest.mark.parametrize("sections", [WHOLE, HALVED], ids=["whole", "halved"])
 def test_it_changes_nothing_that_is_reported_of_others(small_sweep: MakeSweep, sections: dict[str, Any]) -> None:
     spec = small_sweep(**sections)
-    without = sections["selection"] | {"longer": None}
+    without = sections["selection"] | {"extended_training": None}
     plain = sweeps.run(small_sweep(**sections | {"name": "plain", "selection": without}))
     result = sweeps.run(spec)
     for part in ("winner", "trials", "methods", "baselines", "protocol"):
         assert getattr(result, part) == getattr(plain, part), part
     assert result.runs.finished == plain.runs.finished + 2
     assert result.runs.stopped == plain.runs.stopped
-    assert (plain.longer, plain.not_longer) == (None, "")
-    for run in longer_runs(spec):
+    assert (plain.extended, plain.not_longer) == (None, "")
+    for run in extended_runs(spec):
         assert run["stopped"] is None, "no scheduler stops it"
 
 
@@ -120,52 +120,56 @@ def test_it_does_not_depend_on_the_order_in_which_packs_come_back(small_sweep: M
     found = []
     for seed in range(4):
         ledger = Ledger(tmp_path / str(seed))
-        schedule = Schedule(spec, bank, ledger)
+        queue = TrialQueue(spec, bank, ledger)
         choose = functools.partial(lambda chance, packs: chance.randrange(len(packs)), random.Random(seed))
-        order = work_through(schedule, bank, choose)
+        order = work_through(queue, bank, choose)
         ledger.close()
-        assert [pack.name for pack in order if pack.name.startswith("longer")] == ["longer-0"]
-        winner = schedule.winner()
+        assert [pack.name for pack in order if pack.name.startswith("extended")] == ["longer-0"]
+        winner = queue.winner()
         assert winner is not None
-        assert schedule.longer is not None
-        (trial,) = schedule.longer
+        assert queue.extended is not None
+        (trial,) = queue.extended
         assert (trial.method, trial.seeds, trial.number) == (winner.method, winner.seeds, winner.number)
-        found.append((trial, [record.test for record in schedule.finished[trial.name]]))
+        found.append((trial, [record.test for record in queue.finished[trial.name]]))
     assert found == found[:1] * 4
 
 
 def test_its_last_epoch_counts_whatever_the_protocol(small_sweep: MakeSweep) -> None:
     spec = small_sweep(
         method={"kind": "los", "smooth_factor": 0.7},
-        search={"sampler": "grid", "trials": 1, "space": {"method.lr": {"choice": [0.02]}}},
-        selection={"on": "test", "epoch": "best", "objective": "best", "longer": 4},
+        search={"algorithm": "grid", "trials": 1, "space": {"method.lr": {"choice": [0.02]}}},
+        selection={"on": "test", "epoch": "best", "objective": "best", "extended_training": 4},
     )
     result = sweeps.run(spec)
-    assert [run["epoch"] for run in longer_runs(spec)] == [11, 11]
-    last = [run["test"][11][0] for run in longer_runs(spec)]
-    assert max(last) < min(max(row[0] for row in run["test"]) for run in longer_runs(spec)), "the best was another"
-    assert result.longer is not None
-    assert result.longer.objective == pytest.approx(np.mean(last))
+    assert [run["epoch"] for run in extended_runs(spec)] == [11, 11]
+    last = [run["test"][11][0] for run in extended_runs(spec)]
+    assert max(last) < min(max(row[0] for row in run["test"]) for run in extended_runs(spec)), "the best was another"
+    assert result.extended is not None
+    assert result.extended.objective == pytest.approx(np.mean(last))
 
 
 def test_one_seed(small_sweep: MakeSweep) -> None:
-    result = sweeps.run(small_sweep(selection={"seeds": 1, "longer": 3}))
-    assert result.longer is not None
-    assert (result.longer.objective_ci95, result.longer.change.ci95) == (None, None)
+    result = sweeps.run(small_sweep(selection={"seeds": 1, "extended_training": 3}))
+    assert result.extended is not None
+    assert (result.extended.objective_ci95, result.extended.change.ci95) == (None, None)
 
 
 def test_of_several_methods_the_winner_of_all_alone_is_trained_longer(small_sweep: MakeSweep) -> None:
     methods = ["vanilla", "los", {"name": "short", "method": "ce", "training": {"epochs": 2}}]
     spec = small_sweep(
-        method=None, methods=methods, search={"trials": 3}, selection={"finalists": 1, "longer": 3}, baselines=[]
+        method=None,
+        methods=methods,
+        search={"trials": 3},
+        selection={"finalists": 1, "extended_training": 3},
+        baselines=[],
     )
     result = sweeps.run(spec)
     assert result.winner is not None
-    assert result.longer is not None
+    assert result.extended is not None
     assert result.winner.method != "vanilla"
-    assert result.longer.params["epochs"] == 3 * result.winner.params["epochs"]
-    assert result.longer.over_start is None, "no baseline is there to compare with"
-    (name,) = {line["pack"] for line in pack_lines(directory(spec)) if line["pack"].startswith("longer")}
+    assert result.extended.params["epochs"] == 3 * result.winner.params["epochs"]
+    assert result.extended.over_start is None, "no baseline is there to compare with"
+    (name,) = {line["pack"] for line in pack_lines(directory(spec)) if line["pack"].startswith("extended")}
     assert name == f"longer-{result.winner.method}-0"
     assert result.runs.finished == sum(row.runs for row in result.methods) + 2
 
@@ -175,27 +179,29 @@ def test_what_trains_nothing_is_not_trained_longer(small_sweep: MakeSweep) -> No
         method=None,
         methods=["los", {"method": "tau_norm", "space": {"method.post_hoc.tau": {"uniform": [0, 2]}}}],
         search={"space": {"method.lr": {"loguniform": [1e-9, 1e-8]}}},
-        selection={"on": "test", "longer": 3},
+        selection={"on": "test", "extended_training": 3},
     )
     result = sweeps.run(spec)
     assert result.winner is not None
     assert result.winner.method == "tau_norm"
-    assert (result.longer, result.not_longer) == (None, "the winner trains nothing")
-    assert longer_runs(spec) == []
+    assert (result.extended, result.not_longer) == (None, "the winner trains nothing")
+    assert extended_runs(spec) == []
     progress = json.loads((directory(spec) / "progress.json").read_text())
     assert progress["runs_finished"] == progress["runs"] == search_size(spec).runs - 2
-    alone = small_sweep(method=None, methods=["vanilla"], search={"trials": 1, "space": {}}, selection={"longer": 3})
-    assert search_size(alone).longer_runs == plan(alone).longer_runs == 0
+    alone = small_sweep(
+        method=None, methods=["vanilla"], search={"trials": 1, "space": {}}, selection={"extended_training": 3}
+    )
+    assert search_size(alone).extended_runs == plan(alone).extended_runs == 0
 
 
 def test_progress_and_plan_count_it(small_sweep: MakeSweep) -> None:
-    spec, without = small_sweep(selection={"longer": 3}), small_sweep()
+    spec, without = small_sweep(selection={"extended_training": 3}), small_sweep()
     result = sweeps.run(spec)
     progress = json.loads((directory(spec) / "progress.json").read_text())
     assert progress["runs_finished"] == progress["runs"] == result.runs.finished == 7 * 2 + 3 + 2
     assert progress["trials_finished"] == progress["trials"] == 7 + 2 + 1
     planned, plain = plan(spec, tflops=1.0), plan(without, tflops=1.0)
-    assert (planned.longer_runs, planned.longer_times, plain.longer_runs) == (2, 3, 0)
+    assert (planned.extended_runs, planned.extended_factor, plain.extended_runs) == (2, 3, 0)
     assert (planned.runs, planned.packs) == (plain.runs + 2, plain.packs + 1)
     # 7 trials x 2 seeds and ce x 2 seeds of 3 epochs, and 2 runs of 9.
     assert planned.train_seconds / plain.train_seconds == pytest.approx((16 * 3 + 2 * 9) / (16 * 3))
@@ -207,18 +213,18 @@ def test_a_searched_number_of_epochs_is_multiplied_and_shared_with_a_trial_that_
     space = {"training.epochs": {"choice": [6, 18]}}
     spec = small_sweep(
         method={"kind": "los", "smooth_factor": 0.7, "lr": 0.03},
-        search={"sampler": "grid", "trials": 2, "space": space},
-        selection={"longer": 3},
+        search={"algorithm": "grid", "trials": 2, "space": space},
+        selection={"extended_training": 3},
         baselines=[],
     )
     result = sweeps.run(spec)
     assert result.winner is not None
     assert result.winner.params["epochs"] == 6, "the setting is chosen so that more epochs lose"
-    assert result.longer is not None
-    assert result.longer.ends == "falls"
-    assert (longer_runs(spec), result.runs.finished, result.runs.cached) == ([], 4, 2)
-    assert result.longer.mean.acc_all == pytest.approx(np.mean([seed.acc_all for seed in result.trials[1].seeds]))
-    (trial,) = [one for one in read_sweep(directory(spec)).every if one.trial.phase == "longer"]
+    assert result.extended is not None
+    assert result.extended.ends == "falls"
+    assert (extended_runs(spec), result.runs.finished, result.runs.cached) == ([], 4, 2)
+    assert result.extended.mean.acc_all == pytest.approx(np.mean([seed.acc_all for seed in result.trials[1].seeds]))
+    (trial,) = [one for one in read_sweep(directory(spec)).every if one.trial.phase == "extended"]
     assert trial.trial.params == {"training.epochs": 18}
 
 
@@ -237,7 +243,7 @@ def without_the_phase(spec: SweepSpec) -> None:
     lines = (place / "ledger.jsonl").read_text().splitlines(keepends=True)
     (place / "ledger.jsonl").write_text("".join(line for line in lines if '"pack":"longer' not in line))
     result, identity = (json.loads((place / name).read_text()) for name in ("result.json", "sweep.json"))
-    del result["longer"], result["not_longer"], identity["spec"]["selection"]["longer"]
+    del result["extended_training"], result["not_longer"], identity["spec"]["selection"]["extended_training"]
     (place / "result.json").write_text(json.dumps(result))
     (place / "sweep.json").write_text(json.dumps(identity))
 
@@ -249,13 +255,13 @@ def test_a_sweep_finished_before_there_were_longer_runs_is_finished_and_a_resume
     first = sweeps.run(spec)
     without_the_phase(spec)
     sweep = read_sweep(directory(spec))
-    assert (sweep.state, sweep.longer) == ("finished", None)
+    assert (sweep.state, sweep.extended) == ("finished", None)
     assert sweep.winner is not None
     again = sweeps.resume(directory(spec))
-    assert again.longer == first.longer
+    assert again.extended == first.extended
     assert again.winner == first.winner
     assert again.runs.cached == first.runs.finished - 2
-    assert Result.model_validate_json((directory(spec) / "result.json").read_text()).longer == first.longer
+    assert Result.model_validate_json((directory(spec) / "result.json").read_text()).extended == first.extended
 
 
 def test_a_longer_run_that_fails_costs_no_winner(small_sweep: MakeSweep) -> None:
@@ -271,24 +277,24 @@ def test_a_longer_run_that_fails_costs_no_winner(small_sweep: MakeSweep) -> None
     (directory(spec) / "result.json").unlink()
     result = sweeps.resume(directory(spec))
     assert result.winner == first.winner
-    assert (result.longer, result.not_longer, result.runs.failed) == (None, "the longer run failed", 1)
+    assert (result.extended, result.not_longer, result.runs.failed) == (None, "the longer run failed", 1)
     assert any(note.startswith("longer-") and "diverged: in a test" in note for note in result.notes)
-    assert longer_runs(spec)[0]["failure"] is None
+    assert extended_runs(spec)[0]["failure"] is None
 
 
 def test_each_member_of_a_family_has_its_own(small_sweep: MakeSweep, tmp_path: Path) -> None:
-    document = small_sweep(search={"trials": 2}, selection={"longer": 2}).resolved() | {
+    document = small_sweep(search={"trials": 2}, selection={"extended_training": 2}).resolved() | {
         "name": "fam",
-        "across": {"training.epochs": [1, 2]},
+        "matrix": {"training.epochs": [1, 2]},
     }
-    file = tmp_path / "family.yaml"
+    file = tmp_path / "matrix.yaml"
     file.write_text(yaml.safe_dump(document))
-    family = load_family(file)
-    table = run_family(family)
+    matrix = load_matrix(file)
+    table = run_matrix(matrix)
     assert [len(row.cells) for row in table.rows] == [3, 3]
     epochs = [
-        Result.model_validate_json((directory(spec) / "result.json").read_text()).longer.params["epochs"]
-        for spec in family.sweeps
+        Result.model_validate_json((directory(spec) / "result.json").read_text()).extended.params["epochs"]
+        for spec in matrix.sweeps
     ]
     assert epochs == [2, 4]
 
@@ -297,28 +303,34 @@ def test_in_mlflow_it_is_a_run_of_its_own_that_is_not_ranked(
     small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = small_sweep(**WHOLE, tracking={"kind": "mlflow", "experiment": "longer"})
+    spec = small_sweep(**WHOLE, tracking={"kind": "mlflow", "experiment": "extended"})
     result = sweeps.run(spec)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'longer'")
     runs = {run.data.tags["lt.key"]: run for run in client.search_runs([experiment.experiment_id], max_results=100)}
     assert result.winner is not None
-    assert result.longer is not None
+    assert result.extended is not None
     run = runs[f"longer-{result.winner.trial:04d}"]
     assert run.info.run_name.endswith("(longer)")
-    assert (run.data.params["phase"], run.data.params["epochs"]) == ("longer", "9")
-    assert run.data.metrics["acc_all"] == pytest.approx(result.longer.mean.acc_all)
+    assert (run.data.params["phase"], run.data.params["epochs"]) == ("extended", "9")
+    assert run.data.metrics["acc_all"] == pytest.approx(result.extended.mean.acc_all)
     assert "objective" not in run.data.metrics
     parent = runs["sweep"]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.metrics["acc_all"] == pytest.approx(result.winner.mean.acc_all)
-    assert "longer" not in parent.data.params["selection"], "MLflow refuses a value that changes with a resume"
+    assert "extended_training" not in parent.data.params["selection"], (
+        "MLflow refuses a value that changes with a resume"
+    )
 
 
 def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undisturbed_result(
     small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
-    sections = {"training": {"epochs": 40}, "search": {"trials": 4}, "selection": {"finalists": 1, "longer": 40}}
+    sections = {
+        "training": {"epochs": 40},
+        "search": {"trials": 4},
+        "selection": {"finalists": 1, "extended_training": 40},
+    }
     spec = small_sweep(**sections)
     expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed"}))
     file = tmp_path / "sweep.yaml"
@@ -331,11 +343,11 @@ def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undist
         time.sleep(0.01)
     driver.kill()
     driver.communicate()
-    assert not longer_runs(spec), "it is killed within the phase"
+    assert not extended_runs(spec), "it is killed within the phase"
     assert not (directory(spec) / "result.json").exists()
     before = {run["key"]: run for run in runs_of(spec)}
     result = sweeps.resume(directory(spec))
-    assert (result.winner, result.longer, result.trials) == (expected.winner, expected.longer, expected.trials)
+    assert (result.winner, result.extended, result.trials) == (expected.winner, expected.extended, expected.trials)
     assert result.runs.cached == len(before) == expected.runs.finished - 2
     keys = [run["key"] for run in runs_of(spec)]
     assert len(keys) == len(set(keys)), "nothing is trained twice"
@@ -368,8 +380,8 @@ SPREAD = [0.001, -0.001, 0.0005, -0.0005, 0.0]
 )
 def test_a_longer_run_is_judged_by_what_the_seeds_agree_on(after: float, ends: str, beside: str) -> None:
     shorter = runs_at([0.8] * 5)
-    longer = runs_at([after + gap for gap in SPREAD])
-    found = selection.trained_longer(longer, shorter, runs_at([0.6]), metric="acc_all", on="val")
+    extended = runs_at([after + gap for gap in SPREAD])
+    found = selection.extended_training(extended, shorter, runs_at([0.6]), metric="acc_all", on="val")
     assert found is not None
     assert (found.ends, found.beside_start) == (ends, beside)
     assert found.change.mean == pytest.approx(after - 0.8)
@@ -379,18 +391,18 @@ def test_a_longer_run_is_judged_by_what_the_seeds_agree_on(after: float, ends: s
 
 def test_what_the_seeds_do_not_agree_on_is_unclear_and_with_one_seed_half_a_point_is() -> None:
     scattered = runs_at([0.8 + gap for gap in (0.05, -0.06, 0.04, -0.05, -0.02)])
-    found = selection.trained_longer(scattered, runs_at([0.8] * 5), None, metric="acc_all", on="test")
+    found = selection.extended_training(scattered, runs_at([0.8] * 5), None, metric="acc_all", on="test")
     assert found is not None
     assert (found.ends, found.over_start, found.beside_start) == ("unclear", None, None)
     for after, ends in ((0.796, "unclear"), (0.79, "falls"), (0.81, "gains")):
-        one = selection.trained_longer(runs_at([after]), runs_at([0.8]), None, metric="acc_all", on="test")
+        one = selection.extended_training(runs_at([after]), runs_at([0.8]), None, metric="acc_all", on="test")
         assert one is not None
         assert (one.ends, one.ci95, one.change.p_value) == (ends, None, None)
 
 
 def test_a_fall_that_two_seeds_cannot_tell_from_luck_is_not_called_level() -> None:
-    longer, head = runs_at([0.74, 0.78]), runs_at([0.77])
-    found = selection.trained_longer(longer, runs_at([0.8, 0.79]), head, metric="acc_all", on="val")
+    extended, head = runs_at([0.74, 0.78]), runs_at([0.77])
+    found = selection.extended_training(extended, runs_at([0.8, 0.79]), head, metric="acc_all", on="val")
     assert found is not None
     assert found.change.mean == pytest.approx(-0.035)
     assert (found.ends, found.beside_start) == ("unclear", "unclear")
@@ -398,8 +410,8 @@ def test_a_fall_that_two_seeds_cannot_tell_from_luck_is_not_called_level() -> No
 
 def test_it_is_level_only_where_the_interval_lies_within_a_point() -> None:
     for spread, ends in ((0.003, "level"), (0.012, "unclear")):
-        longer = runs_at([0.8 + spread * gap for gap in (1, -1, 0.5, -0.5, 0)])
-        found = selection.trained_longer(longer, runs_at([0.8] * 5), None, metric="acc_all", on="val")
+        extended = runs_at([0.8 + spread * gap for gap in (1, -1, 0.5, -0.5, 0)])
+        found = selection.extended_training(extended, runs_at([0.8] * 5), None, metric="acc_all", on="val")
         assert found is not None
         assert found.ends == ends
 
@@ -410,8 +422,8 @@ def test_the_last_epochs_are_compared_where_the_best_of_each_seed_counts() -> No
     for _ in range(200):
         curves = chance.normal(0.8, 0.003, (5, 100))
         winner = [replace(record(seed, *row), epoch=int(row.argmax())) for seed, row in enumerate(curves)]
-        longer = runs_at(chance.normal(0.8, 0.003, 5).tolist())
-        found = selection.trained_longer(longer, winner, None, metric="acc_all", on="val")
+        extended = runs_at(chance.normal(0.8, 0.003, 5).tolist())
+        found = selection.extended_training(extended, winner, None, metric="acc_all", on="val")
         assert found is not None
         told.append(found.ends)
     assert told.count("falls") / 200 <= 0.05
@@ -428,9 +440,9 @@ def test_how_many_winners_that_last_are_told_otherwise(
     chance, told = np.random.default_rng(0), []
     for _ in range(1000):
         found = chance.normal(0.8, 0.003, (trials, 5))
-        winner, longer = found[found.mean(axis=1).argmax()], chance.normal(0.8, 0.003, 5)
-        judged = selection.trained_longer(
-            runs_at(longer.tolist()), runs_at(winner.tolist()), None, metric="acc_all", on="val"
+        winner, extended = found[found.mean(axis=1).argmax()], chance.normal(0.8, 0.003, 5)
+        judged = selection.extended_training(
+            runs_at(extended.tolist()), runs_at(winner.tolist()), None, metric="acc_all", on="val"
         )
         assert judged is not None
         told.append(judged.ends)
@@ -441,16 +453,16 @@ def test_how_many_winners_that_last_are_told_otherwise(
 def test_a_run_that_failed_says_nothing() -> None:
     broken = [record(0, 0.8), record(1, 0.8, failure="diverged")]
     sound = [record(0, 0.8), record(1, 0.8)]
-    assert selection.trained_longer(broken, sound, None, metric="acc_all", on="test") is None
-    found = selection.trained_longer(sound, sound, broken, metric="acc_all", on="test")
+    assert selection.extended_training(broken, sound, None, metric="acc_all", on="test") is None
+    found = selection.extended_training(sound, sound, broken, metric="acc_all", on="test")
     assert found is not None
     assert found.over_start is None
 
 
 def test_its_pack_counts_the_last_epoch_and_is_stopped_by_no_scheduler(small_sweep: MakeSweep, tmp_path: Path) -> None:
-    spec = small_sweep(**HALVED | {"selection": {"epoch": "best", "longer": 2}})
+    spec = small_sweep(**HALVED | {"selection": {"epoch": "best", "extended_training": 2}})
     bank, ledger = prepare(spec), Ledger(tmp_path)
-    packs = work_through(Schedule(spec, bank, ledger), bank, lambda waiting: 0)
+    packs = work_through(TrialQueue(spec, bank, ledger), bank, lambda waiting: 0)
     ledger.close()
-    assert (packs[-1].rule, packs[-1].halving) == (EpochRule("last"), None)
-    assert packs[0].rule == EpochRule("best")
+    assert (packs[-1].rule, packs[-1].halving) == (EpochSelection("last"), None)
+    assert packs[0].rule == EpochSelection("best")

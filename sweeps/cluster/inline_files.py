@@ -33,10 +33,10 @@ def packed(directory: Path) -> dict[str, str]:
         UserError: they are too large.
     """
     held = io.BytesIO()
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as parcel:
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as inline_files:
         for file in sorted(directory.rglob("*")):
             if file.is_file():
-                parcel.write(file, str(file.relative_to(directory)))
+                inline_files.write(file, str(file.relative_to(directory)))
     text = base64.b64encode(held.getvalue()).decode()
     if len(text) > MOST_BYTES:
         raise UserError(
@@ -53,6 +53,6 @@ def unpack() -> None:
         return
     directory = tempfile.mkdtemp(prefix="lt-sweep-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(text))) as parcel:
-        parcel.extractall(directory)
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(text))) as inline_files:
+        inline_files.extractall(directory)
     os.chdir(directory)

@@ -31,10 +31,10 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.backbones.imported.classifier import FeaturesOf
 from lt_train.core.errors import CheckpointError
-from lt_train.datasets.base import DATASETS, DatasetSpec, PictureData
+from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
-from lt_train.features.shards import Done, Extractor, Shard
+from lt_train.features.shards import Extractor, Shard, ShardResult
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 
@@ -133,7 +133,7 @@ def test_a_classifier_without_a_bias_starts_with_zeros_and_says_so(
     assert bank.notes[-1].endswith("the head starts from classifier [5, 6] without a bias, which starts at 0")
 
 
-def test_grey_pictures_are_shown_to_every_channel(tmp_path: Path, allowed: str) -> None:
+def test_grey_images_are_shown_to_every_channel(tmp_path: Path, allowed: str) -> None:
     model = save_theirs(Tiny(), tmp_path)
     file = str(tmp_path / "theirs.safetensors")
     fields: dict[str, Any] = {"factory": "support.their_models:Tiny", "arguments": {}, "checkpoint": file}
@@ -212,7 +212,7 @@ def test_without_a_checkpoint_it_is_trained_by_a_recipe_and_then_read_as_ours(
 
 def test_a_torchvision_model_without_a_checkpoint_is_trained_for_the_classes_of_the_dataset(tmp_path: Path) -> None:
     data = DATASETS.parse({"kind": "digits_lt", "n_max": 12, "imbalance_ratio": 2}).load()
-    assert isinstance(data, PictureData)
+    assert isinstance(data, ImageData)
     backbone = BACKBONES.parse({"kind": "imported", "factory": "torchvision:resnet18"})
     out = train_backbone(data, backbone, RECIPES.parse({"kind": "ce", "epochs": 1}), tmp_path / "out")
     classifier, document = load_checkpoint(out)
@@ -229,7 +229,7 @@ def test_a_parametrized_model_travels_and_gives_its_own_output(
     file = str(tmp_path / "theirs.safetensors")
     backbone = BACKBONES.parse({"kind": "imported", "factory": "support.their_models:Parametrized", "checkpoint": file})
 
-    def elsewhere(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[Done]:
+    def elsewhere(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
         travelled: Extractor = cloudpickle.loads(cloudpickle.dumps(extractor))
         return travelled.run(wanted)
 
@@ -237,10 +237,10 @@ def test_a_parametrized_model_travels_and_gives_its_own_output(
     assert torch.equal(warm_logits(bank), own_output(model, small))
 
 
-def test_an_exported_network_takes_any_number_of_pictures() -> None:
+def test_an_exported_network_takes_any_number_of_images() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     network = FeaturesOf(model, ["3"], 3)
     batches = {0: torch.export.Dim.AUTO}
     graph = torch.export.export(network, (torch.zeros(2, 3, 4, 4),), dynamic_shapes=(batches,)).module()
-    pictures = torch.rand(5, 3, 4, 4)
-    assert torch.equal(graph(pictures), network(pictures))
+    images = torch.rand(5, 3, 4, 4)
+    assert torch.equal(graph(images), network(images))

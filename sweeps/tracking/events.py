@@ -15,14 +15,14 @@ from lt_train.features.files import read_manifest
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import protocol, ranked_by, short_params
-from sweeps.config.methods import Contestant
+from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec
-from sweeps.config.tracking import DataCard, RunsView, TrialCard
+from sweeps.config.tracking import DatasetInfo, RunsView, TrialFinished
 from sweeps.config.trials import Trial
 from sweeps.search.base import LogUniform
 from sweeps.store.ledger import Record
 
-__all__ = ["data_cards", "runs_view", "stage1_series", "trial_card"]
+__all__ = ["dataset_infos", "runs_view", "stage1_series", "trial_finished"]
 
 
 def dotted_params(spec: BaseModel) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def dotted_params(spec: BaseModel) -> dict[str, Any]:
     return found
 
 
-def trial_card(trial: Trial, records: list[Record], objective: float | None, spec: SweepSpec) -> TrialCard:
+def trial_finished(trial: Trial, records: list[Record], objective: float | None, spec: SweepSpec) -> TrialFinished:
     """The child run of a finished trial of a sweep: means over its seeds, one point a seed, one curve an epoch."""
     sound = [record for record in records if record.failure is None]
     metrics: dict[str, float] = {}
@@ -64,7 +64,7 @@ def trial_card(trial: Trial, records: list[Record], objective: float | None, spe
         seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
     title = f"{trial.called} {short_params(trial.params)}".strip()
     settings = dotted_params(trial.method) | dotted_params(trial.training) | _decades(trial, spec)
-    return TrialCard(
+    return TrialFinished(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
         phase=trial.phase,
@@ -85,20 +85,20 @@ def runs_view(spec: SweepSpec, has_val: bool) -> RunsView:
     rank = ranked_by(spec)
     on_val = [f"val_acc_{split}" for split in SPLITS] if has_val else []
     on_test = [f"acc_{split}" for split in SPLITS]
-    searched = [path for contestant in spec.contestants() for path in contestant.space]
+    searched = [path for candidate in spec.candidates() for path in candidate.space]
     return RunsView(
         rank=rank,
         metrics=list(dict.fromkeys([rank, *on_test, *on_val])),
         searched=[_inner(path) for path in dict.fromkeys(searched)],
         charted=["acc_few", "acc_all"],
         searched_by={
-            contestant.name: [_as_charted(path, _logarithmic(contestant)) for path in contestant.space]
-            for contestant in spec.contestants()
+            candidate.name: [_as_charted(path, _logarithmic(candidate)) for path in candidate.space]
+            for candidate in spec.candidates()
         },
     )
 
 
-def data_cards(spec: SweepSpec, bank: FeatureBank) -> list[DataCard]:
+def dataset_infos(spec: SweepSpec, bank: FeatureBank) -> list[DatasetInfo]:
     """The parts of the data a bank was made of; none of a bank that lies nowhere."""
     if bank.path is None:
         return []
@@ -110,7 +110,7 @@ def data_cards(spec: SweepSpec, bank: FeatureBank) -> list[DataCard]:
     if bank.val is not None:
         parts["validation"] = ("val", bank.val.features, bank.val.labels)
     return [
-        DataCard(
+        DatasetInfo(
             name=spec.dataset.kind,
             part=part,
             digest=digests[name],
@@ -127,13 +127,13 @@ def _inner(path: str) -> str:
     return path.partition(".")[2]
 
 
-def _logarithmic(contestant: Contestant) -> set[str]:
-    return {path for path, dimension in contestant.space.items() if isinstance(dimension, LogUniform)}
+def _logarithmic(candidate: Candidate) -> set[str]:
+    return {path for path, dimension in candidate.space.items() if isinstance(dimension, LogUniform)}
 
 
 def _decades(trial: Trial, spec: SweepSpec) -> dict[str, float]:
-    """Logarithms of what the trial's own contestant searches by decades; another may search the same with a zero."""
-    own = next((one for one in spec.contestants() if one.name == trial.contestant), None)
+    """Logarithms of what the trial's own candidate searches by decades; another may search the same with a zero."""
+    own = next((one for one in spec.candidates() if one.name == trial.candidate), None)
     logarithmic = set() if own is None else _logarithmic(own)
     return {
         _as_charted(path, logarithmic): round(math.log10(value), 4)
@@ -153,7 +153,7 @@ def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
         "search": "a trial of the search",
         "baseline": "a baseline",
         "finalist": "a finalist, on fresh seeds",
-        "longer": "the winner trained longer, which competes with nobody",
+        "extended": "the winner trained longer, which competes with nobody",
     }
     values = [
         f"`{path}` {value:.6g}" if isinstance(value, float) else f"`{path}` {value}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pictures import write_tree
+from support.images import write_tree
 
 from lt_train.pretrain.base import RECIPES
 from sweeps.config.spec import SweepSpec, load_resolved
@@ -31,7 +31,7 @@ def sweep(tmp_path: Path) -> Callable[..., SweepSpec]:
                 "method": {"kind": "los"},
                 "training": {"epochs": 2},
                 "search": {
-                    "sampler": "random",
+                    "algorithm": "random",
                     "trials": 2,
                     "space": {"method.smooth_factor": {"uniform": [0.1, 0.9]}},
                 },

@@ -11,7 +11,7 @@ import yaml
 
 from lt_train.core.errors import SpecError, UserError
 from sweeps.cluster import bundle
-from sweeps.cluster.bundle import bundled
+from sweeps.cluster.upload import bundled
 from sweeps.config.spec import SweepSpec
 
 

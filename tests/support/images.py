@@ -1,4 +1,4 @@
-"""Miniature trees of pictures: small JPEGs whose brightness tells their class, some broken in known ways."""
+"""Miniature trees of images: small JPEGs whose brightness tells their class, some broken in known ways."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["encoded", "write_pictures", "write_tree"]
+__all__ = ["encoded", "write_images", "write_tree"]
 
 
 def encoded(label: int, seed: int, mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> bytes:
@@ -22,10 +22,10 @@ def encoded(label: int, seed: int, mode: str = "RGB", size: tuple[int, int] = (1
     return file.getvalue()
 
 
-def write_pictures(root: Path, pictures: Mapping[str, int], broken: Mapping[str, str] | None = None) -> None:
+def write_images(root: Path, images: Mapping[str, int], broken: Mapping[str, str] | None = None) -> None:
     """A JPEG at every path below `root`, of its class; `broken` says which are empty, truncated, page or missing."""
     broken = broken or {}
-    for seed, (name, label) in enumerate(pictures.items()):
+    for seed, (name, label) in enumerate(images.items()):
         content = encoded(label, seed, ("RGB", "L", "CMYK")[seed % 3])
         how = broken.get(name)
         if how == "missing":
@@ -45,5 +45,5 @@ def write_tree(root: Path, parts: Mapping[str, Mapping[str, int]], broken: Mappi
             for label, name in enumerate(sorted(classes))
             for number in range(classes[name])
         }
-        write_pictures(root, names, broken)
+        write_images(root, names, broken)
     return root

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.core.errors import UserError
-from sweeps.config.matrix import Family, load_file
+from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.sizes import shown_size
 from sweeps.config.spec import SweepSpec
 
-__all__ = ["Bundle", "bundled"]
+__all__ = ["Upload", "bundled"]
 
 MOST_BYTES = 400 * 2**20
 """Ray takes 500 MiB."""
@@ -28,11 +28,11 @@ could be imported by its name; nothing in a directory of this name is."""
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Upload:
     """A sweep ready to travel.
 
     Attributes:
-        name, storage: of the sweep, or the family, that is in the file.
+        name, storage: of the sweep, or the matrix, that is in the file.
         directory: what is uploaded.
         place: the directory in it that a job runs in, to which the spec's paths are relative.
         file: the sweep file, from there.
@@ -46,7 +46,7 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Bundle]:
+def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Upload]:
     """Everything that the sweep in `file` needs of this machine, in a directory that is removed afterwards.
 
     Args:
@@ -58,21 +58,21 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Bundle]:
         UserError: results would be lost with the job, or a file is missing or does not belong in an upload.
     """
     loaded = load_file(file)
-    sweeps = loaded.sweeps if isinstance(loaded, Family) else [loaded]
+    sweeps = loaded.sweeps if isinstance(loaded, SweepMatrix) else [loaded]
     for spec in sweeps:
         _check(spec)
     if working_dir is not None:
         root = working_dir.expanduser().resolve()
         if not file.resolve().is_relative_to(root):
             raise UserError(f"{file} does not lie in the working directory {working_dir}")
-        yield Bundle(loaded.name, loaded.storage, root, ".", str(file.resolve().relative_to(root)))
+        yield Upload(loaded.name, loaded.storage, root, ".", str(file.resolve().relative_to(root)))
         return
     with tempfile.TemporaryDirectory(prefix="lt-sweep-") as name:
         directory = Path(name) / PLACE
         directory.mkdir()
         shutil.copyfile(file, directory / file.name)
-        travellers = {path: field for spec in sweeps for field, path in _travellers(spec)}
-        for path, field in travellers.items():
+        local_files = {path: field for spec in sweeps for field, path in _local_files(spec)}
+        for path, field in local_files.items():
             (directory / path).parent.mkdir(parents=True, exist_ok=True)
             _copy(field, path, directory / path)
         size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
@@ -81,7 +81,7 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Bundle]:
                 f"the files that {file} names take {shown_size(size)}, and Ray carries no more than "
                 f"{shown_size(MOST_BYTES)}; put them where the cluster can read them, and give absolute paths"
             )
-        yield Bundle(loaded.name, loaded.storage, Path(name), PLACE, file.name)
+        yield Upload(loaded.name, loaded.storage, Path(name), PLACE, file.name)
 
 
 def _check(spec: SweepSpec) -> None:
@@ -106,7 +106,7 @@ def _check(spec: SweepSpec) -> None:
         raise UserError(f"backend: {spec.backend.kind} would train in the job's driver alone; use ray, or leave it out")
 
 
-def _travellers(spec: SweepSpec) -> Iterator[tuple[str, Path]]:
+def _local_files(spec: SweepSpec) -> Iterator[tuple[str, Path]]:
     """The relative paths that a spec names, by field."""
     for field, text in spec.files().items():
         path = Path(text)
