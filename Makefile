@@ -1,27 +1,31 @@
-# Everything a newcomer types. Needs python3 (3.11 or newer) with pip, and make; fetches the rest.
+# The commands of this repository. Needs python3 (3.11 or newer) with pip, and make; the rest is downloaded.
 PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+UNIT := tests --ignore=tests/cluster --ignore=tests/faults
 
-.PHONY: env demo docs test test-cluster lint bench bench-quick scale faults cluster-up cluster-down lock clean
+.PHONY: help env demo docs test test-quick test-cluster test-install lint bench bench-quick scale faults cluster-up \
+  cluster-down lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   a real sweep on embedded data, with its table (about 3 minutes the first time)"
-	@echo "make test   all tests but those of make test-cluster"
-	@echo "make test-cluster  tests on a cluster with all that a team has beside it, and each row of the fault table once"
-	@echo "make lint   ruff, mypy, import-linter"
-	@echo "make bench  speed against a plain loop, Ray Tune and the machine itself; bench-quick: the main ones in a minute"
-	@echo "make faults what happens to a sweep when something dies: eleven faults, five times each (an hour; root)"
-	@echo "make scale  the driver against 1,000 simulated packs on 500 simulated workers"
-	@echo "make cluster-up    a team's cluster on this machine: Ray nodes, PostgreSQL, an S3 store, MLflow; cluster-down"
-	@echo "make docs   what programs make of the documentation: the reference, the tutorial's outputs, images (chromium)"
-	@echo "make env    only the environment, in .venv"
+	@echo "make demo          a small sweep on bundled data, with its result table (3 minutes the first time)"
+	@echo "make test          unit tests (12 minutes on two cores)"
+	@echo "make test-quick    unit tests without the slow ones (3 minutes)"
+	@echo "make test-cluster  tests on a local cluster, and each fault once (20 minutes)"
+	@echo "make test-install  installs the wheel into empty environments, newest and oldest versions, and runs the demo"
+	@echo "make lint          ruff, mypy, import contracts, language"
+	@echo "make bench         speed against a plain loop, Ray Tune and the hardware; bench-quick takes a minute"
+	@echo "make faults        eleven faults, five times each, during a sweep (one hour, as root)"
+	@echo "make scale         the driver with 1,000 simulated packs on 500 simulated workers"
+	@echo "make cluster-up    a team's cluster on this machine: Ray, PostgreSQL, S3, MLflow; cluster-down stops it"
+	@echo "make docs          regenerates the reference, the tutorial's outputs and the images (needs chromium)"
+	@echo "make env           the development environment in .venv"
 
 env: .venv/.done
 
-# Not $(PYTHON) -m pip install torch: which build pip prefers differs from machine to machine; uv follows the lock.
-# Compiled here once: every command, and every worker it starts, imports torch, Ray and MLflow.
+# uv installs the locked build of torch; which build pip prefers depends on the machine.
 .venv/.done: requirements.lock pyproject.toml $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements.lock
@@ -32,15 +36,20 @@ $(UV):
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .tools uv
 
 demo: env
-	$(BIN)/lt-sweep run sweeps/specs/demo.yaml --fresh
+	$(BIN)/lt-sweep demo
 
-# tests/cluster and tests/faults, each row of its table once, take about twenty minutes more, on real Ray nodes, an S3
-# store, MLflow, and PostgreSQL, which has to be there. Two rows want root, for small disks; one test wants chromium.
 test: env
-	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/faults
+	$(PYTEST) $(UNIT)
 
+test-quick: env
+	$(PYTEST) -m "not slow" $(UNIT)
+
+# Real Ray nodes, an S3 store, MLflow and PostgreSQL. Two faults need root for small file systems; one test needs chromium.
 test-cluster: env
 	$(BIN)/pytest tests/cluster tests/faults
+
+test-install: env
+	UV=$(abspath $(UV)) $(BIN)/python tools/check_install.py $(INSTALL)
 
 docs: env
 	$(BIN)/python tools/documentation
@@ -50,8 +59,9 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_language.py
 
-# Nothing else should run on the machine meanwhile. Where a CUDA device is at hand, it is measured there.
+# Needs a quiet machine. Measures a CUDA device where there is one.
 bench: env
 	$(BIN)/python benchmarks $(BENCH)
 
@@ -70,10 +80,12 @@ cluster-up: env
 cluster-down: env
 	$(BIN)/python infra/local/cluster.py down
 
-# No --index: addresses of a registry have no place in the lock.
+# The newest and the oldest allowed versions. --no-emit-index-url: a lock file names no registry.
 lock: $(UV)
-	$(UV) pip compile --quiet pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
+	$(UV) pip compile --quiet pyproject.toml --extra all --group dev --python-version 3.11 --universal --generate-hashes \
 	  --no-header --no-emit-index-url --output-file requirements.lock
+	$(UV) pip compile --quiet pyproject.toml --extra all --python-version 3.11 --resolution lowest-direct \
+	  --no-header --no-emit-index-url --no-annotate --output-file requirements-oldest.lock
 
 clean:
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,6 +1,6 @@
-"""Feature banks of a given shape, filled with generated features: weakly separated classes around random centers.
+"""Feature banks of a given shape with generated features: weakly separated classes around random centers.
 
-Speed depends on shapes, not on what the features mean; they only have to train without diverging.
+Speed depends only on the shapes. The features only have to train without diverging.
 Shapes: N training images, D features, K classes.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["class_counts", "generate", "resized", "small_bank", "write_npz"]
 
 
 def class_counts(shape: Shape) -> Tensor:
-    """int64 `[K]`, summing to N: the exponential cut of the shape, scaled where N was shortened; no class is empty."""
+    """Images per class, int64 `[K]` with sum N: an exponential profile, scaled if N was reduced; no class is empty."""
     counts = torch.tensor(class_sizes(shape.n_max, shape.imbalance_ratio, shape.classes))
     if int(counts.sum()) != shape.images:
         counts = 1 + (counts * ((shape.images - shape.classes) / int(counts.sum()))).long()
@@ -30,21 +30,21 @@ def class_counts(shape: Shape) -> Tensor:
 
 
 def generate(shape: Shape) -> FeatureBank:
-    """A bank in memory: one training view, one test view, no val, a stage-1 head of random rows."""
-    stream = torch.Generator().manual_seed(0)
-    centers = torch.randn(shape.classes, shape.dim, generator=stream).mul_(0.2)
+    """A bank in memory with one training view, one test view, no validation set and a random stage-1 head."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(shape.classes, shape.dim, generator=generator).mul_(0.2)
     counts = class_counts(shape)
 
     def draw(labels: Tensor) -> Tensor:
-        features = torch.randn(1, len(labels), shape.dim, generator=stream)
-        for start in range(0, len(labels), 4096):  # a bounded copy of the centers, not another bank of them
+        features = torch.randn(1, len(labels), shape.dim, generator=generator)
+        for start in range(0, len(labels), 4096):  # in parts, to bound the memory for copied centers
             part = slice(start, start + 4096)
             features[0, part] += centers[labels[part]]
         return features
 
     labels = torch.arange(shape.classes).repeat_interleave(counts)
     test_labels = torch.arange(shape.test_images) % shape.classes
-    weight = torch.randn(shape.classes, shape.dim, generator=stream).mul_(shape.dim**-0.5)
+    weight = torch.randn(shape.classes, shape.dim, generator=generator).mul_(shape.dim**-0.5)
     return FeatureBank(
         fingerprint=f"generated {shape.name}",
         train_features=draw(labels),
@@ -58,12 +58,12 @@ def generate(shape: Shape) -> FeatureBank:
 
 
 def small_bank() -> FeatureBank:
-    """A bank of seconds, for warming up whatever a first call warms up."""
+    """A bank that trains in seconds, for warm-up."""
     return generate(Shape("small", 40, 8, 4, 20, n_max=10, imbalance_ratio=1))
 
 
 def resized(shape: Shape, *, images: float = 1, dim: float = 1, classes: float = 1) -> Shape:
-    """The shape with N (and test images with it), D or K multiplied."""
+    """The shape with N (and the number of test images), D or K multiplied by a factor."""
     return replace(
         shape,
         images=round(shape.images * images),
@@ -74,7 +74,7 @@ def resized(shape: Shape, *, images: float = 1, dim: float = 1, classes: float =
 
 
 def write_npz(bank: FeatureBank, path: Path) -> None:
-    """The bank as a user's own features, for `dataset: {kind: arrays}`."""
+    """Write the bank as a file for `dataset: {kind: arrays}`."""
     assert bank.head is not None
     np.savez(
         path,

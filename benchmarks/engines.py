@@ -1,11 +1,11 @@
-"""Parts (a) and (b): one run at a time against the fused engine, and the fused engine against the machine.
+"""Parts (a) and (b): the fused engine against one run at a time, and against the hardware.
 
-(a) The slow side is `plain_loop` for every method that is trained: with torch's own head and loss where torch has them,
-else with the method's, which the reference engine trains too. What trains nothing is measured against
-`retrain.reference`, and so is `los`, so that a reader sees how the oracle compares. Both sides evaluate after every
-epoch. A limit says what the machine allows: the ratio if nothing but the matrix products remained, at the rate of a
-large one. (b) Operations of the products of training over the seconds of training, against the rate of one large
-product taken beside it; and two readings of the whole fit: evaluation in the seconds, and in the operations or not.
+(a) For methods that train, the slow side is `plain_loop`: with the head and loss of torch where torch has them,
+otherwise with those of the method, which the reference engine uses too. For methods that do not train, the slow side
+is `retrain.reference`. `los` is compared with both. Both sides evaluate after every epoch. The limit is the ratio that
+the hardware allows: only the matrix products remain, at the rate of a large product.
+(b) The operations of the matrix products in training, divided by the training time, relative to the rate of one large
+product measured at the same time. Two more values include the time of evaluation, with and without its operations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from settings import BATCH_SIZE, PAPER_EPOCHS, Settings
 from torch import Tensor, nn
 
 from lt_train.core.errors import SpecError
-from lt_train.core.lanes import part_of
+from lt_train.core.fields import part_of
 from lt_train.features.bank import FeatureBank
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
@@ -34,14 +34,14 @@ from lt_train.retrain.base import Run, RunResult, start_head
 __all__ = ["arithmetic", "fit", "make_runs", "methods", "plain_run"]
 
 NOT_VARIED = "momentum"
-"""The one number that no shipped sweep searches."""
+"""The only hyperparameter that no bundled sweep searches."""
 
 
 def methods(settings: Settings) -> dict[str, Any]:
-    """Part (a): `fused_over_reference.<method>` and how other slow loops compare."""
+    """Part (a): `fused_over_reference.<method>`, and two other slow loops for `los`."""
     warm_up(settings.device)
     bank, settings = generate(settings.shape), replace(settings, seeds=settings.method_seeds)
-    on_device = _on(bank, settings.device)
+    on_device = _to_device(bank, settings.device)
     found: dict[str, Any] = {"fused_over_reference": {}, "fused_over_reference_limit": {}}
     timings: dict[str, Any] = {"fused_over_reference": {}}
     for kind in settings.methods or METHODS.kinds():
@@ -68,10 +68,10 @@ def methods(settings: Settings) -> dict[str, Any]:
             "epochs": epochs if method.trains else 0,
             "trained": method.trains,
             "shortened": method.trains and epochs < PAPER_EPOCHS,
-            "varied": _different(runs),
+            "varied": _varied_names(runs),
         }
         found["fused_over_reference"][kind] = len(runs) * ratio(slow, times["fused"])
-        if method.trains and not method.head.needs_classifier:  # else the products are those of all lanes together
+        if method.trains and not method.head.needs_classifier:  # otherwise lanes share their products
             entry["matrix_product_gflops"] = rates
             entry["operations_a_run"] = settings.shape.operations(1, epochs, evaluation=True)
             least = [entry["operations_a_run"] / rate / 1e9 for rate in rates]
@@ -85,19 +85,19 @@ def methods(settings: Settings) -> dict[str, Any]:
 
 
 def arithmetic(settings: Settings) -> dict[str, Any]:
-    """Part (b): `gemm_fraction` of training, and of the whole fit."""
+    """Part (b): `gemm_fraction` of training and of the whole fit."""
     warm_up(settings.device)
     bank, shape, device = generate(settings.shape), settings.shape, settings.device
-    # The same training with next to nothing to evaluate: the difference is what evaluation takes.
+    # Same training with a minimal test set: the difference is the time of evaluation.
     few = bank.test.labels[: shape.classes]
-    unwatched = replace(bank, test=replace(bank.test, features=bank.test.features[:, : len(few)], labels=few))
+    minimal_test = replace(bank, test=replace(bank.test, features=bank.test.features[:, : len(few)], labels=few))
     runs = make_runs("los", settings, settings.gemm_epochs)
     fit(fused, bank, make_runs("los", settings, 1)[:4], settings)
     rates: list[float] = []
     sides = {
         "matrix_product": lambda: rates.append(_rate(settings)),
         "fit": lambda: fit(fused, bank, runs, settings),
-        "training": lambda: fit(fused, unwatched, runs, settings),
+        "training": lambda: fit(fused, minimal_test, runs, settings),
     }
     times = interleaved(sides, settings.gemm_repeats, device)
     operations = {
@@ -134,14 +134,14 @@ def _rate(settings: Settings) -> float:
     return matrix_product_rate(settings.matrix_size, settings.device)
 
 
-def _different(runs: list[Run]) -> list[str]:
-    """Names of the numbers that differ between lanes."""
+def _varied_names(runs: list[Run]) -> list[str]:
+    """Names of the hyperparameters that differ between lanes."""
     values = [run.method.lane_values() for run in runs]
     return sorted(name for name in values[0] if len({each[name] for each in values}) > 1)
 
 
 def make_runs(kind: str, settings: Settings, epochs: int) -> list[Run]:
-    """Trials x seeds of a trained method, all lanes different; a grid of one number for one that trains nothing."""
+    """Trials x seeds with distinct values for a method that trains; a grid of one value otherwise."""
     training = TrainingSpec(epochs=epochs, batch_size=BATCH_SIZE)
     if issubclass(METHODS.kinds()[kind], TrainedMethod):
         return [Run(m, training, seed) for m in _varied(kind, settings.trials) for seed in range(settings.seeds)]
@@ -150,13 +150,13 @@ def make_runs(kind: str, settings: Settings, epochs: int) -> list[Run]:
 
 
 def _varied(kind: str, count: int) -> Iterator[MethodSpec]:
-    """Settings of one method, every number that a sweep may search different in each."""
+    """`count` configurations of one method; every searchable hyperparameter differs in each."""
     default = METHODS.parse({"kind": kind})
     values = {path: value for path, value in default.lane_values().items() if path != NOT_VARIED}
-    # Some numbers belong to a mode that is not the default: elsewhere any value but their own default is refused.
+    # Some hyperparameters belong to a mode that is not the default; there, only their default is valid.
     values = {path: value for path, value in values.items() if _accepted(default, {path: 0.9 * value})}
     for number in range(count):
-        # Downwards from the default, which keeps within every range there is.
+        # Below the default, which is inside the range of every hyperparameter.
         changed = {path: value * (1 - 0.3 * number / count) for path, value in values.items()}
         if "lr" in values:
             changed |= {"lr": 1e-4 * 10 ** (2 * number / count), "weight_decay": 1e-5 * (number + 1)}
@@ -184,7 +184,7 @@ def _with_values(default: MethodSpec, values: dict[str, float]) -> MethodSpec:
 def plain_run(
     bank: FeatureBank, run: Run, settings: Settings, *, data_loader: bool = False
 ) -> Callable[[], list[float]]:
-    """The same run by the plain loop, on the settings' device."""
+    """The same run in the plain loop, on the device of the settings."""
     method, values, device = run.method, run.method.lane_values(), settings.device
     assert isinstance(method, TrainedMethod)
     features, labels, test_features, test_labels = (
@@ -228,12 +228,12 @@ def plain_run(
 
 
 def _criterion(loss: Loss, values: dict[str, float]) -> plain_loop.Criterion:
-    """Torch's own cross entropy wherever it can say the same, as a user would write it; else the method's loss."""
-    torchs = isinstance(loss, CrossEntropy) and loss.margin is None and isinstance(loss.weight, float)
-    if torchs and "smooth_head" not in values:
-        own = nn.CrossEntropyLoss(label_smoothing=values.get("smooth_factor", 0.0))
+    """The cross entropy of torch where it is equivalent, as a user would write it; otherwise the loss of the method."""
+    is_plain = isinstance(loss, CrossEntropy) and loss.margin is None and isinstance(loss.weight, float)
+    if is_plain and "smooth_head" not in values:
+        cross_entropy = nn.CrossEntropyLoss(label_smoothing=values.get("smooth_factor", 0.0))
         shift = loss.shift
-        return own if shift is None else lambda logits, labels: own(logits + shift, labels)
+        return cross_entropy if shift is None else lambda logits, labels: cross_entropy(logits + shift, labels)
     return lambda logits, labels: loss(logits, labels).mean()
 
 
@@ -243,14 +243,14 @@ def _project(method: TrainedMethod, norms: Tensor, lanes: dict[str, Tensor], hea
     method.constraint.project_(head.get_parameter("weight"), -1, norms, lanes)
 
 
-def _on(bank: FeatureBank, device: str) -> FeatureBank:
-    """The bank with its features on the device, where a plain loop wants them."""
+def _to_device(bank: FeatureBank, device: str) -> FeatureBank:
+    """The bank with its features on the device."""
     test = replace(bank.test, features=bank.test.features.to(device))
     return replace(bank, train_features=bank.train_features.to(device), test=test)
 
 
 def fit(engine: Any, bank: FeatureBank, runs: list[Run], settings: Settings) -> list[RunResult]:
-    """Train by `engine`; a run that failed would make its time worthless."""
+    """Train with `engine`; raises if a run failed, because its time would be meaningless."""
     results: list[RunResult] = engine.fit(bank, runs, settings.device)
     for run, result in zip(runs, results, strict=True):
         if result.failure is not None:

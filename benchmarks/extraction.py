@@ -1,9 +1,9 @@
 """Part (e): a whole extraction against the bare forward pass of the same network on the same images.
 
-Both sides are taken in turns in one process. The bare side is `network(batch)` alone, on batches that are normalised
-and in the right layout beforehand; the other is `build_bank` from an empty store, with all that comes before and after:
-reading the checkpoint, hashing the images, writing, syncing and hashing the bank. Of the test set the first images
-are taken, so that what costs once for a bank is spread over no more of them than small sets have.
+Both sides alternate in one process. The bare side calls `network(batch)` on batches that are already normalised and in
+the right memory layout. The other side is `build_bank` with an empty store, which also reads the checkpoint, hashes the
+images, and writes, syncs and hashes the bank. Only the first images of the test set are used, so that the fixed cost of
+a bank is not amortised over more images than a small dataset has.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ BATCH_SIZE = 256
 
 
 def extraction(settings: Settings) -> dict[str, Any]:
-    """`extraction_over_forward`: images a second of an extraction, over those of the bare forward pass."""
+    """`extraction_over_forward`: images per second of an extraction, relative to the bare forward pass."""
     dataset = DATASETS.parse({"kind": settings.extraction_dataset})
     data = dataset.load()
     assert isinstance(data, ImageData)
-    few = torch.arange(min(settings.extraction_test_images, len(data.test)))
-    data = replace(data, test=take(data.test, few))
-    features, paces = FeaturesSpec(batch_size=BATCH_SIZE), list[Throughput]()
+    first = torch.arange(min(settings.extraction_test_images, len(data.test)))
+    data = replace(data, test=take(data.test, first))
+    features, throughputs = FeaturesSpec(batch_size=BATCH_SIZE), list[Throughput]()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         spec = BACKBONES.parse({"kind": settings.extraction_backbone})
@@ -53,28 +53,36 @@ def extraction(settings: Settings) -> dict[str, Any]:
                 network(batch)
 
         def extract() -> None:
-            paces.append(Throughput())
-            store = place / f"banks{len(paces)}"
-            build_bank(dataset, place / "stage1", features, store, device=settings.device, data=data, pace=paces[-1])
+            throughputs.append(Throughput())
+            store = place / f"banks{len(throughputs)}"
+            build_bank(
+                dataset,
+                place / "stage1",
+                features,
+                store,
+                device=settings.device,
+                data=data,
+                throughput=throughputs[-1],
+            )
 
         sides = {"extraction": extract, "forward": forward}
         times = interleaved(sides, settings.extraction_repeats, settings.device, first=True)
     images = sum(map(len, batches))
-    assert all(pace.images == images for pace in paces)
+    assert all(one.images == images for one in throughputs)
     found = ratio(times["forward"], times["extraction"])
-    about = {
+    details = {
         "dataset": settings.extraction_dataset,
         "backbone": settings.extraction_backbone,
         "images": images,
         "batch_size": BATCH_SIZE,
         "seconds": times,
-        "paces": [pace.document() for pace in paces[1:]],
+        "paces": [one.document() for one in throughputs[1:]],
     }
-    return {"values": {"extraction_over_forward": found}, "timings": {"extraction_over_forward": about}}
+    return {"values": {"extraction_over_forward": found}, "timings": {"extraction_over_forward": details}}
 
 
 def _batches(data: ImageData, device: str) -> list[torch.Tensor]:
-    """Normalised, in the layout and the batches that an extraction has them in, mirrors of test images included."""
+    """Normalised batches in the sizes and memory layout of an extraction, including mirrored test images."""
     views = [data.train.inputs]
     for part in (data.val, data.test):
         views += [part.inputs] if part is not None else []

@@ -1,9 +1,9 @@
-"""What frozen means, in accuracy: `python benchmarks/frozen.py`, or with `--backbones small_cnn` one backbone.
+"""Effect of a frozen backbone on accuracy: `python benchmarks/frozen.py`; `--backbones small_cnn` for one backbone.
 
-On FashionMNIST-LT (n_max 500, IR 100), five seeds each: heads re-trained on a bank of as many views as epochs; on fewer
-views, which then repeat; and by a live loop whose batch norm stays in train mode, as the paper's released code has it.
-One live loop in evaluation mode is held against the bank. Stage 1 is short and labelled so. Figures go to
-latest_frozen.json, and into docs/frozen.md by hand.
+Compares three ways to re-train a head on FashionMNIST-LT (n_max 500, IR 100) with five seeds each: on a bank with one
+view per epoch; on a bank with fewer views, which then repeat; and in a live loop with batch norm in train mode, as in
+the released code of the paper. A live loop in evaluation mode is compared with the bank. Stage 1 is shortened and
+labelled as such. Results are written to latest_frozen.json; docs/frozen.md is updated by hand.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from lt_train.pretrain.train import train_backbone
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from support.live_loop import Loop, TrialRuns, accuracies, running_statistics, top1_correct, train_live
+from support.live_loop import HeadConfig, Loop, accuracies, running_statistics, top1_correct, train_live
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of it is measured, so that each backbone takes minutes of one core.
+    """Size of the measurement, chosen so that each backbone takes minutes on one core.
 
     Attributes:
-        stage1_epochs: of `ce`; the recipes of papers have 200.
-        epochs: of stage 2, and views of the bank that reproduces it; the paper's are 20.
-        test_per_class: images, the first ones; FashionMNIST has 1000.
-        seeds: of the order of batches.
+        stage1_epochs: epochs of recipe `ce`; papers use 200.
+        epochs: epochs of stage 2, and views of the bank that reproduces it; the paper uses 20.
+        test_per_class: number of test images per class, the first ones; FashionMNIST has 1000.
+        seeds: number of batch orders.
     """
 
     stage1_epochs: int
@@ -61,31 +61,31 @@ class Size:
 
 SIZES = {"small_cnn": Size(30, 20, 1000), "resnet32": Size(8, 10, 200)}
 SETTINGS = {
-    "ce": TrialRuns(smooth_factor=0.0, lr=5e-4),
-    "los, d 0.98": TrialRuns(smooth_factor=0.98, lr=5e-4),
-    "los, d 0.5, lr 0.02": TrialRuns(smooth_factor=0.5, lr=0.02),
+    "ce": HeadConfig(smooth_factor=0.0, lr=5e-4),
+    "los, d 0.98": HeadConfig(smooth_factor=0.98, lr=5e-4),
+    "los, d 0.5, lr 0.02": HeadConfig(smooth_factor=0.5, lr=0.02),
 }
-"""The first two as the paper has them; with the third the head goes far, and meets every view often."""
+"""The first two are from the paper. With the third, the head changes a lot and sees every view often."""
 BATCH_SIZE = 64
 
 
 def measure(kind: str, dataset: Mapping[str, Any], size: Size) -> dict[str, Any]:
-    """Everything of one backbone."""
+    """All measurements of one backbone."""
     views = sorted({1, min(5, size.epochs), size.epochs})
     spec = DATASETS.parse(dict(dataset))
     data = spec.load()
     assert isinstance(data, ImageData)
-    members = [torch.nonzero(data.test.labels == k).flatten()[: size.test_per_class] for k in range(data.num_classes)]
-    data = replace(data, test=take(data.test, torch.cat(members)))
+    indices = [torch.nonzero(data.test.labels == k).flatten()[: size.test_per_class] for k in range(data.num_classes)]
+    data = replace(data, test=take(data.test, torch.cat(indices)))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "stage1.safetensors"
         recipe = RECIPES.parse({"kind": "ce", "epochs": size.stage1_epochs, "batch_size": 64})
         train_backbone(data, BACKBONES.parse({"kind": kind}), recipe, checkpoint, report=_report(f"{kind}: stage 1"))
         banks = _banks(spec, data, checkpoint, views, Path(folder))
-        classifier, about = load_checkpoint(checkpoint)
+        classifier, metadata = load_checkpoint(checkpoint)
         found = {
             "size": asdict(size),
-            "vanilla": about["accuracy"],
+            "vanilla": metadata["accuracy"],
             **{f"bank, {count} views": _on_bank(banks[count], size) for count in views},
         }
         start = (classifier.head.weight.detach(), classifier.head.bias.detach())
@@ -97,7 +97,7 @@ def measure(kind: str, dataset: Mapping[str, Any], size: Size) -> dict[str, Any]
             before = running_statistics(network)
             heads = train_live(network, start, data, SETTINGS, replace(live, batch_norm_trains=True), seed)
             found["drift"].append(_drift(before, running_statistics(network)))
-            found["live, batch norm in train mode"].append(_tested(network, heads, data))
+            found["live, batch norm in train mode"].append(_test_accuracies(network, heads, data))
             _report(f"{kind}: live, train mode")(seed + 1, size.seeds, "")
     return found
 
@@ -105,7 +105,7 @@ def measure(kind: str, dataset: Mapping[str, Any], size: Size) -> dict[str, Any]
 def _banks(
     spec: DatasetSpec, data: ImageData, checkpoint: Path, views: Sequence[int], store: Path
 ) -> dict[int, FeatureBank]:
-    """By number of views; each view is drawn by its own number, so the first of many are those of few."""
+    """Banks by number of views. A view depends only on its index, so smaller banks are prefixes of larger ones."""
 
     def bank(count: int) -> FeatureBank:
         return lt_train.open_bank(build_bank(spec, checkpoint, FeaturesSpec(views=count), store, data=data))
@@ -118,7 +118,7 @@ def _banks(
 
 
 def _on_bank(bank: FeatureBank, size: Size) -> list[dict[str, dict[str, float]]]:
-    """Test accuracies after the last epoch, a seed each, by method and split."""
+    """Test accuracies after the last epoch: per seed, by method and split."""
     training = lt_train.TrainingSpec(epochs=size.epochs, batch_size=BATCH_SIZE)
     rows: list[dict[str, dict[str, float]]] = [{} for _ in range(size.seeds)]
     for name, setting in SETTINGS.items():
@@ -128,13 +128,13 @@ def _on_bank(bank: FeatureBank, size: Size) -> list[dict[str, dict[str, float]]]
     return rows
 
 
-def _method(setting: TrialRuns) -> MethodSpec:
+def _method(setting: HeadConfig) -> MethodSpec:
     smoothed = {"kind": "los", "smooth_factor": setting.smooth_factor} if setting.smooth_factor else {"kind": "ce"}
     return lt_train.METHODS.parse(smoothed | {"lr": setting.lr})
 
 
 def _parity(network: nn.Module, start: tuple[Tensor, Tensor], data: ImageData, bank: FeatureBank, loop: Loop) -> Any:
-    """How far a live loop in evaluation mode ends from the bank: weights, and images whose hit or miss differs."""
+    """Differences between a live loop in evaluation mode and the bank: in weights and in correct test images."""
     heads = train_live(network, start, data, SETTINGS, loop, seed=0)
     training = lt_train.TrainingSpec(epochs=loop.epochs, batch_size=loop.batch_size)
     found = {}
@@ -150,14 +150,16 @@ def _parity(network: nn.Module, start: tuple[Tensor, Tensor], data: ImageData, b
     return found
 
 
-def _tested(network: nn.Module, heads: Mapping[str, nn.Linear], data: ImageData) -> dict[str, dict[str, float]]:
+def _test_accuracies(
+    network: nn.Module, heads: Mapping[str, nn.Linear], data: ImageData
+) -> dict[str, dict[str, float]]:
     return {
         name: accuracies(hit, data) for name, hit in top1_correct(network, heads, data, data.augmentation.flip).items()
     }
 
 
 def _drift(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Length of the change over length of what it was, of all running means and of all running variances."""
+    """Relative change (L2 norm) of all running means and of all running variances."""
     names = ("running_mean", "running_var")
     return {name: float((b - a).norm() / a.norm()) for name, a, b in zip(names, before, after, strict=True)}
 
@@ -170,7 +172,7 @@ def _report(what: str) -> Any:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """Rows of a Markdown table: mean and standard deviation over seeds, in %."""
+    """Rows of a Markdown table: mean and standard deviation over seeds, in percent."""
     lines = []
     for name in SETTINGS:
         for what, rows in found.items():
@@ -182,10 +184,12 @@ def table(found: Mapping[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, keep the figures, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, write the results and print the tables."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/frozen.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbones", nargs="+", choices=sorted(SIZES), default=list(SIZES))
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="number of torch threads (default: 1)")
     parser.add_argument("--out", type=Path, default=HERE / "latest_frozen.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,8 +1,8 @@
-"""Part (d): how seconds and memory of the fused engine grow, and what the shapes of large datasets cost.
+"""Part (d): growth of time and memory of the fused engine, and the cost of the shapes of large datasets.
 
-Each of N (with the test set), D, K and lanes is taken at half, once and twice a base shape, in turns; linear growth
-makes the time at four times the size four times as long. Memory is the peak of a fresh process less what it held
-before training. The large shapes are cut to a number of images and one epoch, and labelled so.
+N (with the test set), D, K and the number of lanes are each measured at half, one and two times a base shape, in turns.
+With linear growth, four times the size takes four times as long. Memory is the peak of a fresh process minus its memory
+before training. The large shapes are reduced to fewer images and one epoch, and labelled as such.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from banks import generate, resized
 from engines import fit, make_runs, plain_run
 from measure import interleaved, matrix_product_rate, ratio, seconds_of, warm_up
 from out_of_memory import out_of_memory
-from piece import measured
+from piece import run_piece
 from settings import PAPER_EPOCHS, Settings
 
 from lt_train.retrain import fused
@@ -48,11 +48,11 @@ def growth(settings: Settings) -> dict[str, Any]:
 
 
 def _axes(settings: Settings) -> dict[str, dict[int, Callable[[], Any]]]:
-    """By axis: size of the axis -> the training that is timed."""
+    """By axis: size along the axis -> training to time."""
 
-    def action(by: Settings) -> Callable[[], Any]:
-        bank, runs = generate(by.shape), make_runs("los", by, epochs=1)
-        return lambda: fit(fused, bank, runs, by)
+    def action(scaled: Settings) -> Callable[[], Any]:
+        bank, runs = generate(scaled.shape), make_runs("los", scaled, epochs=1)
+        return lambda: fit(fused, bank, runs, scaled)
 
     axes: dict[str, dict[int, Callable[[], Any]]] = {}
     for axis, field in (("N", "images"), ("D", "dim"), ("K", "classes")):
@@ -64,18 +64,18 @@ def _axes(settings: Settings) -> dict[str, dict[int, Callable[[], Any]]]:
 
 
 def _memory(settings: Settings) -> dict[str, Any]:
-    """Peak memory against lanes, each in a process of its own; of a CPU on Linux alone, which can tell."""
+    """Peak memory by number of lanes, each in a separate process; on a CPU, Linux only."""
     if torch.device(settings.device).type == "cpu" and not CLEAR_PEAK.exists():
-        return {"bytes_by_lanes": {}, "not_measured": "this system does not forget a process's peak"}
+        return {"bytes_by_lanes": {}, "not_measured": "this system cannot reset the peak memory of a process"}
     points: dict[str, Any] = {}
     for factor in LANE_FACTORS:
         trials = round(settings.trials * factor)
-        points[str(trials * settings.seeds)] = measured("peak_memory", settings, trials=trials)
+        points[str(trials * settings.seeds)] = run_piece("peak_memory", settings, trials=trials)
     return {"bytes_by_lanes": points, "of": "GPU memory" if settings.device != "cpu" else "the process"}
 
 
 def peak_memory(settings: Settings, trials: int) -> dict[str, int]:
-    """What training `trials` x seeds adds to this fresh process; on a CUDA device, what it takes there."""
+    """Memory of this fresh process, or of the CUDA device, before and at the peak of training `trials` x seeds."""
     bank, runs = generate(settings.shape), make_runs("los", replace(settings, trials=trials), epochs=1)
     warm_up(settings.device)
     if torch.device(settings.device).type == "cuda":
@@ -91,7 +91,7 @@ def peak_memory(settings: Settings, trials: int) -> dict[str, int]:
 
 
 CLEAR_PEAK = Path("/proc/self/clear_refs")
-"""Where Linux is told to forget the peak of resident memory (`VmHWM`): making a bank takes more than training on it."""
+"""Writing `5` resets the peak of resident memory (`VmHWM`): generating a bank takes more than training on it."""
 
 
 def _resident(which: str) -> int:
@@ -100,20 +100,20 @@ def _resident(which: str) -> int:
 
 
 def _large(settings: Settings, shape: Any, images: int, trials: int, seeds: int) -> dict[str, Any]:
-    """`los` on a large shape: fewer images, one epoch, few lanes; and one run of the plain loop beside it."""
-    kept = resized(shape, images=images / shape.images)
-    few = replace(settings, shape=kept, trials=trials, seeds=seeds)
-    bank, runs = generate(kept), make_runs("los", few, epochs=1)
+    """`los` on a large shape with fewer images, one epoch and few lanes, and one run of the plain loop."""
+    reduced = resized(shape, images=images / shape.images)
+    few = replace(settings, shape=reduced, trials=trials, seeds=seeds)
+    bank, runs = generate(reduced), make_runs("los", few, epochs=1)
     rate = matrix_product_rate(settings.matrix_size, settings.device)
     plain = seconds_of(plain_run(bank, runs[0], few), settings.device)
     seconds = seconds_of(lambda: fit(fused, bank, runs, few), settings.device)
-    achieved = kept.operations(len(runs), 1) / seconds / 1e9
-    whole = seconds / len(runs) * (shape.images / kept.images) * PAPER_EPOCHS
+    achieved = reduced.operations(len(runs), 1) / seconds / 1e9
+    whole = seconds / len(runs) * (shape.images / reduced.images) * PAPER_EPOCHS
     return {
         "shape": {"name": shape.name, "N": shape.images, "D": shape.dim, "K": shape.classes},
         "shortened": True,
-        "images": kept.images,
-        "test_images": kept.test_images,
+        "images": reduced.images,
+        "test_images": reduced.test_images,
         "epochs": 1,
         "lanes": len(runs),
         "fused_seconds": seconds,

@@ -1,7 +1,7 @@
-"""Taking times: warm-up, interleaved repeats, the machine's own matrix product, and what machine it is.
+"""Timing: warm-up, interleaved repeats, the rate of a matrix product, and a description of the machine.
 
-A ratio is always made of pairs: times taken in one process, one right after the other, so that whatever else the
-machine does falls on both sides. The median over the pairs counts, and every time is kept.
+A ratio is the median over pairs of times. Both times of a pair are measured in one process, one directly after the
+other, so that other load on the machine affects both sides. All times are kept in the result.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Run
 
-__all__ = ["OthersShare", "describe_machine", "interleaved", "matrix_product_rate", "ratio", "seconds_of", "warm_up"]
+__all__ = ["OtherProcesses", "describe_machine", "interleaved", "matrix_product_rate", "ratio", "seconds_of", "warm_up"]
 
 
 def warm_up(device: str) -> None:
-    """First calls load kernels and allocate, the first optimiser step imports half of torch: that is nobody's time."""
+    """Train once with both engines: first calls load kernels, allocate memory and import modules of torch."""
     runs = [Run(METHODS.parse({"kind": "los"}), TrainingSpec(epochs=1, batch_size=BATCH_SIZE), seed=0)]
     for engine in (reference, fused):
         engine.fit(small_bank(), runs, device)
 
 
 def seconds_of(action: Callable[[], Any], device: str) -> float:
-    """Wall time of one call, until the device has finished what it was given."""
-    _finish(device)
+    """Wall time of one call, including work that is queued on the device."""
+    _synchronize(device)
     start = time.perf_counter()
     action()
-    _finish(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
 def interleaved(
     sides: Mapping[str, Callable[[], Any]], repeats: int, device: str, *, first: bool = False
 ) -> dict[str, list[float]]:
-    """Times of every side, taken in turns; `first` runs each once beforehand."""
+    """Times of every side in seconds, measured in turns. With `first`, every side runs once before that, untimed."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     if first:
         for action in sides.values():
@@ -56,19 +56,19 @@ def interleaved(
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times `fast` goes into `slow`: the median over the pairs."""
+    """Median of `slow / fast` over the pairs."""
     return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def matrix_product_rate(size: int, device: str, repeats: int = 10) -> float:
-    """GFLOP/s of the machine's float32 product of two square matrices, best of several."""
+    """GFLOP/s of a float32 product of two square matrices, the best of `repeats`."""
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     best = min(seconds_of(lambda: torch.mm(left, right), device) for _ in range(repeats))
     return 2 * size**3 / best / 1e9
 
 
 def describe_machine(settings: Settings) -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Hardware and software that the results depend on."""
     cuda = torch.device(settings.device).type == "cuda"
     return {
         "cpu": _processor(),
@@ -84,22 +84,22 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-class OthersShare:
-    """How much of the machine's CPU time others took while this process and its children measured; Linux alone."""
+class OtherProcesses:
+    """CPU time that unrelated processes use during a measurement; Linux only."""
 
     def __init__(self) -> None:
         self.start = self._times()
 
-    def share(self) -> float | None:
-        """Of all CPU time since this object was made, 0 to 1; None where that cannot be known."""
+    def cpu_share(self) -> float | None:
+        """Their share of all CPU time since construction, 0 to 1; None if unknown."""
         if self.start is None:
             return None
         (busy, total, own), (busy0, total0, own0) = self._times(), self.start
@@ -107,17 +107,17 @@ class OthersShare:
 
     @staticmethod
     def _times() -> Any:
-        """Seconds: busy and in all, over all cores, and ours."""
+        """Seconds over all cores: busy, total, and of this process with its children."""
         file = Path("/proc/stat")
         if not file.exists():
             return None
         user, nice, system, idle, waiting, *rest = map(int, file.read_text().split("\n")[0].split()[1:9])
-        ours = os.times()
+        own = os.times()
         tick = os.sysconf("SC_CLK_TCK")
         busy = user + nice + system + sum(rest)
-        return busy / tick, (busy + idle + waiting) / tick, sum(ours[:4])
+        return busy / tick, (busy + idle + waiting) / tick, sum(own[:4])
 
 
-def _finish(device: str) -> None:
+def _synchronize(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

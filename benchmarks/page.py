@@ -1,7 +1,7 @@
-"""Part (f): the report of a large sweep, as one types it: `lt-sweep report`, in a process of its own.
+"""Part (f): `lt-sweep report` on a large sweep, in a separate process.
 
-The sweep is whole but for the training: features of the shape, the driver's own search, ledger and result, and in place
-of every run's result what it might have been. Its report has every figure, so that none is spared.
+The sweep is real except for training: search, ledger and result are those of the driver, and plausible results replace
+those of the runs. The report contains every figure.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["report"]
 
 
 def report(settings: Settings) -> dict[str, Any]:
-    """`report_seconds` and `report_mib`, of `report_trials` trials with `report_seeds` seeds each."""
+    """`report_seconds` and `report_mib` for `report_trials` trials with `report_seeds` seeds each."""
     with tempfile.TemporaryDirectory() as scratch:
-        place = _sweep(settings, Path(scratch))
+        directory = _run_sweep(settings, Path(scratch))
         before, start = os.times(), time.perf_counter()
-        command = [sys.executable, "-m", "sweeps.cli.main", "report", str(place), "--out", f"{scratch}/report"]
+        command = [sys.executable, "-m", "sweeps", "report", str(directory), "--out", f"{scratch}/report"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds, after = time.perf_counter() - start, os.times()
         size = (Path(scratch) / "report" / "index.html").stat().st_size
@@ -54,8 +54,8 @@ def report(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _sweep(settings: Settings, scratch: Path) -> Path:
-    """The directory of a sweep that trained nothing."""
+def _run_sweep(settings: Settings, scratch: Path) -> Path:
+    """Run a sweep without training; its directory."""
     write_npz(generate(settings.shape), scratch / "features.npz")
     spec = load_resolved(
         {
@@ -78,25 +78,25 @@ def _sweep(settings: Settings, scratch: Path) -> Path:
             "storage": str(scratch / "runs"),
         }
     )
-    with mock.patch("sweeps.backends.inline.fused.fit", _untrained):
+    with mock.patch("lt_train.retrain.fused.fit", _simulated_fit):
         sweeps.run(spec)
     return Path(spec.storage) / spec.name
 
 
-def _untrained(bank: FeatureBank, runs: Sequence[Run], *_: Any) -> list[RunResult]:
-    chance = np.random.default_rng([run.seed for run in runs])
-    return [_result(run, bank, chance) for run in runs]
+def _simulated_fit(bank: FeatureBank, runs: Sequence[Run], *_: Any) -> list[RunResult]:
+    rng = np.random.default_rng([run.seed for run in runs])
+    return [_simulated_result(run, bank, rng) for run in runs]
 
 
-def _result(run: Run, bank: FeatureBank, chance: np.random.Generator) -> RunResult:
-    """Good near one learning rate, so that there is something to find; the head is that of stage 1, a little moved."""
+def _simulated_result(run: Run, bank: FeatureBank, rng: np.random.Generator) -> RunResult:
+    """A plausible result: best near one learning rate; the head is that of stage 1 with noise."""
     assert bank.head is not None
     epochs = run.training.epochs if run.method.trains else 1
     values = run.method.lane_values()
-    good = -abs(np.log10(values["lr"]) + 3) / 10 if "lr" in values else -0.1
-    curve = (0.5 + good + 0.01 * chance.random((epochs, 4))).astype(np.float32)
-    tables = [chance.random(bank.num_classes).astype(np.float32) + 0.1 for _ in range(3)]
+    offset = -abs(np.log10(values["lr"]) + 3) / 10 if "lr" in values else -0.1
+    curve = (0.5 + offset + 0.01 * rng.random((epochs, 4))).astype(np.float32)
+    tables = [rng.random(bank.num_classes).astype(np.float32) + 0.1 for _ in range(3)]
     weight, bias = (part.numpy() for part in bank.head)
-    moved = weight + 0.1 * chance.standard_normal(weight.shape, dtype=np.float32) * run.method.trains
+    moved = weight + 0.1 * rng.standard_normal(weight.shape, dtype=np.float32) * run.method.trains
     kept = SelectedHead(epochs - 1, *tables, {"weight": moved, "bias": bias})
     return RunResult(None if bank.val is None else curve, curve, curve[:, 0], kept)

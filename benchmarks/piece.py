@@ -1,7 +1,7 @@
-"""Pieces of the suite, each in a process of its own: what one measures must not be changed by what another left behind.
+"""Pieces of the suite, each in a separate process, so that no measurement affects another.
 
-`measured` is called by the suite and starts the process; the process calls `main`, which does the piece and prints its
-JSON. The tiny level, which only tries the machinery, does everything in one process.
+The suite calls `run_piece`, which starts the process. The process calls `main`, which runs the piece and prints its
+result as JSON. The tiny level, which only tests the suite itself, runs everything in one process.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 from settings import LEVELS, Settings
 
-__all__ = ["NotMeasured", "main", "measured"]
+__all__ = ["PieceFailed", "main", "run_piece"]
 
 PIECES = {
-    # name: (module, function that takes the settings and the piece's own arguments, all JSON)
+    # name: (module, function of the settings and JSON arguments)
     "machine": ("measure", "describe_machine"),
     "a": ("engines", "methods"),
     "b": ("engines", "arithmetic"),
@@ -34,50 +34,50 @@ PIECES = {
 }
 
 
-class NotMeasured(RuntimeError):
-    """The process of a piece ended without a result; `code` is how (-9: killed), None that its time was over."""
+class PieceFailed(RuntimeError):
+    """The process of a piece ended without a result; `code` is its exit code (-9: killed), None for a timeout."""
 
     def __init__(self, name: str, code: int | None) -> None:
         self.code = code
-        super().__init__(f"piece {name} of the benchmarks ended with {code}; see above")
+        super().__init__(f"piece {name} of the benchmarks ended with exit code {code}; its messages are above")
 
 
-def measured(name: str, settings: Settings, *, timeout: float | None = None, **arguments: Any) -> Any:
-    """The result of one piece, which is given up after `timeout` seconds.
+def run_piece(name: str, settings: Settings, *, timeout: float | None = None, **arguments: Any) -> Any:
+    """The result of one piece; its process is killed after `timeout` seconds.
 
     Raises:
-        NotMeasured: its process failed, was killed, or took longer.
+        PieceFailed: the process failed, was killed or exceeded the timeout.
     """
     if not settings.fresh_processes:
-        return _do(name, settings, arguments)
+        return _call(name, settings, arguments)
     command = [sys.executable, __file__, name, settings.level, settings.device, str(settings.threads)]
-    # OpenMP reads this when it is loaded; other libraries' threads would else take the cores too.
+    # OpenMP reads this when it is loaded. It also limits the threads of other libraries.
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads)}
     command.append(json.dumps(arguments))
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
-        raise NotMeasured(name, None) from None
+        raise PieceFailed(name, None) from None
     if done.returncode:
-        raise NotMeasured(name, done.returncode)
+        raise PieceFailed(name, done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Do the piece that the command line names and print its JSON on the last line."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing temporary is left behind
+    """Run the piece named on the command line and print its JSON as the last line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SystemExit removes temporary directories
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=PIECES)
     parser.add_argument("level", choices=LEVELS)
     parser.add_argument("device")
     parser.add_argument("threads", type=int)
     parser.add_argument("arguments", type=json.loads)
-    given = parser.parse_args()
-    settings = replace(LEVELS[given.level].on(given.device), threads=given.threads)
-    print(json.dumps(_do(given.name, settings, given.arguments)))
+    arguments = parser.parse_args()
+    settings = replace(LEVELS[arguments.level].for_device(arguments.device), threads=arguments.threads)
+    print(json.dumps(_call(arguments.name, settings, arguments.arguments)))
 
 
-def _do(name: str, settings: Settings, arguments: dict[str, Any]) -> Any:
+def _call(name: str, settings: Settings, arguments: dict[str, Any]) -> Any:
     import torch
 
     torch.set_num_threads(settings.threads)

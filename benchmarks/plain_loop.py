@@ -1,8 +1,8 @@
-"""Classifier re-training as anyone would write it with torch.nn and torch.optim: one run, nothing of this project.
+"""Classifier re-training of one run with torch.nn and torch.optim, without code of this project.
 
-This is what the fused engine and the sweep are measured against. Keep it plain, and keep it honest: nothing in it may
-be slower than what a good tutorial shows for features that are in memory. Methods that torch has no head or loss for
-bring their own; batches, optimiser, schedule and evaluation are the same for all.
+The fused engine and the sweep are compared with this loop. Keep it plain and fair: it must be as fast as what a good
+tutorial shows for features in memory. Methods without a head or loss in torch pass their own. Batches, optimiser,
+learning rate schedule and evaluation are the same for all methods.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """The stage-1 head, `weight [K, D]` and `bias [K]`, to be trained on."""
+    """A linear layer that starts from the stage-1 head, `weight [K, D]` and `bias [K]`."""
     head = nn.Linear(weight.shape[1], weight.shape[0]).to(weight.device)
     with torch.no_grad():
         head.weight.copy_(weight)
@@ -47,14 +47,14 @@ def train(
 ) -> Iterator[float]:
     """Train `head`; yields the test accuracy after every epoch.
 
-    Features are `[N, D]` and lie, with everything else, on the device that is to train. Batches are cut out of them by
-    index, which is fast, or with `data_loader` come from a torch DataLoader, as most tutorials have it. `draw(epoch)`
-    gives the images of an epoch where they are not simply shuffled; `after_epoch` may project the weights.
+    Features are `[N, D]`. All tensors must be on the device of `head`. Batches are selected by index, which is fast, or
+    with `data_loader` by a torch DataLoader, as in most tutorials. `draw(epoch)` returns the image indices of an epoch
+    for methods that do not simply shuffle. `after_epoch` can project the weights.
     """
     device = train_features.device
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
-    queue = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    lr_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     loader = DataLoader(TensorDataset(train_features, train_labels), batch_size, shuffle=True, generator=order)
     for epoch in range(epochs):
         batches: Iterable[list[Tensor]] = loader
@@ -68,7 +68,7 @@ def train(
             optimizer.step()
         if after_epoch is not None:
             after_epoch(head)
-        queue.step()
+        lr_schedule.step()
         with torch.no_grad():
             predictions = head(test_features).argmax(dim=1)
             accuracy = (predictions == test_labels).float().mean().item()

@@ -1,8 +1,8 @@
-"""A search with Ray Tune as Ray Tune is used without this project: one trial a run, the plain loop in the trainable.
+"""A search with Ray Tune without this project: one trial per run, with the plain loop as trainable.
 
-`stock` is what a tutorial shows: a function, a report an epoch, every default. `reused` is what its documentation
-offers to the impatient: a class, actors that are kept, loggers and dashboard off, one report a run. Both search at
-random, which costs nothing. A program of its own, since what is measured begins with the start of a process:
+`stock` follows the tutorials: a function trainable, one report per epoch, all defaults. `reused` applies the advice on
+performance from the documentation: a class trainable, reused actors, no loggers and dashboard, one report per run. Both
+use random search, which costs no time. This is a separate program because the measurement includes process startup:
 
     python ray_tune_loop.py {stock,reused} BANK.npz CPUS TRIALS SEEDS EPOCHS BATCH_SIZE OUT.json
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 
 def main(mode: str, bank: str, cpus: str, trials: str, seeds: str, epochs: str, batch_size: str, out: str) -> None:
-    """Search, and write when each run was complete (seconds since 1970)."""
+    """Run the search and write the completion time of each run, in seconds since 1970."""
     if mode == "reused":
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import numpy as np
@@ -65,7 +65,7 @@ def _clock(completed: list[float]) -> Any:
 
 
 def _run(tensors: dict[str, Any], config: dict[str, Any], epochs: int, batch_size: int) -> Any:
-    """One run of the plain loop: test accuracies, epoch by epoch."""
+    """One run of the plain loop: yields the test accuracy of every epoch."""
     import plain_loop
     from torch import nn
 
@@ -107,10 +107,10 @@ def _class() -> Any:
             return {"accuracy": accuracies[-1], "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Nothing."""
+            """Required by Ray Tune; does nothing."""
 
         def load_checkpoint(self, checkpoint: Any) -> None:
-            """Nothing."""
+            """Required by Ray Tune; does nothing."""
 
     return Train
 

@@ -1,4 +1,4 @@
-"""Which goals the values are held against, and the table that says so. Knows the suite's document; measures nothing."""
+"""The goals of the benchmarks, and the table that compares measured values with them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.table import Table
 
 __all__ = ["goals", "show"]
 
-DISTURBED = 0.05
-"""Share of the CPU time taken by others above which figures are not to be believed."""
+MAX_OTHERS_SHARE = 0.05
+"""Share of CPU time used by other processes above which the results are unreliable."""
 
 _CPU_GOALS: tuple[tuple[str, float | None, float | None], ...] = (
     # value, at least, at most
@@ -22,7 +22,7 @@ _CPU_GOALS: tuple[tuple[str, float | None, float | None], ...] = (
     ("report_seconds", None, 20.0),
     ("report_mib", None, 5.0),
 )
-_EVERYWHERE: tuple[tuple[str, float | None, float | None], ...] = (
+_COMMON_GOALS: tuple[tuple[str, float | None, float | None], ...] = (
     *((f"growth.{axis}", 0.8, 1.2) for axis in ("N", "D", "K", "lanes")),
     ("out_of_memory_bank_ratio", None, 1.5),
     ("extraction_over_forward", 0.9, None),
@@ -30,16 +30,16 @@ _EVERYWHERE: tuple[tuple[str, float | None, float | None], ...] = (
 
 
 def goals(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every goal whose value was measured, and whether it was reached."""
+    """Every goal whose value was measured, and whether it is met."""
     cuda = document["machine"]["device"] != "cpu"
-    wanted = [*(() if cuda else _CPU_GOALS), *_EVERYWHERE]
+    applicable = [*(() if cuda else _CPU_GOALS), *_COMMON_GOALS]
     for kind, entry in document["timings"].get("fused_over_reference", {}).items():
         if entry["trained"]:
             least = 50.0 if cuda else 8.0 if kind == "los" else 5.0
-            wanted.append((f"fused_over_reference.{kind}", least, None))
+            applicable.append((f"fused_over_reference.{kind}", least, None))
     found = []
-    for name, least, most in wanted:
-        value = _value(document, name)
+    for name, least, most in applicable:
+        value = _lookup(document, name)
         if value is None and name == "out_of_memory_bank_ratio" and "cases" in document["timings"].get(name, {}):
             found.append({"value": name, "measured": None, "at_least": None, "at_most": most, "met": False})  # killed
         if value is not None:
@@ -49,17 +49,17 @@ def goals(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print one table: every value, how it was taken, its goal and whether it is met."""
+    """Print one table: every value, its goal, whether it is met, and how it was measured."""
     machine = document["machine"]
     table = Table("", "measured", "goal", "met", "how", title=f"benchmarks, {document['level']}")
     table.caption = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, device {machine['device']}, "
-        f"torch {machine['torch']}; {document['seconds']['total']:.0f} s in all"
+        f"torch {machine['torch']}; {document['seconds']['total']:.0f} s in total"
     )
-    disturbed = {part: share for part, share in document["others_cpu_share"].items() if share and share > DISTURBED}
-    if disturbed:
-        shares = ", ".join(f"{part} {share:.0%}" for part, share in disturbed.items())
-        table.caption += f"\n[red]other processes took CPU time during {shares}: measure again on a quiet machine[/]"
+    busy = {part: share for part, share in document["others_cpu_share"].items() if share and share > MAX_OTHERS_SHARE}
+    if busy:
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in busy.items())
+        table.caption += f"\n[red]other processes used CPU time during {shares}: repeat on an idle machine[/]"
     by_name = {goal["value"]: goal for goal in document["goals"]}
     for name, value, how in _rows(document):
         goal = by_name.get(name)
@@ -70,36 +70,36 @@ def show(document: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _value(document: dict[str, Any], name: str) -> float | None:
-    place: Any = document
+def _lookup(document: dict[str, Any], name: str) -> float | None:
+    found: Any = document
     for part in name.split("."):
-        place = place.get(part) if isinstance(place, dict) else None
-    return place
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
 
 
 def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     timings = document["timings"]
     for kind, value in document.get("fused_over_reference", {}).items():
         entry = timings["fused_over_reference"][kind]
-        a_run = min(entry["fused_seconds"]) / entry["fused_runs"]
-        how = f"{entry['slow_side']} {min(entry['seconds_a_run_of_slow_side']):.3f} s a run, fused {a_run:.4f}"
+        per_run = min(entry["fused_seconds"]) / entry["fused_runs"]
+        how = f"{entry['slow_side']} {min(entry['seconds_a_run_of_slow_side']):.3f} s per run, fused {per_run:.4f}"
         how += f", {entry['fused_runs']} runs"
         how += f", {entry['epochs']} epochs (shortened)" if entry["shortened"] else ""
         limit = document["fused_over_reference_limit"].get(kind)
-        how += "" if limit is None else f"; limit of this machine {limit:.1f}x"
-        yield f"fused_over_reference.{kind}", f"{value:.1f}x", how if entry["trained"] else f"{how}, trains nothing"
+        how += "" if limit is None else f"; hardware limit {limit:.1f}x"
+        yield f"fused_over_reference.{kind}", f"{value:.1f}x", how if entry["trained"] else f"{how}, no training"
     for name, text in (
-        ("fused_over_data_loader", "los, against the plain loop with a torch DataLoader"),
-        ("reference_over_plain", "los, how slow the reference engine is beside the plain loop"),
+        ("fused_over_data_loader", "los, fused against the plain loop with a torch DataLoader"),
+        ("reference_over_plain", "los, time of the reference engine relative to the plain loop"),
     ):
         if name in document:
             yield name, f"{document[name]:.2f}x", text
     if "gemm_fraction" in document:
         entry = timings["gemm_fraction"]
-        whole, training = (min(entry[f"{part}_seconds"]) / entry["runs"] for part in ("fit", "training"))
-        how = f"training: 4 N D K an epoch, {training:.3f} s a run; {max(entry['matrix_product_gflops']):.0f} GFLOP/s; "
+        fit, training = (min(entry[f"{part}_seconds"]) / entry["runs"] for part in ("fit", "training"))
+        how = f"4 N D K per epoch, {training:.3f} s per run; {max(entry['matrix_product_gflops']):.0f} GFLOP/s; "
         yield "gemm_fraction", f"{document['gemm_fraction']:.2f}", how + f"{entry['epochs']} epochs"
-        how = f"the whole fit, {whole:.3f} s a run, 2 N_test D K an epoch "
+        how = f"the whole fit, {fit:.3f} s per run, 2 N_test D K per epoch "
         name = "gemm_fraction_with_evaluation"
         yield name, f"{document[name]:.2f}", how + "added"
         name = "gemm_fraction_evaluation_uncounted"
@@ -113,19 +113,19 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if "memory" in timings:
         points = timings["memory"]["bytes_by_lanes"].items()
         text = ", ".join(f"{lanes}: {(point['peak'] - point['before']) / 2**20:.0f} MiB" for lanes, point in points)
-        yield "memory over lanes", "", text
+        yield "memory by lanes", "", text
     if "out_of_memory_bank_ratio" in timings:
         yield from _bank_rows(document)
     if "extraction_over_forward" in timings:
         entry = timings["extraction_over_forward"]
         fast, slow = (entry["images"] / min(entry["seconds"][side]) for side in ("forward", "extraction"))
-        how = f"{entry['backbone']} on {entry['dataset']}, {slow:.0f} against {fast:.0f} images/s, best of each"
+        how = f"{entry['backbone']} on {entry['dataset']}, {slow:.0f} against {fast:.0f} images/s, best of the repeats"
         yield "extraction_over_forward", f"{document['extraction_over_forward']:.2f}", how
     if "report_seconds" in document:
         entry = timings["report"]
         how = f"lt-sweep report of {entry['trials']} trials x {entry['seeds']} seeds, {entry['classes']} classes, "
-        yield "report_seconds", f"{document['report_seconds']:.1f}", f"{how}{entry['cpu_seconds']:.1f} s of CPU"
-        yield "report_mib", f"{document['report_mib']:.2f}", f"its page, {entry['bytes']} bytes"
+        yield "report_seconds", f"{document['report_seconds']:.1f}", f"{how}{entry['cpu_seconds']:.1f} s of CPU time"
+        yield "report_mib", f"{document['report_mib']:.2f}", f"size of its HTML page, {entry['bytes']} bytes"
     for entry in timings.get("large", []):
         shape = entry["shape"]
         how = f"{entry['images']} of {shape['N']} images, 1 epoch, {entry['lanes']} lanes (shortened); "
@@ -134,16 +134,18 @@ def _rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _sweep_rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    ours = document["timings"]["sweep"]
+    sweep = document["timings"]["sweep"]
     for name, side in (("sweep_over_stock_tune", "stock_tune"), ("sweep_over_reused_actors", "reused_actors")):
         entry = document["timings"][side]
         how = (
-            f"{ours['seconds']:.0f} s against {entry['seconds_scaled']:.0f} (scaled from {entry['runs_measured']} runs)"
-            f"; limit of this machine {document[f'{name}_limit']:.1f}x"
+            f"{sweep['seconds']:.0f} s against {entry['seconds_scaled']:.0f} s (from {entry['runs_measured']} runs)"
+            f"; hardware limit {document[f'{name}_limit']:.1f}x"
         )
         yield name, f"{document[name]:.1f}x", how
-    how = f"first pack after {ours['before_first_pack_seconds']:.1f} s, then {ours['training_seconds']:.1f} training, "
-    how += f"{ours['between_packs_seconds']:.1f} between packs, {ours['after_last_pack_seconds']:.1f} after"
+    how = f"{sweep['before_first_pack_seconds']:.1f} s to the first pack, {sweep['training_seconds']:.1f} s training, "
+    how += (
+        f"{sweep['between_packs_seconds']:.1f} s between packs, {sweep['after_last_pack_seconds']:.1f} s after the last"
+    )
     yield "control_plane_fraction", f"{document['control_plane_fraction']:.2f}", how
 
 
@@ -153,8 +155,8 @@ def _bank_rows(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         return
     cases = "; ".join(f"{name} {_bank_ratio(case['ratio'], case['at_least'])}" for name, case in entry["cases"].items())
     sizes = [case["bank_bytes"] / 2**20 for case in entry["cases"].values()]
-    limit = "no limit" if entry["limit_bytes"] is None else f"{entry['limit_bytes'] / 2**20:.0f} MiB allowed"
-    how = f"{cases}; {max(sizes):.0f} MiB, {limit}"
+    limit = "no limit" if entry["limit_bytes"] is None else f"{entry['limit_bytes'] / 2**20:.0f} MiB limit"
+    how = f"{cases}; bank of {max(sizes):.0f} MiB, {limit}"
     yield "out_of_memory_bank_ratio", _bank_ratio(ratio, any(case["at_least"] for case in entry["cases"].values())), how
 
 

@@ -1,9 +1,9 @@
-"""How large a sweep one driver can lead: `python benchmarks/scale.py`, or `make scale`.
+"""Scalability of one driver: `python benchmarks/scale.py`, or `make scale`.
 
-Workers are simulated: packs come back when a virtual clock says so, with results of the right shapes that nobody
-trained. Everything else is the driver's own code, as a cluster would call it: schedule, search, packing, ledger
-with its syncs, progress. What is measured is the driver's real time, by part, and its memory. Ray's own share is
-measured for real, with workers that do nothing. Figures go to scale.json, and into docs/scale.md by hand.
+Workers are simulated: packs return at times of a virtual clock, with untrained results of the right shapes. Everything
+else is the code of the driver as it runs on a cluster: trial queue, search, packing, ledger with its syncs, progress.
+The driver's real time by part and its memory are measured. The overhead of Ray Tune is measured separately, with real
+workers that train very little. Results are written to scale.json; docs/scale.md is updated by hand.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ from sweeps.tracking.null import NullTracking
 
 HERE = Path(__file__).parent
 PACK_SECONDS = 60.0
-"""Virtual: how long a worker takes for a pack. Faster packs bring the same work to the driver in less time."""
+"""Virtual training time of a pack. Shorter packs give the driver the same work in less time."""
 
 
-class TimeUp(Exception):
-    """A case has had its seconds; what it has done until then is its measurement."""
+class TimeLimitReached(Exception):
+    """The time limit of a case has passed; its measurement covers the work until then."""
 
 
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Leave the block when the seconds are over, from wherever it then is."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Leave the block after `seconds`, wherever it is then."""
 
     def stop(*_: object) -> None:
-        raise TimeUp
+        raise TimeLimitReached
 
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
-    except TimeUp:
+    except TimeLimitReached:
         pass
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Clock:
-    """The driver's real seconds by part; a part within a part counts for itself alone."""
+    """Real seconds of the driver by part; the time of a nested part is not included in the outer part."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -75,7 +75,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Any:
-        """Everything in the block, less what inner parts took."""
+        """Add the time of the block to a part, without the time of nested parts."""
         begin = time.perf_counter()
         self._open.append(0.0)
         try:
@@ -88,18 +88,18 @@ class Clock:
                 self._open[-1] += took
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
-        """Count every call of a method."""
+        """Add the time of every call of a method to a part."""
         inner = getattr(owner, method)
 
-        def counted(*arguments: Any, **options: Any) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
             with self.part(name):
                 return inner(*arguments, **options)
 
-        setattr(owner, method, counted)
+        setattr(owner, method, timed)
 
 
-def sweep(trials: int, batch: int, sampler: str, storage: Path, classes: int) -> SweepSpec:
-    """Packs of 12 trials with five seeds; two proposal batches, which are in flight together, keep every worker busy."""
+def sweep(trials: int, batch: int, algorithm: str, storage: Path, classes: int) -> SweepSpec:
+    """A sweep with packs of 12 trials x 5 seeds. Two proposal batches run at a time and keep every worker busy."""
     return load_resolved(
         {
             "version": 1,
@@ -107,7 +107,7 @@ def sweep(trials: int, batch: int, sampler: str, storage: Path, classes: int) ->
             "dataset": {"kind": "arrays", "path": "simulated.npz"},
             "method": "los",
             "search": {
-                "sampler": sampler,
+                "algorithm": algorithm,
                 "trials": trials,
                 "proposal_batch": batch,
                 "space": {
@@ -126,7 +126,7 @@ def sweep(trials: int, batch: int, sampler: str, storage: Path, classes: int) ->
 
 
 def simulated_bank(classes: int, dim: int) -> FeatureBank:
-    """A bank that has shapes and nothing else."""
+    """A bank of the given shape without meaningful features."""
     counts = torch.ones(classes, dtype=torch.int64)
     labels = torch.arange(classes)
     features = torch.zeros(1, classes, dim)
@@ -134,20 +134,20 @@ def simulated_bank(classes: int, dim: int) -> FeatureBank:
     return FeatureBank("simulated", features, labels, None, EvalSet(features, labels), head, counts, counts)
 
 
-def simulated_result(run: Run, bank: FeatureBank, chance: np.random.Generator) -> RunResult:
-    """What a run would have brought home: 20 epochs, tables by class, a head."""
+def simulated_result(run: Run, bank: FeatureBank, rng: np.random.Generator) -> RunResult:
+    """A plausible result of a run: 20 epochs, per-class tables, a head."""
     classes = bank.num_classes
-    # Good near one setting, so that a search has something to find.
-    good = -abs(np.log10(run.method.lane_values()["lr"]) + 3) / 10
-    curve = (0.5 + good + 0.01 * chance.random((20, 4))).astype(np.float32)
-    tables = [chance.random(classes).astype(np.float32) for _ in range(3)]
+    # Best near one learning rate, so that the search has an optimum to find.
+    offset = -abs(np.log10(run.method.lane_values()["lr"]) + 3) / 10
+    curve = (0.5 + offset + 0.01 * rng.random((20, 4))).astype(np.float32)
+    tables = [rng.random(classes).astype(np.float32) for _ in range(3)]
     state = {"weight": np.zeros((classes, bank.feature_dim), np.float32), "bias": np.zeros(classes, np.float32)}
     return RunResult(None, curve, curve[:, 0], SelectedHead(19, *tables, state))
 
 
-def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) -> dict[str, Any]:
-    """One driver, leading simulated workers through a sweep, or as far as it comes in time; once a process."""
-    clock, chance = Clock(), np.random.default_rng(0)
+def drive(spec: SweepSpec, bank: FeatureBank, workers: int, max_seconds: float) -> dict[str, Any]:
+    """Run one driver with simulated workers until the sweep ends or the time limit is reached; once per process."""
+    clock, rng = Clock(), np.random.default_rng(0)
     directory = Path(spec.storage) / spec.name
     directory.mkdir(parents=True)
     ledger = Ledger(directory)
@@ -158,27 +158,27 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
     clock.wrap(ledger, "append", "ledger")
     clock.wrap(ledger, "drop_heads", "ledger")
     clock.wrap(publisher, "update", "progress")
-    clock.wrap(watcher, "on_trial", "cards")
+    clock.wrap(watcher, "on_trial", "tracker events")
     clock.wrap(Study, "ask", "search: ask")
     clock.wrap(Study, "tell", "search: tell")
     begin = time.perf_counter()
-    with clock.part("schedule"):
+    with clock.part("packing"):
         queue = TrialQueue(spec, bank, ledger, watcher.on_trial)
         watcher.attach(queue)
     now, running, done = 0.0, [], 0
-    with at_most(most_seconds - (time.perf_counter() - begin)):
+    with time_limit(max_seconds - (time.perf_counter() - begin)):
         while not queue.exhausted():
             while len(running) < workers:
-                with clock.part("schedule"):
+                with clock.part("packing"):
                     pack = queue.next_pack()
                 if pack is None:
                     break
-                back = now + PACK_SECONDS * (0.9 + 0.2 * chance.random())
-                heapq.heappush(running, (back, done + len(running), pack))
+                returns_at = now + PACK_SECONDS * (0.9 + 0.2 * rng.random())
+                heapq.heappush(running, (returns_at, done + len(running), pack))
             now, _, pack = heapq.heappop(running)
             with clock.part("simulation"):
-                results = [simulated_result(run, bank, chance) for run in pack.runs]
-            with clock.part("schedule"):
+                results = [simulated_result(run, bank, rng) for run in pack.runs]
+            with clock.part("packing"):
                 queue.complete(pack, results, PACK_SECONDS)
             done += 1
     tracker.interrupted()
@@ -192,7 +192,7 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
         "trials": len(queue.trials),
         "finished": queue.exhausted(),
         "seconds": spent,
-        "seconds_a_pack": spent / max(done, 1),
+        "seconds_per_pack": spent / max(done, 1),
         "by_part": dict(clock.seconds),
         "virtual_seconds": now,
         "ledger_bytes": (directory / "ledger.jsonl").stat().st_size,
@@ -200,8 +200,8 @@ def lead(spec: SweepSpec, bank: FeatureBank, workers: int, most_seconds: float) 
     }
 
 
-def ray_seconds_a_pack(packs: int) -> float:
-    """What Ray Tune itself takes a pack, on this machine's cores with workers that train next to nothing."""
+def ray_seconds_per_pack(packs: int) -> float:
+    """Seconds of Ray Tune per pack on the cores of this machine, with workers that train very little."""
     from sweeps.backends.ray import RayBackend
 
     bank = simulated_bank(4, 4)
@@ -210,32 +210,32 @@ def ray_seconds_a_pack(packs: int) -> float:
     run = Run(spec.candidates()[0].method, spec.training.model_copy(update={"epochs": 1}), 0)
 
     class Source:
-        """So many packs of one run."""
+        """A fixed number of packs with one run each."""
 
         def __init__(self) -> None:
-            self.left, self.back = packs, []
+            self.remaining, self.completed = packs, []
 
         def next_pack(self) -> Pack | None:
-            self.left -= 1
-            return Pack(f"p{self.left}", (run,), spec.selection.epoch_rule()) if self.left >= 0 else None
+            self.remaining -= 1
+            return Pack(f"p{self.remaining}", (run,), spec.selection.epoch_rule()) if self.remaining >= 0 else None
 
         def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
-            self.back.append(time.perf_counter())
+            self.completed.append(time.perf_counter())
 
         def failed(self, pack: Pack, why: str, *, own: bool) -> None:
             raise RuntimeError(why)
 
         def exhausted(self) -> bool:
-            return len(self.back) == packs
+            return len(self.completed) == packs
 
     source = Source()
     RayBackend().train(bank, source, cpus=1, gpus=0)
     quarter = packs // 4
-    return (source.back[-1] - source.back[quarter]) / (packs - 1 - quarter)
+    return (source.completed[-1] - source.completed[quarter]) / (packs - 1 - quarter)
 
 
 CASES: dict[str, tuple[int, int, int, str, int, int]] = {
-    # name: workers, packs, trials a proposal batch, sampler, classes, feature dim
+    # name: workers, packs, trials per proposal batch, search algorithm, classes, feature dimension
     "1,000 packs, 500 workers, random": (500, 1000, 3000, "random", 100, 64),
     "1,000 packs, 500 workers, tpe": (500, 1000, 3000, "tpe", 100, 64),
     "100 packs, 20 workers, tpe": (20, 100, 120, "tpe", 100, 64),
@@ -245,21 +245,25 @@ CASES: dict[str, tuple[int, int, int, str, int, int]] = {
 
 
 def main() -> int:
-    """Lead every case in a process of its own, print a table, write scale.json."""
+    """Run every case in a separate process, write scale.json and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, help="one case, as JSON on standard output")
-    parser.add_argument("--most-seconds", type=float, default=180.0, help="give a case up after these (default 180)")
-    parser.add_argument("--ray-packs", type=int, default=200, help="real packs through Ray Tune (default 200)")
-    given = parser.parse_args()
-    if given.case:
-        workers, packs, batch, sampler, classes, dim = CASES[given.case]
+    parser.add_argument("--case", choices=CASES, help="run one case and print its result as JSON")
+    parser.add_argument(
+        "--max-seconds", type=float, default=180.0, help="time limit of each case in seconds (default: 180)"
+    )
+    parser.add_argument(
+        "--ray-packs", type=int, default=200, help="number of real packs to run with Ray Tune (default: 200)"
+    )
+    arguments = parser.parse_args()
+    if arguments.case:
+        workers, packs, batch, algorithm, classes, dim = CASES[arguments.case]
         with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
-            spec = sweep(packs * 12, batch, sampler, Path(place), classes)
-            print(json.dumps(lead(spec, simulated_bank(classes, dim), workers, given.most_seconds)))
+            spec = sweep(packs * 12, batch, algorithm, Path(place), classes)
+            print(json.dumps(drive(spec, simulated_bank(classes, dim), workers, arguments.max_seconds)))
         return 0
-    document: dict[str, Any] = {"ray_seconds_a_pack": ray_seconds_a_pack(given.ray_packs), "cases": {}}
+    document: dict[str, Any] = {"ray_seconds_per_pack": ray_seconds_per_pack(arguments.ray_packs), "cases": {}}
     for case in CASES:
-        command = [sys.executable, __file__, "--case", case, "--most-seconds", str(given.most_seconds)]
+        command = [sys.executable, __file__, "--case", case, "--max-seconds", str(arguments.max_seconds)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         document["cases"][case] = json.loads(done.stdout.splitlines()[-1])
         print(case, document["cases"][case], flush=True)
@@ -269,19 +273,19 @@ def main() -> int:
 
 
 def show(document: dict[str, Any]) -> None:
-    """A line a case."""
+    """Print a table with one row per case."""
     parts = sorted({part for case in document["cases"].values() for part in case["by_part"]})
     table = Table(
-        "case", "packs", "to its end", "ms a pack", *(f"{part}, ms" for part in parts), "ledger MB", "memory MB"
+        "case", "packs", "finished", "ms per pack", *(f"{part}, ms" for part in parts), "ledger MB", "memory MB"
     )
     for name, case in document["cases"].items():
         row = [_milliseconds(case["by_part"].get(part, 0.0), case) for part in parts]
         sizes = [f"{case[size] / 1e6:.0f}" for size in ("ledger_bytes", "peak_memory_bytes")]
-        ended = "yes" if case["finished"] else "no"
-        table.add_row(name, str(case["packs"]), ended, _milliseconds(case["seconds"], case), *row, *sizes)
+        finished = "yes" if case["finished"] else "no"
+        table.add_row(name, str(case["packs"]), finished, _milliseconds(case["seconds"], case), *row, *sizes)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
-    console.print(f"Ray Tune itself: {1000 * document['ray_seconds_a_pack']:.0f} ms a pack")
+    console.print(f"Ray Tune itself: {1000 * document['ray_seconds_per_pack']:.0f} ms per pack")
 
 
 def _milliseconds(seconds: float, case: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
-"""What is measured and how long: the shapes of real banks, and how much of each part full, quick and tiny runs do.
+"""Settings of the suite: shapes of real banks, and the size of each part at the levels full, quick and tiny.
 
-Touch this to make the suite shorter or longer. Whatever is cut short of the real thing is labelled so in the JSON.
-Shapes: N training images, D features, K classes.
+Shortened measurements are labelled as such in the JSON. Shapes: N training images, D features, K classes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a bank; `images` is cut over classes exponentially, from `n_max` down by `imbalance_ratio`."""
+    """Shape of a bank. Class sizes decay exponentially from `n_max` to `n_max / imbalance_ratio`, in total `images`."""
 
     name: str
     images: int
@@ -28,7 +27,7 @@ class Shape:
     imbalance_ratio: float
 
     def operations(self, runs: int, epochs: int, *, evaluation: bool = False) -> float:
-        """Of the matrix products alone: 4 N D K a run and epoch (logits, weight gradient), 2 more a test image."""
+        """Operations of the matrix products: per run and epoch 4 N D K (logits, weight gradient) and 2 N_test D K."""
         images = 4 * self.images + (2 * self.test_images if evaluation else 0)
         return float(images) * self.dim * self.classes * runs * epochs
 
@@ -41,26 +40,30 @@ _TINY = Shape("tiny", 210, 16, 10, 100, n_max=50, imbalance_ratio=10)
 
 @dataclass(frozen=True)
 class Settings:
-    """One run of the suite.
+    """Settings of one run of the suite.
 
     Attributes:
         level: full, quick or tiny.
-        parts: which of a, b, c, d, e, f.
-        methods: kinds measured in (a); empty: every registered one.
-        trials, seeds: of the fused packs of (b) and (d).
-        method_seeds: of those of (a): two stacks are one for each of two cores, and more only take longer.
-        epochs: of each run of `los` in (a); those of the paper are 20. Runs of (d) have one.
-        epochs_of_others: of those of every other method in (a).
-        gemm_epochs, gemm_repeats: of each run in (b), and how often all of them are trained.
-        repeats: pairs measured for each ratio.
-        sweep_trials, sweep_seeds, sweep_epochs: of (c), our side.
-        stock_trials, reused_trials: trials of (c) on Ray Tune's side, `sweep_seeds` runs each; scaled to ours.
-        large: images kept, trials and seeds of the large shapes in (d).
-        memory_bank_bytes: training features of the bank of (d) that does not fit into memory.
-        memory_limit_bytes: what its process may use; None: no limit.
-        extraction_dataset, extraction_backbone, extraction_test_images, extraction_repeats: of (e), and its pairs.
-        report_trials, report_seeds: of the sweep of (f).
-        fresh_processes: whether every piece gets one; without, nothing is worth reading.
+        parts: letters of the parts to measure.
+        methods: kinds to measure in (a); empty: all registered kinds.
+        trials, seeds: size of the fused packs of (b) and (d).
+        method_seeds: seeds in the packs of (a). Two give one stack for each of two cores; more only take longer.
+        taus: grid size in (a) for methods that do not train.
+        epochs: epochs of runs of `los` in (a); the paper uses 20. Runs of (d) have one epoch.
+        epochs_of_others: epochs of runs of all other methods in (a).
+        gemm_epochs, gemm_repeats: epochs of runs in (b), and number of repeats.
+        repeats: number of pairs for each ratio.
+        matrix_size: rows and columns of the matrices whose product gives the rate of the hardware.
+        sweep_trials, sweep_seeds, sweep_epochs: size of the sweep of (c).
+        stock_trials, reused_trials: trials of the Ray Tune searches of (c), with `sweep_seeds` runs each; their times
+            are scaled to the size of the sweep.
+        large: shape, reduced number of images, trials and seeds of the large cases in (d).
+        memory_bank_bytes: size of the training features of the bank in (d) that exceeds memory.
+        memory_limit_bytes: memory limit of its process; None: no limit.
+        extraction_dataset, extraction_backbone, extraction_test_images, extraction_repeats: inputs and number of pairs
+            of (e).
+        report_trials, report_seeds: size of the sweep of (f).
+        fresh_processes: whether each piece runs in its own process; required for meaningful results.
     """
 
     level: str
@@ -95,8 +98,8 @@ class Settings:
     report_seeds: int = 5
     fresh_processes: bool = True
 
-    def on(self, device: str) -> Settings:
-        """The same on `device`: a CUDA device is given 256 lanes, and what it has no part in is not measured there."""
+    def for_device(self, device: str) -> Settings:
+        """The settings for `device`. A CUDA device gets 256 lanes and skips (c) and (f), which do not use it."""
         if device == self.device:
             return self
         parts = tuple(part for part in self.parts if part not in "cf")

@@ -1,10 +1,10 @@
-"""Part (c): a sweep from the start of its process to its end, against Ray Tune with a trial a run.
+"""Part (c): a sweep from process start to process end, against Ray Tune with one trial per run.
 
-Ours is `sweeps.run` with the Ray backend and MLflow on SQLite; the others (`ray_tune_loop`) keep no records at all. All
-train on the same generated bank, on as many CPUs, and evaluate on the test set after every epoch. Ray Tune runs fewer
-trials: what a run adds, once every worker has had its first, is scaled to our number of runs; starting and ending
-are counted once, as they are. A limit says what the machine allows: the ratio if nothing but the matrix products of our
-runs remained, at the rate of a large one.
+The sweep is `sweeps.run` with the Ray backend and MLflow on SQLite. The Ray Tune searches (`ray_tune_loop`) record
+nothing. All train on the same generated bank and number of CPUs, and evaluate on the test set after every epoch. Ray
+Tune runs fewer trials: the time per run, after the first run of every worker, is scaled to the number of runs of the
+sweep, while startup and shutdown count once. The limit is the ratio that the hardware allows: only the matrix products
+of the sweep remain, at the rate of a large product.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from settings import BATCH_SIZE, PAPER_EPOCHS, Settings
 
 __all__ = ["end_to_end", "scaled", "sweep_document", "union_seconds"]
 
-OURS = "import sys, sweeps; sweeps.run(sweeps.load(sys.argv[1]))"
+RUN_SWEEP = "import sys, sweeps; sweeps.run(sweeps.load(sys.argv[1]))"
 
 
 def end_to_end(settings: Settings) -> dict[str, Any]:
@@ -36,23 +36,23 @@ def end_to_end(settings: Settings) -> dict[str, Any]:
         place = Path(name)
         write_npz(generate(settings.shape), place / "bank.npz")
         runs = settings.sweep_trials * settings.sweep_seeds
-        stock = _ray_tune("stock", settings.stock_trials, runs, settings, place)
-        ours = _sweep(settings, place)
-        reused = _ray_tune("reused", settings.reused_trials, runs, settings, place)
+        stock = _run_ray_tune("stock", settings.stock_trials, runs, settings, place)
+        sweep = _run_sweep(settings, place)
+        reused = _run_ray_tune("reused", settings.reused_trials, runs, settings, place)
     torch.set_num_threads(settings.threads)
     rate = matrix_product_rate(settings.matrix_size, "cpu")
     least = settings.shape.operations(runs, settings.sweep_epochs, evaluation=True) / rate / 1e9
-    wall = ours["seconds"]
+    wall = sweep["seconds"]
     return {
         "values": {
             "sweep_over_stock_tune": stock["seconds_scaled"] / wall,
             "sweep_over_reused_actors": reused["seconds_scaled"] / wall,
             "sweep_over_stock_tune_limit": stock["seconds_scaled"] / least,
             "sweep_over_reused_actors_limit": reused["seconds_scaled"] / least,
-            "control_plane_fraction": 1 - ours["training_seconds"] / wall,
+            "control_plane_fraction": 1 - sweep["training_seconds"] / wall,
         },
         "timings": {
-            "sweep": ours,
+            "sweep": sweep,
             "stock_tune": stock,
             "reused_actors": reused,
             "matrix_product_gflops": rate,
@@ -64,18 +64,18 @@ def end_to_end(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _sweep(settings: Settings, place: Path) -> dict[str, Any]:
-    """Our side, and where its time went."""
+def _run_sweep(settings: Settings, place: Path) -> dict[str, Any]:
+    """Run the sweep; its wall time and the time of its phases."""
     file = place / "sweep.yaml"
     file.write_text(yaml.safe_dump(sweep_document(settings, place)))
-    started, ended = _process([sys.executable, "-c", OURS, str(file)], place)
+    started, ended = _run([sys.executable, "-c", RUN_SWEEP, str(file)], place)
     directory = place / "runs" / "benchmark"
     result = json.loads((directory / "result.json").read_text())
     if result["runs"]["failed"]:
         raise RuntimeError(f"{result['runs']['failed']} runs of the sweep failed")
     lines = map(json.loads, (directory / "ledger.jsonl").read_text().splitlines())
     packs = [line for line in lines if "pack" in line]
-    # A pack is written down when it has come back; it was in training for `seconds` until then.
+    # The ledger records a pack when it returns; `seconds` is its training time until then.
     intervals = [(pack["at_ms"] / 1000 - pack["seconds"], pack["at_ms"] / 1000) for pack in packs]
     training = union_seconds(intervals)
     first, last = min(start for start, _ in intervals), max(end for _, end in intervals)
@@ -96,7 +96,7 @@ def _sweep(settings: Settings, place: Path) -> dict[str, Any]:
 
 
 def sweep_document(settings: Settings, place: Path) -> dict[str, Any]:
-    """The sweep file: every setting that is not its default is one that Ray Tune's side has too."""
+    """The sweep file. Every setting that differs from its default matches the Ray Tune searches."""
     return {
         "version": 1,
         "name": "benchmark",
@@ -122,14 +122,12 @@ def sweep_document(settings: Settings, place: Path) -> dict[str, Any]:
     }
 
 
-def _ray_tune(mode: str, trials: int, runs: int, settings: Settings, place: Path) -> dict[str, Any]:
-    """Ray Tune's side, scaled to `runs` runs."""
+def _run_ray_tune(mode: str, trials: int, runs: int, settings: Settings, place: Path) -> dict[str, Any]:
+    """Run a Ray Tune search, with its time scaled to `runs` runs."""
     out = place / f"{mode}.json"
     program = str(Path(__file__).with_name("ray_tune_loop.py"))
     numbers = [settings.threads, trials, settings.sweep_seeds, settings.sweep_epochs, BATCH_SIZE]
-    started, ended = _process(
-        [sys.executable, program, mode, str(place / "bank.npz"), *map(str, numbers), str(out)], place
-    )
+    started, ended = _run([sys.executable, program, mode, str(place / "bank.npz"), *map(str, numbers), str(out)], place)
     completed = [at - started for at in json.loads(out.read_text())["completed"]]
     return {
         "seconds": ended - started,
@@ -143,21 +141,21 @@ def _ray_tune(mode: str, trials: int, runs: int, settings: Settings, place: Path
 
 
 def scaled(completed: Sequence[float], seconds: float, runs: int, workers: int) -> dict[str, float]:
-    """What `runs` runs would have taken.
+    """Seconds per run, and estimated seconds for `runs` runs.
 
     Args:
-        completed: seconds from the start of the process at which each run was complete; more runs than workers.
-        seconds: from start to end of the process.
-        runs: how many there should have been.
-        workers: how many ran at once; the first run of each is not counted for the pace.
+        completed: completion time of each run in seconds since process start; more runs than workers.
+        seconds: wall time of the process.
+        runs: number of runs to scale to.
+        workers: number of parallel workers; the first run of each is not part of the rate.
     """
     first, *_, last = sorted(completed)[workers - 1 :]
-    pace = (last - first) / (len(completed) - workers)
-    return {"seconds_a_run": pace, "seconds_scaled": seconds + pace * (runs - len(completed))}
+    per_run = (last - first) / (len(completed) - workers)
+    return {"seconds_a_run": per_run, "seconds_scaled": seconds + per_run * (runs - len(completed))}
 
 
 def union_seconds(intervals: Sequence[tuple[float, float]]) -> float:
-    """How long at least one of the intervals lasted: packs side by side train at the same time."""
+    """Length of the union of the intervals; packs that train in parallel count once."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))
@@ -165,16 +163,16 @@ def union_seconds(intervals: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def _process(command: list[str], place: Path) -> tuple[float, float]:
-    """Run to the end, as from a fresh shell; when it started and ended, seconds since 1970."""
-    # OMP_NUM_THREADS too: Ray gives a worker the threads of its CPUs only where nobody has said otherwise.
-    ours = ("TUNE_", "RAY_", "OMP_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+def _run(command: list[str], place: Path) -> tuple[float, float]:
+    """Run a command in a clean environment; start and end time in seconds since 1970."""
+    # Includes OMP_NUM_THREADS: if it is set, Ray does not set the threads of a worker to its number of CPUs.
+    removed = ("TUNE_", "RAY_", "OMP_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     with (place / "log.txt").open("w+") as log:
         started = time.time()
         done = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=place, check=False)
         ended = time.time()
         if done.returncode:
             log.seek(0)
-            raise RuntimeError(f"{command[1:3]} ended with {done.returncode}:\n{log.read()[-3000:]}")
+            raise RuntimeError(f"{command[1:3]} ended with exit code {done.returncode}:\n{log.read()[-3000:]}")
     return started, ended

@@ -1,17 +1,18 @@
-"""Searches: a YAML file in, a sweep over re-trainings out. Knows lt_train, ray, optuna and mlflow.
+"""Hyperparameter sweeps over classifier re-training for long-tailed recognition.
 
-The public surface: `load` a sweep file, `run` it, `resume` a sweep directory, `compare` several, write the `report` of
-one or more; for a file with `matrix` it is `load_matrix`, `run_matrix` and `resume_matrix`. All are imported when first
-used, so that `lt-sweep --help` does not wait for torch.
+`load` reads a sweep file, `run` runs it, `resume` continues an interrupted sweep, `compare` compares several, `report`
+writes a report. `load_matrix`, `run_matrix` and `resume_matrix` do the same for a file with several sweeps. Names are
+imported on first use, so that `import sweeps` does not import torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweeps.analysis.comparison import Comparison, compare
+    from sweeps.analysis.comparison import SweepComparison, compare
     from sweeps.analysis.matrix_table import MatrixTable, matrix_table
     from sweeps.analysis.result import Result
     from sweeps.config.matrix import SweepMatrix, load_matrix
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from sweeps.experiment.runner import resume, run
     from sweeps.reporting.write import write_report as report
 
+    __version__: str
+
 __all__ = [
-    "Comparison",
     "MatrixTable",
     "Result",
+    "SweepComparison",
     "SweepMatrix",
     "SweepSpec",
+    "__version__",
     "compare",
     "load",
     "load_matrix",
@@ -38,26 +42,35 @@ __all__ = [
     "run_matrix",
 ]
 
-_PLACES = {
-    "Comparison": ("sweeps.analysis.comparison", "Comparison"),
-    "MatrixTable": ("sweeps.analysis.matrix_table", "MatrixTable"),
-    "SweepMatrix": ("sweeps.config.matrix", "SweepMatrix"),
-    "Result": ("sweeps.analysis.result", "Result"),
-    "SweepSpec": ("sweeps.config.spec", "SweepSpec"),
-    "compare": ("sweeps.analysis.comparison", "compare"),
-    "matrix_table": ("sweeps.analysis.matrix_table", "matrix_table"),
-    "load": ("sweeps.config.spec", "load_sweep"),
-    "load_matrix": ("sweeps.config.matrix", "load_matrix"),
-    "report": ("sweeps.reporting.write", "write_report"),
-    "resume": ("sweeps.experiment.runner", "resume"),
-    "resume_matrix": ("sweeps.experiment.matrix_runner", "resume_matrix"),
-    "run": ("sweeps.experiment.runner", "run"),
-    "run_matrix": ("sweeps.experiment.matrix_runner", "run_matrix"),
+_MODULES = {
+    "Comparison": "sweeps.analysis.comparison",
+    "MatrixTable": "sweeps.analysis.matrix_table",
+    "Result": "sweeps.analysis.result",
+    "SweepMatrix": "sweeps.config.matrix",
+    "SweepSpec": "sweeps.config.spec",
+    "compare": "sweeps.analysis.comparison",
+    "load": "sweeps.config.spec",
+    "load_matrix": "sweeps.config.matrix",
+    "matrix_table": "sweeps.analysis.matrix_table",
+    "report": "sweeps.reporting.write",
+    "resume": "sweeps.experiment.runner",
+    "resume_matrix": "sweeps.experiment.matrix_runner",
+    "run": "sweeps.experiment.runner",
+    "run_matrix": "sweeps.experiment.matrix_runner",
 }
+_ORIGINAL_NAMES = {"load": "load_sweep", "report": "write_report"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("longtail-sweeps")
+        except importlib.metadata.PackageNotFoundError:
+            return "0+unknown"
+    if name not in _MODULES:
         raise AttributeError(f"module 'sweeps' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_MODULES[name]), _ORIGINAL_NAMES.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""A sweep small enough for tests: generated features of six long-tailed classes, searched in a second or two."""
+"""Shared fixtures: a sweep that runs in a second or two on generated features, a local Ray, a cluster, a small disk."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cluster import LocalCluster, local_cluster
 from support.features import write_features
-from support.world import World, a_world
 
 from sweeps.config.spec import SweepSpec, load_resolved
 
 
 @pytest.fixture(scope="session")
 def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `write_features` writes, once."""
+    """The file of `write_features`, written once per session."""
     return write_features(tmp_path_factory.mktemp("features") / "small.npz")
 
 
 @pytest.fixture
 def small_sweep(features_file: Path, tmp_path: Path) -> Callable[..., SweepSpec]:
-    """`small_sweep(search={...}, selection={...}, ...)`: a spec in its own storage; sections are merged one deep."""
+    """`small_sweep(search={...}, selection={...}, ...)`: a sweep in its own storage; sections are merged."""
 
     def make(**sections: Any) -> SweepSpec:
         document: dict[str, Any] = {
@@ -41,7 +41,7 @@ def small_sweep(features_file: Path, tmp_path: Path) -> Callable[..., SweepSpec]
                     "method.lr": {"loguniform": [1e-3, 1e-1]},
                 },
             },
-            # Not longer: what counts runs and trials of the other phases need not count one more; see test_extended_training.py.
+            # Without extended training, which has its own tests, so that tests need not count its trial and runs.
             "selection": {"seeds": 2, "extended_training": None},
             "backend": {"kind": "inline"},
             "tracking": {"kind": "none"},
@@ -57,7 +57,7 @@ def small_sweep(features_file: Path, tmp_path: Path) -> Callable[..., SweepSpec]
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One thread of torch, as other processes of the test have: with others a last bit may differ."""
+    """One torch thread, as in the other processes of a test: the number of threads can change the last bit."""
     import torch
 
     threads = torch.get_num_threads()
@@ -68,7 +68,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
-    """The address of one local Ray for all tests that only need some Ray; this process has joined it."""
+    """The address of a local Ray that is shared by tests; this process is connected to it."""
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -77,28 +77,28 @@ def local_ray() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A cluster of three Ray nodes with PostgreSQL, an S3 store and MLflow, for all tests that need the whole of it."""
-    place = tmp_path_factory.mktemp("world")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A cluster of three Ray nodes with PostgreSQL, an S3 store and MLflow, shared by tests."""
+    place = tmp_path_factory.mktemp("cluster")
     for directory in (place, *place.parents[:2]):
-        directory.chmod(0o711)  # PostgreSQL's own user passes through
-    with a_world(place) as whole:
+        directory.chmod(0o711)  # the user of PostgreSQL needs access
+    with local_cluster(place) as whole:
         yield whole
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """`small_disk("64k")` mounts a real file system of that size; without root the test is skipped."""
+    """`small_disk("64k")` mounts a file system of that size; the test is skipped without root."""
     place = tmp_path / "disk"
 
     def mount(size: str) -> Path:
         if os.geteuid() != 0:
-            pytest.skip("only root may mount the small file system of this test")
+            pytest.skip("mounting a file system requires root")
         place.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
         if mounted.returncode:
-            pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+            pytest.skip(f"mounting a file system failed: {mounted.stderr.strip()}")
         return place
 
     yield mount

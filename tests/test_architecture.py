@@ -1,4 +1,4 @@
-"""The arrows between rooms are kept, and an arrow planted against them is caught by name."""
+"""The import contracts hold, and a forbidden import is reported with its contract and modules."""
 
 import re
 import shutil
@@ -13,13 +13,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def lint(tree: Path) -> subprocess.CompletedProcess[str]:
-    """import-linter on the packages of `tree`: the current directory comes first on its path."""
+    """Run import-linter on the packages of `tree`; the current directory is first on its path."""
     command = Path(sys.executable).with_name("lint-imports")
     return subprocess.run([command, "--no-cache"], cwd=tree, capture_output=True, text=True, check=False)
 
 
 def broken(output: str) -> list[str]:
-    """Names of the broken contracts."""
+    """Names of the broken contracts in the output of import-linter."""
     return re.findall(r"^(.*) BROKEN", output, flags=re.MULTILINE)
 
 
@@ -31,17 +31,17 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_tree_keeps_its_contracts() -> None:
+def test_all_contracts_are_kept() -> None:
     result = lint(ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("file", "statement", "contract", "arrow"),
+    ("file", "statement", "contract", "violation"),
     [
         ("lt_train/metrics/accuracy.py", "import ray", "training knows no search", "lt_train.metrics.accuracy -> ray"),
-        ("lt_train/cli/main.py", "import optuna", "training knows no search", "lt_train.cli.main -> optuna"),
+        ("lt_train/cli/app.py", "import optuna", "training knows no search", "lt_train.cli.app -> optuna"),
         (
             "lt_train/core/seeding.py",
             "import sweeps.experiment.packing",
@@ -80,33 +80,35 @@ def test_the_tree_keeps_its_contracts() -> None:
         ),
     ],
 )
-def test_a_planted_arrow_is_caught_by_name(tree: Path, file: str, statement: str, contract: str, arrow: str) -> None:
+def test_a_forbidden_import_is_reported_by_name(
+    tree: Path, file: str, statement: str, contract: str, violation: str
+) -> None:
     path = tree / file
     path.write_text(f"{path.read_text()}\n{statement}\n")
     result = lint(tree)
     assert result.returncode == 1, result.stdout + result.stderr
     assert contract in broken(result.stdout)
-    assert arrow in result.stdout
+    assert violation in result.stdout
 
 
-def test_a_lazy_import_is_an_arrow_too(tree: Path) -> None:
+def test_a_lazy_import_counts_as_an_import(tree: Path) -> None:
     path = tree / "sweeps/experiment/runner.py"
     path.write_text(f"{path.read_text()}\ndef later():\n    import mlflow\n")
     assert broken(lint(tree).stdout) == ["MLflow is imported in tracking only"]
 
 
-def test_every_module_of_both_packages_has_a_place_in_the_layers() -> None:
-    """A room that no contract names is a room without rules."""
+def test_every_module_is_in_a_layer() -> None:
+    """No contract applies to a folder that is not in a layer."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = [layer for contract in contracts for layer in contract.get("layers", [])]
-    placed = [room.strip() for layer in layers for room in layer.split("|")]
-    there: list[str] = []
+    placed = [name.strip() for layer in layers for name in layer.split("|")]
+    existing: list[str] = []
     for package in ("lt_train", "sweeps"):
         for name in _modules(ROOT / package, package):
-            # A room has a place as a whole, or each of its files has one.
-            whole = name in placed or not (ROOT / name.replace(".", "/")).is_dir()
-            there += [name] if whole else _modules(ROOT / name.replace(".", "/"), name)
-    assert sorted(placed) == sorted(there)
+            # A layer contains either the whole folder or each of its modules.
+            is_unit = name in placed or not (ROOT / name.replace(".", "/")).is_dir()
+            existing += [name] if is_unit else _modules(ROOT / name.replace(".", "/"), name)
+    assert sorted(placed) == sorted(existing)
 
 
 def _modules(directory: Path, package: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Give somebody a login to MLflow: `python infra/mlflow/add_user.py NAME PASSWORD_FILE`.
+"""Create an MLflow user: `python infra/mlflow/add_user.py NAME PASSWORD_FILE`.
 
-Passwords are read from files, so that neither the shell's history nor the list of processes has them. Knows MLflow's
-interface for users; needs nothing that is not in Python.
+Passwords are read from files, so that neither the shell's history nor the list of processes shows them. Needs only
+Python's standard library.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ SECRETS = Path(__file__).parent / "secrets"
 
 
 def main() -> int:
-    """Make one user; the exit code says whether there is one now."""
+    """Create one user; the exit code is 0 if the user exists at the end."""
     parser = argparse.ArgumentParser(prog="infra/mlflow/add_user.py", description=__doc__)
     parser.add_argument("name")
-    parser.add_argument("password_file", type=Path, help="with 12 characters or more")
+    parser.add_argument("password_file", type=Path, help="file with the password, of 12 or more characters")
     parser.add_argument("--server", default="http://127.0.0.1:5000", help="default: %(default)s")
-    parser.add_argument("--admin-password-file", type=Path, default=SECRETS / "admin-password", help="of user admin")
-    parser.add_argument("--wait", type=float, default=0, help="seconds in which it may come to answer (default: 0)")
+    parser.add_argument(
+        "--admin-password-file",
+        type=Path,
+        default=SECRETS / "admin-password",
+        help="file with the password of user admin (default: in infra/mlflow/secrets)",
+    )
+    parser.add_argument("--wait", type=float, default=0, help="seconds to wait for the server (default: 0)")
     given = parser.parse_args()
     admin = f"admin:{given.admin_password_file.read_text().strip()}"
     user = {"username": given.name, "password": given.password_file.read_text().strip()}
@@ -41,14 +46,14 @@ def main() -> int:
     while True:
         try:
             with urllib.request.urlopen(request, timeout=30):
-                print(f"{given.name} may log in at {given.server}")
+                print(f"created user {given.name} at {given.server}")
                 return 0
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
-            if error.code == 400 and "RESOURCE_ALREADY_EXISTS" in said:
-                print(f"{given.name} is there already, with the password as it was")
+            text = error.read().decode(errors="replace")
+            if error.code == 400 and "RESOURCE_ALREADY_EXISTS" in text:
+                print(f"user {given.name} exists; the password is unchanged")
                 return 0
-            print(f"{given.server} refused, with status {error.code}: {said[:300]}", file=sys.stderr)
+            print(f"{given.server} refused, with status {error.code}: {text[:300]}", file=sys.stderr)
             return 1
         except OSError as error:
             if time.monotonic() >= deadline:

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Make secrets: `new_secrets.sh DIRECTORY NAME...` writes 32 random characters into each file that is not there yet.
+# Create secrets: `new_secrets.sh DIRECTORY NAME...` writes 32 random characters to every file that does not exist yet.
 #
-# The directory is its owner's alone. The files in it are not, because a container that is given one may run as another
-# user. Nothing of them is printed; a file that is there stays as it is.
+# Only the owner can read the directory. Its files are readable by all users, because a container that mounts one may run
+# as another user. Existing files are not changed, and no secret is printed.
 set -eu
 directory=$1
 shift
@@ -13,6 +13,6 @@ for name in "$@"; do
   if [ ! -s "$file" ]; then
     head -c 24 /dev/urandom | base64 | tr '+/' '-_' | tr -d '\n' >"$file"
     chmod 644 "$file"
-    echo "made $file"
+    echo "created $file"
   fi
 done

@@ -1,15 +1,14 @@
 #!/bin/sh
-# MLflow's server, with its secrets taken from files: into its environment, which nobody but its own user can read, and
-# not into arguments or what is printed, which others can. Everything else it is told by MLFLOW_* of compose.yaml or of
-# kubernetes/mlflow.yaml.
+# MLflow's server, with secrets from files. They are passed in the environment, which only the server's user can read, and
+# never in arguments or output. All other settings are MLFLOW_* variables in compose.yaml or kubernetes/mlflow.yaml.
 set -eu
 secrets=${MLFLOW_SECRETS:-/run/secrets}
 
-# libpq reads the password from here, so no address of the database has to hold it.
+# libpq reads the password from this variable, so the database URI does not contain it.
 PGPASSWORD=$(cat "$secrets/postgres-password")
-# Of the user `admin`; MLflow looks at it when it first starts on an empty database, never again.
+# Password of the user `admin`; read only at the first start, on an empty database.
 MLFLOW_AUTH_ADMIN_PASSWORD=$(cat "$secrets/admin-password")
-# Signs the cookies of its pages.
+# Signs session cookies.
 MLFLOW_FLASK_SERVER_SECRET_KEY=$(cat "$secrets/session-key")
 : "${PGPASSWORD:?its file is empty}" "${MLFLOW_AUTH_ADMIN_PASSWORD:?its file is empty}"
 : "${MLFLOW_FLASK_SERVER_SECRET_KEY:?its file is empty}"

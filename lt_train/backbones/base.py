@@ -1,6 +1,5 @@
-"""What a backbone is: a frozen spec that builds a network from images to features.
+"""The interface of a backbone: a frozen spec that builds a network from images to features.
 
-A backbone family is one file in this folder with one `BackboneSpec` subclass a kind. It knows torch only.
 Shapes: B images, C channels, H x W pixels, D features, K classes.
 """
 
@@ -17,29 +16,24 @@ from torch import Tensor, nn
 
 from lt_train.core.registry import KindSpec, Registry
 
-__all__ = [
-    "BACKBONES",
-    "BackboneSpec",
-    "Classifier",
-    "FrozenBackbone",
-    "L2Normalize",
-]
+__all__ = ["BACKBONES", "BackboneSpec", "Classifier", "FrozenBackbone", "L2Normalize"]
 
 
 @dataclass(frozen=True)
 class FrozenBackbone:
-    """A trained network that turns images into features, on the CPU in evaluation mode, and the head it came with.
+    """A trained network that computes features, on the CPU in evaluation mode, and the classifier it was trained with.
 
     Attributes:
         network: `[B, C, H, W] -> [B, D]`.
         feature_dim: D.
-        head: the classifier `(weight [K, D], bias [K])` it was trained with; None where there is none to start from.
-        in_channels: how many channels images must have.
-        mean, std: per channel, on the 0..1 scale, what its images were normalised with; None: not known.
-        identity: JSON of what decides its features: `backbone` and `checkpoint`, the sha256 of the file.
-        called: what to call it in an error; `remedy` says what to do where it does not fit a dataset.
-        notes: what a user must know about how it was read.
-        record: JSON of how it was trained, `recipe`, `seed`, `accuracy` and `curve`, as far as its checkpoint says.
+        head: the classifier `(weight [K, D], bias [K])` to start re-training from; None if there is none.
+        in_channels: number of channels that images must have.
+        mean, std: normalisation of its images per channel, on the 0..1 scale; None: unknown.
+        identity: what determines its features, as JSON: `backbone`, and `checkpoint` (sha256 of the file).
+        display_name: its name in error messages.
+        remedy: what to do if it does not fit a dataset, for error messages.
+        notes: messages for the user about how it was read.
+        record: how it was trained, as JSON: those of `recipe`, `seed`, `accuracy` and `curve` that the checkpoint has.
     """
 
     network: nn.Module
@@ -49,38 +43,38 @@ class FrozenBackbone:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     identity: dict[str, Any]
-    called: str
+    display_name: str
     remedy: str
     notes: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BackboneSpec(KindSpec):
-    """Base of every backbone kind: parameters as fields, `build` as the implementation.
+    """Base of every backbone kind.
 
-    `checkpoint` is for sweeps, which start from a trained backbone; `build` ignores it.
+    `checkpoint` names the weights that a sweep starts from; `build` ignores it.
     """
 
     checkpoint: Annotated[
         str | None,
-        Field(description="safetensors file written by `lt-train backbone`; null trains one with the stage-1 recipe"),
+        Field(description="safetensors file written by `lt-train backbone`; null: train one with the stage-1 recipe"),
     ] = None
 
     @abstractmethod
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
-        """A freshly initialised network `[B, C, H, W] -> [B, D]` and its D."""
+        """A newly initialised network `[B, C, H, W] -> [B, D]` and its D."""
 
     def read_checkpoint(self, image_shape: tuple[int, int, int]) -> FrozenBackbone | None:
-        """The network with the weights of `checkpoint`, for kinds that read files of others.
+        """The network with the weights of `checkpoint`, for kinds that read checkpoints of other tools.
 
         Args:
-            image_shape: `(C, H, W)` of the images it is for.
+            image_shape: `(C, H, W)` of the images to process.
 
         Returns:
-            None where `checkpoint` is to be read as what `lt-train backbone` writes, as it is unless a kind overrides.
+            None if `checkpoint` was written by `lt-train backbone`, which is the default.
 
         Raises:
-            UserError: the kind's own reasons.
+            UserError: as documented by the kind.
         """
         return None
 
@@ -88,8 +82,8 @@ class BackboneSpec(KindSpec):
 class Classifier(nn.Module):
     """A backbone and the stage-1 head on top of it: `[B, C, H, W] -> logits [B, K]`.
 
-    The head is linear, or with `cosine_scale` LDAM's: then the backbone ends in the directions of its features, and
-    the bank that is extracted with it holds those.
+    The head is linear or, with `cosine_scale`, LDAM's normalised head. In the latter case the backbone's features, and
+    thus those of a feature bank, are normalised to length 1.
     """
 
     def __init__(
@@ -114,7 +108,7 @@ class Classifier(nn.Module):
         return logits
 
     def linear_head(self) -> tuple[Tensor, Tensor]:
-        """`(weight [K, D], bias [K])` that make of the backbone's features the logits: where re-training starts."""
+        """The head as a linear classifier `(weight [K, D], bias [K])`, from which re-training starts."""
         if isinstance(self.head, NormalisedHead):
             weight, bias = self.head.linear()
         else:
@@ -123,7 +117,7 @@ class Classifier(nn.Module):
 
 
 class L2Normalize(nn.Module):
-    """Features of length 1: `f / |f|`; a feature of zeros stays."""
+    """Scale features to length 1: `f / |f|`; zero features stay zero."""
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, D] -> [B, D]`."""
@@ -133,7 +127,7 @@ class L2Normalize(nn.Module):
 class NormalisedHead(nn.Module):
     """`s cos(W_k, f)` of features of length 1, without a bias (Cao et al. 2019, code: NormedLinear).
 
-    As a linear head it has rows `s W_k / |W_k|` and bias 0, and that is how it computes its logits.
+    It is equal to, and computed as, the linear head with rows `s W_k / |W_k|` and bias 0.
     """
 
     def __init__(self, feature_dim: int, num_classes: int, scale: float) -> None:
@@ -143,14 +137,14 @@ class NormalisedHead(nn.Module):
         self.scale = scale
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """`(weight [K, D], bias [K])` of the linear head that it is."""
+        """`(weight [K, D], bias [K])` of the equivalent linear head."""
         weight = self.scale * nn.functional.normalize(self.weight, dim=-1)
         return weight, weight.new_zeros(len(weight))
 
-    def forward(self, directions: Tensor) -> Tensor:
-        """Logits `[B, K]` of `[B, D]`, each of length 1."""
-        return nn.functional.linear(directions, *self.linear())
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[B, K]` of features `[B, D]` of length 1."""
+        return nn.functional.linear(features, *self.linear())
 
 
-BACKBONES = Registry("lt_train.backbones", BackboneSpec)  # type: ignore[type-abstract]
+BACKBONES = Registry("lt_train.backbones", BackboneSpec, modules=["resnet", "small_cnn", "imported.backbone"])  # type: ignore[type-abstract]
 """The backbones."""

@@ -1,7 +1,6 @@
-"""A trained classifier in one safetensors file: tensors, and everything needed to rebuild and judge it as JSON.
+"""Checkpoints: a trained classifier in one safetensors file, with a JSON document to rebuild and describe it.
 
-Written atomically, read without pickle. It knows backbones; it does not know how the classifier was trained, and keeps
-what it is told (`about`) as it is.
+Files are written atomically and read without pickle.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from lt_train.backbones.base import BACKBONES, Classifier
 from lt_train.core.errors import CheckpointError, SpecError
-from lt_train.core.io import atomic_file
-from lt_train.core.tensor_file import write_tensors
+from lt_train.core.io import atomic_file, write_tensors
 
-__all__ = ["FORMAT", "load_checkpoint", "save_checkpoint", "written_here"]
+__all__ = ["FORMAT", "is_own_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
 _KEY = "longtail-sweeps checkpoint"
@@ -30,13 +28,13 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
     """Write `classifier` to `path`, atomically.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         classifier: on any device.
-        about: what else to keep, JSON: dataset, recipe, `mean`, `std`, accuracy. The keys `format`, `backbone`,
-            `in_channels`, `num_classes` and `cosine_scale` are filled in from the classifier.
+        about: further entries of the document, JSON: dataset, recipe, `mean`, `std`, accuracy. The keys `format`,
+            `backbone`, `in_channels`, `num_classes` and `cosine_scale` are set from the classifier.
 
     Raises:
-        StorageError: the disk is full or not writable; a file that was there is as before.
+        StorageError: the disk is full or not writable; an existing file is kept.
     """
     document = {
         **about,
@@ -54,7 +52,7 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
     """The classifier, on the CPU in evaluation mode, and the document it was saved with.
 
     Raises:
-        CheckpointError: the file is missing, truncated, of another format, or its tensors are not the backbone's.
+        CheckpointError: the file is missing, damaged or of another format, or its tensors do not fit the backbone.
     """
     path = path.expanduser()
     if not path.is_file():
@@ -68,38 +66,39 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         if _is_pickle(path):
             raise CheckpointError(
-                f"checkpoint {path} is a PyTorch pickle, which is not read; a checkpoint is the safetensors file that "
-                "`lt-train backbone` writes; weights of others are for backbone imported"
+                f"checkpoint {path} is a PyTorch pickle, which is not read here; give the safetensors file that "
+                "`lt-train backbone` writes, or read weights trained elsewhere with backbone imported"
             ) from None
         raise CheckpointError(
-            f"checkpoint {path} cannot be read ({error}): it is truncated, altered or of another kind; train it again"
+            f"checkpoint {path} cannot be read ({error}): it is truncated, altered or not a safetensors file; "
+            "train it again"
         ) from None
     if _KEY not in metadata:
         raise CheckpointError(
-            f"checkpoint {path} was not written by `lt-train backbone`; train one with that command, or read it as "
-            "weights of others with backbone imported"
+            f"checkpoint {path} was not written by `lt-train backbone`; train one with that command, or read weights "
+            "trained elsewhere with backbone imported"
         )
     document = _document(path, metadata[_KEY])
     try:
         backbone = BACKBONES.parse(document["backbone"])
     except SpecError as error:
-        raise CheckpointError(f"checkpoint {path}: its backbone is not one of this version: {error}") from None
+        raise CheckpointError(f"checkpoint {path}: its backbone is unknown to this version: {error}") from None
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; the generator is not ours to move
-            # Files from before there was a head with a scale do not speak of it.
+        with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; keep the global generator as it is
+            # Older files do not have this key.
             scale = document.get("cosine_scale")
             classifier = Classifier(backbone, document["in_channels"], document["num_classes"], scale)
         classifier.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
-            f"checkpoint {path}: its tensors are not those of backbone {backbone.kind} with "
+            f"checkpoint {path}: its tensors do not fit backbone {backbone.kind} with "
             f"{document['num_classes']} classes: {error}"
         ) from None
     return classifier.eval(), document
 
 
-def written_here(path: Path) -> bool:
-    """Whether `path` is a checkpoint of ours, sound or not in what it says, and not a file of another tool."""
+def is_own_checkpoint(path: Path) -> bool:
+    """Whether `path` was written by `save_checkpoint`; its contents are not checked."""
     try:
         with safe_open(path, framework="pt") as contents:
             return _KEY in (contents.metadata() or {})
@@ -108,11 +107,11 @@ def written_here(path: Path) -> bool:
 
 
 def _document(path: Path, text: str) -> dict[str, Any]:
-    """The JSON document of a checkpoint, with every key that is read of it checked."""
+    """The JSON document of a checkpoint, validated."""
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: its document is no JSON ({error}); train it again") from None
+        raise CheckpointError(f"checkpoint {path}: its document is not JSON ({error}); train it again") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"checkpoint {path}: its document must be a mapping, got {text[:80]}; train it again")
     if document.get("format") != FORMAT:
@@ -122,24 +121,27 @@ def _document(path: Path, text: str) -> dict[str, Any]:
     backbone = document.get("backbone")
     checks: dict[str, tuple[bool, str]] = {
         "backbone": (isinstance(backbone, dict) and isinstance(backbone.get("kind"), str), "a mapping with a kind"),
-        **{name: (_is_count(document.get(name)), "a whole number above 0") for name in ("in_channels", "num_classes")},
+        **{
+            name: (_is_positive_integer(document.get(name)), "an integer above 0")
+            for name in ("in_channels", "num_classes")
+        },
     }
     if document.get("cosine_scale") is not None:
-        right = _are_numbers([document["cosine_scale"]], 1) and document["cosine_scale"] > 0
-        checks["cosine_scale"] = right, "null or a finite number above 0"
+        valid = _are_numbers([document["cosine_scale"]], 1) and document["cosine_scale"] > 0
+        checks["cosine_scale"] = valid, "null or a finite number above 0"
     for name in ("mean", "std"):
         if name in document:
-            right = _are_numbers(document[name], document.get("in_channels"))
-            checks[name] = right, "a list of one finite number an input channel"
-    for name, (right, rule) in checks.items():
-        if not right:
+            valid = _are_numbers(document[name], document.get("in_channels"))
+            checks[name] = valid, "a list of one finite number per input channel"
+    for name, (valid, rule) in checks.items():
+        if not valid:
             raise CheckpointError(
                 f"checkpoint {path}: {name} must be {rule}, got {document.get(name)!r}; train it again"
             )
     return document
 
 
-def _is_count(value: Any) -> bool:
+def _is_positive_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -150,7 +152,7 @@ def _are_numbers(values: Any, count: Any) -> bool:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether the file is what `torch.save` writes: a zip archive, or in old versions a bare pickle."""
+    """Whether the file was written by `torch.save`: a zip archive, or a bare pickle of old versions."""
     if path.suffix in {".pt", ".pth"}:
         return True
     try:

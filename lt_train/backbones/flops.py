@@ -1,4 +1,4 @@
-"""How much arithmetic a network is, counted by running it on shapes alone: what the time of stage 1 is estimated by."""
+"""The number of floating-point operations of a network, from which the time of stage 1 is estimated."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["forward_operations"]
+__all__ = ["forward_flops"]
 
 
-def forward_operations(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Operations of one image `(C, H, W)` through the network: two for each multiply-add of its products.
+def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of the forward pass of one image `(C, H, W)`, two per multiply-add.
 
-    Batch norm, activations and pooling are not counted. The network is moved to torch's device `meta` and is of no
-    other use afterwards.
+    Only convolutions and matrix products are counted. The network is moved to the device `meta`, which discards its
+    weights.
     """
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network.eval().to("meta")(torch.empty(1, *image_shape, device="meta"))

@@ -1,7 +1,4 @@
-"""From what a user names, a checkpoint or a backbone with one, to the frozen network that a bank is extracted with.
-
-Knows backbones and their files; knows nothing of data beyond the shape of an image.
-"""
+"""Loading the frozen network that a bank is extracted with, from a checkpoint or from a backbone that names one."""
 
 from __future__ import annotations
 
@@ -25,18 +22,18 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
     """The network of a checkpoint of `lt-train backbone`, or of a backbone and the checkpoint that it names.
 
     Args:
-        source: the file, or the backbone.
-        image_shape: `(C, H, W)` of the images that it is for.
+        source: the checkpoint or the backbone.
+        image_shape: `(C, H, W)` of the images to process.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or not the backbone's.
-        UserError: what the backbone's kind refuses.
+        CheckpointError: the file is missing, damaged or of another backbone.
+        UserError: see `BackboneSpec.read_checkpoint`.
     """
     if isinstance(source, BackboneSpec):
         if source.checkpoint is None:
             raise CheckpointError(f"backbone {source.kind} has no weights; give it a checkpoint")
         if (frozen := source.read_checkpoint(image_shape)) is not None:
-            _settle(frozen.network)
+            _freeze(frozen.network)
             return frozen
         path = Path(source.checkpoint).expanduser()
     else:
@@ -44,7 +41,7 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
     classifier, about = load_checkpoint(path)
     if isinstance(source, BackboneSpec):
         _refuse_other(source, about["backbone"], path)
-    _settle(classifier.backbone)
+    _freeze(classifier.backbone)
     return FrozenBackbone(
         network=classifier.backbone,
         feature_dim=classifier.feature_dim,
@@ -53,26 +50,26 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
         mean=about.get("mean"),
         std=about.get("std"),
         identity={"backbone": about["backbone"], "checkpoint": sha256_file(path)},
-        called=f"checkpoint {path}",
+        display_name=f"checkpoint {path}",
         remedy="train one on this dataset with `lt-train backbone`",
         record={name: about[name] for name in ("recipe", "seed", "accuracy", "curve") if name in about},
     )
 
 
 def _refuse_other(wanted: BackboneSpec, found: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another backbone than the one that was asked for: another kind, or model."""
+    """Refuse a checkpoint of another kind of backbone or another imported model than `wanted`."""
     for name in ("kind", "factory"):
-        asked = getattr(wanted, name, None)
-        if asked is not None and asked != found.get(name):
+        expected = getattr(wanted, name, None)
+        if expected is not None and expected != found.get(name):
             raise CheckpointError(
-                f"checkpoint {path} is of another backbone: {name} must be {asked}, got {found.get(name)}; "
-                "name that one, or another checkpoint"
+                f"checkpoint {path} is of another backbone: {name} must be {expected}, got {found.get(name)}; "
+                "change the backbone or the checkpoint"
             )
 
 
-def _settle(network: nn.Module) -> None:
-    """Put what parametrizations make of weights in their place: they are frozen, and so the network can travel."""
-    network.eval()  # in training, some change with every look at them
+def _freeze(network: nn.Module) -> None:
+    """Set evaluation mode and replace parametrized weights by their values, so that the network can be pickled."""
+    network.eval()  # in train mode, some parametrizations change at every access
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
@@ -81,7 +78,7 @@ def _settle(network: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where a bank's features come from: the backbone, and `(C, H, W)` of the images it takes."""
+    """The source of a bank's features: the backbone, and the shape `(C, H, W)` of its images."""
 
     backbone: Path | BackboneSpec
     shape: tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""`small_cnn`: a few convolutions for small images (8 x 8 grey to 32 x 32 RGB), trained on a CPU in seconds."""
+"""`small_cnn`: a small convolutional network for images from 8 x 8 grey to 32 x 32 RGB, trained on a CPU in seconds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ class SmallCnn(BackboneSpec):
     """Four conv-BN-ReLU blocks, the middle two with stride 2, and a global average; D = 4 * width."""
 
     kind: Literal["small_cnn"] = "small_cnn"
-    width: Annotated[
-        int, Field(ge=1, description="channels of the first block; the features have four times as many")
-    ] = 32
+    width: Annotated[int, Field(ge=1, description="channels of the first block, >= 1; D is four times as many")] = 32
 
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
         """The network and its D."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The command line `lt-train`, and what it shares with `lt-sweep`."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Foundations: errors, specifications and registries, random streams, devices, files, progress."""

@@ -1,8 +1,6 @@
-"""Whether this machine has the device that was asked for, and how exactly it is to multiply.
+"""Devices: validation of device names and precisions, and contexts for the numerics of CUDA.
 
-Both command lines ask here first, so that a wrong device costs a message and not a traceback after minutes of work.
-It also says which precisions a device has, and keeps convolutions from choosing their algorithms by the clock.
-Knows torch only.
+Both command lines validate the device first, so that an unavailable device is reported before any work is done.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ def check_device(device: str) -> torch.device:
     """The device that `device` names: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UserError: another name, no CUDA device on this machine, or none with this index.
+        UserError: the name is invalid, or this machine has no such CUDA device.
     """
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise UserError(f"device must be cpu, cuda or cuda:N such as cuda:1, got {device!r}")
@@ -31,17 +29,17 @@ def check_device(device: str) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise UserError(f"device {device} asked for, and this machine has no CUDA device; use cpu")
+        raise UserError(f"device {device} is not available: this machine has no CUDA device; use cpu")
     index = int(device.partition(":")[2] or 0)
     if index >= count:
         have = "cuda:0 only" if count == 1 else f"cuda:0 .. cuda:{count - 1}"
-        raise UserError(f"device {device} asked for, and this machine has {have}; use one of these or cpu")
+        raise UserError(f"device {device} is not available: this machine has {have}; use one of these or cpu")
     return torch.device("cuda", index) if ":" in device else torch.device("cuda")
 
 
 @contextlib.contextmanager
 def matmul_precision(device: str, precision: Literal["float32", "tf32"]) -> Iterator[None]:
-    """Products of float32 tensors on a CUDA device in this precision, as before afterwards; a CPU has one only."""
+    """Context: matrix products of float32 tensors on CUDA use this precision. No effect on a CPU."""
     if torch.device(device).type != "cuda":
         yield
         return
@@ -55,7 +53,7 @@ def matmul_precision(device: str, precision: Literal["float32", "tf32"]) -> Iter
 
 @contextlib.contextmanager
 def exact_float32(device: str) -> Iterator[None]:
-    """Products and convolutions of float32 tensors on a CUDA device in float32, not TF32; as before afterwards."""
+    """Context: matrix products and convolutions of float32 tensors on CUDA use float32, not TF32."""
     if torch.device(device).type != "cuda":
         yield
         return
@@ -71,23 +69,23 @@ def exact_float32(device: str) -> Iterator[None]:
 
 
 def check_precision(device: str, precision: Literal["float32", "bfloat16", "float16"]) -> None:
-    """Refuse a precision of mixed training that `device` does not have.
+    """Reject a precision for mixed-precision training that `device` does not support.
 
     Raises:
-        UserError: float16 on a CPU, or bfloat16 on a GPU from before it.
+        UserError: float16 on a CPU, or bfloat16 on a GPU without it.
     """
     cuda = torch.device(device).type == "cuda"
     if precision == "float16" and not cuda:
-        raise UserError(f"precision float16 needs a CUDA device, and this is {device}; use bfloat16 or float32")
+        raise UserError(f"precision float16 needs a CUDA device, got device {device}; use bfloat16 or float32")
     if precision == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"precision bfloat16 asked for, and {device} does not have it; use float16 or float32")
+        raise UserError(f"precision bfloat16 is not supported by device {device}; use float16 or float32")
 
 
 @contextlib.contextmanager
 def repeatable_convolutions(device: str) -> Iterator[None]:
-    """Have cuDNN take algorithms that give the same bits every time, and none by measuring; as before afterwards.
+    """Context: cuDNN uses deterministic algorithms and does not choose them by timing.
 
-    What else a network runs on CUDA (scatters, some poolings' gradients) may still sum in another order each time.
+    Other CUDA operations of a network (scatters, gradients of some poolings) may still sum in varying order.
     """
     if torch.device(device).type != "cuda":
         yield

@@ -1,7 +1,15 @@
-"""The errors a user may meet, classed by what to do about them. Nothing here depends on any other room.
+"""Errors that users can act on: one class hierarchy, by what to do about them. `assert` is for bugs in this package.
 
-Every message states the rule, the value that broke it and what is allowed, so that it can be acted on without
-reading code. `assert` is for our own bugs; these classes are for everything else.
+    LongtailError            exit code 1
+        UserError            exit code 2: fix the input
+            SpecError        a field of a sweep file or specification
+            DataError        a dataset
+            CheckpointError  a checkpoint or a file of a trained head
+            BankError        a feature bank
+        StorageError         try again once the file system is writable
+        OutOfMemory          use a smaller pack or a larger machine
+
+Every message states the rule, the value that violates it, what is allowed and what to do.
 """
 
 from __future__ import annotations
@@ -11,7 +19,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "LongtailError",
-    "MemoryShort",
+    "OutOfMemory",
     "SpecError",
     "StorageError",
     "UserError",
@@ -20,19 +28,19 @@ __all__ = [
 
 
 class LongtailError(Exception):
-    """Base of all errors raised on purpose. `exit_code` is what the command line returns."""
+    """Base class of all errors for users. `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class UserError(LongtailError):
-    """Fix the input: a file, a field or a flag is wrong and trying again will not help."""
+    """A file, a field or a flag is invalid. Fix the input; trying again does not help."""
 
     exit_code = 2
 
 
 class SpecError(UserError):
-    """A specification breaks its schema. `problems` holds one complete message each."""
+    """A specification is invalid. `problems` holds one complete message per problem."""
 
     def __init__(self, problems: list[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -40,11 +48,11 @@ class SpecError(UserError):
 
 
 class DataError(UserError):
-    """A dataset is missing, malformed or cannot be cut as asked."""
+    """A dataset is missing or malformed, or cannot be subsampled as specified."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, malformed or belongs to another dataset."""
+    """A checkpoint is missing or malformed, or belongs to another dataset."""
 
 
 class BankError(UserError):
@@ -52,14 +60,14 @@ class BankError(UserError):
 
 
 class StorageError(LongtailError):
-    """Try again: a disk was full or a file could not be written. Nothing finished was lost."""
+    """A file could not be written, for example because the disk is full. Try again; no finished work was lost."""
 
 
-class MemoryShort(LongtailError):
-    """Memory ran out and smaller packs cannot help by themselves: change the pack size, or use another machine."""
+class OutOfMemory(LongtailError):
+    """Memory ran out, and smaller packs alone do not help. Change the pack size, or use another machine."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in a line: its first that is not empty, else the name of its class."""
+    """First non-empty line of the message of an error, or the name of its class."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)

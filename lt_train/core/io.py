@@ -1,7 +1,9 @@
-"""Durable files: everything written here is either whole or absent, whenever the process dies.
+"""Durable files: a file or directory is either complete or absent, whenever the process dies. Also tensor files.
 
-A file or directory is written beside its final name, synced and renamed. A full disk becomes a `StorageError` that
-names the path and leaves nothing behind. Knows the standard library only.
+A file or directory is written beside its final name, synced and renamed. A full disk raises a `StorageError` that names
+the path, and leaves nothing behind. Tensors go to safetensors files, at once (`write_tensors`) or piece by piece
+(`allocate`); write them to the temporary path of `atomic_file` or `atomic_directory`, and read them with
+`safetensors.safe_open`. torch is imported only when tensors are written.
 """
 
 from __future__ import annotations
@@ -11,31 +13,47 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lt_train.core.errors import StorageError, UserError
 
-__all__ = ["atomic_directory", "atomic_file", "check_output", "fingerprint", "sha256_file", "sync", "writing"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-_ASKING = threading.Lock()
+__all__ = [
+    "allocate",
+    "atomic_directory",
+    "atomic_file",
+    "check_output",
+    "fingerprint",
+    "sha256_file",
+    "sync",
+    "tensor_offsets",
+    "write_tensors",
+    "writing",
+]
+
+_UMASK_LOCK = threading.Lock()
 
 _LONGEST_NAME = 220
-"""Bytes: what file systems take (255) less what temporary files and states of unfinished work add to a name."""
+"""Bytes: the limit of file systems (255) minus the suffixes of temporary files and of interrupted work."""
 
 
 def check_output(path: Path) -> None:
-    """Refuse a place that no file can be written to, before the work whose result it is for.
+    """Reject a path that no file can be written to, before the work whose result it is to hold.
 
     Raises:
         UserError: `path` names a directory, or its name is too long.
     """
     if path.name in ("", "..") or path.is_dir():
-        raise UserError(f"{path} is a directory, and a file is to be written; add a file name, such as {path}/out")
+        raise UserError(f"{path} is a directory, but the output must be a file; add a file name, such as {path}/out")
     size = len(os.fsencode(path.name))
     if size > _LONGEST_NAME:
         raise UserError(f"a file name must be at most {_LONGEST_NAME} bytes long, got {size} ({path.name})")
@@ -55,28 +73,28 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OS-level write failure on `path` into a StorageError that says what to do.
+    """Convert an operating system error while writing `path` into a StorageError with advice.
 
     Raises:
-        StorageError: the disk is full, read-only, over quota, or the directory may not be written.
+        StorageError: the disk is full, read-only or over quota, or the directory is not writable.
     """
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         why = "the disk is full" if full else (error.strerror or str(error))
-        advice = "free some space" if full else "make the place writable"
+        advice = "free some space" if full else "make it writable"
         raise StorageError(
-            f"cannot write {path}: {why}; {advice} and run the same command again, nothing finished was lost"
+            f"cannot write {path}: {why}; {advice} and run the same command again. No finished work was lost"
         ) from error
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it over `path`.
+    """Yield a temporary path beside `path`; on success, sync it and rename it to `path`.
 
     Raises:
-        StorageError: the file could not be written; the temporary file is removed and `path` is as before.
+        StorageError: the file could not be written; the temporary file is removed and `path` is unchanged.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,12 +113,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success sync its files and rename it to `path`.
+    """Yield a temporary directory beside `path`; on success, sync its files and rename it to `path`.
 
-    If another process finished the same directory first, theirs stays: contents are addressed by name.
+    If another process has finished the same directory first, its directory is kept: contents are addressed by name.
 
     Raises:
-        StorageError: something in it could not be written; the temporary directory is removed.
+        StorageError: a file in it could not be written; the temporary directory is removed.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,13 +139,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process's umask: temporary files are private, finished ones belong to whoever may read the storage.
+    """The umask of the process, for finished files; temporary files are private.
 
-    Read without being set where the system tells it: another thread may be asking, or making a file, meanwhile.
+    Read from /proc where possible: `os.umask` changes it for a moment, which other threads could observe.
     """
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as status:
         return int(next(line for line in status if line.startswith("Umask:")).split()[1], 8)
-    with _ASKING:
+    with _UMASK_LOCK:
         mask = os.umask(0)
         os.umask(mask)
         return mask
@@ -140,3 +158,75 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write `tensors`, from any device and in any memory layout, to `file`. Tensors may share memory.
+
+    Raises:
+        OSError: the disk is full or not writable. The error of safetensors, which only has the number in its text, is
+            converted.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    try:
+        save_file(apart, file, metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+
+
+def allocate(file: Path, known: Mapping[str, Tensor], later: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> None:
+    """Create `file` in its full length with the tensors in `known`; the others are zeros, to be written in place.
+
+    The bytes equal those of `write_tensors`. Disk space is reserved for the whole file where the system supports that.
+
+    Args:
+        file: replaced if it exists.
+        known: tensors on the CPU, int64, float32 or float16.
+        later: dtype and shape of the other tensors.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    import torch
+
+    # In the order in which safetensors lays tensors out, by alignment.
+    names = {torch.int64: "I64", torch.float32: "F32", torch.float16: "F16"}
+    about = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in known.items()}
+    about |= {name: (dtype, tuple(shape)) for name, (dtype, shape) in later.items()}
+    header, starts, end = {}, {}, 0
+    for name in sorted(about, key=lambda name: (list(names).index(about[name][0]), name)):
+        dtype, shape = about[name]
+        starts[name], end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [starts[name], end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.flush()
+        size = opened.tell() + end
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, size)
+        opened.truncate(size)
+        for name, tensor in known.items():
+            opened.seek(8 + len(text) + starts[name])
+            opened.write(tensor.contiguous().numpy().data)
+
+
+def tensor_offsets(file: Path) -> dict[str, int]:
+    """Offset of each tensor in a safetensors file, in bytes."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    return {name: 8 + length + about["data_offsets"][0] for name, about in header.items() if name != "__metadata__"}

@@ -1,9 +1,9 @@
-"""A kind is a file: one frozen `KindSpec` subclass that carries its parameters and its implementation.
+"""Specifications and plugin groups: `Spec`, `KindSpec` and the `Registry` of the kinds that a sweep file may name.
 
-`kinds` walks a package, imports its modules and collects those subclasses; `union` makes of them the pydantic
-discriminated union that specs and the JSON schema use. Adding a kind therefore means adding a file, and nothing
-here is ever edited for it. A spec names kinds and never code: packages of others are walked only where the person who
-runs the program says so (`ALLOWED_VARIABLE`). Knows pydantic only.
+A kind is one frozen `KindSpec` subclass that carries its parameters and its implementation. A `Registry` imports the
+modules of a package, collects these subclasses and forms the discriminated union that specifications and the JSON
+schema use. A new kind needs a class in such a module and no other change. A sweep file names kinds, never code:
+packages of users are searched only if the person who runs the program allows it (`ALLOWED_VARIABLE`).
 """
 
 from __future__ import annotations
@@ -24,41 +24,80 @@ from typing import Annotated, Any, Generic, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lt_train.core.errors import SpecError, UserError
-from lt_train.core.shorthand import expand
+from lt_train.core.fields import NOT_IDENTITY, PATH, expand, marked_fields
 from lt_train.core.validation import dotted, explain, offer
 
-__all__ = ["ALLOWED_VARIABLE", "KindSpec", "Registry", "Spec", "allowed_names", "allowed_package"]
+__all__ = [
+    "ALLOWED_VARIABLE",
+    "NOT_IDENTITY",
+    "PATH",
+    "KindSpec",
+    "Registry",
+    "Spec",
+    "allowed_names",
+    "allowed_package",
+    "marked_fields",
+]
 
 ALLOWED_VARIABLE = "LT_ALLOW_IMPORT"
-"""Environment variable with the packages whose kinds are there too, comma-separated; `--allow-import` sets it.
+"""Environment variable with a comma-separated list of packages whose kinds are available too; `--allow-import` sets it.
 
-Such a package has rooms like ours: kinds of `lt_train.methods` are looked for in `their_package.methods`. It must be
-set before any room is walked.
+Such a package mirrors the groups of this one: kinds of the group `methods` are looked up in `their_package.methods`,
+a module or a package. The variable must be set before the kinds of any group are first used.
 """
 
 
 class Spec(BaseModel):
-    """Base of everything a user may write: unknown keys, wrong types, NaN and later changes are refused.
+    """Base class of specifications. Unknown keys, wrong types and NaN are rejected; instances are frozen.
 
-    Strict mode takes no Python list for a tuple, so documents are validated as JSON (`model_validate_json`).
+    Strict mode does not accept a Python list for a tuple, nor a dict for a specification, so documents are validated as
+    JSON (`model_validate_json`). The constructor does so too where the values are not those of the fields: it accepts
+    lists, dicts and short forms, as in `LOS(head="cosine")`.
+
+    Raises:
+        pydantic.ValidationError: a value is invalid; `lt_train.core.validation.explain` puts it into words.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError:
+            try:
+                document = json.loads(json.dumps(values, default=_to_document))
+            except TypeError:  # a value that has no JSON form: the first error is the right one
+                document = None
+            if document is None:
+                raise
+            text = json.dumps(expand(type(self), document))
+            self.__pydantic_validator__.validate_json(text, self_instance=self)
+
+    # Documents are validated without this constructor, as with the one of pydantic.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     def at_default(self, *names: str) -> set[str]:
-        """Which of these fields are at their defaults: an identity leaves out those that were once the only way."""
+        """Those of `names` that have their default value, which fingerprints leave out: new fields keep identities."""
         fields = type(self).model_fields
         return {name for name in names if getattr(self, name) == fields[name].default}
 
 
+def _to_document(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
 class KindSpec(Spec):
-    """Base of one room's kinds. A subclass narrows `kind` to `Literal["its_name"] = "its_name"`."""
+    """Base class of the kinds of a plugin group. A subclass narrows `kind` to `Literal["its_name"] = "its_name"`."""
 
     kind: str
 
     @classmethod
     def kind_name(cls) -> str:
-        """The literal a concrete subclass narrows `kind` to; empty for an abstract base."""
+        """The literal that a concrete subclass narrows `kind` to; empty for an abstract base."""
         names = get_args(cls.model_fields["kind"].annotation)
         return names[0] if names else ""
 
@@ -70,8 +109,8 @@ class Registry(Generic[SpecT]):
     """A plugin group: the kinds that one section of a sweep file may name.
 
     Args:
-        package: the package that holds the built-in kinds, for example `lt_train.methods`. The last part of its name is
-            the name of the group in packages that `--allow-import` admits.
+        package: the package or module that holds the built-in kinds, for example `lt_train.methods`. The last part of
+            its name is the name of the group in the packages that `--allow-import` admits.
         base: the base class of the group's kinds.
         modules: the modules of `package` that define kinds; None for all of them, including those in subpackages.
     """
@@ -141,10 +180,13 @@ class Registry(Generic[SpecT]):
                 yield from _walk(f"{name}.{group}")
 
 
-def _walk(package: str) -> Iterator[str]:
-    """Names of all public modules of a package and of its public subpackages."""
-    root = importlib.import_module(package)
-    for module in pkgutil.iter_modules(root.__path__, prefix=f"{package}."):
+def _walk(name: str) -> Iterator[str]:
+    """Names of all public modules of a package and of its public subpackages; a plain module yields its own name."""
+    root = importlib.import_module(name)
+    if not hasattr(root, "__path__"):
+        yield name
+        return
+    for module in pkgutil.iter_modules(root.__path__, prefix=f"{name}."):
         if module.name.rpartition(".")[2].startswith("_"):
             continue
         if module.ispkg:
@@ -159,19 +201,23 @@ def allowed_names() -> list[str]:
 
 
 def allowed_package(package: str) -> Path:
-    """The directory of a package that `--allow-import` names; nothing of it is imported.
+    """The directory of a package that `--allow-import` names. Nothing in it is imported.
 
     Raises:
-        UserError: it is no name of a package, or of none that is here.
+        UserError: it is not a valid package name, or there is no such package.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
-        raise UserError(f"--allow-import takes the name of a package, got {package!r}")
+        raise UserError(f"--allow-import must be the name of a package, got {package!r}")
     try:
-        there = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
-        there = None
-    if there is None:
-        raise UserError(f"--allow-import {package}: there is no such package on this machine's path")
-    if not there.submodule_search_locations:
-        raise UserError(f"--allow-import {package}: it is a module and no package, so it has no rooms with kinds")
-    return Path(there.submodule_search_locations[0])
+        spec = None
+    if spec is None:
+        raise UserError(
+            f"--allow-import {package}: there is no such package on the Python path; install it or set PYTHONPATH"
+        )
+    if not spec.submodule_search_locations:
+        raise UserError(
+            f"--allow-import {package}: it must be a package with a module such as {package}.methods, got a module"
+        )
+    return Path(spec.submodule_search_locations[0])

@@ -1,7 +1,7 @@
-"""Where random numbers come from: explicit generators named by what they are for. The global seed is never touched.
+"""Random streams: explicit generators that are seeded from a name. The global seed is never set.
 
-A stream is named by a purpose and integers, such as `("stage1", seed, epoch)`, so any epoch of any stream can be
-reached without replaying what came before it. Knows torch only.
+A name is a purpose and integers, such as `("stage1", seed, epoch)`, so the stream of any epoch can be created without
+replaying earlier epochs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ __all__ = ["generator", "global_stream"]
 
 
 def generator(purpose: str, *numbers: int) -> torch.Generator:
-    """A fresh CPU generator for one stream; equal names give equal streams, different names unrelated ones."""
+    """A new CPU generator for one stream. Equal names give equal streams, different names independent ones."""
     return torch.Generator().manual_seed(_seed(purpose, *numbers))
 
 
 @contextlib.contextmanager
 def global_stream(device: str, purpose: str, *numbers: int) -> Iterator[None]:
-    """Run code that only knows torch's global generator (initialisation, dropout) from a named stream.
+    """Context: code that uses the global generator of torch (initialisation, dropout) draws from a named stream.
 
-    The global generators of the CPU and of `device` are as before afterwards.
+    The global generators of the CPU and of `device` are restored afterwards.
     """
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -1,7 +1,6 @@
-"""pydantic's complaints in words for people: where, what the rule is, what was given, what may have been meant.
+"""Error messages for invalid specifications: path, rule, given value, and the nearest valid name.
 
-Both command lines speak through this file. Touch it to change how a wrong value is put into words; which values are
-wrong is said by the fields themselves. Knows pydantic only.
+`explain` translates the errors of pydantic. The rules themselves are declared on the fields.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["Problem", "dotted", "explain", "named", "nearest", "offer"]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: the path to it as the user wrote it, and a message."""
+    """One problem: the path to it in the document as the user wrote it, and a message."""
 
     loc: tuple[str | int, ...]
     message: str
@@ -34,28 +33,28 @@ def dotted(loc: Iterable[str | int]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where one of `known` is close to `word`, else nothing."""
+    """`; did you mean 'x'?` if one of `known` is close to `word`, else empty."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def offer(word: Any, known: Iterable[str]) -> str:
-    """`; did you mean 'x'? known: x, y, z`: the nearest of `known`, if any is near, then all of them."""
+    """`; did you mean 'x'? known: x, y, z`: the nearest of `known`, if one is close, and all of them."""
     known = list(known)
     return f"{nearest(str(word), known) or ';'} known: {', '.join(known)}"
 
 
 def named(what: Sequence[Any], most: int = 20) -> str:
-    """The first `most` of `what`, and how many more there are."""
+    """The first `most` items, and the number of further items."""
     more = len(what) - most
     return ", ".join(map(str, what[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """Every complaint of `error`, raised by validating `model`, in the order of the schema.
+    """All problems of `error`, which was raised by validating `model`, in the order of the schema.
 
-    A validator that checks several things at once may raise PydanticCustomError with `problems`, a list of
-    `(loc, message)`, in its context; each becomes a problem of its own.
+    A validator that checks several rules may raise PydanticCustomError with `problems`, a list of `(loc, message)`, in
+    its context. Each of them becomes a separate problem.
     """
     entries = error.errors(include_url=False)
     places = [_walk(model, entry["loc"]) for entry in entries]
@@ -74,7 +73,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
 
 
 def _alternatives(loc: tuple[str | int, ...], types: Sequence[tuple[tuple[str | int, ...], str]]) -> list[str]:
-    """What types a value at `loc` might have had, where it is none of them; of text or a list, a list gets further."""
+    """The types that are allowed at `loc` if the value has none of them; empty if one alternative matched further."""
     here = [kind for there, kind in types if there == loc]
     further = any(there[: len(loc)] == loc and there != loc for there, _ in types)
     return here if all(kind in _TYPES for kind in here) and not further else []
@@ -106,14 +105,14 @@ def _problem(
         known = place.parent_keys
         return Problem(loc, f"unknown key{offer(loc[-1], known)}")
     if kind == "missing":
-        return Problem(loc, "is required, but not given")
+        return Problem(loc, "is required")
     if kind == "union_tag_invalid":
         if "kind" in context["discriminator"]:
             return _unknown_kind((*loc, "kind"), context["tag"], place.tags)
         return Problem(loc, f"unknown key {context['tag']!r}{offer(context['tag'], place.tags)}")
     if kind == "union_tag_not_found":
         if "kind" in context["discriminator"]:
-            return Problem(loc, f"kind is required, but not given; known: {', '.join(place.tags)}")
+            return Problem(loc, f"kind is required; known: {', '.join(place.tags)}")
         return Problem(loc, f"must be a mapping with one of the keys {', '.join(place.tags)}{got}")
     if kind == "literal_error":
         allowed = [item for option in place.options for item in get_args(option.annotation)]
@@ -144,13 +143,13 @@ def _unknown_kind(loc: tuple[str | int, ...], name: Any, known: Sequence[str]) -
 
 
 def _mapping(place: _Place) -> str:
-    """What a mapping must hold where something else was given."""
+    """The keys of the mapping that is required, for the message about a value that is not a mapping."""
     keys = ["kind"] if place.tags else [key for option in place.options for key in _keys(option.annotation)]
     return f" with the keys {', '.join(keys)}" if len(keys) > 1 else f" with the key {keys[0]}" if keys else ""
 
 
 def _length(metadata: Sequence[Any]) -> str:
-    """`2 entries`, `at least 1 entry`: the lengths a list, mapping or text may have."""
+    """`2 entries`, `at least 1 entry`: the allowed lengths of a list, mapping or text."""
     low = next((item.min_length for item in metadata if isinstance(item, MinLen)), None)
     high = next((item.max_length for item in metadata if isinstance(item, MaxLen)), None)
     if low == high:
@@ -160,7 +159,7 @@ def _length(metadata: Sequence[Any]) -> str:
 
 
 def _interval(metadata: Sequence[Any]) -> str:
-    """`in [0, 1)`, `> 0`, `at least 1`: the whole interval a field allows, not the one end that was overstepped."""
+    """`in [0, 1)`, `above 0`, `at least 1`: the whole interval that a field allows, not only the violated bound."""
     low = next((item for item in metadata if isinstance(item, Gt | Ge)), None)
     high = next((item for item in metadata if isinstance(item, Lt | Le)), None)
     if low is not None and high is not None:
@@ -175,7 +174,7 @@ def _interval(metadata: Sequence[Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as the user would write it, cut to a line."""
+    """A value as the user would write it, shortened to one line."""
     if isinstance(value, str):
         text = repr(value)
     else:
@@ -197,7 +196,7 @@ class _Option:
 
 @dataclass(frozen=True)
 class _Place:
-    """What the schema says at the end of a path."""
+    """The schema at the end of a path."""
 
     options: tuple[_Option, ...]
     parent_keys: tuple[str, ...] = ()
@@ -205,7 +204,7 @@ class _Place:
 
     @property
     def tags(self) -> list[str]:
-        """Names of the members of a discriminated union."""
+        """Tags of the members of a discriminated union."""
         return [option.tag for option in self.options if option.tag]
 
     @property
@@ -215,7 +214,7 @@ class _Place:
 
 
 def _walk(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], _Place]:
-    """`loc` without pydantic's own elements (tags of unions, names of types), and the schema's word on its end."""
+    """`loc` without elements that pydantic adds (tags of unions, names of types), and the schema at its end."""
     place = _Place(tuple(_options(model)))
     clean: list[str | int] = []
     for part in loc:
@@ -224,7 +223,7 @@ def _walk(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[tuple[str |
             place = _Place(tagged, place.parent_keys, place.description)
             continue
         containers = [option for option in place.options if _is_container(option.annotation)]
-        if isinstance(part, str):  # the name of a type where a list is allowed too
+        if isinstance(part, str):  # the name of a type, where a list is allowed too
             containers = [option for option in containers if get_origin(option.annotation) not in (list, tuple)]
         if not containers:
             continue
@@ -240,7 +239,7 @@ def _walk(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[tuple[str |
 
 
 def _options(annotation: Any, tag: str | None = None, metadata: tuple[Any, ...] = ()) -> Iterator[_Option]:
-    """The alternatives of an annotation, unwrapped of Annotated and Union."""
+    """The alternatives of an annotation, with Annotated and Union resolved."""
     if isinstance(annotation, FieldInfo):
         yield from _options(annotation.annotation, tag, (*metadata, *annotation.metadata))
         return
@@ -276,7 +275,7 @@ def _keys(annotation: Any) -> list[str]:
 
 
 def _children(annotation: Any, part: str | int) -> Iterator[tuple[Any, str | None]]:
-    """What stands at `part` of a container: `(annotation, description)`, or nothing."""
+    """`(annotation, description)` of the entry `part` of a container, if it exists."""
     if _is_model(annotation):
         for name, field in annotation.model_fields.items():
             if part == (field.alias or name):

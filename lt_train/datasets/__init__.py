@@ -1,1 +1,1 @@
-"""Long-tailed datasets: one file a kind."""
+"""Long-tailed datasets: the kinds, the cut and the checks."""

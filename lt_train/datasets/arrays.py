@@ -1,7 +1,7 @@
-"""`arrays`: features or images that a user brings in one `.npz` or `.safetensors` file, long-tailed as they are.
+"""`arrays`: your own features or images in one `.npz` or `.safetensors` file, long-tailed as they are.
 
-Features need no backbone and become a bank directly. Everything is checked here, so that what reaches a bank is known
-to be finite, labelled and complete. Shapes: V views, A test views, N images, D features, K classes.
+Features need no backbone and become a bank directly. Everything is checked here, so that a bank is always finite,
+labelled and complete. Shapes: V views, A test views, N images, D features, K classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lt_train.core.errors import DataError
-from lt_train.datasets._images.listing import untested
+from lt_train.core.fields import NOT_IDENTITY, PATH
+from lt_train.datasets._images.checks import note_untested
 from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import hold_out_fraction
 
@@ -27,44 +28,45 @@ __all__ = ["Arrays"]
 
 _LAYOUT = (
     "features: train_features [N, D] or [V, N, D], train_labels [N], test_features [N, D] or [A, N, D], "
-    "test_labels [N], and if at hand val_features, val_labels, weight [K, D], bias [K]; or images: train_images and "
-    "test_images, uint8 [N, H, W] or [N, C, H, W], with train_labels and test_labels, and if at hand val_images"
+    "test_labels [N], optionally val_features, val_labels, weight [K, D], bias [K]; or images: train_images and "
+    "test_images, uint8 [N, H, W] or [N, C, H, W], train_labels and test_labels, optionally val_images and val_labels"
 )
 
-_SLIP = 0.905
-"""How like a known name an unknown one must be to be taken for it: `valid_features`, and not `all_features`."""
+_TYPO_CUTOFF = 0.905
+"""Similarity from which an unknown name counts as a typo of a known one: `valid_features` does, `all_features` not."""
 
 _CHANNELS = (1, 3, 4)
-"""Grey, colour, and colour with alpha: a last axis of such a length holds channels, not columns."""
+"""Grey, colour, and colour with alpha: a last axis of this length is taken for channels, not columns."""
 
 
 def _stem(name: str) -> str:
-    """One for `bias` and `biases`."""
+    """A common form of singular and plural, such as `bias` and `biases`."""
     return name.lower().rstrip("es")
 
 
 class Arrays(DatasetSpec):
-    """Features or images of one's own in one .npz or .safetensors file, long-tailed as they are."""
+    """Your own features or images in one .npz or .safetensors file, long-tailed as they are."""
 
     kind: Literal["arrays"] = "arrays"
-    path: Annotated[str, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]
+    path: Annotated[str, PATH, NOT_IDENTITY, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]
     val_fraction: Annotated[
         float,
         Field(
             ge=0,
             lt=1,
-            description="share of every class's training images held out, at least one, when the file has no val_*",
+            description="share of each class's training images to hold out for validation, at least one image, if "
+            "the file has no val_*",
         ),
     ] = 0.2
     augmentation: Annotated[
-        PadCrop, Field(description="for images only: what stage 1 and the views of a bank apply")
+        PadCrop, Field(description="for images only: what stage 1 and the bank's views apply, {pad, flip}")
     ] = PadCrop(pad=0, flip=False)
 
     def load(self) -> FeatureData | ImageData:
-        """What the file holds, checked.
+        """The checked content of the file.
 
         Raises:
-            DataError: the file, a key, a shape, a dtype, a label or a value is not as it must be; it is named.
+            DataError: the file, a key, a shape, a dtype, a label or a value is wrong; the message names it.
         """
         arrays = _File(Path(self.path).expanduser())
         if "train_features" in arrays.tensors:
@@ -74,7 +76,7 @@ class Arrays(DatasetSpec):
             arrays.check_names("images")
             return self._images(arrays)
         held = ", ".join(sorted(arrays.tensors)) or "nothing"
-        raise DataError(f"{arrays.path} must hold {_LAYOUT}; it holds {held}")
+        raise DataError(f"{arrays.path} must hold {_LAYOUT}; got {held}")
 
     def _features(self, arrays: _File) -> FeatureData:
         train, test = arrays.features("train"), arrays.features("test")
@@ -92,10 +94,11 @@ class Arrays(DatasetSpec):
         notes: tuple[str, ...] = ()
         if val is None:
             kept, held, notes = hold_out_fraction(train.labels, self.val_fraction)
-            if held is not None:  # an image is validated on as it is, so on its first view
+            if held is not None:  # validation uses the first view only
                 val = Labelled(train.inputs[:1, held], train.labels[held])
                 train = Labelled(train.inputs[:, kept], train.labels[kept])
-        return FeatureData(train, val, test, num_classes, counts, head, (*notes, *untested(test.labels, num_classes)))
+        notes = (*notes, *note_untested(test.labels, num_classes))
+        return FeatureData(train, val, test, num_classes, counts, head, notes)
 
     def _images(self, arrays: _File) -> ImageData:
         train, test = arrays.images("train"), arrays.images("test")
@@ -125,17 +128,17 @@ class Arrays(DatasetSpec):
             mean=tuple(mean.tolist()),
             std=tuple(std.tolist()),
             augmentation=self.augmentation,
-            notes=(*notes, *untested(test.labels, num_classes)),
+            notes=(*notes, *note_untested(test.labels, num_classes)),
         )
 
 
 class _File:
-    """The tensors of one file, and the checks that every one of them must pass."""
+    """The tensors of one file, and the checks that each of them must pass."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise DataError(f"path {path} must be an .npz or .safetensors file, and there is none; correct path")
+            raise DataError(f"path {path} must be an .npz or .safetensors file, and does not exist; correct path")
         try:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as archive:
@@ -148,18 +151,18 @@ class _File:
             raise DataError(f"{path} cannot be read ({error}); write it again") from None
 
     def check_names(self, inputs: str, head: tuple[str, ...] = ()) -> None:
-        """Refuse half of a pair, and what looks like a slip for a name that is not there; other names are let be."""
+        """Refuse half of a pair and likely typos of missing names; other names are ignored."""
         known = [*(f"{part}_{what}" for part in ("train", "val", "test") for what in (inputs, "labels")), *head]
-        told = f"read are {', '.join(known)}"
+        names_read = f"the names read are {', '.join(known)}"
         for half, other in (("val_labels", f"val_{inputs}"), ("bias", "weight")):
             if half in known and half in self.tensors and other not in self.tensors:
-                raise DataError(f"{self.path}: {half} must come with {other}, which is not there; {told}")
+                raise DataError(f"{self.path}: {half} must come with {other}, which is missing; {names_read}")
         absent = {_stem(name): name for name in known if name not in self.tensors}
         for name in sorted(self.tensors.keys() - {*known}):
-            if near := difflib.get_close_matches(_stem(name), absent, n=1, cutoff=_SLIP):
+            if near := difflib.get_close_matches(_stem(name), absent, n=1, cutoff=_TYPO_CUTOFF):
                 raise DataError(
-                    f"{self.path}: {name} is read by nothing; did you mean {absent[near[0]]!r}? Rename it, or take "
-                    f"it out; {told}"
+                    f"{self.path}: {name} is not a name that is read; did you mean {absent[near[0]]!r}? Rename or "
+                    f"remove it; {names_read}"
                 )
 
     def features(self, part: str) -> Labelled[Tensor]:
@@ -167,7 +170,7 @@ class _File:
         name = f"{part}_features"
         features = self._get(name)
         if not features.is_floating_point() or features.dim() not in (2, 3) or 0 in features.shape:
-            raise self._wrong(name, "floats [N, D] or [views, N, D], none of them 0", features)
+            raise self._wrong(name, "floats [N, D] or [views, N, D], all sizes above 0", features)
         features = self._finite(name, features.float())
         return self._labelled(part, features if features.dim() == 3 else features.unsqueeze(0), axis=1)
 
@@ -176,7 +179,7 @@ class _File:
         name = f"{part}_images"
         images = self._get(name)
         if images.dtype != torch.uint8 or images.dim() not in (3, 4) or 0 in images.shape:
-            raise self._wrong(name, "uint8 [N, H, W] or [N, C, H, W], none of them 0", images)
+            raise self._wrong(name, "uint8 [N, H, W] or [N, C, H, W], all sizes above 0", images)
         if images.dim() == 4 and images.shape[3] in _CHANNELS and images.shape[1] not in _CHANNELS:
             raise self._wrong(
                 name, "[N, C, H, W], and these look like channels last; transpose to [N, C, H, W]", images
@@ -210,7 +213,7 @@ class _File:
                     f"{self.path}: {name}_labels must be in 0 .. {num_classes - 1}, got {int(outside[0])} "
                     f"({len(outside)} outside)"
                 )
-        present = train.labels.unique()  # sorted; a count for each class would take all memory where a label is absurd
+        present = train.labels.unique()  # sorted; a bincount would run out of memory if a label is absurdly large
         if len(present) < num_classes:
             gaps = (present != torch.arange(len(present))).nonzero()
             first = int(gaps[0]) if len(gaps) else len(present)

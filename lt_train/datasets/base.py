@@ -1,8 +1,7 @@
-"""What a dataset is to the rest: a frozen spec whose `load` returns images or features, split three ways.
+"""The interface of datasets: `DatasetSpec`, whose `load` returns images or features in train, val and test parts.
 
-A dataset kind is one file in this folder with one `DatasetSpec` subclass. It knows its own files and
-`datasets.longtail`; it knows nothing of backbones, banks or methods. Shapes: N images, C channels, H x W pixels,
-V views, A test views (image and mirror), D feature dimension, K classes.
+A dataset kind is a subclass of `DatasetSpec` in this folder. Shapes: N images, C channels, H x W pixels, V views,
+A test views (image and mirror), D feature dimension, K classes.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import Discriminator, Field, Tag, field_validator
-from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
 from lt_train.core.errors import DataError
-from lt_train.core.progress import Report
-from lt_train.core.registry import KindSpec, Registry, Spec
+from lt_train.core.fields import NOT_IDENTITY, marked_fields
+from lt_train.core.progress import ProgressCallback
+from lt_train.core.registry import KindSpec, Registry
 from lt_train.datasets._images.files import ImageFiles, Images
+from lt_train.datasets._images.transform import AnyAugmentation, Augmentation, PadCrop, ResizedCrop
 
 __all__ = [
     "DATASETS",
@@ -35,11 +34,8 @@ __all__ = [
     "Labelled",
     "PadCrop",
     "ResizedCrop",
-    "blank",
+    "placeholder_images",
 ]
-
-
-_FLIP = "whether a mirrored image is of the same class, so may be mirrored"
 
 InputsT = TypeVar("InputsT", bound=Images, covariant=True)
 
@@ -60,7 +56,7 @@ class Labelled(Generic[InputsT]):
     def digest(self) -> str:
         """sha256 (hex): the content address of these inputs and labels.
 
-        Over shape, dtype and bytes; images in files, and those that were read into memory from there, by
+        Covers shape, dtype and bytes. Images in files, and those read into memory from files, contribute
         `ImageFiles.digest`.
         """
         hasher = hashlib.sha256()
@@ -73,78 +69,23 @@ class Labelled(Generic[InputsT]):
         return hasher.hexdigest()
 
 
-def blank(count: int, num_classes: int, shape: tuple[int, int, int]) -> Labelled[Tensor]:
-    """Images that have a shape `(C, H, W)` and nothing else, dealt evenly to the classes; for `as_published`."""
+def placeholder_images(count: int, num_classes: int, shape: tuple[int, int, int]) -> Labelled[Tensor]:
+    """Images `(C, H, W)` without content, on device `meta`, with labels 0 .. K-1 in turn; for `as_published`."""
     images = torch.empty(count, *shape, dtype=torch.uint8, device="meta")
     return Labelled(images, torch.arange(count, dtype=torch.int64) % num_classes)
 
 
-class PadCrop(Spec):
-    """Zero padding by `pad` pixels and a random crop, random mirror (paper, Appendix D): for small images.
-
-    What is written without a kind is this one, and it is stored so: banks are addressed by it since before there was
-    another. `flip` also says whether a mirrored image keeps its class; test-time flipping follows it unless told
-    otherwise.
-    """
-
-    kind: Annotated[Literal["pad_crop"], Field(exclude=True)] = "pad_crop"
-    pad: Annotated[int, Field(ge=0, description="pixels of zero padding before the random crop; 0 does not crop")]
-    flip: Annotated[bool, Field(description=_FLIP)]
-
-
-class ResizedCrop(Spec):
-    """A random part of the image in its full size, resized to the square, random mirror: for images in files.
-
-    Share and shape of the part are drawn as Szegedy et al. (2015) do and torchvision's RandomResizedCrop does. `flip`
-    means what it means to `PadCrop`.
-    """
-
-    kind: Literal["resized_crop"] = "resized_crop"
-    scale: Annotated[
-        tuple[float, float],
-        Field(description="least and largest share of the area, 0 < least <= largest <= 1"),
-    ] = (0.08, 1.0)
-    ratio: Annotated[
-        tuple[float, float], Field(description="least and largest width over height, 0 < least <= largest")
-    ] = (3 / 4, 4 / 3)
-    flip: Annotated[bool, Field(description=_FLIP)] = True
-
-    @field_validator("scale", "ratio")
-    @classmethod
-    def _ascends(cls, ends: tuple[float, float], field: ValidationInfo) -> tuple[float, float]:
-        if not 0 < ends[0] <= ends[1]:
-            raise ValueError(f"must be two numbers above 0 that ascend, got {list(ends)}")
-        if field.field_name == "scale" and ends[1] > 1:
-            raise ValueError(f"must be shares of the image, 1 at most, got {list(ends)}")
-        return ends
-
-
-def _kind_of(value: Any) -> str | None:
-    """Which augmentation a document or an instance is; one that names none is `pad_crop`."""
-    if isinstance(value, dict):
-        return str(value.get("kind", "pad_crop"))
-    return getattr(value, "kind", None)
-
-
-Augmentation = PadCrop | ResizedCrop
-
-AnyAugmentation = Annotated[
-    Annotated[PadCrop, Tag("pad_crop")] | Annotated[ResizedCrop, Tag("resized_crop")], Discriminator(_kind_of)
-]
-"""Either, as a field of a dataset whose images are files."""
-
-
 @dataclass(frozen=True)
 class ImageData:
-    """Images split three ways.
+    """A dataset of images.
 
     Attributes:
-        train, val, test: `Labelled` images, in memory or in files; `val` is None where the spec asks for none.
+        train, val, test: `Labelled` images, in memory or in files; `val` is None if the spec asks for none.
         num_classes: K.
-        split_counts: int64 `[K]`, training images a class before any hold-out; defines many / medium / few.
+        split_counts: int64 `[K]`, training images per class before any hold-out; defines many / medium / few.
         mean, std: per-channel statistics on the 0..1 scale, each of length C.
         augmentation: what stage 1 and the bank's views apply to training images.
-        notes: what a user must know about how the data was cut; shown loudly wherever the data is used.
+        notes: facts about the cut that a user must know; shown wherever the data is used.
     """
 
     train: Labelled[Images]
@@ -157,14 +98,19 @@ class ImageData:
     augmentation: Augmentation
     notes: tuple[str, ...] = ()
 
+    def parts(self) -> dict[str, Labelled[Images]]:
+        """The parts that exist, by name."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def class_counts(self) -> Tensor:
-        """int64 `[K]`: training images a class, as trained on."""
+        """int64 `[K]`: training images per class, after any hold-out."""
         return torch.bincount(self.train.labels, minlength=self.num_classes)
 
 
 @dataclass(frozen=True)
 class FeatureData:
-    """Features that a user brings; no backbone is involved.
+    """A dataset of features computed elsewhere; no backbone is involved.
 
     `train.inputs` is `[V, N, D]`, `val.inputs` and `test.inputs` are `[A, N, D]`, all float32. `head` is the stage-1
     classifier as `(weight [K, D], bias [K])`, or None.
@@ -181,7 +127,7 @@ class FeatureData:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a dataset: what, how often, and the first of what it is about, by name."""
+    """One defect of a dataset: what is wrong, how often, and the names of the first items affected."""
 
     what: str
     count: int = 1
@@ -196,14 +142,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a dataset holds, as far as that can be told, and what is wrong with it.
+    """What a dataset holds, and what is wrong with it.
 
     Attributes:
-        counts: int64 `[K]`, training images a class before any hold-out; None where labels are no classes.
-        parts: images (or features) of train, val and test.
-        classes: names of the classes, empty where the files have none.
-        notes: what a user must know about how the data was cut.
-        findings: empty for data that is as it should be.
+        counts: int64 `[K]`, training images per class before any hold-out; None if labels are not class numbers.
+        parts: number of images (or features) in train, val and test.
+        classes: names of the classes; empty if unknown.
+        notes: facts about the cut that a user must know.
+        findings: the defects; empty for a valid dataset.
     """
 
     counts: Tensor | None
@@ -214,44 +160,47 @@ class Inspection:
 
     @classmethod
     def of(cls, data: ImageData | FeatureData) -> Inspection:
-        """Of data that could be loaded."""
-        parts = {"train": data.train, "val": data.val, "test": data.test}
-        return cls(data.split_counts, {name: len(part) for name, part in parts.items() if part}, notes=data.notes)
+        """The inspection of data that was loaded without an error."""
+        parts = {name: len(part) for name in ("train", "val", "test") if (part := getattr(data, name))}
+        return cls(data.split_counts, parts, notes=data.notes)
 
     @classmethod
-    def refused(cls, error: DataError) -> Inspection:
-        """Of data that could not."""
+    def failed(cls, error: DataError) -> Inspection:
+        """The inspection of data that could not be loaded."""
         return cls(None, {}, findings=(Finding(str(error)),))
 
 
 class DatasetSpec(KindSpec):
-    """Base of every dataset kind: parameters as fields, `load` as the implementation."""
+    """Base of every dataset kind: parameters are fields, `load` is the implementation.
+
+    Fields that do not change what the data is, such as the location of files, are declared `NOT_IDENTITY`.
+    """
 
     @abstractmethod
     def load(self) -> ImageData | FeatureData:
-        """Read, subset and split.
+        """Read, subset and split the data.
 
         Raises:
-            DataError: files are missing or malformed, or the subset cannot be cut as asked.
+            DataError: files are missing or malformed, or have too few images for the cut.
         """
 
-    def inspect(self, report: Report) -> Inspection:
-        """What the data holds and what is wrong with it; kinds whose images are files look at every one."""
+    def inspect(self, on_progress: ProgressCallback) -> Inspection:
+        """What the data holds and what is wrong with it; kinds whose images are files decode every image."""
         try:
             return Inspection.of(self.load())
         except DataError as error:
-            return Inspection.refused(error)
+            return Inspection.failed(error)
 
     def as_published(self) -> ImageData | None:
-        """What `load` returns where the published files are, counted without them: shapes and labels, no images.
+        """What `load` would return for the published files, without reading them: shapes and labels only.
 
-        Images are on torch's device `meta`. None for a kind of which only its files know what there is.
+        Images are on torch's device `meta`. None for a kind whose content is known only from its files.
         """
         return None
 
     def identity(self) -> dict[str, Any]:
-        """The spec as JSON without the fields that say where files are: what the data is, on any machine."""
-        return self.model_dump(mode="json", exclude={"root", "path", "download"})
+        """The spec as JSON without the fields declared `NOT_IDENTITY`: what the data is, on any machine."""
+        return self.model_dump(mode="json", exclude={*marked_fields(type(self), NOT_IDENTITY)})
 
 
 DATASETS = Registry("lt_train.datasets", DatasetSpec)  # type: ignore[type-abstract]

@@ -1,13 +1,13 @@
-"""What a dataset holds and what is wrong with it, before anything is trained: numbers, an image of the tail, findings.
+"""The output of `lt-train data check`: an `Inspection` as JSON, as text with bars, and as a plot of class sizes.
 
-`lt-train data check` prints what is made here. Touch this to say more of a dataset; looking at it is the dataset's own
-`inspect`. Shapes: K classes.
+Shapes: K classes.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +20,39 @@ from lt_train.metrics.accuracy import SPLITS, split_masks
 __all__ = ["bars", "document", "lines", "plot"]
 
 _ROWS = 20
-"""Bars at most; of more classes, several of neighbouring rank share one."""
+"""Maximum number of bars; with more classes, classes of neighbouring rank share one."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def document(inspection: Inspection) -> dict[str, Any]:
-    """All that is known, as JSON holds it; numbers of classes are null where the labels are no classes."""
+    """The inspection as JSON; class counts are null if the labels are not class numbers."""
     counts = inspection.counts
+    by_class = dict.fromkeys(("classes", "imbalance_ratio", "splits", "class_counts"))
     return {
         "parts": dict(inspection.parts),
-        "classes": None if counts is None else len(counts),
-        "imbalance_ratio": None if counts is None else _imbalance_ratio(counts),
-        "splits": None if counts is None else _splits(counts),
-        "class_counts": None if counts is None else counts.tolist(),
+        **(by_class if counts is None else _by_class(counts)),
         "class_names": list(inspection.classes) or None,
         "notes": list(inspection.notes),
-        "wrong": [
-            {"what": finding.what, "count": finding.count, "names": list(finding.names)}
-            for finding in inspection.findings
-        ],
+        "wrong": [asdict(finding) for finding in inspection.findings],
     }
 
 
-def _imbalance_ratio(counts: torch.Tensor) -> float | None:
-    """n_1 / n_K; None with an empty class."""
-    return float(counts.max() / counts.min()) if counts.min() > 0 else None
-
-
-def _splits(counts: torch.Tensor) -> dict[str, dict[str, int]]:
-    """Classes, and training images of them, by split."""
+def _by_class(counts: torch.Tensor) -> dict[str, Any]:
     masks = split_masks(counts)
     return {
-        split: {"classes": int(mask.sum()), "images": int(counts[mask].sum())}
-        for split, mask in zip(SPLITS, masks, strict=True)
+        "classes": len(counts),
+        "imbalance_ratio": float(counts.max() / counts.min()) if counts.min() > 0 else None,
+        "splits": {
+            split: {"classes": int(mask.sum()), "images": int(counts[mask].sum())}
+            for split, mask in zip(SPLITS, masks, strict=True)
+        },
+        "class_counts": counts.tolist(),
     }
 
 
 def lines(document: dict[str, Any], width: int, *, plain: bool) -> list[str]:
-    """The document for people: what there is, the splits, a bar for each class, and what is wrong."""
+    """The document as text: sizes of the parts, the splits, a bar for each class, and what is wrong."""
     shown = [", ".join(f"{name} {count}" for name, count in document["parts"].items())]
     counts = document["class_counts"]
     if counts:
@@ -84,13 +78,13 @@ def lines(document: dict[str, Any], width: int, *, plain: bool) -> list[str]:
 
 
 def bars(counts: Sequence[int], classes: Sequence[str], width: int, *, plain: bool) -> list[str]:
-    """A bar for each class, or for classes of neighbouring rank, the largest on top; as long as the mean count is.
+    """One bar per class, or per group of classes of neighbouring rank, largest first; its length is the mean count.
 
     Args:
-        counts: training images a class.
-        classes: their names; empty for numbers.
-        width: characters that a line may have.
-        plain: ASCII only.
+        counts: training images per class.
+        classes: names of the classes; empty shows their numbers.
+        width: maximum number of characters per line.
+        plain: use ASCII only.
     """
     order = sorted(range(len(counts)), key=lambda k: (-counts[k], k))
     edges = [len(order) * row // min(_ROWS, len(order)) for row in range(min(_ROWS, len(order)) + 1)]
@@ -103,10 +97,10 @@ def bars(counts: Sequence[int], classes: Sequence[str], width: int, *, plain: bo
     means = [sum(counts[k] for k in group) / len(group) for group in groups]
     numbers = [f"{mean:.0f}" if mean >= 100 or mean == int(mean) else f"{mean:.1f}" for mean in means]
     margin, digits = max(map(len, labels)), max(map(len, numbers))
-    room = max(width - margin - digits - 3, 10)
+    bar_width = max(width - margin - digits - 3, 10)
     longest = max(*means, 1)
     return [
-        f"{label:<{margin}}  {number:>{digits}} {_bar(mean / longest * room, plain)}".rstrip()
+        f"{label:<{margin}}  {number:>{digits}} {_bar(mean / longest * bar_width, plain)}".rstrip()
         for label, number, mean in zip(labels, numbers, means, strict=True)
     ]
 
@@ -119,12 +113,12 @@ def _bar(length: float, plain: bool) -> str:
 
 
 def plot(counts: Sequence[int], file: Path) -> None:
-    """Draw the class sizes, the largest first, with the splits told apart, as a PNG.
+    """Draw the class sizes as a PNG, largest first, with one shade per split.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    # Here, not above: matplotlib takes a second, and most checks draw nothing.
+    # Imported here because matplotlib takes a second to import and most checks draw nothing.
     from matplotlib.figure import Figure
 
     ordered = sorted(counts, reverse=True)
@@ -138,7 +132,7 @@ def plot(counts: Sequence[int], file: Path) -> None:
                 places, [ordered[k] for k in places], width=1.0, color=grey, label=f"{split}: {len(places)} classes"
             )
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.8)  # a class of one image is seen
+    axes.set_ylim(bottom=0.8)  # makes a class of one image visible
     axes.set_xlabel("classes by size")
     axes.set_ylabel("training images")
     axes.legend(frameon=False)

@@ -1,9 +1,7 @@
-"""Cutting a long-tailed training set out of a balanced one, and a validation set out of what is left.
+"""Cutting a long-tailed training set out of a balanced one, and validation sets out of the rest.
 
-Class sizes, the cut and the hold-out are functions of labels alone. `Cut` are their settings as a part of a dataset's;
-`LongTailSpec` has them as fields of its own, and the assembly that every such dataset shares. It knows nothing of
-files: a dataset kind reads its own and calls `cut`.
-Shapes: N images, K classes.
+Class sizes, the cut and the hold-out are functions of labels alone. `Cut` holds their settings; `LongTailSpec` is the
+base of the datasets that are always cut. Shapes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -22,38 +20,43 @@ from lt_train.datasets._images.files import Images
 from lt_train.datasets.base import DatasetSpec, ImageData, Labelled, PadCrop
 
 __all__ = [
-    "AUGMENTATION",
     "Cut",
+    "ImbalanceRatio",
+    "LargestClass",
     "LongTailSpec",
+    "PadCropField",
+    "ValPerClass",
     "class_sizes",
     "cut_longtail",
     "hold_out",
     "hold_out_fraction",
+    "split_fraction",
     "take",
 ]
 
-AUGMENTATION = "what stage 1 and the views of a bank apply, {pad, flip}"
-"""What the field of this name says of itself, wherever its default differs."""
-
 _NAMED_IN_NOTES = 20
+
+# Annotations of fields, for kinds that have other defaults.
+LargestClass = Annotated[int, Field(ge=1, description="training images of class 0, the largest class")]
+ImbalanceRatio = Annotated[float, Field(ge=1, description="size of the largest class over the smallest; 1 is balanced")]
+ValPerClass = Annotated[
+    int, Field(ge=0, description="validation images per class; 0 trains on the whole cut, without a validation set")
+]
+PadCropField = Annotated[PadCrop, Field(description="what stage 1 and the bank's views apply, {pad, flip}")]
 
 
 class Cut(Spec):
-    """An exponential long tail cut out of a balanced training set, and a validation set out of what is left."""
+    """An exponential long tail cut out of a balanced training set, and a validation set out of the rest."""
 
-    n_max: Annotated[int, Field(ge=1, description="training images of class 0, the largest")]
-    imbalance_ratio: Annotated[
-        float, Field(ge=1, description="largest class size over smallest, n_1 / n_K, >= 1; 1 is balanced")
-    ] = 100.0
-    val_per_class: Annotated[
-        int, Field(ge=0, description="validation images a class; 0 keeps the whole cut for training, without val")
-    ] = 20
+    n_max: LargestClass
+    imbalance_ratio: ImbalanceRatio = 100.0
+    val_per_class: ValPerClass = 20
     shuffle_seed: Annotated[
         int | None,
         Field(description="null takes the first n_k images of class k; a seed shuffles each class before the cut"),
     ] = None
 
-    def __call__(
+    def split(
         self, pool: Labelled[Images], num_classes: int
     ) -> tuple[Labelled[Images], Labelled[Images] | None, Tensor, tuple[str, ...]]:
         """`(train, val, sizes, notes)`; `sizes` is int64 `[K]`, the training images before any hold-out.
@@ -67,21 +70,11 @@ class Cut(Spec):
         return take(pool, train), None if val is None else take(pool, val), torch.tensor(sizes), notes
 
 
-class LongTailSpec(DatasetSpec):
-    """Base of the datasets that are cut exponentially; a kind narrows the defaults."""
+class LongTailSpec(Cut, DatasetSpec):
+    """Base of the datasets that are always cut: the fields of `Cut` are fields of the dataset."""
 
-    n_max: Annotated[int, Field(ge=1, description="training images of class 0, the largest")] = 500
-    imbalance_ratio: Annotated[
-        float, Field(ge=1, description="largest class size over smallest, n_1 / n_K, >= 1; 1 is balanced")
-    ] = 100.0
-    val_per_class: Annotated[
-        int, Field(ge=0, description="validation images a class; 0 keeps the published training set, without val")
-    ] = 20
-    shuffle_seed: Annotated[
-        int | None,
-        Field(description="null takes the first n_k images of class k; a seed shuffles each class before the cut"),
-    ] = None
-    augmentation: Annotated[PadCrop, Field(description=AUGMENTATION)] = PadCrop(pad=4, flip=True)
+    n_max: LargestClass = 500
+    augmentation: PadCropField = PadCrop(pad=4, flip=True)
 
     def cut(
         self,
@@ -92,13 +85,12 @@ class LongTailSpec(DatasetSpec):
         std: tuple[float, ...],
         notes: Sequence[str] = (),
     ) -> ImageData:
-        """The long-tailed dataset cut from `pool`, with `test` as it is.
+        """The long-tailed dataset cut from `pool`; `test` is used unchanged.
 
         Raises:
             DataError: a class has too few images for the cut.
         """
-        fields = Cut.model_fields.keys()
-        train, val, sizes, val_notes = Cut(**{name: getattr(self, name) for name in fields})(pool, num_classes)
+        train, val, sizes, val_notes = self.split(pool, num_classes)
         return ImageData(
             train=train,
             val=val,
@@ -113,7 +105,7 @@ class LongTailSpec(DatasetSpec):
 
 
 def class_sizes(n_max: int, imbalance_ratio: float, num_classes: int) -> list[int]:
-    """Images a class: `int(n_max * (1/IR)^(k/(K-1)))` for k = 0 .. K-1, in the common code's order of operations.
+    """Images per class: `int(n_max * (1/IR)^(k/(K-1)))` for k = 0 .. K-1, in the common code's order of operations.
 
     Source: Cui et al. 2019 and every CIFAR-LT reader since. IR 100, K 100, n_max 500 gives 10847 images.
 
@@ -131,7 +123,7 @@ def class_sizes(n_max: int, imbalance_ratio: float, num_classes: int) -> list[in
 
 
 def cut_longtail(labels: Tensor, sizes: Sequence[int], shuffle_seed: int | None = None) -> tuple[Tensor, Tensor]:
-    """Indices of the `sizes[k]` first images of every class k, and of what is left over.
+    """Indices of the first `sizes[k]` images of every class k, and of the remaining images.
 
     Args:
         labels: int64 `[N]` in 0 .. K-1.
@@ -161,16 +153,16 @@ def cut_longtail(labels: Tensor, sizes: Sequence[int], shuffle_seed: int | None 
 def hold_out(
     labels: Tensor, chosen: Tensor, left_over: Tensor, val_per_class: int
 ) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    """A validation set of `val_per_class` images a class, from the left-over where that suffices.
+    """A validation set of `val_per_class` images per class, from the images left over where there are enough.
 
-    What a class is short of is held out from its own training images, evenly spaced among them: at most a fifth, so
-    never the last one. The training set then differs from the published one, and a note says so.
+    If too few images of a class are left over, the rest is held out from its training images, evenly spaced among them:
+    at most a fifth, so never the last one. The training set then differs from the published one, and a note says so.
 
     Args:
         labels: int64 `[N]` of the pool.
         chosen: int64 indices into it, the training images, from `cut_longtail`.
         left_over: int64 indices into it, the rest.
-        val_per_class: 0 gives no validation set and leaves the training set alone.
+        val_per_class: 0 gives no validation set and leaves the training set unchanged.
 
     Returns:
         `(train, val, notes)`: indices into the pool, None for an empty validation set.
@@ -196,7 +188,7 @@ def hold_out(
             f"{sum(map(len, train))} images instead of {len(chosen)}. val_per_class: 0 keeps the published counts"
         )
     if short:
-        notes.append(f"fewer than val_per_class {val_per_class} validation images could be found: {_listed(short)}")
+        notes.append(f"some classes have fewer than val_per_class {val_per_class} validation images: {_listed(short)}")
     val_indices = torch.cat(val)
     return torch.cat(train), (val_indices if len(val_indices) else None), tuple(notes)
 
@@ -204,7 +196,7 @@ def hold_out(
 def hold_out_fraction(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     """A stratified hold-out of `int(fraction * n_k)` images of every class k, evenly spaced among them.
 
-    Every class gives at least one, and none gives its last one; the note names the classes that have one only.
+    Every class gives at least one image but keeps at least one; a note names the classes that have only one.
 
     Args:
         labels: int64 `[N]`, all of them training images.
@@ -218,7 +210,7 @@ def hold_out_fraction(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor |
     held = torch.zeros(len(labels), dtype=torch.bool)
     without = []
     counts = torch.bincount(labels)
-    # Sorted once: iNaturalist has too many classes to look through all labels for each.
+    # Sorted once: iNaturalist has too many classes to scan all labels for each.
     for k, members in enumerate(torch.argsort(labels, stable=True).split(counts.tolist())):
         if not len(members):
             continue
@@ -231,11 +223,11 @@ def hold_out_fraction(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor |
         return torch.arange(len(labels)), None, (note,)
     note = (
         f"no validation set was given, so {int(held.sum())} of {len(labels)} training images were held out as one "
-        f"(val_fraction {fraction:g} of every class, rounded down, and at least one); val_fraction: 0 keeps them "
-        "all for training"
+        f"(val_fraction {fraction:g} of every class, rounded down, but at least one image); val_fraction: 0 keeps "
+        "them all for training"
     )
     if without:
-        note += f". Without a validation image, because they have one image only: {_listed(without)}"
+        note += f". Classes without a validation image, because they have only one image: {_listed(without)}"
     return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten(), (note,)
 
 
@@ -251,7 +243,15 @@ def _listed(parts: list[str]) -> str:
     return "; ".join(parts[:_NAMED_IN_NOTES]) + (f"; and {more} more classes" if more > 0 else "")
 
 
+def split_fraction(
+    pool: Labelled[Images], fraction: float
+) -> tuple[Labelled[Images], Labelled[Images] | None, tuple[str, ...]]:
+    """`(train, val, notes)` of `hold_out_fraction` as images."""
+    kept, held, notes = hold_out_fraction(pool.labels, fraction)
+    return (pool, None, notes) if held is None else (take(pool, kept), take(pool, held), notes)
+
+
 def take(pool: Labelled[Images], indices: Tensor) -> Labelled[Images]:
-    """The images at `indices`, int64 or bool; those in files stay there."""
+    """The images at `indices`, int64 or bool; images in files stay there."""
     inputs = pool.inputs[indices] if isinstance(pool.inputs, Tensor) else pool.inputs.take(indices)
     return Labelled(inputs, pool.labels[indices])

@@ -1,1 +1,1 @@
-"""The feature bank and how it is filled."""
+"""Feature banks: their format and their extraction."""

@@ -1,8 +1,6 @@
 """The feature bank: a frozen backbone's features of one dataset, labels, class counts and the stage-1 head.
 
-What a bank is, in memory or memory-mapped, and which values nobody can train on; `bank_files` writes and opens them.
-Knows torch; knows nothing of how features came about.
-
+A bank is held in memory or memory-mapped; `lt_train.features.files` writes and opens banks.
 Shapes: V training views, A test views, N images, D features, K classes.
 """
 
@@ -38,15 +36,16 @@ class FeatureBank:
 
     Attributes:
         fingerprint: content address (sha256 hex).
-        train_features: `[V, N, D]`, float32, or float16 as all features of the bank then are; whoever computes with
-            them takes them as float32. Epoch e trains on view e mod V.
+        train_features: `[V, N, D]`. Epoch e trains on view e mod V. All features of a bank are float32 or all are
+            float16; computations use float32.
         train_labels: int64 `[N]`.
-        val, test: what to select and report on; `val` may be None.
+        val, test: the sets for selection and reporting; `val` may be None.
         head: stage-1 classifier `(weight [K, D], bias [K])`, or None.
-        class_counts: int64 `[K]`, training images a class (n_k of every prior and weight).
-        split_counts: int64 `[K]`, images a class before any hold-out (defines many / medium / few).
-        record: JSON of how its backbone was trained, as its checkpoint says; empty where it does not.
-        path: the directory it was opened from; None for one that was made in memory or sent.
+        class_counts: int64 `[K]`, training images per class (n_k of every prior and weight).
+        split_counts: int64 `[K]`, images per class before any hold-out (defines many / medium / few).
+        notes: facts that a user must know.
+        record: how the backbone was trained, as recorded in its checkpoint, as JSON; empty if unknown.
+        path: the directory that the bank was opened from; None for a bank in memory.
     """
 
     fingerprint: str
@@ -72,30 +71,29 @@ class FeatureBank:
         return int(self.train_features.shape[-1])
 
     def check(self) -> None:
-        """Refuse values that cannot be trained on; the scan is made once.
+        """Refuse values that cannot be trained on; the bank is scanned once.
 
         Raises:
-            BankError: a feature or the stage-1 head is NaN or infinite, or a label is not a class; says how many, and
-                where the first is.
+            BankError: a feature or the stage-1 head is NaN or infinite, or a label is not a class; the message gives
+                their number and the position of the first.
         """
-        if self._fault:
-            raise BankError(self._fault)
+        if self._problem:
+            raise BankError(self._problem)
 
     @functools.cached_property
-    def _fault(self) -> str:
+    def _problem(self) -> str:
         sets = {"train": (self.train_features, self.train_labels), "test": (self.test.features, self.test.labels)}
         if self.val is not None:
             sets["val"] = (self.val.features, self.val.labels)
-        found = [
-            fault
+        problems = [
+            problem
             for name, (features, labels) in sets.items()
-            for fault in (_unfit_labels(name, labels, self.num_classes), _unfit_features(name, features))
+            for problem in (_label_problem(name, labels, self.num_classes), _feature_problem(name, features))
         ]
-        found.append(_unfit_head(self.head))
-        return "; ".join(fault for fault in found if fault)
+        return "; ".join(filter(None, [*problems, _head_problem(self.head)]))
 
     def to_arrays(self) -> dict[str, Any]:
-        """Plain numpy arrays and metadata: what travels through Ray's object store without a copy."""
+        """Numpy arrays and metadata, which Ray's object store shares between processes without a copy."""
         arrays: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "notes": self.notes,
@@ -114,11 +112,11 @@ class FeatureBank:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> FeatureBank:
-        """The inverse of `to_arrays`; tensors are views of the (read-only) arrays and are never written to."""
+        """The inverse of `to_arrays`; the tensors are views of the read-only arrays and must not be written to."""
 
         def tensor(name: str) -> Tensor:
             array: np.ndarray[Any, Any] = arrays[name]
-            # torch warns about read-only memory; a bank is only ever read, and a copy would defeat the object store.
+            # torch warns about read-only memory. A bank is only read, and a copy would defeat the object store.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 return torch.from_numpy(array)
@@ -136,7 +134,7 @@ class FeatureBank:
         )
 
 
-def _unfit_labels(name: str, labels: Tensor, num_classes: int) -> str:
+def _label_problem(name: str, labels: Tensor, num_classes: int) -> str:
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
     if not len(wrong):
         return ""
@@ -147,12 +145,12 @@ def _unfit_labels(name: str, labels: Tensor, num_classes: int) -> str:
     )
 
 
-def _unfit_features(name: str, features_VND: Tensor) -> str:
+def _feature_problem(name: str, features_VND: Tensor) -> str:
     wrong, where = 0, ""
     for view, features_ND in enumerate(features_VND):
         for start in range(0, len(features_ND), 4096):
             chunk = features_ND[start : start + 4096]
-            # One pass and no temporary; a sum may overflow, so the rest is not proof.
+            # One pass without a temporary. A sum may overflow, so an infinite one proves nothing.
             if chunk.sum(dtype=torch.float32).isfinite():
                 continue
             bad = (~chunk.isfinite()).nonzero()
@@ -165,7 +163,7 @@ def _unfit_features(name: str, features_VND: Tensor) -> str:
     )
 
 
-def _unfit_head(head: tuple[Tensor, Tensor] | None) -> str:
+def _head_problem(head: tuple[Tensor, Tensor] | None) -> str:
     for name, values in zip(("weight", "bias"), head or (), strict=False):
         bad = (~values.isfinite()).nonzero()
         if len(bad):

@@ -1,8 +1,8 @@
 """Feature banks on disk: content-addressed directories, written once and memory-mapped.
 
-Directory layout (DESIGN section 5): `manifest.json`, `train.safetensors`, `test.safetensors` and, where they exist,
-`val.safetensors`, `head.safetensors` and `stage1.json`, what a checkpoint says of its training. A bank is written once
-under its fingerprint and never changed; opening one checks every byte. Knows safetensors and what a bank is.
+Directory layout: `manifest.json`, `train.safetensors`, `test.safetensors` and, if they exist, `val.safetensors`,
+`head.safetensors` and `stage1.json` (the training record of the checkpoint). A bank is written once under its
+fingerprint and never changed; opening one checks every byte.
 
 Shapes: V training views, A test views, N images, D features, K classes.
 """
@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lt_train.core.errors import BankError
-from lt_train.core.io import atomic_directory, fingerprint, sha256_file
-from lt_train.core.tensor_file import write_tensors
+from lt_train.core.io import atomic_directory, fingerprint, sha256_file, write_tensors
 from lt_train.features.bank import EvalSet, FeatureBank
 
 __all__ = [
@@ -40,7 +39,7 @@ __all__ = [
 FORMAT = 1
 
 MANIFEST = "manifest.json"
-"""The file that makes a directory a bank; the last to be there."""
+"""The file that identifies a directory as a bank; it is written last."""
 
 RECORD = "stage1.json"
 
@@ -54,11 +53,11 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a bank says of itself.
+    """The description of a bank in `manifest.json`.
 
-    `inputs` is everything that decides its contents (dataset spec and digest, backbone, checkpoint sha256,
-    transform, seed, views, dtype) and `fingerprint` its hash: same inputs, same fingerprint, no second extraction.
-    `seal` is the hash of the rest of the manifest, so that an edited manifest is noticed.
+    `inputs` is everything that determines its contents (dataset spec and digests, backbone, checkpoint sha256,
+    transform, seed, views, dtype) and `fingerprint` is their hash: equal inputs are extracted once. `seal` is the hash
+    of the rest of the manifest and detects edits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,13 +89,17 @@ def write_bank(
 ) -> Path:
     """Write `bank` under `store/<fingerprint>`, atomically, and return that directory.
 
-    `bank.fingerprint` must be `bank_fingerprint(inputs)`. `files` in the same file system that hold sets already, as
-    safetensors of `features` and `labels`, become the bank's by a second name: nothing of them is copied.
+    Args:
+        store: the directory that holds banks.
+        inputs: what determines the contents; `bank.fingerprint` must be `bank_fingerprint(inputs)`.
+        bank: what to write.
+        files: safetensors files with `features` and `labels`, by name of the set. Those sets are hard-linked from these
+            files instead of written from `bank`, or copied where the file system has no hard links.
 
     Raises:
         StorageError: the disk is full or not writable; no partial bank is left behind.
     """
-    assert bank.fingerprint == bank_fingerprint(inputs), "a bank is written under the fingerprint of its inputs"
+    assert bank.fingerprint == bank_fingerprint(inputs), "the fingerprint of a bank must be that of its inputs"
     path = store / bank.fingerprint
     tensors: dict[str, dict[str, Tensor]] = {
         "train": {"features": bank.train_features, "labels": bank.train_labels},
@@ -111,7 +114,7 @@ def write_bank(
         for name, contents in tensors.items():
             file = directory / f"{name}.safetensors"
             if files and name in files:
-                _second_name(files[name], file)
+                _link(files[name], file)
             else:
                 write_tensors(file, contents)
             entries[file.name] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
@@ -136,8 +139,8 @@ def write_bank(
     return path
 
 
-def _second_name(file: Path, name: Path) -> None:
-    """Have `name` mean `file` too; where the file system knows one name a file, a copy of it."""
+def _link(file: Path, name: Path) -> None:
+    """Make `name` a hard link to `file`, or a copy where the file system has no hard links."""
     try:
         name.hardlink_to(file)
     except OSError:
@@ -155,7 +158,7 @@ def open_bank(path: Path) -> FeatureBank:
 
     Raises:
         BankError: the directory, the manifest or a file is missing, truncated, altered or of another format; the
-            message names the file and says to remove the bank so that it is extracted again.
+            message names the file.
     """
     manifest = read_manifest(path)
     for name, entry in manifest.files.items():
@@ -179,10 +182,10 @@ def open_bank(path: Path) -> FeatureBank:
 
 
 def open_test(path: Path) -> EvalSet:
-    """The test set of a bank alone, checked; for those who only look, and need not wait for the training views.
+    """The test set of a bank, checked without reading the training views, which are much larger.
 
     Raises:
-        BankError: as `open_bank`.
+        BankError: as in `open_bank`.
     """
     name = "test.safetensors"
     _check_file(path, name, read_manifest(path).files[name])
@@ -190,14 +193,14 @@ def open_test(path: Path) -> EvalSet:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What a bank says of itself, without a look at its features.
+    """The manifest of a bank; features are not read.
 
     Raises:
-        BankError: there is none, or it is damaged or of another format.
+        BankError: the manifest is missing, damaged or of another format.
     """
     file = path / MANIFEST
     if not file.is_file():
-        raise BankError(f"{path} is not a feature bank: it has no manifest.json; make one with `lt-train features`")
+        raise BankError(f"{path} is not a feature bank: it has no manifest.json; create one with `lt-train features`")
     try:
         manifest = Manifest.model_validate_json(file.read_text())
     except (ValidationError, UnicodeDecodeError):
@@ -215,13 +218,13 @@ def _check_file(path: Path, name: str, entry: FileEntry) -> None:
         raise _damaged(path, f"{name} is missing")
     size = file.stat().st_size
     if size != entry.size:
-        raise _damaged(path, f"{name} is truncated or altered: {size} bytes where the manifest says {entry.size}")
+        raise _damaged(path, f"{name} is truncated or altered: {size} bytes instead of {entry.size}")
     if sha256_file(file) != entry.sha256:
         raise _damaged(path, f"{name} is altered: its sha256 is not the one in the manifest")
 
 
 def _damaged(path: Path, what: str) -> BankError:
-    return BankError(f"feature bank {path}: {what}; remove the directory and run again to extract it anew")
+    return BankError(f"feature bank {path}: {what}; remove the directory and run again to recreate it")
 
 
 def _map(file: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""An extraction under way: the files of a bank to be, beside its place, and a durable list of what is in them.
+"""An unfinished extraction: the files of a future bank, and a durable journal of the rows already written.
 
-`<store>/<fingerprint>.partial` holds the sets as safetensors files of their full length, filled in any order, so that
-a bank is never held in memory and nothing is copied at the end. A line of the journal says that rows are on disk; it is
-written after them. Whoever fills it holds its lock. Knows files and tensors; nothing of images or networks.
+`<store>/<fingerprint>.partial` holds the sets as safetensors files of full length, filled in any order, so that a bank
+is never held in memory and nothing is copied at the end. A journal line means that rows are on disk; it is written
+after them. The process that fills the directory holds its lock.
 Shapes: V views, N images, D features.
 """
 
@@ -23,54 +23,53 @@ import torch
 from torch import Tensor
 
 from lt_train.core.errors import BankError
-from lt_train.core.io import sync, writing
-from lt_train.core.tensor_file import allocate, tensor_offsets
+from lt_train.core.io import allocate, sync, tensor_offsets, writing
 from lt_train.features.shards import ShardResult
 
-__all__ = ["Partial", "SetShape", "alone"]
+__all__ = ["PartialBank", "SetShape", "exclusive"]
 
 _LOCK, _PLAN, _JOURNAL = "lock", "plan.json", "journal.jsonl"
 
 SYNC_SECONDS = 2.0
-"""How much work a kill may cost: as often is what was done put on disk, and then the list of it."""
+"""Interval at which features and then the journal are synced to disk: the most work that a kill can lose."""
 
 
 @dataclass(frozen=True)
 class SetShape:
-    """What of a set is known beforehand: views, and labels, int64 `[N]`."""
+    """What is known of a set before extraction: number of views, and labels, int64 `[N]`."""
 
     views: int
     labels: Tensor
 
 
 @contextlib.contextmanager
-def alone(bank: Path, waiting: Callable[[str], None]) -> Iterator[Path]:
-    """The directory of what is unfinished of `bank`, which no other process uses meanwhile.
+def exclusive(bank: Path, on_wait: Callable[[str], None]) -> Iterator[Path]:
+    """Lock and yield the directory of the unfinished extraction of `bank`.
 
-    Afterwards it is gone where the bank is there, or where nothing was done that a next call could go on with.
+    On exit the directory is removed if the bank exists or if it holds nothing to resume.
 
     Args:
-        bank: where the bank will be. Look there once more: who had the directory before may have finished.
-        waiting: told who has it, where somebody has.
+        bank: path of the future bank. Check again whether it exists: the previous owner may have finished it.
+        on_wait: called with a description of the owner if another process holds the lock.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the directory cannot be written.
     """
     path = bank.with_name(f"{bank.name}.partial")
     with contextlib.ExitStack() as stack:
         with writing(path):
-            lock = _locked(path, waiting, stack)
+            lock = _lock(path, on_wait, stack)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
         try:
             yield path
         finally:
-            if bank.is_dir() or not _has_begun(path):
+            if bank.is_dir() or not _resumable(path):
                 _remove(path)
 
 
-def _locked(path: Path, waiting: Callable[[str], None], stack: contextlib.ExitStack) -> TextIO:
+def _lock(path: Path, on_wait: Callable[[str], None], stack: contextlib.ExitStack) -> TextIO:
     while True:
         path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -79,81 +78,81 @@ def _locked(path: Path, waiting: Callable[[str], None], stack: contextlib.ExitSt
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                waiting(lock.read())
+                on_wait(lock.read())
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            # Whoever had it may have removed the directory, and this lock with it.
+            # The previous owner may have removed the directory with this lock file.
             if os.fstat(lock.fileno()).st_ino == (path / _LOCK).stat().st_ino:
                 return lock
         stack.close()
 
 
-def _has_begun(path: Path) -> bool:
+def _resumable(path: Path) -> bool:
     journal = path / _JOURNAL
     return journal.exists() and journal.stat().st_size > 0
 
 
 def _remove(path: Path) -> None:
-    """Remove all that lies there; the lock last, since others wait for it."""
+    """Remove the directory; the lock file last, because other processes may wait for it."""
     for entry in path.iterdir():
         if entry.name != _LOCK:
             entry.unlink()
     (path / _LOCK).unlink()
-    with contextlib.suppress(OSError):  # another process has begun to look here
+    with contextlib.suppress(OSError):  # another process has created a lock file in it
         path.rmdir()
 
 
-class Partial:
-    """The sets of one bank, partly filled; use within `alone`."""
+class PartialBank:
+    """The partly filled sets of one bank; use within `exclusive`."""
 
     def __init__(
         self, path: Path, plan: Mapping[str, Any], sets: Mapping[str, SetShape], feature_dim: int, dtype: torch.dtype
     ) -> None:
-        """Go on with what lies in `path`, or begin anew where nothing does, or something of another plan (`discarded`).
+        """Resume the work in `path`, or start over if there is none or if its plan differs (see `discarded`).
 
         Args:
-            path: from `alone`.
-            plan: JSON that decides the bits of features beside what is in the bank's fingerprint.
+            path: from `exclusive`.
+            plan: JSON of everything outside the bank's fingerprint that affects the bits of features.
             sets: the sets by name.
             feature_dim: D.
             dtype: of the features on disk.
 
         Raises:
-            StorageError: there is no room for the whole bank.
+            StorageError: the disk has too little space for the whole bank.
         """
         self.path, self.sets, self.feature_dim, self.dtype = path, dict(sets), feature_dim, dtype
         self.done: dict[tuple[str, int], list[tuple[int, int]]] = {}
         self.unreadable: dict[str, dict[int, str]] = {name: {} for name in sets}
         self.discarded = ""
-        if (there := self._plan_there()) != dict(plan):
-            if there is not None and _has_begun(path):
-                other = ", ".join(f"{name} {there.get(name)}" for name in plan if there.get(name) != plan[name])
-                self.discarded = f"begun anew: what was half done was extracted with {other}"
-            self._begin(plan)
+        if (existing := self._read_plan()) != dict(plan):
+            if existing is not None and _resumable(path):
+                other = ", ".join(f"{name} {existing.get(name)}" for name in plan if existing.get(name) != plan[name])
+                self.discarded = f"restarted: the interrupted extraction used {other}"
+            self._start(plan)
         self._read_journal()
         self._files = {name: (path / f"{name}.safetensors").open("r+b", buffering=0) for name in sets}
         self._offsets = {name: tensor_offsets(path / f"{name}.safetensors")["features"] for name in sets}
         self._journal = (path / _JOURNAL).open("a")
-        self._unlisted: list[str] = []
-        self._listed = time.monotonic()
+        self._pending: list[str] = []
+        self._synced = time.monotonic()
 
-    def __enter__(self) -> Partial:
+    def __enter__(self) -> PartialBank:
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._list()
+            self._sync()
         finally:
-            with writing(self.path):  # what a full disk did not take, closing the journal writes again
+            with writing(self.path):  # closing the journal retries what a full disk refused
                 for file in (*self._files.values(), self._journal):
                     file.close()
 
     @property
     def images(self) -> int:
-        """How many rows are filled."""
-        return sum(stop - start for stretches in self.done.values() for start, stop in stretches)
+        """Number of rows that are filled."""
+        return sum(stop - start for ranges in self.done.values() for start, stop in ranges)
 
     def missing(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
-        """Stretches of rows that are not filled, by set and view."""
+        """Ranges `(start, stop)` of rows that are not filled, by set and view."""
         return {
             (name, view): list(_gaps(self.done.get((name, view), []), len(shape.labels)))
             for name, shape in self.sets.items()
@@ -161,27 +160,27 @@ class Partial:
         }
 
     def add(self, done: ShardResult) -> None:
-        """Put the features of a shard in their place.
+        """Write the features of a shard to their position.
 
         Raises:
-            BankError: a feature is beyond what the bank's dtype can say.
-            StorageError: the disk is full after all.
+            BankError: a feature is too large for the bank's dtype.
+            StorageError: the disk is full.
         """
         part, view, start, stop = done.shard
         features = torch.from_numpy(done.features).to(self.dtype)
         self._check_range(done, features)
         row = self.feature_dim * features.element_size()
         with writing(self.path):
-            place = self._offsets[part] + (view * len(self.sets[part].labels) + start) * row
-            _write_at(self._files[part].fileno(), features.contiguous().numpy().tobytes(), place)
-            self._note(
-                {"shard": [part, view, start, stop], "unreadable": {str(k): v for k, v in done.unreadable.items()}}
-            )
-            if time.monotonic() - self._listed >= SYNC_SECONDS:
-                self._list()
+            position = self._offsets[part] + (view * len(self.sets[part].labels) + start) * row
+            _write_at(self._files[part].fileno(), features.contiguous().numpy().tobytes(), position)
+            entry = {"shard": [part, view, start, stop], "unreadable": {str(k): v for k, v in done.unreadable.items()}}
+            self._record(entry)
+            self._pending.append(json.dumps(entry) + "\n")
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                self._sync()
 
     def _check_range(self, done: ShardResult, stored: Tensor) -> None:
-        """Refuse finite features that became infinite as they were stored."""
+        """Refuse finite features that overflow to infinity in the stored dtype."""
         if stored.dtype == torch.float32 or not stored.isinf().any():
             return
         given = torch.from_numpy(done.features)
@@ -189,54 +188,56 @@ class Partial:
         for place, feature in rows.tolist():
             if done.shard.start + place not in done.unreadable:
                 raise BankError(
-                    f"features.dtype float16 holds magnitudes up to {torch.finfo(torch.float16).max:.0f}, and feature "
+                    f"features.dtype float16 stores magnitudes up to {torch.finfo(torch.float16).max:.0f}, and feature "
                     f"{feature} of {done.shard.part} image {done.shard.start + place} is "
                     f"{float(given[place, feature]):.6g}; use dtype float32"
                 )
 
     def finished(self, kept: Mapping[str, Tensor]) -> dict[str, Path]:
-        """The file of every set, whole, for the bank to be made of; close this first.
+        """The complete file of every set; call after closing.
 
         Args:
-            kept: rows that are to stay, int64, of the sets that shall not have all of theirs.
+            kept: rows to keep, int64, for the sets of which rows are dropped.
         """
         files = {name: self.path / f"{name}.safetensors" for name in self.sets}
         with writing(self.path):
             for name, rows in kept.items():
-                files[name] = self._fewer(files[name], name, rows)
+                files[name] = self._without_dropped(files[name], name, rows)
         return files
 
-    def _fewer(self, whole: Path, name: str, rows: Tensor) -> Path:
-        """The set without some of its rows, in another file, a view at a time and little of it in memory."""
-        shape, file = self.sets[name], self.path / f"{name}.kept.safetensors"
-        later = {"features": (self.dtype, (shape.views, len(rows), self.feature_dim))}
-        allocate(file, {"labels": shape.labels[rows]}, later)
-        there, here = tensor_offsets(whole)["features"], tensor_offsets(file)["features"]
+    def _without_dropped(self, whole: Path, name: str, rows: Tensor) -> Path:
+        """Copy the kept rows of a set to another file, in small blocks."""
+        shape = self.sets[name]
+        file = self._allocate(f"{name}.kept.safetensors", shape.views, shape.labels[rows])
+        read_from, write_to = tensor_offsets(whole)["features"], tensor_offsets(file)["features"]
         size = self.feature_dim * self.dtype.itemsize
         with whole.open("rb") as source, file.open("r+b") as target:
-            target.seek(here)
+            target.seek(write_to)
             for view in range(shape.views):
-                for first, last in _stretches(rows.tolist()):
-                    source.seek(there + (view * len(shape.labels) + first) * size)
+                for first, last in _runs(rows.tolist()):
+                    source.seek(read_from + (view * len(shape.labels) + first) * size)
                     _copy(source, target, (last + 1 - first) * size)
         return file
 
-    def _plan_there(self) -> Any:
+    def _allocate(self, name: str, views: int, labels: Tensor) -> Path:
+        file = self.path / name
+        allocate(file, {"labels": labels}, {"features": (self.dtype, (views, len(labels), self.feature_dim))})
+        return file
+
+    def _read_plan(self) -> Any:
         try:
-            there = json.loads((self.path / _PLAN).read_text())
+            plan = json.loads((self.path / _PLAN).read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return there if isinstance(there, dict) else None
+        return plan if isinstance(plan, dict) else None
 
-    def _begin(self, plan: Mapping[str, Any]) -> None:
+    def _start(self, plan: Mapping[str, Any]) -> None:
         with writing(self.path):
             for entry in self.path.iterdir():
                 if entry.name != _LOCK:
                     entry.unlink()
             for name, shape in self.sets.items():
-                later = {"features": (self.dtype, (shape.views, len(shape.labels), self.feature_dim))}
-                allocate(self.path / f"{name}.safetensors", {"labels": shape.labels}, later)
-                sync(self.path / f"{name}.safetensors")
+                sync(self._allocate(f"{name}.safetensors", shape.views, shape.labels))
             unfinished = self.path / f"{_PLAN}.tmp"
             unfinished.write_text(json.dumps(dict(plan)))
             sync(unfinished)
@@ -244,9 +245,9 @@ class Partial:
             sync(self.path)
 
     def _read_journal(self) -> None:
-        """Take in what is listed; a line that a kill cut short says nothing, and is cut off.
+        """Read the finished shards; a last line that a kill truncated is removed.
 
-        Shards with images that could not be read are done again: by now those may be there, or mended.
+        Shards with unreadable images are extracted again, because the images may have been fixed since.
         """
         file = self.path / _JOURNAL
         content = file.read_bytes() if file.exists() else b""
@@ -255,34 +256,30 @@ class Partial:
             os.truncate(file, len(whole))
         for line in whole.decode().splitlines():
             if not (entry := json.loads(line))["unreadable"]:
-                self._take(entry)
+                self._record(entry)
 
-    def _note(self, entry: dict[str, Any]) -> None:
-        self._take(entry)
-        self._unlisted.append(json.dumps(entry) + "\n")
-
-    def _take(self, entry: Mapping[str, Any]) -> None:
+    def _record(self, entry: Mapping[str, Any]) -> None:
         part, view, start, stop = entry["shard"]
         self.done.setdefault((part, view), []).append((start, stop))
         self.unreadable[part] |= {int(row): why for row, why in entry["unreadable"].items()}
 
-    def _list(self) -> None:
-        """Put on disk what was added since the last time, and then say so there."""
-        if self._unlisted:
+    def _sync(self) -> None:
+        """Sync the features added since the last call, then write and sync their journal lines."""
+        if self._pending:
             with writing(self.path):
                 for file in self._files.values():
                     os.fdatasync(file.fileno())
-                self._journal.write("".join(self._unlisted))
+                self._journal.write("".join(self._pending))
                 self._journal.flush()
                 os.fdatasync(self._journal.fileno())
-            self._unlisted = []
-        self._listed = time.monotonic()
+            self._pending = []
+        self._synced = time.monotonic()
 
 
-def _gaps(stretches: list[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:
-    """What of `0 .. length` lies in none of `stretches`."""
+def _gaps(ranges: list[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:
+    """The parts of `0 .. length` outside all `ranges`."""
     reached = 0
-    for start, stop in sorted(stretches):
+    for start, stop in sorted(ranges):
         if start > reached:
             yield reached, start
         reached = max(reached, stop)
@@ -290,25 +287,20 @@ def _gaps(stretches: list[tuple[int, int]], length: int) -> Iterator[tuple[int, 
         yield reached, length
 
 
-def _stretches(rows: list[int]) -> Iterator[tuple[int, int]]:
-    """First and last of every run of consecutive numbers; `rows` ascend."""
-    first = last = -1
-    for row in rows:
-        if last >= 0 and row != last + 1:
-            yield first, last
-            first = row
-        elif last < 0:
-            first = row
-        last = row
-    if last >= 0:
-        yield first, last
+def _runs(rows: list[int]) -> Iterator[tuple[int, int]]:
+    """First and last of every run of consecutive numbers in `rows`, which ascend."""
+    start = 0
+    for place in range(1, len(rows) + 1):
+        if place == len(rows) or rows[place] != rows[place - 1] + 1:
+            yield rows[start], rows[place - 1]
+            start = place
 
 
-def _write_at(handle: int, content: bytes, place: int) -> None:
+def _write_at(handle: int, content: bytes, position: int) -> None:
     left = memoryview(content)
     while left:
-        written = os.pwrite(handle, left, place)
-        left, place = left[written:], place + written
+        written = os.pwrite(handle, left, position)
+        left, position = left[written:], position + written
 
 
 def _copy(source: Any, target: Any, size: int) -> None:

@@ -1,8 +1,8 @@
-"""From images to features, shard by shard: what one process does of an extraction, wherever it runs.
+"""Extracting features in shards, in this process or in workers.
 
-A shard is rows of one view of one part, cut at multiples of the batch size, so that an image is always in the same
-batch: a shard's features follow from the extractor and the shard alone. An `Extractor` travels to other processes. It
-knows a frozen network and images; nothing of labels, files or banks. Shapes: V views, N images, D features.
+A shard is a range of rows of one view of one part, cut at multiples of the batch size, so that an image is always in
+the same batch: a shard's features depend on the extractor and the shard only. An `Extractor` can be pickled and sent to
+other processes. Shapes: V views, N images, D features.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from lt_train.core import seeding
 from lt_train.core.device import exact_float32
-from lt_train.datasets._images.decode_pool import ahead
-from lt_train.datasets._images.files import ImageFiles, Images, shared
-from lt_train.datasets._images.transform import View, apply_views, draw_views, normalise
-from lt_train.datasets.base import Augmentation, ResizedCrop
+from lt_train.datasets._images.decode import prefetch
+from lt_train.datasets._images.files import ImageFiles, Images, shared_tensor
+from lt_train.datasets._images.transform import View, draw_views, normalise
+from lt_train.datasets.base import Augmentation
 
 __all__ = ["Extractor", "Shard", "ShardResult", "Throughput", "Workers", "in_this_process", "shards"]
 
@@ -42,15 +42,15 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of a shard.
+    """The features of one shard.
 
     Attributes:
-        shard: which.
-        features: float32 `[stop - start, D]`; of an image that cannot be read, of no meaning.
-        unreadable: why, by row of the part.
-        seconds: spent waiting for images to be decoded (`decode`), on taking them to the device, cropping and
-            normalising (`transfer`), and in the network (`forward`).
-        host: the machine that did it.
+        shard: which rows.
+        features: float32 `[stop - start, D]`; meaningless for unreadable images.
+        unreadable: the reason for each unreadable image, by row of the part.
+        seconds: time spent waiting for decoded images (`decode`), moving them to the device, cropping and normalising
+            (`transfer`), and in the network (`forward`).
+        host: the machine that extracted the shard.
     """
 
     shard: Shard
@@ -61,32 +61,32 @@ class ShardResult:
 
 
 Workers = Callable[["Extractor", Sequence[Shard]], Iterator[ShardResult]]
-"""Whoever does shards: yields each once, in any order."""
+"""A function that extracts shards and yields each once, in any order."""
 
 
 def in_this_process(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
-    """One shard after another."""
+    """`Workers` that extract one shard after another."""
     return extractor.run(wanted)
 
 
 def shards(rows: Mapping[tuple[str, int], Iterable[tuple[int, int]]], length: int) -> list[Shard]:
-    """Stretches of rows, by part and view, cut into shards of at most `length` rows, a multiple of the batch size."""
+    """Cut ranges of rows, by part and view, into shards of at most `length` rows, a multiple of the batch size."""
     return [
         Shard(part, view, first, min(first + length, stop))
-        for (part, view), stretches in rows.items()
-        for start, stop in stretches
+        for (part, view), ranges in rows.items()
+        for start, stop in ranges
         for first in range(start, stop, length)
     ]
 
 
 @dataclass
 class Throughput:
-    """How fast an extraction was, and where its time went; of several processes, the time of all of them.
+    """The speed of an extraction and how its time was spent, summed over all processes.
 
     Attributes:
-        images: extracted by this call, an image and its mirror being two.
-        wall: seconds that the call took for them.
-        seconds: by what they were spent on.
+        images: images extracted by this call; an image and its mirror count as two.
+        wall: elapsed time of the call, in seconds.
+        seconds: process time in seconds, by activity.
     """
 
     images: int = 0
@@ -96,12 +96,12 @@ class Throughput:
     )
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Count more seconds."""
+        """Add process time."""
         for name, more in seconds.items():
             self.seconds[name] += more
 
     def document(self) -> dict[str, Any]:
-        """As JSON holds it; shares are fractions of the time that was spent on any of the four."""
+        """As JSON; shares are fractions of the time spent on all four activities."""
         total = sum(self.seconds.values())
         return {
             "images": self.images,
@@ -112,18 +112,18 @@ class Throughput:
 
     def __str__(self) -> str:
         shares = self.document()["shares"] or {}
-        told = ", ".join(f"{_CALLED[name]} {share:.0%}" for name, share in shares.items())
-        return f"{self.images / self.wall:.3g} images/s: {told}" if shares else "nothing was left to extract"
+        text = ", ".join(f"{_DISPLAY_NAMES[name]} {share:.0%}" for name, share in shares.items())
+        return f"{self.images / self.wall:.3g} images/s: {text}" if shares else "nothing left to extract"
 
 
-_CALLED = {"decode": "waiting for images", "transfer": "transfer", "forward": "forward", "write": "write"}
+_DISPLAY_NAMES = {"decode": "waiting for images", "transfer": "transfer", "forward": "forward", "write": "write"}
 
 
 class Extractor:
-    """A frozen network and all images that are to go through it, on a device that it takes up with its first shard.
+    """A frozen network and the images to extract; the network is moved to the device with the first shard.
 
-    The network runs in evaluation mode, without gradients, in float32. Threads of one process may run shards at the
-    same time: the network is one's at a time, while the others' images are decoded.
+    The network runs in evaluation mode, without gradients, in float32. Several threads may run shards concurrently:
+    they take turns at the network while the images of the others are decoded.
     """
 
     def __init__(
@@ -139,82 +139,93 @@ class Extractor:
         device: str,
         threads: int | None = None,
     ) -> None:
-        """`views` are of the training images, drawn from `seed`; 1 is the image as it is.
+        """Configure an extraction.
 
-        `threads` of torch are those that whoever runs shards on a CPU must have, by default as many as are here: with
-        others a product may be summed in another order, and differ in its last bits.
+        Args:
+            network: the backbone.
+            parts: images of train, val and test, by name.
+            normalisation: `(mean, std)` per channel.
+            augmentation: applied to training images if `views` is above 1.
+            views: number of views of the training images; 1 is the image without augmentation.
+            seed: of the views.
+            batch_size: images per forward pass.
+            device: where the network runs.
+            threads: torch threads to use on a CPU, by default the setting of this process. Another number may sum
+                products in another order and change the last bits of features.
         """
         self.network, self.parts, self.normalisation = network, dict(parts), normalisation
         self.augmentation, self.views, self.seed = augmentation, views, seed
         self.batch_size, self.device = batch_size, device
         self.threads = threads or torch.get_num_threads()
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._placed: nn.Module | None = None
         self._drawn: tuple[int, Tensor] | None = None
         self._turn = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels: arrays for tensors, which Ray's processes of one machine then share."""
-        parts = {name: held.numpy() if isinstance(held, Tensor) else held for name, held in self.parts.items()}
+        """Pickles tensors as arrays, which Ray's processes on one machine then share."""
+        parts = {name: part.numpy() if isinstance(part, Tensor) else part for name, part in self.parts.items()}
         return {name: value for name, value in vars(self).items() if not name.startswith("_")} | {"parts": parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.parts = {name: shared(held) if isinstance(held, np.ndarray) else held for name, held in self.parts.items()}
-        self._begin()
+        self.parts = {
+            name: shared_tensor(part) if isinstance(part, np.ndarray) else part for name, part in self.parts.items()
+        }
+        self._reset()
 
     def determinism_key(self) -> dict[str, Any]:
-        """What may change the last bits of features beside what they are features of, as JSON."""
+        """Everything beside the inputs that may change the last bits of features, as JSON."""
         device = torch.device(self.device).type
         threads = self.threads if device == "cpu" else None
         return {"batch_size": self.batch_size, "device": device, "threads": threads, "torch": torch.__version__}
 
     def run(self, wanted: Iterable[Shard]) -> Iterator[ShardResult]:
-        """Do the shards, in order; while a batch is in the network the next is decoded, across shards."""
+        """Extract shards in order; the next batch is decoded while the network runs, also across shards."""
         batches = [
             (shard, slice(start, min(start + self.batch_size, shard.stop)))
             for shard in wanted
             for start in range(shard.start, shard.stop, self.batch_size)
         ]
         calls = (partial(self._read, shard, rows) for shard, rows in batches)
-        # What is in memory is no work for a thread, and would only wait for its turn.
-        held = all(map(_in_memory, self.parts.values())) and not self._cuts_files()
-        reads = (call() for call in calls) if held else ahead(calls)
+        # A thread does not help where nothing is decoded.
+        in_memory = all(map(_in_memory, self.parts.values())) and not self._decodes_views()
+        reads = (call() for call in calls) if in_memory else prefetch(calls)
         launched: deque[tuple[Shard, slice, _Launched]] = deque()
-        filling = _Filling()
+        collector = _Collector()
         for shard, rows in batches:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             images, unreadable = next(reads)
-            waited = time.perf_counter() - begun
+            waited = time.perf_counter() - started
             with self._turn:
                 launched.append((shard, rows, self._launch(shard, rows, images)))
-            filling.note(shard, waited, {rows.start + place: why for place, why in unreadable.items()})
-            # A CUDA device is given the next batch before the last one's features are waited for.
+            collector.note(shard, waited, {rows.start + place: why for place, why in unreadable.items()})
+            # On a CUDA device the next batch is launched before waiting for the last one.
             if len(launched) > 1 or self.device == "cpu":
-                yield from filling.take(*launched.popleft())
+                yield from collector.take(*launched.popleft())
         while launched:
-            yield from filling.take(*launched.popleft())
+            yield from collector.take(*launched.popleft())
 
     def readable(self, done: ShardResult) -> int | None:
-        """The first row of a shard that could not be read where it was done, and can be read here."""
+        """The first row of a shard that was unreadable where it was extracted but is readable here, or None."""
         rows = (slice(row, row + 1) for row in sorted(done.unreadable))
         return next((one.start for one in rows if not self._read(done.shard, one)[1]), None)
 
     @torch.inference_mode()
     def _launch(self, shard: Shard, rows: slice, images: Tensor) -> _Launched:
-        """Put one batch through the network; on a CUDA device, say only that it shall be."""
+        """Run one batch through the network; asynchronous on a CUDA device."""
         network = self._network()
-        begun = _mark(self.device)
-        inputs = self._changed(shard, rows, images.to(self.device, non_blocking=True))
+        start = _mark(self.device)
+        inputs = self._augmented(shard, rows, images.to(self.device, non_blocking=True))
         inputs = normalise(inputs, *self.normalisation).contiguous(memory_format=torch.channels_last)
         ready = _mark(self.device)
         with exact_float32(self.device):
             features = network(inputs).float()
         if torch.device(self.device).type == "cuda":
             features = torch.empty(features.shape, pin_memory=True).copy_(features, non_blocking=True)
-        return _Launched(features, (begun, ready, _mark(self.device)))
+        return _Launched(features, (start, ready, _mark(self.device)))
 
     def _network(self) -> nn.Module:
         if self._placed is None:
@@ -222,27 +233,27 @@ class Extractor:
             self._placed = placed.eval()
         return self._placed
 
-    def _cuts_files(self) -> bool:
-        """Whether views are parts of whole images, which are cut out as the files are decoded."""
-        return self.views > 1 and isinstance(self.augmentation, ResizedCrop)
+    def _decodes_views(self) -> bool:
+        """Whether every view decodes the training images from their files again."""
+        return self.views > 1 and self.augmentation.needs_files
 
     def _read(self, shard: Shard, rows: slice) -> tuple[Tensor, Mapping[int, str]]:
-        """Images, and why some of them are black."""
+        """Images, and the reason for each unreadable one, which is black."""
         images = self.parts[shard.part]
-        if shard.part == "train" and self._cuts_files():
-            return View(images, self.augmentation, self._view(shard.view)).attempt(rows)
-        return images.attempt(rows) if isinstance(images, ImageFiles) else (images[rows], {})
+        if shard.part == "train" and self._decodes_views():
+            return View(images, self.augmentation, self._view(shard.view)).try_read(rows)
+        return images.try_read(rows) if isinstance(images, ImageFiles) else (images[rows], {})
 
-    def _changed(self, shard: Shard, rows: slice, images: Tensor) -> Tensor:
-        """Training images cropped and mirrored as their view was drawn, test images mirrored in their second."""
+    def _augmented(self, shard: Shard, rows: slice, images: Tensor) -> Tensor:
+        """Training images augmented as drawn for their view; in the second view of other parts, mirrored images."""
         if shard.part != "train":
             return images.flip(-1) if shard.view else images
-        if self.views == 1 or isinstance(self.augmentation, ResizedCrop):
+        if self.views == 1 or self.augmentation.needs_files:
             return images
-        return apply_views(images, self._view(shard.view)[rows].to(images.device), self.augmentation.pad)
+        return self.augmentation.apply(images, self._view(shard.view)[rows].to(images.device))
 
     def _view(self, view: int) -> Tensor:
-        """What was drawn for a view of the training images."""
+        """The random numbers of a view of the training images."""
         drawn = self._drawn
         if drawn is None or drawn[0] != view:
             stream = seeding.generator("feature view", self.seed, view)
@@ -251,22 +262,22 @@ class Extractor:
 
 
 class _Launched(NamedTuple):
-    """Features of a batch that are there, or will be when the last of three marks is reached: begun, ready, done."""
+    """Features of a batch, complete when the last of three marks is reached: start, inputs ready, done."""
 
     features: Tensor
     marks: tuple[Any, Any, Any]
 
     def seconds(self) -> dict[str, float]:
-        """Wait for the features; what they took."""
-        begun, ready, done = self.marks
+        """Wait for the features; returns the time they took."""
+        start, ready, done = self.marks
         if isinstance(done, float):
-            return {"transfer": ready - begun, "forward": done - ready}
+            return {"transfer": ready - start, "forward": done - ready}
         done.synchronize()
-        return {"transfer": begun.elapsed_time(ready) / 1e3, "forward": ready.elapsed_time(done) / 1e3}
+        return {"transfer": start.elapsed_time(ready) / 1e3, "forward": ready.elapsed_time(done) / 1e3}
 
 
-class _Filling:
-    """The shards whose batches come in, in order."""
+class _Collector:
+    """Joins the batches of shards, which arrive in order."""
 
     def __init__(self) -> None:
         self.features: list[Tensor] = []
@@ -274,13 +285,13 @@ class _Filling:
         self.seconds: dict[Shard, dict[str, float]] = {}
 
     def note(self, shard: Shard, waited: float, unreadable: Mapping[int, str]) -> None:
-        """Take note of a batch that is on its way."""
+        """Record the waiting time and the unreadable images of a batch whose features are pending."""
         self.unreadable.setdefault(shard, {}).update(unreadable)
         seconds = self.seconds.setdefault(shard, dict.fromkeys(("decode", "transfer", "forward"), 0.0))
         seconds["decode"] += waited
 
     def take(self, shard: Shard, rows: slice, launched: _Launched) -> Iterator[ShardResult]:
-        """Take its features; the shard, where these were its last."""
+        """Add the features of a batch; yields the shard if it is now complete."""
         for name, more in launched.seconds().items():
             self.seconds[shard][name] += more
         self.features.append(launched.features)
@@ -295,7 +306,7 @@ def _in_memory(images: Images) -> bool:
 
 
 def _mark(device: str) -> Any:
-    """Now: on a CUDA device, when it gets there."""
+    """The current time; on a CUDA device an event in its stream."""
     if torch.device(device).type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)

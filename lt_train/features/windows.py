@@ -1,10 +1,9 @@
-"""Batches of a bank that memory does not hold: a window of many batches is read at once, in the order of the file.
+"""Batches of a bank that does not fit in memory: windows of many batches are read at once, in file order.
 
-Training visits rows in random order. Where the file is in memory, that costs nothing. Where it is not, each batch
-would wait for a disk to find its rows one by one, and most of what comes with them is thrown away before its turn. So
-the rows of many batches are fetched in ascending order, which a disk does at full speed, by a thread that is one window
-ahead. Results do not depend on it. Knows the C library and one tensor. Where the system has no `mincore`, or does not
-answer it truly (Linux, for files that this user neither owns nor may write), all is taken to be in memory.
+Training visits rows in random order. From a file that is not in memory, each batch would wait for the disk to find its
+rows one by one. Instead, the rows of many batches are fetched in ascending order, which a disk does at full speed, by a
+thread that is one window ahead. Results do not depend on it. If the system has no `mincore`, or does not answer
+truthfully (Linux, for files that the user neither owns nor may write), all rows are assumed to be in memory.
 
 Shapes: N rows of D features.
 """
@@ -22,8 +21,8 @@ from torch import Tensor
 __all__ = ["in_memory", "read_batches"]
 
 WINDOW_BYTES = 2**26
-"""Bytes fetched at once; two windows are held by every stack that is trained. A large file gets larger ones, so that it
-is not passed over more than `PASSES` times an epoch, up to `LARGEST_BYTES`."""
+"""Bytes fetched at once; every stack in training holds two windows. Large files use larger windows, up to
+`LARGEST_BYTES`, so that a file is not read more than `PASSES` times per epoch."""
 
 LARGEST_BYTES = 2**28
 
@@ -34,8 +33,8 @@ def read_batches(features: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor
     """The rows of each batch, `[n, D]`, of `features [N, D]`.
 
     Args:
-        features: of any dtype, read-only as it may be; on a device, or on the CPU, in memory or mapped.
-        batches: int64 row numbers where the features are, n in each, of any shape.
+        features: any dtype, may be read-only; on a device, or on the CPU in memory or memory-mapped.
+        batches: int64 row numbers on the same device, n in each, of any shape.
     """
     if in_memory(features):
         for batch in batches:
@@ -43,17 +42,17 @@ def read_batches(features: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor
         return
     windows = list(_windows(features, batches))
     with ThreadPoolExecutor(1, "bank") as reader:
-        coming = reader.submit(_fetch, features, windows[0])
+        pending = reader.submit(_fetch, features, windows[0])
         for following in [*windows[1:], None]:
-            rows, places = coming.result()
+            rows, places = pending.result()
             if following is not None:
-                coming = reader.submit(_fetch, features, following)
+                pending = reader.submit(_fetch, features, following)
             for place in places:
                 yield torch.index_select(rows, 0, place)
 
 
 def in_memory(features: Tensor) -> bool:
-    """Whether every byte of `features` is in memory now, the device's or the machine's."""
+    """Whether every byte of `features` is in memory now, on the device or the machine."""
     if features.device.type != "cpu" or not features.is_contiguous() or not features.numel():
         return True
     mincore = getattr(_libc(), "mincore", None)
@@ -65,12 +64,12 @@ def in_memory(features: Tensor) -> bool:
     pages = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
     if mincore(ctypes.c_void_p(first), ctypes.c_size_t(length), pages):
         return True
-    # The lowest bit says whether a page is in memory; what the others mean is the system's business.
+    # The lowest bit is set if a page is in memory; the other bits are reserved.
     return bool(torch.frombuffer(pages, dtype=torch.uint8).bitwise_and(1).all())
 
 
 def _windows(features: Tensor, batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Batches in groups, each of about a window of rows."""
+    """Batches in groups of about one window of rows."""
     row_bytes = features.shape[1] * features.element_size()
     most = max(WINDOW_BYTES, min(len(features) * row_bytes // PASSES, LARGEST_BYTES)) // row_bytes
     window: list[Tensor] = []
@@ -86,7 +85,7 @@ def _windows(features: Tensor, batches: Sequence[Tensor]) -> Iterator[list[Tenso
 
 
 def _fetch(features: Tensor, window: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The window's rows as the file has them, and for every batch where its rows are among these."""
+    """The window's rows in file order, and for every batch the positions of its rows among them."""
     wanted, order = torch.cat(list(window)).sort()
     rows = torch.index_select(features, 0, wanted)
     places = torch.empty_like(order)

@@ -1,1 +1,1 @@
-"""Per-sample losses over logits [..., K]."""
+"""Per-sample losses over logits `[..., K]`, class priors and class weights."""

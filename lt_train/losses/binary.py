@@ -1,8 +1,8 @@
-"""Binary cross entropy over all classes at once, on softmax or on sigmoid probabilities, weighted by true class.
+"""Binary cross entropy over all classes, on softmax or on sigmoid probabilities, weighted by the true class.
 
-The class-balanced loss (Cui et al. 2019) was published with the second form and is widely run with the first, which
-LTWB (Alshammari et al. 2022) calls. Both are means over the K classes, so that the mean over a batch is the originals'
-mean over N K. Knows torch only.
+The class-balanced loss (Cui et al. 2019) was published with the sigmoid form. Much code, including LTWB (Alshammari et
+al. 2022), uses the softmax form. Both are means over the K classes, so that the mean over a batch of N equals the mean
+over N K in the original code.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ __all__ = ["BinarySigmoid", "BinarySoftmax"]
 class BinarySoftmax(Loss):
     """`-(w_y / K) (log p_y + sum over k != y of log(1 - p_k))` with `p = softmax(z)`, per sample.
 
-    Where one p_k is close to 1, its `1 - p_k` is the sum of the others, taken to be at least the smallest normal number
-    of the logits' type. `torch.nn.functional.binary_cross_entropy` subtracts, which leaves nothing of it in float32
-    once the logit leads by 17, and then clamps; elsewhere the two agree.
+    For p_k close to 1, `1 - p_k` is computed as the sum of the other probabilities, with the smallest normal number of
+    the dtype as lower bound. `torch.nn.functional.binary_cross_entropy` subtracts instead, which underflows in float32
+    once the logit leads by 17, and clamps. Otherwise the two agree. Range: >= 0.
 
     Args:
-        weight: w by true class, >= 0, broadcasts to `[..., K]`; one column, or a number, stands for all classes.
+        weight: w of the true class, >= 0, broadcasts to `[..., K]`; one column, or a number, applies to all classes.
     """
 
     def __init__(self, weight: Table = 1.0) -> None:
         self.weight = weight
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Per-sample loss `[...]`; see `losses.base.Loss`."""
+        """Per-sample loss `[...]`; see `Loss`."""
         index, top = label_index(labels, logits), logits.argmax(dim=-1, keepdim=True)
         others = torch.softmax(logits, dim=-1).scatter(-1, top, 0.0)
         rest = others.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).tiny)
@@ -43,13 +43,13 @@ class BinarySoftmax(Loss):
         return (-weight * (log_true + log_wrong.sum(dim=-1, keepdim=True))).squeeze(-1)
 
     def with_gradient(self, logits: Tensor, labels: Tensor, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        """Loss and gradient; see `losses.base.Loss`.
+        """Loss and gradient; see `Loss`.
 
-        With odds `r_k = p_k / (1 - p_k)` of the wrong classes and their sum R, the derivative by a wrong logit is
-        `(w_y / K)(r_j + p_j (1 - R))`, and `(w_y / K)(p_y (1 - R) - 1)` by the true one. A class t that leads, above
-        one half, is kept apart, as its odds may be beyond all bounds: `r_t (1 - p_t) = p_t` and
-        `p_j r_t = p_t p_j / sum of the others` are not. The product of the remaining `1 - p_k` is at least 1/4, so
-        one logarithm a sample is enough.
+        With the odds `r_k = p_k / (1 - p_k)` of the wrong classes and their sum R, the derivative with respect to a
+        wrong logit is `(w_y / K)(r_j + p_j (1 - R))`, and `(w_y / K)(p_y (1 - R) - 1)` with respect to the true one. A
+        leading class t with p_t above one half is treated separately, because its odds are unbounded, while `r_t (1 -
+        p_t) = p_t` and `p_j r_t = p_t p_j / sum of the others` are bounded. The product of the remaining `1 - p_k` is
+        at least 1/4, so one logarithm per sample is sufficient.
         """
         index = label_index(labels, logits)
         powers, total, peak = exponentials(logits)
@@ -80,25 +80,25 @@ class BinarySoftmax(Loss):
 
 
 class BinarySigmoid(Loss):
-    """`(w_y / K) (sum over k of log(1 + exp z_k) - z_y)`: every class a yes-or-no question of its own, per sample.
+    """`(w_y / K) (sum over k of log(1 + exp z_k) - z_y)`, per sample: one binary decision per class. Range: >= 0.
 
     Args:
-        weight: w by true class, >= 0, broadcasts to `[..., K]`; one column, or a number, stands for all classes.
+        weight: w of the true class, >= 0, broadcasts to `[..., K]`; one column, or a number, applies to all classes.
     """
 
     def __init__(self, weight: Table = 1.0) -> None:
         self.weight = weight
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Per-sample loss `[...]`; see `losses.base.Loss`."""
+        """Per-sample loss `[...]`; see `Loss`."""
         index = label_index(labels, logits)
-        # Beyond 40, log(1 + exp z) is z in float64 too; torch's own limit of 20 is meant for float32.
+        # Above 40, log(1 + exp z) equals z in float64 too; the default threshold of torch, 20, suits float32.
         questions = functional.softplus(logits, threshold=40.0).sum(dim=-1, keepdim=True)
         weight = of_label(self.weight, index, logits) / logits.shape[-1]
         return (weight * (questions - logits.gather(-1, index))).squeeze(-1)
 
     def with_gradient(self, logits: Tensor, labels: Tensor, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        """Loss and `scale (w_y / K)(sigmoid(z) - e_y)`; see `losses.base.Loss`."""
+        """Loss and `scale (w_y / K)(sigmoid(z) - e_y)`; see `Loss`."""
         index = label_index(labels, logits)
         amount = column(scale) * of_label(self.weight, index, logits) / logits.shape[-1]
         gradient = torch.sigmoid(logits).mul_(amount)

@@ -1,6 +1,4 @@
-"""What class sizes say: priors p_k = n_k / N, or as a user gives them, and weights by effective number.
-
-Knows torch only.
+"""Class priors `p_k = n_k / N`, or as given by the user, and class weights by effective number.
 
 Shapes: K classes.
 """
@@ -14,13 +12,13 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-__all__ = ["Prior", "effective_number_weights", "empty_classes", "log_prior", "unfit_prior"]
+__all__ = ["Prior", "effective_number_weights", "empty_classes", "log_prior", "prior_incompatibility"]
 
 TOLERANCE = 1e-3
-"""How far a given prior may be from summing to 1: room for rounded figures."""
+"""Allowed deviation from 1 of the sum of a given prior, for rounded numbers."""
 
 
-def _sound(prior: tuple[float, ...] | None) -> tuple[float, ...] | None:
+def _check_prior(prior: tuple[float, ...] | None) -> tuple[float, ...] | None:
     if prior is None:
         return prior
     lowest = min(prior, default=0.0)
@@ -34,22 +32,22 @@ def _sound(prior: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 Prior = Annotated[
     tuple[float, ...] | None,
-    AfterValidator(_sound),
+    AfterValidator(_check_prior),
     Field(description="share of each class, K numbers > 0 that sum to 1; default: the training set's n_k / N"),
 ]
 
 
 def effective_number_weights(beta: Tensor, class_counts: Tensor) -> Tensor:
-    """`(1 - beta) / (1 - beta^n_k)`, scaled to sum K (Cui et al. 2019, Eq. 6); 1 for every class where beta is 0.
+    """`(1 - beta) / (1 - beta^n_k)`, scaled to sum K (Cui et al. 2019, Eq. 6); beta = 0 gives 1 for every class.
 
     Args:
         beta: in [0, 1), any shape.
         class_counts: int64 `[K]`, > 0.
 
     Returns:
-        `[..., K]`, of the type of `beta`.
+        `[..., K]`, of the dtype of `beta`.
     """
-    # In double precision, so that the powers of beta lose nothing more than float32 has lost of beta itself.
+    # In double precision, so that the powers of beta lose no more precision than beta itself has lost in float32.
     one_beta = beta.double().unsqueeze(-1)
     weights = (1.0 - one_beta) / (1.0 - one_beta**class_counts)
     return (weights * (len(class_counts) / weights.sum(dim=-1, keepdim=True))).to(beta.dtype)
@@ -63,8 +61,8 @@ def log_prior(prior: tuple[float, ...] | None, class_counts: Tensor) -> Tensor:
     return (given / given.sum()).log().float()
 
 
-def unfit_prior(prior: tuple[float, ...] | None, class_counts: Tensor) -> str:
-    """Why a prior is no use for these classes; empty where it is."""
+def prior_incompatibility(prior: tuple[float, ...] | None, class_counts: Tensor) -> str:
+    """Why a prior cannot be used with these class counts `[K]`; empty if it can."""
     if prior is None:
         return empty_classes(class_counts)
     if len(prior) != len(class_counts):
@@ -73,7 +71,7 @@ def unfit_prior(prior: tuple[float, ...] | None, class_counts: Tensor) -> str:
 
 
 def empty_classes(class_counts: Tensor) -> str:
-    """Says which classes have no training image, for whatever takes a logarithm or a power of n_k; empty if none."""
+    """An error message that names the classes without training images; empty if there are none."""
     empty = (class_counts == 0).nonzero().flatten().tolist()
     if not empty:
         return ""

@@ -1,13 +1,11 @@
-"""What a method is: one way to re-train the classifier, a frozen spec composed of parts.
+"""Base classes of methods: `MethodSpec` (ways to obtain a classifier) and `TrainedMethod` (ways to re-train one).
 
-A method is a head, a loss, a sampler, a constraint on the weights and a post-hoc adjustment. A method kind is one file
-in this folder with one `MethodSpec` subclass: it names its loss and the parts that make it what it is; any other part
-may be changed by its user, and combinations that make no sense are refused here with the reason. Every `float` field,
-of the method or of a part, may differ from lane to lane of a fused pack (and may be searched at no cost); every other
-field is static, and only runs that agree on it share a pack. Knows the parts' rooms and torch; knows nothing of loops
-or banks.
+A method is composed of a head, a loss, a data sampler, a constraint on the weights and a post-hoc adjustment. A method
+class names its loss and fixes the parts that define it. All other parts are free, and combinations that make no sense
+are rejected with the reason. A field declared `BATCHED` may differ between the lanes of a fused pack, so it is searched
+at almost no cost. Runs share a pack only if they agree on all other fields.
 
-Shapes: S seeds, B batch, T lanes (trials), K classes.
+Shapes: S seeds, T lanes (trials), K classes, D features.
 """
 
 from __future__ import annotations
@@ -21,19 +19,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lt_train.core.lanes import lane_values, static_fields
+from lt_train.core.fields import BATCHED, Shorthand, lane_values, static_fields
 from lt_train.core.registry import KindSpec, Registry, Spec
-from lt_train.core.shorthand import Shorthand
 from lt_train.losses.base import Loss
-from lt_train.methods.constraints.base import CONSTRAINTS, ConstraintSpec
-from lt_train.methods.heads.base import HEADS, HeadSpec
-from lt_train.methods.heads.linear import Linear
-from lt_train.methods.post_hoc.base import POST_HOC, Adjusted, PostHocSpec
-from lt_train.methods.samplers.base import SAMPLERS, SamplerSpec
-from lt_train.methods.samplers.instance import Instance
+from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses.priors import empty_classes
+from lt_train.methods.constraints import CONSTRAINTS, ConstraintSpec
+from lt_train.methods.heads import HEADS, HeadSpec, Linear
+from lt_train.methods.post_hoc import POST_HOC, Adjusted, PostHocSpec
+from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
 
 __all__ = [
     "METHODS",
+    "CrossEntropyMethod",
     "LearningRate",
     "MethodSpec",
     "Momentum",
@@ -43,10 +41,12 @@ __all__ = [
     "WeightDecay",
 ]
 
-LearningRate = Annotated[float, Field(gt=0, description="learning rate of SGD at the first epoch, > 0")]
-WeightDecay = Annotated[float, Field(ge=0, description="L2 penalty on what is trained, >= 0 (torch.optim.SGD)")]
-Momentum = Annotated[float, Field(ge=0, lt=1, description="momentum of SGD, in [0, 1)")]
-SmoothFactor = Annotated[float, Field(ge=0, lt=1, description="smooth factor d of Eq. 12, in [0, 1)")]
+LearningRate = Annotated[float, BATCHED, Field(gt=0, description="learning rate of SGD in the first epoch, > 0")]
+WeightDecay = Annotated[
+    float, BATCHED, Field(ge=0, description="L2 penalty on the trained parameters, >= 0 (torch.optim.SGD)")
+]
+Momentum = Annotated[float, BATCHED, Field(ge=0, lt=1, description="momentum of SGD, in [0, 1)")]
+SmoothFactor = Annotated[float, BATCHED, Field(ge=0, lt=1, description="smooth factor d (paper, Eq. 12), in [0, 1)")]
 
 if TYPE_CHECKING:
     Head = HeadSpec
@@ -61,10 +61,10 @@ else:
 
 
 class TrainingSpec(Spec):
-    """How long and in what batches to re-train; the defaults are the paper's protocol."""
+    """Length and batches of re-training. The defaults are the protocol of the paper."""
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 20
-    batch_size: Annotated[int, Field(ge=1, description="images a step; the last batch may be short")] = 64
+    batch_size: Annotated[int, Field(ge=1, description="images per step; the last batch may be smaller")] = 64
     matmul: Annotated[
         Literal["float32", "tf32"],
         Field(description="precision of matrix products; tf32 is faster on CUDA devices that have it, and less exact"),
@@ -72,29 +72,32 @@ class TrainingSpec(Spec):
 
 
 class MethodSpec(KindSpec):
-    """Base of every method kind.
+    """Base class of all methods.
 
-    `trains` says whether the head is changed at all; a method that trains nothing is evaluated once.
+    Class attributes:
+        trains: whether the head is trained. A method that trains nothing is evaluated once.
+        needs_all_classes: whether it divides by class sizes, so that every class must have training images.
     """
 
     trains: ClassVar[bool]
+    needs_all_classes: ClassVar[bool] = False
 
     head: Head = Field(default=Linear(), description="the classifier")
-    post_hoc: PostHoc = Field(default=None, description="adjustment of the trained head's logits at evaluation")
+    post_hoc: PostHoc = Field(default=None, description="adjustment of the logits of the trained head at evaluation")
 
     def lane_values(self) -> dict[str, float]:
-        """The hyperparameters that may differ between the lanes of one pack, by dotted path: the float fields."""
+        """The batched fields, which may differ between the lanes of one pack, by dotted path."""
         return lane_values(self)
 
     def static_fields(self) -> dict[str, Any]:
-        """The other fields, nested: runs share a pack only if these are equal."""
+        """All other fields, nested. Runs share a pack only if these are equal."""
         return static_fields(self)
 
     def classifier(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The trained classifier, `[..., D] -> [..., K]`, from what was kept of a run (`SelectedHead.state`).
+        """The trained classifier, `[..., D] -> [..., K]`, from the state of a run (`SelectedHead.state`).
 
         Raises:
-            RuntimeError: the tensors are not those of this method's head.
+            RuntimeError: the tensors do not belong to the head of this method.
         """
         inner = (
             state
@@ -107,21 +110,22 @@ class MethodSpec(KindSpec):
         return head if self.post_hoc is None else Adjusted(head, state["scale"], state["offset"])
 
     def incompatibility(self, class_counts: Tensor) -> str:
-        """Why this method cannot be trained on data with these class counts `[K]`; empty where it can."""
-        return "" if self.post_hoc is None else self.post_hoc.incompatibility(class_counts)
+        """Why this method cannot be used on data with these class counts `[K]`; empty if it can."""
+        reason = "" if self.post_hoc is None else self.post_hoc.incompatibility(class_counts)
+        return reason or (empty_classes(class_counts) if self.needs_all_classes else "")
 
     @model_validator(mode="after")
-    def _refuse_senseless(self) -> MethodSpec:
+    def _check_combination(self) -> MethodSpec:
         for reason in self.validate_combination():
             raise ValueError(reason)
         return self
 
     def validate_combination(self) -> Iterator[str]:
-        """Reasons why the values and parts of this method do not go together."""
+        """Reasons why the values and parts of this method are invalid together."""
         for path, value in self.lane_values().items():
             stored = torch.tensor(value, dtype=torch.float32).item()
             if not math.isfinite(stored) or (value < 1.0 <= stored) or (value > 0.0 >= stored):
-                yield f"{path} must be a number that float32 can tell from {stored:g}, got {value!r}"
+                yield f"{path} must not round to {stored:g} in float32, got {value!r}"
         if self.post_hoc is not None and self.post_hoc.needs_rows and not self.head.has_rows:
             yield (
                 f"post_hoc {self.post_hoc.kind} divides by the length of trained weight rows, and head "
@@ -130,10 +134,10 @@ class MethodSpec(KindSpec):
 
 
 class TrainedMethod(MethodSpec):
-    """Base of methods that re-train the head with SGD, momentum and a cosine schedule stepped after each epoch.
+    """Base class of methods that re-train the head: SGD with momentum and a cosine schedule with one step per epoch.
 
-    `corrects_prior` says whether the loss takes the class frequencies out already, by a shift of the logits or by
-    weights.
+    Class attributes:
+        corrects_prior: whether the loss corrects for the class frequencies, by a shift of the logits or by weights.
     """
 
     trains: ClassVar[bool] = True
@@ -144,18 +148,18 @@ class TrainedMethod(MethodSpec):
     momentum: Momentum = 0.9
     init: Annotated[
         Literal["checkpoint", "random"],
-        Field(description="start from the stage-1 head (warm) or from torch.nn.Linear's own start (fresh)"),
+        Field(description="start from the stage-1 head (checkpoint), or from the default of torch.nn.Linear (random)"),
     ] = "checkpoint"
     sampler: Sampler = Field(default=Instance(), description="order in which training images are visited")
     constraint: Constraint = Field(default=None, description="projection of the weight rows during training")
 
     @abstractmethod
     def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
-        """The loss that is trained, with its tables; a step takes its mean over the batch, weighted or not.
+        """The training loss with its tables. A step minimises its mean over the batch.
 
         Args:
-            lanes: every lane value by dotted path, `[]` for one run or `[S, 1, T]` for a stack.
-            class_counts: int64 `[K]`, training images a class, on the same device.
+            lanes: all lane values by dotted path, `[]` for one run or `[S, 1, T]` for a stack.
+            class_counts: int64 `[K]`, training images per class, on the same device.
         """
 
     def validate_combination(self) -> Iterator[str]:
@@ -176,9 +180,17 @@ class TrainedMethod(MethodSpec):
             yield f"{' and '.join(correcting)} would each correct for class frequencies; keep one of them"
 
 
+class CrossEntropyMethod(TrainedMethod):
+    """Base class of methods that train plain cross entropy and differ in their head, sampler, constraint or start."""
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        return CrossEntropy()
+
+
 def _heads_with_rows() -> str:
     return ", ".join(name for name, spec in HEADS.kinds().items() if spec.has_rows)
 
 
 METHODS = Registry("lt_train.methods", MethodSpec)
-"""The methods."""
+"""The plugin group of methods."""

@@ -1,11 +1,12 @@
-"""A re-trained classifier in one safetensors file: its tensors by name, and where they came from as JSON.
+"""Files of re-trained classifiers: tensors by name and their origin as JSON, in one safetensors file.
 
-Written atomically, read without pickle. Knows nothing of methods; the document is kept as it is.
+Files are written atomically and read without pickle.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,30 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lt_train.core.errors import CheckpointError
-from lt_train.core.io import atomic_file
-from lt_train.core.tensor_file import write_tensors
+from lt_train.core.io import atomic_file, write_tensors
 
 __all__ = ["load_head", "save_head"]
 
 _KEY = "longtail-sweeps head"
 
 
-def save_head(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors (`MethodSpec.classifier` says which) to `path`, atomically, with a JSON document.
+def save_head(path: str | os.PathLike[str], state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write the state of a classifier (see `MethodSpec.classifier`) and a JSON document to `path`, atomically.
 
     Raises:
-        StorageError: the disk is full or not writable; a file that was there is as before.
+        StorageError: the disk is full or not writable; an existing file is left unchanged.
     """
-    with atomic_file(path) as temporary:
+    with atomic_file(Path(path)) as temporary:
         write_tensors(temporary, dict(state), {_KEY: json.dumps(dict(about))})
 
 
-def load_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """`(tensors, document)` of a file written by `save_head`.
 
     Raises:
-        CheckpointError: the file is missing, truncated or of another kind.
+        CheckpointError: the file is missing, truncated or not a head file.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(
             f"head {path} does not exist; write one with `lt-train retrain --out` or correct the path"
@@ -50,6 +51,6 @@ def load_head(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: contents.get_tensor(name) for name in contents.keys()}, about
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"head {path} cannot be read ({error}): it is truncated, altered or no head file; write it again with "
+            f"head {path} cannot be read ({error}): it is truncated, altered or not a head file; write it again with "
             "`lt-train retrain --out`"
         ) from None

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Metrics: accuracy by class split, and logit statistics."""

@@ -1,28 +1,16 @@
-"""What we measure: accuracy by class split, Logits Magnitude (LoMa) and regularised standard deviation.
-
-Pure functions and one streaming accumulator over logits; touch this to add a metric. Knows torch only; nothing of
-banks, methods or lanes beyond "any number of leading axes".
+"""Top-1 accuracy by class split.
 
 Shapes: N images, B a batch of them, K classes, L any lane axes (possibly none).
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "SPLITS",
-    "LogitStatistics",
-    "correct_per_class",
-    "loma_by_group",
-    "loma_cv",
-    "split_accuracy",
-    "split_masks",
-    "top1_correct",
-]
+__all__ = ["SPLITS", "correct_per_class", "split_accuracy", "split_masks", "top1_correct"]
 
 SPLITS = ("all", "many", "medium", "few")
 """Columns of every accuracy array."""
@@ -32,22 +20,22 @@ FEW_BELOW = 20
 
 
 def split_masks(split_counts: Tensor) -> Tensor:
-    """Which classes belong to which split (Liu et al. 2019): many n > 100, medium 20 <= n <= 100, few n < 20.
+    """The classes of each split (Liu et al. 2019): many n > 100, medium 20 <= n <= 100, few n < 20.
 
     Args:
-        split_counts: int `[K]`, training images a class.
+        split_counts: int `[K]`, training images per class.
 
     Returns:
-        bool `[4, K]`, rows in the order of `SPLITS`; the first is all true.
+        bool `[4, K]`, rows in the order of `SPLITS`; the first row is all true.
     """
     many, few = split_counts > MANY_ABOVE, split_counts < FEW_BELOW
     return torch.stack([torch.ones_like(many), many, ~many & ~few, few])
 
 
 def top1_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the true class has the largest logit of all; a tie is no hit, and neither is NaN.
+    """Whether the true class has the strictly largest logit. Ties and NaN count as wrong.
 
-    So a head whose logits are all equal has no accuracy, whatever the order of the classes. Several times faster than
+    So a head whose logits are all equal has accuracy 0, whatever the order of the classes. Several times faster than
     `argmax` on a CPU.
 
     Args:
@@ -63,7 +51,7 @@ def top1_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def correct_per_class(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Count right top-1 predictions (`hits`) by true class.
+    """Number of correct top-1 predictions by true class.
 
     Args:
         logits: float `[B, *L, K]`.
@@ -71,7 +59,7 @@ def correct_per_class(logits: Tensor, labels: Tensor, num_classes: int) -> Tenso
         num_classes: K.
 
     Returns:
-        float32 `[*L, K]` counts.
+        float32 `[*L, K]`.
     """
     lanes = logits.shape[1:-1]
     right = top1_correct(logits, labels.view(-1, *([1] * len(lanes))))
@@ -85,156 +73,22 @@ def split_accuracy(
 ) -> Tensor:
     """Accuracy by split.
 
-    `micro` is top-1 (right images over images), what papers report on balanced tests; `macro` is the mean of the
-    per-class accuracies, which is the same on balanced sets and the honest estimate of it on an unbalanced one.
+    `micro` is top-1 accuracy (correct images over images), as papers report it on balanced test sets. `macro` is the
+    mean of the per-class accuracies: the same on a balanced set, and an unbiased estimate of it on an unbalanced set.
 
     Args:
-        correct: float `[*L, K]`, right predictions a class.
-        total: float or int `[K]`, images a class.
+        correct: float `[*L, K]`, correct predictions per class.
+        total: float or int `[K]`, images per class.
         masks: bool `[4, K]` from `split_masks`.
-        average: how classes are weighed.
+        average: weighting of the classes.
 
     Returns:
-        float `[*L, 4]` in 0..1; a split without images is NaN.
+        float `[*L, 4]` in [0, 1]; NaN for a split without images.
     """
     seen = masks & (total > 0)
-    # In double precision, so that a sum of fractions in another order is still a tie: the best epoch is chosen by it.
+    # In double precision, so that ties between epochs do not depend on the order of summation.
     right = correct.double()
     if average == "macro":
         right, total = right / total.clamp(min=1), torch.ones_like(total)
     weights = seen.double()
     return ((right @ weights.T) / (weights @ total.double())).to(correct.dtype)
-
-
-class LogitStatistics:
-    """Streaming sums over logits from which LoMa and regularised std follow; one pass equals the whole matrix.
-
-    Feed batches with `update`; memory is a few `[*L, K]` arrays in float64, whatever the number of images.
-
-    Args:
-        num_classes: K.
-        lanes: sizes of the lane axes L.
-        center: subtract each image's mean logit first, which makes the column form free of per-image shifts.
-    """
-
-    def __init__(
-        self, num_classes: int, lanes: tuple[int, ...] = (), *, center: bool = False, device: str | torch.device = "cpu"
-    ) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
-
-        self.num_classes, self.lanes, self.center = num_classes, lanes, center
-        self.count = zeros(num_classes)
-        self._true_sum, self._true_square = zeros(num_classes, *lanes), zeros(num_classes, *lanes)
-        self._sum, self._square = zeros(*lanes, num_classes), zeros(*lanes, num_classes)
-        self._mean_sum = zeros(num_classes, *lanes)
-
-    def update(self, logits: Tensor, labels: Tensor) -> Self:
-        """Add a batch: logits `[B, *L, K]`, labels int64 `[B]`. Returns self."""
-        logits = logits.double()
-        if self.center:
-            logits = logits - logits.mean(dim=-1, keepdim=True)
-        index = labels.view(-1, *([1] * len(self.lanes)), 1).expand(*logits.shape[:-1], 1)
-        true = logits.gather(-1, index).squeeze(-1)
-        self.count += torch.bincount(labels, minlength=self.num_classes)
-        self._true_sum.index_add_(0, labels, true)
-        self._true_square.index_add_(0, labels, true.square())
-        self._mean_sum.index_add_(0, labels, logits.mean(dim=-1))
-        self._sum += logits.sum(dim=0)
-        self._square += logits.square().sum(dim=0)
-        return self
-
-    def loma(self, form: Literal["column", "row"] = "column") -> Tensor:
-        """Logits Magnitude of every class (paper, Def. 1, Eq. 6).
-
-        `column`: mean of column i over images of class i, minus its mean over all other images (what Fig. 1 and
-        Fig. 3 show). It does not see a bias added to a class: both means shift alike. `row`: mean over images of
-        class i of (own logit minus the mean of its other logits). It does see a per-class bias.
-
-        Returns:
-            float64 `[*L, K]`, in logits; NaN for a class without images (or, in column form, without others).
-        """
-        if form == "row":
-            scale = self.num_classes / (self.num_classes - 1)
-            return scale * (self._true_mean() - self._mean_sum.movedim(0, -1) / self._some(self.count))
-        return self._true_mean() - self._other_sum() / self._some(self._others())
-
-    def regularised_std(
-        self,
-        std: Literal["population", "pos", "neg", "within"] = "population",
-        form: Literal["column", "row"] = "column",
-    ) -> Tensor:
-        """Regularised standard deviation `R_i = std(z_.i) / L_i` (paper, Def. 2, Eq. 7).
-
-        `population` takes the whole column and has the floor sqrt(p(1-p)) for a class of share p (.30 at K = 10);
-        `pos` and `neg` take the images of class i or the others; `within` pools both around their own means: use
-        it when K is near 10. All are population forms (divided by the count).
-
-        Returns:
-            float64 `[*L, K]`, no unit; NaN where L_i <= 0 or a class has no images (see `flags`).
-        """
-        others = self._others()
-        positive = self._scatter(self._true_sum.movedim(0, -1), self._true_square.movedim(0, -1), self.count)
-        negative = self._scatter(self._other_sum(), self._square - self._true_square.movedim(0, -1), others)
-        total = self.count.sum()
-        scatter, count = {
-            "population": (self._scatter(self._sum, self._square, total.expand_as(self.count)), total),
-            "pos": (positive, self.count),
-            "neg": (negative, others),
-            "within": (positive + negative, total),
-        }[std]
-        deviation = (scatter.clamp(min=0) / self._some(count)).sqrt()
-        magnitude = self.loma(form)
-        return torch.where(magnitude > 0, deviation / magnitude, torch.nan)
-
-    def flags(self, form: Literal["column", "row"] = "column") -> Tensor:
-        """Bool `[*L, K]`: classes whose regularised std is undefined (empty, or L_i <= 0)."""
-        return ~(self.loma(form) > 0)
-
-    def _true_mean(self) -> Tensor:
-        return self._true_sum.movedim(0, -1) / self._some(self.count)
-
-    def _others(self) -> Tensor:
-        return self.count.sum() - self.count
-
-    def _other_sum(self) -> Tensor:
-        return self._sum - self._true_sum.movedim(0, -1)
-
-    @staticmethod
-    def _some(count: Tensor) -> Tensor:
-        """A count to divide by: NaN where it is zero."""
-        return torch.where(count > 0, count, torch.nan)
-
-    @staticmethod
-    def _scatter(total: Tensor, square: Tensor, count: Tensor) -> Tensor:
-        """Sum of squared deviations from the mean; zero for an empty set."""
-        return torch.where(count > 0, square - total.square() / count.clamp(min=1), 0.0)
-
-
-def loma_cv(loma: Tensor) -> Tensor:
-    """How uneven LoMa is over classes: population std over mean, `[*L, K] -> [*L]`; classes that are NaN are left out.
-
-    0 is balanced. NaN when the mean is not positive, where a ratio would say nothing.
-    """
-    seen = ~loma.isnan()
-    count = seen.sum(dim=-1)
-    mean = loma.nansum(dim=-1) / count
-    variance = torch.where(seen, loma - mean.unsqueeze(-1), 0.0).square().sum(dim=-1) / count
-    return torch.where(mean > 0, variance.sqrt() / mean, torch.nan)
-
-
-def loma_by_group(loma: Tensor, counts: Tensor, groups: int = 10) -> Tensor:
-    """Fig. 3, left: L / sum|L|, averaged over consecutive classes by descending size.
-
-    Args:
-        loma: float `[*L, K]`.
-        counts: int `[K]`, training images a class.
-        groups: number of groups; classes are spread over them as evenly as K allows.
-
-    Returns:
-        float `[*L, G]` with G = min(groups, K); NaN classes are left out of their group's mean.
-    """
-    share = loma / loma.abs().nansum(dim=-1, keepdim=True)
-    order = counts.argsort(descending=True, stable=True)
-    chunks = share[..., order].tensor_split(min(groups, loma.shape[-1]), dim=-1)
-    return torch.stack([chunk.nanmean(dim=-1) for chunk in chunks], dim=-1)

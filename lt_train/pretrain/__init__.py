@@ -1,1 +1,1 @@
-"""Representation training: one file a recipe."""
+"""Stage 1: training a backbone and its first classifier on a long-tailed training set."""

@@ -1,9 +1,10 @@
-"""The loop of stage 1: one network, its optimiser, and how far they are. It can stop and go on after any step.
+"""The training loop of stage 1: a network, its optimiser and the training's progress, resumable after any step.
 
-Order, augmentation and dropout are drawn from streams named by (seed, epoch) and (seed, epoch, step), so that place,
-weights, momentum and sums are all there is to keep: no generator's state is. With several ranks each trains its slice
-of the very batches that one process would have. Knows no file and no clock.
-Shapes: N images, B of them a batch of all ranks, R ranks, K classes.
+Order, augmentation and dropout are drawn from random streams named by (seed, epoch) and (seed, epoch, step). The state
+therefore consists of epoch, step, weights, momentum and sums; no generator's state is saved. With several ranks each
+trains on its slice of the batches that a single process would have.
+
+Shapes: N images, B images in the batch of all ranks, R ranks, K classes.
 """
 
 from __future__ import annotations
@@ -31,21 +32,20 @@ _MODEL, _MOMENTUM, _SUMS = "model.", "momentum.", "sums"
 
 
 class Training:
-    """A training under way.
+    """One training in progress.
 
     Attributes:
-        epoch: the epoch to go on in, from 0; `steps` of it are done.
-        curve: what each epoch before it came to: `epoch` (from 1), `lr`, `loss` and `accuracy`, the means over its
-            images as they were trained on (`loss` null where it is no number), and where the recipe asks for it
-            `val`, accuracies by split.
+        epoch: the current epoch, from 0; `steps` of it are done.
+        curve: one entry per finished epoch: `epoch` (from 1), `lr`, `loss` and `accuracy` (means over the augmented
+            training images; `loss` is null if not finite) and, every `val_every` epochs, `val` (accuracies by split).
     """
 
     def __init__(
-        self, classifier: Classifier, data: ImageData, recipe: RecipeSpec, seed: int, device: str, ranks: ProcessGroup
+        self, classifier: Classifier, data: ImageData, recipe: RecipeSpec, seed: int, device: str, group: ProcessGroup
     ) -> None:
-        """`classifier` is on `device` already, and as it is to begin with."""
+        """`classifier` is initialised and already on `device`."""
         self.classifier, self.data, self.recipe = classifier, data, recipe
-        self.seed, self.device, self.ranks = seed, device, ranks
+        self.seed, self.device, self.group = seed, device, group
         self.network: torch.nn.Module = classifier
         self.optimiser = torch.optim.SGD(
             classifier.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -54,27 +54,27 @@ class Training:
         self.class_counts = data.class_counts().to(device)
         self.epoch, self.steps = 0, 0
         self.curve: list[dict[str, Any]] = []
-        # Loss and hits over this rank's images of the epoch so far.
+        # Sum of losses and number of correct images of this rank, over the epoch so far.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that decides how the training goes on: tensors, and a JSON document. Every rank is to ask."""
+        """Everything that is needed to resume: tensors and a JSON document. Every rank must call this."""
         tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.classifier.state_dict().items()}
         for name, parameter in self.classifier.named_parameters():
             buffer = self.optimiser.state[parameter].get("momentum_buffer")
-            if buffer is not None:  # there is none without momentum, or for what the loss does not reach
+            if buffer is not None:  # None without momentum, or for a parameter that the loss does not depend on
                 tensors[f"{_MOMENTUM}{name}"] = buffer
-        tensors[_SUMS] = self.ranks.gathered(self.sums)
-        scaler = self.scaler.state_dict()  # empty but for float16
+        tensors[_SUMS] = self.group.all_gather(self.sums)
+        scaler = self.scaler.state_dict()  # empty except for float16
         return tensors, {"epoch": self.epoch, "steps": self.steps, "curve": self.curve, "scaler": scaler}
 
     def restore(self, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> None:
-        """Go on from a `state`, that of the first rank; before `begin`, on every rank."""
-        document, tensors = self.ranks.from_first(document), self.ranks.tensors_from_first(tensors)
+        """Continue from rank 0's `state`; call it on every rank, before `begin`."""
+        document, tensors = self.group.broadcast(document), self.group.broadcast_tensors(tensors)
         self.epoch, self.steps, self.curve = document["epoch"], document["steps"], document["curve"]
         if document["scaler"]:
             self.scaler.load_state_dict(document["scaler"])
-        self.sums.copy_(tensors[_SUMS][self.ranks.rank])
+        self.sums.copy_(tensors[_SUMS][self.group.rank])
         self.classifier.load_state_dict(
             {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
         )
@@ -83,13 +83,13 @@ class Training:
                 self.optimiser.state[parameter]["momentum_buffer"] = _like(parameter, buffer)
 
     def begin(self) -> None:
-        """Let the ranks find one another's network."""
-        self.network = self.ranks.wrap(self.classifier, sync_batch_norm=self.recipe.sync_batch_norm)
+        """Wrap the network for training with the other ranks."""
+        self.network = self.group.wrap(self.classifier, sync_batch_norm=self.recipe.sync_batch_norm)
 
     def run_epoch(self, between: Callable[[], None]) -> float:
-        """The rest of the epoch under way, `between` called between two steps; its mean loss.
+        """Train the rest of the current epoch and return its mean loss; `between` is called between two steps.
 
-        What `between` raises leaves the training as it was before the next step.
+        If `between` raises, the training can be resumed at the next step.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.learning_rate(self.epoch)
@@ -97,14 +97,14 @@ class Training:
         order = torch.randperm(len(self.data.train), generator=stream)
         drawn = draw_views(len(self.data.train), self.data.augmentation, stream)
         view = View(self.data.train.inputs, self.data.augmentation, drawn)
-        # Batch norm has no variance to speak of in a batch of one.
+        # Batch norm needs more than one image.
         batches = [chosen for chosen in order.split(self.recipe.batch_size) if len(chosen) > 1]
         left = batches[self.steps :]
-        parts = [chosen[self.ranks.share(len(chosen))] for chosen in left]
+        parts = [chosen[self.group.share(len(chosen))] for chosen in left]
         self.network.train()
         for chosen, read in zip(left, read_ahead(view, parts), strict=True):
             with seeding.global_stream(
-                self.device, "stage1 network", self.seed, self.epoch, self.steps, *self.ranks.own
+                self.device, "stage1 network", self.seed, self.epoch, self.steps, *self.group.stream_suffix
             ):
                 self._step(chosen, read)
             self.steps += 1
@@ -113,40 +113,40 @@ class Training:
         return self._close(sum(map(len, batches)))
 
     def _step(self, chosen: Tensor, images: Tensor) -> None:
-        """One step on the batch `chosen`, of which `images` are this rank's."""
-        share, count = self.ranks.share(len(chosen)), len(chosen)
+        """One step on the batch `chosen` (indices of all ranks' images); `images` are this rank's."""
+        share, count = self.group.share(len(chosen)), len(chosen)
         labels = self.data.train.labels[chosen].to(self.device)
         inputs = normalise(images.to(self.device), self.data.mean, self.data.std)
         with _autocast(self.device, self.recipe.precision):
             logits = self.network(inputs.contiguous(memory_format=torch.channels_last))
         logits = logits.float()
         losses = self._losses(logits, labels, share)
-        shared = self.ranks.splits(count)
-        # ProcessGroup' gradients are averaged, whatever their shares were.
-        mean = losses.sum() * (self.ranks.count / count) if shared else losses.mean()
+        shared = self.group.splits(count)
+        # Gradients are averaged over ranks, whatever the sizes of their shares.
+        mean = losses.sum() * (self.group.count / count) if shared else losses.mean()
         self.optimiser.zero_grad()
         self.scaler.scale(mean).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        if shared or self.ranks.first:
+        if shared or self.group.is_main:
             found = top1_correct(logits.detach(), labels[share])
             self.sums += torch.stack([losses.detach().sum(dtype=torch.float64), found.sum(dtype=torch.float64)])
 
     def _losses(self, logits: Tensor, labels: Tensor, share: slice) -> Tensor:
-        """Losses of this rank's images. The recipe sees the labels of all, by which it may divide."""
+        """Losses of this rank's images. The recipe gets the labels of all ranks, which a common divisor may need."""
         if len(logits) == len(labels):
             return self.recipe.loss(logits, labels, self.class_counts, self.epoch)
-        everyone = logits.new_zeros(len(labels), logits.shape[1])
-        everyone[share] = logits
-        return self.recipe.loss(everyone, labels, self.class_counts, self.epoch)[share]
+        padded = logits.new_zeros(len(labels), logits.shape[1])
+        padded[share] = logits
+        return self.recipe.loss(padded, labels, self.class_counts, self.epoch)[share]
 
     def _close(self, images: int) -> float:
-        """Enter what the epoch came to into the curve, and turn to the next."""
-        loss, correct = (self.ranks.gathered(self.sums).sum(dim=0) / images).tolist()
+        """Append the finished epoch to the curve and advance to the next one."""
+        loss, correct = (self.group.all_gather(self.sums).sum(dim=0) / images).tolist()
         entry: dict[str, Any] = {"epoch": self.epoch + 1, "lr": self.recipe.learning_rate(self.epoch)}
         entry |= {"loss": loss if math.isfinite(loss) else None, "accuracy": correct}
-        if self.recipe.val_every and (self.epoch + 1) % self.recipe.val_every == 0 and self.ranks.first:
-            assert self.data.val is not None, "a recipe that measures on val is refused without one"
+        if self.recipe.val_every and (self.epoch + 1) % self.recipe.val_every == 0 and self.group.is_main:
+            assert self.data.val is not None, "val_every without a validation set is refused"
             entry["val"] = accuracy(self.classifier, self.data.val, self.data, self.device)
         self.curve.append(entry)
         self.epoch, self.steps = self.epoch + 1, 0
@@ -155,7 +155,7 @@ class Training:
 
 
 def accuracy(classifier: Classifier, part: Labelled[Images], data: ImageData, device: str) -> dict[str, float | None]:
-    """Top-1 on `part` by split, null for one without images; in evaluation mode and float32."""
+    """Top-1 accuracy on `part` by split, null for an empty split; in evaluation mode and float32."""
     classifier.eval()
     correct = torch.zeros(data.num_classes)
     with torch.inference_mode():
@@ -174,5 +174,5 @@ def _autocast(device: str, precision: str) -> torch.autocast:
 
 
 def _like(parameter: Tensor, values: Tensor) -> Tensor:
-    """`values` on the device and in the memory layout of `parameter`, so that the update takes the same code path."""
+    """`values` on the device and in the memory layout of `parameter`, so that updates use the same kernels."""
     return torch.empty_like(parameter, requires_grad=False).copy_(values)

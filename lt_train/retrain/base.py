@@ -1,6 +1,5 @@
-"""What goes into re-training and what comes out: runs, packs and results, the same for both engines.
+"""Inputs and outputs of re-training: runs, packs and results, the same for both engines.
 
-Touch this to change what a run keeps. It knows methods and banks; it knows nothing of loops or devices.
 Shapes: E epochs, K classes, D features.
 """
 
@@ -40,14 +39,14 @@ __all__ = [
 ]
 
 NUMERICS_VERSION = 3
-"""Raised whenever a change makes a run's numbers differ; part of every ledger key."""
+"""Incremented whenever a change alters the results of a run; part of every ledger key."""
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class EpochSelection:
-    """Which epoch's head counts: the last, or the best on `on` by `metric` (ties: the later, as the paper's code)."""
+    """Which epoch's head is selected: the last, or the best by `metric` on `on` (ties: the later, as in the paper)."""
 
     epoch: Literal["last", "best"] = "last"
     on: Literal["val", "test"] = "val"
@@ -56,15 +55,15 @@ class EpochSelection:
 
 @dataclass(frozen=True)
 class Halving:
-    """Successive halving inside a pack (Jamieson and Talwalkar 2016): most of its trials are stopped early.
+    """Successive halving within a pack (Jamieson and Talwalkar 2016): most of its trials are stopped early.
 
-    After each rung the trials still running are ranked by the mean over their seeds of what `EpochSelection` judges by (the
-    last epoch so far, or the best); the best `ceil(n / factor)` go on and the others stop where they are. A trial is
-    the runs that agree on everything but the seed. Ties go to the trial that comes first in the pack; a trial with a
-    failed run is last.
+    At each rung the running trials are ranked by the accuracy that `EpochSelection` names (of the last epoch so far, or
+    the best), averaged over their seeds. The best `ceil(n / factor)` continue; the others stop. A trial consists of the
+    runs that differ only in the seed. Ties go to the trial that comes first in the pack; a trial with a failed run
+    ranks last.
 
     Attributes:
-        rungs: epochs finished, ascending; a rung at or after the last epoch changes nothing.
+        rungs: numbers of finished epochs, ascending; a rung at or after the last epoch has no effect.
         factor: > 1.
     """
 
@@ -73,27 +72,27 @@ class Halving:
 
     def __post_init__(self) -> None:
         if list(self.rungs) != sorted({*self.rungs}) or any(rung < 1 for rung in self.rungs):
-            raise SpecError(f"rungs must be whole numbers >= 1 that ascend, got {list(self.rungs)}")
+            raise SpecError(f"rungs must be ascending integers >= 1, got {list(self.rungs)}")
         if not self.factor > 1:
             raise SpecError(f"factor must be > 1, got {self.factor}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One re-training: a method with its hyperparameters, and a seed for batch order and fresh starts."""
+    """One re-training: a method with its hyperparameters, and a seed for batch order and random initial weights."""
 
     method: MethodSpec
     training: TrainingSpec
     seed: int
 
     def static_key(self) -> str:
-        """Equal for runs that may train in one loop: everything but the lane fields and the seed agrees."""
+        """Equal for runs that may share a stack: all fields but the lane values and the seed agree."""
         return fingerprint([self.method.static_fields(), self.training.model_dump()])
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Runs trained together in one loop. `name` is unique within a sweep and the same after a resume."""
+    """Runs trained together by one call of an engine. `name` is unique within a sweep and stable across resumes."""
 
     name: str
     runs: tuple[Run, ...]
@@ -103,14 +102,14 @@ class Pack:
 
 @dataclass(frozen=True)
 class SelectedHead:
-    """The head of the epoch that counts, and what it does on the test set.
+    """The head of the selected epoch and its results on the test set.
 
     Attributes:
         epoch: from 0.
         class_accuracy: float32 `[K]`, fractions; NaN for a class without test images.
         loma: float32 `[K]`, Logits Magnitude (Eq. 6, column form).
         regularised_std: float32 `[K]` (Eq. 7, population form).
-        state: tensors of the classifier by name, as `classifier` takes them.
+        state: tensors of the classifier by name, for `MethodSpec.classifier`.
     """
 
     epoch: int
@@ -122,15 +121,15 @@ class SelectedHead:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run leaves behind. Accuracies are fractions; an empty split is NaN.
+    """The result of one run. Accuracies are fractions; an empty split is NaN.
 
     Attributes:
         val_accuracy: float32 `[E, 4]` over `metrics.SPLITS`, mean of per-class accuracies; None without a val set.
         test_accuracy: float32 `[E, 4]` over `metrics.SPLITS`, top-1.
-        train_loss: float32 `[E]`, mean per-sample loss along the epoch; NaN for a method that trains nothing.
-        kept: the head of the epoch that counts; None when the run failed.
-        failure: None, or why the run failed; the curves then end before the epoch of the failure.
-        stopped: None, or the epochs after which `Halving` stopped the run; the curves end there.
+        train_loss: float32 `[E]`, mean per-sample loss over the epoch; NaN for a method that trains nothing.
+        kept: the selected head; None when the run failed.
+        failure: None, or why the run failed; the curves then end before the epoch in which it failed.
+        stopped: None, or the number of epochs after which `Halving` stopped the run; the curves end there.
     """
 
     val_accuracy: Array | None
@@ -142,7 +141,7 @@ class RunResult:
 
 
 class Engine(Protocol):
-    """The signature both engines share: results in the order of `runs`."""
+    """The signature of both engines."""
 
     def __call__(
         self,
@@ -152,52 +151,51 @@ class Engine(Protocol):
         rule: EpochSelection | None = None,
         halving: Halving | None = None,
     ) -> list[RunResult]:
-        """Train every run on `bank`."""
+        """Train every run on `bank`; results in the order of `runs`."""
 
 
 def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochSelection, halving: Halving | None = None) -> None:
-    """Refuse what cannot be trained before anything starts.
+    """Refuse runs that cannot be trained on this bank, before training starts.
 
     Raises:
-        BankError: features or labels that cannot be trained on; a start or a constraint that needs a stage-1 head the
-            bank does not have; classes without images where a method needs their counts; a rule on a validation set
-            or a split that is not there.
+        BankError: features or labels are invalid; a method needs a stage-1 head and the bank has none; classes without
+            training images where a method needs their counts; `rule` names a validation set or split that is missing.
     """
     bank.check()
     if (rule.epoch == "best" or halving is not None) and rule.on == "val" and bank.val is None:
         what = "epoch: best" if rule.epoch == "best" else "successive halving"
-        raise BankError(f"{what} on val needs a validation set, and this bank has none; judge on: test")
+        raise BankError(f"{what} on val needs a validation set, but this bank has none; select on: test")
     split = split_masks(bank.split_counts)[score_column(rule)]
     if not split.any():
-        raise BankError(f"{rule.metric} cannot be selected on: no class of this dataset is in that split")
-    judged = bank.val if rule.on == "val" else bank.test
-    if judged is not None and not split[judged.labels].any():
+        raise BankError(f"{rule.metric} cannot be selected on: this dataset has no class in that split")
+    images = bank.val if rule.on == "val" else bank.test
+    if images is not None and not split[images.labels].any():
         raise BankError(f"{rule.metric} cannot be selected on: the {rule.on} set has no image of that split")
     for method in dict.fromkeys(run.method for run in runs):
         _check_method(bank, method)
 
 
 def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
-    fresh = isinstance(method, TrainedMethod) and method.init == "random"
-    if bank.head is None and not fresh:
-        way_out = "set init: random" if isinstance(method, TrainedMethod) else "leave it out"
+    random = isinstance(method, TrainedMethod) and method.init == "random"
+    if bank.head is None and not random:
+        remedy = "set init: random" if isinstance(method, TrainedMethod) else "remove the method"
         raise BankError(
-            f"method {method.kind} starts from the stage-1 head, and this bank has none; bring `weight` and `bias` "
-            f"with the features, or {way_out}, in a sweep's baselines too"
+            f"method {method.kind} starts from the stage-1 head, and this bank has none; provide `weight` and `bias` "
+            f"with the features, or {remedy} (also in a sweep's baselines)"
         )
     if isinstance(method, TrainedMethod) and method.constraint is not None and bank.head is None:
         raise BankError(
             f"constraint {method.constraint.kind} takes its radius from the stage-1 head, and this bank has none; "
-            "bring `weight` and `bias` with the features"
+            "provide `weight` and `bias` with the features"
         )
     if reason := method.incompatibility(bank.class_counts):
         raise BankError(f"method {method.kind}: {reason}")
 
 
 def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
-    """The head a run starts from: `(weight [K, D], bias [K])`, float32 on the CPU.
+    """The initial head of a run: `(weight [K, D], bias [K])`, float32 on the CPU.
 
-    A fresh start is uniform in +-1/sqrt(D), as torch.nn.Linear's own, drawn from the run's seed alone.
+    Random weights are uniform in +-1/sqrt(D), as in torch.nn.Linear, drawn from the run's seed alone.
     """
     if bank.head is not None and not (isinstance(run.method, TrainedMethod) and run.method.init == "random"):
         return bank.head[0].clone(), bank.head[1].clone()
@@ -209,7 +207,7 @@ def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
 
 
 def score_column(rule: EpochSelection) -> int:
-    """The column of an accuracy array that a rule judges by."""
+    """The column of an accuracy array that the rule selects by."""
     return SPLITS.index(rule.metric.removeprefix("acc_"))
 
 
@@ -219,10 +217,10 @@ def learning_rate_factor(epoch: int, epochs: int) -> float:
 
 
 def overflowed() -> str:
-    """How a failure is worded when a post-hoc adjustment is not finite."""
-    return "the post-hoc adjustment is not finite: no logit could be read; lower tau"
+    """The failure message for a post-hoc adjustment that is not finite."""
+    return "the post-hoc adjustment is not finite; lower tau"
 
 
 def diverged(epoch: int) -> str:
-    """How a failure is worded when loss or weights stop being finite in `epoch` (from 0)."""
+    """The failure message for a loss or weights that are not finite in `epoch` (from 0)."""
     return f"diverged: loss or weights are not finite in epoch {epoch + 1}; lower lr"

@@ -1,8 +1,6 @@
-"""A bank as a training loop wants it: on the device where it fits, batches by index, test views averaged once.
+"""A feature bank prepared for a training loop: on the device where it fits, with batches by index and averaged views.
 
-Knows banks and heads; knows nothing of methods, lanes or results.
-
-Shapes: V views, N images, D features, K classes, S seeds, B batch, A test views, I inputs of a head's product.
+Shapes: V training views, N images, D features, K classes, S seeds, B batch, A test views, I inputs of a head.
 """
 
 from __future__ import annotations
@@ -13,28 +11,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lt_train.core.fields import static_fields
 from lt_train.core.io import fingerprint
-from lt_train.core.lanes import static_fields
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.windows import read_batches
 from lt_train.methods.heads.base import Classifier, HeadSpec
-from lt_train.methods.samplers.base import SamplerSpec
+from lt_train.methods.samplers import SamplerSpec
 from lt_train.metrics.accuracy import split_masks
 
 __all__ = ["DeviceBank", "Images"]
 
 SHARE_OF_DEVICE = 0.6
-"""Share of the device's free memory that training features may take; a larger bank stays with the host."""
+"""Largest share of the device's free memory that training features may take; a larger bank stays on the host."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """What one kind of head reads of an evaluation set.
+    """An evaluation set as one kind of head reads it.
 
     Attributes:
-        inputs: float32 `[A, N, I]`; A is 1 for a head whose logits may be averaged over views on its inputs.
+        inputs: float32 `[A, N, I]`; A is 1 for an affine head, whose inputs can be averaged over views.
         labels: int64 `[N]`.
-        totals: int64 `[K]`, images a class.
+        totals: int64 `[K]`, images per class.
     """
 
     inputs: Tensor
@@ -48,9 +46,9 @@ class DeviceBank:
     Attributes:
         labels_N: int64, on the device.
         class_counts: int64 `[K]`, on the device.
-        masks: bool `[4, K]`, the splits, on the device.
+        masks: bool `[4, K]`, the classes of each of `metrics.SPLITS`, on the device.
         start: the stage-1 classifier on the device, or None.
-        start_norms_K: lengths of its weight rows.
+        start_norms_K: norms of its weight rows.
     """
 
     def __init__(self, bank: FeatureBank, device: str) -> None:
@@ -74,7 +72,7 @@ class DeviceBank:
         return features.numel() * features.element_size() <= SHARE_OF_DEVICE * free
 
     def order(self, sampler: SamplerSpec, seed: int, epoch: int) -> Tensor:
-        """int64 `[N]` on the CPU: the images of one epoch; stacks of one seed, trained in turn, share the latest."""
+        """int64 `[N]` on the CPU: the order of images in one epoch; the latest is cached for other stacks."""
         latest = self._orders.get((sampler, seed))
         if latest is None or latest[0] != epoch:
             latest = epoch, sampler.order(self.bank.train_labels, seed, epoch)
@@ -82,13 +80,17 @@ class DeviceBank:
         return latest[1]
 
     def batches(self, epoch: int, orders_SN: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features `[S, B, D]` and labels `[S, B, 1]` of an epoch's batches, on the device, from this epoch's view.
+        """Features `[S, B, D]` (float32) and labels `[S, B, 1]` of an epoch's batches, on the device.
 
-        Features are float32, whatever the bank stores. `orders_SN` is on the CPU, the last batch may be short. Only
-        what they need is read of a bank on disk.
+        They come from view `epoch` mod V; the last batch may be short. Of a bank on disk only the needed rows are read.
+
+        Args:
+            epoch: from 0.
+            orders_SN: image indices, on the CPU.
+            size: B.
         """
         features_ND = self._features_VND[epoch % len(self._features_VND)]
-        # Once an epoch to where they are needed: on a CUDA device a copy a step would stop it.
+        # One copy per epoch: a copy per step would synchronise a CUDA device.
         batches = orders_SN.to(features_ND.device).split(size, dim=1)
         labels_SN1 = self.labels_N[orders_SN.to(self.device)].unsqueeze(-1)
         for batch_SB, labels_SB1, rows in zip(
@@ -97,8 +99,8 @@ class DeviceBank:
             yield rows.to(self.device, non_blocking=True).float().view(*batch_SB.shape, -1), labels_SB1
 
     def images(self, head: HeadSpec) -> dict[str, Images]:
-        """The evaluation sets as heads of this kind read them: `test`, and `val` where the bank has one."""
-        # A head's inputs do not depend on what may differ between lanes.
+        """The evaluation sets as this kind of head reads them: `test`, and `val` if the bank has one."""
+        # A head's inputs do not depend on its lane values.
         key = fingerprint(static_fields(head))
         if key not in self._images:
             sets = {"test": self.bank.test} if self.bank.val is None else {"val": self.bank.val, "test": self.bank.test}

@@ -1,7 +1,34 @@
-"""The oracle: one run at a time, written as anyone would write it with torch.nn and torch.optim.
+"""Classifier re-training in plain PyTorch, one run at a time. Start reading here.
 
-It is slow on purpose and shares with the fused engine only what defines a run (batch order, starting head, the
-method's loss) and what measures it. Change it only to make it plainer.
+Stage 1 trained a network on the long-tailed training set. Its backbone is now frozen, and a feature bank holds the
+features of all images: for training, V views of every image (random crops and flips); for the test set, A views.
+Stage 2, implemented here, re-trains only the classifier on top of these features:
+
+1. **Start.** The head starts from the classifier of stage 1 (`init: checkpoint`, the warm start) or from random weights
+   (`init: random`).
+2. **Batches.** In every epoch the method's sampler draws an order of the training images, instance-balanced or
+   class-balanced, from the run's seed and the epoch alone. Epoch e uses view e mod V of the images.
+3. **Loss.** The method's loss is a per-sample function of logits and labels, for example cross entropy with smoothed
+   labels (Label Over-Smooth) or with class weights. A step minimises its mean over the batch.
+4. **Optimiser.** SGD with momentum and weight decay. The learning rate follows a cosine from `lr` towards 0, stepped
+   after each epoch: lr (1 + cos(pi e / E)) / 2.
+5. **Constraint.** Optionally, weight rows are projected after every step or every epoch (MaxNorm).
+6. **Evaluation.** After every epoch the logits are averaged over the test views and, optionally, adjusted post hoc:
+   scale_k z_k + offset_k (tau-normalisation, logit adjustment). Accuracy is reported for all, many, medium and few
+   classes; on the validation set as the mean of per-class accuracies, on the test set as top-1.
+7. **Selected epoch.** The result is the head of the last epoch, or of the best one by validation or test accuracy
+   (`EpochSelection`; of equal epochs the later one counts). It carries per-class test accuracy and the paper's logit
+   statistics.
+
+A method is thus a head, a loss, a sampler, a constraint and a post-hoc adjustment (`lt_train.methods`). A run whose
+loss or weights become infinite or NaN fails, and its curves end before that epoch. A method that trains nothing
+evaluates the stage-1 classifier once.
+
+This engine defines what a run is; it is written for clarity, not for speed. `retrain.fused` trains hundreds of runs in
+one batched loop and must agree with it for every method, head and sampler; `retrain.stack` is the fast counterpart of
+`_fit_one` below. Both engines share the batch order, the starting head, the loss and the metrics, and nothing else.
+
+Shapes: V training views, A test views, N images, B batch, D features, K classes, E epochs.
 """
 
 from __future__ import annotations
@@ -11,15 +38,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lt_train.core.lanes import part_of
+from lt_train.core.fields import part_of
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod
-from lt_train.methods.post_hoc.base import Adjusted
-from lt_train.metrics.accuracy import SPLITS, LogitStatistics, correct_per_class, split_accuracy, split_masks
+from lt_train.methods.post_hoc import Adjusted
+from lt_train.metrics.accuracy import SPLITS, correct_per_class, split_accuracy, split_masks
+from lt_train.metrics.logits import LogitStatistics
 from lt_train.retrain.base import (
+    Array,
     EpochSelection,
     Halving,
     Run,
@@ -43,138 +71,144 @@ def fit(
     rule: EpochSelection | None = None,
     halving: Halving | None = None,
 ) -> list[RunResult]:
-    """Train every run on its own; results in the order of `runs`. See `retrain.base.Engine`.
+    """Train every run by itself; results in the order of `runs`. See `retrain.base.Engine`.
 
-    A run that is halved away is trained to its end and then cut short: the oracle is plain, not frugal.
+    With `halving`, all runs are first trained completely to find out where each would be stopped.
     """
     rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
-    lengths: list[int | None] = [None] * len(runs)
+    stops: list[int | None] = [None] * len(runs)
     if halving is not None:
-        whole = [_fit_one(bank, run, device, rule) for run in runs]
-        lengths = Trials(runs, rule, halving).lengths(whole)
-    return [_fit_one(bank, run, device, rule, length) for run, length in zip(runs, lengths, strict=True)]
+        complete = [_fit_one(bank, run, device, rule) for run in runs]
+        stops = Trials(runs, rule, halving).stops(complete)
+    return [_fit_one(bank, run, device, rule, stop) for run, stop in zip(runs, stops, strict=True)]
 
 
 def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochSelection, stop: int | None = None) -> RunResult:
+    """Train and evaluate one run; with `stop`, only for that many epochs."""
     method = run.method
     head = method.head.module(start_head(bank, run)).to(device)
-    record = _Record(bank, rule, method)
+    history = _History(bank, method, rule)
     if not isinstance(method, TrainedMethod):
-        return record.result(None if record.add(head, train_loss=float("nan")) else overflowed())
+        return history.result(None if history.add(head, train_loss=float("nan")) else overflowed())
 
-    lanes = {name: torch.tensor(value, device=device) for name, value in method.lane_values().items()}
-    loss_of = method.loss(lanes, bank.class_counts.to(device))
+    hyperparameters = {name: torch.tensor(value, device=device) for name, value in method.lane_values().items()}
+    loss_function = method.loss(hyperparameters, bank.class_counts.to(device))
     optimizer = torch.optim.SGD(head.parameters(), method.lr, method.momentum, weight_decay=method.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=run.training.epochs)
     views, num_images = bank.train_features.shape[:2]
+
     for epoch in range(run.training.epochs if stop is None else stop):
-        total = 0.0
-        order = method.sampler.order(bank.train_labels, run.seed, epoch)
-        for batch in order.split(run.training.batch_size):
-            features = bank.train_features[epoch % views, batch].to(device).float()
-            labels = bank.train_labels[batch].to(device)
-            loss = loss_of(head(features), labels).mean()
+        total_loss = 0.0
+        order_N = method.sampler.order(bank.train_labels, run.seed, epoch)
+        for batch_B in order_N.split(run.training.batch_size):
+            features_BD = bank.train_features[epoch % views, batch_B].to(device).float()
+            labels_B = bank.train_labels[batch_B].to(device)
+            loss = loss_function(head(features_BD), labels_B).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if method.constraint is not None and method.constraint.every == "step":
-                _project(head, method, bank, lanes)
-            total += loss.item() * len(batch)
+                _project(head, method, bank, hyperparameters)
+            total_loss += loss.item() * len(batch_B)
         if method.constraint is not None and method.constraint.every == "epoch":
-            _project(head, method, bank, lanes)
+            _project(head, method, bank, hyperparameters)
         schedule.step()
-        if not np.isfinite(total) or not all(parameter.isfinite().all() for parameter in head.parameters()):
-            return record.result(failure=diverged(epoch))
-        if not record.add(head, total / num_images):
-            return record.result(failure=overflowed())
-    return record.result(stopped=stop)
+
+        if not np.isfinite(total_loss) or not all(parameter.isfinite().all() for parameter in head.parameters()):
+            return history.result(failure=diverged(epoch))
+        if not history.add(head, total_loss / num_images):
+            return history.result(failure=overflowed())
+    return history.result(stopped=stop)
 
 
 @torch.no_grad()
-def _project(head: nn.Module, method: TrainedMethod, bank: FeatureBank, lanes: dict[str, Tensor]) -> None:
-    assert method.constraint is not None, "called where there is a constraint"
-    assert bank.head is not None, "a constraint on a bank without a stage-1 head is refused"
-    rows = head.get_parameter("weight")
-    start_norms = bank.head[0].norm(dim=-1).to(rows.device)
-    method.constraint.project_(rows, -1, start_norms, part_of(lanes, "constraint"))
+def _project(head: nn.Module, method: TrainedMethod, bank: FeatureBank, hyperparameters: dict[str, Tensor]) -> None:
+    """Apply the method's constraint to the head's weight rows, in place."""
+    assert method.constraint is not None, "called for methods with a constraint"
+    assert bank.head is not None, "check_runs refuses a constraint on a bank without a stage-1 head"
+    weight_KD = head.get_parameter("weight")
+    start_norms_K = bank.head[0].norm(dim=-1).to(weight_KD.device)
+    method.constraint.project_(weight_KD, -1, start_norms_K, part_of(hyperparameters, "constraint"))
 
 
-class _Record:
-    """What is measured after each epoch, and the head of the epoch that counts."""
+class _History:
+    """The curves of one run so far and the selected head."""
 
-    def __init__(self, bank: FeatureBank, rule: EpochSelection, method: MethodSpec) -> None:
-        self.bank, self.rule, self.method = bank, rule, method
-        self.masks = split_masks(bank.split_counts)
+    def __init__(self, bank: FeatureBank, method: MethodSpec, rule: EpochSelection) -> None:
+        self.bank, self.method, self.rule = bank, method, rule
+        self.split_masks = split_masks(bank.split_counts)
         self.val: list[Tensor] = []
         self.test: list[Tensor] = []
-        self.loss: list[float] = []
-        self.kept: tuple[int, dict[str, Tensor]] | None = None
-        self.score = -1.0
+        self.train_loss: list[float] = []
+        self.best_score = -1.0
+        self.selected: tuple[int, dict[str, Tensor]] | None = None
 
     def add(self, head: nn.Module, train_loss: float) -> bool:
-        """Take note of an epoch; False, and nothing noted, where the post-hoc adjustment is not finite."""
+        """Evaluate and record an epoch; False, without recording it, if the post-hoc adjustment is not finite."""
         classifier = self._adjusted(head)
         if isinstance(classifier, Adjusted) and not all(table.isfinite().all() for table in classifier.buffers(False)):
             return False
-        self.loss.append(train_loss)
+        self.train_loss.append(train_loss)
         self.test.append(self._accuracy(classifier, self.bank.test, "micro"))
         if self.bank.val is not None:
             self.val.append(self._accuracy(classifier, self.bank.val, "macro"))
-        score = 0.0
+
+        score = 0.0  # the same for every epoch, so that the last one is selected
         if self.rule.epoch == "best":
-            judged = self.val if self.rule.on == "val" else self.test
-            score = float(judged[-1][score_column(self.rule)])
-        if score >= self.score:
-            self.score = score
+            accuracy = self.val[-1] if self.rule.on == "val" else self.test[-1]
+            score = float(accuracy[score_column(self.rule)])
+        if score >= self.best_score:
+            self.best_score = score
             state = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
-            self.kept = (len(self.loss) - 1, state)
+            self.selected = len(self.train_loss) - 1, state
         return True
 
     def result(self, failure: str | None = None, stopped: int | None = None) -> RunResult:
         return RunResult(
-            val_accuracy=None if self.bank.val is None else _rows(self.val),
-            test_accuracy=_rows(self.test),
-            train_loss=np.array(self.loss, dtype=np.float32),
-            kept=None if failure else self._kept(),
+            val_accuracy=None if self.bank.val is None else _curve(self.val),
+            test_accuracy=_curve(self.test),
+            train_loss=np.array(self.train_loss, dtype=np.float32),
+            kept=None if failure else self._selected_head(),
             failure=failure,
             stopped=None if failure else stopped,
         )
 
+    def _selected_head(self) -> SelectedHead:
+        assert self.selected is not None, "a run that did not fail has recorded at least one epoch"
+        epoch, state = self.selected
+        return measure(self.bank, self.method.classifier(state), epoch)
+
     @torch.no_grad()
     def _adjusted(self, head: nn.Module) -> nn.Module:
-        """The head with its post-hoc adjustment, if it has one."""
+        """The head followed by the method's post-hoc adjustment, if it has one."""
         adjustment = self.method.post_hoc
         if adjustment is None:
             return head
-        lanes = {name: torch.tensor(value) for name, value in part_of(self.method.lane_values(), "post_hoc").items()}
-        norms = bias = None
+        values = {name: torch.tensor(value) for name, value in part_of(self.method.lane_values(), "post_hoc").items()}
+        row_norms = bias = None
         if adjustment.needs_rows:
-            norms, bias = head.get_parameter("weight").norm(dim=-1).cpu(), head.get_parameter("bias").cpu()
-        scale, offset = adjustment.affine(lanes, self.bank.class_counts, norms, bias)
+            row_norms, bias = head.get_parameter("weight").norm(dim=-1).cpu(), head.get_parameter("bias").cpu()
+        scale, offset = adjustment.affine(values, self.bank.class_counts, row_norms, bias)
         device = next(head.parameters()).device
         return Adjusted(head, scale.to(device), offset.to(device))
 
     def _accuracy(self, classifier: nn.Module, images: EvalSet, average: Literal["micro", "macro"]) -> Tensor:
+        """`[4]`: accuracy over `metrics.SPLITS`."""
         classes = self.bank.num_classes
-        total = torch.bincount(images.labels, minlength=classes)
-        correct = correct_per_class(_logits(classifier, images), images.labels, classes)
-        return split_accuracy(correct, total, self.masks, average)
-
-    def _kept(self) -> SelectedHead:
-        assert self.kept is not None, "a run that did not fail has recorded at least one epoch"
-        epoch, state = self.kept
-        return measure(self.bank, self.method.classifier(state), epoch)
+        total_K = torch.bincount(images.labels, minlength=classes)
+        correct_K = correct_per_class(_logits(classifier, images), images.labels, classes)
+        return split_accuracy(correct_K, total_K, self.split_masks, average)
 
 
 def measure(bank: FeatureBank, classifier: nn.Module, epoch: int = 0) -> SelectedHead:
-    """What a classifier `[..., D] -> [..., K]` does on a bank's test set; its logits are averaged over test views."""
-    labels, classes = bank.test.labels, bank.num_classes
-    logits = _logits(classifier, bank.test)
-    statistics = LogitStatistics(classes).update(logits, labels)
+    """Per-class accuracy and logit statistics of a classifier `[..., D] -> [..., K]` on the bank's test set."""
+    labels_N, classes = bank.test.labels, bank.num_classes
+    logits_NK = _logits(classifier, bank.test)
+    statistics = LogitStatistics(classes).update(logits_NK, labels_N)
     return SelectedHead(
         epoch=epoch,
-        class_accuracy=(correct_per_class(logits, labels, classes) / statistics.count).float().numpy(),
+        class_accuracy=(correct_per_class(logits_NK, labels_N, classes) / statistics.count).float().numpy(),
         loma=statistics.loma().float().numpy(),
         regularised_std=statistics.regularised_std().float().numpy(),
         state={name: tensor.cpu().numpy() for name, tensor in classifier.state_dict().items()},
@@ -183,11 +217,12 @@ def measure(bank: FeatureBank, classifier: nn.Module, epoch: int = 0) -> Selecte
 
 @torch.no_grad()
 def _logits(classifier: nn.Module, images: EvalSet) -> Tensor:
-    """Logits `[N, K]`, averaged over the test views, on the CPU."""
+    """Logits `[N, K]`, averaged over the A test views, on the CPU."""
     device = next(iter(classifier.state_dict().values())).device
-    logits: Tensor = classifier(images.features.to(device).float()).mean(dim=0)
-    return logits.cpu()
+    logits_ANK: Tensor = classifier(images.features.to(device).float())
+    return logits_ANK.mean(dim=0).cpu()
 
 
-def _rows(rows: list[Tensor]) -> NDArray[np.float32]:
+def _curve(rows: list[Tensor]) -> Array:
+    """`[E, 4]` of E rows, E possibly 0."""
     return torch.stack(rows).numpy() if rows else np.empty((0, len(SPLITS)), dtype=np.float32)

@@ -1,8 +1,9 @@
 """One stack of the fused engine: S x T runs of one method in one set of tensors, trained an epoch at a time.
 
-The loss is differentiated on the logits only, the head's own gradients are written by hand, the momentum is folded
-into their matrix product and the learning rate into the loss's gradient, so that a step passes over the weights as
-seldom as possible. Which runs are stacked, and when they stop, is `retrain.fused`'s business.
+The result of each lane is that of `retrain.reference`. It is computed in fewer passes over the weights: the loss is
+differentiated with respect to the logits only, each head's gradient is written by hand, momentum is folded into the
+gradient's matrix product, and the learning rate into the loss's gradient. `retrain.fused` decides which runs are
+stacked and when they stop.
 
 Shapes: S seeds, B batch, T lanes, K classes, D features, N images, I inputs of a head, R x C one parameter of a lane.
 """
@@ -15,22 +16,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lt_train.core.lanes import part_of
+from lt_train.core.fields import part_of
 from lt_train.methods.base import TrainedMethod
-from lt_train.metrics.accuracy import LogitStatistics, split_accuracy, top1_correct
+from lt_train.metrics.accuracy import split_accuracy, top1_correct
+from lt_train.metrics.logits import LogitStatistics
 from lt_train.retrain.base import Array, Run, learning_rate_factor, start_head
 from lt_train.retrain.device_bank import DeviceBank, Images
 
 __all__ = ["Measured", "Stack"]
 
 LOGIT_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Logits that one evaluation step may hold; on a CPU they should stay in the cache until they are counted."""
+"""Largest size of the logits of one evaluation step; on a CPU they should fit into the cache."""
 
 Affine = tuple[Tensor, Tensor]
 
 
 class Measured:
-    """What a stack's heads do on the test set: `class_accuracy`, `loma` and `regularised_std`, each `[S, T, K]`."""
+    """Results of a stack's heads on the test set: `class_accuracy`, `loma` and `regularised_std`, each `[S, T, K]`."""
 
     def __init__(self, statistics: LogitStatistics, correct_STK: Tensor) -> None:
         self.class_accuracy = (correct_STK / statistics.count).float().cpu().numpy()
@@ -39,40 +41,40 @@ class Measured:
 
 
 class Stack:
-    """S x T runs that agree on everything static, given by their places in the list of all runs.
+    """S x T runs that agree on all static fields, given by their indices in the list of all runs.
 
-    Heads that are not trained are all the stage-1 classifier: one head, T adjustments of its logits, and one "epoch"
-    that changes nothing.
+    For a method that trains nothing, all heads are the stage-1 classifier: one head, T adjustments of its logits, and
+    one "epoch" without effect.
 
     Attributes:
-        finished, epochs: epochs trained so far, and in all.
-        finite_ST: bool; False for a lane whose loss or weights are not finite any more.
-        readable_ST: bool; False for a lane whose post-hoc adjustment is not finite.
+        finished, epochs: number of epochs trained so far, and in total.
+        finite_ST: bool; False for a lane whose loss or weights are no longer finite.
+        adjustment_finite_ST: bool; False for a lane whose post-hoc adjustment is not finite.
     """
 
-    def __init__(self, data: DeviceBank, runs: Sequence[Run], places_ST: Sequence[Sequence[int]]) -> None:
-        self.data, self.places_ST = data, places_ST
-        self.runs_ST = [[runs[place] for place in row] for row in places_ST]
-        one = self.runs_ST[0][0]
-        self.method, self.training = one.method, one.training
-        self.shape = len(places_ST), len(places_ST[0])
+    def __init__(self, data: DeviceBank, runs: Sequence[Run], index_ST: Sequence[Sequence[int]]) -> None:
+        self.data, self.index_ST = data, index_ST
+        self.runs_ST = [[runs[index] for index in row] for row in index_ST]
+        first = self.runs_ST[0][0]
+        self.method, self.training = first.method, first.training
+        self.shape = len(index_ST), len(index_ST[0])
         self.lanes = self._lane_tensors()
         self.images = data.images(self.method.head)
-        heads = self.runs_ST if self.method.trains else [[one]]
+        heads = self.runs_ST if self.method.trains else [[first]]
         modules = [[self.method.head.module(start_head(data.bank, run)) for run in row] for row in heads]
         self.head = self.method.head.stack(modules, part_of(self.lanes, "head"), data.device)
         self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.head.parameters.items()}
         self.finite_ST = torch.ones(self.shape, dtype=torch.bool, device=data.device)
-        self.readable_ST = torch.ones_like(self.finite_ST)
+        self.adjustment_finite_ST = torch.ones_like(self.finite_ST)
         self.finished, self.epochs = 0, self.training.epochs if self.method.trains else 1
-        self._kept: dict[str, Tensor] = {}
+        self._selected: dict[str, Tensor] = {}
         self._measured: Measured | None = None
-        self._one_state: dict[str, Tensor] = {}
+        self._shared_state: dict[str, Tensor] = {}
         self._rate_factor = 1.0
         if isinstance(self.method, TrainedMethod):
             self.loss = self.method.loss(self.lanes, data.class_counts)
             momentum, self._decays = self.lanes["momentum"], bool(self.lanes["weight_decay"].any())
-            # Asked once, not once a step: on a CUDA device each of these questions is a synchronisation.
+            # Determined once, not per step: reading a value from a CUDA device synchronises it.
             self._shared_momentum = float(momentum.max()) if bool((momentum == momentum.max()).all()) else None
 
     def _lane_tensors(self) -> dict[str, Tensor]:
@@ -87,10 +89,10 @@ class Stack:
 
     @torch.no_grad()
     def train_epoch(self) -> Tensor:
-        """One pass over the training set; returns the mean loss of every lane, `[S, T]`: NaN if nothing is trained."""
+        """One pass over the training set; returns the mean loss of every lane, `[S, T]`, NaN if nothing is trained."""
         epoch, self.finished = self.finished, self.finished + 1
         if not isinstance(self.method, TrainedMethod):
-            self._note_unreadable()
+            self._check_adjustment()
             return torch.full(self.shape, torch.nan, device=self.data.device)
         sampler, constraint = self.method.sampler, self.method.constraint
         orders = [self.data.order(sampler, row[0].seed, epoch) for row in self.runs_ST]
@@ -108,15 +110,15 @@ class Stack:
         if constraint is not None and constraint.every == "epoch":
             self._project()
         loss_ST /= len(self.data.labels_N)
-        self._note_failures(loss_ST)
-        self._note_unreadable()
+        self._check_finite(loss_ST)
+        self._check_adjustment()
         return loss_ST
 
     def _start_epoch(self, epoch: int) -> Tensor:
         """The learning rates of this epoch, `[S, 1, T]`.
 
-        `velocity` is torch.optim.SGD's, times the learning rate: `u = m u + lr (g + wd w); w -= u`. When the rate
-        changes, it is re-scaled.
+        `velocity` is torch.optim.SGD's momentum buffer times the learning rate: `u = m u + lr (g + wd w); w -= u`. It
+        is re-scaled when the rate changes.
         """
         factor = learning_rate_factor(epoch, self.training.epochs)
         for velocity in self.velocity.values():
@@ -136,36 +138,35 @@ class Stack:
 
     def _project(self) -> None:
         assert isinstance(self.method, TrainedMethod), "only a trained method has a constraint"
-        assert self.method.constraint is not None, "called where there is a constraint"
+        assert self.method.constraint is not None, "called for methods with a constraint"
         lanes = part_of(self.lanes, "constraint")
         self.method.constraint.project_(self.head.parameters["weight"], 1, self.data.start_norms_K, lanes)
 
-    def _note_failures(self, loss_ST: Tensor) -> None:
+    def _check_finite(self, loss_ST: Tensor) -> None:
         self.finite_ST = self.finite_ST & loss_ST.isfinite()
         for parameter in self.head.parameters.values():
-            # A finite sum proves that all is finite, many times faster; an overflowing one proves nothing.
+            # A finite sum implies finite elements and is many times faster; an infinite sum must be checked in full.
             finite_ST = parameter.sum(dim=(1, 3)).isfinite()
             if not bool(finite_ST.all()):
                 finite_ST = parameter.isfinite().all(dim=-1).all(dim=1)
             self.finite_ST = self.finite_ST & finite_ST
 
-    def _note_unreadable(self) -> None:
+    def _check_adjustment(self) -> None:
         for table in self._affine() or ():
             finite = table.isfinite().all(dim=-1).view(-1, self.shape[1] if table.ndim == 4 else 1)
-            self.readable_ST = self.readable_ST & finite
+            self.adjustment_finite_ST = self.adjustment_finite_ST & finite
 
     @torch.no_grad()
-    def accuracy(self, *, these_count: bool = False) -> dict[str, Array]:
-        """Accuracy by split, `[S, T, 4]`: on `val`, if there is one, the mean over classes, on `test` top-1.
+    def accuracy(self, *, selected: bool = False) -> dict[str, Array]:
+        """Accuracy by split, `[S, T, 4]`: on `test` top-1; on `val`, if there is one, the mean over classes.
 
         Args:
-            these_count: the heads as they are now are the ones that count, so that `measure`, called next, need not
-                look at the test set again.
+            selected: the current heads are the selected ones; `measure` then needs no further pass over the test set.
         """
         found: dict[str, Array] = {}
         for name, images in self.images.items():
-            statistics = self._statistics() if these_count and name == "test" else None
-            correct_STK = self._seen(images, statistics)
+            statistics = self._statistics() if selected and name == "test" else None
+            correct_STK = self._count_correct(images, statistics)
             if statistics is not None:
                 self._measured = Measured(statistics, correct_STK)
             average: Literal["macro", "micro"] = "macro" if name == "val" else "micro"
@@ -173,46 +174,46 @@ class Stack:
         return found
 
     @torch.no_grad()
-    def keep(self, better_ST: Tensor) -> None:
-        """Take the heads of these lanes, as they are now, for the ones that count; by default the last ones do."""
-        if not self._kept:
-            self._kept = {name: parameter.clone() for name, parameter in self.head.parameters.items()}
-        for name, kept in self._kept.items():
-            kept.copy_(torch.where(better_ST[:, None, :, None], self.head.parameters[name], kept))
+    def select(self, better_ST: Tensor) -> None:
+        """Save the current heads of these lanes as the selected ones; without a call, the last heads are selected."""
+        if not self._selected:
+            self._selected = {name: parameter.clone() for name, parameter in self.head.parameters.items()}
+        for name, selected in self._selected.items():
+            selected.copy_(torch.where(better_ST[:, None, :, None], self.head.parameters[name], selected))
 
     @torch.no_grad()
     def take_over(self, old: Mapping[int, tuple[Stack, int, int]]) -> None:
-        """Go on where other stacks were: `old` has for every place the stack it was in, its seed and its lane."""
-        for s, row in enumerate(self.places_ST):
-            for t, place in enumerate(row):
-                stack, s0, t0 = old[place]
-                if stack._kept and not self._kept:
-                    self._kept = {name: torch.empty_like(tensor) for name, tensor in self.head.parameters.items()}
-                for mine, theirs in (
+        """Continue the lanes of other stacks; `old` maps a run's index to its former stack, seed and lane."""
+        for s, row in enumerate(self.index_ST):
+            for t, index in enumerate(row):
+                stack, s0, t0 = old[index]
+                if stack._selected and not self._selected:
+                    self._selected = {name: torch.empty_like(tensor) for name, tensor in self.head.parameters.items()}
+                for new, former in (
                     (self.head.parameters, stack.head.parameters),
                     (self.velocity, stack.velocity),
-                    (self._kept, stack._kept),
+                    (self._selected, stack._selected),
                 ):
-                    for name, tensor in mine.items():
-                        tensor[s, :, t] = theirs[name][s0, :, t0]
+                    for name, tensor in new.items():
+                        tensor[s, :, t] = former[name][s0, :, t0]
                 self.finite_ST[s, t] = stack.finite_ST[s0, t0]
                 self._rate_factor, self.finished = stack._rate_factor, stack.finished
 
     @torch.no_grad()
     def measure(self) -> Measured:
-        """LoMa, regularised std and per-class accuracy on the test set of the heads that count; ends the training."""
+        """LoMa, regularised std and per-class accuracy of the selected heads on the test set; ends the training."""
         if self._measured is None:
-            self.head.parameters.update(self._kept)
+            self.head.parameters.update(self._selected)
             statistics = self._statistics()
-            self._measured = Measured(statistics, self._seen(self.images["test"], statistics))
+            self._measured = Measured(statistics, self._count_correct(self.images["test"], statistics))
         return self._measured
 
     def state(self, seed: int, lane: int) -> dict[str, Tensor]:
-        """One lane's classifier as `MethodSpec.classifier` takes it; a head that is not trained is the same tensors."""
+        """One lane's classifier, for `MethodSpec.classifier`; lanes of an untrained head share their tensors."""
         if self.method.trains:
             state = self.head.state(seed, lane)
         else:
-            state = self._one_state = self._one_state or self.head.state(0, 0)
+            state = self._shared_state = self._shared_state or self.head.state(0, 0)
         affine = self._affine()
         if affine is None:
             return state
@@ -231,7 +232,7 @@ class Stack:
         return adjustment.affine(lanes, self.data.class_counts, norms, bias)
 
     def _logits(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits `[S, B, T, K]`, averaged over views and adjusted, and labels `[B]`; a bounded number at a time."""
+        """Logits `[S, B, T, K]` (view average, adjusted) and labels `[B]`, in batches of at most `LOGIT_BYTES`."""
         affine = self._affine()
         seeds, lanes = self.shape
         limit = LOGIT_BYTES[torch.device(self.data.device).type]
@@ -248,12 +249,12 @@ class Stack:
                 logits = logits * affine[0] + affine[1]
             yield logits.expand(seeds, -1, lanes, -1), images.labels[start : start + at_once]
 
-    def _seen(self, images: Images, statistics: LogitStatistics | None) -> Tensor:
-        """Right answers `[S, T, K]` by true class; every logit goes into `statistics` too."""
+    def _count_correct(self, images: Images, statistics: LogitStatistics | None) -> Tensor:
+        """Number of correct images by true class, `[S, T, K]`; also updates `statistics` with all logits."""
         correct_STK = torch.zeros(*self.shape, self.data.bank.num_classes, device=self.data.device)
         for logits_SBTK, labels_B in self._logits(images):
-            right_SBT = top1_correct(logits_SBTK, labels_B.unsqueeze(-1))
-            correct_STK.transpose(1, 2).index_add_(1, labels_B, right_SBT.to(correct_STK.dtype))
+            hit_SBT = top1_correct(logits_SBTK, labels_B.unsqueeze(-1))
+            correct_STK.transpose(1, 2).index_add_(1, labels_B, hit_SBT.to(correct_STK.dtype))
             if statistics is not None:
                 statistics.update(logits_SBTK.transpose(0, 1), labels_B)
         return correct_STK

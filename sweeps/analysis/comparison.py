@@ -1,8 +1,4 @@
-"""`sweeps.compare`: sweeps side by side, in what they differ and by how much, as a typed result that JSON can hold.
-
-The first is the reference, and each of the others is held against it. What two sweeps cannot be compared in is said and
-left out. Knows sweeps as read and the judgements; draws and prints nothing.
-"""
+"""`sweeps.compare`: sweeps against a reference sweep, as a typed result that can be written as JSON."""
 
 from __future__ import annotations
 
@@ -12,215 +8,213 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lt_train.core.errors import UserError
 from lt_train.metrics.accuracy import SPLITS
-from sweeps.analysis.class_gains import LEVEL, class_gains
-from sweeps.analysis.comparability import Ground, common_ground
-from sweeps.analysis.estimate import Estimate
-from sweeps.analysis.labels import NO_WIDTH, called, role
+from sweeps.analysis.comparability import Comparability, comparability, differing_fields
+from sweeps.analysis.labels import NO_WIDTH, role, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns, read_sweeps
-from sweeps.analysis.result import Accuracies, Gain, Intervals
-from sweeps.analysis.spec_differences import leaves_that_differ
-from sweeps.analysis.statistics import difference, estimate, matched
+from sweeps.analysis.result import Accuracies, ResultModel
+from sweeps.analysis.statistics import (
+    FALSE_DISCOVERY_RATE,
+    Comparison,
+    Test,
+    class_gains,
+    compare_trials,
+    match_seeds,
+)
 
-__all__ = ["ClassChange", "ClassChanges", "Comparison", "Pair", "Shown", "Side", "TrialGain", "compare", "compared"]
+__all__ = [
+    "ClassChange",
+    "ClassChanges",
+    "ComparedSweep",
+    "ComparedTrial",
+    "SweepComparison",
+    "SweepPair",
+    "TrialGain",
+    "compare",
+    "compare_sweeps",
+]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+class ComparedTrial(ResultModel):
+    """A trial with its results on test."""
 
-
-class Shown(_Model):
-    """A setting of a sweep as it is reported: mean over seeds on test, with its 95% interval."""
-
-    called: str = Field(description="such as `los, trial 3`; a baseline by its name")
-    searched: dict[str, Any] = Field(description="the searched values by dotted path")
-    params: dict[str, Any] = Field(description="`method` and, where it trains anything, `training`, with every default")
+    label: str = Field(description="such as `los, trial 3`; for a baseline its name")
+    searched: dict[str, Any] = Field(description="searched values by dotted path")
+    params: dict[str, Any] = Field(description="`method` and, if it trains anything, `training`, with all defaults")
     seeds: list[int]
     mean: Accuracies
-    ci95: Intervals
 
 
-class Side(_Model):
+class ComparedSweep(ResultModel):
     """One of the sweeps."""
 
-    label: str = Field(description="its name; its directory where another of the sweeps has that name")
+    label: str = Field(description="its name, or its directory if another of the sweeps has the same name")
     path: str
     state: Literal["finished", "unfinished"]
     role: Literal["winner", "leader"] = Field(
-        description="what its first setting is: nobody has won what is unfinished"
+        description="what its best trial is called; an unfinished sweep has a leader"
     )
     data: str = Field(description="kind of dataset")
     stage1: str | None
-    winner: Shown | None = Field(description="null where every trial failed, or none is finished")
-    baselines: dict[str, Shown]
-    missing: list[str] = Field(description="what could not be read of it")
+    winner: ComparedTrial | None = Field(description="null if every trial failed, or none is finished")
+    baselines: dict[str, ComparedTrial]
+    missing: list[str] = Field(description="what could not be read")
 
 
-class TrialGain(_Model):
-    """A setting minus that of the reference, on test."""
+class TrialGain(ResultModel):
+    """A trial minus the corresponding trial of the reference, on test."""
 
-    what: str = Field(description="`winner`, the name of a method, or that of a baseline")
+    what: str = Field(description="`winner`, or the name of a method or baseline")
     ours: str
     reference: str
-    gain: dict[str, Gain] = Field(
-        description="by metric; a metric is absent where a split is empty or of other classes, the interval is null "
-        "where one run says nothing of its noise"
-    )
-    test: Literal["paired", "welch", "none"] = Field(description="t test: paired by shared seeds, or Welch's")
-    pairs: int = Field(description="seeds compared; 0 where they are not paired")
-    verdict: Literal["better", "tied", "worse", "no spread", "one run"] = Field(
-        description="by the interval in the metric judged by: tied where it holds 0, one run where there is none, no "
-        "spread where all seeds differ by the same images, so that no test can say more than the mean"
+    gain: dict[str, Comparison] = Field(
+        description="by metric; absent where a split is empty or has other classes in the reference"
     )
 
 
-class ClassChange(_Model):
-    """A class under both winners: accuracies on test, mean over seeds."""
+class ClassChange(ResultModel):
+    """One class under both winners. Accuracies are on test, mean over seeds."""
 
     number: int
     images: int = Field(description="training images")
     reference_images: int
     accuracy: float
     reference_accuracy: float
-    gain: float = Field(description="accuracy minus the reference's")
-    p_value: float | None = Field(description="of this class alone, not corrected for how many there are")
-    sure: bool = Field(description="differs beyond luck among all classes tested")
+    gain: float = Field(description="accuracy minus that of the reference")
+    p_value: float | None = Field(description="of this class alone, not corrected for the number of classes")
+    significant: bool = Field(description="at the false discovery rate, among all classes")
 
 
-class ClassChanges(_Model):
-    """Which classes the winner gained and lost over the reference's winner."""
+class ClassChanges(ResultModel):
+    """Classes on which the winner gained and lost over the winner of the reference."""
 
-    test: Literal["paired", "welch", "none"]
-    pairs: int
+    test: Test
+    pairs: int = Field(description="seeds compared by the paired test, else 0")
     procedure: Literal["Benjamini-Hochberg"] = "Benjamini-Hochberg"
     false_discovery_rate: float = Field(
-        default=LEVEL,
-        description="of the classes marked sure, the share that differs by luck alone, on average, at most",
+        default=FALSE_DISCOVERY_RATE, description="expected share of false discoveries among significant classes"
     )
-    by_luck: float | None = Field(
-        description="how many of as many equal classes would have p < 0.05 on average; null where nothing was tested"
+    expected_by_chance: float | None = Field(
+        description="expected number of classes with p < 0.05 if no class differed; null if nothing was tested"
     )
     changes: list[ClassChange] = Field(description="every class with test images, by number")
 
-    def changed(self, sign: int, *, sure: bool = False) -> list[ClassChange]:
-        """Those that gained (`sign` 1) or lost (-1), the most first; ties: the lower number."""
-        found = [one for one in self.changes if sign * one.gain > 1e-9 and (one.sure or not sure)]
+    def changed(self, sign: int, *, significant: bool = False) -> list[ClassChange]:
+        """Classes that gained (`sign` 1) or lost (-1), the largest change first; of equal ones the lower number."""
+        found = [one for one in self.changes if sign * one.gain > 1e-9 and (one.significant or not significant)]
         return sorted(found, key=lambda one: -sign * one.gain)
 
 
-class Pair(_Model):
+class SweepPair(ResultModel):
     """One sweep against the reference."""
 
     label: str
     reference: str
-    comparable: bool = Field(description="whether any difference of accuracies says something")
-    cautions: list[str] = Field(description="why not, or what to hold against the differences")
-    metric: str = Field(description="what is judged by: the reference's selection metric, where both have it")
+    comparable: bool = Field(description="whether differences of accuracies have a meaning")
+    cautions: list[str] = Field(description="why they are not comparable, or what limits the comparison")
+    metric: str = Field(description="the verdict is based on it: the selection metric, if both have the same")
     winners: TrialGain | None
-    methods: list[TrialGain] = Field(description="each method, at its best, and each baseline that both have")
+    methods: list[TrialGain] = Field(description="best trials of the methods, and baselines, that both sweeps have")
     classes: ClassChanges | None
 
 
-class Comparison(_Model):
+class SweepComparison(ResultModel):
     """What `lt-sweep compare --json` prints. Accuracies are fractions of 1; an empty split is null."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    sweeps: list[Side] = Field(description="the reference first")
+    sweeps: list[ComparedSweep] = Field(description="the reference first")
     specs: dict[str, list[Any]] = Field(
-        description="what decides results and is not the same in all: by dotted path of the sweep file, and `bank`, "
-        "the fingerprint of the features, what each sweep has; null where it has nothing there"
+        description="fields that affect results and differ, by dotted path of the sweep file: the value in each sweep, "
+        "null if absent; `bank` is the fingerprint of the features"
     )
-    pairs: list[Pair] = Field(description="every other sweep against the reference")
+    pairs: list[SweepPair] = Field(description="every other sweep against the reference")
 
 
-def compare(*runs: str | Path) -> Comparison:
+def compare(*runs: str | Path) -> SweepComparison:
     """Compare sweeps, finished or not, with the first of them.
 
     Args:
-        runs: directories of sweeps or matrices, or a sweep's `result.json`. A matrix stands for those of its sweeps
-            that have begun. Nothing is trained, no lease is taken.
+        runs: directories of sweeps or matrices, or `result.json` files. A matrix stands for those of its sweeps that
+            were started. Nothing is trained and no lease is taken.
 
     Raises:
-        UserError: they are fewer than two, one is given twice, or is no sweep directory.
+        UserError: fewer than two sweeps, the same sweep twice, or not a sweep directory.
     """
     sweeps = read_sweeps(runs)
     if len(sweeps) < 2:
-        raise UserError(f"a comparison is of at least two sweeps, got {len(sweeps)}")
-    return compared(sweeps)
+        raise UserError(f"a comparison needs at least two sweeps, got {len(sweeps)}")
+    return compare_sweeps(sweeps)
 
 
-def compared(sweeps: Sequence[Sweep]) -> Comparison:
-    """As `compare`, of sweeps that were read already."""
+def compare_sweeps(sweeps: Sequence[Sweep]) -> SweepComparison:
+    """Compare sweeps that were already read; see `compare`."""
     names = [sweep.spec.name for sweep in sweeps]
     labels = [str(one.path) if names.count(one.spec.name) > 1 else one.spec.name for one in sweeps]
-    return Comparison(
-        sweeps=[_side(label, sweep) for label, sweep in zip(labels, sweeps, strict=True)],
-        specs=leaves_that_differ([sweep.spec for sweep in sweeps], [sweep.bank for sweep in sweeps]),
-        pairs=[
-            _pair(sweep, sweeps[0], common_ground((label, sweep), (labels[0], sweeps[0])), label, labels[0])
-            for label, sweep in list(zip(labels, sweeps, strict=True))[1:]
-        ],
+    first = (labels[0], sweeps[0])
+    return SweepComparison(
+        sweeps=[_sweep(label, sweep) for label, sweep in zip(labels, sweeps, strict=True)],
+        specs=differing_fields([sweep.spec for sweep in sweeps], [sweep.bank for sweep in sweeps]),
+        pairs=[_pair((label, sweep), first) for label, sweep in list(zip(labels, sweeps, strict=True))[1:]],
     )
 
 
-def _side(label: str, sweep: Sweep) -> Side:
-    return Side(
+def _sweep(label: str, sweep: Sweep) -> ComparedSweep:
+    return ComparedSweep(
         label=label,
         path=str(sweep.path),
         state=sweep.state,
-        role=role(sweep),
+        role="winner" if role(sweep) == "winner" else "leader",
         data=sweep.spec.dataset.kind,
         stage1=None if sweep.spec.stage1 is None else sweep.spec.stage1.kind,
-        winner=None if sweep.winner is None else _shown(sweep, sweep.winner),
-        baselines={name: _shown(sweep, one) for name, one in sweep.sound_baselines.items()},
+        winner=None if sweep.winner is None else _trial(sweep.winner),
+        baselines={name: _trial(one) for name, one in sweep.sound_baselines.items()},
         missing=list(sweep.missing),
     )
 
 
-def _shown(sweep: Sweep, setting: TrialRuns) -> Shown:
-    numbers = {f"acc_{split}": estimate(setting.values[:, place]) for place, split in enumerate(SPLITS)}
-    method, training = setting.recipe
+def _trial(runs: TrialRuns) -> ComparedTrial:
+    method, training = runs.recipe
     params = {"method": method.model_dump(mode="json")}
-    return Shown(
-        called=called(sweep, setting),
-        searched=setting.trial.params,
+    return ComparedTrial(
+        label=trial_label(runs),
+        searched=runs.trial.params,
         params=params if training is None else params | {"training": training.model_dump(mode="json")},
-        seeds=list(setting.seeds),
-        mean=Accuracies(**{name: None if one is None else one.mean for name, one in numbers.items()}),
-        ci95=Intervals(**{name: None if one is None else _ends(one) for name, one in numbers.items()}),
+        seeds=list(runs.seeds),
+        mean=Accuracies.of(runs.values),
     )
 
 
-def _ends(one: Estimate) -> tuple[float, float] | None:
-    return None if one.low is None or one.high is None else (one.low, one.high)
-
-
-def _pair(ours: Sweep, reference: Sweep, ground: Ground, label: str, reference_label: str) -> Pair:
+def _pair(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> SweepPair:
+    (label, own), (reference_label, theirs) = ours, reference
+    common = comparability(ours, reference)
     winners = classes = None
-    cautions, methods = list(ground.cautions), list[TrialGain]()
-    if ground.comparable:
-        methods = [_gain(name, one, other, (ours, reference), ground) for name, one, other in _both(ours, reference)]
-        if ours.winner is not None and reference.winner is not None:
-            winners = _gain("winner", ours.winner, reference.winner, (ours, reference), ground)
-            classes = _classes(ours, reference, ground)
-            cautions += [NO_WIDTH] * (winners.verdict == "no spread")
-    return Pair(
+    metric = f"acc_{SPLITS[common.column]}"
+    cautions, methods = list(common.cautions), list[TrialGain]()
+    if common.comparable:
+        methods = [_gain(name, one, other, common) for name, one, other in _shared(own, theirs)]
+        if own.winner is not None and theirs.winner is not None:
+            winners = _gain("winner", own.winner, theirs.winner, common)
+            classes = _classes(own, theirs, common)
+            judged = winners.gain.get(metric)
+            same = judged is not None and judged.verdict == "undecided" and judged.test != "none"
+            cautions += [NO_WIDTH] * same
+    return SweepPair(
         label=label,
         reference=reference_label,
-        comparable=ground.comparable,
+        comparable=common.comparable,
         cautions=cautions,
-        metric=f"acc_{SPLITS[ground.column]}",
+        metric=metric,
         winners=winners,
         methods=methods,
         classes=classes,
     )
 
 
-def _both(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, TrialRuns, TrialRuns]]:
-    """What both have: methods that were searched by their names, baselines by theirs; like with like."""
+def _shared(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, TrialRuns, TrialRuns]]:
+    """Methods and baselines of the same name and kind in both sweeps."""
     own, theirs = ({one.trial.candidate: one for one in sweep.methods} for sweep in (ours, reference))
     for name, one in own.items():
         if name in theirs and one.trial.method.kind == theirs[name].trial.method.kind:
@@ -230,31 +224,19 @@ def _both(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, TrialRuns, Trial
             yield f"{name} (baseline)", one, reference.sound_baselines[name]
 
 
-def _gain(what: str, ours: TrialRuns, theirs: TrialRuns, sweeps: tuple[Sweep, Sweep], ground: Ground) -> TrialGain:
-    found = difference(ours, theirs, ground.column, pair=ground.same_test)
-    gain = {
-        f"acc_{split}": Gain(mean=one.mean, ci95=_ends(one), p_value=p_value)
-        for place, (split, one, p_value) in enumerate(zip(SPLITS, found.by_split, found.p_values, strict=True))
-        if one is not None and place in ground.columns
-    }
-    return TrialGain(
-        what=what,
-        ours=called(sweeps[0], ours),
-        reference=called(sweeps[1], theirs),
-        gain=gain,
-        test=found.test,
-        pairs=found.seeds if found.test == "paired" else 0,
-        verdict=found.verdict,
-    )
+def _gain(what: str, ours: TrialRuns, theirs: TrialRuns, common: Comparability) -> TrialGain:
+    found = zip(SPLITS, compare_trials(ours, theirs, pair=common.same_test), strict=True)
+    gain = {f"acc_{split}": one for split, one in found if one is not None and SPLITS.index(split) in common.columns}
+    return TrialGain(what=what, ours=trial_label(ours), reference=trial_label(theirs), gain=gain)
 
 
-def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | None:
-    """The winners by class; None where class sizes or the numbers of test images are not known."""
+def _classes(ours: Sweep, reference: Sweep, common: Comparability) -> ClassChanges | None:
+    """The winners by class; None if class sizes or the numbers of test images are unknown."""
     assert ours.winner is not None
     assert reference.winner is not None
     if ours.manifest is None or reference.manifest is None or ours.test is None or reference.test is None:
         return None
-    a, b, paired = matched(ours.winner, reference.winner, _by_class, pair=ground.same_test)
+    a, b, paired = match_seeds(ours.winner, reference.winner, _class_accuracy, pair=common.same_test)
     classes = ours.manifest.num_classes
     images = [np.bincount(test.labels.numpy(), minlength=classes) for test in (ours.test, reference.test)]
     found = class_gains(a, b, np.minimum(*images), paired=paired)
@@ -268,7 +250,7 @@ def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | No
             reference_accuracy=float(before[k]),
             gain=float(found.gain[k]),
             p_value=None if found.p_value is None else float(found.p_value[k]),
-            sure=bool(found.sure[k]),
+            significant=bool(found.significant[k]),
         )
         for k in range(classes)
         if not math.isnan(found.gain[k])
@@ -277,10 +259,10 @@ def _classes(ours: Sweep, reference: Sweep, ground: Ground) -> ClassChanges | No
     return ClassChanges(
         test="none" if not tested else "paired" if paired else "welch",
         pairs=len(a) if paired and tested else 0,
-        by_luck=0.05 * len(changes) if tested else None,
+        expected_by_chance=0.05 * len(changes) if tested else None,
         changes=changes,
     )
 
 
-def _by_class(setting: TrialRuns) -> np.ndarray:
-    return np.array([record.class_accuracy for record in setting.records], dtype=np.float64)
+def _class_accuracy(runs: TrialRuns) -> np.ndarray:
+    return np.array([record.class_accuracy for record in runs.records], dtype=np.float64)

@@ -1,8 +1,7 @@
-"""A sweep as its directory tells it, finished or not: every setting with its records, and what is left of its bank.
+"""Reads a sweep, finished or not, from its directory: every trial with its records, and its feature bank if present.
 
-Reads alone, takes no lease and may be called while the sweep runs. Which setting a record belongs to is found by
-replaying the schedule against the ledger: with the trials that `result.json` names where the sweep is finished, with
-the sampler's own questions where it is not. Knows directories, schedules and banks; knows nothing of a report.
+Reading takes no lease and is safe while the sweep runs. Records are assigned to trials by replaying the trial queue
+against the ledger: with the trials of `result.json` if the sweep is finished, else with the search algorithm.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.result import Result
+from sweeps.analysis.statistics import Array
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Trial, search_size
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.search.base import Search
-from sweeps.store.directory import known_bank, load_spec
+from sweeps.store.directory import load_matrix_directory, load_spec, recorded_bank
 from sweeps.store.layout import CACHE, IDENTITY, is_matrix, sweep_directory
 from sweeps.store.ledger import FinishedRuns, Record
-from sweeps.store.matrix_directory import load_known_matrix
 
-__all__ = ["Sweep", "TrialRuns", "class_order", "read_sweep", "read_sweeps"]
+__all__ = ["Sweep", "TrialRuns", "class_order", "finished_trials", "read_sweep", "read_sweeps"]
 
 State = Literal["finished", "unfinished"]
 
@@ -48,40 +47,40 @@ class TrialRuns:
 
     @property
     def failed(self) -> bool:
-        """Whether one of its runs failed."""
+        """Whether a run failed."""
         return any(record.failure is not None for record in self.records)
 
     @property
     def recipe(self) -> tuple[MethodSpec, TrainingSpec | None]:
-        """What makes two settings the same: the method, and where it trains anything, how."""
+        """Identifies a configuration: the method and, if it trains anything, the training."""
         return self.trial.method, self.trial.training if self.trial.method.trains else None
 
     @property
-    def values(self) -> selection.Array:
-        """Test accuracies `[S, 4]` at the epoch that counts; of a setting that did not fail."""
+    def values(self) -> Array:
+        """Test accuracies `[S, 4]` at the selected epoch. Not for a failed trial."""
         return selection.reported(self.records)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of its runs."""
+        """Seeds of its runs."""
         return tuple(record.seed for record in self.records)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep as it lies on disk.
+    """One sweep as stored on disk.
 
     Attributes:
-        baselines, searched, finalists: finished settings by phase, in the order of the sweep.
-        longer: the winner trained longer; None where that was not done, or who wins is not known.
-        ranked: what may win, best first: finalists where the sweep has them, trials else. While it is unfinished
-            trials alone, which all have the same seeds.
-        asked: trials of the search that will be asked for in all.
-        runs_wanted: runs of every phase that the whole sweep asks for, duplicates counted.
+        baselines, searched, finalists: finished trials by phase, in the order of the sweep.
+        extended: extended training of the winner; None if there is none or the sweep is unfinished.
+        ranked: candidates to win, best first: finalists if the sweep has them, else trials. Of an unfinished sweep
+            only trials, which all have the same seeds.
+        planned_trials: trials of the whole search.
+        planned_runs: runs of all phases of the whole sweep, duplicates included.
         bank: fingerprint of the features.
-        manifest, test: of the bank; None where the storage's cache has lost it.
+        manifest, test: of the bank; None if the storage no longer has it.
         missing: what could not be read, in sentences.
-        cached: runs that were wanted and found done.
+        cached: runs that were requested again after they were done.
     """
 
     path: Path
@@ -92,8 +91,8 @@ class Sweep:
     finalists: tuple[TrialRuns, ...]
     extended: TrialRuns | None
     ranked: tuple[TrialRuns, ...]
-    asked: int
-    runs_wanted: int
+    planned_trials: int
+    planned_runs: int
     result: Result | None
     bank: str
     manifest: Manifest | None
@@ -106,21 +105,21 @@ class Sweep:
 
     @property
     def every(self) -> tuple[TrialRuns, ...]:
-        """Settings of every phase."""
+        """Trials of every phase."""
         last = () if self.extended is None else (self.extended,)
         return (*self.baselines, *self.searched, *self.finalists, *last)
 
     @property
     def winner(self) -> TrialRuns | None:
-        """The first of those that may win; the leader while the sweep is unfinished."""
+        """The best trial; of an unfinished sweep, the leader so far."""
         return self.ranked[0] if self.ranked else None
 
     @property
     def methods(self) -> tuple[TrialRuns, ...]:
-        """The best setting of each candidate, best first."""
+        """The best trial of each candidate method, best first."""
         best: dict[str, TrialRuns] = {}
-        for setting in self.ranked:
-            best.setdefault(setting.trial.candidate, setting)
+        for one in self.ranked:
+            best.setdefault(one.trial.candidate, one)
         return tuple(best.values())
 
     @property
@@ -130,7 +129,7 @@ class Sweep:
 
     @property
     def extended_training(self) -> selection.ExtendedTraining | None:
-        """What became of the winner when it trained longer; None where nobody can say."""
+        """The extended training compared with the winner; None if there is none or it failed."""
         if self.extended is None or self.winner is None:
             return None
         chosen, start = self.spec.selection, self.sound_baselines.get("vanilla")
@@ -141,25 +140,25 @@ class Sweep:
 
     @property
     def column(self) -> int:
-        """The split that is selected on, as a column of accuracies."""
+        """Column of `SPLITS` of the selection metric."""
         return SPLITS.index(self.spec.selection.metric.removeprefix("acc_"))
 
     @property
     def num_classes(self) -> int | None:
-        """K, as bank or records tell it."""
+        """K, from the bank or the records; None if neither has it."""
         if self.manifest is not None:
             return self.manifest.num_classes
         return next((len(record.loma) for one in self.every for record in one.records if record.loma), None)
 
-    def best_seed(self, setting: TrialRuns) -> Record:
-        """The run that a best-of-S report shows."""
+    def best_seed(self, trial: TrialRuns) -> Record:
+        """The run that a best-of-S report shows: the best by the selection metric."""
         chosen = self.spec.selection
-        return setting.records[selection.best_seed(setting.records, metric=chosen.metric, on=chosen.on)]
+        return trial.records[selection.best_seed(trial.records, metric=chosen.metric, on=chosen.on)]
 
-    def classifier(self, setting: TrialRuns) -> nn.Module | None:
-        """The kept head of a setting's best seed; None where it was dropped, or the directory was thinned out."""
+    def classifier(self, trial: TrialRuns) -> nn.Module | None:
+        """The stored head of a trial's best seed; None if it was not kept or cannot be read."""
         try:
-            return setting.trial.method.classifier(self.ledger.head(self.best_seed(setting).key))
+            return trial.trial.method.classifier(self.ledger.head(self.best_seed(trial).key))
         except (LongtailError, OSError, KeyError, RuntimeError):
             return None
 
@@ -168,36 +167,36 @@ def read_sweep(run: str | Path) -> Sweep:
     """The sweep of a directory, or of the `result.json` in it.
 
     Raises:
-        UserError: this is no sweep directory, or it is damaged, or names kinds that are not there.
+        UserError: `run` is not a sweep directory, is damaged, or uses unknown kinds.
         LongtailError: its ledger is damaged.
     """
     place = Path(run).expanduser()
     directory = sweep_directory(place.parent if place.name == "result.json" and place.is_file() else place)
     spec = load_spec(directory.path)
     result = _result(directory.result)
-    fingerprint = known_bank(spec) or ""
+    fingerprint = recorded_bank(spec) or ""
     manifest, test, missing = _bank(Path(spec.storage) / CACHE / "banks" / fingerprint)
     ledger = FinishedRuns(directory.path)
     queue = TrialQueue(spec, _Shape(fingerprint, manifest, ledger), ledger, searches=_recorded(result, spec))
-    settings = [_trial_runs(queue, trial) for trial in queue.in_order() if trial.name in queue.finished]
-    if not settings:
-        why = "Nothing is finished yet" if result is None else "The ledger no longer holds a run of this sweep"
-        missing = [*missing, f"{why}: there is nothing to show."]
+    trials = finished_trials(queue)
+    if not trials:
+        why = "No trial has finished yet" if result is None else "The ledger has no run of this sweep"
+        missing = [*missing, f"{why}: there are no results to show."]
     phase: Phase = "finalist" if spec.selection.finalists and result is not None else "search"
     ranked = [trial.name for trial in queue.ranking(phase)]
-    by_name = {one.trial.name: one for one in settings}
+    by_name = {one.trial.name: one for one in trials}
     size = search_size(spec)
     return Sweep(
         path=directory.path,
         spec=spec,
         state="unfinished" if result is None else "finished",
-        baselines=_of("baseline", settings),
-        searched=_of("search", settings),
-        finalists=_of("finalist", settings),
-        extended=next(iter(_of("extended", settings)), None) if result is not None else None,
+        baselines=_of("baseline", trials),
+        searched=_of("search", trials),
+        finalists=_of("finalist", trials),
+        extended=next(iter(_of("extended", trials)), None) if result is not None else None,
         ranked=tuple(by_name[name] for name in ranked),
-        asked=size.trials,
-        runs_wanted=size.runs,
+        planned_trials=size.trials,
+        planned_runs=size.runs,
         result=result,
         bank=fingerprint,
         manifest=manifest,
@@ -211,30 +210,30 @@ def read_sweep(run: str | Path) -> Sweep:
 
 
 def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
-    """As `read_sweep`, of several; a matrix's directory stands for those of its sweeps that have begun.
+    """Several sweeps, see `read_sweep`. A matrix directory stands for those of its sweeps that were started.
 
     Raises:
-        UserError: as there; a sweep is given twice; or no sweep of a matrix has begun.
+        UserError: see `read_sweep`; a sweep is given twice; or no sweep of a matrix was started.
     """
     begun = [one for run in runs for one in (_begun(Path(run)) if is_matrix(Path(run)) else [Path(run)])]
     found = [read_sweep(one) for one in begun]
     paths = [sweep.path for sweep in found]
     if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
-        raise UserError(f"each sweep may be given once, got {', '.join(twice)} more than once")
+        raise UserError(f"each sweep may be given only once, got more than once: {', '.join(twice)}")
     return found
 
 
 def _begun(directory: Path) -> list[Path]:
-    matrix = load_known_matrix(directory)
+    matrix = load_matrix_directory(directory)
     places = [Path(spec.storage) / spec.name for spec in matrix.sweeps]
     found = [place for place in places if (place / IDENTITY).is_file()]
     if not found:
-        raise UserError(f"no sweep of {matrix.name} has begun; `lt-sweep run` with its file starts them")
+        raise UserError(f"no sweep of matrix {matrix.name} was started; start them with `lt-sweep run` and its file")
     return found
 
 
 class _Shape:
-    """A bank as a schedule knows it. Without the bank K comes from the records; D only decides packs, and none runs."""
+    """What the trial queue needs of a bank. Without the bank, K comes from the records; D only sizes packs."""
 
     def __init__(self, fingerprint: str, manifest: Manifest | None, ledger: FinishedRuns) -> None:
         known = next((len(record.loma) for record in ledger.finished.values() if record.loma), 2)
@@ -244,7 +243,7 @@ class _Shape:
 
 
 class _Recorded:
-    """A search that is over: asks what was asked then, and learns nothing."""
+    """Replays the recorded trials of a finished search."""
 
     def __init__(self, params: Sequence[dict[str, Any]]) -> None:
         self._params = params
@@ -273,7 +272,7 @@ def _result(file: Path) -> Result | None:
         return Result.model_validate_json(file.read_text())
     except (ValidationError, UnicodeDecodeError):
         raise UserError(
-            f"{file} is damaged; remove it and run `lt-sweep resume {file.parent}` to write it anew"
+            f"{file} is damaged; remove it and run `lt-sweep resume {file.parent}` to write it again"
         ) from None
 
 
@@ -281,23 +280,30 @@ def _bank(path: Path) -> tuple[Manifest | None, EvalSet | None, list[str]]:
     try:
         manifest = read_manifest(path)
     except LongtailError:
-        gone = "The storage no longer has the feature bank (cache/banks): class sizes and logits could not be drawn."
+        gone = (
+            "The storage no longer has the feature bank (cache/banks): figures of class sizes and logits are missing."
+        )
         return None, None, [gone]
     try:
         return manifest, open_test(path), []
     except (LongtailError, KeyError) as error:
-        return manifest, None, [f"The bank's test features could not be read, so no logits were drawn: {error}"]
+        return (
+            manifest,
+            None,
+            [f"The test features of the bank cannot be read, so figures of logits are missing: {error}"],
+        )
 
 
-def _trial_runs(queue: TrialQueue, trial: Trial) -> TrialRuns:
-    records = tuple(queue.finished[trial.name])
-    return TrialRuns(trial, records, queue.objective(trial), queue.stopped(trial))
+def finished_trials(queue: TrialQueue) -> list[TrialRuns]:
+    """The finished trials of a queue with their records, in the order of the sweep."""
+    done = [trial for trial in queue.in_order() if trial.name in queue.finished]
+    return [TrialRuns(one, tuple(queue.finished[one.name]), queue.objective(one), queue.stopped(one)) for one in done]
 
 
-def _of(phase: Phase, settings: Sequence[TrialRuns]) -> tuple[TrialRuns, ...]:
-    return tuple(one for one in settings if one.trial.phase == phase)
+def _of(phase: Phase, trials: Sequence[TrialRuns]) -> tuple[TrialRuns, ...]:
+    return tuple(one for one in trials if one.trial.phase == phase)
 
 
 def class_order(sizes: Sequence[int]) -> list[int]:
-    """Classes by descending size; ties: the lower number."""
+    """Classes by descending size; of equal sizes the lower number first."""
     return torch.tensor(sizes).argsort(descending=True, stable=True).tolist()

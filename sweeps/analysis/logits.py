@@ -1,7 +1,4 @@
-"""What classifiers make of the test images: one image's logits (Fig. 1) and true against other logits (Fig. 2).
-
-All logits of up to `MOST_LOGITS` are held, of more images than that a random part. Knows torch and tensors; knows no
-sweep and no drawing.
+"""Logits of classifiers on the test images: of one image (Fig. 1) and their distribution (Fig. 2).
 
 Shapes: A test views, N images, D features, K classes, H bins.
 """
@@ -17,47 +14,47 @@ from torch import Tensor, nn
 from lt_train.features.bank import EvalSet
 from lt_train.metrics.accuracy import top1_correct
 
-__all__ = ["Histogram", "Scored", "Telling", "histograms", "scored", "telling_image"]
+__all__ = ["HeadLogits", "Histogram", "RescuedImage", "head_logits", "histograms", "rescued_image"]
 
 BINS = 48
 
 MOST_LOGITS = 2**25
-"""Of one classifier: 128 MiB, 335,544 images of 100 classes or 4,121 of 8,142."""
+"""Most logits kept per classifier (128 MiB): 335,544 images of 100 classes or 4,121 images of 8,142 classes."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Test images under several classifiers.
+class HeadLogits:
+    """Logits of several classifiers on the same test images.
 
     Attributes:
-        images: their places in the test set `[N]`.
+        images: indices in the test set `[N]`.
         labels: int64 `[N]`.
-        logits: `[N, K]` of each classifier, the mean over test views, as they are scored.
-        there: images in the test set.
+        logits: `[N, K]` of each classifier, mean over test views as in evaluation.
+        total: size of the test set.
     """
 
     images: Tensor
     labels: Tensor
     logits: tuple[Tensor, ...]
-    there: int
+    total: int
 
 
-def scored(classifiers: Sequence[nn.Module], test: EvalSet, num_classes: int) -> Scored:
-    """The whole test set, or of a very large one a part that is the same every time."""
-    there = len(test.labels)
+def head_logits(classifiers: Sequence[nn.Module], test: EvalSet, num_classes: int) -> HeadLogits:
+    """Logits on the test set, or on a fixed random part of it if there would be more than `MOST_LOGITS`."""
+    total = len(test.labels)
     most = max(1, MOST_LOGITS // num_classes)
-    images = torch.arange(there)
-    if there > most:
-        images = torch.randperm(there, generator=torch.Generator().manual_seed(0))[:most].sort().values
+    images = torch.arange(total)
+    if total > most:
+        images = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:most].sort().values
     features_AND = test.features[:, images].float()
     with torch.inference_mode():
         logits = tuple(torch.stack([one(view) for view in features_AND]).mean(dim=0) for one in classifiers)
-    return Scored(images, test.labels[images], logits, there)
+    return HeadLogits(images, test.labels[images], logits, total)
 
 
 @dataclass(frozen=True)
-class Telling:
-    """A test image that one classifier gets wrong and the other right, with both logits `[K]`."""
+class RescuedImage:
+    """A test image that the first classifier gets wrong and the second right, with both logits `[K]`."""
 
     index: int
     label: int
@@ -65,11 +62,11 @@ class Telling:
     after: Tensor
 
 
-def telling_image(both: Scored, classes: Tensor) -> Telling | None:
-    """Of the images of `classes` (bool `[K]`) that only the second gets right, the one it gained most on.
+def rescued_image(both: HeadLogits, classes: Tensor) -> RescuedImage | None:
+    """The image of `classes` (bool `[K]`) with the largest gain in margin that only the second classifier gets right.
 
-    Gain is in margins (own logit minus the largest other) over the spread of the image's logits, which a scale of
-    all logits does not change. None where there is no such image.
+    The margin is the logit of the true class minus the largest other, divided by the standard deviation of the image's
+    logits so that the scale of a head does not matter. None if there is no such image.
     """
     old, new = both.logits
     rescued = torch.nonzero(
@@ -80,7 +77,7 @@ def telling_image(both: Scored, classes: Tensor) -> Telling | None:
     labels = both.labels[rescued]
     place = int((_margin(new[rescued], labels) - _margin(old[rescued], labels)).argmax())
     row = int(rescued[place])
-    return Telling(int(both.images[row]), int(labels[place]), old[row], new[row])
+    return RescuedImage(int(both.images[row]), int(labels[place]), old[row], new[row])
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -92,7 +89,7 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Logits of a group of classes: density over bins `[H]` with `edges [H + 1]`, for the true class and for others."""
+    """Densities `[H]` of the logits of a group of classes, with bin `edges [H + 1]`, for true and other classes."""
 
     edges: Tensor
     true: Tensor
@@ -102,9 +99,9 @@ class Histogram:
 
 
 def histograms(logits: Tensor, labels: Tensor, groups: Sequence[Tensor]) -> list[Histogram]:
-    """One for each group of classes (bool `[K]`): a class's logit over its own images, and over all other images.
+    """One per group of classes (bool `[K]`): logits of a class on its own images, and on all other images.
 
-    So the distance of the two means of a class is its LoMa (Eq. 6), here over the classes of a group together.
+    The distance of the two means of a single class is its LoMa (Eq. 6); here the classes of a group are pooled.
     """
     low, high = float(logits.min()), float(logits.max())
     high = max(high, low + 1e-6)
@@ -114,7 +111,7 @@ def histograms(logits: Tensor, labels: Tensor, groups: Sequence[Tensor]) -> list
 
 
 def _histogram(every: Tensor, true: Tensor, edges: Tensor) -> Histogram:
-    """Of all logits of a group's classes `[N, k]`, among them those of their own images `[n]`."""
+    """From all logits of a group of classes `[N, k]` and those on images of the true class `[n]`."""
     ends = (float(edges[0]), float(edges[-1]))
     counts = torch.stack([torch.histc(values, BINS, *ends).double() for values in (true, every)])
     sums = torch.stack([values.sum(dtype=torch.float64) for values in (true, every)])

@@ -1,61 +1,52 @@
-"""A matrix's results side by side: a row a member, a column a method. Read from the `result.json` of its members.
-
-Whatever is not there yet, or was made of another spec, is a row that says so. Knows results and directories; draws
-nothing and trains nothing.
-"""
+"""Results of a sweep matrix: one row per sweep, one column per method, read from the `result.json` files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from sweeps.analysis.result import Accuracies, ExtendedRun, Intervals, MethodRow, Protocol, Result, Row
+from sweeps.analysis.result import Accuracies, ExtendedRun, MethodRow, Protocol, Result, ResultModel, Row
 from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
 
 __all__ = ["Cell", "MatrixRow", "MatrixTable", "matrix_table", "read_result"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+class Cell(ResultModel):
+    """The selected trial of one method in one sweep."""
 
-
-class Cell(_Model):
-    """One method on one member: the setting that was selected, as its finalists' seeds say."""
-
-    mean: Accuracies = Field(description="on the test set, mean over seeds")
-    ci95: Intervals
+    mean: Accuracies = Field(description="on test, over the seeds of the finalists if there are any")
     seeds: list[int]
-    searched: dict[str, Any] = Field(description="the searched values by dotted path; empty where nothing was searched")
-    best: bool = Field(description="whether no method of the row has a higher mean of acc_all; intervals say how sure")
+    searched: dict[str, Any] = Field(description="searched values by dotted path; empty if nothing was searched")
+    best: bool = Field(description="whether no method of the row has a higher mean of acc_all")
 
 
-class MatrixRow(_Model):
-    """One member; without a result it has no cells and says why."""
+class MatrixRow(ResultModel):
+    """One sweep of the matrix."""
 
-    value: str = Field(description="the name of what makes this member")
+    value: str = Field(description="name of the value that distinguishes this sweep")
     sweep: str
-    protocol: Protocol | None = Field(default=None, description="what was selected on; null without a result")
-    extended: ExtendedRun | None = Field(default=None, description="the winner of this member trained longer")
-    cells: dict[str, Cell] = Field(description="by method; one that failed is absent")
-    missing: str = Field(default="", description="why there is no result; empty where there is one")
-    notes: list[str] = Field(default=[], description="what the member's result says of its data and its failures")
+    protocol: Protocol | None = Field(default=None, description="how trials were ranked; null without a result")
+    extended: ExtendedRun | None = Field(default=None, description="extended training of the winner")
+    cells: dict[str, Cell] = Field(description="by method; failed methods are absent; empty without a result")
+    missing: str = Field(default="", description="why there is no result; empty if there is one")
+    notes: list[str] = Field(default=[], description="notes of the result: remarks on the data, failed runs")
 
 
-class MatrixTable(_Model):
-    """What `lt-sweep table --json` prints."""
+class MatrixTable(ResultModel):
+    """What `lt-sweep table --json` prints for a matrix."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     matrix: str
-    axis: str = Field(description="the section or dotted field that differs from row to row")
-    methods: list[str] = Field(description="the columns: baselines that are no method's own setting, then the methods")
+    axis: str = Field(description="section or dotted field that differs between the rows")
+    methods: list[str] = Field(description="columns: baselines that are not a method of the sweep, then the methods")
     rows: list[MatrixRow]
 
 
 def matrix_table(matrix: SweepMatrix) -> MatrixTable:
-    """The results of a matrix as far as they are there."""
+    """The results of a matrix that exist; a sweep without a result has a row with the reason."""
     found = {value: read_result(spec) for value, spec in matrix.members.items()}
     results = [result for result in found.values() if isinstance(result, Result)]
     methods = dict.fromkeys(one.name for spec in matrix.sweeps for one in spec.candidates())
@@ -69,7 +60,7 @@ def matrix_table(matrix: SweepMatrix) -> MatrixTable:
 
 
 def read_result(spec: SweepSpec) -> Result | str:
-    """What a sweep found, or why there is nothing to read."""
+    """The result of a sweep, or why there is none."""
     file = Path(spec.storage).expanduser() / spec.name / "result.json"
     try:
         result = Result.model_validate_json(file.read_text())
@@ -78,7 +69,7 @@ def read_result(spec: SweepSpec) -> Result | str:
     except (OSError, ValidationError):
         return f"{file} cannot be read"
     if result.spec_fingerprint != spec.fingerprint():
-        return f"{file} is of another spec: the sweep file has changed since"
+        return f"{file} belongs to an earlier version of the sweep file"
     return result
 
 
@@ -86,14 +77,13 @@ def _row(value: str, sweep: str, result: Result | str) -> MatrixRow:
     if isinstance(result, str):
         return MatrixRow(value=value, sweep=sweep, cells={}, missing=result)
     rows = _reported(result)
-    best = max((row.mean.acc_all for row in rows.values() if row.mean.acc_all is not None), default=None)
+    best = max((row.mean.acc_all.value for row in rows.values() if row.mean.acc_all is not None), default=None)
     cells = {
         name: Cell(
             mean=row.mean,
-            ci95=row.ci95,
             seeds=row.seeds,
             searched=row.searched if isinstance(row, MethodRow) else {},
-            best=row.mean.acc_all is not None and row.mean.acc_all == best,
+            best=row.mean.acc_all is not None and row.mean.acc_all.value == best,
         )
         for name, row in rows.items()
     }
@@ -103,7 +93,7 @@ def _row(value: str, sweep: str, result: Result | str) -> MatrixRow:
 
 
 def _reported(result: Result) -> dict[str, Row]:
-    """What is shown of a sweep, by method: the baselines whose setting no method's row has, and the methods."""
+    """Rows by method: the baselines whose configuration is not that of a method, then the methods."""
     methods = {row.method: row for row in result.methods}
     baselines = {name: row for name, row in result.other_baselines().items() if name not in methods}
     return {**baselines, **methods}

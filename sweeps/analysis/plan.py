@@ -1,4 +1,4 @@
-"""What a sweep will cost, as a value."""
+"""The estimated cost of a sweep."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ __all__ = ["Plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep amounts to. Memory in bytes; time in seconds of one `device`, estimated.
+    """Size and estimated cost of a sweep. Memory is in bytes, time in seconds on one `device`.
 
-    `methods` are the trials of each. Packs, lanes and bytes are those of the largest pack; `packs_per_batch` those
-    of all methods together. `extended_runs` are `extended_factor` as long as the winner's, which is taken to be the method
-    with most epochs; 0 where there are none. `epochs_saved` is the share of the search's epochs that a scheduler saves.
-    `stage1_seconds` are null where nothing is to be trained first, `feature_seconds` where features are brought; both
-    count what the storage may have already. `backbone` and `bank` are equal for sweeps that share them.
+    Attributes:
+        methods: trials per method.
+        proposal_batches: number of proposal batches.
+        extended_runs: runs of extended training, `extended_factor` times as long as the winner, which is assumed to be
+            the method with most epochs; 0 if there are none.
+        packs: of the whole sweep; `packs_per_batch` of one proposal batch of all methods.
+        lanes_per_pack, pack_bytes: of the largest pack.
+        run_bytes, pack_bytes: memory beside the bank.
+        epochs_saved: share of the search's epochs that early stopping saves.
+        stage1_seconds: None if no stage 1 is trained. An existing checkpoint in the storage is not considered.
+        feature_seconds: None if the features are given. An existing bank in the storage is not considered.
+        backbone, bank: identities; equal for sweeps that share them.
     """
 
     methods: dict[str, int]
     trials: int
-    batches: int
+    proposal_batches: int
     seeds: int
     search_runs: int
     baseline_runs: int
@@ -52,14 +59,14 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """Runs in all."""
+        """All runs."""
         return self.search_runs + self.baseline_runs + self.finalist_runs + self.extended_runs
 
     @property
     def seconds(self) -> float:
-        """Of all three phases."""
+        """Of stage 1, feature extraction and re-training."""
         return (self.stage1_seconds or 0.0) + (self.feature_seconds or 0.0) + self.train_seconds
 
     def document(self) -> dict[str, Any]:
-        """The plan as JSON holds it."""
+        """The plan as a JSON document."""
         return asdict(self) | {"runs": self.runs}

@@ -1,6 +1,7 @@
 """The result of a sweep as a pydantic model: the content of `result.json`.
 
-Accuracies are fractions in [0, 1]. An empty split and an interval of one seed are null.
+Accuracies are fractions of 1. An empty split is null. Every mean and difference is an `Estimate`: its value and the
+ends of its 95% interval over seeds, which are null for a single run.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lt_train.metrics.accuracy import SPLITS
+from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate
+
 __all__ = [
     "Accuracies",
     "ExtendedRun",
-    "Gain",
-    "Intervals",
     "Loma",
     "MethodRow",
     "Protocol",
     "Result",
+    "ResultModel",
     "Row",
     "RunCounts",
     "SeedAccuracies",
@@ -26,163 +29,162 @@ __all__ = [
 ]
 
 
-class _Model(BaseModel):
+class ResultModel(BaseModel):
+    """Base of every model that is written as JSON."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
-class Accuracies(_Model):
-    """Top-1 accuracy on the test set, over all classes and by split."""
+class Accuracies(ResultModel):
+    """Top-1 accuracy on the test set over all classes and by split: mean over seeds with its 95% interval."""
+
+    acc_all: Estimate | None
+    acc_many: Estimate | None
+    acc_medium: Estimate | None
+    acc_few: Estimate | None
+
+    @classmethod
+    def of(cls, values: Array) -> Accuracies:
+        """Estimates from test accuracies `[S, 4]`."""
+        return cls(**{f"acc_{split}": estimate(values[:, column]) for column, split in enumerate(SPLITS)})
+
+    def by_split(self) -> tuple[Estimate | None, ...]:
+        """In the order of `SPLITS`."""
+        return (self.acc_all, self.acc_many, self.acc_medium, self.acc_few)
+
+    def values(self) -> dict[str, float | None]:
+        """The means by metric, without their intervals."""
+        named = zip(SPLITS, self.by_split(), strict=True)
+        return {f"acc_{split}": None if one is None else one.value for split, one in named}
+
+
+class SeedAccuracies(ResultModel):
+    """Top-1 test accuracies of one run at its selected epoch; all null if it failed."""
 
     acc_all: float | None
     acc_many: float | None
     acc_medium: float | None
     acc_few: float | None
-
-
-class SeedAccuracies(Accuracies):
-    """Accuracies of one run at the epoch that counts; all null when it failed."""
-
     seed: int
-    val_acc_all: float | None = Field(description="class-balanced accuracy on the validation set, if there is one")
+    val_acc_all: float | None = Field(description="class-balanced accuracy on the validation set; null without one")
     failure: str | None = Field(description="why the run failed; null for a finished one")
 
 
-class Intervals(_Model):
-    """95% intervals of the mean over seeds (Student's t), each `[low, high]`."""
-
-    acc_all: tuple[float, float] | None
-    acc_many: tuple[float, float] | None
-    acc_medium: tuple[float, float] | None
-    acc_few: tuple[float, float] | None
-
-
-class Loma(_Model):
-    """Logits Magnitude (paper, Eq. 6) over classes, mean over seeds; cv is std over mean, 0 is balanced."""
+class Loma(ResultModel):
+    """Logits Magnitude (paper, Eq. 6) over classes, mean over seeds."""
 
     mean: float | None
-    cv: float | None
+    cv: float | None = Field(description="standard deviation over classes divided by their mean; 0 is balanced")
 
 
-class Gain(_Model):
-    """Winner minus baseline in one metric, paired by seed: mean, 95% interval, two-sided p of a paired t test."""
+class Row(ResultModel):
+    """One configuration with its results on test."""
 
-    mean: float
-    ci95: tuple[float, float] | None
-    p_value: float | None
-
-
-class Row(_Model):
-    """One setting, reported: the best of its seeds beside their mean and its interval."""
-
-    params: dict[str, Any] = Field(description="the method with its parts, and the training, as a sweep file has them")
+    params: dict[str, Any] = Field(description="method with its components, and training, as in a sweep file")
     seeds: list[int]
-    best_of: SeedAccuracies
+    best_of: SeedAccuracies = Field(description="the seed that is best by the selection metric")
     mean: Accuracies
-    ci95: Intervals
     loma: Loma
 
 
 class Winner(Row):
-    """The selected trial; `gain` is over each baseline, by metric."""
+    """The selected trial."""
 
-    method: str = Field(default="", description="the name in `methods` of the method whose trial it is")
-    trial: int
-    searched: dict[str, Any] = Field(default={}, description="the searched values by dotted path")
-    gain: dict[str, dict[str, Gain]]
+    method: str = Field(default="", description="name in `methods`")
+    trial: int = Field(description="number among the trials of its method")
+    searched: dict[str, Any] = Field(default={}, description="searched values by dotted path")
+    gain: dict[str, dict[str, Comparison]] = Field(
+        description="minus each baseline, by metric, paired by seed; an empty split is absent"
+    )
 
 
 class MethodRow(Winner):
-    """One method at its best: its own winner, and what was spent to find it."""
+    """The best trial of one method, and what was spent to find it."""
 
-    objective: float = Field(description="what its winner was selected by: metric, set and objective of the protocol")
-    behind: dict[str, Gain] = Field(description="this method minus the first of the table, by metric, paired by seed")
-    tied: bool = Field(
-        description="the 95% interval of `behind`, in the protocol's metric on test, holds 0: over these seeds there "
-        "is no difference from the first, which is tied with itself"
-    )
-    trials: int = Field(description="settings tried")
+    objective: float = Field(description="value it was selected by: metric, set and objective of the protocol")
+    behind: dict[str, Comparison] = Field(description="minus the best method, on test, by metric, paired by seed")
+    tied: bool = Field(description="whether `behind` is tied in the protocol's metric; the best is tied with itself")
+    trials: int = Field(description="trials of this method")
     failed_trials: int
-    stopped_trials: int = Field(default=0, description="settings that the scheduler stopped early")
+    stopped_trials: int = Field(default=0, description="trials that the early stopping rule stopped")
     runs: int = Field(description="runs finished, stopped or failed, of trials and finalists")
 
 
 class ExtendedRun(Row):
-    """The winner's setting trained several times as long, at its last epoch. It decides nothing; see `Result`."""
+    """The winner's configuration trained several times as long, at its last epoch. It does not affect selection."""
 
-    times: int = Field(description="how many times as long as the winner")
-    objective: float = Field(description="mean over seeds on what is selected on: set and metric of the protocol")
-    objective_ci95: tuple[float, float] | None
-    change: Gain = Field(description="minus the winner at its own last epoch, on what is selected on")
-    ends: Literal["falls", "level", "gains", "unclear"] = Field(
-        description="falls: the winner stands on a transient; gains: it was not trained to its end; level: the 95% "
-        "interval of `change` lies within a point; unclear: so many seeds cannot tell"
+    times: int = Field(description="training length as a multiple of the winner's")
+    objective: Estimate = Field(description="in the metric and on the set that are selected on")
+    change: Comparison = Field(
+        description="minus the winner at its own last epoch, in the selection metric; tied: the 95% interval lies "
+        "within one point"
     )
-    over_start: Gain | None = Field(description="minus the stage-1 head (vanilla), on what is selected on")
-    beside_start: Literal["below", "level", "above", "unclear"] | None = Field(
-        description="on which side of it this ends, by the same measure"
+    trend: Trend = Field(description="verdict of `change`; improving or declining: the winner is not converged")
+    over_start: Comparison | None = Field(
+        description="minus the stage-1 head (vanilla), in the selection metric, by the same test"
     )
-    behind: dict[str, Gain] = Field(description="minus the winner at its own last epoch, on test, by metric")
+    test_change: dict[str, Comparison] = Field(description="minus the winner at its own last epoch, on test, by metric")
 
 
-class TrialRow(_Model):
-    """One trial of the search with all its seeds; `objective` is null when it failed."""
+class TrialRow(ResultModel):
+    """One trial of the search with all its seeds."""
 
-    method: str = Field(default="", description="the name in `methods` of the method it is a trial of")
-    number: int = Field(description="counted for each method")
-    params: dict[str, Any] = Field(description="the searched values by dotted path")
-    objective: float | None
+    method: str = Field(default="", description="name in `methods`")
+    number: int = Field(description="counted for each method separately")
+    params: dict[str, Any] = Field(description="searched values by dotted path")
+    objective: float | None = Field(description="null if the trial failed")
     stopped: int | None = Field(
-        default=None, description="epochs after which the scheduler stopped it; its numbers are then of that epoch"
+        default=None, description="epochs after which it was stopped early; its values are those of that epoch"
     )
     seeds: list[SeedAccuracies]
 
 
-class Protocol(_Model):
-    """What the numbers were selected on."""
+class Protocol(ResultModel):
+    """How trials were ranked; see `selection` in the sweep file."""
 
     on: Literal["val", "test"]
     epoch: Literal["last", "best"]
     objective: Literal["mean", "best"]
     metric: str
     seeds: int
-    finalists: int = Field(description="trials run again on fresh seeds; the reported numbers are then theirs")
+    finalists: int = Field(description="best trials that ran again on new seeds; if any, results are from those runs")
 
 
-class RunCounts(_Model):
-    """Runs: trained to the end, stopped early, failed, and wanted again when done already (duplicates, resumes)."""
+class RunCounts(ResultModel):
+    """Number of runs."""
 
-    finished: int
-    stopped: int = 0
+    finished: int = Field(description="trained to the end")
+    stopped: int = Field(default=0, description="stopped early")
     failed: int
-    cached: int
+    cached: int = Field(description="requested again after they were done, as duplicates or by a resumed sweep")
 
 
-class Result(_Model):
-    """The outcome of one sweep, as written to `result.json`."""
+class Result(ResultModel):
+    """The outcome of one sweep."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    sweep: str
+    sweep: str = Field(description="name of the sweep")
     spec_fingerprint: str
-    bank_fingerprint: str
+    bank_fingerprint: str = Field(description="of the feature bank")
     protocol: Protocol
     runs: RunCounts
     trials: list[TrialRow]
-    winner: Winner | None = Field(description="the best of all methods; null when every trial, or finalist, failed")
+    winner: Winner | None = Field(description="best of all methods; null if every trial, or every finalist, failed")
     methods: list[MethodRow] = Field(
-        default=[], description="every method's winner, ranked by what is selected on; without those that all failed"
+        default=[], description="best trial of each method, ranked by the selection metric; failed methods are absent"
     )
-    baselines: dict[str, Row]
-    extended: ExtendedRun | None = Field(
-        default=None, description="the winner trained longer, to say whether it stands on a transient"
+    baselines: dict[str, Row] = Field(description="by name; failed ones are absent")
+    extended: ExtendedRun | None = Field(default=None, description="extended training of the winner")
+    extended_skipped: str = Field(
+        default="", description="why there is no extended run although one was requested; else empty"
     )
-    not_longer: str = Field(default="", description="why there is no such run although one was asked for; else empty")
     seconds: dict[str, float] = Field(
-        description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, process starts in it); "
-        "search (asking and telling); tracking (beside the others); ledger. Of all calls, summed over workers: train"
+        description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, with process starts); "
+        "search (search algorithm); tracking (in parallel); ledger. Of all calls, summed over workers: train"
     )
-    notes: list[str] = Field(description="what to know about the data, and which runs failed that are not the search's")
+    notes: list[str] = Field(description="remarks on the data, and failed runs of other phases than the search")
 
     def other_baselines(self) -> dict[str, Row]:
-        """The baselines whose setting no method's row shows already."""
+        """Baselines whose configuration is not that of a method's row."""
         shown = [row.params for row in self.methods]
         return {name: row for name, row in self.baselines.items() if row.params not in shown}

@@ -1,7 +1,4 @@
-"""From an exhausted schedule to the result of its sweep: every number of `result.json` comes about here.
-
-Statistics are in `sweeps.analysis.selection`.
-"""
+"""Builds the result of a finished sweep from its trial queue: every number of `result.json`."""
 
 from __future__ import annotations
 
@@ -16,8 +13,6 @@ from sweeps.analysis import selection
 from sweeps.analysis.result import (
     Accuracies,
     ExtendedRun,
-    Gain,
-    Intervals,
     Loma,
     MethodRow,
     Protocol,
@@ -28,6 +23,7 @@ from sweeps.analysis.result import (
     TrialRow,
     Winner,
 )
+from sweeps.analysis.statistics import Array, Comparison, paired
 from sweeps.config.trials import Phase, Trial
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Record
@@ -36,7 +32,7 @@ __all__ = ["summarise"]
 
 
 def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, float]) -> Result:
-    """The result of a schedule that is exhausted."""
+    """The result of a queue whose trials are all finished."""
     spec, ledger = queue.spec, queue.ledger
     wanted = {record.key: record for records in queue.finished.values() for record in records}
     failed = sum(record.failure is not None for record in wanted.values())
@@ -46,11 +42,11 @@ def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, floa
     every = [(trial.name, record) for trial in queue.in_order() for record in queue.finished[trial.name]]
     broken = {name: record.failure for name, record in every if record.failure is not None}
     sound = [trial for trial in baselines if trial.name not in broken]
-    told = [f"{name} failed: {why}" for name, why in broken.items() if queue.trials[name].phase != "search"]
-    extended, not_longer = _longer(queue, sound)
+    failures = [f"{name} failed: {why}" for name, why in broken.items() if queue.trials[name].phase != "search"]
+    extended, extended_skipped = _extended(queue, sound)
     first, names = queue.winner(), [study.candidate.name for study in queue.studies]
     if len(names) > 1:
-        told += [f"{name}: every trial, or every finalist, failed" for name in names if queue.winner(name) is None]
+        failures += [f"{name}: every trial, or every finalist, failed" for name in names if queue.winner(name) is None]
     return Result(
         sweep=spec.name,
         spec_fingerprint=spec.fingerprint(),
@@ -80,9 +76,9 @@ def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, floa
         methods=_methods(queue, sound),
         baselines={trial.name.removeprefix("baseline-"): _row(queue, trial) for trial in sound},
         extended=extended,
-        not_longer=not_longer,
+        extended_skipped=extended_skipped,
         seconds={name: round(value, 3) for name, value in (ledger.seconds | seconds).items()},
-        notes=[*notes, *told],
+        notes=[*notes, *failures],
     )
 
 
@@ -92,8 +88,8 @@ def _winner(queue: TrialQueue, trial: Trial, baselines: list[Trial]) -> Winner:
     return Winner(**row, method=trial.candidate, trial=trial.number, searched=trial.params, gain=gain)
 
 
-def _longer(queue: TrialQueue, baselines: list[Trial]) -> tuple[ExtendedRun | None, str]:
-    """What became of the winner when it trained longer, or why that is not known."""
+def _extended(queue: TrialQueue, baselines: list[Trial]) -> tuple[ExtendedRun | None, str]:
+    """Extended training of the winner, or why there is none."""
     chosen, winner = queue.spec.selection, queue.winner()
     if winner is None or chosen.extended_training is None:
         return None, ""
@@ -109,23 +105,21 @@ def _longer(queue: TrialQueue, baselines: list[Trial]) -> tuple[ExtendedRun | No
         on=chosen.on,
     )
     if found is None:
-        return None, "the longer run failed"
+        return None, "the extended run failed"
     row = ExtendedRun(
         **dict(_row(queue, trial)),
         times=chosen.extended_training,
-        objective=found.mean,
-        objective_ci95=_pair(found.ci95),
-        change=_gain(found.change),
-        ends=found.ends,
-        over_start=None if found.over_start is None else _gain(found.over_start),
-        beside_start=found.beside_start,
-        behind=_difference(queue, trial, winner, selection.ended),
+        objective=found.accuracy,
+        change=found.change,
+        trend=found.trend,
+        over_start=found.over_start,
+        test_change=_difference(queue, trial, winner, selection.ended),
     )
     return row, ""
 
 
 def _methods(queue: TrialQueue, baselines: list[Trial]) -> list[MethodRow]:
-    """Each candidate's winner, ranked as the winner of all is chosen."""
+    """The best trial of each candidate method, best first."""
     names = {study.candidate.name for study in queue.studies}
     winners = {trial.name for name in names if (trial := queue.winner(name)) is not None}
     phase: Phase = "finalist" if queue.spec.selection.finalists else "search"
@@ -137,12 +131,13 @@ def _method_row(queue: TrialQueue, trial: Trial, first: Trial, baselines: list[T
     own = [one for one in queue.in_order() if one.candidate == trial.candidate and one.phase != "extended"]
     tried = [other for other in own if other.phase == "search"]
     objective, behind = queue.objective(trial), _difference(queue, trial, first)
-    assert objective is not None, "a trial that failed does not win"
+    metric = queue.spec.selection.metric
+    assert objective is not None, "a failed trial does not win"
     return MethodRow(
         **dict(_winner(queue, trial, baselines)),
         objective=objective,
         behind=behind,
-        tied=trial is first or _covers_zero(behind.get(queue.spec.selection.metric)),
+        tied=trial is first or (metric in behind and behind[metric].verdict == "tied"),
         trials=len(tried),
         failed_trials=sum(queue.objective(other) is None for other in tried),
         stopped_trials=sum(queue.stopped(other) is not None for other in tried),
@@ -154,28 +149,12 @@ def _difference(
     queue: TrialQueue,
     ours: Trial,
     theirs: Trial,
-    read: Callable[[Sequence[Record]], selection.Array] = selection.reported,
-) -> dict[str, Gain]:
-    """`ours` minus `theirs` on the test set, by metric, paired by seed; one run stands for every seed."""
+    read: Callable[[Sequence[Record]], Array] = selection.reported,
+) -> dict[str, Comparison]:
+    """`ours` minus `theirs` on the test set, by metric, paired by seed; a single run stands for every seed."""
     a, b = np.broadcast_arrays(*(read(queue.finished[trial.name]) for trial in (ours, theirs)))
-    by_metric: dict[str, Gain] = {}
-    for column, split in enumerate(SPLITS):
-        difference = selection.paired(a[:, column], b[:, column])
-        if not math.isnan(difference.mean):
-            by_metric[f"acc_{split}"] = _gain(difference)
-    return by_metric
-
-
-def _gain(difference: selection.MeanDifference) -> Gain:
-    return Gain(mean=difference.mean, ci95=_pair(difference.ci95), p_value=difference.p_value)
-
-
-def _covers_zero(difference: Gain | None) -> bool:
-    """Whether a difference may be none: its interval holds 0, or without an interval it is 0 itself."""
-    if difference is None:
-        return False
-    low, high = difference.ci95 or (difference.mean, difference.mean)
-    return low <= 0 <= high
+    found = {f"acc_{split}": paired(a[:, column], b[:, column]) for column, split in enumerate(SPLITS)}
+    return {metric: comparison for metric, comparison in found.items() if comparison is not None}
 
 
 def _row(queue: TrialQueue, trial: Trial) -> Row:
@@ -187,8 +166,7 @@ def _row(queue: TrialQueue, trial: Trial) -> Row:
         params=trial.method.model_dump(mode="json") | trial.training.model_dump(mode="json"),
         seeds=[record.seed for record in records],
         best_of=_seed_row(records[best]),
-        mean=Accuracies(**_named(selection.mean(values))),
-        ci95=Intervals(**{f"acc_{split}": _pair(selection.interval(values[:, i])) for i, split in enumerate(SPLITS)}),
+        mean=Accuracies.of(values),
         loma=Loma(
             mean=selection.mean_of_all([record.loma_mean for record in records]),
             cv=selection.mean_of_all([record.loma_cv for record in records]),
@@ -212,7 +190,3 @@ def _named(row: Any) -> dict[str, float | None]:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _pair(interval: selection.Interval | None) -> tuple[float, float] | None:
-    return None if interval is None else (interval.low, interval.high)

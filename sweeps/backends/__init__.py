@@ -1,1 +1,1 @@
-"""Places where packs are trained: one file a kind."""
+"""Backends, which train packs: in this process, or on a Ray cluster."""

@@ -1,8 +1,8 @@
-"""Features extracted by many processes at once: Ray Data hands shards to actors, which run the backbone.
+"""Feature extraction in several processes: Ray Data distributes shards to actors, which run the backbone.
 
-The extractor, network and images in memory included, goes through the object store once to a machine; images in
-files are opened by path where the actor runs. An actor that dies is started again and its shards are done again. Order
-does not matter: every shard says which rows it is. Knows shards; knows no sweep and no bank.
+The extractor, including the network and images in memory, goes through the object store once per machine. Image files
+are opened by their paths on the machine of the actor. An actor that dies is restarted and repeats its shards. Their
+order does not matter, because every result names its rows.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from lt_train.core.errors import LongtailError, first_line
-from lt_train.datasets._images.decode_pool import decode_threads
+from lt_train.datasets._images.decode import set_decode_threads
 from lt_train.features.shards import Extractor, Shard, ShardResult, Workers
 
 __all__ = ["ray_workers"]
 
 
 def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
-    """`count` actors of the Ray that this process has joined, each on `cpus` and `gpus`."""
+    """`count` actors on the Ray that this process has joined, with `cpus` threads and `gpus` GPUs each."""
 
     def extract(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
         import ray
@@ -31,18 +31,18 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
         if not wanted:
             return
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # there is one already
+        context.enable_progress_bars = False  # we show our own
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # A block is a shard: what an actor is given at once, and what is done again when it dies.
-        listed = ray.data.from_items(
+        # One shard per block, the unit that Ray schedules and repeats.
+        blocks = ray.data.from_items(
             [{"shard": number} for number in range(len(wanted))], override_num_blocks=len(wanted)
         )
-        travelling = ray.put(extractor)
-        done = listed.map_batches(
+        reference = ray.put(extractor)
+        results = blocks.map_batches(
             _Worker,
-            fn_constructor_args=(travelling, list(wanted)),
+            fn_constructor_args=(reference, list(wanted)),
             batch_size=1,
-            # Two shards at a time: while one is in the network, the first images of the other are decoded.
+            # Two shards at a time: images of the second are decoded while the first is in the network.
             compute=ray.data.ActorPoolStrategy(
                 size=min(count, len(wanted)), max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
             ),
@@ -50,39 +50,39 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
             num_gpus=gpus,
         )
         try:
-            for row in done.iter_rows():
-                yield row["done"]
+            for row in results.iter_rows():
+                yield row["result"]
         except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
-            raise _told(error) from error
+            raise _unwrap(error) from error
 
     return extract
 
 
-def _told(error: BaseException) -> LongtailError:
-    """What a worker raised on purpose, out of what Ray wrapped around it; of anything else, a line."""
+def _unwrap(error: BaseException) -> LongtailError:
+    """The `LongtailError` that a worker raised, without Ray's wrappers; any other error as one line."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, LongtailError):
             return inner
         deepest, inner = inner, getattr(inner, "cause", None) or inner.__cause__
-    return LongtailError(f"a worker that extracts features failed: {first_line(deepest)}; what is done is kept")
+    return LongtailError(f"a feature extraction worker failed: {first_line(deepest)}; finished shards are kept")
 
 
 class _Worker:
-    """Runs shards in an actor, whose threads, of torch and to decode, are those that the extractor asks for."""
+    """Runs shards in an actor, with as many threads for torch and for decoding as the extractor sets."""
 
     def __init__(self, extractor: Any, wanted: list[Shard]) -> None:
         import ray
 
         self.extractor: Extractor = ray.get(extractor)
-        decode_threads(self.extractor.threads)
+        set_decode_threads(self.extractor.threads)
         self.wanted = wanted
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         import torch
 
         torch.set_num_threads(self.extractor.threads)
-        done = list(self.extractor.run([self.wanted[number] for number in batch["shard"].tolist()]))
-        column = np.empty(len(done), dtype=object)
-        column[:] = done
-        return {"done": column}
+        results = list(self.extractor.run([self.wanted[number] for number in batch["shard"].tolist()]))
+        column = np.empty(len(results), dtype=object)
+        column[:] = results
+        return {"result": column}

@@ -1,26 +1,29 @@
-"""`inline`: packs are trained one after another in this process. The debugging executor."""
+"""Backend `inline`: trains packs one after another in this process."""
 
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from lt_train.features.bank import FeatureBank
-from lt_train.retrain import fused
 from sweeps.config.backend import BackendSpec, PackSource
+
+if TYPE_CHECKING:
+    from lt_train.features.bank import FeatureBank
 
 __all__ = ["InlineBackend"]
 
 
 class InlineBackend(BackendSpec):
-    """No cluster, no other process; the same results as every other backend."""
+    """Training in the driver's process, without a cluster. Results equal those of every other backend."""
 
     kind: Literal["inline"] = "inline"
 
     def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:
-        """Train packs from `source` until it is exhausted."""
+        """See `BackendSpec.train`."""
+        import torch
+
+        from lt_train.retrain import fused
+
         threads = torch.get_num_threads()
         torch.set_num_threads(cpus)
         try:

@@ -1,9 +1,9 @@
-"""`ray`: Ray Tune drives packs across a cluster. Only this room and `sweeps.cluster.jobs` work on Ray.
+"""Backend `ray`: Ray Tune schedules packs on a local Ray or on a cluster.
 
-A pack is one Tune trial; actors are reused, so a worker process starts once and imports torch once. On a local Ray
-workers open the bank where it lies. On a cluster it goes through the object store once, and every worker on a machine
-maps the same memory; or it lies in a `bank_store`. Which packs there are is decided by the `PackSource` alone: Tune
-asks, waits where it is told to, and is never the one to try a pack again.
+A pack is one Tune trial. Actors are reused, so a worker process starts once and imports torch once. On a local Ray,
+workers open the feature bank from disk. On a cluster, the bank is sent through the object store once per machine, where
+all workers map the same memory, or workers read it from a `bank_store`. The `PackSource` alone decides which packs
+exist: Tune requests packs, waits when there is none, and never retries one.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from lt_train.core.errors import UserError, first_line
-from lt_train.core.progress import tell
-from lt_train.features.bank import FeatureBank
-from lt_train.features.shards import Workers
-from lt_train.pretrain.train import Report
-from sweeps.backends.extraction import ray_workers
-from sweeps.backends.training import train_together
-from sweeps.backends.tune import error_listener, searcher, stopper, trainable_class
-from sweeps.cluster.bank_store import publish
+from lt_train.core.registry import PATH
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.config.backend import BackboneJob, BackendSpec, PackSource
-from sweeps.config.sizes import shown_size
+from sweeps.config.extras import require
+from sweeps.config.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from lt_train.core.progress import ProgressCallback
+    from lt_train.features.bank import FeatureBank
+    from lt_train.features.shards import Workers
 
 __all__ = ["RayBackend"]
 
+logger = logging.getLogger(__name__)
 
-def _without_keys(store: str | None) -> str | None:
-    if store is not None and holds_credentials(store):
+
+def _without_credentials(store: str | None) -> str | None:
+    if store is not None and holds_credentials(store):  # a message with "got" is shown without the value
         raise ValueError(
-            "must hold no keys, and got some: the file is copied into results; set the store's own variables, such as "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give --secret-file to a job"
+            "must not contain keys, got a URL with one; sweep files are copied into results, so set the store's own "
+            "environment variables instead, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or submit with "
+            "--secret-file"
         )
     return store
 
@@ -50,70 +52,74 @@ def _without_keys(store: str | None) -> str | None:
 class RayBackend(BackendSpec):
     """Packs as Ray Tune trials, on a local Ray or on the cluster at `address`."""
 
+    library: ClassVar[str | None] = "ray"
     has_workers: ClassVar[bool] = True
 
     kind: Literal["ray"] = "ray"
     address: str | None = Field(
         default=None,
-        description='cluster to join ("auto" or host:port); null: the one of RAY_ADDRESS, else a local Ray that '
-        "is started and stopped again",
+        description='cluster to join ("auto" or host:port); null: the cluster in RAY_ADDRESS, else a local Ray that is '
+        "started for the sweep",
     )
-    bank_store: Annotated[str | None, AfterValidator(_without_keys)] = Field(
+    bank_store: Annotated[str | None, PATH, AfterValidator(_without_credentials)] = Field(
         default=None,
         min_length=1,
         description="where workers read the features: a directory that all machines share, or a URL such as "
-        "s3://bucket/banks; null: they are sent through Ray's object store, once to each machine",
+        "s3://bucket/banks; null: features are sent through Ray's object store, once per machine",
     )
 
     def trains_elsewhere(self) -> bool:
-        """Whether a cluster is joined; a local Ray is this machine."""
+        """True if a cluster is joined; a local Ray uses this machine."""
         return self.address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
     def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:
         """Train packs from `source` until it is exhausted.
 
         Raises:
-            UserError: a local Ray is asked for more than it has, or the features do not fit its object store.
-            LongtailError: what a pack raised that would not go away by itself, or what `source` raised.
+            UserError: a pack needs more than a local Ray has, the features do not fit into the object store, or Ray is
+                not installed.
+            LongtailError: a pack or `source` raised an error that a retry would not resolve.
         """
-        # Tune writes result files for every trial unless told not to: they cost driver memory and inodes, and the
-        # ledger is the truth. By default it also holds one trial pending at a time.
+        from sweeps.backends.tune import searcher
+
+        # No result files per trial: they cost memory and inodes, and the ledger already has every result.
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000")
-        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is the command line's to handle
-        os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are told, and dealt with, in fewer words
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000")  # by default Tune holds one pending trial
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the command line handles interrupts
+        os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # we report errors ourselves
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        # Ray prints what its nodes report; standard output is the result's.
-        with contextlib.redirect_stdout(sys.stderr):
-            self._train(bank, source, cpus, gpus)
-
-    def train_backbone(
-        self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: Report
-    ) -> None:
-        """See `BackendSpec.train_backbone`; Ray Train starts the workers, and starts them again when one dies."""
+        # Ray prints reports of its nodes; standard output is reserved for results.
         with contextlib.redirect_stdout(sys.stderr), self._ray() as local:
-            train_together(job, out, workers=workers, cpus=cpus, gpus=gpus, report=report, local=local)
-
-    def _train(self, bank: FeatureBank, source: PackSource, cpus: int, gpus: float) -> None:
-        with self._ray() as local:
-            _check_room(cpus, gpus, local=local)
+            _check_resources(cpus, gpus, local=local)
             search = searcher(source)
-            handed = self._handed(bank, local=local)
-            self._tune(search, handed, cpus, gpus, _slots(cpus, gpus) if local else None)
+            self._tune(search, self._payload(bank, local=local), cpus, gpus, _slots(cpus, gpus) if local else None)
             if search.error is not None:
                 raise search.error
 
+    def train_backbone(
+        self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: ProgressCallback
+    ) -> None:
+        """See `BackendSpec.train_backbone`. Ray Train starts the workers, and restarts them when one dies."""
+        from sweeps.backends.training import train_together
+
+        with contextlib.redirect_stdout(sys.stderr), self._ray() as local:
+            train_together(job, out, workers=workers, cpus=cpus, gpus=gpus, report=report, local=local)
+
     @contextlib.contextmanager
     def extractors(self, count: int, *, cpus: int, gpus: float) -> Iterator[Workers]:
-        """`count` actors on the Ray that packs are trained on."""
-        # Ray prints what its nodes report; standard output is the result's.
+        """See `BackendSpec.extractors`; the processes are Ray actors."""
+        from sweeps.backends.extraction import ray_workers
+
+        # Ray prints reports of its nodes; standard output is reserved for results.
         with contextlib.redirect_stdout(sys.stderr), self._ray() as local:
-            _check_room(cpus, gpus, local=local)
+            _check_resources(cpus, gpus, local=local)
             yield ray_workers(min(count, _slots(cpus, gpus)) if local else count, cpus, gpus)
 
     @contextlib.contextmanager
     def _ray(self) -> Iterator[bool]:
-        """Join Ray, or start one where there is none; yields whether it is one of ours, on this machine."""
+        """Join a cluster or start a local Ray; yields True for a local Ray that this call has started."""
+        require(self.library)
+        # Otherwise Ray hides all GPUs from workers that reserve none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
@@ -131,8 +137,7 @@ class RayBackend(BackendSpec):
             yield local and started
         finally:
             if started:
-                # What Tune leaves asks Ray for something when it is collected, in whatever thread; and Ray ends the
-                # process, without a word, where that comes in the middle of its shutdown.
+                # Objects left by Tune call Ray from their finalizers. During a shutdown such a call ends the process.
                 gc.collect()
                 with _own_sigterm():
                     ray.shutdown()
@@ -145,13 +150,15 @@ class RayBackend(BackendSpec):
             yield
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise UserError(
-                f"the Ray cluster at {self.address or os.environ.get('RAY_ADDRESS')} cannot be joined: "
-                f"{first_line(error)}; see backend.address or RAY_ADDRESS, and of a cluster that asks for a token "
-                "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
+                f"cannot join the Ray cluster at {self.address or os.environ.get('RAY_ADDRESS')}: {first_line(error)}; "
+                "check backend.address or RAY_ADDRESS and, if the cluster requires a token, RAY_AUTH_MODE and "
+                "RAY_AUTH_TOKEN_PATH"
             ) from error
 
-    def _handed(self, bank: FeatureBank, *, local: bool) -> dict[str, Any]:
-        """The bank as workers are handed it: its arrays, or where it lies."""
+    def _payload(self, bank: FeatureBank, *, local: bool) -> dict[str, Any]:
+        """What workers receive of the bank: its arrays, or `fingerprint` and `store`, the directory or URL to read."""
+        from sweeps.cluster.bank_store import publish_bank
+
         if local and bank.path is not None:
             return {"fingerprint": bank.fingerprint, "store": str(bank.path.parent)}
         if self.bank_store is None:
@@ -159,12 +166,14 @@ class RayBackend(BackendSpec):
             _check_object_store(arrays)
             return arrays
         assert bank.path is not None, "a sweep trains on a bank that it has opened"
-        publish(bank.path, self.bank_store)
+        publish_bank(bank.path, self.bank_store)
         return {"fingerprint": bank.fingerprint, "store": self.bank_store}
 
     @staticmethod
     def _tune(search: Any, bank: dict[str, Any], cpus: int, gpus: float, at_once: int | None) -> None:
         from ray import tune
+
+        from sweeps.backends.tune import error_listener, stopper, trainable_class
 
         device = "cuda" if gpus else "cpu"
         with tempfile.TemporaryDirectory(prefix="lt-sweep-tune-") as scratch:
@@ -186,37 +195,37 @@ class RayBackend(BackendSpec):
                     stop=stopper(search),
                 ),
             )
-            with _stopped_in_good_order():
+            with _graceful_stop():
                 tuner.fit()
 
 
 @contextlib.contextmanager
-def _stopped_in_good_order() -> Iterator[None]:
-    """Have Tune end at the first Ctrl-C or SIGTERM as it ends at its own signal: between two steps, cleaning up.
+def _graceful_stop() -> Iterator[None]:
+    """End Tune between two steps at the first Ctrl-C or SIGTERM, as at Tune's own signal SIGUSR1.
 
-    What is being recorded then is recorded whole, and workers do not go on with their packs on a Ray that this process
-    goes on with. A second signal interrupts at once.
+    A result that is being recorded is recorded completely, and workers do not continue their packs on a Ray that
+    outlives the sweep. A second signal interrupts at once.
 
     Raises:
-        KeyboardInterrupt: afterwards.
+        KeyboardInterrupt: at the end of the block, if there was a signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[int] = []
+    received: list[int] = []
     tune = logging.getLogger("ray.tune.tune")
     level = tune.level
 
     def interrupt(number: int, frame: Any) -> None:
-        asked.append(number)
-        tune.setLevel(logging.CRITICAL)  # it would say that trials which are stopped have not completed
-        if len(asked) > 1 or not callable(signal.getsignal(signal.SIGUSR1)):
+        received.append(number)
+        tune.setLevel(logging.CRITICAL)  # no warning about trials that did not complete
+        if len(received) > 1 or not callable(signal.getsignal(signal.SIGUSR1)):
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGUSR1)  # Tune's handler ends its loop
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     for number in (signal.SIGINT, signal.SIGTERM):
-        if callable(before[number]):  # not where it is ignored, or the system's own sudden end
+        if callable(before[number]):  # leave SIG_IGN and SIG_DFL in place
             signal.signal(number, interrupt)
     try:
         yield
@@ -224,15 +233,15 @@ def _stopped_in_good_order() -> Iterator[None]:
         tune.setLevel(level)
         for number, handler in before.items():
             signal.signal(number, handler)
-    if asked:
+    if received:
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which Ray takes away, so that a stopped sweep is closed in good order.
+    """Keep this process's SIGTERM handler, so that a stopped sweep is closed properly.
 
-    `ray.init` puts an answer of its own in its place; `ray.shutdown` sets it, behind Python's back, to sudden death.
+    `ray.init` replaces the handler; `ray.shutdown` resets it to the default, unknown to Python's `signal` module.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -245,7 +254,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _check_object_store(arrays: dict[str, Any]) -> None:
-    """Refuse features that no machine's object store can hold: Ray would write them to disk, again and again.
+    """Check that the smallest object store can hold the features; otherwise Ray would spill them to disk repeatedly.
 
     Raises:
         UserError: they are too large.
@@ -257,44 +266,46 @@ def _check_object_store(arrays: dict[str, Any]) -> None:
     smallest = min((store for store in stores if store), default=0)
     if size > smallest:
         raise UserError(
-            f"the features take {shown_size(size)}, and the smallest object store of this Ray holds "
-            f"{shown_size(int(smallest))}; give backend.bank_store a directory that all machines share, or an s3:// or "
-            "gs:// URL, or start Ray with a larger --object-store-memory"
+            f"the features take {format_bytes(size)}, but the smallest object store of the cluster holds "
+            f"{format_bytes(int(smallest))}; set backend.bank_store to a directory that all machines share or to an "
+            "s3:// or gs:// URL, or start Ray with a larger --object-store-memory"
         )
 
 
-def _check_room(cpus: int, gpus: float, local: bool) -> None:
-    """Refuse packs that a local Ray can never place; of a cluster, which may grow, only tell that it has to.
+def _check_resources(cpus: int, gpus: float, local: bool) -> None:
+    """Refuse packs that a local Ray can never place. A cluster may grow: log a warning.
 
     Raises:
-        UserError: the pack asks for more than there is.
+        UserError: a pack needs more than the machine has.
     """
     import ray
 
-    asked = {"CPU": cpus, "GPU": gpus}
+    needed = {"CPU": cpus, "GPU": gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(kind, 0) >= count for kind, count in asked.items()) for node in nodes):
+    if any(all(node.get(kind, 0) >= count for kind, count in needed.items()) for node in nodes):
         return
     if local:
-        has = {kind: max(node.get(kind, 0) for node in nodes) for kind in asked}
-        kind = next(kind for kind in asked if asked[kind] > has[kind])
-        field = f"resources.{kind.lower()}s_per_pack"
-        raise UserError(f"{field} must be at most the {has[kind]:g} {kind}s that Ray has here, got {asked[kind]}")
-    there = "; ".join(sorted({f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes}))
-    tell(
-        f"no node of the cluster has the {cpus} CPUs and {gpus:g} GPUs of a pack, they have {there}; waiting for one "
-        "that has to join, or stop the sweep and lower resources.cpus_per_pack or gpus_per_pack"
+        has = {kind: max(node.get(kind, 0) for node in nodes) for kind in needed}
+        kind = next(kind for kind in needed if needed[kind] > has[kind])
+        raise UserError(
+            f"resources.{kind.lower()}s_per_pack must be at most {has[kind]:g}, the number of {kind}s of this machine, "
+            f"got {needed[kind]}"
+        )
+    sizes = "; ".join(sorted({f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes}))
+    logger.warning(
+        f"no node of the cluster has the {cpus} CPUs and {gpus:g} GPUs that a pack needs (nodes have {sizes}); waiting "
+        "for a larger node to join; to use these nodes, lower resources.cpus_per_pack or gpus_per_pack"
     )
 
 
 def _slots(cpus: int, gpus: float) -> int:
-    """How many packs fit on the Ray that is there: on a local one, which does not grow, more would only queue.
+    """Number of packs that a local Ray can train at a time.
 
-    Tune starts an actor for everything it holds, and at the end waits seconds for those that never got a place.
+    Tune starts an actor for every trial it holds, and at the end waits seconds for actors that were never placed.
     """
     import ray
 
-    there = ray.cluster_resources()
-    slots = there.get("CPU", 0) / cpus
-    # 1 // 0.1 is 9: the nearest float to 0.1 is above it.
-    return max(1, int((min(slots, there.get("GPU", 0) / gpus) if gpus else slots) + 1e-9))
+    total = ray.cluster_resources()
+    slots = total.get("CPU", 0) / cpus
+    # The sum avoids a rounding error: 1 // 0.1 is 9, because the nearest float to 0.1 is above 0.1.
+    return max(1, int((min(slots, total.get("GPU", 0) / gpus) if gpus else slots) + 1e-9))

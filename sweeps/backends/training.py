@@ -1,14 +1,15 @@
 """Stage 1 in several processes of a Ray cluster: Ray Train starts workers that train one backbone together.
 
-The loop is lt_train's, which knows `torch.distributed` alone. All that workers and driver share is a keeper, an actor
-on the driver's machine: it has the state and the checkpoint in files there, so no file system is shared, and a worker,
-or the driver, that dies costs what came after the last state. Ray Train's own checkpoints, which ask for shared
-storage, are not used. Knows jobs and files; knows no sweep.
+The training loop is that of lt_train, which uses `torch.distributed` only. Workers and driver share nothing but a state
+actor on the driver's machine. It stores the training state and the checkpoint as files there, so that no shared file
+system is needed and the death of a worker or of the driver costs at most the steps since the last state. Ray Train's
+own checkpoints are not used, because they need shared storage.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import tempfile
@@ -21,57 +22,59 @@ from torch import Tensor
 
 from lt_train.core.errors import DataError, LongtailError, UserError, first_line
 from lt_train.core.io import atomic_file
-from lt_train.core.progress import tell
-from lt_train.datasets._images.decode_pool import decode_threads
+from lt_train.core.progress import ProgressCallback
+from lt_train.datasets._images.decode import set_decode_threads
 from lt_train.datasets.base import DatasetSpec, ImageData
-from lt_train.pretrain.train import Report, resume_file, train_backbone
+from lt_train.pretrain.train import resume_file, train_backbone
 from sweeps.config.backend import BackboneJob
 
 __all__ = ["train_together"]
 
-MAX_FAILURES = 3
-"""How often workers are started again after one has died."""
+logger = logging.getLogger(__name__)
 
-PATIENCE = 24 * 3600
-"""Seconds that workers wait for one another: the first measures on val and test alone. One that died is not waited for;
-Ray sees that."""
+MAX_FAILURES = 3
+"""How often all workers are restarted after one has died."""
+
+COLLECTIVE_TIMEOUT = 24 * 3600
+"""Seconds that workers wait for one another; long, because rank 0 alone evaluates on val and test. Ray detects workers
+that died."""
 
 GRACE = 120.0
-"""Seconds that an interrupted driver waits for the workers to save the step they are in."""
+"""Seconds that an interrupted driver waits for the workers to save their state."""
 
 
 def train_together(
-    job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: Report, local: bool
+    job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: ProgressCallback, local: bool
 ) -> None:
     """Train on the Ray that this process has joined; see `BackendSpec.train_backbone`."""
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # importing torch may take its minute
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # importing torch may take a minute
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     each = {"CPU": cpus, **({"GPU": 1} if gpus else {})}
-    _check_room(workers, each, local=local)
-    keeper = _keeper(out)
+    _check_resources(workers, each, local=local)
+    actor = _state_actor(out)
     with tempfile.TemporaryDirectory(prefix="lt-sweep-train-") as scratch:
         trainer = TorchTrainer(
-            _work,
+            _train_worker,
             train_loop_config={
-                "keeper": keeper,
-                "images": _Images(job.data),
+                "actor": actor,
+                "images": _JobImages(job.data),
                 "job": (job.dataset, job.backbone, job.recipe, dict(job.about)),
                 "threads": cpus,
                 "device": "cuda" if gpus else "cpu",
             },
-            torch_config=TorchConfig(timeout_s=PATIENCE),
+            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=each),
             run_config=RunConfig(
                 name="stage1", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
             ),
         )
-        _watch(trainer, keeper, workers, report)
+        _run(trainer, actor, workers, report)
 
 
-def _watch(trainer: Any, keeper: Any, workers: int, report: Report) -> None:
-    """Let Ray Train do its work in a thread, for in the main one it would take Ctrl-C for itself, for good."""
+def _run(trainer: Any, actor: Any, workers: int, report: ProgressCallback) -> None:
+    """Run Ray Train in a thread, because in the main thread it would replace the handler of Ctrl-C for good."""
     import ray
 
     raised: list[Exception] = []
@@ -82,82 +85,82 @@ def _watch(trainer: Any, keeper: Any, workers: int, report: Report) -> None:
         except Exception as error:
             raised.append(error)
 
-    thread = threading.Thread(target=fit, name="ray train", daemon=True)
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     shown: tuple[int, int, str] | None = None
     try:
         while thread.is_alive():
             thread.join(1.0)
-            said = ray.get(keeper.said.remote())
-            if said is not None and said != shown:
-                report(*said)
-                shown = said
+            progress = ray.get(actor.progress.remote())
+            if progress is not None and progress != shown:
+                report(*progress)
+                shown = progress
     except KeyboardInterrupt:
-        ray.get(keeper.end.remote())
+        ray.get(actor.stop.remote())
         thread.join(GRACE)
         raise
-    refusal = ray.get(keeper.refusal.remote())
-    if refusal is not None:
-        raise refusal
+    error = ray.get(actor.error.remote())
+    if error is not None:
+        raise error
     if raised:
         raise LongtailError(
-            f"stage 1 on {workers} workers failed, after {MAX_FAILURES} new starts at most: {first_line(raised[0])}; "
-            "what was saved is kept, run the same command again to go on there"
+            f"stage 1 on {workers} workers failed, also after restarting them {MAX_FAILURES} times: "
+            f"{first_line(raised[0])}; the last state is kept, run the same command again to resume from it"
         ) from raised[0]
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What a worker runs; Ray Train has made it one of a process group."""
+def _train_worker(config: dict[str, Any]) -> None:
+    """What each worker runs; Ray Train has initialised its process group."""
     import ray
     import torch
     from ray import train
 
-    keeper, (dataset, backbone, recipe, about) = config["keeper"], config["job"]
-    if ray.get(keeper.over.remote()):  # to start again would not help
+    actor, (dataset, backbone, recipe, about) = config["actor"], config["job"]
+    if ray.get(actor.is_over.remote()):  # this is a restart that would not help
         return
     torch.set_num_threads(config["threads"])
-    decode_threads(config["threads"])
-    first = train.get_context().get_world_rank() == 0
-    with tempfile.TemporaryDirectory(prefix="lt-sweep-stage1-") as place, _told_to_stop(keeper) as stop:
-        out = Path(place) / "checkpoint"
-        if first and (state := ray.get(keeper.state.remote())) is not None:
+    set_decode_threads(config["threads"])
+    is_main = train.get_context().get_world_rank() == 0
+    with tempfile.TemporaryDirectory(prefix="lt-sweep-stage1-") as directory, _poll_stop(actor) as stop:
+        out = Path(directory) / "checkpoint"
+        if is_main and (state := ray.get(actor.load_state.remote())) is not None:
             resume_file(out).write_bytes(state)
         try:
             train_backbone(
-                config["images"].here(dataset),
+                config["images"].load(dataset),
                 backbone,
                 recipe,
                 out,
                 device=config["device"],
                 about=about,
-                report=(lambda *said: keeper.say.remote(said)) if first else None,
-                saved=lambda file: ray.get(keeper.keep_state.remote(file.read_bytes())),
+                report=(lambda *progress: actor.set_progress.remote(progress)) if is_main else None,
+                saved=lambda file: ray.get(actor.save_state.remote(file.read_bytes())),
                 stop=stop,
             )
-            if first:
-                ray.get(keeper.keep_checkpoint.remote(out.read_bytes()))
-        except KeyboardInterrupt:  # told to stop, and saved
+            if is_main:
+                ray.get(actor.save_checkpoint.remote(out.read_bytes()))
+        except KeyboardInterrupt:  # stopped on request, after saving its state
             return
         except LongtailError as error:
-            ray.get(keeper.refuse.remote(getattr(error, "cause", error)))
+            ray.get(actor.set_error.remote(getattr(error, "cause", error)))
             raise
 
 
 @contextlib.contextmanager
-def _told_to_stop(keeper: Any) -> Iterator[Any]:
-    """Ask the keeper now and then, beside the work; yields what says whether the training is over."""
+def _poll_stop(actor: Any) -> Iterator[Any]:
+    """Poll the state actor in a thread; yields a function that returns True once training is to stop."""
     import ray
 
     over, left = threading.Event(), threading.Event()
 
-    def ask() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and this worker soon will be
+    def poll() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver died, and Ray will end this worker
             while not left.wait(1.0):
-                if ray.get(keeper.over.remote()):
+                if ray.get(actor.is_over.remote()):
                     over.set()
                     return
 
-    thread = threading.Thread(target=ask, name="told to stop", daemon=True)
+    thread = threading.Thread(target=poll, name="poll-stop", daemon=True)
     thread.start()
     try:
         yield over.is_set
@@ -166,111 +169,106 @@ def _told_to_stop(keeper: Any) -> Iterator[Any]:
         thread.join()
 
 
-class _Images:
-    """The images of a job as they travel: through the object store where all are in memory, else by their names."""
+class _JobImages:
+    """A job's images, for workers: sent through the object store if all are in memory, else loaded from their files."""
 
     def __init__(self, data: ImageData) -> None:
         import ray
 
         parts = (data.train, data.val, data.test)
         inputs = [part.inputs for part in parts if part is not None]
-        held = all(isinstance(images, Tensor) or images.in_memory for images in inputs)
-        self.stored = ray.put(data) if held else None
+        in_memory = all(isinstance(images, Tensor) or images.in_memory for images in inputs)
+        self.reference = ray.put(data) if in_memory else None
         self.digest = data.train.digest()
 
-    def here(self, dataset: DatasetSpec) -> ImageData:
+    def load(self, dataset: DatasetSpec) -> ImageData:
         """The images, in a worker.
 
         Raises:
-            DataError: this machine's are others than the driver's.
+            DataError: they differ from those of the driver.
         """
         import ray
 
-        data = dataset.load() if self.stored is None else ray.get(self.stored)
+        data = dataset.load() if self.reference is None else ray.get(self.reference)
         if not isinstance(data, ImageData) or data.train.digest() != self.digest:
             raise DataError(
-                f"dataset {dataset.kind} must be the same on every machine that trains, and on {socket.gethostname()} "
-                "it is not what the sweep was started with; copy its files there, to the same path"
+                f"dataset {dataset.kind} must be the same on all machines, and on {socket.gethostname()} it differs "
+                "from the driver's; copy its files there, to the same path"
             )
         return data
 
 
-def _keeper(out: Path) -> Any:
-    """The keeper of `out`, an actor on this machine."""
+def _state_actor(out: Path) -> Any:
+    """A `_StateActor` of `out` on this machine."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(_Keeper).options(scheduling_strategy=here).remote(str(out.absolute()))
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(_StateActor).options(scheduling_strategy=this_node).remote(str(out.absolute()))
 
 
-class _Keeper:
-    """Files of one training, and what its workers and its driver tell one another."""
+class _StateActor:
+    """The files of one training, and messages between its workers and its driver.
+
+    The checkpoint ends the training, like `stop` and `set_error`, with an error that a restart would not resolve.
+    """
 
     def __init__(self, out: str) -> None:
-        self.out = Path(out)
-        self.ended = False
-        self.refused: LongtailError | None = None
-        self.last_said: tuple[int, int, str] | None = None
+        self._out = Path(out)
+        self._stopped = False
+        self._error: LongtailError | None = None
+        self._progress: tuple[int, int, str] | None = None
 
-    def state(self) -> bytes | None:
-        """The state to go on from."""
-        file = resume_file(self.out)
+    def load_state(self) -> bytes | None:
+        file = resume_file(self._out)
         return file.read_bytes() if file.is_file() else None
 
-    def keep_state(self, content: bytes) -> None:
-        """Replace the state."""
-        self._write(resume_file(self.out), content)
+    def save_state(self, content: bytes) -> None:
+        self._write(resume_file(self._out), content)
 
-    def keep_checkpoint(self, content: bytes) -> None:
-        """The training is done."""
-        self._write(self.out, content)
-        resume_file(self.out).unlink(missing_ok=True)
-        self.ended = True
+    def save_checkpoint(self, content: bytes) -> None:
+        self._write(self._out, content)
+        resume_file(self._out).unlink(missing_ok=True)
+        self._stopped = True
 
     @staticmethod
     def _write(file: Path, content: bytes) -> None:
         with atomic_file(file) as temporary:
             temporary.write_bytes(content)
 
-    def say(self, said: tuple[int, int, str]) -> None:
-        """Progress."""
-        self.last_said = said
+    def set_progress(self, progress: tuple[int, int, str]) -> None:
+        self._progress = progress
 
-    def said(self) -> tuple[int, int, str] | None:
-        """The last progress."""
-        return self.last_said
+    def progress(self) -> tuple[int, int, str] | None:
+        return self._progress
 
-    def end(self) -> None:
-        """Have the workers stop."""
-        self.ended = True
+    def stop(self) -> None:
+        self._stopped = True
 
-    def refuse(self, error: LongtailError) -> None:
-        """What no new start would mend."""
-        self.refused = self.refused or error
+    def set_error(self, error: LongtailError) -> None:
+        self._error = self._error or error
 
-    def refusal(self) -> LongtailError | None:
-        """What was refused, if anything was."""
-        return self.refused
+    def error(self) -> LongtailError | None:
+        return self._error
 
-    def over(self) -> bool:
-        """Whether there is nothing more to do."""
-        return self.ended or self.refused is not None
+    def is_over(self) -> bool:
+        return self._stopped or self._error is not None
 
 
-def _check_room(workers: int, each: dict[str, int], *, local: bool) -> None:
-    """Refuse more workers than a local Ray has room for; of a cluster, which may grow, only tell that it has to.
+def _check_resources(workers: int, each: dict[str, int], *, local: bool) -> None:
+    """Refuse more workers than a local Ray can place. A cluster may grow: log a warning.
 
     Raises:
-        UserError: there is no room.
+        UserError: the machine is too small.
     """
     import ray
 
-    there = ray.cluster_resources()
+    total = ray.cluster_resources()
     for kind, count in each.items():
-        if workers * count > there.get(kind, 0):
-            text = f"resources.stage1_workers: {workers} workers of {count} {kind}s each do not fit into the "
-            text += f"{there.get(kind, 0):g} {kind}s that Ray has"
+        if workers * count > total.get(kind, 0):
+            text = f"{workers} workers with {count} {kind}s each need more than the {total.get(kind, 0):g} {kind}s"
             if local:
-                raise UserError(f"{text} here; lower it, or cpus_per_pack")
-            tell(f"{text} now; waiting for machines that have to join")
+                raise UserError(
+                    f"resources.stage1_workers: {text} of this machine; lower stage1_workers or cpus_per_pack"
+                )
+            logger.warning("resources.stage1_workers: %s of the cluster; waiting for machines to join", text)

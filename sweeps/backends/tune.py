@@ -1,6 +1,6 @@
-"""What Ray Tune is given: a class that trains a pack in a worker, a search that hands packs out, ears for failures.
+"""Classes that Ray Tune is configured with: trainable, search algorithm, stopper and error callback.
 
-Made by functions, so that importing this module does not import Ray. Knows packs and banks; knows no ledger.
+Functions create the classes, so that importing this module does not import Ray.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from typing import Any
 
 from lt_train.core.errors import LongtailError, StorageError, UserError
 from lt_train.features.bank import FeatureBank
-from sweeps.cluster.bank_store import fetched
+from sweeps.cluster.bank_store import open_published_bank
 from sweeps.cluster.secret_files import load_secret_files
 from sweeps.config.backend import PackSource
 
 __all__ = ["error_listener", "is_own_fault", "searcher", "stopper", "trainable_class"]
 
 PAUSE = 1.0
-"""Seconds that a worker waits after its machine could not serve a pack; doubled while that goes on."""
+"""Seconds that a worker waits after its machine failed to train a pack; doubled with every further failure."""
 
 LONGEST_PAUSE = 30.0
 
 
 def trainable_class() -> Any:
-    """The class Tune runs in its workers; made here so that importing this module does not import Ray."""
+    """The class that Tune runs in its workers."""
     import ray
     from ray import tune
 
     class PackTrainable(tune.Trainable):  # type: ignore[misc]
-        """One pack a trial; `reset_config` hands a living actor its next pack."""
+        """One pack per trial; `reset_config` gives a running actor its next pack."""
 
         def setup(self, config: dict[str, Any], bank: dict[str, Any], threads: int, device: str) -> None:
             import torch
 
             torch.set_num_threads(threads)
-            self.handed, self.device, self.pack, self.pause = bank, device, config["pack"], PAUSE
+            self.payload, self.device, self.pack, self.pause = bank, device, config["pack"], PAUSE
             self.bank: FeatureBank | None = None
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -49,37 +49,37 @@ def trainable_class() -> Any:
             outcome: Any
             try:
                 if self.bank is None:
-                    self.bank = _received(self.handed)
+                    self.bank = _open_bank(self.payload)
                 outcome = fused.fit(self.bank, self.pack.runs, self.device, self.pack.rule, self.pack.halving)
                 self.pause = PAUSE
             except LongtailError as error:
-                outcome = error  # not a failure of this process: the driver knows what to do about it
+                outcome = error  # raised by the driver, or retried
             if isinstance(outcome, StorageError):
-                # A machine that fails at once would otherwise take pack after pack; the others need not wait for it.
+                # Otherwise a machine that fails immediately would take one pack after another.
                 time.sleep(self.pause)
                 self.pause = min(2 * self.pause, LONGEST_PAUSE)
-            # By reference: heads are large, and Tune would write them into its experiment state again and again.
+            # By reference: heads are large, and Tune writes results into its experiment state repeatedly.
             return {"outcome": [ray.put(outcome)], "seconds": time.perf_counter() - start, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Nothing: a pack is atomic."""
+            """Does nothing: a pack is atomic."""
 
         def load_checkpoint(self, checkpoint: Any) -> None:
-            """Nothing: a pack is atomic."""
+            """Does nothing: a pack is atomic."""
 
     return PackTrainable
 
 
-def _received(handed: dict[str, Any]) -> FeatureBank:
+def _open_bank(payload: dict[str, Any]) -> FeatureBank:
     """The bank, in a worker."""
-    if "store" not in handed:
-        return FeatureBank.from_arrays(handed)
+    if "store" not in payload:
+        return FeatureBank.from_arrays(payload)
     load_secret_files()  # the store's keys
-    return fetched(handed["fingerprint"], handed["store"])
+    return open_published_bank(payload["fingerprint"], payload["store"])
 
 
 def searcher(source: PackSource) -> Any:
-    """Tune's view of a PackSource."""
+    """A Tune search algorithm that proposes the packs of `source`."""
     import ray
     from ray.tune.search import Searcher
 
@@ -91,7 +91,7 @@ def searcher(source: PackSource) -> Any:
             self.error: BaseException | None = None
 
         def __getstate__(self) -> dict[str, Any]:
-            """Nothing of it: Tune writes a copy of its settings to disk, and the sweep hangs on the source."""
+            """Empty: Tune pickles its configuration, and the source must stay in this process."""
             return {}
 
         def suggest(self, trial_id: str) -> Any:
@@ -108,18 +108,18 @@ def searcher(source: PackSource) -> Any:
             return {"pack": pack}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            held = (result or {}).get("outcome")
-            if error or result is None or not held:
-                return  # `failed` hears of it, and why
-            # Tune keeps every trial's last result, and pickles it: Ray would hold what it refers to until the end.
-            outcome_at = held.pop()
+            references = (result or {}).get("outcome")
+            if error or result is None or not references:
+                return  # the error listener calls `failed`
+            # Removed from the result, which Tune keeps until the end: otherwise Ray would keep the heads in memory.
+            reference = references.pop()
             pack = self.in_flight.pop(trial_id, None)
             if pack is None or self.error is not None:
                 return
             try:
-                outcome = ray.get(outcome_at)
-            except ray.exceptions.RayError as lost:  # its machine died when it was done and not yet fetched
-                outcome = StorageError(f"its results were lost: {_in_a_line(lost)}")
+                outcome = ray.get(reference)
+            except ray.exceptions.RayError as lost:  # the machine died before its results were fetched
+                outcome = StorageError(f"its results were lost: {_summary(lost)}")
             self.take(pack, outcome, result["seconds"])
 
         def take(self, pack: Any, outcome: Any, seconds: float) -> None:
@@ -143,30 +143,30 @@ def searcher(source: PackSource) -> Any:
                 self.error = raised
 
         def save(self, checkpoint_path: str) -> None:
-            """Nothing: the ledger is what a resume reads."""
+            """Does nothing: a resume reads the ledger."""
 
         def restore(self, checkpoint_path: str) -> None:
-            """Nothing: the ledger is what a resume reads."""
+            """Does nothing: a resume reads the ledger."""
 
     return PackSearcher(source)
 
 
 def stopper(search: Any) -> Any:
-    """Ends Tune when `search` cannot go on: what it has handed out would be trained for nobody."""
+    """Ends Tune when `search` has an error, without waiting for packs in flight."""
     from ray import tune
 
-    class AtAnError(tune.Stopper):  # type: ignore[misc]
+    class StopOnError(tune.Stopper):  # type: ignore[misc]
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
             return search.error is not None
 
-    return AtAnError()
+    return StopOnError()
 
 
 def error_listener(search: Any) -> Any:
-    """Tells the searcher of every trial that failed, and why, which Tune's own call to it does not say."""
+    """Reports failed trials and their errors to `search`; Tune's own callback to it does not contain the error."""
     from ray import cloudpickle, tune
 
     class ErrorListener(tune.Callback):  # type: ignore[misc]
@@ -176,13 +176,13 @@ def error_listener(search: Any) -> Any:
                 pickled = Path(trial.pickled_error_file).read_bytes()
                 try:
                     error = cloudpickle.loads(pickled)
-                except Exception:  # of a class that this process does not have: as good as not known
+                except Exception:  # of a class that this process cannot import
                     error = None
-            why = _in_a_line(error)
+            why = _summary(error)
             if getattr(error, "actor_init_failed", False) and why.startswith(("ModuleNotFoundError", "ImportError")):
                 search.error = search.error or UserError(
-                    f"a worker could not be started: {why}; every node needs the same packages as the driver, those "
-                    "that --allow-import names with them (`lt-sweep submit --ship-code` brings them)"
+                    f"cannot start a worker: {why}; every node needs the packages of the driver, including those named "
+                    "by --allow-import (`lt-sweep submit --ship-code` sends them)"
                 )
             search.failed(trial.trial_id, why, own=is_own_fault(error))
 
@@ -190,11 +190,11 @@ def error_listener(search: Any) -> Any:
 
 
 def is_own_fault(error: Any) -> bool:
-    """Whether a pack's own process is to blame, and not the machine under it or the start of a worker on it.
+    """Whether a pack's own process caused the failure, as opposed to its machine or the start of a worker.
 
-    Of exceptions, those that training raises are the pack's; Ray's own, and those of files, are the machine's.
-    Ray says that a worker's process died when its raylet has seen it die. When the raylet dies too, the actor is
-    "unavailable" or its node is dead.
+    Exceptions raised by training are the pack's; Ray's own exceptions and file errors are the machine's. Ray reports
+    the death of a worker process if its raylet is alive to see it. If the raylet dies too, Ray reports the actor as
+    unavailable or its node as dead.
     """
     from ray import exceptions
 
@@ -210,14 +210,14 @@ def _process_died(error: Any) -> bool:
     return isinstance(error, exceptions.ActorDiedError) and "worker process has died" in str(error)
 
 
-def _in_a_line(error: Any) -> str:
-    """What went wrong, in a line: of an exception in a worker its own words, which come last."""
+def _summary(error: Any) -> str:
+    """The reason of a failure in one line; for a Python exception in a worker, its message, which Ray puts last."""
     from ray import exceptions
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error is None or not lines:
-        return "Tune does not say why"
+        return "Ray Tune reported no reason"
     if _process_died(error):
-        return "its worker process died: it crashed or was killed, as when memory runs out"
+        return "its worker process died: it crashed or was killed, for example because memory ran out"
     in_python = isinstance(error, exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
     return lines[-1] if in_python else lines[0]

@@ -1,132 +1,226 @@
-"""What the commands about files and sweeps on this machine do: each takes the command line, returns the exit code.
+"""The commands about sweep files and about sweeps on this machine. Each returns its exit code.
 
-Results go to standard output, progress and trouble to standard error. Heavy rooms are imported by the command that
+Results go to standard output, progress and notes to standard error. Heavy modules are imported by the function that
 needs them.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
+import importlib.resources
+import importlib.util
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lt_train.cli.program import AsJson, command, log_notes, positive
 from lt_train.core.errors import SpecError, UserError
 from lt_train.core.io import writing
+from sweeps.cli.options import Fresh, Results, Spec, Specs, app
 
 if TYPE_CHECKING:
     from sweeps.analysis.result import Result
 
-__all__ = ["compare", "kinds", "plan", "report", "resume", "run", "schema", "table", "ui", "validate"]
+__all__ = [
+    "bundled_specs",
+    "compare",
+    "demo",
+    "find_spec",
+    "kinds",
+    "plan",
+    "report",
+    "resume_here",
+    "run",
+    "schema",
+    "table",
+    "ui",
+    "validate",
+]
 
-WIDE = 100
-"""Columns of what is printed to no terminal."""
+OUTPUT_COLUMNS = 100
+"""Width of comparisons that are not printed to a terminal."""
+
+_log = logging.getLogger(__name__)
 
 
-def validate(arguments: argparse.Namespace) -> int:
-    """Every problem of some sweep files."""
+def find_spec(target: Path) -> Path:
+    """The file or directory `target`, or the bundled sweep file of that name if there is none.
+
+    Raises:
+        SpecError: `target` is a bare name, and neither a file nor a bundled sweep file has it.
+    """
+    if target.exists() or target.suffix or target.name != str(target):
+        return target
+    bundled = bundled_specs()
+    if target.name not in bundled:
+        raise SpecError(
+            f"{target}: no such file, and no bundled sweep file of this name; bundled: {', '.join(bundled)}"
+        )
+    return bundled[target.name]
+
+
+def bundled_specs() -> dict[str, Path]:
+    """The sweep files that come with the package, by name."""
+    files = importlib.resources.files("sweeps").joinpath("specs").iterdir()
+    return {path.stem: path for path in sorted(Path(str(file)) for file in files) if path.suffix == ".yaml"}
+
+
+@command(app, "validate", "lt-sweep validate sweeps/specs/*.yaml")
+def validate(specs: Specs, *, as_json: AsJson = False) -> int:
+    """Check sweep files and print all problems."""
     from sweeps.config.matrix import load_file
 
     problems: list[str] = []
-    for file in arguments.spec:
+    for spec in specs:
         try:
-            load_file(file)
+            load_file(find_spec(spec))
         except SpecError as error:
             problems += error.problems
-    if arguments.json:
-        print(json.dumps({"files": len(arguments.spec), "problems": problems}))
+    if as_json:
+        print(json.dumps({"files": len(specs), "problems": problems}))
+    elif problems:
+        print(*problems, sep="\n", file=sys.stderr)
     else:
-        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
-        if not problems:
-            print(f"{len(arguments.spec)} sweep file{'s' * (len(arguments.spec) > 1)} valid")
+        print(f"{len(specs)} sweep file{'s' * (len(specs) > 1)} valid")
     return 2 if problems else 0
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    """What sweeps come to."""
+@command(app, "plan", "lt-sweep plan demo")
+def plan(
+    specs: Specs,
+    *,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            "--tflops",
+            metavar="RATE",
+            callback=positive,
+            help="Speed of the device in TFLOP/s. Default: 20 for a GPU, measured on this machine otherwise.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Print trials, runs, memory and time of sweeps.
+
+    Nothing is trained. Several sweeps are listed with one line each and their sum.
+    """
     from sweeps.config.matrix import SweepMatrix, load_file
     from sweeps.experiment import plan as planning
-    from sweeps.reporting.planned import plan_table, plans_document, plans_table
+    from sweeps.reporting.terminal import plan_table, plans_document, plans_table
 
-    loaded = [load_file(file) for file in arguments.spec]
-    specs = [spec for one in loaded for spec in (one.sweeps if isinstance(one, SweepMatrix) else [one])]
-    plans = [(spec, planning.plan(spec, arguments.tflops)) for spec in specs]
-    ((spec, planned), *more) = plans
-    if arguments.json:
+    loaded = [load_file(find_spec(spec)) for spec in specs]
+    sweeps = [sweep for one in loaded for sweep in (one.sweeps if isinstance(one, SweepMatrix) else [one])]
+    plans = [(sweep, planning.plan(sweep, tflops)) for sweep in sweeps]
+    ((sweep, planned), *more) = plans
+    if as_json:
         print(json.dumps(plans_document(plans) if more else planned.document()))
         return 0
-    Console().print(plans_table(plans) if more else plan_table(spec, planned))
-    for note in dict.fromkeys(note for _, planned in plans for note in planned.notes):
-        print(f"note: {note}", file=sys.stderr)
+    Console().print(plans_table(plans) if more else plan_table(sweep, planned))
+    log_notes(dict.fromkeys(note for _, planned in plans for note in planned.notes))
     return 0
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the sweep of a file, or its sweeps, or go on with them."""
+@command(app, "demo", "lt-sweep demo", imports=False)
+def demo(*, as_json: AsJson = False) -> int:
+    """Run the bundled demo sweep in a few minutes.
+
+    Writes to runs/demo in the current directory. Earlier results are moved to runs/demo.previous-N.
+    """
+    from sweeps.config.spec import load_resolved
+    from sweeps.config.yaml_source import load_yaml
+    from sweeps.experiment import runner
+
+    document = load_yaml(bundled_specs()["demo"]).document
+    missing = [name for name in ("ray", "mlflow") if importlib.util.find_spec(name) is None]
+    if "ray" in missing:
+        document["backend"] = "inline"
+    if "mlflow" in missing:
+        document["tracking"] = "none"
+    if missing:
+        how = {"ray": "inline", "mlflow": "without tracking"}
+        _log.info(
+            "%s not installed: running %s (pip install 'longtail-sweeps[%s]')",
+            " and ".join(missing),
+            " and ".join(how[name] for name in missing),
+            ",".join(missing),
+        )
+    spec = load_resolved(document)
+    return _show(lambda: runner.run(spec, fresh=True), Path(spec.storage) / spec.name, as_json)
+
+
+@command(app, "run", "lt-sweep run sweep.yaml --backend inline")
+def run(
+    spec: Spec,
+    *,
+    fresh: Fresh = False,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="KIND", help="Replace the backend of the sweep file, for example by inline."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run a sweep, or resume it if it was interrupted."""
     from sweeps.cli.matrix import show_matrix
     from sweeps.config.matrix import SweepMatrix, load_file
-    from sweeps.experiment import runner as driver
+    from sweeps.experiment import runner
     from sweeps.experiment.matrix_runner import run_matrix
-    from sweeps.store.directory import running_spec
+    from sweeps.store.directory import with_backend
     from sweeps.store.status import JOB_VARIABLE
 
-    loaded = load_file(arguments.spec)
-    if backend := arguments.backend:
-        changed = functools.partial(running_spec, backend=backend)
-        loaded = loaded.each(changed) if isinstance(loaded, SweepMatrix) else changed(loaded)
+    loaded = load_file(find_spec(spec))
+    if backend is not None:
+        changed = functools.partial(with_backend, backend=backend)
+        loaded = loaded.map(changed) if isinstance(loaded, SweepMatrix) else changed(loaded)
     if JOB_VARIABLE in os.environ:
-        # A job's own directory may be made anew, under its feet, by whoever else needs it on this machine.
-        loaded = loaded.anchored(Path.cwd())
+        # Ray may recreate a job's working directory while the job runs. The storage directory stays.
+        loaded = loaded.with_absolute_paths(Path.cwd())
         with writing(Path(loaded.storage)):
             Path(loaded.storage).mkdir(parents=True, exist_ok=True)
         os.chdir(loaded.storage)
     if isinstance(loaded, SweepMatrix):
         matrix = loaded
-        return show_matrix(lambda: run_matrix(matrix, fresh=arguments.fresh), as_json=arguments.json)
-    spec = loaded
-    return _show(
-        lambda: driver.run(spec, fresh=arguments.fresh), Path(spec.storage).expanduser() / spec.name, arguments.json
-    )
+        return show_matrix(lambda: run_matrix(matrix, fresh=fresh), as_json=as_json)
+    sweep = loaded
+    return _show(lambda: runner.run(sweep, fresh=fresh), Path(sweep.storage).expanduser() / sweep.name, as_json)
 
 
-def resume(arguments: argparse.Namespace) -> int:
-    """Go on with a sweep, or a matrix of them, from its directory; or with the matrix of a file."""
+def resume_here(target: Path, *, as_json: bool) -> int:
+    """Resume the sweep or the matrix of a directory on this machine, or the matrix of a file."""
     from sweeps.cli.matrix import show_matrix
     from sweeps.config.matrix import SweepMatrix
-    from sweeps.experiment import runner as driver
+    from sweeps.experiment import runner
     from sweeps.experiment.matrix_runner import resume_matrix, run_matrix
-    from sweeps.store.matrix_directory import find_sweeps
+    from sweeps.store.directory import load_target
 
-    target = Path(arguments.target).expanduser()
-    found = find_sweeps(target) if target.exists() else None
+    target = target.expanduser()
+    found = load_target(target) if target.exists() else None
     if isinstance(found, SweepMatrix):
-        matrix = found  # a file may have changed since, and the sweeps' directories know
-        again = (lambda: resume_matrix(target)) if target.is_dir() else (lambda: run_matrix(matrix))
-        return show_matrix(again, as_json=arguments.json)
+        matrix = found
+        # A directory is resumed with the specs in it: the sweep file may have changed since.
+        resumed = (lambda: resume_matrix(target)) if target.is_dir() else (lambda: run_matrix(matrix))
+        return show_matrix(resumed, as_json=as_json)
     if found is not None:
-        raise UserError(f"{target} is the file of one sweep; resume takes its directory, {found.storage}/{found.name}")
-    return _show(lambda: driver.resume(target), target, arguments.json)
-
-
-def table(arguments: argparse.Namespace) -> int:
-    """The table of a finished sweep, or of a matrix, once more."""
-    from sweeps.cli.matrix import show_results
-
-    return show_results(arguments.target, as_json=arguments.json, markdown=arguments.markdown)
+        raise UserError(
+            f"{target} is a sweep file; resume needs the directory of the sweep, {found.storage}/{found.name}"
+        )
+    return _show(lambda: runner.resume(target), target, as_json)
 
 
 def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
-    """Run a sweep and print its comparison, also when only the tracking server stayed away."""
+    """Run a sweep and print its comparison, even if the tracking server could not be reached."""
     from sweeps.experiment.runner import TrackingBehind
     from sweeps.reporting.terminal import summary
+    from sweeps.store.directory import load_tracking
+    from sweeps.store.layout import sweep_directory
 
     behind: TrackingBehind | None = None
     try:
@@ -137,16 +231,16 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         print(result.model_dump_json(by_alias=True))
     else:
         console = Console()
-        for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
+        log_notes(result.notes)
         # As it was typed: after `make demo` the program is not on the PATH.
         program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
+        has_ui = hasattr(load_tracking(sweep_directory(directory)), "serve")
         after = [
             "",
-            f"{directory / 'result.json'} holds all of it; next:",
-            f"  {program} ui {directory}     compare trials in MLflow",
-            f"  {program} report {directory}     a page with verdict, tables and figures",
-            f"  {program} plan SPEC.yaml     what a sweep of your own would cost",
+            f"Results: {directory / 'result.json'}. Next steps:",
+            *[f"  {program} ui {directory}     compare trials in MLflow"] * has_ui,
+            f"  {program} report {directory}     HTML report with tables and figures",
+            f"  {program} plan SPEC.yaml     estimated cost of your own sweep",
             f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec",
         ]
         console.print(summary(result, console, below=len(after)))
@@ -156,58 +250,90 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
     return 0 if result.winner is not None else 1
 
 
-def report(arguments: argparse.Namespace) -> int:
-    """The report of sweeps that lie here, finished or not."""
+@command(app, "table", "lt-sweep table runs/demo")
+def table(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TARGET", help="Directory of a sweep or a matrix, sweep file, or name of a bundled sweep file."
+        ),
+    ],
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Print the results table of a sweep or a matrix."""
+    from sweeps.cli.matrix import show_results
+
+    return show_results(target, as_json=as_json, markdown=markdown)
+
+
+@command(app, "report", "lt-sweep report runs/demo")
+def report(
+    runs: Results,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Directory to write to. Default for one RUN: its report directory."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write an HTML report of sweeps, finished or not."""
     from sweeps.reporting.write import write
 
-    written = write(arguments.runs, arguments.out)
+    written = write(runs, out)
     verdicts = {one.name: one.verdict for one in written.reports}
-    if arguments.json:
-        told = {
+    if as_json:
+        shown = {
             name: {"headline": one.headline, "params": one.params, "selected": one.selected, "cautions": one.cautions}
             for name, one in verdicts.items()
         }
-        print(json.dumps({"page": str(written.page), "sweeps": told}))
+        print(json.dumps({"page": str(written.page), "sweeps": shown}))
         return 0
     for name, one in verdicts.items():
         print(f"{name}: {one.headline}")
-    print(f"{written.page} holds all of it; tables as Markdown, LaTeX and CSV lie beside it")
+    print(f"Report: {written.page}, with its tables as Markdown, LaTeX and CSV in the same directory")
     return 0
 
 
-def compare(arguments: argparse.Namespace) -> int:
-    """Sweeps that lie here beside the first of them."""
+@command(app, "compare", "lt-sweep compare runs/ir100 runs/ir50")
+def compare(runs: Results, *, as_json: AsJson = False) -> int:
+    """Compare sweeps with the first one.
+
+    Prints the settings that differ, the differences in accuracy and the classes that gain or lose.
+    """
     from sweeps.analysis.comparison import compare
     from sweeps.reporting.comparison_sections import comparison_sections
     from sweeps.reporting.terminal import sections_shown
 
-    found = compare(*arguments.runs)
-    if arguments.json:
+    found = compare(*runs)
+    if as_json:
         print(found.model_dump_json(by_alias=True))
     else:
-        told = sys.stdout.isatty() or "COLUMNS" in os.environ
-        Console(width=None if told else WIDE).print(sections_shown(comparison_sections(found)))
+        width_is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+        console = Console(width=None if width_is_known else OUTPUT_COLUMNS)
+        console.print(sections_shown(comparison_sections(found)))
     return 0
 
 
-def kinds(arguments: argparse.Namespace) -> int:
-    """Every kind with its fields."""
-    from sweeps.config.plugin_groups import rooms
+@command(app, "kinds", "lt-sweep kinds")
+def kinds(*, as_json: AsJson = False) -> int:
+    """List all datasets, backbones, methods and other kinds."""
+    from sweeps.config.plugin_groups import plugin_groups
 
-    found = rooms()
-    if arguments.json:
-        print(
-            json.dumps({room: {name: _fields(kind) for name, kind in kinds.items()} for room, kinds in found.items()})
-        )
+    groups = plugin_groups()
+    if as_json:
+        fields = {group: {name: _fields(kind) for name, kind in kinds.items()} for group, kinds in groups.items()}
+        print(json.dumps(fields))
         return 0
-    for room, kinds in found.items():
-        table = Table(title=room, title_justify="left", title_style="bold")
+    for group, kinds in groups.items():
+        table = Table(title=group, title_justify="left", title_style="bold")
         table.add_column("kind", no_wrap=True)
-        table.add_column("what it is, and its fields with their defaults", overflow="fold")
+        table.add_column("description, fields and their defaults", overflow="fold")
         for name, kind in kinds.items():
             summary = (kind.__doc__ or "").strip().splitlines()[0]
-            fields = ", ".join(f"{key}={value}" for key, value in _fields(kind).items())
-            table.add_row(name, Text(f"{summary}\n{fields}" if fields else summary), end_section=True)
+            fields_shown = ", ".join(f"{key}={value}" for key, value in _fields(kind).items())
+            table.add_row(name, Text(f"{summary}\n{fields_shown}" if fields_shown else summary), end_section=True)
         Console().print(table)
     return 0
 
@@ -222,31 +348,38 @@ def _fields(kind: Any) -> dict[str, Any]:
     return shown
 
 
-def schema(arguments: argparse.Namespace) -> int:
-    """The JSON schema of a sweep file."""
+@command(app, "schema", "lt-sweep schema > sweep.schema.json")
+def schema(
+    *, as_json: Annotated[bool, typer.Option("--json", help="No effect: the output is always JSON.")] = False
+) -> int:
+    """Print the JSON schema of sweep files, for editors."""
     from sweeps.config import spec
 
     print(json.dumps(spec.schema(), indent=1))
     return 0
 
 
-def ui(arguments: argparse.Namespace) -> int:
-    """MLflow on a sweep's runs table."""
+@command(app, "ui", "lt-sweep ui runs/demo --port 5000")
+def ui(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Directory of a sweep, or sweep file.")],
+    *,
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Port on localhost.")] = 5000,
+) -> int:
+    """Open the tracking UI on the runs of a sweep."""
     from sweeps.config.spec import load_sweep
     from sweeps.store.directory import load_tracking
     from sweeps.store.layout import sweep_directory
 
-    target: Path = arguments.target
     if target.is_dir():
         directory = sweep_directory(target)
         place, tracking = directory.path, load_tracking(directory)
     else:
-        spec = load_sweep(target).anchored(Path.cwd())
+        spec = load_sweep(target).with_absolute_paths(Path.cwd())
         place, tracking = Path(spec.storage) / spec.name, spec.tracking
     serve: Callable[..., int] | None = getattr(tracking, "serve", None)
     if serve is None:
         raise UserError(f"{target}: tracking is {tracking.kind!r}, which has no user interface")
     try:
-        return serve(place.name, place.parent, arguments.port)
+        return serve(place.name, place.parent, port)
     except KeyboardInterrupt:
-        return 130  # how one stops it
+        return 130  # Ctrl-C is the way to stop it

@@ -1,39 +1,34 @@
-"""What the commands do with a file, or a directory, of several sweeps; one sweep is the matter of `here`.
-
-Results go to standard output, progress and trouble to standard error.
-"""
+"""Run a matrix of sweeps and print its table, or the table of recorded results."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
+from lt_train.cli.program import log_notes
 from lt_train.core.errors import UserError
 from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result
 from sweeps.config.matrix import SweepMatrix
-from sweeps.experiment.matrix_runner import MembersFailed
-from sweeps.reporting.markdown import method_table
-from sweeps.reporting.matrix_table import cross_comparison, matrix_markdown
-from sweeps.reporting.terminal import comparison
-from sweeps.store.matrix_directory import find_sweeps
+from sweeps.experiment.matrix_runner import MatrixFailed
+from sweeps.reporting.notes import matrix_markdown, result_markdown
+from sweeps.reporting.terminal import comparison, matrix_overview
+from sweeps.store.directory import load_target
 
 __all__ = ["show_matrix", "show_results"]
 
 
 def show_matrix(run: Callable[[], MatrixTable], *, as_json: bool) -> int:
-    """Run a matrix and print its table, also when some of its sweeps failed."""
-    failed: MembersFailed | None = None
+    """Run a matrix and print its table, even if some of its sweeps failed."""
+    failed: MatrixFailed | None = None
     try:
         table = run()
-    except MembersFailed as error:
+    except MatrixFailed as error:
         failed, table = error, error.table
     if not as_json:
-        for note in dict.fromkeys(note for row in table.rows for note in row.notes):
-            print(f"note: {note}", file=sys.stderr)
+        log_notes(dict.fromkeys(note for row in table.rows for note in row.notes))
     _print(table, as_json=as_json, markdown=False)
     if failed is not None:
         raise failed
@@ -41,14 +36,16 @@ def show_matrix(run: Callable[[], MatrixTable], *, as_json: bool) -> int:
 
 
 def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
-    """Print the table of a matrix, or of one sweep, from the results on disk.
+    """Print the table of a matrix, or of one sweep, from the recorded results.
 
     Raises:
-        UserError: there are no results, or the directory is neither a sweep's nor a matrix's.
+        UserError: there are no results, or `target` is not the directory of a sweep or a matrix.
     """
+    from sweeps.cli.local import find_spec
     from sweeps.store.directory import load_spec
 
-    found = find_sweeps(target) or load_spec(target)
+    target = find_spec(target)
+    found = load_target(target) or load_spec(target)
     if isinstance(found, SweepMatrix):
         table = matrix_table(found)
         if all(row.protocol is None for row in table.rows):
@@ -61,7 +58,7 @@ def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
     if as_json:
         print(result.model_dump_json(by_alias=True))
     elif markdown:
-        print(method_table(result), end="")
+        print(result_markdown(result), end="")
     else:
         Console().print(comparison(result))
     return 0
@@ -73,4 +70,4 @@ def _print(table: MatrixTable, *, as_json: bool, markdown: bool) -> None:
     elif markdown:
         print(matrix_markdown(table), end="")
     else:
-        Console().print(cross_comparison(table))
+        Console().print(matrix_overview(table))

@@ -1,1 +1,1 @@
-"""What a job of a Ray cluster needs: the job API, what travels with a sweep, secrets in files, banks for every node."""
+"""Running sweeps as Ray jobs: the job API, uploads, secrets, and feature banks that all nodes can read."""

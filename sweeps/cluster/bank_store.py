@@ -1,8 +1,8 @@
-"""Banks in a place that every machine of a cluster can read: a shared directory, or an object store by its URL.
+"""Feature banks in a store that all machines of a cluster can read: a shared directory, or an object store by its URL.
 
-The driver publishes a bank once, under its fingerprint, the manifest last; a worker opens it where it lies, or fetches
-it once for its machine. What was fetched is checked byte by byte when it is opened, like every bank. Knows banks as
-directories, and file systems; knows no Ray.
+The driver publishes a bank once, under its fingerprint, and writes the manifest last. Workers open a bank in a shared
+directory in place, and download one from a URL once per machine. A downloaded bank is verified when it is opened, like
+every bank.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from lt_train.core.io import atomic_directory, writing
 from lt_train.features.bank import FeatureBank
 from lt_train.features.files import MANIFEST, open_bank
 
-__all__ = ["CACHE_VARIABLE", "fetched", "obtain", "publish"]
+__all__ = ["CACHE_VARIABLE", "fetch_bank", "open_published_bank", "publish_bank"]
 
 CACHE_VARIABLE = "LT_SWEEP_CACHE"
-"""Environment variable that names the directory where a machine keeps banks it has fetched."""
+"""Environment variable with the directory for downloaded banks."""
 
 
-def publish(bank: Path, store: str) -> None:
-    """Put the bank directory `bank` into `store` under its own name, unless it is there.
+def publish_bank(bank: Path, store: str) -> None:
+    """Copy a bank into a store, unless the store has it.
 
     Args:
-        bank: as `lt_train.features.files.write_bank` made it; its name is its fingerprint.
+        bank: a directory that `lt_train.features.files.write_bank` wrote; its name is the bank's fingerprint.
         store: a directory, or a URL such as `s3://bucket/banks`.
 
     Raises:
-        LongtailError: there is no such kind of store.
-        StorageError: it cannot be reached or written, or is full.
+        LongtailError: the URL has an unknown scheme.
+        StorageError: the store cannot be reached or written, or is full.
     """
     if not _is_url(store):
         target = Path(store) / bank.name
@@ -44,58 +44,58 @@ def publish(bank: Path, store: str) -> None:
             with atomic_directory(target) as directory:
                 shutil.copytree(bank, directory, dirs_exist_ok=True)
         return
-    with _reached(store, "written"):
-        files, place = _opened(store)
+    with _translate_errors(store, "write to"):
+        files, place = _file_system(store)
         if _exists(files, f"{place}/{bank.name}/{MANIFEST}"):
             return
-        files.create_dir(f"{place}/{bank.name}", recursive=True)  # for stores that have directories
+        files.create_dir(f"{place}/{bank.name}", recursive=True)  # needed where directories exist
         names = sorted((file.name for file in bank.iterdir()), key=lambda name: name == MANIFEST)
         for name in names:
             with (bank / name).open("rb") as source, files.open_output_stream(f"{place}/{bank.name}/{name}") as target:
                 shutil.copyfileobj(source, target, 2**22)
 
 
-def obtain(fingerprint: str, store: str) -> Path:
-    """The directory of a published bank: in a shared store its own, else a copy that this machine fetches once.
+def fetch_bank(fingerprint: str, store: str) -> Path:
+    """The directory of a published bank: in a shared directory in place, else a copy downloaded once per machine.
 
     Raises:
-        LongtailError: it is not there.
+        LongtailError: the store does not have the bank.
         StorageError: the store cannot be reached, or this machine's disk is full or not writable.
     """
     if not _is_url(store):
         bank = Path(store) / fingerprint
         if not bank.is_dir():
-            raise LongtailError(f"bank {fingerprint[:12]} is not in {store}: is that directory shared by all machines?")
+            raise LongtailError(f"bank {fingerprint[:12]} is not in {store}; all machines must share that directory")
         return bank
     bank = _cache() / fingerprint
-    with _alone(bank):
+    with _exclusive(bank):
         if not bank.is_dir():
             with atomic_directory(bank) as directory:
-                _fetch(fingerprint, store, directory)
+                _download(fingerprint, store, directory)
     return bank
 
 
-def fetched(fingerprint: str, store: str) -> FeatureBank:
-    """A published bank, open; a copy on this machine that was damaged since is fetched once more.
+def open_published_bank(fingerprint: str, store: str) -> FeatureBank:
+    """Open a published bank; if this machine's copy is damaged, download it again.
 
     Raises:
-        BankError: what is published is damaged.
-        LongtailError, StorageError: as `obtain`.
+        BankError: the published bank is damaged.
+        LongtailError, StorageError: see `fetch_bank`.
     """
-    bank = obtain(fingerprint, store)
+    bank = fetch_bank(fingerprint, store)
     try:
         return open_bank(bank)
     except BankError:
         if not _is_url(store):
             raise
-        with _alone(bank):
+        with _exclusive(bank):
             shutil.rmtree(bank, ignore_errors=True)
-        return open_bank(obtain(fingerprint, store))
+        return open_bank(fetch_bank(fingerprint, store))
 
 
-def _fetch(fingerprint: str, store: str, into: Path) -> None:
-    with _reached(store, "read"):
-        files, place = _opened(store)
+def _download(fingerprint: str, store: str, into: Path) -> None:
+    with _translate_errors(store, "read from"):
+        files, place = _file_system(store)
         if not _exists(files, f"{place}/{fingerprint}/{MANIFEST}"):
             raise LongtailError(f"bank {fingerprint[:12]} is not in {store}")
         from pyarrow.fs import FileSelector
@@ -111,14 +111,14 @@ def _is_url(store: str) -> bool:
     return "://" in store
 
 
-def _opened(store: str) -> tuple[Any, str]:
-    """A pyarrow file system and the path in it; credentials come from the environment, as the store's own tools do."""
+def _file_system(store: str) -> tuple[Any, str]:
+    """A pyarrow file system and the path in it; credentials come from the store's own environment variables."""
     import pyarrow
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     try:
         files, place = FileSystem.from_uri(store)
-    except pyarrow.ArrowInvalid:  # a scheme that pyarrow does not speak itself
+    except pyarrow.ArrowInvalid:  # a scheme that pyarrow does not support itself
         import fsspec
 
         inner, place = fsspec.core.url_to_fs(store)
@@ -133,30 +133,30 @@ def _exists(files: Any, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reached(store: str, doing: str) -> Iterator[None]:
-    """What a store answers as one of our errors, without the credentials that may stand in its URL."""
+def _translate_errors(store: str, action: str) -> Iterator[None]:
+    """Raise errors of a store as `StorageError`, or `LongtailError` if a retry cannot help, without credentials."""
     try:
         yield
     except LongtailError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        kind = StorageError if isinstance(error, OSError) else LongtailError  # of which the first may pass
-        raise kind(f"the bank store {_shown(store)} cannot be {doing}: {first_line(error)}") from error
+        kind = StorageError if isinstance(error, OSError) else LongtailError
+        raise kind(f"cannot {action} the bank store {_without_credentials(store)}: {first_line(error)}") from error
 
 
-def _shown(store: str) -> str:
+def _without_credentials(store: str) -> str:
     scheme, _, rest = store.partition("://")
     return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 def _cache() -> Path:
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path(tempfile.gettempdir()) / f"lt-sweep-{os.getuid()}"
+    directory = os.environ.get(CACHE_VARIABLE)
+    return Path(directory) if directory else Path(tempfile.gettempdir()) / f"lt-sweep-{os.getuid()}"
 
 
 @contextlib.contextmanager
-def _alone(bank: Path) -> Iterator[None]:
-    """One process of this machine at a time fetches; the others find what it fetched."""
+def _exclusive(bank: Path) -> Iterator[None]:
+    """Lock a bank in this machine's cache, so that one process at a time downloads it."""
     with writing(bank):
         bank.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = bank.with_suffix(".lock").open("w")

@@ -1,7 +1,4 @@
-"""A few small files in an environment variable: how a sweep's get into a container, which gets nothing else of a job.
-
-Knows files and the environment; knows no sweep.
-"""
+"""Inline files: a few small files in an environment variable, for jobs in containers, which Ray sends no files to."""
 
 from __future__ import annotations
 
@@ -15,44 +12,44 @@ import zipfile
 from pathlib import Path
 
 from lt_train.core.errors import UserError
-from sweeps.config.sizes import shown_size
+from sweeps.config.sizes import format_bytes
 
-__all__ = ["packed", "unpack"]
+__all__ = ["inline_environment", "unpack"]
 
-PARCEL_VARIABLE = "LT_SWEEP_JOB_FILES"
-"""Environment variable with the files as a base64 zip."""
+FILES_VARIABLE = "LT_SWEEP_JOB_FILES"
+"""Environment variable with the files, as a base64 zip."""
 
-MOST_BYTES = 48 * 2**10
-"""Of its text: Linux takes 128 KiB in one argument, and Ray puts a job's environment into one twice."""
+MAX_BYTES = 48 * 2**10
+"""Limit of its text: Linux allows 128 KiB per argument, and Ray passes a job's environment twice in one."""
 
 
-def packed(directory: Path) -> dict[str, str]:
-    """The environment that makes `unpack` put the files of `directory` there.
+def inline_environment(directory: Path) -> dict[str, str]:
+    """The environment from which `unpack` restores the files of `directory`.
 
     Raises:
         UserError: they are too large.
     """
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as inline_files:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(directory.rglob("*")):
             if file.is_file():
-                inline_files.write(file, str(file.relative_to(directory)))
-    text = base64.b64encode(held.getvalue()).decode()
-    if len(text) > MOST_BYTES:
+                archive.write(file, str(file.relative_to(directory)))
+    text = base64.b64encode(buffer.getvalue()).decode()
+    if len(text) > MAX_BYTES:
         raise UserError(
-            f"the files of this sweep take {shown_size(len(text))} as text, and into a container go no more than "
-            f"{shown_size(MOST_BYTES)}; put them where the cluster can read them, and give absolute paths"
+            f"the files of a sweep in a container must take at most {format_bytes(MAX_BYTES)} as compressed text, got "
+            f"{format_bytes(len(text))}; put them where the cluster can read them, and give absolute paths"
         )
-    return {PARCEL_VARIABLE: text}
+    return {FILES_VARIABLE: text}
 
 
 def unpack() -> None:
-    """Make the files that this process was sent, if any, those of its directory, which is a new one until it ends."""
-    text = os.environ.pop(PARCEL_VARIABLE, None)
+    """Restore this process's inline files, if any, to a temporary directory, and make it the working directory."""
+    text = os.environ.pop(FILES_VARIABLE, None)
     if text is None:
         return
     directory = tempfile.mkdtemp(prefix="lt-sweep-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(text))) as inline_files:
-        inline_files.extractall(directory)
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(text))) as archive:
+        archive.extractall(directory)
     os.chdir(directory)

@@ -1,7 +1,7 @@
-"""Sweeps as Ray jobs: submitted, found again, followed, stopped. The only file that speaks to Ray's job API.
+"""Sweeps as Ray jobs: submit, find, follow and stop them through Ray's job API.
 
-What a job is of which sweep is said in its metadata, so that any machine that reaches the cluster can ask. A job is one
-attempt at a sweep: its entry point starts the sweep or goes on with it, so a job may be repeated at any time.
+A job's metadata name its sweep, so that every machine that reaches the cluster can find it. A job is one attempt: its
+entry point starts the sweep or resumes it, so that a job may be repeated at any time.
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from typing import Any, Literal
 
 import lt_train
 from lt_train.core.errors import LongtailError, UserError, first_line
-from sweeps.cluster.inline_files import packed
+from sweeps.cluster.inline_files import inline_environment
+from sweeps.config.extras import require
 from sweeps.store.status import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "GRACE_SECONDS", "Cluster", "Job", "JobOptions"]
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-"""Environment variable with the address that counts where none is given; Ray's own."""
+"""Environment variable with the default address; Ray's own."""
 
 SWEEP, STORAGE, OPTIONS = "lt.sweep", "lt.storage", "lt.options"
-"""Keys of a job's metadata; the last holds, as JSON, how it was run where that was said."""
+"""Keys of a job's metadata: the sweep's name, its storage, and the job's options as JSON."""
 
 ANSWER_SECONDS = 60
-"""How long the job API may be silent before it counts as gone."""
+"""Timeout of requests to the job API."""
 
 GRACE_SECONDS = 60
-"""How long a job that is asked to stop may take to close what it has open; Ray's own 3 s are too few."""
+"""How long a stopped job may take to shut down. Ray's default of 3 s is too short."""
 
 ENDED = ("succeeded", "failed", "stopped")
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How a sweep's driver is run on a cluster.
+    """How a cluster runs a sweep's driver.
 
     Attributes:
-        environment: variables that everybody who may list jobs can see.
-        ship_code: send this machine's `lt_train` and `sweeps` along, instead of using what the cluster has installed.
-        packages: directories of other packages to send along.
-        image: container image to run in, for clusters that have a runtime for it. Ray sends nothing into it but
-            variables, so no code is shipped.
-        cpus, gpus: of the driver itself, which trains stage 1 and extracts features where that was not done; 0 runs it
-            on the head.
+        environment: environment variables, which everyone who may list jobs can read.
+        ship_code: upload this machine's `lt_train` and `sweeps`, instead of using those installed on the cluster.
+        packages: directories of further packages to upload.
+        image: container image to run in, on clusters with a container runtime. Ray sends only environment variables
+            into a container, so no code can be uploaded.
+        cpus, gpus: resources of the driver, which trains stage 1 and extracts features where these are missing; 0 runs
+            it on the head node.
     """
 
     environment: Mapping[str, str]
@@ -67,7 +68,7 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a sweep on a cluster; `options` as it was run, but for `packages`."""
+    """One attempt at a sweep on a cluster; `options` lacks `packages`."""
 
     id: str
     sweep: str
@@ -79,7 +80,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has succeeded, failed or been stopped."""
         return self.state in ENDED
 
 
@@ -87,8 +88,8 @@ class Cluster:
     """The job API of a Ray cluster, by the address of its dashboard.
 
     Raises:
-        UserError: the address is none, or the cluster does not take our token.
-        LongtailError: nobody answers there.
+        UserError: the address is invalid, the cluster refuses the token, or Ray is not installed.
+        LongtailError: there is no answer.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -96,13 +97,14 @@ class Cluster:
         if not given.startswith(("http://", "https://")):
             raise UserError(
                 f"--address must be the http:// address of the cluster's job API, such as http://127.0.0.1:8265, got "
-                f"{given or 'none'}; without it {ADDRESS_VARIABLE} counts"
+                f"{given or 'none'}; its default is {ADDRESS_VARIABLE}"
             )
+        require("ray")
         self.address = given.rstrip("/")
-        # Ray lets these override what it is given.
+        # In Ray these override an address that is passed as an argument.
         for name in (ADDRESS_VARIABLE, "RAY_ADDRESS"):
             os.environ.pop(name, None)
-        with self._asked("; is a Ray head's job API there, and the way to it open (a tunnel, a port-forward)?"):
+        with self._translate_errors("; check that a Ray head runs there and that the tunnel or port-forward is open"):
             for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             self._client = _client(self.address)
@@ -117,18 +119,18 @@ class Cluster:
         working_dir: Path | None = None,
         place: str = ".",
     ) -> Job:
-        """Start `lt-sweep ARGUMENTS` as a job; an attempt that is already under way is refused.
+        """Start `lt-sweep ARGUMENTS` as a job.
 
         Args:
             arguments: of the driver.
-            sweep: what it runs.
-            storage: where its results go; a sweep is its name and its storage.
-            options: how it is run.
-            working_dir: a directory to send along.
-            place: the directory in it that the driver starts in.
+            sweep: the sweep's name.
+            storage: directory of its results; name and storage identify a sweep.
+            options: how the cluster runs the driver.
+            working_dir: a directory to upload.
+            place: the driver's working directory, relative to `working_dir`.
 
         Raises:
-            UserError: this sweep has a job that has not ended, or too much was to go into a container.
+            UserError: this sweep has a job that has not ended, or the files are too large for a container.
         """
         for job in self.jobs():
             if (job.sweep, job.storage) == (sweep, storage) and not job.ended:
@@ -145,21 +147,21 @@ class Cluster:
         modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         runtime_env: dict[str, Any] = {"env_vars": environment}
         if options.image is not None:
-            assert not modules, "the command line refuses code for a container"
+            assert not modules, "the command line refuses to ship code into a container"
             runtime_env["image_uri"] = options.image
-            environment |= packed(working_dir / place) if working_dir is not None else {}
+            environment |= inline_environment(working_dir / place) if working_dir is not None else {}
             place = "."
         elif working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
         if modules:
             runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
-        # -P: a file of the directory it starts in is no module.
-        command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps.cli.main"]
-        with self._asked():
+        # -P: files of the working directory cannot be imported.
+        command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps"]
+        with self._translate_errors():
             self._client.submit_job(
                 entrypoint=" ".join([*command, *map(shlex.quote, arguments)]),
                 submission_id=job_id,
-                metadata={SWEEP: sweep, STORAGE: storage, OPTIONS: _said(options)},
+                metadata={SWEEP: sweep, STORAGE: storage, OPTIONS: _options_json(options)},
                 runtime_env=runtime_env,
                 entrypoint_num_cpus=options.cpus or None,
                 entrypoint_num_gpus=options.gpus or None,
@@ -167,39 +169,39 @@ class Cluster:
         return self.find(job_id)
 
     def jobs(self) -> list[Job]:
-        """The cluster's sweeps, newest first; other people's jobs are left out."""
-        with self._asked():
+        """The jobs that run sweeps, newest first."""
+        with self._translate_errors():
             details = self._client.list_jobs()
         found = [_job(one) for one in details if SWEEP in (one.metadata or {})]
         return sorted(found, key=lambda job: -(job.started_ms or 0))
 
     def find(self, target: str) -> Job:
-        """A job by its id, or that of a sweep by its name: the one that has not ended, else the latest.
+        """A job by its id or by its sweep's name; of several, the one that has not ended, else the latest.
 
         Raises:
-            UserError: there is none, or sweeps of this name in several storages.
+            UserError: there is none, or there are sweeps of this name in several storages.
         """
-        everyone = self.jobs()
-        for job in everyone:
+        jobs = self.jobs()
+        for job in jobs:
             if job.id == target:
                 return job
-        named = sorted((job for job in everyone if job.sweep == target), key=lambda job: job.ended)
+        named = sorted((job for job in jobs if job.sweep == target), key=lambda job: job.ended)
         if len({job.storage for job in named}) > 1:
             latest = {job.storage: job for job in reversed(named)}
             which = "".join(f"\n  {job.id} ({job.state}) in {storage}" for storage, job in latest.items())
-            raise UserError(f"{self.address} knows several sweeps {target!r}; say which by the id of its job:{which}")
+            raise UserError(f"{self.address} has several sweeps named {target!r}; give the id of a job instead:{which}")
         if named:
             return named[0]
-        names = ", ".join(dict.fromkeys(job.sweep for job in everyone)) or "none"
-        raise UserError(f"{self.address} knows no sweep or job {target!r}; its sweeps: {names}")
+        names = ", ".join(dict.fromkeys(job.sweep for job in jobs)) or "none"
+        raise UserError(f"{self.address} has no sweep or job {target!r}; its sweeps: {names}")
 
     def log(self, job: Job) -> str:
-        """All that a job has printed; empty before its driver runs."""
-        with self._asked():
+        """The output of a job so far; empty before its driver runs."""
+        with self._translate_errors():
             return str(self._client.get_job_logs(job.id) or "")
 
     def follow(self, job: Job) -> Iterator[str]:
-        """What a job has printed and prints, a few lines at a time, until it ends."""
+        """The output of a job, a few lines at a time, until the job ends."""
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
 
         async def read() -> None:
@@ -215,19 +217,19 @@ class Cluster:
                 pieces.put(error)
 
         threading.Thread(target=work, daemon=True, name="job-log").start()
-        with self._asked():
+        with self._translate_errors():
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
                 yield piece
 
     def stop(self, job: Job, timeout: float = GRACE_SECONDS + 10) -> Job:
-        """Ask a job to end, and wait until it has.
+        """Stop a job, and wait until it has ended.
 
         Raises:
-            LongtailError: it has not ended in time.
+            LongtailError: it has not ended after `timeout` seconds.
         """
-        with self._asked():
+        with self._translate_errors():
             self._client.stop_job(job.id)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -235,11 +237,11 @@ class Cluster:
             if now.ended:
                 return now
             time.sleep(0.5)
-        raise LongtailError(f"job {job.id} has not ended {timeout:.0f} s after it was asked to")
+        raise LongtailError(f"job {job.id} has not ended {timeout:.0f} s after the request to stop")
 
     @contextlib.contextmanager
-    def _asked(self, hint: str = "") -> Iterator[None]:
-        """What the API answers as errors of ours, with what may be behind them."""
+    def _translate_errors(self, hint: str = "") -> Iterator[None]:
+        """Raise errors of the API as `LongtailError`, with a hint at their cause."""
         try:
             yield
         except LongtailError:
@@ -247,8 +249,8 @@ class Cluster:
         except Exception as error:
             if type(error).__name__ == "AuthenticationError":
                 raise UserError(
-                    f"the cluster at {self.address} wants a token, and did not take ours; set RAY_AUTH_MODE=token and "
-                    "RAY_AUTH_TOKEN_PATH to the file that holds it (or RAY_AUTH_TOKEN)"
+                    f"the cluster at {self.address} requires a token and refused ours; set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN_PATH to the file that contains it (or RAY_AUTH_TOKEN)"
                 ) from None
             raise LongtailError(f"the job API at {self.address} failed: {first_line(error)}{hint}") from error
 
@@ -257,10 +259,10 @@ def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):  # type: ignore[misc]
-        """Ray waits for an answer for ever, and a tunnel whose other end is gone gives none."""
+        """A client with a timeout: Ray's own waits forever, for example on a tunnel whose other end is closed."""
 
         def _do_request(self, *arguments: Any, data: bytes | None = None, **named: Any) -> Any:
-            # As a file it goes in pieces, each of which may take so long; bytes would have to be sent in that time.
+            # A file is sent in pieces, each of which may take up to the timeout; bytes would share one timeout.
             body = None if data is None else io.BytesIO(data)
             return super()._do_request(*arguments, data=body, **{"timeout": ANSWER_SECONDS, **named})
 
@@ -282,7 +284,7 @@ def _job(details: Any) -> Job:
     )
 
 
-def _said(options: JobOptions) -> str:
+def _options_json(options: JobOptions) -> str:
     return json.dumps({name: getattr(options, name) for name in ("ship_code", "image", "cpus", "gpus")})
 
 

@@ -1,7 +1,6 @@
-"""Secrets out of files: where a cluster mounts them, into the environment of the process that needs them.
+"""Secrets in files: read from where a cluster mounts them into the environment of the process that needs them.
 
-A job's own environment is shown to everybody who may list jobs, so what it holds is the path of a file and never what
-is in it. Knows the standard library only.
+Everyone who may list jobs can read a job's environment. It therefore contains paths of secret files, never secrets.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ from lt_train.core.errors import UserError
 __all__ = ["FILE_PREFIX", "checked_environment", "holds_credentials", "load_secret_files", "secret_files"]
 
 FILE_PREFIX = "LT_SWEEP_SECRET_FILE_"
-"""What stands before NAME in the environment variable with the path of the file that NAME's value is in. One variable a
-secret, so that a job's add to those of its machine.
+"""Prefix of environment variables with paths: PREFIX + NAME holds the path of the file with the value of NAME. There is
+one variable per secret, so that the secrets of a job add to those of its machine.
 """
 
 SECRET_NAME = re.compile(
     r"PASS|SECRET|TOKEN|CREDENTIAL|PWD([_-]|$)|(API|ACCESS|ACCOUNT|PRIVATE)KEY|(^|[_-])(KEYS?|AUTH|SIG|SIGNATURE)([_-]|$)",
     re.IGNORECASE,
 )
-"""Names, of environment variables or parameters of addresses, of what nobody should see."""
+"""Names of secrets, among environment variables and URL parameters."""
 
 USERINFO = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#\s]*)@", re.IGNORECASE)
-"""In an address: its scheme, and what stands before its host."""
+"""In a URL: its scheme and its user information."""
 
 PARAMETER = re.compile(r"[?&;#]\s*([\w.-]+)=(?=[^&;#\s])")
-"""In an address: the name of a parameter that has a value."""
+"""In a URL: the name of a parameter that has a value."""
 
 USER_IS_KEY = re.compile(r"(.*\+)?(https?|s3)", re.IGNORECASE)
-"""Schemes of addresses in which a user without a password may be a token or a key."""
+"""URL schemes in which a user name without a password may be a token or a key."""
 
 PATH_NAME = re.compile(r".*(FILE|_PATH)|GOOGLE_APPLICATION_CREDENTIALS|(OLD)?PWD")
-"""Names of environment variables that hold where something lies, whatever else is in them."""
+"""Names of environment variables that hold a path, even if they also match `SECRET_NAME`."""
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def holds_credentials(text: str) -> bool:
-    """Whether an address in this text holds a password, a token or a key, before its host or as a parameter."""
+    """Whether a URL in this text contains a password, a token or a key, as user information or as a parameter."""
     if "://" not in text:
         return False
     for scheme, userinfo in USERINFO.findall(text):
@@ -54,10 +53,10 @@ def holds_credentials(text: str) -> bool:
 
 
 def checked_environment(pairs: list[str]) -> dict[str, str]:
-    """`NAME=VALUE` pairs of a job's environment, which others can see.
+    """Parse the `NAME=VALUE` pairs of a job's environment, which is public.
 
     Raises:
-        UserError: no such pair, or a secret: its name says so, or its value is an address with one in it.
+        UserError: a pair is malformed, or is a secret: by its name, or because its value is a URL that contains one.
     """
     found: dict[str, str] = {}
     for pair in pairs:
@@ -67,18 +66,18 @@ def checked_environment(pairs: list[str]) -> dict[str, str]:
         path = PATH_NAME.fullmatch(name) and value.startswith("/")
         if (SECRET_NAME.search(name) and not path) or holds_credentials(value):
             raise UserError(
-                f"--env {name}: everybody who may list jobs can read a job's environment; put the value into a file on "
-                f"the cluster, and give --secret-file {name}=/path/of/that/file"
+                f"--env {name}: must not be a secret, because everyone who may list jobs can read a job's environment; "
+                f"put the value into a file on the cluster, and give --secret-file {name}=/path/of/that/file"
             )
         found[name] = value
     return found
 
 
 def secret_files(pairs: list[str]) -> dict[str, str]:
-    """The environment that makes `load_secret_files` read `NAME=/path` pairs; empty for none.
+    """The environment from which `load_secret_files` reads `NAME=/path` pairs.
 
     Raises:
-        UserError: no such pair, or a path that is not absolute.
+        UserError: a pair is malformed, or a path is not absolute.
     """
     found: dict[str, str] = {}
     for pair in pairs:
@@ -93,10 +92,10 @@ def secret_files(pairs: list[str]) -> dict[str, str]:
 
 
 def load_secret_files(environment: Mapping[str, str] = os.environ) -> None:
-    """Set the environment variables whose values are in files; one newline at the end is cut.
+    """Set the environment variables whose values are in files, without a final newline.
 
     Raises:
-        UserError: a file cannot be read; the message has its path and nothing that is in it.
+        UserError: a file cannot be read; the message contains its path and none of its content.
     """
     paths = {name.removeprefix(FILE_PREFIX): path for name, path in environment.items() if name.startswith(FILE_PREFIX)}
     for name, path in paths.items():
@@ -104,4 +103,4 @@ def load_secret_files(environment: Mapping[str, str] = os.environ) -> None:
             os.environ[name] = Path(path).read_text().removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise UserError(f"the secret {name} cannot be read from {path}: {why}") from None
+            raise UserError(f"cannot read the secret {name} from {path}: {why}") from None

@@ -1,6 +1,6 @@
-"""What travels with a submitted sweep: its file, and the files that it names by relative paths.
+"""The upload of a submitted sweep: its file, and the local files that it names.
 
-A relative path is a file on this machine; an absolute one is a place on the cluster. Knows specs and files, no Ray.
+A relative path names a file on this machine, which is uploaded. An absolute path names a file on the cluster.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from pathlib import Path
 
 from lt_train.core.errors import UserError
 from sweeps.config.matrix import SweepMatrix, load_file
-from sweeps.config.sizes import shown_size
+from sweeps.config.sizes import format_bytes
 from sweeps.config.spec import SweepSpec
 
-__all__ = ["Upload", "bundled"]
+__all__ = ["Upload", "prepare_upload"]
 
-MOST_BYTES = 400 * 2**20
-"""Ray takes 500 MiB."""
+MAX_BYTES = 400 * 2**20
+"""Limit of an upload; Ray's own is 500 MiB."""
 
-PLACE = "travelling-files"
-"""Directory of an upload that the files lie in. Python looks for modules in the upload itself, so that a file beside it
-could be imported by its name; nothing in a directory of this name is."""
+FILES_DIRECTORY = "local-files"
+"""Directory in an upload that contains the files. The upload itself is on Python's import path, so that its files could
+be imported as modules; the hyphen in this name makes its content unimportable."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A sweep ready to travel.
+    """A sweep that is ready to be submitted.
 
     Attributes:
-        name, storage: of the sweep, or the matrix, that is in the file.
-        directory: what is uploaded.
-        place: the directory in it that a job runs in, to which the spec's paths are relative.
-        file: the sweep file, from there.
+        name, storage: of the sweep or sweep matrix in the file.
+        directory: the directory to upload.
+        place: the job's working directory, relative to `directory`; the spec's paths are relative to it.
+        file: the sweep file, relative to `place`.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Upload:
 
 
 @contextlib.contextmanager
-def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Upload]:
-    """Everything that the sweep in `file` needs of this machine, in a directory that is removed afterwards.
+def prepare_upload(file: Path, working_dir: Path | None = None) -> Iterator[Upload]:
+    """Collect the sweep file and its local files in a directory that is removed at the end of the block.
 
     Args:
         file: the sweep file.
-        working_dir: upload this directory, which `file` lies in, instead of only what the file names.
+        working_dir: a directory that contains `file`; uploaded as a whole, instead of only the files that `file` names.
 
     Raises:
-        SpecError: the file is wrong.
-        UserError: results would be lost with the job, or a file is missing or does not belong in an upload.
+        SpecError: the file is invalid.
+        UserError: results would be lost with the job, or a file is missing or cannot be uploaded.
     """
     loaded = load_file(file)
     sweeps = loaded.sweeps if isinstance(loaded, SweepMatrix) else [loaded]
@@ -64,11 +64,11 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Upload]:
     if working_dir is not None:
         root = working_dir.expanduser().resolve()
         if not file.resolve().is_relative_to(root):
-            raise UserError(f"{file} does not lie in the working directory {working_dir}")
+            raise UserError(f"{file} must be in the working directory {working_dir}")
         yield Upload(loaded.name, loaded.storage, root, ".", str(file.resolve().relative_to(root)))
         return
     with tempfile.TemporaryDirectory(prefix="lt-sweep-") as name:
-        directory = Path(name) / PLACE
+        directory = Path(name) / FILES_DIRECTORY
         directory.mkdir()
         shutil.copyfile(file, directory / file.name)
         local_files = {path: field for spec in sweeps for field, path in _local_files(spec)}
@@ -76,53 +76,54 @@ def bundled(file: Path, working_dir: Path | None = None) -> Iterator[Upload]:
             (directory / path).parent.mkdir(parents=True, exist_ok=True)
             _copy(field, path, directory / path)
         size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
-        if size > MOST_BYTES:
+        if size > MAX_BYTES:
             raise UserError(
-                f"the files that {file} names take {shown_size(size)}, and Ray carries no more than "
-                f"{shown_size(MOST_BYTES)}; put them where the cluster can read them, and give absolute paths"
+                f"the local files of {file} must be at most {format_bytes(MAX_BYTES)} in total, "
+                f"got {format_bytes(size)}; "
+                "put them where the cluster can read them, and give absolute paths"
             )
-        yield Upload(loaded.name, loaded.storage, Path(name), PLACE, file.name)
+        yield Upload(loaded.name, loaded.storage, Path(name), FILES_DIRECTORY, file.name)
 
 
 def _check(spec: SweepSpec) -> None:
     if not Path(spec.storage).is_absolute():
         raise UserError(
-            f"storage: {spec.storage} is relative, and a job's own directory is removed with it; give an absolute path "
-            "on the cluster, on a disk that outlives its head"
+            f"storage must be an absolute path for a submitted sweep, got {spec.storage}; a job's own directory is "
+            "removed with the job; use a disk of the cluster that outlives its head node"
         )
     uri = getattr(spec.tracking, "uri", None) or ""
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         raise UserError(
-            f"tracking.uri: {uri} is relative, and a job's own directory is removed with it; give the http:// address "
-            "of a tracking server, or sqlite:////absolute/path on the cluster"
+            f"tracking.uri must not be a relative path for a submitted sweep, got {uri}; give the http:// address of a "
+            "tracking server, or sqlite:////absolute/path on the cluster"
         )
     store = getattr(spec.backend, "bank_store", None) or "/"
     if "://" not in store and not Path(store).is_absolute():
         raise UserError(
-            f"backend.bank_store: {store} is relative, and workers do not run in the job's own directory; give an "
-            "absolute path that all machines of the cluster share, or a URL such as s3://bucket/banks"
+            f"backend.bank_store must be an absolute path or a URL for a submitted sweep, got {store}; give a "
+            "directory that all machines of the cluster share, or a URL such as s3://bucket/banks"
         )
     if spec.backend.kind != "ray":
-        raise UserError(f"backend: {spec.backend.kind} would train in the job's driver alone; use ray, or leave it out")
+        raise UserError(f"backend must be ray for a submitted sweep, got {spec.backend.kind}; use ray, or leave it out")
 
 
 def _local_files(spec: SweepSpec) -> Iterator[tuple[str, Path]]:
-    """The relative paths that a spec names, by field."""
+    """Fields of a spec with relative paths, and the paths."""
     for field, text in spec.files().items():
         path = Path(text)
         if path.is_absolute() or text.startswith("~"):
             continue
         if ".." in path.parts:
-            raise UserError(f"{field}: {text} leads out of this directory; submit from a directory that holds it")
+            raise UserError(f"{field}: {text} is outside this directory; submit from a directory that contains it")
         yield field, path
 
 
 def _copy(field: str, path: Path, target: Path) -> None:
     if path.is_dir():
         raise UserError(
-            f"{field}: {path} is a directory, which does not travel with a sweep; put it where the cluster can read it "
+            f"{field}: {path} is a directory, and directories are not uploaded; put it where the cluster can read it "
             "and give the absolute path"
         )
     if not path.is_file():
-        raise UserError(f"{field}: {path} is not a file here; a path on the cluster must be absolute")
+        raise UserError(f"{field}: {path} is not a file on this machine; a path on the cluster must be absolute")
     shutil.copyfile(path, target)

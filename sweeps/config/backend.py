@@ -1,7 +1,7 @@
-"""What a backend is: a place where packs are trained. Knows packs and banks, not searches, ledgers or tracking.
+"""Base class of backends. A backend trains packs in this process or on a cluster.
 
-A backend kind is one file in this folder with one `BackendSpec` subclass. It asks a `PackSource` for work until
-there is none and hands every outcome back; which packs there are never depends on it.
+A backend takes packs from a `PackSource` until the source is exhausted and returns every outcome to it. Which packs
+exist never depends on the backend.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from lt_train.backbones.base import BackboneSpec
-from lt_train.core.registry import KindSpec, Registry
-from lt_train.datasets.base import DatasetSpec, ImageData
-from lt_train.features.bank import FeatureBank
-from lt_train.features.shards import Workers
-from lt_train.pretrain.base import RecipeSpec
-from lt_train.pretrain.train import Report
-from lt_train.retrain.base import Pack, RunResult
+from lt_train.core.registry import KindSpec
+
+if TYPE_CHECKING:  # these modules import torch, which reading a sweep file does not need
+    from lt_train.backbones.base import BackboneSpec
+    from lt_train.core.progress import ProgressCallback
+    from lt_train.datasets.base import DatasetSpec, ImageData
+    from lt_train.features.bank import FeatureBank
+    from lt_train.features.shards import Workers
+    from lt_train.pretrain.base import RecipeSpec
+    from lt_train.retrain.base import Pack, RunResult
 
 __all__ = [
-    "BACKENDS",
     "BackboneJob",
     "BackendSpec",
     "PackSource",
@@ -31,28 +32,39 @@ __all__ = [
 
 
 class PackSource(Protocol):
-    """Where a backend gets its work. Called from one thread."""
+    """A queue of packs. A backend calls it from one thread."""
 
     def next_pack(self) -> Pack | None:
-        """The next pack to train, or None while results of packs in flight are awaited."""
+        """The next pack to train, or None while the queue waits for results of packs in flight."""
 
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
-        """Take the results of a pack, in the order of its runs, and how long their training took."""
+        """Record the results of a pack, in the order of its runs, and its training time in seconds."""
 
     def failed(self, pack: Pack, why: str, *, own: bool) -> None:
-        """Take note that a pack did not come back, because of its `own` process or of the machine it was on.
+        """Record that a pack returned no results.
+
+        Args:
+            pack: the pack.
+            why: the reason, in one line.
+            own: True if the pack's own process failed, False if its machine did.
 
         Raises:
-            LongtailError: enough is enough; the sweep has to be looked after.
+            LongtailError: the pack has failed too often; the sweep stops.
         """
 
     def exhausted(self) -> bool:
-        """True when no pack will ever come again."""
+        """True when there will be no further pack."""
 
 
 @dataclass(frozen=True)
 class BackboneJob:
-    """A backbone to be trained: `data` is what `dataset` loads, `about` what else its checkpoint should say."""
+    """A backbone to train.
+
+    Attributes:
+        data: the images, as loaded by `dataset`.
+        dataset, backbone, recipe: the specifications.
+        about: further metadata of the checkpoint.
+    """
 
     data: ImageData
     dataset: DatasetSpec
@@ -62,48 +74,48 @@ class BackboneJob:
 
 
 class BackendSpec(KindSpec):
-    """Base of every backend kind."""
+    """Base of all backends."""
+
+    library: ClassVar[str | None] = None
+    """The optional library that the backend needs; see `sweeps.config.extras.require`."""
 
     has_workers: ClassVar[bool] = False
-    """Whether there are other processes than the driver's, which can train a backbone or extract features."""
+    """Whether the backend has other processes that can train a backbone or extract features."""
 
     def trains_elsewhere(self) -> bool:
-        """Whether packs are trained on other machines than the driver's, which then needs no device as theirs."""
+        """Whether packs are trained on other machines, so that the driver's machine needs no such device."""
         return False
 
     def train_backbone(
-        self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: Report
+        self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: ProgressCallback
     ) -> None:
-        """Train a backbone in several processes together and write its checkpoint to `out`, on this machine.
+        """Train a backbone in several processes and write its checkpoint to `out`, on this machine.
 
-        For kinds that have any.
+        Called only if `has_workers` is set.
 
         Args:
             job: what to train.
-            out: as in `train_backbone` of lt_train; the state of an unfinished training lies beside it here too.
-            workers: how many processes.
-            cpus: threads of each.
-            gpus: whether each has a GPU: one, if this is above 0.
-            report: progress, in epochs.
+            out: path of the checkpoint. The state of an unfinished training is stored next to it, as by
+                `lt_train.pretrain.train.train_backbone`.
+            workers: number of processes.
+            cpus: threads per process.
+            gpus: above 0, every process has one GPU.
+            report: called with progress in epochs.
 
         Raises:
-            UserError: there are not so many, or what training refuses.
-            LongtailError: it failed; what was saved is kept, and another call goes on there.
+            UserError: too few resources, or training refuses the job.
+            LongtailError: training failed; its last state is kept and a second call resumes from it.
         """
         raise AssertionError("a sweep with stage1_workers on a backend that has none is refused")
 
     def extractors(self, count: int, *, cpus: int, gpus: float) -> AbstractContextManager[Workers]:
-        """`count` processes that run images through a backbone, as long as the block runs; for kinds that have any.
+        """`count` processes that extract features, for the duration of the block. Called only if `has_workers` is set.
 
         Raises:
-            UserError: they ask for more than there is.
+            UserError: they need more resources than there are.
         """
         raise AssertionError("a sweep with extract_workers on a backend that has none is refused")
 
     @abstractmethod
     def train(self, bank: FeatureBank, source: PackSource, *, cpus: int, gpus: float) -> None:
-        """Train packs from `source` until it is exhausted, with `cpus` threads and `gpus` a pack."""
-
-
-BACKENDS = Registry("sweeps.backends", BackendSpec, modules=("inline", "ray"))  # type: ignore[type-abstract]
-"""The backends."""
+        """Train packs from `source` until it is exhausted, with `cpus` threads and `gpus` GPUs per pack."""

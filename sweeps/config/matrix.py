@@ -1,24 +1,22 @@
-"""Several sweeps in one file: `matrix` names what differs, and each of its values makes one whole, ordinary sweep.
+"""Sweep matrices: several sweeps in one file, which differ in one section or field.
 
-A matrix is expanded where it is read and nowhere else: each of its members has a name, a directory, a ledger and a
-result of its own, and whoever is handed one does not know of the others. What they have in common, backbones and
-features, they share as all sweeps of a storage do. Touch this to change how a matrix is written; a single sweep is
-`sweeps.config.spec`'s.
+Each value under `matrix` gives one ordinary sweep with its own name, directory, ledger and result. The sweeps share
+backbones and feature banks through their storage, as all sweeps do.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lt_train.core.errors import SpecError
-from lt_train.core.shorthand import expand
+from lt_train.core.fields import expand
 from lt_train.core.validation import Problem
-from sweeps.config.spec import MATRIX_KEY, NAME, SHARED, SweepSpec, checked, told
+from sweeps.config.spec import MATRIX_KEY, NAME, SHARED, SweepSpec, format_problems, validate_document
 from sweeps.config.yaml_source import Source, load_yaml
 
 __all__ = ["SweepMatrix", "load_file", "load_matrix"]
@@ -31,9 +29,9 @@ class SweepMatrix:
     """The sweeps of one file.
 
     Attributes:
-        name: the file's; members are called `<name>-<name of the value>`.
-        matrix: the section or dotted field in which they differ.
-        members: by the name of the value that makes them, in the file's order.
+        name: of the file; each sweep is named `<name>-<name of its value>`.
+        axis: the section or dotted field in which the sweeps differ.
+        members: the sweeps by the name of their value, in the order of the file.
     """
 
     name: str
@@ -42,113 +40,111 @@ class SweepMatrix:
 
     @property
     def sweeps(self) -> list[SweepSpec]:
-        """The members."""
+        """The sweeps."""
         return list(self.members.values())
 
     @property
     def storage(self) -> str:
-        """Where all of them are kept."""
+        """The storage of all sweeps."""
         return self.sweeps[0].storage
 
-    def anchored(self, place: Path) -> SweepMatrix:
-        """The same matrix, good from any directory; see `SweepSpec.anchored`."""
-        return self.each(lambda spec: spec.anchored(place))
+    def with_absolute_paths(self, base: str | os.PathLike[str]) -> SweepMatrix:
+        """The same matrix, independent of the working directory; see `SweepSpec.with_absolute_paths`."""
+        return self.map(lambda spec: spec.with_absolute_paths(base))
 
-    def each(self, changed: Callable[[SweepSpec], SweepSpec]) -> SweepMatrix:
-        """The same matrix, each of its sweeps changed."""
-        return replace(self, members={value: changed(spec) for value, spec in self.members.items()})
+    def map(self, function: Callable[[SweepSpec], SweepSpec]) -> SweepMatrix:
+        """The same matrix with `function` applied to each sweep."""
+        return replace(self, members={value: function(spec) for value, spec in self.members.items()})
 
 
-def load_file(path: str | Path) -> SweepSpec | SweepMatrix:
-    """Read and check a file of one sweep, or of several.
+def load_file(path: str | os.PathLike[str]) -> SweepSpec | SweepMatrix:
+    """Read and validate a file of one sweep or of a matrix.
 
     Raises:
-        SpecError: `problems` holds every problem once, as `file:line: dotted.path: what is wrong; did you mean ...`.
+        SpecError: `problems` holds every problem once, as `file:line: dotted.path: message`.
     """
     source = load_yaml(path)
     if MATRIX_KEY in source.document:
         return _matrix(source)
-    sweep = checked(source.document)
+    sweep = validate_document(source.document)
     if isinstance(sweep, SweepSpec):
         return sweep
-    raise SpecError(told(sweep, source))
+    raise SpecError(format_problems(sweep, source))
 
 
-def load_matrix(path: str | Path) -> SweepMatrix:
-    """Read and check a file with `matrix`.
+def load_matrix(path: str | os.PathLike[str]) -> SweepMatrix:
+    """Read and validate a file with `matrix`.
 
     Raises:
-        SpecError: as `load_file`, or the file is of one sweep.
+        SpecError: as `load_file`, or the file holds one sweep.
     """
     matrix = load_file(path)
     if isinstance(matrix, SweepSpec):
-        raise SpecError(
-            f"{path}:1: {MATRIX_KEY}: is not given, so this is one sweep and no matrix; sweeps.load reads it"
-        )
+        raise SpecError(f"{path}:1: {MATRIX_KEY}: is not given: the file holds one sweep; read it with sweeps.load")
     return matrix
 
 
 class _Value(NamedTuple):
-    """One value of `matrix`: what it is called, where it stands, and itself. Without a name it has none."""
+    """One value of `matrix`: its name (None if it has none), its location in the file, and the value."""
 
     name: str | None
-    place: Loc
+    loc: Loc
     value: Any
 
 
 def _matrix(source: Source) -> SweepMatrix:
     document = {key: part for key, part in source.document.items() if key != MATRIX_KEY}
-    axis = source.document[MATRIX_KEY]
-    problems: dict[Problem, None] = dict.fromkeys(_form_problems(axis))
-    key, values = _values(axis)
-    problems |= dict.fromkeys(_name_problems(document.get("name"), key, values))
+    matrix = source.document[MATRIX_KEY]
+    problems: dict[Problem, None] = dict.fromkeys(_form_problems(matrix))
+    axis, values = _values(matrix)
+    problems |= dict.fromkeys(_name_problems(document.get("name"), axis, values))
     members: dict[str, SweepSpec] = {}
     found: list[list[Problem]] = []
     for value in values:
-        member = checked(_laid(document, key, value.value))
+        member = validate_document(_with_value(document, axis, value.value))
         if isinstance(member, SweepSpec):
             members[value.name or ""] = member.model_copy(update={"name": f"{member.name}-{value.name}"})
         else:
-            found.append([problem._replace(loc=_in_file(problem.loc, key, value.place)) for problem in member])
-    if not values and not isinstance(alone := checked(document), SweepSpec):
-        # Whatever `matrix` should have supplied is missing, which is no further mistake.
-        found.append([problem for problem in alone if "required, but not given" not in problem.message])
-    problems |= dict.fromkeys(_once(found, key, values))
+            found.append([problem._replace(loc=_loc_in_file(problem.loc, axis, value.loc)) for problem in member])
+    if not values and not isinstance(single := validate_document(document), SweepSpec):
+        # A section that the invalid matrix should have supplied is not reported as missing.
+        found.append([problem for problem in single if "required, but not given" not in problem.message])
+    problems |= dict.fromkeys(_without_duplicates(found, axis, values))
     if problems:
-        raise SpecError(told(problems, source))
-    return SweepMatrix(source.document["name"], key, members)
+        raise SpecError(format_problems(problems, source))
+    return SweepMatrix(source.document["name"], axis, members)
 
 
-def _form_problems(axis: Any) -> Iterator[Problem]:
-    if not isinstance(axis, dict) or len(axis) != 1:
+def _form_problems(matrix: Any) -> Iterator[Problem]:
+    if not isinstance(matrix, dict) or len(matrix) != 1:
         yield Problem(
             (MATRIX_KEY,),
-            "must be a mapping with one key, the section or dotted field that differs, such as stage1 or "
-            f"dataset.imbalance_ratio, and its values, got {json.dumps(axis)[:60]}",
+            "must be a mapping with one key, a section or dotted field such as stage1 or dataset.imbalance_ratio, and "
+            f"its values, got {json.dumps(matrix)[:60]}",
         )
         return
-    ((key, listed),) = axis.items()
-    if key.partition(".")[0] in (*SHARED, MATRIX_KEY):
-        yield Problem((MATRIX_KEY, key), f"decides no result; all sweeps of a matrix have the same {key}")
+    ((axis, listed),) = matrix.items()
+    if axis.partition(".")[0] in (*SHARED, MATRIX_KEY):
+        yield Problem((MATRIX_KEY, axis), f"has no influence on results; all sweeps of a matrix share {axis}")
     elif not isinstance(listed, list | dict) or len(listed) < 2:
-        got = json.dumps(listed)[:60]
         yield Problem(
-            (MATRIX_KEY, key), f"must be a list of at least two values, or a mapping of names to them, got {got}"
+            (MATRIX_KEY, axis),
+            "must be a list of at least two values, or a mapping of names to values, got " + json.dumps(listed)[:60],
         )
 
 
-def _values(axis: Any) -> tuple[str, list[_Value]]:
-    """What differs, and its values as far as the file has any."""
-    ((key, listed),) = axis.items() if isinstance(axis, dict) and len(axis) == 1 else [("", None)]
-    if key.partition(".")[0] in SHARED or not isinstance(listed, list | dict):
-        return key, []
+def _values(matrix: Any) -> tuple[str, list[_Value]]:
+    """The axis and its values; no values if `matrix` is invalid."""
+    ((axis, listed),) = matrix.items() if isinstance(matrix, dict) and len(matrix) == 1 else [("", None)]
+    if axis.partition(".")[0] in SHARED or not isinstance(listed, list | dict):
+        return axis, []
     if isinstance(listed, dict):
-        return key, [_Value(name, (MATRIX_KEY, key, name), value) for name, value in listed.items()]
-    return key, [_Value(_called(value), (MATRIX_KEY, key, index), value) for index, value in enumerate(listed)]
+        return axis, [_Value(name, (MATRIX_KEY, axis, name), value) for name, value in listed.items()]
+    return axis, [_Value(_default_name(value), (MATRIX_KEY, axis, index), value) for index, value in enumerate(listed)]
 
 
-def _called(value: Any) -> str | None:
-    """What a value is called where the file does not say: a kind, a word or a number."""
+def _default_name(value: Any) -> str | None:
+    """The name of a value in a list: its kind, or the word or number itself."""
     if isinstance(value, dict):
         value = value.get("kind")
     if isinstance(value, bool | int | float):
@@ -156,50 +152,51 @@ def _called(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _name_problems(matrix: Any, key: str, values: list[_Value]) -> Iterator[Problem]:
-    way_out = "write a mapping of names to values instead of a list"
+def _name_problems(sweep_name: Any, axis: str, values: list[_Value]) -> Iterator[Problem]:
+    remedy = "use a mapping of names to values instead of a list"
     first: dict[str | None, _Value] = {}
-    for name, place, _ in values:
+    for value in values:
+        name = value.name
         if name is None:
-            yield Problem(place, f"must have a kind, or be a word or a number, to be called by; or {way_out}")
+            yield Problem(value.loc, f"must have a kind, or be a word or a number, to have a name; or {remedy}")
         elif name in first:
-            yield Problem(place, f"{name!r} is what {key}[{first[name].place[-1]}] is called already; {way_out}")
-        elif not isinstance(matrix, str) or not re.fullmatch(NAME, matrix):
-            pass  # told of the matrix's name
-        elif not re.fullmatch(NAME, f"{matrix}-{name}"):
+            yield Problem(value.loc, f"{name!r} is already the name of {axis}[{first[name].loc[-1]}]; {remedy}")
+        elif not isinstance(sweep_name, str) or not re.fullmatch(NAME, sweep_name):
+            pass  # is reported for the field `name`
+        elif not re.fullmatch(NAME, f"{sweep_name}-{name}"):
             yield Problem(
-                place,
-                f"the sweep would be called {f'{matrix}-{name}'!r}: a name has at most 64 letters, digits, dots, "
-                f"dashes or underscores; shorten it, or {way_out}",
+                value.loc,
+                f"gives the sweep the name {f'{sweep_name}-{name}'!r}; a name has at most 64 letters, digits, dots, "
+                f"dashes or underscores; shorten it, or {remedy}",
             )
-        first.setdefault(name, _Value(name, place, None))
+        first.setdefault(name, value)
 
 
-def _laid(document: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The document of one member: `value` in the place of what the file says there."""
-    laid: dict[str, Any] = expand(SweepSpec, dict(document))
-    *sections, name = key.split(".")
-    place = laid
+def _with_value(document: Mapping[str, Any], axis: str, value: Any) -> dict[str, Any]:
+    """The document of one sweep: `document` with `value` at the path `axis`."""
+    result: dict[str, Any] = expand(SweepSpec, dict(document))
+    *sections, name = axis.split(".")
+    target = result
     for section in sections:
-        inner = place.get(section, {})
+        inner = target.get(section, {})
         if not isinstance(inner, dict):
-            return laid  # is wrong itself, and told
-        place[section] = place = dict(inner)
-    place[name] = value
-    return laid
+            return result  # is reported as invalid itself
+        target[section] = target = dict(inner)
+    target[name] = value
+    return result
 
 
-def _in_file(loc: Loc, key: str, place: Loc) -> Loc:
-    """Where the file has what a member's document has at `loc`."""
-    at = tuple(key.split("."))
-    return (*place, *loc[len(at) :]) if loc[: len(at)] == at else loc
+def _loc_in_file(loc: Loc, axis: str, value_loc: Loc) -> Loc:
+    """The location in the file of `loc` in the document of one sweep."""
+    at = tuple(axis.split("."))
+    return (*value_loc, *loc[len(at) :]) if loc[: len(at)] == at else loc
 
 
-def _once(found: list[list[Problem]], key: str, values: list[_Value]) -> Iterator[Problem]:
-    """The problems of all members; what is wrong with the key itself, and so with every value alike, is told of it."""
-    places = {value.place for value in values}
-    alike = [message for loc, message in found[0] if loc in places] if 0 < len(found) == len(values) else []
-    alike = [message for message in alike if all(any(message == one for _, one in each) for each in found)]
+def _without_duplicates(found: list[list[Problem]], axis: str, values: list[_Value]) -> Iterator[Problem]:
+    """The problems of all sweeps; one that every value has, such as an unknown axis, is reported once at the axis."""
+    locs = {value.loc for value in values}
+    common = [message for loc, message in found[0] if loc in locs] if 0 < len(found) == len(values) else []
+    common = [message for message in common if all(any(message == other for _, other in each) for each in found)]
     for each in found:
         for loc, message in each:
-            yield Problem((MATRIX_KEY, key), message) if loc in places and message in alike else Problem(loc, message)
+            yield Problem((MATRIX_KEY, axis), message) if loc in locs and message in common else Problem(loc, message)

@@ -1,7 +1,6 @@
-"""Whom a sweep compares: one method, or several side by side, each with what is searched for it.
+"""The candidate methods of a sweep: one `method`, or several `methods` that are compared.
 
-A file names one `method` or a list of `methods`; behind this file there are only `Candidate`s, one or more. Knows the
-specs of methods and of searches.
+Other modules see only `Candidate`s, one or more.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from pydantic import Field, ValidationError, field_serializer
 from pydantic.fields import FieldInfo
 
 from lt_train.core.errors import SpecError
+from lt_train.core.fields import Shorthand
 from lt_train.core.io import fingerprint
 from lt_train.core.registry import Spec
-from lt_train.core.shorthand import Shorthand
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from sweeps.config.sections import SearchSpec
 from sweeps.config.space import searchable, substitute
@@ -31,39 +30,41 @@ else:
 
 
 class MethodEntry(Spec):
-    """One of several methods that a sweep compares; its kind's bare name stands for it with its defaults."""
+    """One of several methods that a sweep compares. The bare name of a kind stands for the kind with its defaults."""
 
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,23}$",
-        description="at most 24 letters, digits, dots, dashes or underscores, the first a letter or digit; no other "
-        "method of the sweep may have it; null: the method's kind",
+        description="at most 24 letters, digits, dots, dashes or underscores, the first a letter or digit; unique "
+        "within the sweep; null: the kind of the method",
     )
-    method: Method = Field(description="how the classifier is re-trained; its fields are the values not searched")
+    method: Method = Field(
+        description="how the classifier is re-trained; its fields hold the values that are not searched"
+    )
     training: TrainingSpec | None = Field(
-        default=None, description="what differs from the sweep's own training section, for example {epochs: 10}"
+        default=None,
+        description="fields that replace those of the sweep's training section, for example {epochs: 10}; null: none",
     )
     space: Space = Field(
         default_factory=dict,
-        description="what is searched for this method beside search.space; a range given here replaces the one there",
+        description="ranges searched for this method in addition to search.space; a range given here replaces the one "
+        "in search.space",
     )
 
     @field_serializer("training")
-    def _differences(self, training: TrainingSpec | None) -> dict[str, Any] | None:
-        """Only what was given: a default written out would hide the sweep's own value."""
+    def _only_given_fields(self, training: TrainingSpec | None) -> dict[str, Any] | None:
+        """Defaults are not written out: they would replace the values of the sweep's training section."""
         return None if training is None else training.model_dump(mode="json", exclude_unset=True)
 
-    def called(self) -> str:
+    def display_name(self) -> str:
         """Its name in the sweep."""
         return self.name or self.method.kind
 
-    def trained_by(self, training: TrainingSpec) -> TrainingSpec:
-        """The sweep's `training` with this entry's differences."""
-        return (
-            training
-            if self.training is None
-            else training.model_copy(update=self.training.model_dump(exclude_unset=True))
-        )
+    def merged_training(self, training: TrainingSpec) -> TrainingSpec:
+        """The sweep's `training` with the fields of this entry replaced."""
+        if self.training is None:
+            return training
+        return training.model_copy(update=self.training.model_dump(exclude_unset=True))
 
 
 if TYPE_CHECKING:
@@ -74,14 +75,14 @@ else:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with all that decides which trials are tried of it.
+    """A method with everything that determines its trials.
 
     Attributes:
         name: unique within the sweep.
-        method, training: hold every value that is not searched.
-        space: what is searched, by dotted path; empty for a method that is evaluated as it is.
-        seed: of its own search.
-        prefix: of the names of its trials and packs; empty for a sweep's only method.
+        method, training: hold the values that are not searched.
+        space: the searched dimensions by dotted path; empty if the method is only evaluated.
+        seed: of its search.
+        prefix: of the names of its trials and packs; empty if the sweep has only one method.
     """
 
     name: str
@@ -92,17 +93,17 @@ class Candidate:
     prefix: str = ""
 
     def fields(self) -> dict[str, FieldInfo]:
-        """What may be searched, by dotted path. Training is part of it only for a method that trains."""
+        """The fields that can be searched, by dotted path. Those of `training` only for a method that trains."""
         sections = {"method": self.method, **({"training": self.training} if self.method.trains else {})}
         return {
             f"{section}.{path}": field for section, spec in sections.items() for path, field in searchable(spec).items()
         }
 
     def with_values(self, values: Mapping[str, Any]) -> tuple[MethodSpec, TrainingSpec]:
-        """A trial's method and training: this candidate's, with `values` by dotted path in place.
+        """The method and training of a trial, with the searched `values` by dotted path.
 
         Raises:
-            SpecError: the values, each allowed by itself, are not allowed together.
+            SpecError: a value, or the combination of values, is not valid.
         """
         by_section: dict[str, dict[str, Any]] = {"method": {}, "training": {}}
         for path, value in values.items():
@@ -114,26 +115,27 @@ class Candidate:
                 substitute(self.training, by_section["training"]),
             )
         except ValidationError as error:
-            told = [f"trial {dict(values)} of {self.name}: {problem['msg']}" for problem in error.errors()]
-            raise SpecError(told) from None
+            raise SpecError(
+                [f"trial {dict(values)} of {self.name}: {problem['msg']}" for problem in error.errors()]
+            ) from None
 
 
 def candidates(
     method: MethodSpec | None, methods: Sequence[MethodEntry] | None, training: TrainingSpec, search: SearchSpec
 ) -> list[Candidate]:
-    """Whom the sections of a sweep file stand for.
+    """The candidate methods of a sweep file.
 
-    Of `methods` each has a seed of its own, drawn from the search's and its name: what is tried of one does not depend
-    on which others are there. A range in `search.space` is for everyone who has the field.
+    With several methods each search has its own seed, derived from the seed of the sweep's search and the name of the
+    method, so that the trials of one method do not depend on the others. A range in `search.space` applies to every
+    method that has the field.
     """
     if methods is None:
-        alone = [] if method is None else [method]
-        return [Candidate(one.kind, one, training, search.space, search.seed) for one in alone]
+        return [] if method is None else [Candidate(method.kind, method, training, search.space, search.seed)]
     found: list[Candidate] = []
     for entry in methods:
-        name = entry.called()
+        name = entry.display_name()
         seed = int(fingerprint(["search", search.seed, name])[:8], 16)
-        one = Candidate(name, entry.method, entry.trained_by(training), entry.space, seed, f"{name}-")
-        shared = {path: dimension for path, dimension in search.space.items() if path in one.fields()}
-        found.append(replace(one, space={**shared, **entry.space}))
+        candidate = Candidate(name, entry.method, entry.merged_training(training), entry.space, seed, f"{name}-")
+        shared = {path: dimension for path, dimension in search.space.items() if path in candidate.fields()}
+        found.append(replace(candidate, space={**shared, **entry.space}))
     return found

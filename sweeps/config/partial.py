@@ -1,7 +1,6 @@
-"""What of a wrong sweep file is right enough to be judged: its valid parts, less what was complained about.
+"""Partial validation: the valid parts of an invalid sweep file.
 
-So one wrong value does not hide another problem. Touch this to change what is still judged. Knows the shape of the
-sections that are mended; the model of the whole file is handed in.
+The rules between parts are checked on them, so that one invalid value does not hide other problems.
 """
 
 from __future__ import annotations
@@ -16,13 +15,18 @@ from sweeps.config.methods import MethodEntry
 
 __all__ = ["valid_parts"]
 
+_PRUNED = ("method", "training", "search")
+"""Parts whose invalid fields are removed, so that the rest is still checked."""
+
+_INVALID = object()
+"""Marks a value of which nothing valid is left."""
+
 
 def valid_parts(model: type[BaseModel], document: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a wrong file that can be judged by the rules between parts.
+    """The parts of an invalid document that the rules between parts can be checked on, by field name.
 
-    The searched parts and the search are mended first, by leaving out what was complained about, so that one wrong
-    value in them does not hide a wrong range; any other wrong part is absent, and any wrong one of several methods is
-    None.
+    Invalid fields are removed from the parts in `_PRUNED` and from entries of `methods`; an entry without a valid
+    method is None. Any other invalid part is left out.
     """
     parts: dict[str, Any] = {}
     for name, field in model.model_fields.items():
@@ -30,55 +34,48 @@ def valid_parts(model: type[BaseModel], document: Mapping[str, Any]) -> dict[str
             if not field.is_required():
                 parts[name] = field.get_default(call_default_factory=True)
             continue
-        part_type: Any = Annotated[field.annotation, field]
         if name == "methods" and isinstance(document[name], list):
-            parts[name] = [_mended_entry(index, entry) for index, entry in enumerate(document[name])]
+            parts[name] = [_valid_entry(index, entry) for index, entry in enumerate(document[name])]
             continue
-        part = _mended(part_type, document[name], mend=name in MENDED, trials_may_lie=name == "search")
-        # A space of which nothing is left is no empty space.
-        if part is not _GONE and not (name == "search" and document[name].get("space") and not part.space):
+        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        part = _validate(annotation, document[name], prune=name in _PRUNED, reset_trials=name == "search")
+        # A space whose ranges are all invalid must not be reported as an empty space.
+        if part is not _INVALID and not (name == "search" and document[name].get("space") and not part.space):
             parts[name] = part
     return parts
 
 
-MENDED = ("method", "training", "search")
-"""Parts of which what is right is judged although something is wrong."""
-
-_GONE = object()
-"""What is left of a value when all of it was wrong."""
-
-
-def _mended(part_type: Any, value: Any, *, mend: bool = True, trials_may_lie: bool = False) -> Any:
-    """`value` as `part_type`, less what is wrong with it; `_GONE` where nothing is left, or nothing may be left out."""
-    adapter: TypeAdapter[Any] = TypeAdapter(part_type)
-    while value is not _GONE:
+def _validate(annotation: Any, value: Any, *, prune: bool = True, reset_trials: bool = False) -> Any:
+    """`value` validated as `annotation`, with invalid fields removed if `prune`; `_INVALID` if nothing is left."""
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    while value is not _INVALID:
         try:
             return adapter.validate_json(json.dumps(value))
         except ValidationError as error:
             first = error.errors()[0]
             loc = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
-            value = _without(value, loc) if mend else _GONE
-            if trials_may_lie and isinstance(value, dict):
-                value["trials"] = 1  # may be what was wrong, and says nothing about a space that lost a dimension
-    return _GONE
+            value = _without(value, loc) if prune else _INVALID
+            if reset_trials and isinstance(value, dict):
+                value["trials"] = 1  # may be the invalid value, and must not be compared with a reduced space
+    return _INVALID
 
 
-def _mended_entry(index: int, value: Any) -> MethodEntry | None:
-    """One of several methods; what had a wrong name gets one that nobody else has."""
-    entry = _mended(MethodEntry, value)
+def _valid_entry(index: int, value: Any) -> MethodEntry | None:
+    """One entry of `methods`. An invalid name is replaced by a unique one."""
+    entry = _validate(MethodEntry, value)
     if not isinstance(entry, MethodEntry):
         return None
-    misnamed = value.get("name") is not None and entry.name is None
-    return entry.model_copy(update={"name": f"methods[{index}]"}) if misnamed else entry
+    name_removed = value.get("name") is not None and entry.name is None
+    return entry.model_copy(update={"name": f"methods[{index}]"}) if name_removed else entry
 
 
 def _without(value: Any, loc: tuple[int | str, ...]) -> Any:
-    """`value` less what stands at `loc`; elements of `loc` that are not in it (tags of unions) are stepped over."""
+    """`value` without the entry at `loc`. Elements of `loc` that are not keys (tags of unions) are skipped."""
     if not isinstance(value, dict):
-        return _GONE
+        return _INVALID
     for depth, part in enumerate(loc):
         if part in value:
             inner = _without(value[part], loc[depth + 1 :])
             rest = {key: item for key, item in value.items() if key != part}
-            return rest if inner is _GONE else {**rest, part: inner}
-    return _GONE
+            return rest if inner is _INVALID else {**rest, part: inner}
+    return _INVALID

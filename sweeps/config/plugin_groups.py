@@ -1,28 +1,53 @@
-"""Every room of kinds by the name it has in a sweep file: what `lt-sweep kinds` lists and conformance suites walk."""
+"""The plugin groups of a sweep file, and all defaults that refer to a built-in kind by name.
+
+No other module of the core names a kind.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 
 from lt_train.backbones.base import BACKBONES
-from lt_train.core.registry import KindSpec
+from lt_train.core.registry import KindSpec, Registry
 from lt_train.datasets.base import DATASETS
-from lt_train.methods.base import METHODS
-from lt_train.methods.constraints.base import CONSTRAINTS
+from lt_train.methods.base import METHODS, MethodSpec
+from lt_train.methods.constraints import CONSTRAINTS
 from lt_train.methods.heads.base import HEADS
-from lt_train.methods.post_hoc.base import POST_HOC
-from lt_train.methods.samplers.base import SAMPLERS
+from lt_train.methods.post_hoc import POST_HOC
+from lt_train.methods.samplers import SAMPLERS
 from lt_train.pretrain.base import RECIPES
-from sweeps.config.backend import BACKENDS
-from sweeps.config.tracking import TRACKERS
+from sweeps.config.backend import BackendSpec
+from sweeps.config.tracking import TrackingSpec
 from sweeps.search.base import ALGORITHMS
 from sweeps.search.early_stopping import EARLY_STOPPING
 
-__all__ = ["rooms"]
+__all__ = [
+    "BACKENDS",
+    "DEFAULT_TRACKER",
+    "KINDS_BY_DEFAULT",
+    "TRACKERS",
+    "default_backend",
+    "default_baselines",
+    "default_tracking",
+    "plugin_groups",
+]
+
+BACKENDS = Registry("sweeps.backends", BackendSpec, modules=("inline", "ray"))  # type: ignore[type-abstract]
+"""The backends."""
+
+TRACKERS = Registry("sweeps.tracking", TrackingSpec, modules=("null", "mlflow"))  # type: ignore[type-abstract]
+"""The trackers."""
+
+DEFAULT_TRACKER = "mlflow"
+"""The kind of a mapping in `tracking` without `kind`."""
+
+KINDS_BY_DEFAULT = frozenset({DEFAULT_TRACKER, "pad_crop"})
+"""The kinds of mappings without `kind`: in `tracking`, and in `augmentation` of a dataset."""
 
 
-def rooms() -> dict[str, Mapping[str, type[KindSpec]]]:
-    """Kinds by name, by room."""
+def plugin_groups() -> dict[str, Mapping[str, type[KindSpec]]]:
+    """The kinds of every plugin group, by the dotted path of its field in a sweep file."""
     return {
         "dataset": DATASETS.kinds(),
         "backbone": BACKBONES.kinds(),
@@ -37,3 +62,27 @@ def rooms() -> dict[str, Mapping[str, type[KindSpec]]]:
         "backend": BACKENDS.kinds(),
         "tracking": TRACKERS.kinds(),
     }
+
+
+def default_backend() -> BackendSpec:
+    """`ray` where Ray is installed, else `inline`."""
+    kind = "ray" if _is_installed("ray") else "inline"
+    return BACKENDS.kinds()[kind](kind=kind)
+
+
+def default_tracking() -> TrackingSpec:
+    """`mlflow` where MLflow is installed, else `none`."""
+    kind = DEFAULT_TRACKER if _is_installed("mlflow") else "none"
+    return TRACKERS.kinds()[kind](kind=kind)
+
+
+def default_baselines(*, several_methods: bool = False) -> list[MethodSpec]:
+    """`vanilla` and `ce`; beside several methods `vanilla` alone, because others can be listed among them and tuned."""
+    kinds = ("vanilla",) if several_methods else ("vanilla", "ce")
+    return [METHODS.kinds()[kind](kind=kind) for kind in kinds]
+
+
+def _is_installed(package: str) -> bool:
+    """Whether `package` can be imported; does not import it. A plain folder of that name is not a package."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None

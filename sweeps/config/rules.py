@@ -1,8 +1,7 @@
-"""What must hold between the parts of a sweep file: the rules that no single field can state.
+"""Rules between the parts of a sweep file: what no single field can check.
 
-Touch this to add such a rule. Each takes the parts by name and yields a problem with the path of the line to mend. A
-part that is itself wrong is absent from the mapping and its rules stay silent, so that all independent problems of a
-file are told at once.
+Each rule takes the parts by name and yields a problem with the path of the field to correct. An invalid part is missing
+from the mapping and its rules are skipped, so that all independent problems are reported at once.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
 from sweeps.config.methods import Candidate, candidates
+from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.sections import SearchSpec
-from sweeps.config.space import searchable, substitute, types_of, why_not
+from sweeps.config.space import searchable, substitute, types_of, why_not_searchable
 from sweeps.search.base import Dimension, Range
 
 __all__ = ["broken_rules"]
 
-MOST_COMBINATIONS = 2000
-"""How many combinations of searched values are tried against a method's own rules before a sweep starts."""
-
+MAX_COMBINATIONS = 2000
+"""The maximum number of combinations of searched values that are checked against the rules of a method."""
 
 Parts = Mapping[str, Any]
 Loc = tuple[int | str, ...]
 
 
 def broken_rules(parts: Parts) -> Iterator[Problem]:
-    """Every rule that the valid parts of a sweep file break."""
+    """The problems between the valid parts of a sweep file."""
     yield from _backbone_problems(parts)
     yield from _worker_problems(parts)
     yield from _selection_problems(parts)
@@ -41,8 +40,8 @@ def broken_rules(parts: Parts) -> Iterator[Problem]:
     if "search" in parts:
         searched = _searched(parts)
         yield from _space_problems(parts, searched)
-        yield from _sampler_problems(parts["search"], searched)
-        yield from _scheduler_problems(parts, searched)
+        yield from _algorithm_problems(parts["search"], searched)
+        yield from _early_stopping_problems(parts, searched)
 
 
 def _backbone_problems(parts: Parts) -> Iterator[Problem]:
@@ -50,17 +49,15 @@ def _backbone_problems(parts: Parts) -> Iterator[Problem]:
         return
     dataset, backbone, stage1 = parts["dataset"], parts["backbone"], parts["stage1"]
     if backbone is None:
-        if not _may_bring_features(dataset):
-            yield Problem(("backbone",), f"is required: dataset {dataset.kind} holds images, not features")
+        if not _may_hold_features(dataset):
+            yield Problem(("backbone",), f"is required, because dataset {dataset.kind} holds images, not features")
         elif stage1 is not None:
-            yield Problem(("stage1",), "has no backbone to train; name one in backbone, or remove stage1")
+            yield Problem(("stage1",), "has no backbone to train; set backbone, or remove stage1")
         return
     if backbone.checkpoint is None and stage1 is None:
-        yield Problem(
-            ("backbone",), "has no weights; give backbone.checkpoint to load them, or stage1 to train them first"
-        )
+        yield Problem(("backbone",), "has no weights; set backbone.checkpoint to load them, or stage1 to train them")
     elif backbone.checkpoint is not None and stage1 is not None:
-        yield Problem(("stage1",), "would train a backbone that backbone.checkpoint has already; remove one of the two")
+        yield Problem(("stage1",), "must not be given together with backbone.checkpoint; remove one of the two")
 
 
 def _worker_problems(parts: Parts) -> Iterator[Problem]:
@@ -70,14 +67,15 @@ def _worker_problems(parts: Parts) -> Iterator[Problem]:
     for field in ("stage1_workers", "extract_workers"):
         workers = getattr(parts["resources"], field)
         if workers > 1 and not backend.has_workers:
+            able = " or ".join(name for name, kind in BACKENDS.kinds().items() if kind.has_workers)
             yield Problem(
                 ("resources", field),
-                f"must be 1 with backend {backend.kind}, which is this process alone, got {workers}; set backend: ray",
+                f"must be 1 with backend {backend.kind}, which has no workers, got {workers}; set backend to {able}",
             )
 
 
-def _may_bring_features(dataset: DatasetSpec) -> bool:
-    """Whether a dataset kind can do without a backbone, as the return type of its `load` says."""
+def _may_hold_features(dataset: DatasetSpec) -> bool:
+    """Whether a dataset can be used without a backbone, by the return type of its `load`."""
     returned = get_type_hints(type(dataset).load)["return"]
     return FeatureData in (returned, *get_args(returned))
 
@@ -88,7 +86,7 @@ def _selection_problems(parts: Parts) -> Iterator[Problem]:
     if parts["selection"].on == "val" and getattr(parts["dataset"], "val_per_class", None) == 0:
         yield Problem(
             ("dataset", "val_per_class"),
-            "0 leaves no validation set to select on; set it to at least 1, or set selection.on to test",
+            "0 leaves no validation set for selection; set it to at least 1, or set selection.on to test",
         )
 
 
@@ -97,25 +95,27 @@ def _method_problems(parts: Parts) -> Iterator[Problem]:
         return
     if parts["methods"] is None:
         if parts["method"] is None:
-            yield Problem(("method",), "is required, but not given; or list several in methods")
+            yield Problem(("method",), "is required; set method, or list several in methods")
         elif "search" in parts and not parts["search"].space:
             yield Problem(("search", "space"), "must have at least 1 entry, got {}")
         return
     if parts["method"] is not None:
-        yield Problem(("methods",), "stands beside method; give one method, or list all of them in methods")
+        yield Problem(
+            ("methods",), "must not be given together with method; set one method, or list all of them in methods"
+        )
     known: dict[str, int] = {}
     for index, entry in enumerate(parts["methods"]):
         if entry is None:
             continue
-        first = known.setdefault(entry.called(), index)
+        first = known.setdefault(entry.display_name(), index)
         if first != index:
             yield Problem(
                 ("methods", index, "name"),
-                f"{entry.called()!r} is the name of methods[{first}] already; give each a name of its own",
+                f"{entry.display_name()!r} is already the name of methods[{first}]; give each method a unique name",
             )
 
 
-def _sampler_problems(search: SearchSpec, searched: Sequence[_Searched]) -> Iterator[Problem]:
+def _algorithm_problems(search: SearchSpec, searched: Sequence[_Searched]) -> Iterator[Problem]:
     refused = {
         one.locs[path]: message for one in searched for path, message in search.algorithm.check(one.candidate.space)
     }
@@ -125,32 +125,33 @@ def _sampler_problems(search: SearchSpec, searched: Sequence[_Searched]) -> Iter
     sizes = [search.algorithm.size(space) for space in spaces]
     finite = [size for size in sizes if size is not None]
     if sizes and len(finite) == len(sizes) and search.trials > max(finite):
-        whose = "the grid" if len(finite) == 1 else "the largest grid"
+        grid = "the grid" if len(finite) == 1 else "the largest grid"
         yield Problem(
-            ("search", "trials"), f"must be at most {max(finite)}, the number of points of {whose}, got {search.trials}"
+            ("search", "trials"), f"must be at most {max(finite)}, the number of points of {grid}, got {search.trials}"
         )
 
 
-def _scheduler_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Problem]:
-    """A scheduler compares trials of one pack at the same epochs: there must be some, and runs of one length."""
+def _early_stopping_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Problem]:
+    """Early stopping compares trials of one pack at the same epochs: there must be some, with runs of one length."""
     search = parts["search"]
     trained = [one for one in searched if one.candidate.method.trains]
-    scheduled = [one for one in trained if search.early_stopping.halving(one.candidate.training) is not None]
-    if not scheduled:
+    stopped = [one for one in trained if search.early_stopping.halving(one.candidate.training) is not None]
+    if not stopped:
         for field, message in search.early_stopping.check(trained[0].candidate.training) if trained else ():
             yield Problem(("search", "early_stopping", field), message)
         return
-    kind = f"scheduler {search.early_stopping.kind}"
-    for loc in dict.fromkeys(one.locs[path] for one in scheduled for path in one.static()):
+    kind = f"early stopping {search.early_stopping.kind}"
+    for loc in dict.fromkeys(one.locs[path] for one in stopped for path in one.static()):
         yield Problem(
             loc,
-            f"cannot be searched with {kind}, which compares trials that train in one pack, and those agree on it; "
-            "list the values as several methods, or search without a scheduler",
+            f"cannot be searched with {kind}, which compares the trials of a pack: all runs of a pack have the same "
+            "value; list the values as several methods, or search without early stopping",
         )
     if search.proposal_batch < 2:
         yield Problem(
             ("search", "proposal_batch"),
-            f"must be at least 2 for {kind}, which compares the trials of a proposal batch, got {search.proposal_batch}",
+            f"must be at least 2 for {kind}, which compares the trials of a proposal batch, "
+            f"got {search.proposal_batch}",
         )
     if {"resources", "selection"} <= set(parts):
         lanes, seeds = parts["resources"].lanes_per_pack, parts["selection"].seeds
@@ -163,97 +164,97 @@ def _scheduler_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator
 
 
 class _Searched(NamedTuple):
-    """A candidate and where the file says what is searched for it, by path."""
+    """A candidate and the location in the file of each of its searched dimensions."""
 
     candidate: Candidate
     locs: dict[str, Loc]
 
     def static(self) -> list[str]:
-        """The paths searched that the runs of one pack must agree on."""
+        """The searched paths whose value must be equal for all runs of a pack."""
         lanes = {f"method.{path}" for path in self.candidate.method.lane_values()}
         return [path for path in self.candidate.space if path not in lanes]
 
 
 def _searched(parts: Parts) -> list[_Searched]:
-    """The candidates whose part of the file is sound enough to judge what is searched for them."""
+    """The candidates whose method is valid."""
     training = parts.get("training", TrainingSpec())
     shared: dict[str, Loc] = {path: ("search", "space", path) for path in parts["search"].space}
     if parts.get("methods") is None:
         return [_Searched(one, shared) for one in candidates(parts.get("method"), None, training, parts["search"])]
-    sound = {index: entry for index, entry in enumerate(parts["methods"]) if entry is not None}
-    everyone = candidates(None, list(sound.values()), training, parts["search"])
+    valid = {index: entry for index, entry in enumerate(parts["methods"]) if entry is not None}
+    found = candidates(None, list(valid.values()), training, parts["search"])
     return [
         _Searched(one, shared | {path: ("methods", index, "space", path) for path in entry.space})
-        for one, (index, entry) in zip(everyone, sound.items(), strict=True)
+        for one, (index, entry) in zip(found, valid.items(), strict=True)
     ]
 
 
 def _space_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Problem]:
-    """What is wrong with the searched ranges; one that is wrong for several methods is told once."""
-    told: dict[Problem, None] = {}
+    """Problems of the searched ranges; one that concerns several methods is reported once."""
+    problems: dict[Problem, None] = {}
     fields = {path: None for one in searched for path in one.candidate.fields()}
-    everyone_judged = all(entry is not None for entry in parts.get("methods") or [])
-    for path in parts["search"].space if searched and everyone_judged else ():
+    all_valid = all(entry is not None for entry in parts.get("methods") or [])
+    for path in parts["search"].space if searched and all_valid else ():
         if path not in fields:
-            told[Problem(("search", "space", path), _unknown(path, searched, fields))] = None
+            problems[Problem(("search", "space", path), _unknown_path(path, searched, fields))] = None
     for one in searched:
         own = one.candidate.fields()
         for path in one.candidate.space:
             if path not in own and one.locs[path][0] == "methods":
-                told[Problem(one.locs[path], _unknown(path, [one], own))] = None
-        told |= dict.fromkeys(_range_problems(one))
-    yield from told
+                problems[Problem(one.locs[path], _unknown_path(path, [one], own))] = None
+        problems |= dict.fromkeys(_range_problems(one))
+    yield from problems
 
 
-def _unknown(path: str, searched: Sequence[_Searched], fields: Iterable[str]) -> str:
-    """What is wrong with a path that names no field of any of these candidates."""
+def _unknown_path(path: str, searched: Sequence[_Searched], fields: Iterable[str]) -> str:
+    """The message for a path that is not a field of any of these candidates."""
     section, _, rest = path.partition(".")
     if rest.rpartition(".")[2] == "kind":
-        return "a kind cannot be searched, since each has other fields; list several in methods instead"
+        return "a kind cannot be searched, because each kind has different fields; list several methods in methods"
     if section == "training" and rest in searchable(searched[0].candidate.training):
-        return "changes nothing: a method that trains nothing has no training"
+        return "has no effect: the method has no training"
     if section == "method":
         for one in searched:
-            if reason := why_not(one.candidate.method, rest, "method"):
+            if reason := why_not_searchable(one.candidate.method, rest, "method"):
                 return reason + offer(path, fields)
-    return f"nothing to search by this name{offer(path if rest else f'method.{path}', fields)}"
+    return f"is not a field that can be searched{offer(path if rest else f'method.{path}', fields)}"
 
 
 def _range_problems(one: _Searched) -> Iterator[Problem]:
-    """Ranges that a candidate's fields do not allow: of a wrong type, or with ends it refuses, alone or together."""
+    """Ranges of a wrong type, and ranges whose values the fields do not allow, alone or in combination."""
     fields = one.candidate.fields()
-    fit: dict[str, Dimension] = {}
+    compatible: dict[str, Dimension] = {}
     for path, dimension in one.candidate.space.items():
         if path not in fields:
             continue
-        if incompatibility := _unfit(path, fields[path], dimension):
-            yield Problem(one.locs[path], incompatibility)
+        if reason := _type_mismatch(path, fields[path], dimension):
+            yield Problem(one.locs[path], reason)
         else:
-            fit[path] = dimension
-    yield from _probe_problems(one, fit)
+            compatible[path] = dimension
+    yield from _value_problems(one, compatible)
 
 
-def _unfit(path: str, field: FieldInfo, dimension: Dimension) -> str:
-    """Why a range cannot stand for a field of another type; empty if it can. Choices are tried one by one instead."""
+def _type_mismatch(path: str, field: FieldInfo, dimension: Dimension) -> str:
+    """Why a range has the wrong type for a field, or nothing. The values of a choice are checked one by one."""
     if not isinstance(dimension, Range):
         return ""
     types, name = types_of(field), path.rpartition(".")[2]
     if dimension.number in types:
         return ""
     if float in types:
-        return f"{name} is a number with decimals: use uniform, loguniform or choice, got {dimension.key}"
+        return f"{name} is a decimal number: use uniform, loguniform or choice, got {dimension.key}"
     if int in types:
         return f"{name} is a whole number: use int or choice, got {dimension.key}"
     return f"{name} is not a number: use choice, got {dimension.key}"
 
 
-def _probe_problems(one: _Searched, space: Mapping[str, Dimension]) -> Iterator[Problem]:
-    """Try the ends of ranges and all choices: each alone, then those that are allowed alone together.
+def _value_problems(one: _Searched, space: Mapping[str, Dimension]) -> Iterator[Problem]:
+    """Check the bounds of ranges and all choices: first each value alone, then combinations of valid values.
 
-    A combination is told at the line of the dimension that comes last.
+    A combination is reported at the line of its last dimension.
     """
     refused: set[frozenset[tuple[str, int]]] = set()
-    for probes in itertools.islice(_combinations(space), MOST_COMBINATIONS):
+    for probes in itertools.islice(_combinations(space), MAX_COMBINATIONS):
         places = frozenset((path, index) for path, index, _ in probes)
         if any(smaller <= places for smaller in refused):
             continue
@@ -264,7 +265,7 @@ def _probe_problems(one: _Searched, space: Mapping[str, Dimension]) -> Iterator[
 
 
 def _combinations(space: Mapping[str, Dimension]) -> Iterator[list[tuple[str, int, Any]]]:
-    """`(path, index, value)` of one probe each of one dimension, then of two, and so on."""
+    """`(path, index, value)` of the probes of one dimension, then of all pairs of dimensions, and so on."""
     for count in range(1, len(space) + 1):
         for chosen in itertools.combinations(space.items(), count):
             for probes in itertools.product(*(dimension.probes() for _, dimension in chosen)):
@@ -272,16 +273,12 @@ def _combinations(space: Mapping[str, Dimension]) -> Iterator[list[tuple[str, in
 
 
 def _refusal(candidate: Candidate, values: Mapping[str, Any]) -> Iterator[str]:
-    """Why a candidate does not allow these values; nothing where it does."""
+    """Why a candidate does not allow these values; empty if it does."""
     for section, spec in (("method", candidate.method), ("training", candidate.training)):
         own = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{section}.")}
         try:
             substitute(spec, own)
         except ValidationError as error:
             for loc, message in explain(error, type(spec)):
-                at_fault = dotted(loc) in own
-                yield f"{loc[-1]} {message}" if at_fault else f"{_settings(own)}: {message}"
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return " with ".join(f"{path} {value}" for path, value in values.items())
+                given = " with ".join(f"{path} {value}" for path, value in own.items())
+                yield f"{loc[-1]} {message}" if dotted(loc) in own else f"{given}: {message}"

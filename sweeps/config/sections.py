@@ -1,8 +1,4 @@
-"""The parts of a sweep file that belong to sweeps themselves: search, selection, resources.
-
-Touch this to add a field to one of them; the loader, the schema and the docs take it from here. What must hold between
-parts is said in `sweeps.config.rules`.
-"""
+"""The sections `search`, `selection` and `resources` of a sweep file."""
 
 from __future__ import annotations
 
@@ -10,19 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from lt_train.core.registry import Spec
-from lt_train.core.shorthand import Shorthand
-from lt_train.retrain.base import EpochSelection
+from lt_train.core.fields import Shorthand
+from lt_train.core.registry import NOT_IDENTITY, Spec, marked_fields
 from sweeps.config.sizes import MemorySize
-from sweeps.search.all_epochs import AllEpochs
+from sweeps.search.algorithms import TreeParzen
 from sweeps.search.base import ALGORITHMS, AlgorithmSpec, Space
-from sweeps.search.early_stopping import EARLY_STOPPING, EarlyStoppingSpec
-from sweeps.search.tpe import TreeParzen
+from sweeps.search.early_stopping import EARLY_STOPPING, EarlyStoppingSpec, NoEarlyStopping
 
 __all__ = ["PAPER_PROTOCOL", "ResourcesSpec", "SearchSpec", "SelectionSpec"]
 
 
 if TYPE_CHECKING:
+    from lt_train.retrain.base import EpochSelection
+
     Algorithm = AlgorithmSpec
     EarlyStopping = EarlyStoppingSpec
 else:
@@ -31,70 +27,78 @@ else:
 
 
 class SearchSpec(Spec):
-    """Which trials are tried. It depends on these fields alone, never on workers, timing or interruptions."""
+    """Which configurations are tried. Depends on these fields only, not on workers, timing or interruptions."""
 
     algorithm: Algorithm = Field(
         default=TreeParzen(),
-        description="how values are proposed; a bare word such as tpe stands for the kind with its defaults",
+        description="how configurations are proposed",
     )
     early_stopping: EarlyStopping = Field(
-        default=AllEpochs(),
-        description="which trials are stopped early; all_epochs stops none, successive_halving those behind in a pack",
+        default=NoEarlyStopping(),
+        description="which trials are stopped before their last epoch; none: no trial is",
     )
-    trials: int = Field(ge=1, description="hyperparameter settings to try, >= 1")
+    trials: int = Field(ge=1, description="number of configurations to try per method, >= 1")
     proposal_batch: int = Field(
         default=12,
         ge=1,
-        description="trials asked at a time, >= 1; proposal batch g + 1 starts when g - 1 is complete, so larger keeps "
-        "more workers busy and smaller learns sooner",
+        description="number of trials proposed at a time, >= 1; batch g + 1 starts when batch g - 1 is complete. A "
+        "larger batch keeps more workers busy, a smaller one learns from results sooner",
     )
-    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="seed of the sampler, 0 to 2^32 - 1")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="seed of the search algorithm, 0 to 2^32 - 1")
     space: Space = Field(
         default_factory=dict,
-        description="what is searched: dotted paths into method or training, such as method.lr or method.head.scale, "
-        "each with one of {uniform: [low, high]}, {loguniform: [low, high]}, {int: [low, high]}, {choice: [...]}; with "
-        "several methods, for each that has the field",
+        description="the searched hyperparameters: dotted paths into method or training, such as method.lr or "
+        "method.head.scale, each with one of {uniform: [low, high]}, {loguniform: [low, high]}, {int: [low, high]}, "
+        "{choice: [...]}; with several methods, a range applies to every method that has the field",
     )
 
 
 class SelectionSpec(Spec):
-    """The protocol: on which number the winner is chosen. It is shown beside every result."""
+    """The protocol: by which number the winner is chosen. It is shown with every result."""
 
     metric: Literal["acc_all", "acc_many", "acc_medium", "acc_few"] = Field(
-        default="acc_all", description="top-1 accuracy over all classes or one split of them"
+        default="acc_all", description="top-1 accuracy over all classes or one split of the classes"
     )
     on: Literal["val", "test"] = Field(
-        default="val", description="data the metric is taken from; test is what the paper does and flatters the result"
+        default="val",
+        description="data on which the metric is computed; test, as in the paper, biases the result upwards",
     )
     epoch: Literal["last", "best"] = Field(
-        default="last", description="epoch of a run that counts: its last, or its best by the metric (ties: the later)"
+        default="last",
+        description="epoch at which a run is evaluated: its last, or its best by the metric (the later one if tied)",
     )
-    seeds: int = Field(default=5, ge=1, description="runs a trial, with seeds 0, 1, ..., >= 1")
+    seeds: int = Field(default=5, ge=1, description="runs per trial, with seeds 0, 1, ...; >= 1")
     objective: Literal["mean", "best"] = Field(
-        default="mean", description="a trial's value over its seeds: their mean, or the best of them as the paper does"
+        default="mean",
+        description="how the seeds of a trial are combined: their mean, or, as in the paper, the best of them",
     )
     finalists: int = Field(
-        default=0, ge=0, description="leading trials that are run again with fresh seeds before one wins, >= 0; 0: none"
+        default=0,
+        ge=0,
+        description="number of best trials that are run again with new seeds to choose the winner, >= 0; 0: the winner "
+        "is chosen from the search",
     )
     extended_training: int | None = Field(
         default=3,
         ge=2,
-        description="how many times as long the winner is trained once more, >= 2, to say whether it stands on a "
-        "transient; changes neither who wins nor the winner's numbers; null: not at all",
+        description="the winner is trained again for this many times its epochs, >= 2, to check whether its accuracy "
+        "has converged; influences neither who wins nor the winner's numbers; null: no extended training",
     )
 
     def epoch_rule(self) -> EpochSelection:
-        """Which epoch of a run counts."""
+        """The epoch at which a run is evaluated."""
+        from lt_train.retrain.base import EpochSelection
+
         return EpochSelection(self.epoch, self.on, self.metric)
 
 
 PAPER_PROTOCOL = {"on": "test", "epoch": "best", "objective": "best", "seeds": 5, "finalists": 0}
-"""What the paper's code does: best epoch on the test set, best of five seeds."""
+"""The protocol of the paper's code: best epoch on the test set, best of five seeds."""
 
 
 def _lanes(value: Any) -> Any:
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"must be auto, or a whole number of at least 1, got {value!r}")
+        raise ValueError(f"must be auto or a whole number of at least 1, got {value!r}")
     return value
 
 
@@ -106,29 +110,40 @@ Lanes = Annotated[
 
 
 class ResourcesSpec(Spec):
-    """What one pack, a batch of runs trained together, gets of a machine."""
+    """The resources of one pack, a batch of runs that are trained together."""
 
-    cpus_per_pack: int = Field(default=1, ge=1, description="CPU threads a pack, >= 1")
-    gpus_per_pack: float = Field(default=0.0, ge=0, description="GPUs a pack, >= 0; fractions share a device")
-    stage1_workers: int = Field(
-        default=1,
-        ge=1,
-        description="processes that train the backbone together where that is still to be done, >= 1, each with "
-        "cpus_per_pack and, where packs have any, one GPU; 1: the sweep's own process; more: through Ray Train",
+    cpus_per_pack: int = Field(default=1, ge=1, description="CPU threads per pack, >= 1")
+    gpus_per_pack: Annotated[float, NOT_IDENTITY] = Field(
+        default=0.0, ge=0, description="GPUs per pack, >= 0; with a fraction several packs share a device"
     )
-    extract_workers: int = Field(
+    stage1_workers: Annotated[int, NOT_IDENTITY] = Field(
         default=1,
         ge=1,
-        description="processes that extract features where that is still to be done, >= 1, each with cpus_per_pack and "
-        "gpus_per_pack; 1: the sweep's own process, with all threads that it has; more: on Ray",
+        description="number of processes that train the backbone together, >= 1, each with cpus_per_pack threads and, "
+        "if gpus_per_pack is above 0, one GPU; 1: the driver; more require a backend with workers",
+    )
+    extract_workers: Annotated[int, NOT_IDENTITY] = Field(
+        default=1,
+        ge=1,
+        description="number of processes that extract features, >= 1, each with cpus_per_pack and gpus_per_pack; 1: "
+        "the driver, with all its threads; more require a backend with workers",
     )
     lanes_per_pack: Lanes = Field(
         default="auto",
-        description="runs trained side by side in one pack at most, >= 1; auto: as many as memory_per_pack holds",
+        description="maximum number of runs trained side by side in one pack, >= 1; auto: as many as fit into "
+        "memory_per_pack",
     )
     memory_per_pack: MemorySize = Field(
         default=2 * 2**30,
         json_schema_extra={"default": "2GiB"},
-        description="memory of a pack beside the features, such as 2GiB, where lanes_per_pack is auto; it is counted "
-        "from the sweep file, not measured, so that packs are the same on every machine",
+        description="memory of a pack besides the features, such as 2GiB; used if lanes_per_pack is auto. The memory "
+        "of a run is computed from the sweep file, not measured, so that packs are the same on every machine",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that influence results, as JSON. Threads and lanes do: they change the order of summation.
+
+        The number of stage-1 workers is part of the identity of the backbone instead.
+        """
+        unused = ("memory_per_pack",) if self.lanes_per_pack != "auto" else ()
+        return self.model_dump(mode="json", exclude={*marked_fields(type(self), NOT_IDENTITY), *unused})

@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them: `2GiB`, `500 MiB`, or plain bytes. Knows pydantic only."""
+"""Amounts of memory: `2GiB`, `500 MiB`, or a number of bytes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-__all__ = ["MemorySize", "enough", "shown_size"]
+__all__ = ["MemorySize", "format_bytes", "whole_mebibytes"]
 
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _PATTERN = r"^\d+(\.\d+)? ?(KiB|MiB|GiB)$"
 
 
-def shown_size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """`count` bytes to three digits, such as `1.19 MiB`."""
     for unit in ("B", *UNITS):
         if count < 1024 or unit == "GiB":
@@ -23,13 +23,13 @@ def shown_size(count: float) -> str:
     return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
 
 
-def enough(count: float) -> str:
-    """The least size in whole MiB that holds `count` bytes, as a sweep file takes it."""
+def whole_mebibytes(count: float) -> str:
+    """`count` bytes rounded up to whole MiB, in the form of a sweep file."""
     return f"{math.ceil(count / UNITS['MiB'])}MiB"
 
 
-def _parsed(value: Any) -> Any:
-    """The bytes that a text stands for; whatever is no text is returned as it is, for the field to judge."""
+def _parse(value: Any) -> Any:
+    """Bytes from text. Any other value is returned unchanged, to be validated by the field."""
     if not isinstance(value, str):
         return value
     if not re.match(_PATTERN, value):
@@ -37,8 +37,8 @@ def _parsed(value: Any) -> Any:
     return int(float(value[:-3]) * UNITS[value[-3:]])
 
 
-def _written(count: int) -> int | str:
-    """The shortest text that reads back as exactly `count` bytes, or the number itself."""
+def _serialize(count: int) -> int | str:
+    """`count` bytes in the largest unit that is exact, or the number itself."""
     for unit, size in reversed(UNITS.items()):
         if count % size == 0:
             return f"{count // size}{unit}"
@@ -47,9 +47,9 @@ def _written(count: int) -> int | str:
 
 MemorySize = Annotated[
     int,
-    BeforeValidator(_parsed),
+    BeforeValidator(_parse),
     Field(gt=0),
-    PlainSerializer(_written),
+    PlainSerializer(_serialize),
     WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": _PATTERN}]}),
 ]
-"""Bytes, > 0; a sweep file may give a unit. Written out in the largest unit that is exact."""
+"""Bytes, > 0, optionally written with a unit."""

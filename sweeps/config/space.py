@@ -1,6 +1,6 @@
-"""Values by dotted path: which fields may be searched, and a spec with values in their places.
+"""Fields by dotted path: which ones can be searched, and a spec with some values replaced.
 
-A path leads through a method's parts: `lr`, `head.scale`, `post_hoc.tau`. Knows pydantic models and no sweep.
+A path leads through the parts of a method: `lr`, `head.scale`, `post_hoc.tau`.
 """
 
 from __future__ import annotations
@@ -13,59 +13,59 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["searchable", "substitute", "types_of", "why_not"]
+__all__ = ["searchable", "substitute", "types_of", "why_not_searchable"]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def searchable(model: BaseModel) -> dict[str, FieldInfo]:
-    """The fields that hold one number, word or truth value, in this model and in the models in it, by dotted path.
+    """The fields with a single number, string or boolean, in this model and nested ones, by dotted path.
 
-    A `kind` is not among them: each kind has other fields.
+    `kind` is excluded, because each kind has different fields.
     """
     found: dict[str, FieldInfo] = {}
     for name, field in type(model).model_fields.items():
         inner = getattr(model, name)
         if isinstance(inner, BaseModel):
-            found |= {f"{name}.{path}": place for path, place in searchable(inner).items()}
+            found |= {f"{name}.{path}": nested for path, nested in searchable(inner).items()}
         elif name != "kind" and {*types_of(field)} & {int, float, str, bool, Literal}:
             found[name] = field
     return found
 
 
 def substitute(model: ModelT, values: Mapping[str, Any]) -> ModelT:
-    """`model` with some `searchable` fields changed, validated as if the file said so.
+    """`model` with the values of some `searchable` fields replaced.
 
     Raises:
-        ValidationError: `model`, or a model in it, does not allow a value, or not with the others.
+        ValidationError: a value, or the combination of values, is not valid.
     """
     document = model.model_dump(mode="json")
     for path, value in values.items():
-        *models, name = path.split(".")
-        place = document
-        for inner in models:
-            place = place[inner]
-        place[name] = value
+        *parents, name = path.split(".")
+        target = document
+        for parent in parents:
+            target = target[parent]
+        target[name] = value
     return type(model).model_validate_json(json.dumps(document))
 
 
-def why_not(model: BaseModel, path: str, called: str) -> str:
-    """Why a `path` that is not searchable is none; empty for a mere misspelling.
+def why_not_searchable(model: BaseModel, path: str, prefix: str) -> str:
+    """The reason why `path` cannot be searched; empty if it is only misspelled.
 
     Args:
-        model: what the path leads through.
-        path: from `model` on.
-        called: what messages call `model`.
+        model: where the path starts.
+        path: the dotted path from `model` on.
+        prefix: the dotted path of `model`, for the message.
     """
     names = path.split(".")
     for depth, name in enumerate(names, start=1):
         if name not in type(model).model_fields:
             return ""
-        inner, here = getattr(model, name), ".".join([called, *names[:depth]])
+        inner, full_path = getattr(model, name), ".".join([prefix, *names[:depth]])
         if depth == len(names):
-            return f"{here} is no single number or word; search what is in it, or list several in methods"
+            return f"{full_path} is not a single number or word; search its fields, or list several methods in methods"
         if inner is None:
-            return f"nothing to search by this name, since {here} is not given"
+            return f"cannot be searched because {full_path} is not given"
         if not isinstance(inner, BaseModel):
             return ""
         model = inner
@@ -73,7 +73,7 @@ def why_not(model: BaseModel, path: str, called: str) -> str:
 
 
 def types_of(field: FieldInfo) -> list[Any]:
-    """The types a field allows, out of their unions: `[float]`, `[int, NoneType]`, `[Literal]`."""
+    """The types that a field allows, with unions flattened: `[float]`, `[int, NoneType]`, `[Literal]`."""
     return list(_members(field.annotation))
 
 

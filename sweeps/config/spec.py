@@ -1,40 +1,57 @@
-"""A sweep file: its fields, how it is read, and what of it decides results.
+"""The sweep file: its fields, how it is read, its fingerprint, and its JSON schema.
 
-Every default is visible here, in `sweeps.config.sections` or in the spec of a kind. Reading a file tells all its
-problems at once, each with file and line; nothing starts before the whole of it is sound.
+Reading a file reports all problems at once, each with file and line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from lt_train.backbones.base import BACKBONES, BackboneSpec
 from lt_train.core.errors import SpecError
+from lt_train.core.fields import Shorthand, expand
 from lt_train.core.io import fingerprint
-from lt_train.core.registry import Spec
-from lt_train.core.shorthand import Shorthand, expand
+from lt_train.core.registry import NOT_IDENTITY, PATH, Spec, marked_fields
 from lt_train.core.validation import Problem, dotted, explain
 from lt_train.datasets.base import DATASETS, DatasetSpec
 from lt_train.features.extract import FeaturesSpec
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
-from lt_train.methods.ce import PlainCrossEntropy
-from lt_train.methods.vanilla import Vanilla
 from lt_train.pretrain.base import RECIPES, RecipeSpec
-from sweeps.config.backend import BACKENDS, BackendSpec
+from sweeps.config.backend import BackendSpec
 from sweeps.config.methods import Candidate, Methods, candidates
 from sweeps.config.partial import valid_parts
+from sweeps.config.plugin_groups import (
+    BACKENDS,
+    DEFAULT_TRACKER,
+    KINDS_BY_DEFAULT,
+    TRACKERS,
+    default_backend,
+    default_baselines,
+    default_tracking,
+)
 from sweeps.config.rules import broken_rules
 from sweeps.config.sections import PAPER_PROTOCOL, ResourcesSpec, SearchSpec, SelectionSpec
-from sweeps.config.tracking import TRACKERS, TrackingSpec
+from sweeps.config.tracking import TrackingSpec
 from sweeps.config.yaml_source import Source, load_yaml
 
-__all__ = ["MATRIX_KEY", "NAME", "SHARED", "SweepSpec", "checked", "load_resolved", "load_sweep", "schema", "told"]
+__all__ = [
+    "MATRIX_KEY",
+    "NAME",
+    "SHARED",
+    "SweepSpec",
+    "format_problems",
+    "load_resolved",
+    "load_sweep",
+    "schema",
+    "validate_document",
+]
 
 if TYPE_CHECKING:
     Dataset = DatasetSpec
@@ -52,237 +69,292 @@ else:
     Method = Annotated[METHODS.union() | None, Shorthand(tuple(METHODS.kinds()))]
     Baselines = Annotated[list[METHODS.union()], Shorthand(tuple(METHODS.kinds()), each=True)]
     Selection = Annotated[SelectionSpec, Shorthand(("paper",), meanings={"paper": PAPER_PROTOCOL})]
-    Backend = Annotated[BACKENDS.union(), Shorthand(tuple(BACKENDS.kinds()))]
-    Tracking = Annotated[TRACKERS.union(), Shorthand(tuple(TRACKERS.kinds()), default_kind="mlflow")]
+    Backend = Annotated[BACKENDS.union(), Shorthand(tuple(BACKENDS.kinds())), NOT_IDENTITY]
+    Tracking = Annotated[
+        TRACKERS.union(), Shorthand(tuple(TRACKERS.kinds()), default_kind=DEFAULT_TRACKER), NOT_IDENTITY
+    ]
 
 
 MATRIX_KEY = "matrix"
-"""The key that makes a file one of several sweeps; `sweeps.config.matrix` reads it."""
-
-SHARED = ("version", "name", "backend", "tracking", "storage")
-"""What all sweeps of a matrix have in common: nothing of it decides results."""
+"""The key of a file with several sweeps; `sweeps.config.matrix` reads such a file."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""What a sweep may be called."""
-
-FILES = (("dataset", "root"), ("dataset", "path"), ("backbone", "checkpoint"))
-"""Section and field of every file or directory that a sweep reads."""
+"""The pattern of the name of a sweep."""
 
 
 class SweepSpec(Spec):
-    """One sweep. Wherever a kind is asked for, its bare name stands for the kind with its defaults."""
+    """One sweep. The bare name of a kind stands for the kind with its defaults.
+
+    In Python, sections may have the form of a sweep file (words, lists, mappings) or be instances of specifications:
+    `SweepSpec(name="mine", dataset="digits_lt", ..., method=LOS(lr=1e-3), search={"trials": 24, ...})`.
+
+    Raises:
+        SpecError: `problems` holds every problem as `dotted.path: message`.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    version: Literal[1] = Field(description="version of this format; 1")
-    name: str = Field(
+    version: Literal[1] = Field(default=1, description="version of this format; 1")
+    name: Annotated[str, NOT_IDENTITY] = Field(
         pattern=NAME,
         description="at most 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
     )
     dataset: Dataset = Field(description="the long-tailed data")
-    backbone: Backbone = Field(
-        default=None, description="the frozen network; left out where the dataset brings features"
-    )
+    backbone: Backbone = Field(default=None, description="the frozen network; null: the dataset holds features")
     stage1: Recipe = Field(
-        default=None, description="how to train the backbone first; left out where backbone.checkpoint is given"
+        default=None, description="how the backbone is trained first; null: backbone.checkpoint is given"
     )
-    features: FeaturesSpec = Field(default=FeaturesSpec(), description="how the backbone's features are taken")
+    features: FeaturesSpec = Field(default=FeaturesSpec(), description="how the features are extracted")
     method: Method = Field(
-        default=None, description="how the classifier is re-trained; its fields are the values not searched"
+        default=None,
+        description="how the classifier is re-trained; its fields hold the values that are not searched",
     )
     methods: Methods = Field(
         default=None,
         min_length=1,
-        description="instead of method: several, each searched with the same number of trials, compared side by side",
+        description="several methods, given instead of method; each is searched with the same number of trials, and "
+        "they are compared",
     )
-    training: TrainingSpec = Field(default=TrainingSpec(), description="how long and in what batches to re-train")
-    search: SearchSpec = Field(description="which hyperparameter settings are tried")
+    training: TrainingSpec = Field(
+        default=TrainingSpec(), description="number of epochs and batch size of the re-training"
+    )
+    search: SearchSpec = Field(description="which configurations are tried")
     selection: Selection = Field(
-        default=SelectionSpec(), description="on which number the winner is chosen; paper stands for the paper's way"
+        default=SelectionSpec(),
+        description="by which number the winner is chosen; paper stands for the protocol of the paper",
     )
     baselines: Baselines = Field(
-        default=[Vanilla(), PlainCrossEntropy()],
-        description="methods to run beside the search with the same seeds, for comparison; if not given: vanilla, and "
-        "ce where there is one method",
+        default_factory=default_baselines,
+        description="methods that are run without search on the same seeds, for comparison; default: vanilla, and with "
+        "a single method also ce",
     )
     backend: Backend = Field(
-        default=BACKENDS.kinds()["ray"](kind="ray"),
-        description="where packs are trained; ray, or inline in this process",
+        default_factory=default_backend,
+        description="where packs are trained; default: ray where it is installed, else inline",
     )
-    resources: ResourcesSpec = Field(default=ResourcesSpec(), description="what one pack gets of a machine")
+    resources: ResourcesSpec = Field(default=ResourcesSpec(), description="the resources of one pack")
     tracking: Tracking = Field(
-        default=TRACKERS.kinds()["mlflow"](kind="mlflow"),
-        description="where finished trials are shown; a mapping without kind is MLflow's; none switches it off",
+        default_factory=default_tracking,
+        description="where finished trials are shown; default, and the kind of a mapping without kind: mlflow; without "
+        "MLflow installed the default is none",
     )
-    storage: str = Field(
-        default="runs", min_length=1, description="directory for this sweep's ledger and results, under its name"
+    storage: Annotated[str, PATH, NOT_IDENTITY] = Field(
+        default="runs",
+        min_length=1,
+        description="directory of results; the ledger and results of a sweep are in a subdirectory with its name",
     )
 
+    def __init__(self, **sections: Any) -> None:
+        document = _complete(_as_document(sections))
+        try:
+            self.__pydantic_validator__.validate_json(json.dumps(document, default=repr), self_instance=self)
+        except ValidationError as error:
+            problems = _explain(error, json.loads(json.dumps(document, default=repr)))
+            raise SpecError([f"{dotted(loc)}: {message}" for loc, message in problems]) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # JSON is validated without this constructor
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As the constructor, for a mapping."""
+        return cls(**obj) if isinstance(obj, Mapping) else super().model_validate(obj, **options)
+
     @model_validator(mode="after")
-    def _keep_the_rules(self) -> SweepSpec:
+    def _check_rules(self) -> SweepSpec:
         problems = list(broken_rules(dict(self)))
         if problems:
             raise PydanticCustomError("broken_rules", "rules between parts are broken", {"problems": problems})
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """The sweep with every default written out, as JSON holds it; `load_resolved` reads it back."""
+        """The sweep as JSON with every default written out; `load_resolved` reads it."""
         return self.model_dump(mode="json", exclude={"methods" if self.methods is None else "method"})
 
     def candidates(self) -> list[Candidate]:
-        """The method, or the methods, that are searched."""
+        """The searched methods, one or more."""
         return candidates(self.method, self.methods, self.training, self.search)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of everything that decides results.
+        """sha256 (hex) of everything that influences results.
 
-        Left out: the name, where data lies (what it holds is in the bank's fingerprint), where results are kept and
-        shown, where packs run and on what device. Left in: threads and lanes a pack, since sums are taken in another
-        order when they change.
+        Fields that are declared `NOT_IDENTITY` are left out, such as the name, the storage and the backend. The
+        content of files is part of the fingerprint of the feature bank instead.
         """
         document = self.resolved()
-        document["dataset"] = self.dataset.identity()
-        if document["backbone"] is not None:
-            del document["backbone"]["checkpoint"]
-        for part in ("name", "tracking", "storage", "backend"):
-            del document[part]
-        document["features"] = self.features.identity()
-        if self.stage1 is not None:
-            document["stage1"] = self.stage1.identity()
-        # How many train the backbone is in its address, and so in the fingerprint of its features.
-        for free in ("gpus_per_pack", "stage1_workers", "extract_workers"):
-            del document["resources"][free]
-        if self.resources.lanes_per_pack != "auto":
-            del document["resources"]["memory_per_pack"]
-        for once_the_only_way in self.selection.at_default("extended_training"):
-            del document["selection"][once_the_only_way]
-        # A grid is walked in the file's order, which a mapping's fingerprint would not see.
+        for name, section in self._identity_sections():
+            identity = getattr(section, "identity", None)
+            if identity is not None:
+                document[name] = identity()
+            else:
+                for field in marked_fields(type(section), NOT_IDENTITY):
+                    document[name].pop(field, None)
+        # A grid follows the order of the file, which the fingerprint of a mapping does not contain.
         for searched in (document["search"], *document.get("methods", ())):
             searched["space"] = list(searched["space"].items())
-        return fingerprint(document)
+        return fingerprint({name: document[name] for name in document if name not in self._not_identity()})
 
     def files(self) -> dict[str, str]:
-        """The files and directories that are read, as the file gives them, by dotted path of the field."""
-        document = self.resolved()
-        named = {f"{part}.{name}": (document[part] or {}).get(name) for part, name in FILES}
-        return {field: path for field, path in named.items() if path}
+        """The files and directories that the sweep reads, as given, by the dotted path of their field."""
+        return {
+            f"{name}.{field}": path
+            for name, section in self._identity_sections()
+            for field in marked_fields(type(section), PATH)
+            if (path := getattr(section, field))
+        }
 
-    def anchored(self, place: Path) -> SweepSpec:
-        """The same sweep with `~` and paths relative to `place` written out: good from any directory.
+    def with_absolute_paths(self, base: str | os.PathLike[str]) -> SweepSpec:
+        """The same sweep, independent of the working directory.
 
-        Paths are `storage`, `backbone.checkpoint`, a SQLite `tracking.uri`, a `backend.bank_store` that is no URL, and
-        `root` or `path` of a dataset.
+        In fields that are declared `PATH`, `~` is expanded and relative paths are resolved against `base`; URLs are
+        kept, except those of SQLite files. Defaults that depend on the sweep's name are written out.
         """
-
-        def absolute(text: str) -> str:
-            return str(place / Path(text).expanduser())
-
-        document = self.resolved()
-        document["storage"] = absolute(self.storage)
-        for part, name in FILES:
-            if (document[part] or {}).get(name):
-                document[part][name] = absolute(document[part][name])
-        store = document["backend"].get("bank_store")
-        if store and "://" not in store:
-            document["backend"]["bank_store"] = absolute(store)
-        sqlite, uri = "sqlite:///", document["tracking"].get("uri") or ""
-        if uri.startswith(sqlite) and uri != sqlite:
-            document["tracking"]["uri"] = sqlite + absolute(uri.removeprefix(sqlite))
-        if "experiment" in document["tracking"]:
-            # The default is the sweep's name, and must stay what it was when a directory is renamed.
-            document["tracking"]["experiment"] = document["tracking"]["experiment"] or self.name
+        tracking = self.tracking.for_sweep(self.name)
+        document = self.model_copy(update={"tracking": tracking}).resolved()
+        for field in marked_fields(type(self), PATH):
+            document[field] = _absolute(document[field], Path(base))
+        for name, section in self:
+            if isinstance(section, BaseModel):
+                for field in marked_fields(type(section), PATH):
+                    if document[name][field]:
+                        document[name][field] = _absolute(document[name][field], Path(base))
         return load_resolved(document)
 
+    @classmethod
+    def _not_identity(cls) -> tuple[str, ...]:
+        return marked_fields(cls, NOT_IDENTITY)
 
-def load_sweep(path: str | Path) -> SweepSpec:
-    """Read and check the file of one sweep.
+    def _identity_sections(self) -> Iterator[tuple[str, BaseModel]]:
+        """The sections that influence results."""
+        for name, section in self:
+            if isinstance(section, BaseModel) and name not in self._not_identity():
+                yield name, section
+
+
+SHARED = ("version", *marked_fields(SweepSpec, NOT_IDENTITY))
+"""The fields that are the same in all sweeps of a matrix: none of them influences results."""
+
+_SQLITE = "sqlite:///"
+
+
+def _absolute(text: str, base: Path) -> str:
+    """A path made absolute; a URL is returned unchanged, except for that of a SQLite file."""
+    prefix = _SQLITE if text.startswith(_SQLITE) else ""
+    path = text.removeprefix(prefix)
+    if "://" in path or not path:
+        return text
+    return prefix + str(base / Path(path).expanduser())
+
+
+def load_sweep(path: str | os.PathLike[str]) -> SweepSpec:
+    """Read and validate the file of one sweep.
 
     Raises:
-        SpecError: `problems` holds every problem as `file:line: dotted.path: what is wrong; did you mean ...`; a file
-            with `matrix` is of several sweeps, and for `sweeps.config.matrix` to read.
+        SpecError: `problems` holds every problem as `file:line: dotted.path: message`. A file with `matrix` holds
+            several sweeps; `sweeps.config.matrix.load_matrix` reads it.
     """
     source = load_yaml(path)
     if MATRIX_KEY in source.document:
-        why = "matrix: makes several sweeps, and one is wanted; sweeps.load_matrix reads them"
-        raise SpecError(source.complaint((MATRIX_KEY,), why))
-    sweep = checked(source.document)
+        message = f"{MATRIX_KEY}: the file holds several sweeps, expected one; read it with sweeps.load_matrix"
+        raise SpecError(source.locate((MATRIX_KEY,), message))
+    sweep = validate_document(source.document)
     if isinstance(sweep, SweepSpec):
         return sweep
-    raise SpecError(told(sweep, source))
+    raise SpecError(format_problems(sweep, source))
 
 
 def load_resolved(document: Mapping[str, Any]) -> SweepSpec:
-    """The sweep that `SweepSpec.resolved` (or a program) wrote; shorthands are understood too.
+    """The sweep of a document from `SweepSpec.resolved`, or of any document in the form of a sweep file.
 
     Raises:
         SpecError: as `load_sweep`, without file and line.
     """
-    sweep = checked(document)
-    if isinstance(sweep, SweepSpec):
-        return sweep
-    raise SpecError([f"{dotted(loc)}: {message}" for loc, message in sweep])
+    return SweepSpec(**document)
+
+
+def validate_document(document: Mapping[str, Any]) -> SweepSpec | list[Problem]:
+    """The sweep of a document in the form of a sweep file, or all problems of the document."""
+    complete = _complete(document)
+    try:
+        return SweepSpec.model_validate_json(json.dumps(complete))
+    except ValidationError as error:
+        return _explain(error, complete)
+
+
+def _complete(document: Mapping[str, Any]) -> dict[str, Any]:
+    """`document` with shorthands written out, and with the default that depends on another section."""
+    complete: dict[str, Any] = expand(SweepSpec, dict(document))
+    if complete.get("methods") is not None:
+        complete.setdefault("baselines", _as_document(default_baselines(several_methods=True)))
+    return complete
+
+
+def _as_document(value: Any) -> Any:
+    """`value` in the form of a sweep file: specifications become mappings of the fields that were given."""
+    if isinstance(value, BaseModel):
+        given = {
+            field.alias or name: getattr(value, name)
+            for name, field in type(value).model_fields.items()
+            if name in value.model_fields_set or name == "kind"
+        }
+        return _as_document(given)
+    if isinstance(value, Mapping):
+        return {key: _as_document(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_document(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _explain(error: ValidationError, document: dict[str, Any]) -> list[Problem]:
+    """All problems of an invalid document, including those between its valid parts."""
+    problems = explain(error, SweepSpec)
+    if all(entry["type"] != "broken_rules" for entry in error.errors()):
+        problems += broken_rules(valid_parts(SweepSpec, document))
+    return problems
+
+
+def format_problems(problems: Iterable[Problem], source: Source) -> list[str]:
+    """Problems as messages with file and line, in the order of lines."""
+    in_order = sorted(problems, key=lambda problem: source.position(problem.loc))
+    return [source.locate(loc, f"{dotted(loc)}: {message}") for loc, message in in_order]
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a sweep file, for editors. It knows fields and ranges; `load_sweep` knows the rest."""
+    """The JSON schema of a sweep file, for editors. It covers fields and ranges, not the rules between parts."""
     document = SweepSpec.model_json_schema()
-    optional = {"mlflow", "pad_crop"}  # the kinds of a mapping in `tracking` and `augmentation` that names none
     for definition in document["$defs"].values():
         kind = definition.get("properties", {}).get("kind", {}).get("const")
-        if kind is not None and kind not in optional:
+        if kind is not None and kind not in KINDS_BY_DEFAULT:
             definition["required"] = sorted({"kind", *definition.get("required", [])})
-    every = document["properties"]
-    own = {name: field for name, field in every.items() if name not in SHARED}
-    # A matrix's file may leave to `matrix` what a sweep's must have.
-    alone = {
+    properties = document["properties"]
+    varied = {name: field for name, field in properties.items() if name not in SHARED}
+    # The matrix may supply a section that a single sweep requires.
+    single = {
         "required": document.pop("required"),
         "oneOf": [{"required": ["method"]}, {"required": ["methods"]}],
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **document,
-        "properties": {**every, MATRIX_KEY: _matrix_schema(own)},
-        "required": ["version", "name"],
+        "properties": {**properties, MATRIX_KEY: _matrix_schema(varied)},
+        "required": ["name"],
         "if": {"required": [MATRIX_KEY]},
-        "else": alone,
+        "else": single,
     }
 
 
 def _matrix_schema(sections: Mapping[str, Any]) -> dict[str, Any]:
-    def values(one: Mapping[str, Any]) -> dict[str, Any]:
-        # What is said of a section is said where it stands by itself.
-        short = {key: word for key, word in one.items() if key not in ("default", "description", "title")}
-        listed = {"type": "array", "minItems": 2, "items": short}
-        return {"anyOf": [listed, {"type": "object", "minProperties": 2, "additionalProperties": short}]}
+    def values(section: Mapping[str, Any]) -> dict[str, Any]:
+        item = {key: word for key, word in section.items() if key not in ("default", "description", "title")}
+        listed = {"type": "array", "minItems": 2, "items": item}
+        return {"anyOf": [listed, {"type": "object", "minProperties": 2, "additionalProperties": item}]}
 
     return {
         "type": "object",
         "minProperties": 1,
         "maxProperties": 1,
-        "description": "makes the file a matrix of sweeps, one for each value: a section, or a dotted field such as "
-        "dataset.imbalance_ratio, with a list of values, or with a mapping of names to values",
+        "description": "makes the file a matrix of sweeps, one per value: a section, or a dotted field such as "
+        "dataset.imbalance_ratio, with a list of values or a mapping of names to values",
         "properties": {name: values(section) for name, section in sections.items()},
         "patternProperties": {r"^[a-z0-9_]+\.": values({})},
         "additionalProperties": False,
     }
-
-
-def checked(document: Mapping[str, Any]) -> SweepSpec | list[Problem]:
-    """The sweep that a document stands for, shorthands and all, or everything that is wrong with it."""
-    written: dict[str, Any] = expand(SweepSpec, dict(document))
-    if written.get("methods") is not None:
-        # Any other rival may be listed, and is then tuned as the others are.
-        written.setdefault("baselines", [{"kind": "vanilla"}])
-    try:
-        return SweepSpec.model_validate_json(json.dumps(written))
-    except ValidationError as error:
-        problems = explain(error, SweepSpec)
-        if all(entry["type"] != "broken_rules" for entry in error.errors()):
-            problems += broken_rules(valid_parts(SweepSpec, written))
-        return problems
-
-
-def told(problems: Iterable[Problem], source: Source) -> list[str]:
-    """Problems as messages, in the order of the lines of their file."""
-    in_order = sorted(problems, key=lambda problem: source.position(problem.loc))
-    return [source.complaint(loc, f"{dotted(loc)}: {message}") for loc, message in in_order]

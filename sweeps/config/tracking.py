@@ -1,7 +1,7 @@
-"""What tracking is: a place where people look at finished trials. The ledger is the truth; tracking follows it.
+"""Base class of trackers and the events they receive. A tracker shows a sweep to people, for example in MLflow.
 
-A tracking kind is one file in this folder with one `TrackingSpec` subclass. Every call may be repeated after a crash
-and must not double anything.
+The ledger is authoritative; tracking follows it. A crash may repeat any call, and a repeated call must not create
+anything twice.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import Field
 
-from lt_train.core.registry import KindSpec, Registry
+from lt_train.core.registry import KindSpec
 
 __all__ = [
-    "TRACKERS",
     "Champion",
     "DatasetInfo",
     "ImageModel",
@@ -31,14 +30,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunsView:
-    """What a person wants to see of a sweep's runs beside one another.
+    """Columns, order and charts of a sweep's runs table.
 
     Attributes:
-        rank: the metric that trials are ranked by, the highest first.
-        metrics: columns of the table, in order.
-        searched: parameters that are columns of the table.
-        charted: metrics beside the searched parameters in a chart.
-        searched_by: what is searched, by method, as a chart shows it: logarithms where the search is logarithmic.
+        rank: the metric that trials are ranked by, highest first.
+        metrics: metric columns, in order.
+        searched: parameter columns.
+        charted: metrics shown beside the searched parameters in a chart.
+        searched_by: chart axes by method; a parameter searched on a logarithmic scale is charted by its logarithm.
     """
 
     rank: str
@@ -50,14 +49,15 @@ class RunsView:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One part of the data that a sweep works on: train, val or test.
+    """One part of a sweep's data.
 
     Attributes:
+        name: the dataset's kind.
         part: `training`, `validation` or `test`.
-        digest: of the images or features and their labels; parts with one digest are the same.
-        source: JSON of the dataset section.
+        digest: of the images or features and their labels; parts with equal digests are equal.
+        source: the dataset section, as JSON.
         shape: of its features, `(views, rows, D)`.
-        class_counts: rows a class.
+        class_counts: rows per class.
     """
 
     name: str
@@ -70,15 +70,17 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class SweepStarted:
-    """What the parent run shows.
+    """Event: a sweep starts or resumes. The content of its parent run.
 
     Attributes:
-        sweep_id: unique to one sweep directory, and what a resume looks for.
-        series: `(step, value)` points a key, such as the curve of stage 1 over its epochs.
-        started_ms: when the sweep began; the same at every repetition.
-        note: what a person reads of the sweep while it runs, Markdown.
-        data: what it works on.
-        view: how its runs are best looked at; None: as they come.
+        sweep_id: unique to one sweep directory; a resume finds its runs by it.
+        name: the sweep's name.
+        params: parameters of the parent run.
+        started_ms: when the sweep started first; equal at every repetition.
+        series: `(step, value)` points by key, such as the stage 1 curve over epochs.
+        note: Markdown description of the running sweep.
+        data: the parts of its data.
+        view: presentation of its runs table; None for the tracker's default.
     """
 
     sweep_id: str
@@ -93,18 +95,21 @@ class SweepStarted:
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """What one child run shows.
+    """Event: all runs of a trial are recorded. The content of one child run.
 
     Attributes:
-        key: unique within the sweep and the same after a resume, for example `trial-0007` or `baseline-ce`.
-        name: what a person reads, for example `los d=0.98 lr=5e-4`.
-        metrics: one number a key (`acc_all`, ..., `loma_cv`).
-        series: `(step, value)` points a key: per-seed values over seeds, curves over epochs.
+        key: unique within the sweep and stable over a resume, for example `search-0007` or `baseline-ce`.
+        name: display name, for example `los d=0.98 lr=5e-4`.
+        phase: `search`, `baseline`, `finalist` or `extended`.
+        params: parameters of the child run.
+        metrics: one value by key (`acc_all`, ..., `loma_cv`).
+        series: `(step, value)` points by key: values by seed, curves by epoch.
         tables: CSV text by file name: LoMa, regularised std and accuracy by class.
-        finished_ms: when the trial's last run was recorded; the same at every repetition.
-        seed_runs: metrics of every sound seed, for whoever shows them as runs of their own.
-        stopped: None, or the epochs after which a scheduler stopped the trial; the metrics are then of that epoch.
-        note: what a person reads of the trial, Markdown.
+        failed: whether a seed failed.
+        finished_ms: when the trial's last run was recorded; equal at every repetition.
+        seed_runs: seed and metrics of every seed that did not fail, for trackers that show one run per seed.
+        stopped: the epoch after which early stopping ended the trial, to which its metrics belong; else None.
+        note: Markdown description.
     """
 
     key: str
@@ -120,12 +125,12 @@ class TrialFinished:
     stopped: int | None = None
     note: str = ""
 
-    def of_seeds(self) -> list[TrialFinished]:
-        """A card for every sound seed, for whoever shows seeds as runs of their own."""
-        bare = replace(self, series={}, tables={}, failed=False, seed_runs=())
+    def seed_events(self) -> list[TrialFinished]:
+        """One event for every seed that did not fail, for trackers that show one run per seed."""
+        base = replace(self, series={}, tables={}, failed=False, seed_runs=())
         return [
             replace(
-                bare,
+                base,
                 key=f"{self.key}/{seed}",
                 name=f"{self.name} seed {seed}",
                 params={**self.params, "seed": seed},
@@ -145,14 +150,14 @@ class ImageModel:
 
 @dataclass(frozen=True)
 class Champion:
-    """The winner's classifier, to become a model.
+    """The winner's classifier, to be registered as a model.
 
     Attributes:
         classifier: a torch module from features `[N, D]` to logits `[N, K]`.
         feature_dim: D.
-        bank: fingerprint of the features it was trained on, and so of the backbone that made them.
-        with_backbone: makes the same from images, backbone and all; None where they cannot be had.
-        about: what a person reads of it, Markdown.
+        bank: fingerprint of the feature bank, and thereby of the backbone, that it was trained on.
+        with_backbone: builds the model from images, backbone included; returns None if there is no backbone.
+        about: Markdown description.
     """
 
     classifier: Any
@@ -163,32 +168,35 @@ class Champion:
 
 
 class Tracker(Protocol):
-    """One sweep's open tracking. Not thread-safe; used by one writer."""
+    """An open connection for one sweep. Not thread-safe."""
 
-    def log_trial(self, card: TrialFinished) -> None:
-        """Show a finished trial, once, however often this is called with the same key."""
+    def log_trial(self, trial: TrialFinished) -> None:
+        """Show a finished trial; a second call with the same key changes nothing."""
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
-        """Show the result: metrics and note on the parent run, every file of `artifacts`, the champion as a model."""
+        """Show the result: metrics and note on the parent run, all files of `artifacts`, the champion as a model."""
 
     def interrupted(self) -> None:
-        """Mark the parent run, and what else is open, as stopped; a later resume re-opens it."""
+        """Mark all open runs as stopped; a later resume opens them again."""
 
 
 class TrackingSpec(KindSpec):
-    """Base of every tracking kind."""
+    """Base of all trackers."""
+
+    library: ClassVar[str | None] = None
+    """The optional library that the tracker needs; see `sweeps.config.extras.require`."""
 
     flush_timeout: float = Field(
         default=300.0,
         ge=0,
-        description="seconds that a finished sweep waits for a tracking server that is away, >= 0; what it could not "
-        "write then, `lt-sweep resume` writes",
+        description="seconds a finished sweep waits for an unreachable tracking server, >= 0; `lt-sweep resume` writes "
+        "what could not be written by then",
     )
 
     @abstractmethod
-    def open(self, card: SweepStarted, storage: Path) -> Tracker:
-        """Start the sweep's parent run or re-attach to it."""
+    def open(self, sweep: SweepStarted, storage: Path) -> Tracker:
+        """Create the sweep's parent run, or open an existing one again."""
 
-
-TRACKERS = Registry("sweeps.tracking", TrackingSpec, modules=("null", "mlflow"))  # type: ignore[type-abstract]
-"""The trackers."""
+    def for_sweep(self, name: str) -> Self:
+        """The same tracker, with defaults that depend on the name of the sweep written out."""
+        return self

@@ -1,38 +1,43 @@
-"""One candidate's search: which trials are asked of it, when, and what they are called.
+"""The trials of a sweep: the search of each candidate method, its finalists, the baselines, and their number.
 
-Trials are asked in proposal batches of fixed size, proposal batch g + 1 as soon as proposal batch g - 1 is complete, and told in
-trial order; then the best of them run again as finalists. Knows specs and search algorithms; knows nothing of packs,
-records or a ledger.
+Trials are proposed in batches of fixed size. Batch g + 1 is proposed as soon as batch g - 1 is complete, and results
+are reported to the search algorithm in the order of trials. Then the best trials are run again as finalists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lt_train.methods.base import MethodSpec, TrainingSpec
-from lt_train.retrain.base import Run
 from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec
+from sweeps.search.algorithms import Grid
 from sweeps.search.base import Search
-from sweeps.search.grid import Grid
+
+if TYPE_CHECKING:
+    from lt_train.retrain.base import Run
 
 __all__ = ["Phase", "SearchSize", "Study", "Trial", "baseline_trials", "search_size", "search_sizes"]
 
 Phase = Literal["baseline", "search", "finalist", "extended"]
-"""`longer` is the winner's setting once more, trained several times as long; it decides nothing."""
+"""`extended` trains the winner again for more epochs. It does not influence who wins."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting in one phase, to be run with several seeds.
+    """One configuration in one phase, run with several seeds.
 
     Attributes:
         name: unique within the sweep and the same after a resume.
-        number: the trial's number in its candidate's search; what repeats a trial has that of the trial.
-        params: the searched values by path.
-        candidate: whose it is, by name; empty for a baseline.
+        phase: the phase.
+        number: the number of the trial in the search of its candidate; finalists and the extended training keep the
+            number of the trial that they repeat. For a baseline, its place in the list.
+        params: the searched values by dotted path.
+        method, training: the whole configuration.
+        seeds: one run each.
+        candidate: name of the candidate method; empty for a baseline.
     """
 
     name: str
@@ -45,40 +50,42 @@ class Trial:
     candidate: str = ""
 
     @property
-    def called(self) -> str:
-        """What people read: the candidate's name, or a baseline's kind."""
+    def display_name(self) -> str:
+        """The name of the candidate, or the kind of a baseline."""
         return self.candidate or self.method.kind
 
     def runs(self) -> list[Run]:
-        """One run a seed."""
+        """One run per seed."""
+        from lt_train.retrain.base import Run
+
         return [Run(self.method, self.training, seed) for seed in self.seeds]
 
 
 class Study:
-    """A candidate's search as it goes on.
+    """The running search of one candidate method.
 
     Args:
         spec: the sweep.
-        candidate: whose search it is.
-        search: what to ask, where it is not the spec's sampler: a `sweeps.search.base.Search`.
+        candidate: the candidate method.
+        search: replaces the search algorithm of `spec`, for example to replay recorded trials.
 
     Attributes:
-        proposal batches: the trials asked so far.
-        told: how many proposal batches the search algorithm has heard of.
-        finalists: None until the search is over.
+        batches: the proposal batches so far.
+        reported: the number of batches whose results were reported to the search algorithm.
+        finalists: None until the search is complete.
     """
 
     def __init__(self, spec: SweepSpec, candidate: Candidate, search: Search | None = None) -> None:
         self.spec, self.candidate = spec, candidate
         self.batches: list[list[Trial]] = []
-        self.told = 0
+        self.reported = 0
         self.finalists: list[Trial] | None = None
         self._search = search or _start(spec, candidate)
-        self._asked_all = False
+        self._exhausted = False
 
     def ask(self) -> list[Trial] | None:
-        """The next proposal batch, empty when there is none left; None when nothing may be asked now."""
-        if self._asked_all or len(self.batches) >= self.told + 2:
+        """The next proposal batch: empty if the search is exhausted, None if earlier results are awaited first."""
+        if self._exhausted or len(self.batches) >= self.reported + 2:
             return None
         first = sum(map(len, self.batches))
         batch: list[Trial] = []
@@ -90,47 +97,47 @@ class Study:
         if batch:
             self.batches.append(batch)
         else:
-            self._asked_all = True
+            self._exhausted = True
         return batch
 
-    def due(self) -> list[Trial]:
-        """The proposal batch that is told next, once it is complete; empty when all are told."""
-        return self.batches[self.told] if self.told < len(self.batches) else []
+    def next_to_report(self) -> list[Trial]:
+        """The batch to report next, once it is complete; empty if all are reported."""
+        return self.batches[self.reported] if self.reported < len(self.batches) else []
 
     def tell(self, objective: Callable[[Trial], float | None], stopped: Callable[[Trial], int | None]) -> None:
-        """Hand the outcome of the proposal batch that is due to the search algorithm."""
-        for trial in self.due():
+        """Report the results of the next batch to the search algorithm."""
+        for trial in self.next_to_report():
             self._search.tell(trial.number, objective(trial), stopped(trial))
-        self.told += 1
+        self.reported += 1
 
-    def all_told(self) -> bool:
-        """Whether the search is over."""
-        return self._asked_all and not self.due()
+    def is_complete(self) -> bool:
+        """Whether every trial of the search is proposed and reported."""
+        return self._exhausted and not self.next_to_report()
 
     def finish(self, ranking: Sequence[Trial]) -> list[Trial]:
-        """The finalists; `ranking` are this candidate's trials, best first."""
+        """Choose the finalists from `ranking`, the trials of this candidate, best first."""
         seeds = reported_seeds(self.spec)
         self.finalists = [
             replace(
                 trial,
                 name=f"finalist-{self.candidate.prefix}{trial.number:04d}",
                 phase="finalist",
-                seeds=_enough(trial.method, seeds),
+                seeds=_useful_seeds(trial.method, seeds),
             )
             for trial in ranking[: self.spec.selection.finalists]
         ]
         return self.finalists
 
     def extended(self, winner: Trial) -> list[Trial]:
-        """The winner once more, several times as long, on the seeds of its reported numbers; none if it has no epochs.
+        """The winner with more epochs, on the seeds of its reported numbers; empty for a method without training.
 
-        All else stays: the schedule of the learning rate is stretched, and the bank's views are gone through again.
+        The learning rate schedule is stretched to the new length, and the views of the bank are repeated.
         """
         times = self.spec.selection.extended_training
         if times is None or not winner.method.trains:
             return []
         epochs = times * winner.training.epochs
-        name, searched = f"longer-{self.candidate.prefix}{winner.number:04d}", "training.epochs"
+        name, searched = f"extended-{self.candidate.prefix}{winner.number:04d}", "training.epochs"
         return [
             replace(
                 winner,
@@ -142,7 +149,7 @@ class Study:
         ]
 
     def pack_name(self, phase: Phase) -> str:
-        """Prefix of the names of the packs of the proposal batch asked last, or of another phase."""
+        """Prefix of the pack names of a phase; of the latest proposal batch for the search."""
         number = f"-{len(self.batches) - 1:04d}" if phase == "search" else ""
         own = self.candidate.prefix.removesuffix("-")
         return f"{phase}{'-' if own else ''}{own}{number}"
@@ -158,20 +165,20 @@ class Study:
             params=values,
             method=method,
             training=training,
-            seeds=_enough(method, tuple(range(self.spec.selection.seeds))),
+            seeds=_useful_seeds(method, tuple(range(self.spec.selection.seeds))),
             candidate=candidate.name,
         )
 
 
 def _start(spec: SweepSpec, candidate: Candidate) -> Search:
-    """The candidate's search; a space without dimensions has one point, as a grid knows."""
-    sampler = spec.search.algorithm if candidate.space else Grid()
-    return sampler.start(candidate.space, candidate.seed)
+    """Start the search of a candidate. Without dimensions there is one trial, as in an empty grid."""
+    algorithm = spec.search.algorithm if candidate.space else Grid()
+    return algorithm.start(candidate.space, candidate.seed)
 
 
 @dataclass(frozen=True)
 class SearchSize:
-    """How much a sweep, or one candidate of it, will ask for. `extended_runs` are the winner's: one trial, or none."""
+    """The number of trials and runs of a sweep, or of one candidate. The `extended_runs` belong to one trial."""
 
     trials: int
     search_runs: int
@@ -188,17 +195,17 @@ class SearchSize:
 
     @property
     def runs(self) -> int:
-        """Runs in all, duplicates counted."""
+        """Runs of every phase, including duplicates."""
         return self.search_runs + self.baseline_runs + self.finalist_runs + self.extended_runs
 
 
 def search_sizes(spec: SweepSpec) -> list[tuple[Candidate, SearchSize]]:
-    """What each candidate will ask for, before anything is asked."""
+    """The size of each candidate's search."""
     sizes: list[tuple[Candidate, SearchSize]] = []
     for candidate in spec.candidates():
         points = spec.search.algorithm.size(candidate.space) if candidate.space else 1
         trials = spec.search.trials if points is None else min(spec.search.trials, points)
-        seeds = len(_enough(candidate.method, tuple(range(spec.selection.seeds))))
+        seeds = len(_useful_seeds(candidate.method, tuple(range(spec.selection.seeds))))
         finalists = min(spec.selection.finalists, trials)
         size = SearchSize(trials, search_runs=trials * seeds, finalist_runs=finalists * seeds, finalists=finalists)
         sizes.append((candidate, size))
@@ -206,7 +213,7 @@ def search_sizes(spec: SweepSpec) -> list[tuple[Candidate, SearchSize]]:
 
 
 def search_size(spec: SweepSpec) -> SearchSize:
-    """Trials and runs that a spec asks for, before anything is asked; as if a method that trains were to win."""
+    """The size of a sweep. Extended training is counted if any candidate is trained."""
     sizes = [size for _, size in search_sizes(spec)]
     extended = spec.selection.extended_training is not None and any(one.method.trains for one in spec.candidates())
     return SearchSize(
@@ -221,22 +228,22 @@ def search_size(spec: SweepSpec) -> SearchSize:
 
 
 def reported_seeds(spec: SweepSpec) -> tuple[int, ...]:
-    """The seeds of the reported numbers: fresh ones where there are finalists, else those of the search."""
+    """The seeds of the reported numbers: new ones for finalists; without finalists, those of the search."""
     first = spec.selection.seeds if spec.selection.finalists else 0
     return tuple(range(first, first + spec.selection.seeds))
 
 
 def baseline_trials(spec: SweepSpec) -> list[Trial]:
-    """Each baseline as given."""
+    """One trial per baseline."""
     trials: list[Trial] = []
     for number, method in enumerate(spec.baselines):
         again = sum(earlier.kind == method.kind for earlier in spec.baselines[:number])
         name = f"baseline-{method.kind}" + (f"-{again + 1}" if again else "")
-        seeds = _enough(method, reported_seeds(spec))
+        seeds = _useful_seeds(method, reported_seeds(spec))
         trials.append(Trial(name, "baseline", number, {}, method, spec.training, seeds))
     return trials
 
 
-def _enough(method: MethodSpec, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """A method that trains nothing has no use for more than one seed."""
+def _useful_seeds(method: MethodSpec, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The first of `seeds` for a method without training, else all."""
     return seeds if method.trains else seeds[:1]

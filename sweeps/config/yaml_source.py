@@ -1,12 +1,12 @@
-"""YAML text to a plain JSON-able document that remembers on which line everything stands.
+"""YAML text to a JSON document that remembers the line of every key and list item.
 
-Touch this to change what YAML is accepted. PyYAML speaks YAML 1.1, where `1e-3` is text, `no` is false, `010` is eight
-and the second of two equal keys wins in silence; here scalars follow YAML 1.2's core schema, keys are unique text and
-tags of one's own are refused. Knows nothing of sweeps.
+Scalars follow the core schema of YAML 1.2: `1e-3` is a number and `no` is text, unlike in YAML 1.1, which PyYAML
+implements. Keys must be text and unique; tags other than YAML's own are refused.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ __all__ = ["Source", "load_yaml", "parse_yaml"]
 _PREFIX = "tag:yaml.org,2002:"
 _MERGE = _PREFIX + "merge"
 _MAX_NODES = 100_000
-"""Aliases are expanded; a file that grows beyond this many entries is an accident or an attack."""
+"""The maximum number of entries after aliases are expanded."""
 
 _MAX_DEPTH = 50
-"""Far beyond any sweep file, and within what a JSON parser follows."""
+"""The maximum nesting, below the limit of a JSON parser."""
 
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
@@ -38,9 +38,9 @@ _RESOLVERS = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT, "merge
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2's core schema. Only its `compose` half is used."""
+    """PyYAML's safe loader with the scalars of the core schema of YAML 1.2. Only used to compose nodes."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own shape)
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (as in PyYAML)
 
 
 for _name, _pattern in _RESOLVERS.items():
@@ -49,9 +49,12 @@ for _name, _pattern in _RESOLVERS.items():
 
 @dataclass(frozen=True)
 class Source:
-    """A read file: `document` holds dicts with text keys, lists and JSON scalars only.
+    """A parsed file.
 
-    `lines` maps a path through the document to the line (from 1) of its key or list item.
+    Attributes:
+        path: the file, for messages.
+        document: dicts with text keys, lists and JSON scalars.
+        lines: the line, from 1, of the key or list item at each path through the document.
     """
 
     path: Path
@@ -59,9 +62,9 @@ class Source:
     lines: dict[tuple[str | int, ...], int]
 
     def position(self, loc: Sequence[str | int]) -> int:
-        """The line of a pydantic `loc`, or of its nearest ancestor that the file has.
+        """The line of a pydantic `loc`, or of its nearest ancestor in the file.
 
-        Elements that are not in the file (tags of unions, pydantic's own) are stepped over.
+        Elements that are not in the file, such as the tags of unions, are skipped.
         """
         here: tuple[str | int, ...] = ()
         for part in loc:
@@ -69,17 +72,17 @@ class Source:
                 here = (*here, part)
         return self.lines[here]
 
-    def complaint(self, loc: Sequence[str | int], text: str) -> str:
+    def locate(self, loc: Sequence[str | int], text: str) -> str:
         """`file:line: text`, for a problem at `loc`."""
         return f"{self.path}:{self.position(loc)}: {text}"
 
 
-def load_yaml(path: str | Path) -> Source:
+def load_yaml(path: str | os.PathLike[str]) -> Source:
     """Read one YAML mapping.
 
     Raises:
-        SpecError: the file is missing, empty, no text, no valid YAML or no mapping, or repeats a key; every repeated
-            key is named with both lines.
+        SpecError: the file is missing, empty, not UTF-8 text, not valid YAML, not a mapping, or repeats a key. Every
+            repeated key is reported with both lines.
     """
     path = Path(path)
     try:
@@ -95,20 +98,22 @@ def load_yaml(path: str | Path) -> Source:
     return parse_yaml(text, path)
 
 
-def parse_yaml(text: str, path: str | Path = "<text>") -> Source:
-    """`load_yaml` for text that is already in memory; `path` is what messages call it."""
+def parse_yaml(text: str, path: str | os.PathLike[str] = "<text>") -> Source:
+    """As `load_yaml`, for text in memory; `path` is used in messages."""
     path = Path(path)
     try:
         node = yaml.compose(text, Loader=_CoreLoader)
         if node is None:
             raise SpecError(f"{path}:1: the file is empty")
         if not isinstance(node, MappingNode):
-            raise SpecError(f"{path}:{_line(node)}: the file must be a mapping of keys to values, got {_written(node)}")
+            raise SpecError(
+                f"{path}:{_line(node)}: the file must be a mapping of keys to values, got {_describe(node)}"
+            )
         reader = _Reader(path)
         document = reader.value(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise SpecError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {_advice(error)}") from None
+        raise SpecError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {_reason(error)}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path}:1: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -119,7 +124,7 @@ def parse_yaml(text: str, path: str | Path = "<text>") -> Source:
 
 
 class _Reader:
-    """Turns composed nodes into values, noting lines and problems on the way."""
+    """Converts composed nodes to values, and records lines and problems."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -127,7 +132,7 @@ class _Reader:
         self.problems: list[str] = []
 
     def value(self, node: Node, at: tuple[str | int, ...]) -> Any:
-        """The plain value of `node`, which stands at path `at`."""
+        """The value of `node` at path `at`."""
         if len(self.lines) > _MAX_NODES:
             raise SpecError(f"{self.path}:{_line(node)}: more than {_MAX_NODES} entries once aliases are expanded")
         if len(at) > _MAX_DEPTH:
@@ -142,7 +147,7 @@ class _Reader:
             return items
         if isinstance(node, ScalarNode):
             return self._scalar(node)
-        return self._refuse(node, f"the tag {_short(node.tag)} is not allowed here")
+        return self._refuse(node, f"the tag {_short_tag(node.tag)} is not allowed here")
 
     def _mapping(self, node: MappingNode, at: tuple[str | int, ...]) -> dict[str, Any]:
         own: dict[str, int] = {}
@@ -151,13 +156,13 @@ class _Reader:
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
                 for part in self._merge_parts(value_node):
-                    # Earlier merges win over later ones, and own keys over all of them (YAML's merge rule).
+                    # YAML's merge rule: earlier merged mappings override later ones, own keys override all.
                     merged = {**self._mapping(part, at), **merged}
                 continue
             key = self._scalar(key_node) if isinstance(key_node, ScalarNode) else None
             line = _line(key_node)
             if not isinstance(key, str):
-                self._refuse(key_node, f"a key must be text, got {_written(key_node)}")
+                self._refuse(key_node, f"a key must be text, got {_describe(key_node)}")
             elif key in own:
                 self._refuse(key_node, f"duplicate key {key!r}, first given on line {own[key]}")
             else:
@@ -172,7 +177,7 @@ class _Reader:
             if isinstance(part, MappingNode):
                 yield part
             else:
-                self._refuse(part, "`<<` merges a mapping or a list of mappings")
+                self._refuse(part, "`<<` must be a mapping or a list of mappings")
 
     def _scalar(self, node: ScalarNode) -> Any:
         text: str = node.value
@@ -181,11 +186,11 @@ class _Reader:
             return text
         pattern = _RESOLVERS.get(kind)
         if pattern is None or not node.tag.startswith(_PREFIX):
-            return self._refuse(node, f"the tag {_short(node.tag)} is not allowed here")
+            return self._refuse(node, f"the tag {_short_tag(node.tag)} is not allowed here")
         if kind == "float" and _INT.fullmatch(text):
             return float(text)
         if not pattern.fullmatch(text):
-            return self._refuse(node, f"{text!r} is not a {kind}")
+            return self._refuse(node, f"{text!r} is not a valid {kind}")
         if kind == "null":
             return None
         if kind == "bool":
@@ -195,7 +200,7 @@ class _Reader:
         try:
             return int(text, 0 if text.startswith(("0o", "0x")) else 10)
         except ValueError:
-            return self._refuse(node, "a whole number with too many digits")
+            return self._refuse(node, "the number has too many digits")
 
     def _refuse(self, node: Node, why: str) -> None:
         self.problems.append(f"{self.path}:{_line(node)}: {why}")
@@ -205,20 +210,20 @@ def _line(node: Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _written(node: Node) -> str:
+def _describe(node: Node) -> str:
     if isinstance(node, ScalarNode):
         return node.value or "nothing"
     return "a mapping" if isinstance(node, MappingNode) else "a list"
 
 
-def _short(tag: str) -> str:
+def _short_tag(tag: str) -> str:
     return tag.replace(_PREFIX, "!!")
 
 
-def _advice(error: yaml.MarkedYAMLError) -> str:
+def _reason(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "it cannot be read"
     if "'\\t'" in problem:
-        return "a tab cannot indent or start a value; use spaces"
+        return "tabs must not be used for indentation; use spaces"
     if "single document" in (error.context or ""):
-        return "the file must hold one document, a second begins here"
+        return "a file must hold one document; a second one starts here"
     return f"{error.context}, {problem}" if error.context else problem

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Running a sweep: prepare the feature bank, queue trials as packs, retry failed packs, and report the result."""

@@ -1,8 +1,9 @@
-"""Trials x seeds -> packs. Which run lies in which pack follows from the sweep file and the bank's shape alone.
+"""Group the runs of trials into packs.
 
-That is what makes a resumed sweep, one worker and a cluster agree to the last bit: the width of a matrix product
-may change its rounding, and a scheduler stops a trial or not by who else is in its pack. So memory is counted here and
-never measured. Knows runs and resources; knows no search, backend or ledger.
+A pack is one Ray Tune trial: runs that train together in one loop. Which runs share a pack follows from the sweep file
+and the shape of the bank alone, so that a resumed sweep, one worker and a cluster agree to the last bit: the width of a
+matrix product may change its rounding, and early stopping compares the trials of a pack. For the same reason memory is
+computed from shapes, never measured.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from lt_train.core.errors import UserError
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run
 from lt_train.retrain.memory import lane_bytes
 from sweeps.config.sections import ResourcesSpec
-from sweeps.config.sizes import enough, shown_size
+from sweeps.config.sizes import format_bytes, whole_mebibytes
 from sweeps.search.early_stopping import EarlyStoppingSpec
 
-__all__ = ["PackSize", "evenly", "pack_runs"]
+__all__ = ["PackSize", "pack_runs", "split_evenly", "split_trials"]
 
 
 @dataclass(frozen=True)
 class PackSize:
-    """How many runs a pack may hold on a bank of this shape: as many as the file says, or as its memory takes."""
+    """How many runs a pack may hold on a bank of this shape: `lanes_per_pack`, or what `memory_per_pack` allows."""
 
     resources: ResourcesSpec
-    scheduler: EarlyStoppingSpec
+    early_stopping: EarlyStoppingSpec
     num_classes: int
     feature_dim: int
 
     def lanes(self, run: Run) -> int:
-        """The most runs that may share a pack with `run`."""
+        """The maximum number of runs in a pack with `run`."""
         given = self.resources.lanes_per_pack
         return self.resources.memory_per_pack // self.run_bytes(run) if given == "auto" else given
 
     def run_bytes(self, run: Run) -> int:
-        """Memory that one run of a pack takes, from shapes."""
-        halving = self.scheduler.halving(run.training) if run.method.trains else None
+        """Memory per run of a pack, in bytes, computed from shapes."""
+        halving = self.early_stopping.halving(run.training) if run.method.trains else None
         return lane_bytes(
             run.method,
             run.training,
@@ -48,28 +49,29 @@ class PackSize:
         )
 
     def check(self, run: Run, seeds: int, halving: Halving | None) -> None:
-        """Refuse packs that cannot hold what has to lie in one: a run, or two whole trials where one may be stopped.
+        """Refuse packs that cannot hold one run, or with early stopping two whole trials to compare.
 
         Raises:
-            UserError: memory_per_pack is too small for it.
+            UserError: memory_per_pack is too small.
         """
         needed = 1 if halving is None else 2 * seeds
         if self.lanes(run) >= needed:
             return
-        each = self.run_bytes(run)
+        per_run = self.run_bytes(run)
         what = "one run" if needed == 1 else f"two trials of {seeds} seeds, which successive halving compares"
         raise UserError(
-            f"resources.memory_per_pack is {shown_size(self.resources.memory_per_pack)}, too little for {what}: a run "
-            f"of method {run.method.kind} takes {shown_size(each)} ({self.num_classes} classes, {self.feature_dim} "
-            f"features, batches of {run.training.batch_size}); set it to at least {enough(needed * each)}"
+            f"resources.memory_per_pack is {format_bytes(self.resources.memory_per_pack)}, too little for {what}: "
+            f"a run of method {run.method.kind} takes {format_bytes(per_run)} ({self.num_classes} classes, "
+            f"{self.feature_dim} "
+            f"features, batches of {run.training.batch_size}); set it to at least {whole_mebibytes(needed * per_run)}"
         )
 
-    def told(self, run: Run, lanes: int) -> str:
-        """`packs of up to 60 runs: 1.2 MiB a run, 2 GiB a pack`."""
-        each = f"packs of up to {lanes} run{'s' * (lanes > 1)}: {shown_size(self.run_bytes(run))} a run"
+    def describe(self, run: Run, lanes: int) -> str:
+        """`packs of up to 60 runs: 1.2 MiB per run, 2 GiB per pack`."""
+        text = f"packs of up to {lanes} run{'s' * (lanes > 1)}: {format_bytes(self.run_bytes(run))} per run"
         if self.resources.lanes_per_pack != "auto":
-            return f"{each}, resources.lanes_per_pack is {self.resources.lanes_per_pack}"
-        return f"{each}, {shown_size(self.resources.memory_per_pack)} a pack"
+            return f"{text}, resources.lanes_per_pack is {self.resources.lanes_per_pack}"
+        return f"{text}, {format_bytes(self.resources.memory_per_pack)} per pack"
 
 
 def pack_runs(
@@ -79,36 +81,42 @@ def pack_runs(
     lanes: Callable[[Run], int],
     halving: Callable[[Run], Halving | None] = lambda run: None,
 ) -> list[Pack]:
-    """Cut `runs` (trial by trial, each with all its seeds) into packs.
+    """Group runs into packs.
 
-    Runs share a pack only if their static fields (method kind, epochs, batch size, ...) agree. Packs hold whole
-    trials where a pack can hold one, so that every seed of a pack has as many lanes; they differ in size by one trial
-    at most, so that none is left with a single trial that a scheduler has nothing to compare with.
+    Runs share a pack only if their static fields (method kind, epochs, batch size, ...) agree. Packs hold whole trials
+    if a trial fits into one, so that every seed of a pack has the same number of lanes. Their sizes differ by one trial
+    at most, so that no pack is left with a single trial that early stopping cannot compare with another.
 
     Args:
         name: prefix of the packs' names, unique within the sweep.
         runs: in trial order, the seeds of a trial next to each other.
         rule: which epoch's head counts.
-        lanes: the most runs that may share a pack with a run; equal for runs whose static fields are.
-        halving: how the trials of a run's pack are stopped early, if they are; equal likewise.
+        lanes: the maximum number of runs in a pack with a run; equal for runs with equal static fields.
+        halving: how the trials of a run's pack are stopped early, if at all; equal for runs with equal static fields.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.static_key(), []).append(run)
     packs: list[Pack] = []
     for group in groups.values():
-        trials = [list(trial) for _, trial in itertools.groupby(group, key=lambda run: (run.method, run.training))]
-        most, whole = lanes(group[0]), max(map(len, trials))
-        assert most >= 1, "a run that fits no pack is refused before the sweep starts (PackSize.check)"
-        parts = iter(trials if most >= whole else [[run] for run in group])
-        for count in evenly(len(trials), most // whole) if most >= whole else evenly(len(group), most):
-            members = itertools.chain.from_iterable(itertools.islice(parts, count))
-            packs.append(Pack(f"{name}-{len(packs)}", tuple(members), rule, halving(group[0])))
+        trials = split_trials(group)
+        limit, seeds = lanes(group[0]), max(map(len, trials))
+        assert limit >= 1, "a run that does not fit into a pack is refused before the sweep starts (PackSize.check)"
+        whole = limit >= seeds
+        parts = iter(trials if whole else [[run] for run in group])
+        for count in split_evenly(len(trials), limit // seeds) if whole else split_evenly(len(group), limit):
+            packed = itertools.chain.from_iterable(itertools.islice(parts, count))
+            packs.append(Pack(f"{name}-{len(packs)}", tuple(packed), rule, halving(group[0])))
     return packs
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """As few numbers of at most `most` as add up to `count`, equal or one apart, the larger first."""
-    parts = math.ceil(count / most)
+def split_trials(runs: Sequence[Run]) -> list[list[Run]]:
+    """Split runs into trials: adjacent runs that differ in the seed only."""
+    return [list(trial) for _, trial in itertools.groupby(runs, key=lambda run: (run.method, run.training))]
+
+
+def split_evenly(count: int, limit: int) -> list[int]:
+    """The fewest numbers up to `limit` that add up to `count`; they are equal or differ by one, larger ones first."""
+    parts = math.ceil(count / limit)
     size, larger = divmod(count, max(parts, 1))
     return [size + 1] * larger + [size] * (parts - larger)

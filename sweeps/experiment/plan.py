@@ -1,8 +1,8 @@
-"""What a sweep will cost before a cluster is rented: trials, runs, packs, memory and time, nothing trained.
+"""Estimate the cost of a sweep without training anything: trials, runs, packs, memory and time.
 
-Loads the data, or where it is not here takes its published counts; builds the (untrained) backbone and counts its
-operations. Time is an estimate: operations over a rate, which for the CPU is this machine's matrix product and for a
-GPU what the user says or `GPU_TFLOPS`. `sweeps.reporting.planned` shows it.
+Loads the data, or uses the published class counts of a dataset that is not on this machine, and counts the operations
+of the untrained backbone. Time is the number of operations divided by a rate: on a CPU the measured rate of a matrix
+product, on a GPU the value given by the user or `GPU_TFLOPS`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lt_train.backbones.flops import forward_operations
+from lt_train.backbones.flops import forward_flops
 from lt_train.core.errors import DataError, UserError
 from lt_train.core.io import fingerprint
 from lt_train.datasets.base import FeatureData, ImageData
@@ -23,92 +23,88 @@ from sweeps.analysis.plan import Plan
 from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import SearchSize, baseline_trials, search_size, search_sizes
-from sweeps.experiment.packing import PackSize, evenly
+from sweeps.experiment.packing import PackSize, split_evenly
 from sweeps.experiment.prepare import check_packs
 
 __all__ = ["GPU_TFLOPS", "Plan", "plan"]
 
 EFFICIENCY = 0.55
-"""Share of the matrix product's rate that re-training and evaluation reach, from runs on 2 cores (`make bench`)."""
+"""Fraction of a matrix product's rate that re-training and evaluation reach, measured on 2 cores (`make bench`)."""
 
 GPU_TFLOPS = 20.0
-"""What a GPU is taken to reach in convolutions, in 10^12 operations a second: some 800 images a second in training a
-ResNet-50. An assumption, since no two GPUs and networks agree; `--tflops` says another."""
+"""Assumed rate of a GPU in convolutions, in 10^12 operations per second: about 800 images per second when training a
+ResNet-50. It depends on the GPU and the network; `--tflops` sets another value."""
 
 STEP_SECONDS = 5e-4
-"""What a step of re-training is taken to cost a GPU at least: some fifty kernels, started one after another."""
+"""Assumed minimum time per re-training step on a GPU: about fifty kernels, launched one after another."""
 
 
 def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
-    """Count and estimate.
+    """Estimate the cost of a sweep.
 
     Args:
         spec: the sweep.
-        tflops: 10^12 operations a second that the device reaches; None for `GPU_TFLOPS` where packs are trained on
-            GPUs, and for what this machine's matrix product reaches elsewhere.
+        tflops: rate of the device in 10^12 operations per second; None for `GPU_TFLOPS` if packs are trained on GPUs,
+            else for the measured rate of this machine.
 
     Raises:
-        UserError: the data is missing and nobody published how much there is, or it cannot be cut as asked, or needs a
-            backbone that is not given.
+        UserError: the data is missing and its class counts are not published, or the spec does not fit the data.
     """
     data, missing = _data(spec)
     stage1: int | None = None
     features: int | None = None
     if isinstance(data, FeatureData):
         views, dim = int(data.train.inputs.shape[0]), int(data.train.inputs.shape[-1])
-        test_views, number = int(data.test.inputs.shape[0]), data.train.inputs.element_size()
+        test_views, itemsize = int(data.test.inputs.shape[0]), data.train.inputs.element_size()
     else:
         if spec.backbone is None:
-            raise UserError(f"dataset {spec.dataset.kind} holds images; say which backbone turns them into features")
+            raise UserError(f"dataset {spec.dataset.kind} holds images; set backbone to extract features")
         network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
         views = spec.features.views
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
-        test_views, number = 1 + flip, getattr(torch, spec.features.dtype).itemsize
+        test_views, itemsize = 1 + flip, getattr(torch, spec.features.dtype).itemsize
         _, *shape = data.train.inputs.shape
-        image = forward_operations(network, (shape[0], shape[1], shape[2])) + 2 * dim * data.num_classes
+        per_image = forward_flops(network, (shape[0], shape[1], shape[2])) + 2 * dim * data.num_classes
         if spec.backbone.checkpoint is None and spec.stage1 is not None:
-            # Forward, and twice as much backward; the test set is looked at once.
-            stage1 = image * (3 * spec.stage1.epochs * len(data.train) + len(data.test))
-        features = image * (views * len(data.train) + test_views * (len(data.val or ()) + len(data.test)))
+            # A backward pass costs twice a forward pass; the test set is evaluated once.
+            stage1 = per_image * (3 * spec.stage1.epochs * len(data.train) + len(data.test))
+        features = per_image * (views * len(data.train) + test_views * (len(data.val or ()) + len(data.test)))
     size = PackSize(spec.resources, spec.search.early_stopping, data.num_classes, dim)
     check_packs(spec, size)
     val = len(data.val) if data.val else 0
     sizes = search_size(spec)
     searches = [_search(spec, size, candidate, own) for candidate, own in search_sizes(spec)]
     largest = max(searches, key=lambda search: search.lanes * size.run_bytes(search.run))
-    # Forward and weight gradient in training, forward in evaluation; two operations a product.
-    image = 2 * dim * data.num_classes
     epochs, whole = sum(search.epochs for search in searches), sum(search.whole for search in searches)
     baselines = [trial for trial in baseline_trials(spec) if trial.method.trains]
-    longer_epochs, longer_packs = _longer(spec, size, searches, sizes.extended_runs)
-    beside = sum(search.finalist_epochs for search in searches) + sizes.extended_runs * longer_epochs
-    beside += sum(len(trial.seeds) * trial.training.epochs for trial in baselines)
-    operations = (epochs + beside) * image * (2 * len(data.train) + val + len(data.test))
+    extended_epochs, extended_packs = _extended(spec, size, searches, sizes.extended_runs)
+    other_epochs = sum(search.finalist_epochs for search in searches) + sizes.extended_runs * extended_epochs
+    other_epochs += sum(len(trial.seeds) * trial.training.epochs for trial in baselines)
+    # Forward and weight gradient in training, forward in evaluation; two operations per product.
+    operations = (epochs + other_epochs) * 2 * dim * data.num_classes * (2 * len(data.train) + val + len(data.test))
     pack_epochs = [
         own.run.training.epochs * (sum(map(len, own.packs)) + own.finalist_packs) for own in searches if own.whole
     ]
-    pack_epochs += [*(trial.training.epochs for trial in baselines), longer_epochs * longer_packs]
+    pack_epochs += [*(trial.training.epochs for trial in baselines), extended_epochs * extended_packs]
     steps = math.ceil(len(data.train) / spec.training.batch_size) * sum(pack_epochs)
     rates = _rates(spec, tflops)
     document, trained_on = spec.resolved(), spec.dataset.identity()
     return Plan(
         methods={candidate.name: own.trials for candidate, own in search_sizes(spec)},
         trials=sizes.trials,
-        batches=max(len(search.packs) for search in searches),
+        proposal_batches=max(len(search.packs) for search in searches),
         seeds=spec.selection.seeds,
         search_runs=sizes.search_runs,
         baseline_runs=sizes.baseline_runs,
         finalist_runs=sizes.finalist_runs,
         extended_runs=sizes.extended_runs,
-        extended_factor=spec.selection.extended_training
-        if spec.selection.extended_training and sizes.extended_runs
-        else 0,
+        extended_factor=(spec.selection.extended_training or 0) if sizes.extended_runs else 0,
         packs=sum(sum(map(len, search.packs)) + search.finalist_packs for search in searches)
         + len(spec.baselines)
-        + longer_packs,
+        + extended_packs,
         packs_per_batch=sum(max(map(len, search.packs)) for search in searches),
         lanes_per_pack=largest.lanes,
-        pack_sizes=size.told(largest.run, largest.lanes),
+        pack_sizes=size.describe(largest.run, largest.lanes),
         run_bytes=size.run_bytes(largest.run),
         pack_bytes=largest.lanes * size.run_bytes(largest.run),
         train_images=len(data.train),
@@ -117,7 +113,7 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
         classes=data.num_classes,
         feature_dim=dim,
         views=views,
-        bank_bytes=number * dim * (views * len(data.train) + test_views * (val + len(data.test))),
+        bank_bytes=itemsize * dim * (views * len(data.train) + test_views * (val + len(data.test))),
         epochs_saved=1 - epochs / whole if whole else 0.0,
         device=rates.device,
         stage1_seconds=None if stage1 is None else stage1 / rates.network,
@@ -130,19 +126,19 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
 
 
 def _data(spec: SweepSpec) -> tuple[ImageData | FeatureData, list[str]]:
-    """The data, or as much of it as was published, with a note that says so."""
+    """The data, or its published class counts and a note about it."""
     try:
         return spec.dataset.load(), []
     except DataError as error:
         published = spec.dataset.as_published()
         if published is None:
             raise
-        return published, [f"the data is not here, and is counted as it was published: {error}"]
+        return published, [f"the data is missing, so its published class counts are used: {error}"]
 
 
 @dataclass(frozen=True)
 class _Rates:
-    """Operations a second of what the sweep runs on: the backbone's, the heads', and what a step costs at least."""
+    """Operations per second of the device for the backbone and for heads, and the minimum time per step."""
 
     device: str
     network: float
@@ -161,28 +157,28 @@ def _rates(spec: SweepSpec, tflops: float | None) -> _Rates:
 
 
 def _static_notes(spec: SweepSpec) -> list[str]:
-    """What is searched and keeps trials out of one another's packs, which are not counted by it."""
+    """A note on searched fields that keep trials from sharing a pack; the number of packs does not account for them."""
     static = {
         path: None
         for candidate in spec.candidates()
         for path in candidate.space
         if path.removeprefix("method.") not in candidate.method.lane_values()
     }
-    if not static:
-        return []
-    return [f"trials that differ in {', '.join(static)} share no pack: there will be more and smaller packs than this"]
+    note = f"trials that differ in {', '.join(static)} share no pack, so there will be more and smaller packs"
+    return [note] if static else []
 
 
 @dataclass(frozen=True)
 class _Search:
-    """What one candidate's search comes to.
+    """The cost of one candidate's search.
 
     Attributes:
-        run: any run of it.
-        packs: the runs of each pack, by proposal batch.
-        finalist_packs: how many.
-        epochs: trained in the search, of all runs together; without a scheduler they would be `whole`.
-        finalist_epochs: of all finalists together.
+        run: an example run.
+        packs: number of runs of each pack, by proposal batch.
+        finalist_packs: number of packs of finalists.
+        epochs: epochs of the search, summed over runs.
+        whole: the same without early stopping.
+        finalist_epochs: epochs of the finalists, summed over runs.
     """
 
     run: Run
@@ -194,7 +190,7 @@ class _Search:
 
     @property
     def lanes(self) -> int:
-        """Runs of the largest pack."""
+        """Number of runs in the largest pack."""
         return max(map(max, self.packs))
 
 
@@ -209,14 +205,14 @@ def _search(spec: SweepSpec, size: PackSize, candidate: Candidate, own: SearchSi
         run=run,
         packs=packs,
         finalist_packs=len(_packs(size.lanes(run), own.finalist_runs // seeds, seeds)),
-        epochs=sum(_epochs(count, seeds, epochs, halving) for generation_packs in packs for count in generation_packs),
+        epochs=sum(_epochs(count, seeds, epochs, halving) for batch_packs in packs for count in batch_packs),
         whole=own.search_runs * epochs,
         finalist_epochs=own.finalist_runs * epochs,
     )
 
 
-def _longer(spec: SweepSpec, size: PackSize, searches: list[_Search], runs: int) -> tuple[int, int]:
-    """Epochs of a run that repeats the winner several times as long, at most, and the packs of those runs."""
+def _extended(spec: SweepSpec, size: PackSize, searches: list[_Search], runs: int) -> tuple[int, int]:
+    """The maximum number of epochs per run of extended training, and the number of packs of those runs."""
     if spec.selection.extended_training is None or not runs:
         return 0, 0
     longest = max((search.run for search in searches if search.whole), key=lambda run: run.training.epochs)
@@ -224,14 +220,14 @@ def _longer(spec: SweepSpec, size: PackSize, searches: list[_Search], runs: int)
 
 
 def _packs(lanes: int, trials: int, seeds: int) -> list[int]:
-    """The runs of each pack, as `sweeps.experiment.packing` makes them where no searched value is static."""
+    """The number of runs of each pack, as `pack_runs` groups them if no searched field is static."""
     if lanes < seeds:
-        return evenly(trials * seeds, lanes)
-    return [seeds * count for count in evenly(trials, lanes // seeds)]
+        return split_evenly(trials * seeds, lanes)
+    return [seeds * count for count in split_evenly(trials, lanes // seeds)]
 
 
 def _epochs(runs: int, seeds: int, epochs: int, halving: Halving | None) -> int:
-    """Epochs that the runs of a pack are trained for, together."""
+    """Epochs of a pack, summed over its runs."""
     if halving is None:
         return runs * epochs
     total, done, trials = 0, 0, runs // seeds
@@ -243,7 +239,7 @@ def _epochs(runs: int, seeds: int, epochs: int, halving: Halving | None) -> int:
 
 @functools.cache
 def _matmul_rate(threads: int) -> float:
-    """Operations a second of this machine's float32 matrix product with `threads` threads."""
+    """Operations per second of a float32 matrix product on this machine with `threads` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,7 +1,7 @@
-"""From a sweep's data, backbone and features sections to an open feature bank, doing only what is not done already.
+"""Prepare the feature bank of a sweep: load the data, train the backbone, extract features.
 
-Trained backbones and banks are kept under `<storage>/cache`, addressed by what decides them, and shared by all sweeps
-of that storage. Knows the specs and lt_train; knows no search.
+Trained backbones and banks are kept in `<storage>/cache`, addressed by a fingerprint of everything that determines
+them, and shared by all sweeps of the storage. An existing one is reused.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,41 +32,41 @@ from sweeps.config.spec import SweepSpec
 from sweeps.experiment.packing import PackSize
 from sweeps.store.layout import CACHE
 
-__all__ = ["Prepared", "check_packs", "prepare", "prepare_all", "prepared_before"]
+__all__ = ["Prepared", "check_packs", "open_cached_bank", "prepare", "prepare_all"]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep's bank, and the images behind it; None where features were brought, or nobody knows any more."""
+    """A sweep's feature bank, and the source of its images; None if the dataset holds features or is not available."""
 
     bank: FeatureBank
     images: ImageSource | None = None
 
 
-def prepare(spec: SweepSpec, told: Callable[[str], None] | None = None) -> FeatureBank:
+OnProgress = Callable[[str], None]
+"""Called with one line, such as `features on cpu: 300 of 1000 images`."""
+
+
+def prepare(spec: SweepSpec) -> FeatureBank:
     """The bank of `prepare_all`."""
-    return prepare_all(spec, told).bank
+    return prepare_all(spec).bank
 
 
-def prepare_all(spec: SweepSpec, told: Callable[[str], None] | None = None) -> Prepared:
-    """The sweep's feature bank: trains the backbone and extracts features where that was not done before.
-
-    Args:
-        spec: what to do.
-        told: hears how far that is.
+def prepare_all(spec: SweepSpec, on_progress: OnProgress | None = None) -> Prepared:
+    """Open the sweep's feature bank. Trains the backbone and extracts features unless the storage has them.
 
     Raises:
-        UserError: data, checkpoint and bank errors of lt_train, or a selection that this bank cannot serve.
+        UserError: the data, the checkpoint or the bank is invalid, or the sweep cannot run on this bank.
         StorageError: the disk is full.
     """
     device = _device(spec)
     data = spec.dataset.load()
     counts = torch.bincount(data.train.labels, minlength=data.num_classes)
     for method in [candidate.method for candidate in spec.candidates()] + list(spec.baselines):
-        if reason := method.incompatibility(counts):  # known now, and worth no training of a backbone
+        if reason := method.incompatibility(counts):  # checked before the backbone is trained
             raise UserError(f"method {method.kind}: {reason}")
-    checkpoint = _trained(spec, data, device, told)
-    bank = open_bank(_extracted(spec, data, checkpoint, device, told))
+    checkpoint = _backbone(spec, data, device, on_progress)
+    bank = open_bank(_features(spec, data, checkpoint, device, on_progress))
     _check(spec, bank)
     if checkpoint is None:
         return Prepared(bank)
@@ -73,46 +74,11 @@ def prepare_all(spec: SweepSpec, told: Callable[[str], None] | None = None) -> P
     return Prepared(bank, ImageSource(checkpoint, (channels, height, width)))
 
 
-def _extracted(
-    spec: SweepSpec,
-    data: ImageData | FeatureData,
-    checkpoint: Path | BackboneSpec | None,
-    device: str,
-    told: Callable[[str], None] | None,
-) -> Path:
-    """Where the bank lies, made by this process or by as many others as the sweep asks for."""
-    resources, store = spec.resources, Path(spec.storage) / CACHE / "banks"
-    if resources.extract_workers == 1 or checkpoint is None:
-        with progress(f"features on {device}", "image", told) as report:
-            return build_bank(spec.dataset, checkpoint, spec.features, store, device=device, report=report, data=data)
-    device = "cuda" if resources.gpus_per_pack else "cpu"  # theirs; this process may have none
-
-    def workers(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
-        # Only now: a bank that is there needs no Ray.
-        with spec.backend.extractors(
-            resources.extract_workers, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack
-        ) as extract:
-            yield from extract(extractor, wanted)
-
-    with progress(f"features on {device}, {resources.extract_workers} workers", "image", told) as report:
-        return build_bank(
-            spec.dataset,
-            checkpoint,
-            spec.features,
-            store,
-            device=device,
-            report=report,
-            data=data,
-            workers=workers,
-            threads=resources.cpus_per_pack,
-        )
-
-
 def _device(spec: SweepSpec) -> str:
-    """Where the backbone is trained and run: as packs are, unless only other machines have such a device.
+    """The device of this process for the backbone: that of the packs, or the CPU if only other machines have GPUs.
 
     Raises:
-        UserError: packs are trained here, on a device that this machine does not have.
+        UserError: packs are trained on GPUs of this machine, and it has none.
     """
     if not spec.resources.gpus_per_pack:
         return "cpu"
@@ -122,29 +88,19 @@ def _device(spec: SweepSpec) -> str:
     return "cuda"
 
 
-def prepared_before(spec: SweepSpec, fingerprint: str) -> Prepared | None:
-    """A bank that this storage holds already, by its fingerprint: all that a resume needs, whatever became of data."""
-    path = Path(spec.storage) / CACHE / "banks" / fingerprint
-    if not path.is_dir():
-        return None
-    bank = open_bank(path)
-    _check(spec, bank)
-    return Prepared(bank)
-
-
-def _trained(
-    spec: SweepSpec, data: ImageData | FeatureData, device: str, told: Callable[[str], None] | None
+def _backbone(
+    spec: SweepSpec, data: ImageData | FeatureData, device: str, on_progress: OnProgress | None
 ) -> Path | BackboneSpec | None:
-    """What to extract with: the backbone with its checkpoint, or one trained by the recipe; None for features."""
+    """The given backbone, or the checkpoint of one trained by the stage-1 recipe; None for a dataset of features."""
     if isinstance(data, FeatureData):
         if spec.backbone is not None:
-            raise UserError(f"dataset {spec.dataset.kind} brings features; leave out backbone and stage1")
+            raise UserError(f"dataset {spec.dataset.kind} holds features; remove backbone and stage1")
         return None
     if spec.backbone is None:
-        raise UserError(f"dataset {spec.dataset.kind} holds images; say which backbone turns them into features")
+        raise UserError(f"dataset {spec.dataset.kind} holds images; set backbone to extract features")
     if spec.backbone.checkpoint is not None:
         return spec.backbone
-    assert spec.stage1 is not None, "the spec asks for a recipe where no checkpoint is given"
+    assert spec.stage1 is not None, "a spec without checkpoint has a stage-1 recipe"
     workers = spec.resources.stage1_workers
     address = fingerprint(
         {
@@ -154,15 +110,16 @@ def _trained(
             "std": data.std,
             "backbone": spec.backbone.model_dump(mode="json"),
             "stage1": spec.stage1.identity(workers=workers),
-            # Several add up in another order, and each has its own statistics of batch norm: other weights.
+            # Several workers sum in another order and have their own batch norm statistics, which changes the weights.
             **({"workers": workers} if workers > 1 else {}),
         }
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
     if not out.exists():
         about = {"dataset": spec.dataset.model_dump(mode="json")}
-        on = device if workers == 1 else f"{workers} workers"
-        with progress(f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {on}", told=told) as report:
+        where = device if workers == 1 else f"{workers} workers"
+        title = f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {where}"
+        with progress(title, "epoch", on_progress) as report:
             if workers == 1:
                 train_backbone(data, spec.backbone, spec.stage1, out, device=device, about=about, report=report)
             else:
@@ -172,25 +129,61 @@ def _trained(
     return out
 
 
+def _features(
+    spec: SweepSpec,
+    data: ImageData | FeatureData,
+    checkpoint: Path | BackboneSpec | None,
+    device: str,
+    on_progress: OnProgress | None,
+) -> Path:
+    """The path of the bank, extracted in this process or by `extract_workers` others."""
+    store, count = Path(spec.storage) / CACHE / "banks", spec.resources.extract_workers
+    cpus, gpus = spec.resources.cpus_per_pack, spec.resources.gpus_per_pack
+
+    def workers(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
+        # Started on demand, since an existing bank needs no workers.
+        with spec.backend.extractors(count, cpus=cpus, gpus=gpus) as extract:
+            yield from extract(extractor, wanted)
+
+    title, options = f"features on {device}", dict[str, Any]()
+    if count > 1 and checkpoint is not None:
+        device = "cuda" if gpus else "cpu"  # of the workers; this process may have none
+        title, options = f"features on {device}, {count} workers", {"workers": workers, "threads": cpus}
+    with progress(title, "image", on_progress) as report:
+        return build_bank(
+            spec.dataset, checkpoint, spec.features, store, device=device, report=report, data=data, **options
+        )
+
+
+def open_cached_bank(spec: SweepSpec, fingerprint: str) -> Prepared | None:
+    """The bank with this fingerprint from the cache, which a resume can use without the data; None if it is gone."""
+    path = Path(spec.storage) / CACHE / "banks" / fingerprint
+    if not path.is_dir():
+        return None
+    bank = open_bank(path)
+    _check(spec, bank)
+    return Prepared(bank)
+
+
 def _check(spec: SweepSpec, bank: FeatureBank) -> None:
-    """Refuse, before anything is searched, what no run of this sweep could do on this bank."""
+    """Refuse a sweep that cannot run on this bank, before anything is searched."""
     if spec.selection.on == "val" and bank.val is None:
         raise UserError(
-            "selection.on is val, and this dataset has no validation set; give it one (val_per_class, val_fraction, "
-            "val_features) or select on test, as the paper does"
+            "selection.on is val, but the dataset has no validation set; add one (val_per_class, val_fraction, "
+            "val_features), or select on test, as the paper does"
         )
     if spec.selection.on == "val" and bank.val is not None:
         split = split_masks(bank.split_counts)[SPLITS.index(spec.selection.metric.removeprefix("acc_"))]
         if not split[bank.val.labels.unique()].any():
             raise UserError(
                 f"selection.metric {spec.selection.metric} on val: the validation set has no image of that split; "
-                "select on acc_all, or give the dataset a larger validation set"
+                "select on acc_all, or use a larger validation set"
             )
     runs: list[Run] = []
     for candidate in spec.candidates():
         runs.append(Run(candidate.method, candidate.training, 0))
         for path, dimension in candidate.space.items():
-            # What a choice asks of a bank, such as a head to start from, must hold for every value of it.
+            # What a method requires of a bank, such as a head to start from, may depend on the searched value.
             runs += [Run(*candidate.with_values({path: value}), 0) for _, value in dimension.probes()]
     runs += [Run(method, spec.training, 0) for method in spec.baselines]
     check_runs(bank, runs, spec.selection.epoch_rule())
@@ -198,10 +191,10 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
 
 
 def check_packs(spec: SweepSpec, size: PackSize) -> None:
-    """Refuse, before anything is searched, packs too small for what this sweep may put into one.
+    """Refuse packs that are too small for the runs of this sweep, before anything is searched.
 
     Raises:
-        UserError: resources.memory_per_pack is too small.
+        UserError: `resources.memory_per_pack` is too small.
     """
     seeds = spec.selection.seeds
     for baseline in spec.baselines:

@@ -1,9 +1,9 @@
-"""What becomes of packs that did not come back: tried again, and if the pack itself is to blame, cut until one run is.
+"""Retry policy: reschedule packs lost with their node; bisect packs that crash.
 
-A pack whose machine died is tried again elsewhere, as often as that happens up to a bound. A pack whose own process
-failed `ATTEMPTS` times is cut in two, and so is each half that fails again, until the run that cannot be trained stands
-alone and is reported failed; all others are trained. The parts are put together again before anyone hears of them, so
-that a pack is in the ledger whole or not at all. Pure; knows packs and results.
+A pack whose node failed is rescheduled, up to `MAX_LOSSES` times. A pack whose own process failed `MAX_FAILURES` times
+is split in two, and so is each half that fails again, until the run that cannot be trained is alone and is reported as
+failed; all other runs are trained. The parts are reassembled before they are recorded, so that a pack is in the ledger
+as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import numpy as np
 from lt_train.core.errors import LongtailError
 from lt_train.metrics.accuracy import SPLITS
 from lt_train.retrain.base import Pack, Run, RunResult
+from sweeps.experiment.packing import split_trials
 
-__all__ = ["ATTEMPTS", "PATIENCE", "Outcome", "Retries"]
+__all__ = ["MAX_FAILURES", "MAX_LOSSES", "Outcome", "Retries"]
 
-ATTEMPTS = 2
-"""How often a pack may fail on its own before it is cut."""
+MAX_FAILURES = 2
+"""How often the process of a pack may fail before the pack is bisected."""
 
-PATIENCE = 25
-"""How often a pack may be lost with its machine before the sweep gives up: something is wrong with the cluster."""
+MAX_LOSSES = 25
+"""How often a pack may be lost with its node before the sweep gives up, because the cluster needs attention."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Outcome:
 
 
 @dataclass
-class _Cut:
-    """A pack in parts, and what came of those that are done."""
+class _Bisection:
+    """A pack that was split, its parts, and the outcomes of the parts that are finished."""
 
     pack: Pack
     parts: list[Pack]
@@ -46,81 +47,80 @@ class _Cut:
 
 
 class Retries:
-    """The packs of one sweep that failed so far.
+    """What to do with the packs of a sweep that fail.
 
     Attributes:
-        lost: how many packs were lost with their machines.
-        failures: how many failed by themselves.
+        lost: number of times that a pack was lost with its node.
+        failures: number of times that the process of a pack failed.
     """
 
     def __init__(self) -> None:
         self.lost = self.failures = 0
         self._lost: dict[str, int] = {}
         self._failed: dict[str, int] = {}
-        self._cuts: dict[str, _Cut] = {}
+        self._bisections: dict[str, _Bisection] = {}
         self._parent: dict[str, str] = {}
 
     def failed(self, pack: Pack, why: str, *, own: bool) -> tuple[list[Pack], Outcome | None]:
-        """What to train instead of a pack that did not come back, or the outcome of one that cannot be trained.
+        """The packs to train instead of one that failed, or the outcome of one that cannot be trained.
 
         Args:
-            pack: as it was handed out.
-            why: in words.
-            own: whether its own process failed; False for a machine that died or could not serve.
+            pack: the pack as it was scheduled.
+            why: the reason, for people.
+            own: True if the pack's own process failed, False if its node died or could not run it.
 
         Raises:
-            LongtailError: it was lost `PATIENCE` times.
+            LongtailError: the pack was lost `MAX_LOSSES` times.
         """
         if not own:
             self.lost += 1
             self._lost[pack.name] = self._lost.get(pack.name, 0) + 1
-            if self._lost[pack.name] >= PATIENCE:
+            if self._lost[pack.name] >= MAX_LOSSES:
                 raise LongtailError(
-                    f"pack {pack.name} was lost {PATIENCE} times with the machine it was on, the last time because "
-                    f"{why}; look after the cluster, then `lt-sweep resume` goes on from the last finished pack"
+                    f"pack {pack.name} was lost {MAX_LOSSES} times with the node it ran on, the last time because "
+                    f"{why}; check the cluster, then `lt-sweep resume` continues after the last finished pack"
                 )
             return [pack], None
         self.failures += 1
         self._failed[pack.name] = self._failed.get(pack.name, 0) + 1
-        if self._failed[pack.name] < ATTEMPTS:
+        if self._failed[pack.name] < MAX_FAILURES:
             return [pack], None
         if len(pack.runs) == 1:
-            return [], Outcome(pack, [_untrainable(why)], 0.0)
+            return [], Outcome(pack, [_failed_run(why)], 0.0)
         parts = [
             replace(pack, name=f"{pack.name}.{number}", runs=tuple(half)) for number, half in enumerate(_halves(pack))
         ]
-        self._cuts[pack.name] = _Cut(pack, parts)
+        self._bisections[pack.name] = _Bisection(pack, parts)
         self._parent |= {part.name: pack.name for part in parts}
         return parts, None
 
-    def whole(self, outcome: Outcome) -> Outcome | None:
-        """The outcome of the pack that was asked for, when all its parts are there; None while some are not."""
+    def reassembled(self, outcome: Outcome) -> Outcome | None:
+        """The outcome of the original pack once all its parts are finished, else None."""
         while outcome.pack.name in self._parent:
-            cut = self._cuts[self._parent[outcome.pack.name]]
-            cut.outcomes[outcome.pack.name] = outcome
-            if len(cut.outcomes) < len(cut.parts):
+            bisection = self._bisections[self._parent[outcome.pack.name]]
+            bisection.outcomes[outcome.pack.name] = outcome
+            if len(bisection.outcomes) < len(bisection.parts):
                 return None
-            done = [cut.outcomes[part.name] for part in cut.parts]
+            done = [bisection.outcomes[part.name] for part in bisection.parts]
             results = [result for part in done for result in part.results]
-            outcome = Outcome(cut.pack, results, sum(part.seconds for part in done))
+            outcome = Outcome(bisection.pack, results, sum(part.seconds for part in done))
         return outcome
 
 
 def _halves(pack: Pack) -> Iterator[Sequence[Run]]:
-    """The runs in two halves, in order; between trials where there are several, so that their seeds stay together."""
-    trials = [list(trial) for _, trial in itertools.groupby(pack.runs, key=lambda run: (run.method, run.training))]
-    parts: list[list[Run]] = trials if len(trials) > 1 else [[run] for run in pack.runs]
+    """The runs in two halves, in order; the seeds of a trial stay together while the pack has several trials."""
+    trials = split_trials(pack.runs)
+    parts = trials if len(trials) > 1 else [[run] for run in pack.runs]
     middle = len(parts) // 2
     for half in (parts[:middle], parts[middle:]):
         yield list(itertools.chain.from_iterable(half))
 
 
-def _untrainable(why: str) -> RunResult:
-    nothing = np.empty((0, len(SPLITS)), dtype=np.float32)
+def _failed_run(why: str) -> RunResult:
     return RunResult(
         val_accuracy=None,
-        test_accuracy=nothing,
+        test_accuracy=np.empty((0, len(SPLITS)), dtype=np.float32),
         train_loss=np.empty(0, dtype=np.float32),
         kept=None,
-        failure=f"its process failed {ATTEMPTS} times with this run alone in it: {why}",
+        failure=f"the worker process failed {MAX_FAILURES} times while training this run alone: {why}",
     )

@@ -1,16 +1,14 @@
-"""One sweep from spec to result: prepare the bank, let a backend train packs, select, report, track.
+"""Run one sweep from its spec to its result.
 
-The order of durable steps is the contract: a finished pack is in the ledger before the search or tracking hears of
-it, so whatever kills this process costs at most the packs in flight. Calls every other room; is called by the CLI
-and by notebooks.
+Prepare the feature bank, open the ledger, let the backend train packs, select, report, track. A finished pack is in the
+ledger before the search or tracking learn of it, so an interruption costs at most the packs in flight.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,234 +17,239 @@ from typing import Any
 
 from lt_train.core.errors import CheckpointError, DataError, LongtailError, UserError
 from lt_train.core.io import atomic_file
-from lt_train.core.progress import progress, tell
+from lt_train.core.progress import progress
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.labels import ranked_by
 from sweeps.analysis.result import Result
 from sweeps.analysis.summary import summarise
 from sweeps.config.spec import SweepSpec
 from sweeps.config.tracking import Champion, SweepStarted
-from sweeps.experiment.prepare import Prepared, prepare_all, prepared_before
-from sweeps.experiment.signals import interrupt
+from sweeps.experiment.prepare import Prepared, open_cached_bank, prepare_all
+from sweeps.experiment.signals import sigterm_as_interrupt
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.experiment.watcher import Watcher
 from sweeps.reporting.artifacts import write_artifacts
 from sweeps.reporting.notes import champion_note, finished_note, running_note
 from sweeps.reporting.terminal import winner_line
 from sweeps.store import directory as directories
-from sweeps.store.directory import check_name, known_bank, left_open, load_spec, open_directory
+from sweeps.store.directory import check_name, interrupted_sweep, load_spec, open_directory, recorded_bank
 from sweeps.store.layout import SweepDirectory, leases
-from sweeps.store.lease import Lease, held
+from sweeps.store.lease import Lease, acquire_lease
 from sweeps.store.ledger import Ledger
 from sweeps.store.status import JOB_VARIABLE, Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
 from sweeps.tracking.champion import image_classifier
 from sweeps.tracking.events import dataset_infos, runs_view, stage1_series
 
-__all__ = ["TrackingBehind", "resume", "run", "set_aside"]
+__all__ = ["TrackingBehind", "archive", "resume", "run"]
+
+logger = logging.getLogger(__name__)
 
 
 class TrackingBehind(LongtailError):
-    """The sweep is finished and its result written, but the tracking server stayed away. Run `resume` later."""
+    """The sweep is finished and its result is written, but not everything is in tracking. `resume` writes the rest."""
 
-    def __init__(self, result: Result, directory: Path, trouble: Exception | None) -> None:
+    def __init__(self, result: Result, directory: Path, reason: Exception | None) -> None:
         self.result = result
         super().__init__(
-            f"the sweep is finished and its result is written, but tracking could not be: {trouble}; "
-            f"`lt-sweep resume {directory}` writes the rest, nothing is trained again"
+            f"the sweep is finished and its result is written, but tracking could not be completed: {reason}; "
+            f"`lt-sweep resume {directory}` writes the rest and trains nothing again"
         )
 
 
 def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
-    """Run a sweep, or go on with it where an earlier call stopped; a finished one is only summed up again.
+    """Run a sweep, or resume it after an earlier call was interrupted. A finished sweep is not trained again.
 
     Args:
-        spec: what to do.
-        fresh: keep what an earlier sweep of this name left as `<name>.previous-<N>` and start over.
+        spec: the sweep.
+        fresh: start over and keep the results of an earlier sweep of this name as `<name>.previous-<N>`.
 
     Returns:
-        What is written to `<storage>/<name>/result.json`.
+        The content of `<storage>/<name>/result.json`.
 
     Raises:
-        UserError: something in the spec, the data or the directory has to be changed first.
-        StorageError: a disk is full; run again when it is not.
-        TrackingBehind: the tracking server stayed away to the end; the result is in it and on disk.
+        UserError: the spec, the data or the directory has to be changed first.
+        StorageError: a disk is full; free space and run again.
+        TrackingBehind: tracking is incomplete because its server could not be reached; the result is in the error.
         LongtailError: packs failed; run again.
     """
-    return _run(spec.anchored(Path.cwd()), fresh)
+    return _run(spec.with_absolute_paths(Path.cwd()), fresh=fresh)
 
 
 def resume(directory: str | Path) -> Result:
-    """Go on with the sweep in `directory`; see `run`."""
-    return _run(load_spec(Path(directory)), fresh=False, again=True)
+    """Resume the sweep in `directory`; see `run`."""
+    return _run(load_spec(Path(directory)), resuming=True)
 
 
-def _run(spec: SweepSpec, fresh: bool, again: bool = False) -> Result:
+def _run(spec: SweepSpec, *, fresh: bool = False, resuming: bool = False) -> Result:
     check_name(spec)
     job = os.environ.get(JOB_VARIABLE)
-    with _stoppable(), held(leases(Path(spec.storage)), spec.name, job=job, told=tell) as lease:
-        first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
-        publisher = Publisher(first, lease.holds)
-        try:
-            start = time.perf_counter()
-            # What the user may have to mend comes up here, before an earlier sweep is touched.
-            prepared = _features(spec, again, lambda text: publisher.update(note=text))
+    with (
+        sigterm_as_interrupt(),
+        acquire_lease(leases(Path(spec.storage)), spec.name, job=job) as lease,
+        _published(spec, lease) as publisher,
+    ):
+        start = time.perf_counter()
+        # Errors in the input are raised here, before an earlier sweep is touched.
+        prepared = _prepare(spec, resuming, lambda text: publisher.update(note=text))
+        prepare_seconds = time.perf_counter() - start
+        lease.check()
+        if fresh:
+            archive(spec, lease)
+        directory = open_directory(spec, prepared.bank.fingerprint)
+        publisher.directory = directory.path
+        with (
+            contextlib.closing(Ledger(directory.path, lease.check, lease.who)) as ledger,
+            _tracker(spec, directory, prepared.bank, lease, publisher) as tracker,
+        ):
+            recorded = len(ledger.finished)
+            queue, backend_seconds = _train(spec, prepared.bank, ledger, tracker, publisher)
+            seconds = {
+                "prepare": prepare_seconds,
+                "backend": backend_seconds,
+                "search": queue.seconds,
+                "tracking": tracker.seconds,
+                "total": time.perf_counter() - start,
+            }
+            result = summarise(queue, prepared.bank.notes, seconds)
+            champion = _champion(queue, result, prepared)
             lease.check()
-            if fresh:
-                set_aside(spec, lease)
-            directory = open_directory(spec, prepared.bank.fingerprint)
-            publisher.directory = directory.path
-            result = _search(spec, prepared, directory, start, lease, publisher)
-        except TrackingBehind as error:
-            publisher.update(state="finished", winner=winner_line(error.result), seconds_left=0.0, note=str(error))
-            raise
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            publisher.update(state="stopped" if stopped else "failed", note="" if stopped else str(error))
-            raise
+            if len(ledger.finished) > recorded or not directory.result.exists():  # else keep the times of the first
+                with atomic_file(directory.result) as file:
+                    file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
+            write_artifacts(directory, spec, prepared.bank, queue, result)
+            note = finished_note(spec, result, directory.path)
+            tracked = tracker.finish(_parent_metrics(spec, result), directory.artifacts, champion, note)
+        if not tracked:
+            lease.check()
+            raise TrackingBehind(result, directory.path, tracker.last_error) from tracker.last_error
         publisher.update(
             state="finished",
             note="",
             winner=winner_line(result),
             seconds_left=0.0,
             tracking_behind=0,
-            tracking_trouble="",
+            tracking_error="",
         )
         return result
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Take `lt-sweep stop`, which sends SIGTERM, as Ctrl-C, also in a notebook: a sudden death would close nothing."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, interrupt)
+def _published(spec: SweepSpec, lease: Lease) -> Iterator[Publisher]:
+    """Publish the progress of the sweep in the block, and how it ended if it ended with an error."""
+    first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
+    publisher = Publisher(first, lease.is_valid)
     try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        yield publisher
+    except TrackingBehind as error:
+        publisher.update(state="finished", winner=winner_line(error.result), seconds_left=0.0, note=str(error))
+        raise
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        publisher.update(state="stopped" if stopped else "failed", note="" if stopped else str(error))
+        raise
 
 
-def _features(spec: SweepSpec, again: bool, told: Callable[[str], None]) -> Prepared:
-    """The bank to search on. A resume can do without data and checkpoint, where the storage has the bank."""
+def _prepare(spec: SweepSpec, resuming: bool, on_progress: Callable[[str], None]) -> Prepared:
+    """The feature bank. A resume needs neither data nor checkpoint if the storage still has the bank."""
     try:
-        return prepare_all(spec, told)
+        return prepare_all(spec, on_progress)
     except (DataError, CheckpointError) as error:
-        known = known_bank(spec) if again else None
-        before = None if known is None else prepared_before(spec, known)
-        if before is None:
-            if gone := _gone_with_a_job(spec):
-                raise UserError(f"{error}; {gone}") from error
+        fingerprint = recorded_bank(spec) if resuming else None
+        cached = None if fingerprint is None else open_cached_bank(spec, fingerprint)
+        if cached is None:
+            if advice := _missing_upload(spec):
+                raise UserError(f"{error}; {advice}") from error
             raise
-        tell(f"{error}\ngoing on with the features that this sweep was started on")
-        return before
+        logger.warning("%s\ncontinuing with the features that this sweep was started with", error)
+        return cached
 
 
-def _gone_with_a_job(spec: SweepSpec) -> str:
-    """What to do about files that a job misses: they may have travelled with an earlier one, and gone with it."""
+def _missing_upload(spec: SweepSpec) -> str:
+    """What to do about files that a Ray job does not find: they may have been uploaded with an earlier job."""
     missing = [field for field, path in spec.files().items() if not Path(path).exists()]
     if JOB_VARIABLE not in os.environ or not missing:
         return ""
-    return (
-        f"if {' and '.join(missing)} travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
+    fields = " and ".join(missing)
+    return f"if {fields} was uploaded with an earlier job, upload it again with `lt-sweep submit` of the sweep file"
+
+
+@contextlib.contextmanager
+def _tracker(
+    spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank, lease: Lease, publisher: Publisher
+) -> Iterator[BackgroundTracker]:
+    """The sweep's tracker, which marks the sweep as stopped if the block ends with an error."""
+    started = _sweep_started(spec, directory, bank)
+    tracker = BackgroundTracker(
+        lambda: spec.tracking.open(started, Path(spec.storage)),
+        may_write=lease.is_valid,
+        flush_timeout=spec.tracking.flush_timeout,
+        on_change=lambda behind, error: publisher.update(tracking_behind=behind, tracking_error=error),
     )
-
-
-def _search(
-    spec: SweepSpec, prepared: Prepared, directory: SweepDirectory, start: float, lease: Lease, publisher: Publisher
-) -> Result:
-    begun, bank = time.perf_counter(), prepared.bank
-    ledger = Ledger(directory.path, lease.check, lease.who)
-    card = _sweep_started(spec, directory, bank)
     try:
-        tracker = BackgroundTracker(
-            lambda: spec.tracking.open(card, Path(spec.storage)),
-            may_write=lease.holds,
-            flush_timeout=spec.tracking.flush_timeout,
-            told=lambda behind, trouble: publisher.update(tracking_behind=behind, tracking_trouble=trouble),
-        )
-        try:
-            with progress(f"sweep {spec.name}", "run") as report:
-                watcher = Watcher(spec, tracker, report, publisher)
-                queue = TrialQueue(spec, bank, ledger, watcher.on_trial)
-                publisher.update(state="running", note="")
-                watcher.attach(queue)
-                entered = time.perf_counter()
-                finished_before = queue.exhausted() and directory.result.exists()
-                if not queue.exhausted():
-                    resources = spec.resources
-                    spec.backend.train(bank, queue, cpus=resources.cpus_per_pack, gpus=resources.gpus_per_pack)
-                left = time.perf_counter()
-                watcher.trained()
-            seconds = {
-                "prepare": begun - start,
-                "backend": left - entered,
-                "search": queue.seconds,
-                "tracking": tracker.seconds,
-                "total": time.perf_counter() - start,
-            }
-            result = summarise(queue, bank.notes, seconds)
-            champion = _champion(queue, result, prepared)
-            lease.check()
-            if not finished_before:  # summing up again must not replace the record of what the work took
-                with atomic_file(directory.result) as file:
-                    file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
-            write_artifacts(directory, spec, bank, queue, result)
-            note = finished_note(spec, result, directory.path)
-            shown = tracker.finish(_parent_metrics(spec, result), directory.artifacts, champion, note)
-        except BaseException:
-            tracker.interrupted()
-            raise
-        if not shown:
-            lease.check()
-            raise TrackingBehind(result, directory.path, tracker.trouble) from tracker.trouble
-        return result
-    finally:
-        ledger.close()
+        yield tracker
+    except BaseException:
+        tracker.interrupted()
+        raise
 
 
-def set_aside(spec: SweepSpec, lease: Lease) -> None:
-    """Keep what an earlier sweep of this name left as `<name>.previous-<N>`; tracking takes it for stopped.
+def _train(
+    spec: SweepSpec, bank: FeatureBank, ledger: Ledger, tracker: BackgroundTracker, publisher: Publisher
+) -> tuple[TrialQueue, float]:
+    """Train what the ledger does not hold; returns the finished queue and the seconds spent in the backend."""
+    with progress(f"sweep {spec.name}", "run") as report:
+        watcher = Watcher(spec, tracker, report, publisher)
+        queue = TrialQueue(spec, bank, ledger, watcher.on_trial)
+        publisher.update(state="running", note="")
+        watcher.attach(queue)
+        start = time.perf_counter()
+        if not queue.exhausted():
+            spec.backend.train(bank, queue, cpus=spec.resources.cpus_per_pack, gpus=spec.resources.gpus_per_pack)
+        seconds = time.perf_counter() - start
+        watcher.trained()
+    return queue, seconds
+
+
+def archive(spec: SweepSpec, lease: Lease) -> None:
+    """Move an earlier sweep of this name to `<name>.previous-<N>`; if tracking shows it as running, mark it as stopped.
 
     Args:
-        spec: the sweep, with absolute paths (`SweepSpec.anchored`).
-        lease: the sweep's.
+        spec: the sweep, with absolute paths (`SweepSpec.with_absolute_paths`).
+        lease: the sweep's lease.
 
     Raises:
-        UserError: the directory is a matrix's.
+        UserError: the directory belongs to a matrix.
         StorageError: it cannot be moved.
     """
-    left = left_open(spec)
-    if left is not None:
-        old, directory = left
-        card = _sweep_started(old, directory, None)
-        tracker = BackgroundTracker(lambda: old.tracking.open(card, Path(old.storage)), may_write=lease.holds)
+    interrupted = interrupted_sweep(spec)
+    if interrupted is not None:
+        old, directory = interrupted
+        started = _sweep_started(old, directory, None)
+        tracker = BackgroundTracker(lambda: old.tracking.open(started, Path(old.storage)), may_write=lease.is_valid)
         tracker.interrupted()
-        if tracker.trouble is not None:
-            tell(
-                f"what is set aside is still shown as running, for tracking could not be reached: {tracker.why_behind}"
+        if tracker.last_error is not None:
+            logger.warning(
+                "tracking still shows the archived sweep as running because it could not be reached: %s",
+                tracker.error_summary,
             )
-    directories.set_aside(spec)
+    directories.archive(spec)
 
 
 def _sweep_started(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | None) -> SweepStarted:
-    """What tracking shows of the sweep; of one that is only closed, as little as finds it again."""
+    """What tracking shows of the sweep; without a bank only what is needed to find its run."""
     params = {
         "dataset": spec.dataset.kind,
         "backbone": spec.backbone.kind if spec.backbone else "none",
         "method": ", ".join(candidate.name for candidate in spec.candidates()),
         "trials": spec.search.trials,
-        "selection": spec.selection.model_dump_json(
-            exclude={"extended_training"}
-        ),  # a sweep of before may go on with it
+        "selection": spec.selection.model_dump_json(exclude={"extended_training"}),  # which a resume may change
         "phase": "sweep",
     }
-    identity = SweepStarted(directory.sweep_id, spec.name, params, directory.started_ms)
+    started = SweepStarted(directory.sweep_id, spec.name, params, directory.started_ms)
     if bank is None:
-        return identity
+        return started
     return replace(
-        identity,
+        started,
         params=params | {"bank": bank.fingerprint},
         series=stage1_series(bank.record),
         note=running_note(spec, directory.path),
@@ -271,11 +274,11 @@ def _champion(queue: TrialQueue, result: Result, prepared: Prepared) -> Champion
 
 
 def _parent_metrics(spec: SweepSpec, result: Result) -> dict[str, float]:
-    """The winner's numbers; what it was selected by ranks the sweep's run with it."""
+    """The winner's numbers, including the objective, by which sweeps can be ranked."""
     winner = result.winner
     if winner is None:
         return {}
-    values: dict[str, Any] = winner.mean.model_dump()
+    values: dict[str, Any] = winner.mean.values()
     values |= {f"best_of_{name}": value for name, value in winner.best_of.model_dump().items() if name[:4] == "acc_"}
     values |= {"loma_mean": winner.loma.mean, "loma_cv": winner.loma.cv}
     values |= {ranked_by(spec): result.methods[0].objective, "objective": result.methods[0].objective}

@@ -1,10 +1,10 @@
-"""The order of a sweep: baselines and every candidate's study, then the winner once more, trained longer.
+"""The queue of trials of a sweep: baselines, the search and finalists of every candidate, then extended training.
 
-A pure state machine; it starts nothing.
+A state machine that starts no work itself. A backend takes packs from it and returns their results.
 
-What a study asks follows from the sweep file and from the outcomes of its own trials, told in a fixed order
-(`sweeps.config.trials`). So which trials are tried depends on the sweep file alone: not on workers, timing or
-interruptions, nor on the other candidates. A resume replays the same questions against the ledger and finds the same answers.
+What a candidate's search proposes follows from the sweep file and from the outcomes of its own trials, which it
+receives in a fixed order (`sweeps.config.trials`). Therefore the trials depend on the sweep file alone: not on workers,
+timing or interruptions, nor on other candidates. A resume replays the same proposals against the ledger.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ __all__ = ["BankShape", "TrialQueue"]
 
 
 class BankShape(Protocol):
-    """What a schedule knows of a feature bank."""
+    """The properties of a feature bank that the queue needs."""
 
     @property
     def fingerprint(self) -> str:
-        """Its content address."""
+        """Fingerprint of the features."""
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
 
     @property
     def feature_dim(self) -> int:
-        """D."""
+        """Dimension of the features, D."""
 
 
 class TrialQueue:
-    """What to train next, and what follows from what is finished. Implements `backends.base.PackSource`.
+    """Decides what to train next and records what is finished. Implements `sweeps.config.backend.PackSource`.
 
     Args:
         spec: the sweep.
-        bank: that it trains on.
-        ledger: what is finished; one that is open to be written, unless nothing is to be trained.
-        on_trial: called once for every trial that completes, replayed ones included.
-        searches: by candidate, what to ask instead of the spec's sampler.
+        bank: the shape of its feature bank.
+        ledger: the finished runs; a writable `Ledger` unless the queue is only replayed.
+        on_trial: called once for every trial that completes, including replayed ones.
+        searches: replacements for the spec's search algorithm, by candidate.
 
     Attributes:
         finished: records of every complete trial by name, in seed order.
-        trials: every trial asked so far, by name.
-        studies: one for each candidate, in the order of the file.
-        longer: the winner's setting trained longer, a trial or none; None until it is known who wins.
-        cached: runs that were wanted and found finished already.
-        retries: packs that did not come back, and what became of them.
-        seconds: time spent asking and telling.
+        trials: every trial so far, by name.
+        studies: the search of each candidate, in the order of the file.
+        extended: the trial of extended training, if there is one; None until the winner is known.
+        cached: number of requested runs that were finished already.
+        retries: the retry policy and its counters.
+        seconds: time spent in the search algorithms.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class TrialQueue:
         self.cached = 0
         self.retries = Retries()
         self.seconds = 0.0
-        self._ready: deque[Pack] = deque()
         self.extended: list[Trial] | None = None
+        self._ready: deque[Pack] = deque()
         self._in_flight: set[str] = set()
         self._wanted: set[str] = set()
         self._keys: dict[str, list[str]] = {}
@@ -95,7 +95,7 @@ class TrialQueue:
         self._advance()
 
     def next_pack(self) -> Pack | None:
-        """The next pack to train, or None while results in flight are awaited."""
+        """The next pack to train; None if it depends on packs that are being trained."""
         if not self._ready:
             return None
         pack = self._ready.popleft()
@@ -103,44 +103,46 @@ class TrialQueue:
         return pack
 
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
-        """Record a trained pack: the ledger first, then whatever follows from it."""
+        """Record a trained pack, in the ledger first, and advance."""
         self._record(Outcome(pack, results, seconds))
 
     def failed(self, pack: Pack, why: str, *, own: bool) -> None:
-        """Take note that a pack did not come back; it will be handed out again, whole or in parts."""
-        again, outcome = self.retries.failed(pack, why, own=own)
+        """Record that a pack failed; it is scheduled again, as a whole or in parts."""
+        packs, outcome = self.retries.failed(pack, why, own=own)
         if outcome is not None:
             self._record(outcome)
             return
         self._in_flight.discard(pack.name)
-        self._ready.extendleft(reversed(again))  # first of all: a proposal batch waits for it
+        self._ready.extendleft(reversed(packs))  # first in the queue, because a proposal batch waits for it
 
     def _record(self, outcome: Outcome) -> None:
-        whole = self.retries.whole(outcome)
-        if whole is not None:
-            self.ledger.append(whole.pack, self._pack_keys[whole.pack.name], whole.results, whole.seconds)
+        complete = self.retries.reassembled(outcome)
+        if complete is not None:
+            keys = self._pack_keys[complete.pack.name]
+            self.ledger.append(complete.pack, keys, complete.results, complete.seconds)
         self._in_flight.discard(outcome.pack.name)
         self._advance()
 
     def exhausted(self) -> bool:
-        """True when everything the sweep wants is finished."""
+        """Whether everything is finished."""
         return not self._ready and not self._in_flight and self.extended is not None
 
     def objective(self, trial: Trial) -> float | None:
-        """What a finished trial is judged by, at the epoch it was stopped after if it was; None when it failed."""
-        chosen = self.spec.selection
-        return selection.objective(self.finished[trial.name], metric=chosen.metric, on=chosen.on, how=chosen.objective)
+        """The objective of a finished trial, for a stopped one at its last epoch; None if it failed."""
+        protocol = self.spec.selection
+        records = self.finished[trial.name]
+        return selection.objective(records, metric=protocol.metric, on=protocol.on, how=protocol.objective)
 
     def stopped(self, trial: Trial) -> int | None:
-        """The epochs after which the scheduler stopped a finished trial; None when it ran whole."""
+        """The number of epochs after which a finished trial was stopped early; None if it was not."""
         return selection.stopped(self.finished[trial.name])
 
     def ranking(self, phase: Phase, candidate: str | None = None) -> list[Trial]:
-        """Finished trials of a phase that neither failed nor were stopped, best first; of one candidate, or of all.
+        """Finished trials of a phase that neither failed nor were stopped, best first; of one candidate or of all.
 
-        Ties: the candidate that comes first in the file, then the lower number.
+        Ties are broken by the order of candidates in the file, then by the trial number.
         """
-        order = {study.candidate.name: place for place, study in enumerate(self.studies)}
+        order = {study.candidate.name: position for position, study in enumerate(self.studies)}
         scored = [
             ((-score, order.get(trial.candidate, 0), trial.number), trial)
             for trial in self.trials.values()
@@ -153,7 +155,7 @@ class TrialQueue:
         return [trial for _, trial in sorted(scored, key=lambda entry: entry[0])]
 
     def in_order(self) -> list[Trial]:
-        """Every trial asked so far: baselines, candidate by candidate its search and its finalists, the last."""
+        """Every trial so far: baselines, search and finalists of each candidate, extended training."""
         ordered = [trial for trial in self.trials.values() if trial.phase == "baseline"]
         for study in self.studies:
             ordered += [trial for batch in study.batches for trial in batch]
@@ -161,27 +163,27 @@ class TrialQueue:
         return ordered + (self.extended or [])
 
     def winner(self, candidate: str | None = None) -> Trial | None:
-        """The best finalist, or where there are none the best trial; None when every trial failed."""
+        """The best finalist, or the best trial if the sweep has no finalists; None if all failed."""
         ranking = self.ranking("finalist" if self.spec.selection.finalists else "search", candidate)
         return ranking[0] if ranking else None
 
     def pack_sizes(self) -> str:
-        """How large the packs are that wait to be trained, and why; empty when none waits."""
+        """A description of the largest pack in the queue; empty if there is none."""
         largest = max(self._ready, key=lambda pack: len(pack.runs), default=None)
-        return "" if largest is None else self.size.told(largest.runs[0], len(largest.runs))
+        return "" if largest is None else self.size.describe(largest.runs[0], len(largest.runs))
 
     def _advance(self) -> None:
-        """Take note of complete trials and ask for whatever may be asked now, until nothing changes."""
-        self._note_complete()
+        """Collect complete trials and queue new ones, until nothing changes."""
+        self._collect_complete()
         for study in self.studies:
-            # Asking comes first: proposal batch g + 1 is always asked before proposal batch g is told, also in a replay,
-            # where g is complete at once. The search's answers depend on that order.
+            # Proposal batch g + 1 is always requested before the outcomes of batch g are reported, also in a replay,
+            # where batch g is complete at once, because the proposals depend on that order.
             while self._ask(study) or self._tell(study) or self._finish(study):
-                self._note_complete()
+                self._collect_complete()
         if self._train_extended():
-            self._note_complete()
+            self._collect_complete()
 
-    def _note_complete(self) -> None:
+    def _collect_complete(self) -> None:
         for name, trial in list(self._open.items()):
             if all(key in self.ledger.finished for key in self._keys[name]):
                 self.finished[name] = [self.ledger.finished[key] for key in self._keys[name]]
@@ -199,7 +201,7 @@ class TrialQueue:
         return batch is not None
 
     def _tell(self, study: Study) -> bool:
-        due = study.due()
+        due = study.next_to_report()
         if not due or any(trial.name not in self.finished for trial in due):
             return False
         with self._timed():
@@ -208,16 +210,16 @@ class TrialQueue:
         return True
 
     def _finish(self, study: Study) -> bool:
-        if study.finalists is not None or not study.all_told():
+        if study.finalists is not None or not study.is_complete():
             return False
         finalists = study.finish(self.ranking("search", study.candidate.name))
         self._enqueue("finalist", finalists, study)
         return True
 
     def _train_extended(self) -> bool:
-        """Ask for the winner once more when nobody can take its place: every trial but a baseline is complete."""
-        sure = all(study.finalists is not None for study in self.studies)
-        if self.extended is not None or not sure or any(trial.phase != "baseline" for trial in self._open.values()):
+        """Queue extended training of the winner once it is final: every trial other than baselines is complete."""
+        final = all(study.finalists is not None for study in self.studies)
+        if self.extended is not None or not final or any(trial.phase != "baseline" for trial in self._open.values()):
             return False
         winner, self.extended = self.winner(), []
         if winner is None:
@@ -228,12 +230,12 @@ class TrialQueue:
         return bool(self.extended)
 
     def _drop_heads(self) -> None:
-        """Forget the heads of told trials that cannot be the champion (finalists bring heads of their own)."""
-        told = [trial for study in self.studies for trials in study.batches[: study.told] for trial in trials]
+        """Remove the heads of reported trials that cannot become the champion; finalists have heads of their own."""
+        reported = [trial for study in self.studies for trials in study.batches[: study.reported] for trial in trials]
         best = self.ranking("search")[:1]
-        # By key, not by trial: a duplicate of the best trial is not the best, but has its heads.
+        # By key, because a duplicate of the best trial shares its heads.
         kept = {key for trial in best for key in self._keys[trial.name]}
-        self.ledger.drop_heads({key for trial in told for key in self._keys[trial.name]} - kept)
+        self.ledger.drop_heads({key for trial in reported for key in self._keys[trial.name]} - kept)
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -242,10 +244,10 @@ class TrialQueue:
         self.seconds += time.perf_counter() - start
 
     def _enqueue(self, phase: Phase, trials: Sequence[Trial], study: Study | None = None) -> None:
-        """Make packs of the runs nobody asked for before; what the ledger holds already is not trained again.
+        """Group the new runs of trials into packs and queue the packs that the ledger does not hold.
 
-        A pack is in the ledger whole or not at all, and is trained whole or not at all: what becomes of a run may
-        depend on who else is in its pack.
+        A pack is recorded as a whole and trained as a whole, because the result of a run may depend on the other runs
+        in its pack.
         """
         pool = study.candidate.prefix if study else ""
         keys_of: dict[Run, str] = {}
@@ -268,19 +270,19 @@ class TrialQueue:
                 self._ready.append(pack)
 
     def _rule(self, phase: Phase) -> EpochSelection:
-        """Which epoch of a run counts; what is trained longer tells where it leads, so there it is the last."""
+        """Which epoch of a run counts; in extended training always the last."""
         return replace(self.rule, epoch="last") if phase == "extended" else self.rule
 
     def _halving(self, run: Run, phase: Phase) -> Halving | None:
-        """How the trials of a run's pack are stopped early; only those of a search are, what is reported runs whole."""
+        """How the trials of a run's pack are stopped early; None outside the search: reported runs are complete."""
         if phase != "search" or not run.method.trains:
             return None
         return self.spec.search.early_stopping.halving(run.training)
 
     def _key(self, run: Run, phase: Phase, pool: str) -> str:
-        """A run's key: shared with a baseline that is the same run, and within a candidate, but never among those.
+        """A run's key: shared within a candidate and with an identical baseline, but not between candidates.
 
-        Which of two candidates asks first depends on timing, and so would the pack that a shared run lies in.
+        Which of two candidates requests a run first depends on timing, and so would the pack of a shared run.
         """
         halving = self._halving(run, phase)
         rule = self._rule(phase)

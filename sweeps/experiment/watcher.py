@@ -1,6 +1,6 @@
-"""Follows a schedule while packs are trained: hands finished trials to tracking, and keeps progress true.
+"""Reports a sweep while its packs are trained: progress on the terminal and in `progress.json`, trials to tracking.
 
-Everything here only looks on; nothing that is trained or selected depends on it.
+Nothing that is trained or selected depends on it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from lt_train.core.progress import Report
+from lt_train.core.progress import ProgressCallback
 from sweeps.analysis.labels import short_params
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import SearchSize, Trial, search_size
@@ -22,52 +22,54 @@ __all__ = ["Watcher"]
 
 
 class Watcher:
-    """What a driver shows of its sweep, on its terminal and where others look."""
+    """Counts finished trials and reports them."""
 
-    def __init__(self, spec: SweepSpec, tracker: BackgroundTracker, report: Report, publisher: Publisher) -> None:
+    def __init__(
+        self, spec: SweepSpec, tracker: BackgroundTracker, report: ProgressCallback, publisher: Publisher
+    ) -> None:
         self.spec, self.tracker, self.report, self.publisher = spec, tracker, report, publisher
         self.queue: TrialQueue | None = None
-        self.asked = search_size(spec)
         self.runs = self.trials = self.stopped = self.failed = 0
         self.best: Best | None = None
-        self.early: list[tuple[Trial, list[Record]]] = []
-        self.began: float | None = None
-        self.before = 0
+        self._planned = search_size(spec)
+        self._replayed: list[tuple[Trial, list[Record]]] = []
+        self._started: float | None = None
+        self._runs_before = 0
 
     @property
     def size(self) -> SearchSize:
-        """What is asked for in all, without the longer run where it turned out that there is none to be trained."""
+        """The number of trials and runs in all, without extended training once it turns out that there is none."""
         none = self.queue is not None and self.queue.extended == []
-        return replace(self.asked, extended_runs=0) if none else self.asked
+        return replace(self._planned, extended_runs=0) if none else self._planned
 
     def attach(self, queue: TrialQueue) -> None:
-        """Start following; trials that were replayed while the schedule was being made come first."""
+        """Start reporting, first the trials that were replayed from the ledger while the queue was created."""
         self.queue = queue
         self.report(0, self.size.runs, queue.pack_sizes())
-        for trial, records in self.early:
-            self._take(trial, records)
-        self._tell("" if queue.exhausted() else "workers start and train the first packs")
+        for trial, records in self._replayed:
+            self._count(trial, records)
+        self._publish("" if queue.exhausted() else "starting workers and training the first packs")
 
     def on_trial(self, trial: Trial, records: list[Record]) -> None:
-        """Called by the schedule once for every trial that completes."""
+        """Called by the queue once for every trial that completes."""
         if self.queue is None:
-            self.early.append((trial, records))
+            self._replayed.append((trial, records))
             return
-        self._take(trial, records)
-        if self.began is None:  # from the first trial on: before it workers start, once
-            self.began, self.before = time.monotonic(), self.runs
-        self._tell()
+        self._count(trial, records)
+        if self._started is None:  # rates are measured from the first trial on, without the start of the workers
+            self._started, self._runs_before = time.monotonic(), self.runs
+        self._publish()
 
     def trained(self) -> None:
-        """Everything is trained; that nothing runs longer is known only after the last trial."""
-        if self.size != self.asked:
-            self._tell()
-        self.publisher.update(at_once=True, note="writing the result, and what tracking does not show yet")
+        """Called once everything is trained."""
+        if self.size != self._planned:
+            self._publish()
+        self.publisher.update(at_once=True, note="writing the result and the remaining trials to tracking")
 
-    def _take(self, trial: Trial, records: list[Record]) -> None:
-        assert self.queue is not None, "trials are taken once a schedule is followed"
+    def _count(self, trial: Trial, records: list[Record]) -> None:
+        assert self.queue is not None, "trials are counted once a queue is attached"
         objective, stopped = self.queue.objective(trial), self.queue.stopped(trial)
-        # What ran longer competes with nobody, and so is not ranked where trials are sorted by their objective.
+        # Extended training does not compete, so it has no objective where trials are sorted by it.
         ranked = None if trial.phase == "extended" else objective
         self.tracker.log_trial(lambda: trial_finished(trial, records, ranked, self.spec))
         self.runs += len(records)
@@ -76,12 +78,12 @@ class Watcher:
         self.stopped += stopped is not None
         better = objective is not None and (self.best is None or objective > self.best.objective)
         if objective is not None and better and stopped is None and trial.phase == "search":
-            chosen = self.spec.selection
-            called = f"{trial.called} {short_params(trial.params)}".strip()
-            self.best = Best(trial=called, objective=objective, protocol=f"{chosen.on} {chosen.metric}")
+            selection = self.spec.selection
+            name = f"{trial.display_name} {short_params(trial.params)}".strip()
+            self.best = Best(trial=name, objective=objective, protocol=f"{selection.on} {selection.metric}")
 
-    def _tell(self, note: str = "") -> None:
-        assert self.queue is not None, "there is something to tell once a schedule is followed"
+    def _publish(self, note: str = "") -> None:
+        assert self.queue is not None, "progress is published once a queue is attached"
         notes = []
         if self.best is not None:
             notes.append(f"best {self.best.protocol} {100 * self.best.objective:.2f}% at {self.best.trial}")
@@ -90,10 +92,10 @@ class Watcher:
         if self.failed:
             notes.append(f"{self.failed} trials failed")
         if self.queue.retries.lost:
-            notes.append(f"{self.queue.retries.lost} packs lost with their machines, tried again")
+            notes.append(f"{self.queue.retries.lost} packs lost with their nodes and rescheduled")
         self.report(self.runs, self.size.runs, ", ".join(notes))
-        took = 0.0 if self.began is None else time.monotonic() - self.began
-        rate = (self.runs - self.before) / took if self.runs > self.before and took > 0 else None
+        seconds = 0.0 if self._started is None else time.monotonic() - self._started
+        rate = (self.runs - self._runs_before) / seconds if self.runs > self._runs_before and seconds > 0 else None
         self.publisher.update(
             note=note,
             trials_finished=self.trials,

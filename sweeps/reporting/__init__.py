@@ -1,7 +1,5 @@
-"""Figures, tables and pages from sweeps; `sweeps.report("runs/mine")` writes the report of one.
+"""Presentation of results: reports (`write`), terminal output (`terminal`, `progress`), and files for MLflow.
 
-`reading` takes a sweep from disk, finished or not; `judgements`, `verdict`, `tables` and the `*_figures` say what is in
-a report, as plain data (`content`), `comparing` how sweeps differ; `drawing`, `formats` and `page` turn that into SVG,
-Markdown, LaTeX, CSV and HTML; `writing` calls them. `terminal`, `progress`, `markdown`, `artifacts` and `figures` are
-what a running sweep shows.
+`sections`, `verdict`, `tables` and the `*_figures` modules build the content of a report as plain data (`model`);
+`formats`, `svg` and `write` render it as Markdown, LaTeX, CSV, SVG and HTML.
 """

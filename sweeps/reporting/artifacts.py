@@ -1,30 +1,25 @@
-"""The files a finished sweep leaves for people and for tracking: resolved spec, tables as CSV, figures as PNG."""
+"""Files of a finished sweep for people and for tracking: resolved spec, result, tables and figures."""
 
 from __future__ import annotations
-
-import csv
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import yaml
 
 from lt_train.core.io import writing
 from lt_train.features.bank import FeatureBank
-from lt_train.metrics.accuracy import SPLITS
-from sweeps.analysis import selection
+from sweeps.analysis.load import class_order, finished_trials
 from sweeps.analysis.result import Result, Row
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.trial_queue import TrialQueue
-from sweeps.reporting.figures import by_class
-from sweeps.reporting.markdown import method_table
+from sweeps.reporting.class_figures import MOST_LINES
+from sweeps.reporting.formats import as_csv
+from sweeps.reporting.model import Cell, Column, Figure, Panel, Series, Table
+from sweeps.reporting.notes import result_markdown
+from sweeps.reporting.svg import draw_png
+from sweeps.reporting.tables import all_runs
 from sweeps.store.layout import SweepDirectory
 from sweeps.store.ledger import Record
 
 __all__ = ["write_artifacts"]
-
-MOST_LINES = 8
-"""Lines that a figure can hold and still be read; the table beside it has all of them."""
 
 
 def write_artifacts(
@@ -37,34 +32,36 @@ def write_artifacts(
     """
     place = directory.artifacts
     counts = bank.class_counts.tolist()
-    shown = _shown(queue, result)
+    shown = _best_runs(queue, result)
     with writing(place):
         place.mkdir(exist_ok=True)
         (place / "spec.yaml").write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
         (place / "result.json").write_text(directory.result.read_text())
-        (place / "table.md").write_text(method_table(result))
-        _csv(place / "trials.csv", *_trials(queue))
-        _csv(place / "per_class.csv", *_per_class(shown, counts))
+        (place / "table.md").write_text(result_markdown(result))
+        (place / "trials.csv").write_text(as_csv(all_runs(finished_trials(queue))))
+        (place / "per_class.csv").write_text(as_csv(_per_class(shown, counts)))
         if shown:
             drawn = dict(list(shown.items())[:MOST_LINES])
             loma = {name: record.loma for name, record in drawn.items()}
-            by_class(loma, counts, f"{spec.name}: Logits Magnitude (Eq. 6) on test", "LoMa", place / "loma.png")
+            title = f"{spec.name}: Logits Magnitude (Eq. 6) on test"
+            draw_png(_by_class("loma", title, "LoMa", loma, counts), place / "loma.png")
             accuracy = {name: record.class_accuracy for name, record in drawn.items()}
-            by_class(accuracy, counts, f"{spec.name}: accuracy by class", "accuracy", place / "class_accuracy.png")
+            title = f"{spec.name}: test accuracy by class"
+            draw_png(_by_class("class_accuracy", title, "accuracy", accuracy, counts), place / "class_accuracy.png")
 
 
-def _shown(queue: TrialQueue, result: Result) -> dict[str, Record]:
-    """The best seed's record of each baseline and of each method's winner, these best first, by display name."""
+def _best_runs(queue: TrialQueue, result: Result) -> dict[str, Record]:
+    """The best seed's record of each baseline and of each method's best trial, by display name."""
     shown: dict[str, Record] = {}
     for name, row in result.baselines.items():
         shown[name] = _best(queue, f"baseline-{name}", row)
-    for place, row in enumerate(result.methods):
+    for rank, row in enumerate(result.methods):
         trial = queue.winner(row.method)
-        assert trial is not None, "it has a row because it has a winner"
+        assert trial is not None, "a method with a row has a winner"
         record = _best(queue, trial.name, row)
-        if place == 0:
+        if rank == 0:
             shown[f"{row.method} (winner)"] = record
-        elif shown.get(row.method) != record:  # else the baseline is this very run
+        elif shown.get(row.method) != record:  # otherwise the baseline is the same run
             shown[f"{row.method} (best)" if row.method in shown else row.method] = record
     return shown
 
@@ -73,36 +70,31 @@ def _best(queue: TrialQueue, trial: str, row: Row) -> Record:
     return next(record for record in queue.finished[trial] if record.seed == row.best_of.seed)
 
 
-def _trials(queue: TrialQueue) -> tuple[list[str], Iterable[list[Any]]]:
-    paths = list(dict.fromkeys(path for trial in queue.in_order() for path in trial.params))
-    columns = [f"acc_{split}" for split in SPLITS]
-    header = ["phase", "method", "number", *paths, "seed", "objective", *columns, "stopped", "failure"]
-    rows: list[list[Any]] = []
-    for trial in queue.in_order():
-        objective = queue.objective(trial) if trial.phase != "baseline" else None
-        for record in queue.finished[trial.name]:
-            accuracies = [""] * 4 if record.failure else selection.reported([record])[0].tolist()
-            values = [trial.params.get(path, "") for path in paths]
-            about = [trial.phase, trial.called, trial.number, *values, record.seed, objective]
-            rows.append([*about, *accuracies, record.stopped or "", record.failure or ""])
-    return header, rows
-
-
-def _per_class(shown: dict[str, Record], counts: list[int]) -> tuple[list[str], Iterable[list[Any]]]:
-    header = ["class", "training_images"]
+def _per_class(shown: dict[str, Record], counts: list[int]) -> Table:
+    """Accuracy, LoMa and regularised std by class, of the best seed of each method."""
+    titles = ["class", "training_images"]
     for name in shown:
-        header += [f"{name} accuracy", f"{name} LoMa", f"{name} regularised_std"]
-    rows = []
+        titles += [f"{name} accuracy", f"{name} LoMa", f"{name} regularised_std"]
+    rows: list[tuple[Cell, ...]] = []
     for k, count in enumerate(counts):
-        row: list[Any] = [k, count]
+        row: list[Cell] = [k, count]
         for record in shown.values():
             row += [record.class_accuracy[k], record.loma[k], record.regularised_std[k]]
-        rows.append(row)
-    return header, rows
+        rows.append(tuple(row))
+    return Table("per_class", "Results by class", tuple(map(Column, titles)), tuple(rows))
 
 
-def _csv(file: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
+def _by_class(name: str, title: str, unit: str, values: dict[str, list[float | None]], counts: list[int]) -> Figure:
+    """A line per method over classes by descending size, and the class sizes."""
+    order = class_order(counts)
+    x = [float(rank) for rank in range(len(order))]
+    ticks = {float(rank): str(k) for rank, k in enumerate(order)}
+    series = [
+        Series(method, x, [own[k] for k in order], style=style) for style, (method, own) in enumerate(values.items())
+    ]
+    sizes = Series("training images", x, [float(counts[k]) for k in order], style=5)
+    panels = (
+        Panel("class, by descending size", unit, tuple(series), x_ticks=ticks),
+        Panel("class, by descending size", "training images", (sizes,), x_ticks=ticks, y_log=True),
+    )
+    return Figure(name, title, "", title, panels)

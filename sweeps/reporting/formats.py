@@ -1,17 +1,18 @@
-"""Tables as Markdown, LaTeX (booktabs) and CSV, and a cell as people read it. Knows tables; computes nothing."""
+"""Formats of numbers and cells, and tables as Markdown, LaTeX (booktabs) and CSV.
+
+These renderers are our own: pandas' would need every cell formatted first, and do not escape or align by column.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterator
 
-from sweeps.analysis.estimate import Estimate
-from sweeps.reporting.cells import percent, points
-from sweeps.reporting.model import Cell, Column, Kind, Table
+from sweeps.analysis.statistics import Estimate
+from sweeps.reporting.model import Cell, Kind, Table
 
-__all__ = ["as_csv", "as_latex", "as_markdown", "shown"]
+__all__ = ["as_csv", "as_latex", "as_markdown", "format_cell", "percent", "points"]
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -30,20 +31,37 @@ _LATEX = {
 }
 
 
-def shown(cell: Cell, kind: Kind) -> str:
-    """`79.48 ±0.02`, `+4.16 [+4.14, +4.17]`, `< 0.001`; a dash for what is not known."""
+def percent(value: float | None) -> str:
+    """`79.48`; a dash for None."""
+    return "-" if value is None else f"{_hundredths(value):.2f}"
+
+
+def points(value: float) -> str:
+    """`+4.16`; float rounding errors of 0 are shown as `+0.00`."""
+    return f"{_hundredths(value):+.2f}"
+
+
+def _hundredths(value: float) -> float:
+    """In percent, rounded as shown; 0 has no sign."""
+    return round(100 * value, 2) + 0.0
+
+
+def format_cell(cell: Cell, kind: Kind) -> str:
+    """`79.48 ±0.02`, `+4.16 [+4.14, +4.17]`, `< 0.001`; a dash for None."""
     if cell is None:
         return "-"
     if isinstance(cell, str):
         return cell
     if isinstance(cell, Estimate):
         if cell.low is None or cell.high is None:
-            return shown(cell.mean, kind)
+            return format_cell(cell.value, kind)
         if kind == "points":
-            return f"{_number(cell.mean, kind)} [{_number(cell.low, kind)}, {_number(cell.high, kind)}]"
+            return f"{_number(cell.value, kind)} [{_number(cell.low, kind)}, {_number(cell.high, kind)}]"
         scale = 100 if kind in ("percent", "gain") else 1
         half = scale * (cell.high - cell.low) / 2
-        return f"{_number(cell.mean, kind)} ±{half:.2f}" if scale == 100 else f"{_number(cell.mean, kind)} ±{half:.3g}"
+        return (
+            f"{_number(cell.value, kind)} ±{half:.2f}" if scale == 100 else f"{_number(cell.value, kind)} ±{half:.3g}"
+        )
     return _number(cell, kind)
 
 
@@ -56,37 +74,42 @@ def _number(value: float, kind: Kind) -> str:
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
     if kind == "count":
         return f"{value:.0f}"
+    if kind == "loma":
+        return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def as_markdown(table: Table) -> str:
-    """A Markdown table under its title, with its note."""
+def as_markdown(table: Table, heading: str = "## ") -> str:
+    """A Markdown table with its note, under its title unless `heading` is empty."""
     lines = [
         _row([column.title for column in table.columns]),
         _row(["---" if column.kind == "text" else "---:" for column in table.columns]),
     ]
     for number, row in enumerate(table.rows):
-        cells = [shown(cell, column.kind).replace("|", "\\|").replace("\n", " ") for cell, column in _cells(table, row)]
-        lines.append(_row([f"**{cell}**" if cell and number in table.strong else cell for cell in cells]))
-    return "\n".join([f"## {table.title}", "", *lines, *(["", table.note] if table.note else [])]) + "\n"
+        cells = [text.replace("|", "\\|").replace("\n", " ") for text in _texts(table, row)]
+        bold = [bool(cell) and table.is_strong(number, column) for column, cell in enumerate(cells)]
+        lines.append(_row([f"**{cell}**" if strong else cell for cell, strong in zip(cells, bold, strict=True)]))
+    title = [f"{heading}{table.title}", ""] if heading else []
+    return "\n".join([*title, *lines, *(["", table.note] if table.note else [])]) + "\n"
 
 
 def as_latex(table: Table) -> str:
-    """A `table` environment with the rules of the package booktabs, which is all it needs."""
+    """A `table` environment; needs the package booktabs only."""
     places = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
     lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{places}}}", r"\toprule"]
     lines += [" & ".join(_tex(column.title) for column in table.columns) + r" \\", r"\midrule"]
     for number, row in enumerate(table.rows):
-        cells = [_tex(shown(cell, column.kind)) for cell, column in _cells(table, row)]
-        bold = number in table.strong
-        lines.append(" & ".join(rf"\textbf{{{cell}}}" if bold else cell for cell in cells) + r" \\")
+        cells = [_tex(text) for text in _texts(table, row)]
+        bold = [table.is_strong(number, column) for column in range(len(cells))]
+        marked = (rf"\textbf{{{cell}}}" if strong else cell for cell, strong in zip(cells, bold, strict=True))
+        lines.append(" & ".join(marked) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines + ([f"% {table.note}"] if table.note else [])) + "\n"
 
 
 def as_csv(table: Table) -> str:
-    """Numbers as they are, fractions of 1; an estimate takes three columns, an unknown value is empty."""
+    """Unrounded numbers, fractions of 1. An estimate takes three columns; an unknown value is empty."""
     wide = [any(isinstance(row[place], Estimate) for row in table.rows) for place in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -98,15 +121,15 @@ def as_csv(table: Table) -> str:
         values: list[object] = []
         for cell, three in zip(row, wide, strict=True):
             if isinstance(cell, Estimate):
-                values += [cell.mean, cell.low, cell.high]
+                values += [cell.value, cell.low, cell.high]
             else:
                 values += [cell, None, None] if three else [cell]
         writer.writerow(["" if value is None else value for value in values])
     return out.getvalue()
 
 
-def _cells(table: Table, row: tuple[Cell, ...]) -> Iterator[tuple[Cell, Column]]:
-    yield from zip(row, table.columns, strict=True)
+def _texts(table: Table, row: tuple[Cell, ...]) -> list[str]:
+    return [format_cell(cell, column.kind) for cell, column in zip(row, table.columns, strict=True)]
 
 
 def _row(cells: list[str]) -> str:

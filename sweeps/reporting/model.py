@@ -1,7 +1,6 @@
-"""What a report holds before anything is drawn: tables with typed cells, figures as the series they show.
+"""Content of a report as plain data: tables with typed cells, and figures as the series they show.
 
-Plain data. A figure's CSV is made from the very series that are drawn, so the two cannot differ. Knows no sweep, no
-file format and no drawing.
+The CSV file of a figure is made from the series that are drawn.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sweeps.analysis.estimate import Estimate
+from sweeps.analysis.statistics import Estimate
 
 __all__ = [
     "Cell",
@@ -18,20 +17,21 @@ __all__ = [
     "Figure",
     "Line",
     "Panel",
-    "Report",
     "Section",
     "Series",
+    "SweepReport",
     "Table",
     "Verdict",
 ]
 
-Kind = Literal["text", "percent", "points", "gain", "number", "count", "p"]
-"""How a column is shown: percent, points and gain are fractions times 100, the last two with a sign, points with the
-ends of an interval and gain with half of it; number has 3 digits."""
+Kind = Literal["text", "percent", "points", "gain", "number", "loma", "count", "p"]
+"""Format of a column. Percent, points and gain show fractions times 100; points and gain have a sign. Estimates are
+shown with half the width of their interval, in a points column with its ends. A number has 3 significant digits, loma
+3 decimals."""
 
 
 Cell = str | int | float | Estimate | None
-"""None is what is not known, shown as a dash."""
+"""None is an unknown value, shown as a dash."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. `name` is its file's; `note` stands below it; `strong` are rows to be shown bold."""
+    """A table. `name` is that of its files, `note` is shown below it; `strong` rows and `strong_cells` are bold."""
 
     name: str
     title: str
@@ -52,14 +52,22 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     strong: frozenset[int] = frozenset()
+    strong_cells: frozenset[tuple[int, int]] = frozenset()
+
+    def is_strong(self, row: int, column: int) -> bool:
+        """Whether a cell is bold."""
+        return row in self.strong or (row, column) in self.strong_cells
 
 
 @dataclass(frozen=True)
 class Series:
-    """One set of points of a panel; None is a gap. `low` and `high` are error bars of points, or a band of a line.
+    """One series of a panel. None in `y` is a gap.
 
-    `value` shades points or cells, and sizes points, from the least to the largest. `label` names single points. The
-    look is `style`: series of one style, in all panels and figures, are the same thing.
+    Attributes:
+        style: index of colour, marker and dash.
+        value: shades points or cells, and sizes points, by rank.
+        label: text of single cells.
+        faint: drawn in the background.
     """
 
     name: str
@@ -67,8 +75,6 @@ class Series:
     y: Sequence[float | None]
     mark: Literal["line", "points", "hollow", "steps", "bars", "cells", "cross", "star"] = "line"
     style: int = 0
-    low: Sequence[float | None] | None = None
-    high: Sequence[float | None] | None = None
     value: Sequence[float] | None = None
     label: Sequence[str] | None = None
     faint: bool = False
@@ -76,7 +82,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A reference line across a panel: at `x` or at `y`."""
+    """A reference line across a panel at `x` or `y`."""
 
     name: str
     x: float | None = None
@@ -102,46 +108,47 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels side by side, `matrix` in a row. `alt` says in words what is to be seen; `data` replaces the own CSV."""
+    """Panels, `columns` in a row. `alt` describes the figure in words; `data` replaces the table of its series."""
 
     name: str
     title: str
     caption: str
     alt: str
     panels: tuple[Panel, ...]
-    axis: int = 2
+    columns: int = 2
     data: Table | None = None
 
     def table(self) -> Table:
-        """What the figure was drawn from: one row a point."""
+        """The plotted data, one row per point."""
         if self.data is not None:
             return self.data
         titles = ("panel", "series", self.panels[0].x_label or "x", self.panels[0].y_label or "y")
-        columns = [*map(Column, titles), *map(Column, ("low", "high", "value", "label"))]
+        columns = [*map(Column, titles), *map(Column, ("value", "label"))]
         return Table(self.name, self.title, tuple(columns), tuple(self._points()))
 
     def _points(self) -> Iterator[tuple[Cell, ...]]:
         for panel in self.panels:
             for one in panel.series:
-                beside = [one.low, one.high, one.value, one.label]
+                beside = [one.value, one.label]
                 for place, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
                     extra = [None if values is None else values[place] for values in beside]
                     yield (panel.title, one.name, (panel.x_ticks or {}).get(x, x), y, *extra)
             for line in panel.lines:
-                yield (panel.title, line.name, line.x, line.y, None, None, None, None)
+                yield (panel.title, line.name, line.x, line.y, None, None)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The first screen: what came out, in a sentence, numbers, and what they are worth.
+    """The start of a report: the outcome and its limits.
 
     Attributes:
-        headline: who leads, with how much.
-        about: what was searched, on what.
-        selected: what the numbers were selected on.
-        numbers: the winner by split.
-        gains: over whom, by how much, by a paired test.
-        cautions: what a reader should hold against it, or may rely on.
+        headline: the winner and its accuracy.
+        about: what was searched on which data.
+        selected: how the winner was selected.
+        params: its searched values.
+        numbers: its accuracy by split.
+        gains: over baselines and runner-up, with tests.
+        cautions: limits of these numbers.
     """
 
     headline: str
@@ -155,7 +162,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report under one heading."""
+    """One section of a report."""
 
     anchor: str
     title: str
@@ -165,20 +172,20 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Report:
-    """One sweep's part of a page."""
+class SweepReport:
+    """The report of one sweep."""
 
     name: str
     verdict: Verdict
     sections: tuple[Section, ...] = field(default=())
 
     def tables(self) -> Iterator[Table]:
-        """Every table, those of the verdict first."""
+        """All tables, those of the verdict first."""
         yield from (table for table in (self.verdict.numbers, self.verdict.gains) if table is not None)
         for section in self.sections:
             yield from section.tables
 
     def figures(self) -> Iterator[Figure]:
-        """Every figure, in order."""
+        """All figures, in order."""
         for section in self.sections:
             yield from section.figures

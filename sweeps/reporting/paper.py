@@ -1,8 +1,7 @@
-"""The paper's own figures (Tables 1, 2 and 4), and for which of our sweeps they stand beside ours. Data and a lookup.
+"""Results printed in the paper (Tables 1, 2 and 4), and which sweeps they are comparable with.
 
-In percent as printed, all/many/medium/few; None where the paper prints none. Left out is what it slipped in: the row of
-Re-Sampling in Table 1 repeats that of Vanilla FC. Few of BCL + LOS in Table 3, printed 28.1, would be 38.1; no sweep of
-ours stands beside Table 3.
+In percent as printed: all, many, medium, few; None if not printed. The row of Re-Sampling in Table 1 is left out: it
+repeats that of Vanilla FC by mistake. Table 3 is left out: no sweep of ours is comparable with it.
 """
 
 from __future__ import annotations
@@ -78,25 +77,25 @@ TABLE4: Mapping[str, Mapping[str, float]] = {
         "balanced_softmax": (45.90, 45.91, 46.04, 45.90, 46.81, 46.76, 47.08),
     }.items()
 }
-"""Stage-1 recipe on LDAM's schedule, then method: all classes of CIFAR100-LT at IR 100."""
+"""By stage-1 recipe (on the schedule of LDAM) and method: accuracy over all classes of CIFAR100-LT at IR 100."""
 
 
 @dataclass(frozen=True)
 class Printed:
-    """What the paper prints for a sweep's data: by method kind, with where it stands and what differs from ours."""
+    """What the paper prints for the data of a sweep: by method kind, with the source and how it differs from ours."""
 
     where: str
     rows: Mapping[str, Splits]
 
 
 BEST_OF_FIVE = (
-    "best of five trials at the best epoch on the test set, the backbone's batch norm in training mode: compare with "
-    "our best of five at the most"
+    "best of five trials at the best epoch on the test set, with the batch norm of the backbone in training mode. "
+    "Compare it with our best of five, not with our mean"
 )
 
 
 def printed(spec: SweepSpec) -> Printed | None:
-    """The paper's figures for the dataset and imbalance ratio of a sweep, with the backbone they were made with."""
+    """The results of the paper for the dataset, imbalance ratio and stage 1 of a sweep; None if it has none."""
     document = spec.resolved()
     data, backbone = document["dataset"], (document["backbone"] or {}).get("kind")
     if data["kind"] in TABLE2_LISTS:
@@ -111,11 +110,11 @@ def printed(spec: SweepSpec) -> Printed | None:
         return Printed(f"Table 4, row {recipe}: {BEST_OF_FIVE}", rows)
     alone: dict[str, Splits] = {kind: (value, None, None, None) for kind, value in TABLE2_CIFAR[ratio].items()}
     if ratio == 100:
-        # Re-evaluated on one backbone in Table 1; Table 2 quotes the others from their own papers.
+        # Table 1 evaluates all methods on one backbone; Table 2 quotes them from their own papers.
         return Printed(_where("Table 1 (los, ltwb: Table 2)", backbone, "resnet34"), alone | dict(TABLE1))
     return Printed(_where("Table 2", backbone, "resnet34"), alone)
 
 
 def _where(table: str, ours: str | None, theirs: str) -> str:
-    other = "" if ours == theirs else f"; theirs is a {theirs}, ours {ours or 'given as features'}"
+    other = "" if ours == theirs else f". Backbone of the paper: {theirs}, ours: {ours or 'given as features'}"
     return f"{table}: {BEST_OF_FIVE}{other}"

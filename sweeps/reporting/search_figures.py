@@ -1,42 +1,51 @@
-"""What a search looked like, as figures' data: history, epochs, smooth factor, learning rate x weight decay. Pure.
+"""Data of figures of the search: history, epochs, and the objective against the searched values.
 
-Figures are of one method, or of several, whose searches are separate. Nothing is drawn here.
+Methods are searched separately and have a panel each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from lt_train.metrics.accuracy import SPLITS
-from sweeps.analysis.labels import called, role, times_as_long
+from sweeps.analysis.labels import role, short_params, times_as_long, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns
-from sweeps.analysis.statistics import judged, mean_curve
+from sweeps.analysis.selection import accuracy_curves
 from sweeps.config.methods import Candidate
-from sweeps.reporting.convergence import ending_of, ending_text
-from sweeps.reporting.model import Figure, Line, Panel, Series
+from sweeps.reporting.model import Column, Figure, Line, Panel, Series, Table
+from sweeps.reporting.verdict import convergence
 from sweeps.search.base import LogUniform, Uniform
+from sweeps.search.optuna_study import MIN_TRIALS, importances
 
 __all__ = [
-    "candidates_shown",
+    "MOST_LINES",
     "epochs",
     "history",
+    "importance",
     "lr_weight_decay",
-    "objective_label",
+    "near_best",
+    "parallel",
+    "slices",
     "smooth_factor",
-    "whole",
 ]
 
 BINS = 8
-"""Of a continuous range, where a line is drawn through its trials."""
+"""Bins of a continuous range for the line through its trials."""
+
+MOST_LINES = 200
+"""Most lines of parallel coordinates: they can still be told apart, and the page stays small."""
+
+NEAR = 0.005
+"""Trials within half a point of the best count as near it."""
 
 
-def whole(sweep: Sweep, method: str | None = None) -> list[TrialRuns]:
-    """Trials of the search that have a value and ran to the end, of one candidate or of all."""
+def _complete(sweep: Sweep, method: str | None = None) -> list[TrialRuns]:
+    """Trials of the search that did not fail and were not stopped, of one candidate method or of all."""
     return [
         one
         for one in sweep.searched
@@ -45,9 +54,9 @@ def whole(sweep: Sweep, method: str | None = None) -> list[TrialRuns]:
 
 
 def history(sweep: Sweep) -> Figure | None:
-    """The objective by trial, the best so far, and what failed or was stopped."""
+    """The objective by trial, the best so far, and failed and stopped trials."""
     panels = []
-    for candidate in candidates_shown(sweep):
+    for candidate in _candidates(sweep):
         own = [one for one in sweep.searched if one.trial.candidate == candidate.name]
         known = [one for one in own if one.objective is not None]
         if not known:
@@ -67,23 +76,23 @@ def history(sweep: Sweep) -> Figure | None:
             floor = 100 * min(one.objective or 0.0 for one in known)
             numbers = [float(one.trial.number) for one in failed]
             series.append(Series("failed", numbers, [floor] * len(failed), mark="cross", style=2))
-        panels.append(Panel("trial", objective_label(sweep), tuple(series), title=candidate.name))
+        panels.append(Panel("trial", _objective_label(sweep), tuple(series), title=candidate.name))
     if not panels:
         return None
     done, count = len(sweep.searched), sum(one.objective is None for one in sweep.searched)
     return Figure(
         "history",
         "Search history",
-        "One point a trial, in the order it was asked; failed trials are crosses at the foot.",
-        f"Objective against trial number for {done} trials, {count} of them failed; the best so far is a step line.",
+        "One point per trial, in the order of the search. Failed trials are crosses at the bottom.",
+        f"Scatter plot of the objective of {done} trials, {count} of them failed, with the best so far as a step line.",
         tuple(panels),
     )
 
 
 def epochs(sweep: Sweep) -> Figure | None:
-    """Accuracy after every epoch of the winner, and trained longer, beside where the stage-1 head stands."""
+    """Accuracy after every epoch of the winner and of its extended training, with the stage-1 head as a line."""
     winner, extended = sweep.winner, sweep.extended if sweep.extended_training is not None else None
-    if winner is None or len((extended or winner).records[0].test) < 2:  # it trains nothing, or for one epoch
+    if winner is None or len((extended or winner).records[0].test) < 2:  # trains nothing, or one epoch
         return None
     panels = []
     sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]
@@ -98,35 +107,35 @@ def epochs(sweep: Sweep) -> Figure | None:
             series.append(replace(_along(name, extended, on, sweep.column), style=4))
         vanilla = sweep.sound_baselines.get("vanilla")
         if vanilla is not None and (on == "test" or vanilla.records[0].val):
-            start = judged(vanilla.records, on, sweep.column).mean()
+            start = accuracy_curves(vanilla.records, on, sweep.column).mean()
             lines.append(Line(f"stage-1 head, {SPLITS[sweep.column]}", y=100 * float(start), style=5))
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
-    end = ending_of(sweep, winner)
-    told = "" if end is None else ending_text(sweep, end)
+    outcome = convergence(sweep, winner)
     seeds = len(winner.records)
     over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
-    caption = f"The {role(sweep)}'s accuracy after every epoch, {over}. {told}"
-    alt = f"Accuracy of {called(sweep, winner)} by epoch and split on {' and '.join(sets)}. {told}"
-    return Figure("epochs", "Accuracy along the epochs", caption, alt, tuple(panels))
+    caption = f"Accuracy of the {role(sweep)} after every epoch, {over}. {outcome}"
+    alt = f"Line plot of the accuracy of {trial_label(winner)} by epoch and split on {' and '.join(sets)}. {outcome}"
+    return Figure("epochs", "Accuracy by epoch", caption, alt, tuple(panels))
 
 
-def _along(name: str, setting: TrialRuns, on: Literal["val", "test"], column: int) -> Series:
-    curve = [None if value is None else 100 * value for value in mean_curve(setting.records, on, column)]
+def _along(name: str, runs: TrialRuns, on: Literal["val", "test"], column: int) -> Series:
+    mean = accuracy_curves(runs.records, on, column).mean(axis=0)
+    curve = [None if math.isnan(value) else 100 * float(value) for value in mean]
     return Series(name, [float(epoch) for epoch in range(1, len(curve) + 1)], curve)
 
 
 def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
-    """Fig. 4: accuracy against smooth factor, one line an imbalance ratio where several sweeps are given."""
-    series, panel_name = [], "method.smooth_factor"
+    """Fig. 4: accuracy against smooth factor, one line per sweep."""
+    series, path = [], "method.smooth_factor"
     for style, sweep in enumerate(sweeps):
-        own = [one for one in whole(sweep) if panel_name in one.trial.params]
+        own = [one for one in _complete(sweep) if path in one.trial.params]
         if len(own) < 2:
             continue
-        name = _ratio(sweep) if len(sweeps) > 1 else "best trial of each range"
-        x = [float(one.trial.params[panel_name]) for one in own]
+        name = _ratio(sweep) if len(sweeps) > 1 else "best trial per range"
+        x = [float(one.trial.params[path]) for one in own]
         y = [100 * float(one.values[:, sweep.column].mean()) for one in own]
         series.append(Series(f"trials{f', {name}' if len(sweeps) > 1 else ''}", x, y, "points", style, faint=True))
-        ranges = [one.space[panel_name] for one in sweep.spec.candidates() if panel_name in one.space]
+        ranges = [one.space[path] for one in sweep.spec.candidates() if path in one.space]
         line = _envelope(own, x, y, exact=not any(isinstance(one, Uniform | LogUniform) for one in ranges))
         series.append(Series(name, [a for a, _ in line], [b for _, b in line], style=style))
     if not series:
@@ -135,30 +144,30 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
     return Figure(
         "smooth_factor",
         "Accuracy against smooth factor (Fig. 4)",
-        "Points are trials, whose other values differ; the line goes through the best trial, by what is selected on, "
-        "of each value or range of the smooth factor.",
-        f"Test accuracy against smooth factor for {len(series) // 2} sweep(s). "
+        "Points are trials, which differ in their other parameters. The line connects the best trials, by the "
+        "selection metric, of each value or range of the smooth factor.",
+        f"Scatter plot of test accuracy against smooth factor for {len(series) // 2} sweep(s). "
         + " ".join(f"{one.name}: {_trend(one)}" for one in series[1::2]),
         (Panel("smooth factor", f"test accuracy ({metric}), %", tuple(series)),),
     )
 
 
 def lr_weight_decay(sweep: Sweep) -> Figure | None:
-    """Fig. 5: learning rate x weight decay; a heat map of a grid, else one point a trial."""
-    panels, told = [], dict[str, None]()
+    """Fig. 5: objective over learning rate and weight decay; a heat map for a grid, else one point per trial."""
+    panels, captions = [], dict[str, None]()
     lr, decay = "method.lr", "method.weight_decay"
-    for candidate in candidates_shown(sweep):
-        own = [one for one in whole(sweep, candidate.name) if {lr, decay} <= one.trial.params.keys()]
+    for candidate in _candidates(sweep):
+        own = [one for one in _complete(sweep, candidate.name) if {lr, decay} <= one.trial.params.keys()]
         if len(own) < 2:
             continue
         x, y = ([float(one.trial.params[path]) for one in own] for path in (lr, decay))
         value = [100 * (one.objective or 0.0) for one in own]
         grid = len(set(x)) * len(set(y)) <= len(own) * 1.01
         if grid:
-            panels.append(_heat_map(candidate.name, x, y, value, objective_label(sweep)))
-            told["A cell a pair of values, of the best trial that has them; stronger is better."] = None
+            panels.append(_heat_map(candidate.name, x, y, value, _objective_label(sweep)))
+            captions["One cell per pair of values, showing its best trial; more intense is better."] = None
             continue
-        told["One point a trial, larger and stronger where better; the star is the best."] = None
+        captions["One point per trial; larger and more intense is better; the star is the best."] = None
         points = Series("trials", x, y, mark="points", value=value)
         top = int(np.argmax(value))
         star = Series("best", [x[top]], [y[top]], mark="star", style=1)
@@ -171,7 +180,7 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
                 candidate.name,
                 x_log=log[0],
                 y_log=log[1],
-                value_label=objective_label(sweep),
+                value_label=_objective_label(sweep),
             )
         )
     if not panels:
@@ -179,26 +188,189 @@ def lr_weight_decay(sweep: Sweep) -> Figure | None:
     return Figure(
         "lr_weight_decay",
         "Learning rate and weight decay (Fig. 5)",
-        f"{' '.join(told)} Other searched values, where there are any, differ.",
-        f"{objective_label(sweep)} over learning rate and weight decay for {', '.join(p.title for p in panels)}.",
+        f"{' '.join(captions)} Trials may differ in other parameters.",
+        f"{_objective_label(sweep)} over learning rate and weight decay for {', '.join(p.title for p in panels)}.",
         tuple(panels),
     )
 
 
-def candidates_shown(sweep: Sweep) -> list[Candidate]:
-    """Candidates with something to search, the best first, as many as a figure has room for."""
-    place = {one.trial.candidate: number for number, one in enumerate(sweep.methods)}
+def parallel(sweep: Sweep) -> Figure | None:
+    """Parallel coordinates: one axis per searched parameter and the objective; the best tenth is highlighted."""
+    panels, rows = [], []
+    for candidate in _candidates(sweep):
+        own = sorted(_complete(sweep, candidate.name), key=lambda one: one.objective or 0.0)
+        paths = list(candidate.space)
+        if len(own) < 2 or not paths:
+            continue
+        axes = [_axis(candidate, path, [one.trial.params[path] for one in own]) for path in paths]
+        axes.append(_scaled([one.objective or 0.0 for one in own]))
+        top = max(1, round(len(own) / 10))
+        leading = min(top, MOST_LINES // 2)
+        thinned = {
+            *range(len(own) - leading, len(own)),
+            *np.linspace(0, len(own) - 1, MOST_LINES - leading).astype(int).tolist(),
+        }
+        series = [
+            Series(
+                "best tenth" if trial >= len(own) - top else "other trials",
+                [float(axis) for axis in range(len(axes))],
+                [axis[trial] for axis in axes],
+                style=1 if trial >= len(own) - top else 0,
+                faint=trial < len(own) - top,
+            )
+            for trial in sorted(thinned)
+        ]
+        named = {float(axis): short for axis, short in enumerate([*map(_short, paths), _objective_label(sweep)])}
+        panels.append(Panel("", "lowest to highest value", tuple(series), candidate.name, x_ticks=named))
+        rows += [(candidate.name, one.trial.number, short_params(one.trial.params), one.objective) for one in own]
+    if not panels:
+        return None
+    data = Table(
+        "parallel",
+        "Parallel coordinates",
+        tuple(map(Column, ("method", "trial", "parameters", "objective"))),
+        tuple(rows),
+    )
+    return Figure(
+        "parallel",
+        "Parallel coordinates",
+        "One line per trial. Each axis runs from the lowest to the highest value tried, on the scale of the search. "
+        f"The best tenth is highlighted. At most {MOST_LINES} lines; all trials are in runs.csv.",
+        f"Parallel coordinates of {len(rows)} trials and their parameters; the best tenth is highlighted.",
+        tuple(panels),
+        columns=1,
+        data=data,
+    )
+
+
+def importance(sweep: Sweep) -> Figure | None:
+    """Share of the variance of the objective that each parameter explains."""
+    panels = []
+    for candidate in _candidates(sweep):
+        known = [(one.trial.params, one.objective or 0.0) for one in _complete(sweep, candidate.name)]
+        shares = importances(candidate.space, known)
+        if len(shares) < 2:
+            continue
+        x = [float(bar) for bar in range(len(shares))]
+        named = {float(bar): _short(path) for bar, path in enumerate(shares)}
+        bars = Series("importance", x, list(shares.values()), mark="bars")
+        panels.append(Panel("", "share of the variance", (bars,), candidate.name, x_ticks=named))
+    if not panels:
+        return None
+    shares_text = "; ".join(
+        f"{panel.title}: " + ", ".join(f"{(panel.x_ticks or {})[x]} {y:.2f}" for x, y in zip(one.x, one.y, strict=True))
+        for panel in panels
+        for one in panel.series
+    )
+    return Figure(
+        "importance",
+        "Parameter importance",
+        "Share of the variance of the objective over the searched ranges that a parameter explains alone (fANOVA of "
+        f"Optuna), for searches with at least {MIN_TRIALS} complete trials.",
+        f"Bar chart of the importance of searched parameters. {shares_text}.",
+        tuple(panels),
+    )
+
+
+def slices(sweep: Sweep) -> Figure | None:
+    """The objective against each searched parameter, with the best trial: how sharp the optimum is."""
+    winner = sweep.winner
+    if winner is None:
+        return None
+    candidate = next(one for one in sweep.spec.candidates() if one.name == winner.trial.candidate)
+    own = _complete(sweep, candidate.name)
+    panels = []
+    for path, dimension in candidate.space.items():
+        values = [one.trial.params[path] for one in own]
+        if len(own) < 2:
+            return None
+        x, ticks = _numbers(values)
+        y = [100 * (one.objective or 0.0) for one in own]
+        top = int(np.argmax(y))
+        series = (
+            Series("trials", x, y, mark="points"),
+            Series("best", [x[top]], [y[top]], mark="star", style=1),
+        )
+        band = Line("half a point below", y=y[top] - 100 * NEAR, style=5)
+        log = isinstance(dimension, LogUniform)
+        panels.append(Panel(_short(path), _objective_label(sweep), series, lines=(band,), x_log=log, x_ticks=ticks))
+    if not panels:
+        return None
+    return Figure(
+        "slices",
+        f"Around the {role(sweep)} ({candidate.name})",
+        "The objective against each searched parameter. Points above the dashed line lie within half a point of the "
+        "best trial (star). The sensitivity table shows their range.",
+        f"Scatter plots of the objective against each of {len(panels)} searched parameters of {candidate.name}.",
+        tuple(panels),
+        columns=3,
+    )
+
+
+def near_best(sweep: Sweep) -> Table | None:
+    """Sensitivity: the range of each parameter among the trials near the best."""
+    winner = sweep.winner
+    if winner is None:
+        return None
+    own = _complete(sweep, winner.trial.candidate)
+    if len(own) < 2 or not winner.trial.params:
+        return None
+    best = max(one.objective or 0.0 for one in own)
+    near = [one for one in own if (one.objective or 0.0) >= best - NEAR]
+    rows: list[tuple[Any, ...]] = []
+    for path, value in winner.trial.params.items():
+        tried, good = ([one.trial.params[path] for one in some] for some in (own, near))
+        rows.append((path, _range([value]), _range(good), _range(tried)))
+    columns = tuple(map(Column, ("parameter", role(sweep), f"{len(near)} near the best", f"all {len(own)} trials")))
+    note = f"Near the best: within {100 * NEAR:g} points in the selection metric. A wide range means a flat optimum."
+    return Table("sensitivity", f"Sensitivity around the {role(sweep)}", columns, tuple(rows), note)
+
+
+def _axis(candidate: Candidate, path: str, values: Sequence[Any]) -> list[float]:
+    numbers, _ = _numbers(values)
+    return _scaled([math.log(v) for v in numbers] if isinstance(candidate.space[path], LogUniform) else numbers)
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [0.5 if high == low else (value - low) / (high - low) for value in values]
+
+
+def _numbers(values: Sequence[Any]) -> tuple[list[float], Mapping[float, str] | None]:
+    """Values as positions on an axis; words get one position each, with tick labels."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return [float(value) for value in values], None
+    words = sorted({str(value) for value in values})
+    return [float(words.index(str(value))) for value in values], {float(i): word for i, word in enumerate(words)}
+
+
+def _range(values: Sequence[Any]) -> str:
+    """`0.31 to 0.97`, or the distinct words."""
+    numbers, words = _numbers(values)
+    if words is not None:
+        return ", ".join(sorted({str(value) for value in values}))
+    low, high = min(numbers), max(numbers)
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("method.").removeprefix("training.")
+
+
+def _candidates(sweep: Sweep) -> list[Candidate]:
+    """Candidate methods with a search space, best first, at most six."""
+    rank = {one.trial.candidate: number for number, one in enumerate(sweep.methods)}
     found = [one for one in sweep.spec.candidates() if one.space]
-    return sorted(found, key=lambda one: place.get(one.name, len(place)))[:6]
+    return sorted(found, key=lambda one: rank.get(one.name, len(rank)))[:6]
 
 
-def _trials(name: str, settings: Sequence[TrialRuns], mark: Any = "points", style: int = 0) -> Series:
-    x = [float(one.trial.number) for one in settings]
-    return Series(name, x, [100 * (one.objective or 0.0) for one in settings], mark=mark, style=style)
+def _trials(name: str, trials: Sequence[TrialRuns], mark: Any = "points", style: int = 0) -> Series:
+    x = [float(one.trial.number) for one in trials]
+    return Series(name, x, [100 * (one.objective or 0.0) for one in trials], mark=mark, style=style)
 
 
-def objective_label(sweep: Sweep) -> str:
-    """What trials are judged by, as an axis names it."""
+def _objective_label(sweep: Sweep) -> str:
+    """Axis label of the objective."""
     return f"{sweep.spec.selection.on} {sweep.spec.selection.metric}, %"
 
 
@@ -211,16 +383,16 @@ def _ratio(sweep: Sweep) -> str:
 
 
 def _envelope(
-    settings: Sequence[TrialRuns], x: Sequence[float], y: Sequence[float], *, exact: bool
+    trials: Sequence[TrialRuns], x: Sequence[float], y: Sequence[float], *, exact: bool
 ) -> list[tuple[float, float]]:
-    """The best trial of each value, or of each of `BINS` ranges where any value could be tried."""
+    """The best trial of each value, or of each of `BINS` ranges of a continuous dimension."""
     low, high = min(x), max(x)
     exact = exact or len(set(x)) <= BINS
     bins: dict[float, list[int]] = {}
     for place, value in enumerate(x):
         key = value if exact else min(BINS - 1, math.floor(BINS * (value - low) / (high - low)))
         bins.setdefault(key, []).append(place)
-    best = [max(places, key=lambda p: settings[p].objective or 0.0) for _, places in sorted(bins.items())]
+    best = [max(places, key=lambda p: trials[p].objective or 0.0) for _, places in sorted(bins.items())]
     return sorted((x[place], y[place]) for place in best)
 
 
@@ -231,7 +403,7 @@ def _trend(line: Series) -> str:
 
 
 def _heat_map(title: str, x: Sequence[float], y: Sequence[float], value: Sequence[float], label: str) -> Panel:
-    """Cells of a grid, best of those that share one, on evenly spaced axes."""
+    """Cells of a grid on evenly spaced axes, each showing its best trial."""
     columns, rows = sorted(set(x)), sorted(set(y))
     cells: dict[tuple[int, int], float] = {}
     for a, b, v in zip(x, y, value, strict=True):

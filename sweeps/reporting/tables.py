@@ -1,4 +1,4 @@
-"""The tables of a report but the verdict's: methods, the paper beside us, finalists, trials, cost, failures. Pure."""
+"""Tables of a report: methods, comparison with the paper, finalists, trials, classes, cost, failures."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import numpy as np
 
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
-from sweeps.analysis.labels import called, short_params
+from sweeps.analysis.labels import best_text, short_params, trial_label, verdict_text
 from sweeps.analysis.load import Sweep, TrialRuns
-from sweeps.analysis.statistics import difference, estimate
+from sweeps.analysis.statistics import compare_trials, estimate
 from sweeps.reporting.model import Cell, Column, Table
 from sweeps.reporting.paper import TABLE1_ORDER, printed
+from sweeps.reporting.verdict import BY_SPLIT, accuracy_cells
 
 __all__ = [
-    "all_trials",
+    "all_runs",
     "beside_paper",
     "best_trials",
     "cost",
     "failures",
     "finalists",
     "methods",
+    "over_seeds",
     "per_class",
     "phases",
 ]
 
 MOST_SHOWN = 20
-"""Rows of a long list that the page shows; the CSV has all."""
-
-BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
+"""Rows of a long list that the page shows; the CSV file has all."""
 
 
 def methods(sweep: Sweep) -> Table:
-    """Every method at its best and every baseline: means with intervals, best of S, against the first, LoMa."""
+    """The best trial of every method, and every baseline: accuracy, best of S, difference to the best, LoMa."""
     seeds = sweep.spec.selection.seeds
     first = sweep.winner
     shown = [*sweep.methods]
@@ -44,16 +44,16 @@ def methods(sweep: Sweep) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for one in shown:
         baseline = one.trial.phase == "baseline"
-        gap = None if first is None or one is first else difference(one, first, sweep.column)
+        gap = None if first is None or one is first else compare_trials(one, first)[sweep.column]
         rows.append(
             (
-                called(sweep, one) + " (baseline)" * baseline,
-                *(estimate(one.values[:, place]) for place in range(len(SPLITS))),
+                trial_label(one) + " (baseline)" * baseline,
+                *accuracy_cells(one),
                 _best(sweep, one),
-                None if gap is None else gap.by_split[sweep.column],
-                "first" if one is first else "" if gap is None else gap.told,
-                _mean([record.loma_mean for record in one.records]),
-                _mean([record.loma_cv for record in one.records]),
+                None if gap is None else gap.difference,
+                "best" if one is first else verdict_text(gap),
+                selection.mean_of_all([record.loma_mean for record in one.records]),
+                selection.mean_of_all([record.loma_cv for record in one.records]),
                 None if baseline else one.objective,
                 short_params(one.trial.params),
             )
@@ -62,23 +62,24 @@ def methods(sweep: Sweep) -> Table:
         Column("method"),
         *BY_SPLIT,
         Column(f"best of {seeds}", "percent"),
-        Column("minus first", "gain"),
-        Column("is"),
+        Column("minus best", "gain"),
+        Column("verdict"),
         Column("LoMa", "number"),
         Column("LoMa cv", "number"),
         Column(f"{sweep.spec.selection.on} {sweep.spec.selection.metric}", "percent"),
-        Column("setting"),
+        Column("parameters"),
     )
     note = (
-        "Test accuracy in percent, mean and half its 95% interval over seeds. Best of "
-        f"{seeds}: all classes, the seed that is best by what is selected on. Minus first: in "
-        f"{sweep.spec.selection.metric}, paired by seed. LoMa: Eq. 6, mean over classes; cv: its std over mean."
+        "Test accuracy in percent, mean and half width of its 95% interval over seeds. Best of "
+        f"{seeds}: all classes, the best seed by the selection metric. Minus best: in "
+        f"{sweep.spec.selection.metric}, paired by seed. LoMa: Eq. 6, mean over classes; cv: its standard deviation "
+        "divided by its mean."
     )
-    return Table("methods", "Methods, each at its best", columns, tuple(rows), note, frozenset({0} if first else ()))
+    return Table("methods", "Best trial of each method", columns, tuple(rows), note, frozenset({0} if first else ()))
 
 
 def beside_paper(sweep: Sweep) -> Table | None:
-    """Table 1, 2 or 4 with our best of S beside the paper's, in the paper's order; None for data it does not have."""
+    """Our results beside Table 1, 2 or 4 of the paper, in its order; None for data that the paper does not have."""
     theirs = printed(sweep.spec)
     if theirs is None:
         return None
@@ -96,12 +97,12 @@ def beside_paper(sweep: Sweep) -> Table | None:
         rows.append(tuple(row))
     columns = [Column("method")]
     for split in SPLITS:
-        columns += [Column(f"{split} {whose}", "percent") for whose in ("mean", "best", "paper")]
-    return Table("paper", "Beside the paper", tuple(columns), tuple(rows), theirs.where)
+        columns += [Column(f"{split} {which}", "percent") for which in ("mean", "best", "paper")]
+    return Table("paper", "Comparison with the paper", tuple(columns), tuple(rows), theirs.where)
 
 
 def finalists(sweep: Sweep) -> Table | None:
-    """What became of the best trials on fresh seeds."""
+    """The best trials of the search on new seeds."""
     if not sweep.finalists:
         return None
     searched = {(one.trial.candidate, one.trial.number): one for one in sweep.searched}
@@ -110,63 +111,62 @@ def finalists(sweep: Sweep) -> Table | None:
     for one in sweep.finalists:
         before = searched.get((one.trial.candidate, one.trial.number))
         old, new = None if before is None else before.objective, one.objective
-        gap = None if vanilla is None or one.failed else difference(one, vanilla, sweep.column)
+        gap = None if vanilla is None or one.failed else compare_trials(one, vanilla)[sweep.column]
         change = None if old is None or new is None else new - old
-        over = (None, "failed" if one.failed else "") if gap is None else (gap.by_split[sweep.column], gap.told)
-        rows.append((called(sweep, one), old, new, change, *over, short_params(one.trial.params)))
+        over = (None if gap is None else gap.difference, "failed" if one.failed else verdict_text(gap))
+        rows.append((trial_label(one), old, new, change, *over, short_params(one.trial.params)))
     what = f"{sweep.spec.selection.on} {sweep.spec.selection.metric}"
     columns = (
         Column("finalist"),
         Column(f"{what} in the search", "percent"),
-        Column("on fresh seeds", "percent"),
+        Column("on new seeds", "percent"),
         Column("change", "points"),
         Column("test gain over vanilla", "points"),
-        Column("is"),
-        Column("setting"),
+        Column("verdict"),
+        Column("parameters"),
     )
-    note = "The search's value is what it was chosen by, and so tends to be too high; the fresh one was not chosen by."
-    return Table("finalists", "Finalists on fresh seeds", columns, tuple(rows), note)
+    note = "Trials were selected by their value in the search, which is therefore optimistic; that on new seeds is not."
+    return Table("finalists", "Finalists on new seeds", columns, tuple(rows), note)
 
 
-def all_trials(sweep: Sweep) -> Table:
-    """Every run of every setting, for programs."""
-    paths = list(dict.fromkeys(path for one in sweep.every for path in one.trial.params))
+def all_runs(trials: Sequence[TrialRuns]) -> Table:
+    """All runs of these trials, for programs."""
+    paths = list(dict.fromkeys(path for one in trials for path in one.trial.params))
     titles = ["phase", "method", "trial", *paths, "seed", "objective", *(f"acc_{split}" for split in SPLITS)]
     rows: list[tuple[Cell, ...]] = []
-    for one in sweep.every:
+    for one in trials:
         for record in one.records:
             numbers: list[Any] = [None] * len(SPLITS)
             if record.failure is None:
                 numbers = [None if np.isnan(v) else float(v) for v in selection.reported([record])[0]]
-            about = (one.trial.phase, one.trial.called, one.trial.number, *(_cell(one, path) for path in paths))
+            about = (one.trial.phase, one.trial.display_name, one.trial.number, *(_cell(one, path) for path in paths))
             rows.append((*about, record.seed, one.objective, *numbers, record.stopped, record.failure))
-    return Table("runs", "Every run", tuple(map(Column, [*titles, "stopped", "failure"])), tuple(rows))
+    return Table("runs", "All runs", tuple(map(Column, [*titles, "stopped", "failure"])), tuple(rows))
 
 
 def best_trials(sweep: Sweep) -> Table | None:
-    """The leading trials of the search, where one is finished."""
+    """The best trials of the search; None if none is finished."""
     known = [one for one in sweep.searched if one.objective is not None and one.stopped is None]
     best = sorted(known, key=lambda one: -(one.objective or 0.0))[:MOST_SHOWN]
     if not best:
         return None
     rows = tuple(
         (
-            called(sweep, one),
+            trial_label(one),
             one.objective,
-            *(estimate(one.values[:, place]) for place in range(len(SPLITS))),
+            *accuracy_cells(one),
             short_params(one.trial.params),
         )
         for one in best
     )
     what = Column(f"{sweep.spec.selection.on} {sweep.spec.selection.metric}", "percent")
-    columns = (Column("trial"), what, *(Column(f"test {split}", "percent") for split in SPLITS), Column("setting"))
-    note = f"{selection.best_told(len(best)).capitalize()} of {len(sweep.searched)} trials"
-    note = f"{note if len(sweep.searched) > 1 else 'The only trial'}; runs.csv has every run."
-    return Table("trials", "Leading trials of the search", columns, rows, note)
+    columns = (Column("trial"), what, *(Column(f"test {split}", "percent") for split in SPLITS), Column("parameters"))
+    note = f"{best_text(len(best)).capitalize()} of {len(sweep.searched)} trials. All runs are in data/runs.csv."
+    return Table("trials", "Best trials of the search", columns, rows, note)
 
 
 def per_class(sweep: Sweep, shown: dict[str, TrialRuns]) -> Table | None:
-    """Size, accuracy, LoMa and regularised std of every class, each the mean over seeds; for programs."""
+    """Size, accuracy, LoMa and regularised std of every class, mean over seeds; for programs."""
     if sweep.manifest is None or not shown:
         return None
     columns = [Column("class"), Column("training_images")]
@@ -175,34 +175,34 @@ def per_class(sweep: Sweep, shown: dict[str, TrialRuns]) -> Table | None:
         for field in ("class_accuracy", "loma", "regularised_std"):
             columns.append(Column(f"{name} {field}"))
             parts.append(over_seeds(one, field))
-    return Table("per_class", "By class", tuple(columns), tuple(zip(*parts, strict=True)))
+    return Table("per_class", "Results by class", tuple(columns), tuple(zip(*parts, strict=True)))
 
 
-def over_seeds(setting: TrialRuns, field: str) -> list[float | None]:
-    """A value by class, mean over seeds; None where a class has none."""
-    stack = np.array([getattr(record, field) for record in setting.records], dtype=np.float64)
+def over_seeds(runs: TrialRuns, field: str) -> list[float | None]:
+    """A field by class, mean over seeds; None for a class without a value."""
+    stack = np.array([getattr(record, field) for record in runs.records], dtype=np.float64)
     return [None if np.isnan(value) else float(value) for value in stack.mean(axis=0)]
 
 
 def cost(sweep: Sweep) -> Table:
-    """Time by phase of the work."""
+    """Time by kind of work."""
     meaning = {
-        "total": "this call, from start to end",
-        "prepare": "data, stage 1, features",
-        "backend": "training packs, wall clock",
-        "search": "asking and telling the sampler",
-        "tracking": "beside the others",
-        "ledger": "writing what is finished",
-        "train": "in packs of all calls, summed over workers",
+        "total": "wall clock of this call",
+        "prepare": "data, stage 1 and features",
+        "backend": "re-training, wall clock",
+        "search": "search algorithm",
+        "tracking": "in parallel to the others",
+        "ledger": "recording finished runs",
+        "train": "re-training of all calls, summed over workers",
     }
     rows = tuple((name, value, meaning.get(name, "")) for name, value in sorted(sweep.seconds.items(), key=_by_size))
     device = "GPU" if sweep.spec.resources.gpus_per_pack else "CPU"
     share = sweep.spec.resources.gpus_per_pack if device == "GPU" else sweep.spec.resources.cpus_per_pack
     spent = sweep.seconds.get("train", 0.0) * share
-    note = f"{spent:,.1f} {device} seconds of training: {share:g} {device} a pack, summed over packs."
+    note = f"{spent:,.1f} {device} seconds of training: {share:g} {device} per pack, summed over packs."
     if sweep.state == "unfinished":
-        note += " The other times are known once the sweep is finished."
-    return Table("cost", "Time", (Column("phase"), Column("seconds", "number"), Column("what")), rows, note)
+        note += " Other times are recorded when the sweep finishes."
+    return Table("cost", "Time", (Column("phase"), Column("seconds", "number"), Column("meaning")), rows, note)
 
 
 def _by_size(entry: tuple[str, float]) -> float:
@@ -210,36 +210,36 @@ def _by_size(entry: tuple[str, float]) -> float:
 
 
 def phases(sweep: Sweep) -> Table:
-    """Runs by phase, and what was not trained because it was there."""
+    """Runs by phase, and how many were shared instead of trained."""
     rows: list[tuple[Cell, ...]] = []
     seen: set[str] = set()
-    for name, settings in (
+    for name, trials in (
         ("baselines", sweep.baselines),
         ("search", sweep.searched),
         ("finalists", sweep.finalists),
-        ("trained longer", () if sweep.extended is None else (sweep.extended,)),
+        ("extended training", () if sweep.extended is None else (sweep.extended,)),
     ):
-        records = [record for one in settings for record in one.records]
+        records = [record for one in trials for record in one.records]
         own = {record.key: record for record in records if record.key not in seen}
         seen |= own.keys()
         failed = sum(record.failure is not None for record in own.values())
         stopped = sum(record.stopped is not None for record in own.values())
         epochs = sum(len(record.test) for record in own.values())
-        rows.append((name, len(settings), len(own), stopped, failed, len(records) - len(own), epochs))
-    titles = ("phase", "settings", "runs trained", "of them stopped early", "failed", "shared", "epochs")
+        rows.append((name, len(trials), len(own), stopped, failed, len(records) - len(own), epochs))
+    titles = ("phase", "trials", "runs trained", "of these stopped early", "failed", "shared", "epochs")
     columns = (Column("phase"), *(Column(title, "count") for title in titles[1:]))
     note = (
-        f"{sum(int(str(row[2])) for row in rows)} of {sweep.runs_wanted} runs that the sweep asks for; {sweep.cached} "
-        "were wanted and found done already, as duplicates or from before."
+        f"{sum(int(str(row[2])) for row in rows)} of {sweep.planned_runs} planned runs were trained; {sweep.cached} "
+        "were reused, as duplicates or from an earlier call. Shared: a run of another trial with the same parameters."
     )
     return Table("runs_by_phase", "Runs", columns, tuple(rows), note)
 
 
 def failures(sweep: Sweep) -> Table | None:
-    """What failed, by setting and reason."""
+    """Failed trials with the reason."""
     found = [(one, Counter(r.failure for r in one.records if r.failure is not None)) for one in sweep.every]
     rows: list[tuple[Cell, ...]] = [
-        (one.trial.phase, called(sweep, one), f"{count} of {len(one.records)}", short_params(one.trial.params), why)
+        (one.trial.phase, trial_label(one), f"{count} of {len(one.records)}", short_params(one.trial.params), why)
         for one, reasons in found
         for why, count in reasons.items()
     ]
@@ -247,21 +247,16 @@ def failures(sweep: Sweep) -> Table | None:
         return None
     shown, note = rows[:MOST_SHOWN], ""
     if len(rows) > len(shown):
-        note = f"The first {len(shown)} of {len(rows)}; runs.csv has all."
-    columns = tuple(map(Column, ("phase", "setting", "seeds", "values", "why")))
+        note = f"The first {len(shown)} of {len(rows)}; all are in data/runs.csv."
+    columns = tuple(map(Column, ("phase", "trial", "seeds", "parameters", "reason")))
     return Table("failures", "Failures", columns, tuple(shown), note)
 
 
-def _best(sweep: Sweep, setting: TrialRuns) -> Cell:
-    value = float(selection.reported([sweep.best_seed(setting)])[0, 0])
+def _best(sweep: Sweep, runs: TrialRuns) -> Cell:
+    value = float(selection.reported([sweep.best_seed(runs)])[0, 0])
     return None if np.isnan(value) else value
 
 
-def _cell(setting: TrialRuns, path: str) -> Cell:
-    value = setting.trial.params.get(path)
+def _cell(runs: TrialRuns, path: str) -> Cell:
+    value = runs.trial.params.get(path)
     return value if value is None or isinstance(value, int | float) else str(value)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

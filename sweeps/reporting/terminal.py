@@ -1,50 +1,68 @@
-"""Tables for a terminal: the comparison that a finished sweep prints, and what `plan` and `kinds` show.
-
-Knows results and rich; computes nothing.
-"""
+"""Terminal output with rich: results of a sweep or matrix, comparisons and plans."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from lt_train.metrics.accuracy import SPLITS
-from sweeps.analysis.labels import short_params
-from sweeps.analysis.result import Gain, Result, Row, Winner
-from sweeps.analysis.selection import chosen_over, finalists_told, seeds_told
-from sweeps.reporting import model as content
-from sweeps.reporting.cells import difference, means, percent, plain
-from sweeps.reporting.formats import shown
-from sweeps.reporting.model import Section
+from lt_train.core.text import format_duration
+from sweeps.analysis.labels import seeds_text, short_params, trend_text
+from sweeps.analysis.matrix_table import MatrixTable
+from sweeps.analysis.plan import Plan
+from sweeps.analysis.result import Result, Winner
+from sweeps.analysis.statistics import Comparison
+from sweeps.config.sizes import format_bytes
+from sweeps.config.spec import SweepSpec
+from sweeps.reporting.formats import format_cell
+from sweeps.reporting.model import Section, Table
+from sweeps.reporting.result_tables import (
+    matrix_notes,
+    matrix_tables,
+    ranking_table,
+    selection_text,
+    winner_table,
+)
 
-__all__ = ["comparison", "sections_shown", "summary", "winner_line"]
+__all__ = [
+    "comparison",
+    "matrix_overview",
+    "plan_table",
+    "plans_document",
+    "plans_table",
+    "sections_shown",
+    "summary",
+    "winner_line",
+]
 
 SCREEN = 24
-"""Lines of the smallest terminal that people have."""
+"""Lines of the smallest common terminal."""
 
 
 def comparison(result: Result, most: int | None = None) -> Group:
-    """What a sweep found: its table of methods where it has several, else the winner beside the baselines.
+    """The result of a sweep: a table of its methods or, for a single method, of the winner and the baselines.
 
     Args:
         result: of a finished sweep.
-        most: rows, or of a single method baselines, that are shown at most; how many are not is told.
+        most: most rows (for a single method: most baselines) to show; the number of hidden ones is shown.
     """
     if len(result.methods) > 1:
         seeds = result.protocol.seeds
-        shown = f"mean ±95% over {seeds_told(seeds)}" if seeds > 1 else seeds_told(seeds)
-        title = f"{result.sweep}: test accuracy in %, {shown}, best on top"
+        shown = f"mean ±95% over {seeds_text(seeds)}" if seeds > 1 else seeds_text(seeds)
+        title = f"{result.sweep}: test accuracy in %, {shown}, best first"
         rows = len(result.methods) + len(result.other_baselines())
-        return Group(Text(title), _methods(result, most), *_not_shown(rows, most), *_notes(result, most))
-    hidden = _not_shown(len(result.baselines), most) or [Text()]
-    return Group(_winner_and_baselines(result, most), *hidden, *_notes(result, most))
+        table = _rich_table(ranking_table(result, most), padding=1)
+        return Group(Text(title), table, *_hidden(rows, most), *_notes(result, most))
+    hidden = _hidden(len(result.baselines), most) or [Text()]
+    return Group(_rich_table(winner_table(result, most), padding=1), *hidden, *_notes(result, most))
 
 
 def summary(result: Result, console: Console, below: int) -> Group:
-    """`comparison` with as many rows as a screen takes that shows so many other lines below it; one at least."""
+    """`comparison` with as many rows as fit on a screen above `below` other lines, at least one."""
     most = max(len(result.methods) + len(result.other_baselines()), len(result.baselines))
     shown = comparison(result)
     while most > 1 and len(console.render_lines(shown)) + below > SCREEN:
@@ -53,141 +71,197 @@ def summary(result: Result, console: Console, below: int) -> Group:
     return shown
 
 
-def _not_shown(rows: int, most: int | None) -> list[Text]:
-    more = 0 if most is None else rows - most
-    return [Text(f"  and {more} more, which `lt-sweep table` shows")] if more > 0 else []
+def matrix_overview(table: MatrixTable) -> Group:
+    """Accuracy over all classes and over few classes, by sweep and method; `*` marks the highest of a row."""
+    title = f"{table.matrix}: test accuracy in %, mean ±95% over seeds; * is the highest of its row"
+    parts = [_rich_table(one, padding=1) for one in matrix_tables(table)]
+    return Group(Text(title), *parts, *map(Text, matrix_notes(table)))
 
 
 def winner_line(result: Result) -> str:
-    """The winner, its test accuracy and what it gains, in a line; empty where there is none."""
+    """The winner with its test accuracy and gains in one line; empty if there is none."""
     winner = result.winner
     if winner is None:
         return ""
-    gains = [f"{difference(gain['acc_all'])} over {name}" for name, gain in winner.gain.items() if "acc_all" in gain]
-    return f"{_named(result, winner)}: test {means(winner)[0]} %" + (f", {', '.join(gains)}" if gains else "")
+    gains = [f"{_points(gain['acc_all'])} over {name}" for name, gain in winner.gain.items() if "acc_all" in gain]
+    accuracy = format_cell(winner.mean.by_split()[0], "percent")
+    return f"{_label(result, winner)}: test {accuracy} %" + (f", {', '.join(gains)}" if gains else "")
 
 
 def sections_shown(sections: Sequence[Section]) -> Group:
-    """What a page says of several sweeps, without its figures."""
+    """Sections of a report without their figures."""
     parts: list[RenderableType] = []
     for section in sections:
         parts.append(Text(section.title, style="bold"))
         parts += [Text(text) for text in section.text]
         for one in section.tables:
-            parts += [Text(), _shown(one), Text(one.note, style="dim")]
+            parts += [Text(), _rich_table(one), Text(one.note, style="dim")]
         parts.append(Text())
     return Group(*parts[:-1])
 
 
-def _shown(one: content.Table) -> Table:
-    """Numbers keep their line; names and paths make room."""
-    table = Table(title=Text(one.title), title_justify="left", title_style="", box=None, padding=(0, 2, 0, 0))
-    rows = [[shown(cell, column.kind) for cell, column in zip(row, one.columns, strict=True)] for row in one.rows]
+def _rich_table(one: Table, padding: int = 2) -> RichTable:
+    """Numbers are never wrapped or cut; text columns fold instead."""
+    title = Text(one.title) if one.title else None
+    table = RichTable(title=title, title_justify="left", title_style="", box=None, padding=(0, padding, 0, 0))
     for column in one.columns:
         number = column.kind != "text"
         table.add_column(column.title, justify="right" if number else "left", overflow="fold", no_wrap=number)
-    for place, row in enumerate(rows):
-        table.add_row(*map(Text, row), style="bold" if place in one.strong else "")
+    for index, row in enumerate(one.rows):
+        cells = []
+        for place, (cell, column) in enumerate(zip(row, one.columns, strict=True)):
+            mark = "*" * ((index, place) in one.strong_cells)
+            cells.append(Text(format_cell(cell, column.kind) + mark, style="bold" * one.is_strong(index, place)))
+        table.add_row(*cells)
     return table
 
 
-def _named(result: Result, winner: Winner) -> str:
-    whose = f"{winner.method}, " if len(result.methods) > 1 else ""
-    return f"{whose}trial {winner.trial}, {short_params(winner.searched) or 'nothing searched'}"
+def _hidden(rows: int, most: int | None) -> list[Text]:
+    more = 0 if most is None else rows - most
+    return [Text(f"  and {more} more; `lt-sweep table` shows all")] if more > 0 else []
 
 
-def _methods(result: Result, most: int | None) -> Table:
-    """A line a method, best first: mean over seeds and its 95% interval by split, the best of S, what selected it."""
-    seeds = result.protocol.seeds
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("method", overflow="fold")  # where room is short, names take a second line, and no number is cut
-    for split in SPLITS:
-        table.add_column(split, no_wrap=True)
-    table.add_column(f"best/{seeds}", justify="right", no_wrap=True)
-    table.add_column(result.protocol.on, justify="right", no_wrap=True)
-    for place, row in enumerate(result.methods[:most]):
-        tie = "=" if place and row.tied else ""
-        table.add_row(tie, row.method, *means(row), percent(row.best_of.acc_all), percent(row.objective))
-    left = None if most is None else max(0, most - len(result.methods))
-    for name, baseline in list(result.other_baselines().items())[:left]:
-        table.add_row("", f"{name} (baseline)", *means(baseline), percent(baseline.best_of.acc_all), "")
-    return table
+def _label(result: Result, winner: Winner) -> str:
+    method = f"{winner.method}, " if len(result.methods) > 1 else ""
+    return f"{method}trial {winner.trial}, {short_params(winner.searched) or 'nothing searched'}"
 
 
-def _winner_and_baselines(result: Result, most: int | None) -> Table:
-    """Baselines and winner: best of S beside the mean over seeds and its 95% interval, in percent."""
-    table = Table(title=f"{result.sweep}: test accuracy in %", title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("method", overflow="fold")
-    table.add_column("shown", overflow="fold")
-    for split in SPLITS:
-        table.add_column(split, no_wrap=True)
-    table.add_column("LoMa", justify="right", no_wrap=True)
-    table.add_column("cv", justify="right", no_wrap=True)
-    for name, row in list(result.baselines.items())[:most]:
-        _add(table, name, row)
-    if result.winner is not None:
-        _add(table, result.winner.params["kind"], result.winner)
-    return table
-
-
-def _add(table: Table, name: str, row: Row) -> None:
-    loma = [plain(row.loma.mean), plain(row.loma.cv)]
-    best = [percent(getattr(row.best_of, f"acc_{split}")) for split in SPLITS]
-    if len(row.seeds) == 1:
-        table.add_row(name, "one run", *best, *loma)
-        return
-    table.add_row(name, f"best of {len(row.seeds)}", *best)
-    table.add_row("", "mean ±95%", *means(row), *loma)
+def _points(gain: Comparison) -> str:
+    return format_cell(gain.difference, "points")
 
 
 def _notes(result: Result, most: int | None) -> list[Text]:
-    protocol, winner, several = result.protocol, result.winner, len(result.methods) > 1
-    fresh = f", {finalists_told(protocol.finalists)} on fresh seeds" if protocol.finalists else ""
-    lines = ["no winner" if winner is None else f"winner: {_named(result, winner)}"]
-    lines.append(
-        f"selected on {protocol.on} {protocol.metric}, {protocol.epoch} epoch, "
-        f"{chosen_over(protocol.objective, protocol.seeds)}{fresh}"
-    )
+    protocol, winner = result.protocol, result.winner
+    lines = ["no winner" if winner is None else f"winner: {_label(result, winner)}", selection_text(protocol)]
     if protocol.on == "test":
-        lines.append("selected on the test set, as the paper does: these accuracies flatter the winner")
+        lines.append("selected on the test set, as in the paper: the winner's accuracies are optimistic")
     if winner is None:
         some = any(trial.objective is not None and trial.stopped is None for trial in result.trials)
-        whole = " that was not stopped" if result.runs.stopped else ""
-        lines.append(f"every {'finalist' if some else f'trial{whole}'} failed: result.json says why")
-    elif not several:
-        lines += [f"gain over {name}, points: {_gain(gain)}" for name, gain in list(winner.gain.items())[:most]]
-    lines += _longer(result)
+        complete = " that was not stopped" if result.runs.stopped else ""
+        lines.append(f"every {'finalist' if some else f'trial{complete}'} failed: see result.json for the reasons")
+    elif len(result.methods) <= 1:
+        for name, gain in list(winner.gain.items())[:most]:
+            lines.append(f"gain over {name}, points: {_gains(gain)}")
+    lines += _extended(result)
     if protocol.seeds > 1:
         ties = any(row.tied for row in result.methods[1:most])
         what = "intervals and ties (=) are over seeds of" if ties else "intervals are over seeds of the"
         lines.append(f"{what} re-training: one backbone, one test set")
-    trials = sum(trial.stopped is not None for trial in result.trials)
-    if trials:
-        lines.append(f"{trials} of {len(result.trials)} trials ({result.runs.stopped} runs) were stopped early")
+    stopped = sum(trial.stopped is not None for trial in result.trials)
+    if stopped:
+        lines.append(f"{stopped} of {len(result.trials)} trials ({result.runs.stopped} runs) were stopped early")
     lines.append(
-        f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.cached} taken from before; "
-        f"{result.seconds['total']:.0f} s, of them training {result.seconds['train']:.0f} s"
+        f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.cached} reused; "
+        f"{result.seconds['total']:.0f} s in total, {result.seconds['train']:.0f} s of training"
     )
     return [Text(line) for line in lines]
 
 
-def _longer(result: Result) -> list[str]:
-    """Where the winner leads when it trains longer."""
+def _gains(gain: Mapping[str, Comparison]) -> str:
+    return ", ".join(f"{metric[4:]} {_points(gain[metric])}" for metric in ("acc_all", "acc_few") if metric in gain)
+
+
+def _extended(result: Result) -> list[str]:
+    """The outcome of extended training."""
     extended = result.extended
     if extended is None:
-        return [f"not trained extended_training: {result.not_longer}"] if result.not_longer else []
-    ends = {
-        "falls": "it stands on a transient",
-        "level": "level, no transient",
-        "gains": "not trained to its end",
-        "unclear": f"cannot be told with {seeds_told(len(extended.seeds))}",
-    }[extended.ends]
-    lines = [f"trained {extended.times}x as long: {difference(extended.change)} on {result.protocol.on}: {ends}"]
-    if extended.over_start is not None and extended.beside_start == "below":
-        lines.append(f"  and so below the stage-1 head, vanilla: {difference(extended.over_start)}")
+        return [f"no extended training: {result.extended_skipped}"] if result.extended_skipped else []
+    outcome = trend_text(extended.trend, len(extended.seeds))
+    lines = [f"trained {extended.times}x as long: {_points(extended.change)} on {result.protocol.on}: {outcome}"]
+    if extended.over_start is not None and extended.over_start.verdict == "worse":
+        lines.append(f"  this is below the stage-1 head (vanilla): {_points(extended.over_start)}")
     return lines
 
 
-def _gain(gain: Mapping[str, Gain]) -> str:
-    return ", ".join(f"{metric[4:]} {difference(gain[metric])}" for metric in ("acc_all", "acc_few") if metric in gain)
+def plan_table(spec: SweepSpec, planned: Plan) -> RichTable:
+    """The plan of one sweep in full."""
+    rows = []
+    if len(planned.methods) > 1:
+        rows.append(("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
+    rows += [
+        ("trials", f"{planned.trials} in {planned.proposal_batches} proposal batches of {spec.search.proposal_batch}"),
+        (
+            "runs",
+            f"{planned.runs}: search {planned.search_runs} ({seeds_text(planned.seeds)}), "
+            f"baselines {planned.baseline_runs}, finalists {planned.finalist_runs}",
+        ),
+    ]
+    if planned.extended_runs:
+        rows.append(("", f"and {planned.extended_runs} of the winner, trained {planned.extended_factor}x as long"))
+    if planned.epochs_saved:
+        saved = f"{spec.search.early_stopping.kind} saves {planned.epochs_saved:.0%} of the epochs of the search"
+        rows.append(("early stopping", saved))
+    rows += [
+        (
+            "packs",
+            f"{planned.packs}, of which {2 * planned.packs_per_batch} can train at once (two proposal batches); "
+            f"{planned.pack_sizes}",
+        ),
+        ("data", f"{planned.train_images} train, {planned.val_images} val, {planned.test_images} test images"),
+        ("head", f"{planned.classes} classes x {planned.feature_dim} features"),
+        ("bank", f"{format_bytes(planned.bank_bytes)}, {planned.views} training view{'s' * (planned.views > 1)}"),
+        ("memory per pack", f"up to {format_bytes(planned.pack_bytes)}, besides the bank"),
+        *_times(spec, planned),
+        ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
+    ]
+    table = RichTable(title=f"plan of {spec.name}", title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def _times(spec: SweepSpec, planned: Plan) -> list[tuple[str, str]]:
+    cpus = "" if planned.device.startswith("GPU") else f" ({spec.resources.cpus_per_pack} CPU per pack)"
+    rows = []
+    if planned.stage1_seconds is not None:
+        rows.append(("stage 1", f"about {format_duration(planned.stage1_seconds)}, unless already trained"))
+    if planned.feature_seconds is not None:
+        rows.append(("features", f"about {format_duration(planned.feature_seconds)}, unless already extracted"))
+    return [*rows, ("re-training", f"about {format_duration(planned.train_seconds)} on one {planned.device}{cpus}")]
+
+
+def plans_table(plans: Sequence[tuple[SweepSpec, Plan]]) -> Group:
+    """One line per sweep with the time of its phases, and a total in which shared work counts once."""
+    table = RichTable(box=None, padding=(0, 1, 0, 0))
+    table.add_column("sweep", no_wrap=True)
+    for name in ("runs", "stage 1", "features", "heads", "all", "bank"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for spec, planned in plans:
+        phases = (planned.stage1_seconds, planned.feature_seconds, planned.train_seconds, planned.seconds)
+        table.add_row(spec.name, str(planned.runs), *map(_short, phases), format_bytes(planned.bank_bytes))
+    total = _sum(plans)
+    phases = (total["stage1_seconds"], total["feature_seconds"], total["train_seconds"], total["seconds"])
+    table.add_row("sum", str(total["runs"]), *map(_short, phases), format_bytes(total["bank_bytes"]))
+    devices = " or ".join(dict.fromkeys(planned.device for _, planned in plans))
+    return Group(Text(f"time on one {devices}, estimated from the number of operations"), table)
+
+
+def plans_document(plans: Sequence[tuple[SweepSpec, Plan]]) -> dict[str, Any]:
+    """Several plans and their sum as a JSON document."""
+    return {"sweeps": {spec.name: planned.document() for spec, planned in plans}, "sum": _sum(plans)}
+
+
+def _sum(plans: Sequence[tuple[SweepSpec, Plan]]) -> dict[str, float]:
+    backbones = {planned.backbone: planned for _, planned in plans}.values()
+    banks = {planned.bank: planned for _, planned in plans}.values()
+    seconds = {
+        "stage1_seconds": sum(planned.stage1_seconds or 0.0 for planned in backbones),
+        "feature_seconds": sum(planned.feature_seconds or 0.0 for planned in banks),
+        "train_seconds": sum(planned.train_seconds for _, planned in plans),
+    }
+    return {
+        "runs": sum(planned.runs for _, planned in plans),
+        **seconds,
+        "seconds": sum(seconds.values()),
+        "bank_bytes": sum(planned.bank_bytes for planned in banks),
+    }
+
+
+def _short(seconds: float | None) -> str:
+    """`40 s`, `25 min`, `8.2 h`."""
+    if seconds is None:
+        return "-"
+    amount, unit = (
+        (seconds / 3600, "h") if seconds >= 5400 else (seconds / 60, "min") if seconds >= 90 else (seconds, "s")
+    )
+    return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"

@@ -1,7 +1,4 @@
-"""The first screen of a report: who leads, by how much, by which test, and what to hold against it.
-
-Every sentence follows from the records; nothing is drawn. Knows sweeps as read, and comparisons.
-"""
+"""The start of a report: the winner, its gains with tests, whether it is converged, and the limits of these numbers."""
 
 from __future__ import annotations
 
@@ -11,21 +8,41 @@ import numpy as np
 
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
-from sweeps.analysis.labels import NO_WIDTH, called, role, short_params, unfinished
+from sweeps.analysis.labels import (
+    NO_WIDTH,
+    best_text,
+    objective_text,
+    role,
+    seeds_text,
+    short_params,
+    times_as_long,
+    trial_label,
+    unfinished,
+    verdict_text,
+)
 from sweeps.analysis.load import Sweep, TrialRuns
-from sweeps.analysis.statistics import difference, estimate
-from sweeps.reporting.cells import points
-from sweeps.reporting.convergence import ending_of, ending_text
-from sweeps.reporting.formats import shown
+from sweeps.analysis.statistics import (
+    ROUNDING,
+    Comparison,
+    CurveTrend,
+    Trend,
+    best_of_bias,
+    compare_trials,
+    curve_trend,
+    estimate,
+    expected_best,
+    paired,
+)
+from sweeps.reporting.formats import format_cell, points
 from sweeps.reporting.model import Cell, Column, Table, Verdict
 
-__all__ = ["selected", "verdict"]
+__all__ = ["BY_SPLIT", "accuracy_cells", "convergence", "extended_table", "selected", "verdict"]
 
 BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
 
 
 def verdict(sweep: Sweep) -> Verdict:
-    """What came out."""
+    """The start of a sweep's report."""
     winner = sweep.winner
     return Verdict(
         headline=_headline(sweep),
@@ -39,110 +56,115 @@ def verdict(sweep: Sweep) -> Verdict:
 
 
 def selected(sweep: Sweep) -> str:
-    """What the numbers were selected on."""
+    """How the winner was selected."""
     chosen = sweep.spec.selection
-    whose = selection.chosen_over(chosen.objective, chosen.seeds)
-    text = f"Selected on {chosen.on} {chosen.metric}, {chosen.epoch} epoch, {whose}"
+    text = (
+        f"Selected on {chosen.on} {chosen.metric}, {chosen.epoch} epoch, "
+        f"{objective_text(chosen.objective, chosen.seeds)}"
+    )
     if chosen.finalists and sweep.state == "finished" and sweep.winner is not None:
         each = " of each method" * (len(sweep.methods) > 1)
-        text += f"; {selection.best_told(chosen.finalists)}{each} ran again on fresh seeds, and these are those numbers"
+        text += f"; {best_text(chosen.finalists)}{each} ran again on new seeds, and results are from those runs"
     return f"{text}. Accuracies are on the test set."
 
 
+def accuracy_cells(runs: TrialRuns) -> list[Cell]:
+    """Test accuracy by split: mean with interval."""
+    return [estimate(runs.values[:, column]) for column in range(len(SPLITS))]
+
+
 def _rivals(sweep: Sweep) -> list[tuple[str, TrialRuns]]:
-    """Whom the winner is compared with: baselines, and the runner-up by what is selected on."""
+    """What the winner is compared with: the baselines, and the runner-up by the selection metric."""
     several = len(sweep.methods) > 1
     runners = (sweep.methods if several else sweep.ranked)[1:2]
     found = [(name, one) for name, one in sweep.sound_baselines.items()]
-    return found + [(f"runner-up ({called(sweep, one)})", one) for one in runners]
+    return found + [(f"runner-up ({trial_label(one)})", one) for one in runners]
 
 
 def _headline(sweep: Sweep) -> str:
     winner = sweep.winner
     if winner is None:
-        some = "every trial that is finished" if sweep.state == "unfinished" else "every trial, or every finalist,"
-        return f"No {role(sweep)}: {some} failed or was stopped." if sweep.searched else "Nothing to show yet."
-    mean = estimate(winner.values[:, sweep.column])
+        if not sweep.searched:
+            return "No results yet."
+        which = "every finished trial" if sweep.state == "unfinished" else "every trial, or every finalist,"
+        return f"No {role(sweep)}: {which} failed or was stopped."
     split = SPLITS[sweep.column]
-    which = "all classes" if split == "all" else f"{split} classes"
-    gaps = {name: difference(winner, one, sweep.column) for name, one in _rivals(sweep)}
-    ties = [name for name, gap in gaps.items() if gap.verdict == "tied"]
-    ahead = [name for name in sweep.sound_baselines if gaps[name].behind(sweep.column)]
-    vanilla = sweep.sound_baselines.get("vanilla")
-    over = ""
-    if vanilla is not None and vanilla.recipe != winner.recipe:
-        gap = gaps["vanilla"].by_split[sweep.column]
-        over = f", {shown(gap.mean, 'points')} points over vanilla" if gap else ""
+    gaps = {name: compare_trials(winner, one)[sweep.column] for name, one in _rivals(sweep)}
+    ties = [name for name, gap in gaps.items() if gap is not None and gap.verdict == "tied"]
+    ahead = [name for name in sweep.sound_baselines if (gap := gaps[name]) is not None and gap.behind]
+    vanilla, over = sweep.sound_baselines.get("vanilla"), ""
+    if vanilla is not None and vanilla.recipe != winner.recipe and (gap := gaps["vanilla"]) is not None:
+        over = f", {points(gap.difference.value)} points over vanilla"
     if sweep.state == "unfinished":
         leads = "leads so far"
     elif ahead:
-        leads = "is the best that was searched"
+        leads = "is the best of the searched methods"
     else:
-        leads = "wins" if gaps and all(gap.verdict == "better" for gap in gaps.values()) else "is first"
-    worse = f", and worse than {' and '.join(ahead)}" if ahead else ""
+        wins = gaps and all(gap is not None and gap.verdict == "better" for gap in gaps.values())
+        leads = "wins" if wins else "ranks first"
+    worse = f", but is worse than {' and '.join(ahead)}" if ahead else ""
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
-    method = winner.trial.called
-    return f"{method} {leads}{worse}: {shown(mean, 'percent')} % right over {which}{over}{tied}."
+    accuracy = format_cell(estimate(winner.values[:, sweep.column]), "percent")
+    return f"{winner.trial.display_name} {leads}{worse}: {accuracy} % accuracy over {split} classes{over}{tied}."
 
 
 def _about(sweep: Sweep) -> str:
     spec, failed = sweep.spec, sum(one.failed for one in sweep.searched)
     stopped = sum(one.stopped is not None for one in sweep.searched)
-    of = f"{len(sweep.searched)} of " * (sweep.state == "unfinished") + f"{sweep.asked} trial{'s' * (sweep.asked != 1)}"
+    part = f"{len(sweep.searched)} of " * (sweep.state == "unfinished")
+    trials = f"{part}{sweep.planned_trials} trial{'s' * (sweep.planned_trials != 1)}"
     some = ", ".join(f"{count} {what}" for count, what in ((failed, "failed"), (stopped, "stopped early")) if count)
     methods = ", ".join(one.name for one in spec.candidates())
-    told = f"{of}{f' ({some})' if some else ''} x {selection.seeds_told(spec.selection.seeds)} of {methods}"
     classes = f", {sweep.num_classes} classes" if sweep.num_classes else ""
-    backbone = f" through {spec.backbone.kind}" if spec.backbone else ""
-    return f"{told}; data {spec.dataset.kind}{classes}{backbone}."
+    backbone = f", backbone {spec.backbone.kind}" if spec.backbone else ""
+    return (
+        f"{trials}{f' ({some})' if some else ''} x {seeds_text(spec.selection.seeds)} of {methods}; data "
+        f"{spec.dataset.kind}{classes}{backbone}."
+    )
 
 
 def _numbers(sweep: Sweep) -> Table | None:
     winner = sweep.winner
     if winner is None:
         return None
-    rows: list[tuple[Cell, ...]] = [(f"{role(sweep)}, mean ±95%", *_means(winner))]
+    rows: list[tuple[Cell, ...]] = [(f"{role(sweep)}, mean ±95%", *accuracy_cells(winner))]
     seeds = len(winner.records)
     if seeds > 1:
         best = selection.reported([sweep.best_seed(winner)])[0]
         rows.append((f"{role(sweep)}, best of {seeds}", *(None if np.isnan(value) else float(value) for value in best)))
-        bias = [selection.best_of_bias(winner.values[:, place]) for place in range(len(SPLITS))]
-        rows.append((f"of which luck in best of {seeds}, expected*", *bias))
-    rows += [(f"{name}, mean ±95%", *_means(one)) for name, one in _rivals(sweep)]
-    chosen = sweep.spec.selection
-    how = "that seed is the best by what is selected on" if chosen.on == "test" else "the seed is chosen on val"
+        bias = [best_of_bias(winner.values[:, column]) for column in range(len(SPLITS))]
+        rows.append((f"expected bias of best of {seeds}*", *bias))
+    rows += [(f"{name}, mean ±95%", *accuracy_cells(one)) for name, one in _rivals(sweep)]
+    how = "by the selection metric on test" if sweep.spec.selection.on == "test" else "on val"
     note = (
-        f"* {selection.expected_best(seeds):.2f} standard deviations: by how much the best of {seeds} normal seeds "
-        f"lies above their mean if it is chosen by that very column. Here {how}, so it is at most about this."
+        f"* The best of {seeds} normally distributed seeds lies {expected_best(seeds):.2f} standard deviations above "
+        f"their mean if it is selected by that column. Here the seed is selected {how}, so the bias is at most about "
+        "this."
     )
-    return Table(
-        "winner", f"The {role(sweep)}", (Column("%"), *BY_SPLIT), tuple(rows), note * (seeds > 1), frozenset({0})
-    )
-
-
-def _means(setting: TrialRuns) -> list[Cell]:
-    return [estimate(setting.values[:, place]) for place in range(len(SPLITS))]
+    title = f"The {role(sweep)}"
+    return Table("winner", title, (Column("%"), *BY_SPLIT), tuple(rows), note * (seeds > 1), frozenset({0}))
 
 
 def _gains(sweep: Sweep) -> Table | None:
-    winner, rows = sweep.winner, []
+    winner, rows = sweep.winner, list[tuple[Cell, ...]]()
     if winner is None:
         return None
     for name, one in _rivals(sweep):
-        gap = difference(winner, one, sweep.column)
-        rows.append((name, *gap.by_split, gap.p_value, gap.told))
-    metric = sweep.spec.selection.metric
+        gaps = compare_trials(winner, one)
+        judged = gaps[sweep.column]
+        cells = [None if gap is None else gap.difference for gap in gaps]
+        rows.append((name, *cells, None if judged is None else judged.p_value, verdict_text(judged)))
     columns = (
         Column(f"{role(sweep)} minus"),
         *(Column(split, "points") for split in SPLITS),
         Column("p", "p"),
-        Column("is"),
+        Column("verdict"),
     )
     note = (
-        f"Points, with 95% intervals; paired by seed, by Welch's test where no seed is shared. p and the last column: "
-        f"two-sided t test in {metric}; tied: the interval holds 0; no spread: all seeds differ by the same images, "
-        "and no test can say more than the mean. Intervals are over seeds of the re-training: one "
-        "backbone, one test set."
+        "Percentage points with 95% intervals, paired by seed; Welch's test where no seeds are shared. p and verdict: "
+        f"two-sided t test in {sweep.spec.selection.metric}; tied: the interval contains 0; undecided: one run, or all "
+        "seeds differ by the same images. Intervals are over seeds of the re-training, for one backbone and one test "
+        "set."
     )
     return Table("gains", f"Gain of the {role(sweep)}", columns, tuple(rows), note) if rows else None
 
@@ -154,61 +176,195 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     if winner is None:
         yield from sweep.missing
         return
-    yield _fresh(sweep, winner)
+    yield _new_seeds(sweep, winner)
     if chosen.on == "test":
-        yield f"Selected on the test set, as the paper does: these accuracies flatter the {role(sweep)}."
+        yield f"Selected on the test set, as in the paper: the accuracies of the {role(sweep)} are optimistic."
     if len(winner.records) == 1:
-        trains = winner.trial.method.trains
-        yield (
-            "One seed: no interval and no test; a difference may be luck."
-            if trains
-            else "It trains nothing: one run, and none that could be trained longer."
-        )
-    elif float(np.ptp(winner.values[:, sweep.column])) < selection.ROUNDING:
+        if winner.trial.method.trains:
+            yield "One seed: there is no interval and no test, and a difference may be due to chance."
+        else:
+            yield "The method trains nothing: there is one run, and no extended training."
+    elif float(np.ptp(winner.values[:, sweep.column])) < ROUNDING:
         yield NO_WIDTH
-    end = ending_of(sweep, winner)
-    if end is not None:
-        yield ending_text(sweep, end)
-    empty = [split for place, split in enumerate(SPLITS) if np.isnan(winner.values[:, place]).all()]
+    if text := convergence(sweep, winner):
+        yield text
+    empty = [split for column, split in enumerate(SPLITS) if np.isnan(winner.values[:, column]).all()]
     if empty:
-        yield f"No {' and no '.join(empty)} classes in this dataset: shown as a dash and left out, never counted as 0."
+        yield f"No {' and no '.join(empty)} classes in this dataset: shown as a dash, never counted as 0."
     failed = [one for one in sweep.every if one.failed and one is not sweep.extended]
     if failed:
-        yield f"{len(failed)} settings failed and cannot win; they are listed at the end."
+        yield f"{len(failed)} trial{'s' * (len(failed) > 1)} failed and cannot win; see Failures."
     yield from sweep.missing
 
 
-def _fresh(sweep: Sweep, winner: TrialRuns) -> str:
+def _new_seeds(sweep: Sweep, winner: TrialRuns) -> str:
+    """Whether the winner's accuracy comes from seeds that it was not selected on, and whether its gain persists."""
     chosen = sweep.spec.selection
     before = next((one for one in sweep.searched if _same(one, winner)), None)
     tried = len(sweep.searched)
     if not winner.trial.method.trains and tried > 1:
-        return f"Best of {tried} trials by what is selected on; it trains nothing, so no seed could tell otherwise."
+        return f"Best of {tried} trials by the selection metric. The method trains nothing, so seeds do not matter."
     if winner.trial.phase != "finalist" or before is None:
         if tried == 1:
-            return "One setting was tried, so nothing was chosen among trials."
+            return "One trial: nothing was selected among trials."
         return (
-            f"Best of {tried} trials on the seeds it was chosen by, which flatters it; selection.finalists runs the "
-            "best again on fresh seeds."
+            f"Best of {tried} trials on the seeds it was selected on, so its accuracy is optimistic. "
+            "selection.finalists reruns the best trials on new seeds."
         )
     assert winner.objective is not None
     assert before.objective is not None
-    change = winner.objective - before.objective
     text = (
-        f"On fresh seeds the {role(sweep)} has {100 * winner.objective:.2f} % {chosen.on} {chosen.metric}, "
-        f"{100 * before.objective:.2f} % in the search ({points(change)})"
+        f"On new seeds the {role(sweep)} reaches {100 * winner.objective:.2f} % {chosen.on} {chosen.metric}, against "
+        f"{100 * before.objective:.2f} % in the search ({points(winner.objective - before.objective)})"
     )
     vanilla = sweep.sound_baselines.get("vanilla")
-    if vanilla is None:
+    gain = None if vanilla is None else compare_trials(winner, vanilla)[sweep.column]
+    if gain is None:
         return f"{text}."
-    says = {
-        "better": "its gain over vanilla survives them",
-        "tied": "its gain over vanilla does not survive them: tied",
-        "worse": "its gain over vanilla does not survive them: it is worse",
-        "no spread": "these agree to the image, so no test says whether its gain over vanilla survives them",
-    }.get(difference(winner, vanilla, sweep.column).verdict, "one seed cannot say whether its gain survives")
-    return f"{text}; {says}."
+    outcome = {
+        "better": "its gain over vanilla is confirmed",
+        "tied": "its gain over vanilla is not confirmed: tied",
+        "worse": "its gain over vanilla is not confirmed: it is worse",
+        "undecided": "whether its gain over vanilla is confirmed cannot be tested: "
+        + ("there is one run" if gain.test == "none" else "all seeds differ by the same images"),
+    }
+    return f"{text}; {outcome[gain.verdict]}."
 
 
 def _same(one: TrialRuns, other: TrialRuns) -> bool:
     return (one.trial.candidate, one.trial.number) == (other.trial.candidate, other.trial.number)
+
+
+def convergence(sweep: Sweep, runs: TrialRuns) -> str:
+    """Whether a trial is converged, by extended training and by its accuracy curve; empty if it trains nothing.
+
+    Smoothed labels can gain early in training and lose later, even below the stage-1 head. Extended training shows
+    where more training leads.
+    """
+    if not runs.trial.method.trains or runs.failed:
+        return ""
+    curve = curve_trend(selection.accuracy_curves(runs.records, sweep.spec.selection.on, sweep.column))
+    if curve is None:
+        return ""
+    found = sweep.extended_training
+    if found is None:
+        return f"{_by_curve(sweep, curve)} {_no_extended_run(sweep)}"
+    peak = (
+        f"peaks at epoch {curve.peak} ({100 * curve.peak_value:.2f} %) and declines to {100 * curve.last_value:.2f} %"
+    )
+    own = {
+        Trend.DECLINING: f" The accuracy curve of the winner {peak}.",
+        Trend.IMPROVING: f" The accuracy curve of the winner is still improving at epoch {curve.epochs}.",
+        Trend.STABLE: f" The accuracy curve of the winner is stable at epoch {curve.epochs}.",
+        Trend.INCONCLUSIVE: "",
+    }
+    return _by_extended_training(sweep, found) + own[curve.trend]
+
+
+def _by_extended_training(sweep: Sweep, found: selection.ExtendedTraining) -> str:
+    winner, extended, chosen = sweep.winner, sweep.extended, sweep.spec.selection
+    assert winner is not None
+    assert extended is not None
+    span = ""
+    if found.accuracy.low is not None and found.accuracy.high is not None:
+        span = f" [{100 * found.accuracy.low:.2f}, {100 * found.accuracy.high:.2f}]"
+    on_test = ""
+    if chosen.on == "val" and (gap := _test_change(winner, extended)[sweep.column]) is not None:
+        on_test = f" ({_points(gap)} on test)"
+    epoch = " at its own last epoch" * (chosen.epoch == "best")
+    outcome = f"inconclusive with {seeds_text(len(extended.records))}"
+    if found.trend is not Trend.INCONCLUSIVE:
+        outcome = f"{found.trend}, so the winner is {'' if found.trend is Trend.STABLE else 'not '}converged"
+    text = (
+        f"Trained {times_as_long(sweep)}: {100 * found.accuracy.value:.2f} %{span} {chosen.on} {chosen.metric} at the "
+        f"last epoch, {_points(found.change)} against the winner{epoch}{on_test}: "
+        f"{outcome}."
+    )
+    if found.trend is Trend.DECLINING and not chosen.finalists and len(sweep.searched) > 1:
+        text += " Part of the decline is selection bias, because the winner was selected on these seeds."
+    if found.over_start is not None:
+        where = {
+            "worse": "below the stage-1 head",
+            "tied": "level with the stage-1 head",
+            "better": "above the stage-1 head",
+            "undecided": "not distinguishable from the stage-1 head",
+        }[found.over_start.verdict]
+        text += f" It ends {where}: {_points(found.over_start)}."
+    return text
+
+
+def _test_change(winner: TrialRuns, extended: TrialRuns) -> tuple[Comparison | None, ...]:
+    """The extended run minus the winner on test by split, both at their last epoch, paired by seed."""
+    after, before = (selection.ended(one.records) for one in (extended, winner))
+    return tuple(paired(after[:, column], before[:, column]) for column in range(len(SPLITS)))
+
+
+def _points(gap: Comparison) -> str:
+    return format_cell(gap.difference, "points")
+
+
+def _no_extended_run(sweep: Sweep) -> str:
+    if sweep.spec.selection.extended_training is None:
+        return "Extended training is disabled (selection.extended_training is null)."
+    if sweep.state == "unfinished":
+        return f"At the end of the sweep, the winner is trained {times_as_long(sweep)} to test this."
+    if sweep.extended is not None:
+        return f"The run trained {times_as_long(sweep)} failed; see Failures."
+    return f"It was not trained {times_as_long(sweep)} yet; run `lt-sweep resume {sweep.path.name}` to do so."
+
+
+def _by_curve(sweep: Sweep, curve: CurveTrend) -> str:
+    who = role(sweep)
+    if curve.trend is Trend.INCONCLUSIVE:
+        return f"Whether the {who} is converged is inconclusive: its accuracy curve has only {curve.epochs} epochs."
+    if curve.trend is Trend.DECLINING:
+        which = "that epoch" if sweep.spec.selection.epoch == "best" else "the last epoch"
+        return (
+            f"The {who} is not converged: its accuracy curve peaks at epoch {curve.peak} "
+            f"({100 * curve.peak_value:.2f} %) and declines to {100 * curve.last_value:.2f} %; {which} is reported. "
+            "Longer training may lose more."
+        )
+    if curve.trend is Trend.IMPROVING:
+        return (
+            f"The {who} is not converged: its accuracy curve is still improving at epoch {curve.epochs}. Longer "
+            "training may gain more."
+        )
+    return (
+        f"The accuracy curve of the {who} is stable at epoch {curve.epochs}, where the learning rate has decayed to 0. "
+        "Only extended training can show convergence."
+    )
+
+
+def extended_table(sweep: Sweep) -> Table | None:
+    """The winner beside its extended training, by split; None if there is no such run or it failed."""
+    winner, extended, found = sweep.winner, sweep.extended, sweep.extended_training
+    if winner is None or extended is None or found is None:
+        return None
+    chosen, vanilla, split = sweep.spec.selection, sweep.sound_baselines.get("vanilla"), SPLITS[sweep.column]
+    rows: list[tuple[Cell, ...]] = []
+    if chosen.on == "val":
+        before, after = (selection.ended(one.records, "val")[:, sweep.column] for one in (winner, extended))
+        over = None if found.over_start is None else found.over_start.difference
+        rows.append((f"val {split}", estimate(before), estimate(after), found.change.difference, over))
+    change = _test_change(winner, extended)
+    start = (None,) * len(SPLITS) if vanilla is None else compare_trials(extended, vanilla)
+    for column, name in enumerate(SPLITS):
+        means = (estimate(selection.ended(one.records)[:, column]) for one in (winner, extended))
+        gaps = (None if gap is None else gap.difference for gap in (change[column], start[column]))
+        rows.append((f"test {name}", *means, *gaps))
+    epochs = winner.trial.training.epochs, extended.trial.training.epochs
+    columns = (
+        Column("accuracy"),
+        Column(f"winner, {epochs[0]} epochs", "percent"),
+        Column(f"{times_as_long(sweep)}, {epochs[1]} epochs", "percent"),
+        Column("change", "points"),
+        Column("extended minus vanilla", "points"),
+    )
+    note = (
+        f"The configuration and the {seeds_text(len(extended.records))} of the winner, trained for {epochs[1]} epochs "
+        "with a learning rate that decays over all of them. Both at their last epoch, paired by seed. This does not "
+        "affect the selection."
+    )
+    if chosen.on == "val":
+        note += " The winner was selected on val, so a decline on val alone may be selection bias."
+    return Table("extended", f"The winner trained {times_as_long(sweep)}", columns, tuple(rows), note)

@@ -1,1 +1,1 @@
-"""Ask/tell objects that propose trials: one file a sampler."""
+"""Search spaces, search algorithms and early stopping. The only folder that imports Optuna."""

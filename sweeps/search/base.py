@@ -1,8 +1,8 @@
-"""What a search is: dimensions as a file writes them, and samplers as ask/tell objects.
+"""Search spaces and the interface of search algorithms.
 
-A sampler kind is one file in this folder with one `AlgorithmSpec` subclass. It decides which trials are tried and knows
-nothing else: no ledger, no backend, no methods. The same seed and the same sequence of asks and tells give the same
-trials in any process; resuming a sweep replays that sequence, so this is a contract and not a nicety.
+A search algorithm decides which trials are run. It is an ask-and-tell object: `ask` proposes the values of a trial,
+`tell` reports its result. The same seed and the same sequence of calls must give the same trials in any process,
+because resuming a sweep replays that sequence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Scalar = bool | int | float | str | None
 
 
 class _Dimension(Spec):
-    """One searched hyperparameter, written as a mapping with a single key."""
+    """The range of one searched hyperparameter, written as a mapping with a single key."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -40,11 +40,11 @@ class _Dimension(Spec):
 
     @abstractmethod
     def probes(self) -> Iterator[tuple[int, Scalar]]:
-        """The values that must be valid for all others to be: `(index in the list, value)`."""
+        """`(index in the list, value)` of the values to validate; if they are valid, all values of the range are."""
 
 
 class Range(_Dimension):
-    """Base of dimensions with two ends, both included. `number` is the type of field they fit."""
+    """Base of dimensions with two bounds, both included. `number` is the type of the field they apply to."""
 
     number: ClassVar[type]
 
@@ -52,16 +52,16 @@ class Range(_Dimension):
 
     @property
     def low(self) -> float:
-        """The lower end."""
+        """The lower bound."""
         return self.bounds[0]
 
     @property
     def high(self) -> float:
-        """The upper end."""
+        """The upper bound."""
         return self.bounds[1]
 
     def probes(self) -> Iterator[tuple[int, Scalar]]:
-        """Both ends: fields are bounded by intervals, so what lies between is valid too."""
+        """Both bounds: the allowed values of a field form an interval, so values between valid bounds are valid."""
         yield from enumerate(self.bounds)
 
 
@@ -87,50 +87,51 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
-_TwoEnds = Field(min_length=2, max_length=2)
+_TwoBounds = Field(min_length=2, max_length=2)
 _Ordered = AfterValidator(_ordered)
 
 
 class Uniform(Range):
-    """Any number between low and high, evenly."""
+    """A number from low to high, uniformly distributed."""
 
     key: ClassVar[str] = "uniform"
     number: ClassVar[type] = float
 
-    bounds: Annotated[list[float], _TwoEnds, _Ordered] = Field(
-        alias="uniform", description="[low, high], low < high: any number between, evenly"
+    bounds: Annotated[list[float], _TwoBounds, _Ordered] = Field(
+        alias="uniform", description="[low, high], low < high: numbers from low to high, uniformly distributed"
     )
 
 
 class LogUniform(Range):
-    """Any number between low and high, evenly over decades."""
+    """A number from low to high, uniformly distributed on a logarithmic scale."""
 
     key: ClassVar[str] = "loguniform"
     number: ClassVar[type] = float
 
-    bounds: Annotated[list[float], _TwoEnds, _Ordered, AfterValidator(_positive)] = Field(
-        alias="loguniform", description="[low, high], 0 < low < high: any number between, evenly over decades"
+    bounds: Annotated[list[float], _TwoBounds, _Ordered, AfterValidator(_positive)] = Field(
+        alias="loguniform",
+        description="[low, high], 0 < low < high: numbers from low to high, uniform on a logarithmic scale",
     )
 
 
 class IntRange(Range):
-    """Any whole number from low to high, both included, evenly."""
+    """A whole number from low to high, both included, uniformly distributed."""
 
     key: ClassVar[str] = "int"
     number: ClassVar[type] = int
 
-    bounds: Annotated[list[int], _TwoEnds, _Ordered] = Field(
-        alias="int", description="[low, high], low < high: any whole number from low to high, both included"
+    bounds: Annotated[list[int], _TwoBounds, _Ordered] = Field(
+        alias="int", description="[low, high], low < high: whole numbers from low to high, both included"
     )
 
 
 class Choice(_Dimension):
-    """One of the listed values, in no order."""
+    """One of the listed values; their order has no meaning."""
 
     key: ClassVar[str] = "choice"
 
     values: Annotated[list[Any], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        alias="choice", description="the values to choose from, at least one, all different"
+        alias="choice", description="the values to choose from; at least one, all different"
     )
 
     def probes(self) -> Iterator[tuple[int, Scalar]]:
@@ -139,7 +140,7 @@ class Choice(_Dimension):
 
 
 def _key_of(document: Any) -> str | None:
-    """The one key of a dimension as written, which says what it is."""
+    """The single key of a dimension as written in a file, which selects its type."""
     if isinstance(document, _Dimension):
         return document.key
     return str(next(iter(document))) if isinstance(document, dict) and len(document) == 1 else None
@@ -154,37 +155,41 @@ Dimension = Annotated[
 ]
 
 Space = dict[str, Dimension]
-"""Dimensions by dotted path (`method.lr`), in the file's order."""
+"""Dimensions by dotted path (`method.lr`), in the order of the file."""
 
 
 class Search(Protocol):
-    """One running search. Trials are numbered 0, 1, 2, ... and asked in that order; tells may lag behind."""
+    """One running search. Trials are numbered 0, 1, 2, ... and requested in that order; results may arrive later."""
 
     def ask(self, number: int) -> dict[str, Any] | None:
-        """The values of trial `number` by dotted path, or None when there are no more."""
+        """The values of trial `number` by dotted path, or None when the search is exhausted."""
 
     def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
-        """The finite objective of an asked trial, larger is better; None when it failed. Once a trial.
+        """Report the result of a trial that `ask` returned. Called once per trial.
 
-        `stopped` is None, or the epochs after which a scheduler stopped the trial; the value is then of that epoch.
+        Args:
+            number: the trial.
+            value: its objective, finite, larger is better; None if it failed.
+            stopped: the number of epochs after which the trial was stopped early, with `value` measured there; None if
+                it ran to the end.
         """
 
 
 class AlgorithmSpec(KindSpec):
-    """Base of every sampler kind."""
+    """Base class of the search algorithms."""
 
     @abstractmethod
     def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """A new search over `space`; randomness comes from `seed` alone."""
+        """A new search over `space`. All randomness comes from `seed`."""
 
     def size(self, space: Mapping[str, Dimension]) -> int | None:
-        """How many trials there are in all; None when there is no end."""
+        """The number of trials after which the search is exhausted; None if it never is."""
         return None
 
     def check(self, space: Mapping[str, Dimension]) -> Iterator[tuple[str, str]]:
-        """`(path, message)` for every dimension this sampler cannot search."""
+        """`(path, message)` for every dimension that this algorithm cannot search."""
         yield from ()
 
 
-ALGORITHMS = Registry("sweeps.search", AlgorithmSpec)  # type: ignore[type-abstract]
+ALGORITHMS = Registry("sweeps.search", AlgorithmSpec, modules=("algorithms",))  # type: ignore[type-abstract]
 """The search algorithms."""

@@ -1,7 +1,8 @@
-"""A sweep's directory: what it is called, which sweep it belongs to, and where its parts lie.
+"""Directories of sweeps and matrices: create, resume, archive and load them.
 
-`<storage>/<name>/` holds `sweep.json` (identity and resolved spec), `ledger.jsonl`, `heads/`, `artifacts/` and in
-the end `result.json`. Knows specs and files; runs nothing.
+`<storage>/<name>/` of a sweep holds `sweep.json` (identity and resolved spec), `ledger.jsonl`, `heads/`, `artifacts/`
+and, once the sweep is finished, `result.json`. The directory of a matrix holds `matrix.json`, the list of its sweeps,
+whose own directories lie beside it.
 """
 
 from __future__ import annotations
@@ -10,77 +11,85 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import UserError
 from lt_train.core.io import atomic_file, writing
-from sweeps.config.backend import BACKENDS
+from sweeps.config.matrix import SweepMatrix, load_file
+from sweeps.config.plugin_groups import BACKENDS, TRACKERS
 from sweeps.config.spec import SweepSpec, load_resolved
-from sweeps.config.tracking import TRACKERS, TrackingSpec
-from sweeps.store.layout import CACHE, IDENTITY, MATRIX_FILE, SweepDirectory, read_identity, sweep_directory
+from sweeps.config.tracking import TrackingSpec
+from sweeps.store.layout import (
+    CACHE,
+    IDENTITY,
+    MATRIX_FILE,
+    SweepDirectory,
+    is_matrix,
+    read_identity,
+    read_matrix,
+    sweep_directory,
+)
 from sweeps.store.status import read_progress
 
 __all__ = [
+    "archive",
     "check_name",
-    "known_bank",
-    "left_open",
+    "interrupted_sweep",
+    "load_matrix_directory",
     "load_spec",
+    "load_target",
     "load_tracking",
     "open_directory",
-    "running_spec",
-    "set_aside",
+    "recorded_bank",
+    "save_matrix",
+    "with_backend",
 ]
 
 
 def open_directory(spec: SweepSpec, bank_fingerprint: str) -> SweepDirectory:
-    """The sweep's directory, made if it is new; an unfinished sweep of the same spec is continued.
+    """Create the sweep's directory, or reopen that of an unfinished sweep with the same spec.
 
     The caller holds the sweep's lease.
 
     Args:
-        spec: the sweep, with absolute paths (`SweepSpec.anchored`).
-        bank_fingerprint: of the features that the sweep trains on.
+        spec: the sweep, with absolute paths (`SweepSpec.with_absolute_paths`).
+        bank_fingerprint: fingerprint of the features that the sweep trains on.
 
     Raises:
-        UserError: the directory holds a sweep with another spec or other features, or the name is reserved.
+        UserError: the directory holds a sweep with another spec or other features, or belongs to a matrix.
         StorageError: it cannot be written.
     """
-    path = _own_path(spec)
+    path = _sweep_path(spec)
     identity = path / IDENTITY
     if identity.exists():
         known = read_identity(identity)
-        way_out = "give this one another name, or start it over with --fresh (the old one is kept as .previous-N)"
+        remedy = "choose another name, or start over with --fresh (the old sweep is kept as .previous-N)"
         if known["spec_fingerprint"] != spec.fingerprint():
-            changed = ", ".join(_changes(known["spec"], spec.resolved()))
-            raise UserError(f"{path} holds another sweep: {changed} differ; {way_out}")
+            changed = ", ".join(_differences(known["spec"], spec.resolved()))
+            raise UserError(f"{path} holds another sweep: {changed} differ; {remedy}")
         if known["bank_fingerprint"] != bank_fingerprint:
             raise UserError(
                 f"{path} was trained on other features: the dataset or the checkpoint has changed since (bank "
-                f"{known['bank_fingerprint'][:12]} then, {bank_fingerprint[:12]} now); put them back, or {way_out}"
+                f"{known['bank_fingerprint'][:12]} then, {bank_fingerprint[:12]} now); restore them, {remedy}"
             )
         return SweepDirectory(path, known["sweep_id"], known["started_ms"])
     directory = SweepDirectory(path, uuid.uuid4().hex, time.time_ns() // 1_000_000)
-    document = {
-        "sweep_id": directory.sweep_id,
-        "started_ms": directory.started_ms,
-        "spec_fingerprint": spec.fingerprint(),
-        "bank_fingerprint": bank_fingerprint,
-        "spec": spec.resolved(),
-    }
-    with atomic_file(identity) as file:
-        file.write_text(json.dumps(document, indent=1) + "\n")
+    fingerprints = {"spec_fingerprint": spec.fingerprint(), "bank_fingerprint": bank_fingerprint}
+    started = {"sweep_id": directory.sweep_id, "started_ms": directory.started_ms}
+    _write_json(identity, started | fingerprints | {"spec": spec.resolved()})
     return directory
 
 
-def set_aside(spec: SweepSpec) -> None:
-    """Move what an earlier sweep of this name left to `<name>.previous-<N>`. The caller holds the sweep's lease.
+def archive(spec: SweepSpec) -> None:
+    """Move the directory of an earlier sweep of this name to `<name>.previous-<N>`. The caller holds the sweep's lease.
 
     Raises:
-        UserError: the directory is a matrix's.
+        UserError: the directory belongs to a matrix.
         StorageError: it cannot be moved.
     """
-    path = _own_path(spec)
+    path = _sweep_path(spec)
     if not path.exists():
         return
     number = 1
@@ -90,25 +99,25 @@ def set_aside(spec: SweepSpec) -> None:
         path.rename(previous)
 
 
-def _own_path(spec: SweepSpec) -> Path:
+def _sweep_path(spec: SweepSpec) -> Path:
     path = Path(spec.storage) / spec.name
     if (path / MATRIX_FILE).exists():
-        raise UserError(f"{path} is a matrix's directory; call the sweep something else, or move it away")
+        raise UserError(f"{path} is a matrix's directory; choose another name for the sweep, or move the directory")
     return path
 
 
-def left_open(spec: SweepSpec) -> tuple[SweepSpec, SweepDirectory] | None:
-    """The sweep of this name whose driver ended without a word, so that tracking takes it to be running still.
+def interrupted_sweep(spec: SweepSpec) -> tuple[SweepSpec, SweepDirectory] | None:
+    """The sweep of this name whose driver died without recording an end, so that tracking still shows it as running.
 
-    The caller holds the sweep's lease.
+    None if there is none, or if its spec cannot be read. The caller holds the sweep's lease.
     """
     path = Path(spec.storage) / spec.name
-    said = read_progress(path)
-    if said is None or said.ended:
+    progress = read_progress(path)
+    if progress is None or progress.ended:
         return None
     try:
         return load_spec(path), sweep_directory(path)
-    except (OSError, UserError):  # of another version, or damaged: nothing of it can be told
+    except (OSError, UserError):  # written by another version, or damaged
         return None
 
 
@@ -116,41 +125,41 @@ def check_name(spec: SweepSpec) -> None:
     """Refuse names that the storage uses itself.
 
     Raises:
-        UserError: such a name.
+        UserError: the name is reserved.
     """
     if spec.name == CACHE or spec.name.startswith("mlflow") or re.search(r"\.previous-\d+$", spec.name):
-        raise UserError(f"name: {spec.name!r} is taken by the storage itself; call the sweep something else")
+        raise UserError(f"name: {spec.name!r} is reserved for the storage itself; choose another name")
 
 
 def load_spec(path: Path) -> SweepSpec:
-    """The spec of a sweep from its directory alone, as `resume` needs it.
+    """The spec of the sweep in a directory.
 
     Raises:
-        UserError: this is not a sweep directory, or it is damaged.
+        UserError: `path` is not a sweep directory, or it is damaged.
     """
     path = sweep_directory(path).path
-    # The directory may have been moved: it is where it is, not where it was.
+    # Name and storage follow from the path, because the directory may have been moved.
     return load_resolved(read_identity(path / IDENTITY)["spec"] | {"storage": str(path.parent), "name": path.name})
 
 
 def load_tracking(directory: SweepDirectory) -> TrackingSpec:
-    """How a sweep is tracked, whatever else its spec names.
+    """The tracking section of a sweep's spec; the other sections are not parsed.
 
     Raises:
-        SpecError: it names a kind of tracking that is not there.
+        SpecError: the kind of tracking is not installed.
     """
     tracking = read_identity(directory.path / IDENTITY)["spec"]["tracking"]
     return TRACKERS.parse(tracking)
 
 
-def known_bank(spec: SweepSpec) -> str | None:
-    """The fingerprint of the bank that the sweep of this name was started on; None for one that was not."""
+def recorded_bank(spec: SweepSpec) -> str | None:
+    """Fingerprint of the bank that the sweep of this name was started with; None for a sweep that does not exist."""
     identity = Path(spec.storage) / spec.name / IDENTITY
     return str(read_identity(identity)["bank_fingerprint"]) if identity.exists() else None
 
 
-def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
-    """The same sweep on another backend, given by kind: results do not depend on it.
+def with_backend(spec: SweepSpec, backend: str) -> SweepSpec:
+    """The same sweep on another backend, given by its kind. Results do not depend on the backend.
 
     Raises:
         UserError: there is no such backend.
@@ -161,15 +170,60 @@ def running_spec(spec: SweepSpec, backend: str) -> SweepSpec:
     return spec.model_copy(update={"backend": known[backend].model_validate({"kind": backend})})
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted paths (two levels) in which two resolved specs differ."""
+def save_matrix(matrix: SweepMatrix, failed: Mapping[str, str]) -> None:
+    """Write `matrix.json`. The caller holds the matrix's lease.
+
+    Args:
+        matrix: the matrix, with absolute paths (`SweepMatrix.with_absolute_paths`).
+        failed: reasons of the sweeps that failed this time, by value. A sweep that fails early has no directory of its
+            own to record its reason.
+
+    Raises:
+        UserError: the name of the matrix or of one of its sweeps is taken or reserved.
+        StorageError: the file cannot be written.
+    """
+    for spec in (*matrix.sweeps, matrix.sweeps[0].model_copy(update={"name": matrix.name})):
+        check_name(spec)
+    directory = Path(matrix.storage) / matrix.name
+    if (directory / IDENTITY).exists():
+        raise UserError(
+            f"{directory} holds a sweep of this name; choose another name for the matrix, or move the directory"
+        )
+    specs = {value: spec.resolved() for value, spec in matrix.members.items()}
+    _write_json(directory / MATRIX_FILE, {"matrix": matrix.axis, "sweeps": specs, "failed": dict(failed)})
+
+
+def load_matrix_directory(directory: Path) -> SweepMatrix:
+    """The matrix in a directory, which may have been moved together with its sweeps.
+
+    Raises:
+        UserError: as `read_matrix`.
+    """
+    directory = directory.expanduser().resolve()
+    document, moved = read_matrix(directory), {"storage": str(directory.parent)}
+    specs = {value: load_resolved(spec | moved) for value, spec in document["sweeps"].items()}
+    return SweepMatrix(directory.name, document["matrix"], specs)
+
+
+def load_target(target: Path) -> SweepSpec | SweepMatrix | None:
+    """The sweep or matrix of a sweep file or a matrix's directory; None for any other directory."""
+    if is_matrix(target):
+        return load_matrix_directory(target)
+    return None if target.is_dir() else load_file(target)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    with atomic_file(path) as file:
+        file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted paths (two levels deep) in which two resolved specs differ."""
     paths: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
         if isinstance(a, dict) and isinstance(b, dict):
             paths += [f"{key}.{inner}" for inner in sorted(a.keys() | b.keys()) if a.get(inner) != b.get(inner)]
-        else:
+        elif a != b:
             paths.append(key)
     return paths

@@ -1,8 +1,10 @@
-"""What lies where in a storage, and what a directory says of itself: names and small files, for all who look at it.
+"""File names and small files of a storage, readable without loading a spec.
 
-`<storage>/<name>/` is a sweep's directory if it holds `sweep.json` (identity and resolved spec), and a matrix's if it
-holds `matrix.json`; `<storage>/cache/` is shared by all. Knows no specs, so that `lt-sweep status`, `stop` and `list`
-need not wait for torch: `sweeps.store.directory` and `sweeps.store.matrix_directory` know what these files mean.
+`<storage>/<name>/` is a sweep's directory if it holds `sweep.json` (identity and resolved spec), and a matrix's
+directory if it holds `matrix.json`. `<storage>/cache/` is shared by all sweeps of the storage.
+
+`lt-sweep status`, `stop` and `list` import this module only, so they start without torch and work for sweeps whose spec
+names a plugin that is not installed. `sweeps.store.directory` reads the specs in these files.
 """
 
 from __future__ import annotations
@@ -20,24 +22,23 @@ __all__ = [
     "MATRIX_FILE",
     "SweepDirectory",
     "is_matrix",
-    "known_members",
     "leases",
+    "matrix_sweeps",
     "read_identity",
     "read_matrix",
     "sweep_directory",
 ]
 
 IDENTITY = "sweep.json"
-"""The file that makes a directory a sweep's."""
+"""File that marks a sweep's directory."""
 
 MATRIX_FILE = "matrix.json"
-"""The file that makes a directory a matrix's; no sweep may have its name."""
+"""File that marks a matrix's directory."""
 
 CACHE = "cache"
-"""Directory of the storage with `checkpoints`, `banks` and `locks` of all its sweeps; no sweep may have its name."""
+"""Directory of a storage with the `checkpoints`, `banks` and `locks` of all sweeps. Not allowed as a sweep's name."""
 
-_WRITTEN = {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"}
-"""What `sweep.json` holds."""
+_IDENTITY_KEYS = {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class SweepDirectory:
     """An existing sweep directory.
 
     Attributes:
-        path: the directory; its name is the sweep's, and what it lies in the storage.
-        sweep_id: unique to this sweep, given once; MLflow runs are found again by it.
-        started_ms: when it was first started, milliseconds since 1970.
+        path: the directory. Its name is the sweep's name, its parent the storage.
+        sweep_id: unique to this sweep and constant; identifies its MLflow runs.
+        started_ms: when the sweep was first started, in milliseconds since 1970.
     """
 
     path: Path
@@ -56,7 +57,7 @@ class SweepDirectory:
 
     @property
     def result(self) -> Path:
-        """Where `result.json` lies once the sweep is finished."""
+        """`result.json`, which exists once the sweep is finished."""
         return self.path / "result.json"
 
     @property
@@ -66,69 +67,69 @@ class SweepDirectory:
 
 
 def leases(storage: Path) -> Path:
-    """Where the leases of a storage's sweeps lie: not in their directories, which are moved at a fresh start."""
+    """Directory of the leases of a storage. It is outside the sweep directories because `--fresh` moves those."""
     return storage / CACHE / "locks"
 
 
 def sweep_directory(path: Path) -> SweepDirectory:
-    """The sweep of a directory, whose spec may name kinds that are not there: its name and storage are the path's.
+    """The sweep in a directory. Its spec is not parsed.
 
     Raises:
-        UserError: this is not a sweep directory, or it is damaged.
+        UserError: `path` is not a sweep directory, or its `sweep.json` is damaged.
     """
     path = path.expanduser().resolve()
     identity = path / IDENTITY
     if not identity.is_file():
-        matrix = "; it is a matrix's, and each member has its own" * (path / MATRIX_FILE).exists()
+        matrix = " (it is a matrix's directory; each of its sweeps has its own)" * (path / MATRIX_FILE).exists()
         raise UserError(
             f"{path} is not a sweep directory: it has no sweep.json{matrix}; start one with `lt-sweep run SPEC`"
         )
-    known = read_identity(identity)
-    return SweepDirectory(path, known["sweep_id"], known["started_ms"])
+    document = read_identity(identity)
+    return SweepDirectory(path, document["sweep_id"], document["started_ms"])
 
 
 def is_matrix(directory: Path) -> bool:
-    """Whether a directory is a matrix's."""
+    """Whether a directory belongs to a matrix."""
     return (directory.expanduser() / MATRIX_FILE).is_file()
 
 
-def known_members(directory: Path) -> dict[str, str]:
-    """The names of a matrix's sweeps, whose specs may name kinds that are not there, and why each has failed, or "".
+def matrix_sweeps(directory: Path) -> dict[str, str]:
+    """The names of a matrix's sweeps, each with the reason why it failed, or "". Their specs are not parsed.
 
     Raises:
-        UserError: this is no matrix's directory, or it is damaged.
+        UserError: as `read_matrix`.
     """
-    known = read_matrix(directory.expanduser().resolve())
-    return {document["name"]: known["failed"].get(value, "") for value, document in known["members"].items()}
+    document = read_matrix(directory.expanduser().resolve())
+    return {spec["name"]: document["failed"].get(value, "") for value, spec in document["sweeps"].items()}
 
 
 def read_identity(identity: Path) -> dict[str, Any]:
-    """What a `sweep.json` holds.
+    """The content of a `sweep.json`.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     try:
-        known = json.loads(identity.read_text())
+        document = json.loads(identity.read_text())
     except ValueError:
-        known = None
-    if not isinstance(known, dict) or not known.keys() >= _WRITTEN:
+        document = None
+    if not isinstance(document, dict) or not document.keys() >= _IDENTITY_KEYS:
         raise UserError(f"{identity} is damaged; remove its directory to start the sweep over")
-    return known
+    return document
 
 
 def read_matrix(directory: Path) -> dict[str, Any]:
-    """What a `matrix.json` holds.
+    """The content of a `matrix.json`: the varied field, resolved specs by value, and failures by value.
 
     Raises:
-        UserError: this is no matrix's directory, or it is damaged.
+        UserError: `directory` is not a matrix's directory, or its `matrix.json` is damaged.
     """
+    file = directory / MATRIX_FILE
     try:
-        known = json.loads((directory / MATRIX_FILE).read_text())
-        return {"matrix": known["matrix"], "members": dict(known["members"]), "failed": dict(known.get("failed", {}))}
+        document = json.loads(file.read_text())
+        failed = dict(document.get("failed", {}))
+        return {"matrix": document["matrix"], "sweeps": dict(document["sweeps"]), "failed": failed}
     except FileNotFoundError:
         raise UserError(f"{directory} is not a matrix's directory: it has no {MATRIX_FILE}") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{directory / MATRIX_FILE} is damaged; `lt-sweep run` with the sweep file writes it anew"
-        ) from None
+        raise UserError(f"{file} is damaged; `lt-sweep run` with the sweep file recreates it") from None

@@ -1,9 +1,9 @@
-"""One driver a sweep: a lease that is renewed while its holder lives, and taken over when the holder is gone.
+"""The lease that keeps a sweep to one driver: renewed while its owner lives, taken over once the owner is gone.
 
-A lease is a numbered file in a directory that every machine of a cluster may share. To take one over is to create the
-next number, which on any file system one process alone can do. No two machines' clocks are compared: whether a holder
-on another machine lives is seen by its file changing. A holder that only seemed dead finds out by `check`; that it
-cannot do harm before is the ledger's business (`sweeps.store.ledger`). Knows files and processes; knows no sweep.
+A lease is a numbered file in a directory that the machines of a cluster may share. A process acquires the lease by
+creating the file with the next number, which only one process can do on any file system. Clocks of different machines
+are never compared: an owner on another machine is alive if its file changes. An owner that was wrongly taken for dead
+notices in `Lease.check`; until then the ledger's fencing (`sweeps.store.ledger`) keeps it from corrupting anything.
 """
 
 from __future__ import annotations
@@ -12,80 +12,84 @@ import contextlib
 import errno
 import getpass
 import json
+import logging
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lt_train.core.errors import LongtailError, StorageError, UserError
 from lt_train.core.io import writing
-from sweeps.store.moments import shown_moment
+from lt_train.core.text import format_time
 
-__all__ = ["Holder", "Lease", "LeaseLost", "held", "holder"]
+__all__ = ["Lease", "LeaseLost", "LeaseOwner", "acquire_lease", "lease_owner"]
 
-RENEWED_EVERY = 5.0
-"""Seconds between two signs of life."""
+RENEWAL_INTERVAL = 5.0
+"""Seconds between two renewals."""
 
-LAPSE = 30.0
-"""Seconds without a sign of life after which a holder on another machine is taken to be gone."""
+EXPIRY = 30.0
+"""Seconds without a renewal after which an owner on another machine is considered dead."""
+
+logger = logging.getLogger(__name__)
 
 
 class LeaseLost(LongtailError):
-    """Another driver has taken over: this one must stop. Nothing that it finished is lost."""
+    """Another driver has taken over the sweep and this one must stop. Finished runs are kept."""
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds a lease.
+class LeaseOwner:
+    """The process that owns a lease.
 
     Attributes:
         who: for people: user, host, process and, if it is one, Ray job.
-        machine: equal for processes whose ids may be compared: host, its boot, and the name space of ids.
-        process, born: id and start of the process; an id alone may be given again.
-        since_ms: milliseconds since 1970, by its own clock.
-        released: whether it has let go.
+        machine: host, boot and process-id namespace; process ids are comparable only if these are equal.
+        process: process id.
+        process_start_time: tells apart processes that were given the same id.
+        since_ms: when the lease was acquired, in milliseconds since 1970 by the owner's clock.
+        released: whether the owner has released the lease.
     """
 
     who: str
     machine: str
     process: int
-    born: str
+    process_start_time: str
     since_ms: int
     released: bool = False
 
-    def is_here(self) -> bool:
-        """Whether its process could be one of this machine's."""
+    def is_local(self) -> bool:
+        """Whether it runs, or ran, on this machine."""
         return self.machine == _machine()
 
-    def lives(self) -> bool:
-        """Whether its process, one of this machine's, is still there."""
-        return self.born == _born(self.process)
+    def is_alive(self) -> bool:
+        """Whether the process still exists. Only meaningful for a local owner."""
+        return self.process_start_time == _process_start_time(self.process)
 
 
 class Lease:
-    """A lease that this process holds. Every method may be called from any thread.
+    """A lease that this process has acquired. Every method may be called from any thread.
 
     Attributes:
         who: this process, for people.
     """
 
-    def __init__(self, directory: Path, name: str, number: int, me: Holder) -> None:
-        self.who = me.who
-        self._directory, self._name, self._number, self._me = directory, name, number, me
+    def __init__(self, directory: Path, name: str, number: int, owner: LeaseOwner) -> None:
+        self.who = owner.who
+        self._directory, self._name, self._number, self._owner = directory, name, number, owner
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._renewer.start()
 
     def check(self) -> None:
-        """Return if this process still holds the lease.
+        """Return if this process still owns the lease.
 
         Raises:
-            LeaseLost: another has taken it over; says who.
-            StorageError: nobody can say: the leases cannot be read.
+            LeaseLost: another process has taken it over.
+            StorageError: the leases cannot be read.
         """
         try:
             latest = _latest(self._directory, self._name)
@@ -93,128 +97,122 @@ class Lease:
             raise StorageError(f"cannot read the leases in {self._directory}: {error.strerror}; run again") from error
         if latest is not None and latest[0] > self._number:
             raise LeaseLost(
-                f"{latest[1].who} has taken over sweep {self._name}: it did not see this process alive for "
-                f"{LAPSE:.0f} s; this one stops, and what it finished is kept"
+                f"{latest[1].who} has taken over sweep {self._name} because this process did not renew its lease for "
+                f"{EXPIRY:.0f} s; this process stops, its finished runs are kept"
             )
 
-    def holds(self) -> bool:
-        """Whether this process still holds the lease, as far as it knows."""
+    def is_valid(self) -> bool:
+        """Whether this process still owns the lease, as far as it can tell."""
         try:
             self.check()
         except LeaseLost:
             return False
         except StorageError:
-            pass  # a disk that stumbles has given it to nobody; the ledger asks again before it writes
+            pass  # a failing disk does not give the lease to another process; the ledger checks before every write
         return True
 
     def release(self) -> None:
-        """Let go; the next driver need not wait."""
+        """Release the lease, so that the next driver need not wait for it to expire."""
         self._ended.set()
         self._renewer.join()
         path = _path(self._directory, self._name, self._number)
-        with contextlib.suppress(OSError):  # the process's end says it too
+        with contextlib.suppress(OSError):  # the end of the process releases it as well
             if not path.exists():
                 return
             released = path.with_suffix(".released")
             try:
-                released.write_text(json.dumps(asdict(self._me) | {"released": True}))
+                released.write_text(json.dumps(asdict(self._owner) | {"released": True}))
                 released.replace(path)
-            except OSError:  # a full disk, which still lets go of files
+            except OSError:  # the disk is full; files can still be removed
                 path.unlink()
                 released.unlink(missing_ok=True)
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEWED_EVERY):
-            with contextlib.suppress(OSError):  # not by writing, so that a full disk does not cost the lease
+        while not self._ended.wait(RENEWAL_INTERVAL):
+            with contextlib.suppress(OSError):  # touched, not written, so that a full disk does not cost the lease
                 os.utime(_path(self._directory, self._name, self._number))
 
 
 @contextlib.contextmanager
-def held(
-    directory: Path, name: str, *, job: str | None = None, told: Callable[[str], None] = lambda text: None
-) -> Iterator[Lease]:
-    """Hold the lease of sweep `name`, whose files lie in `directory`.
+def acquire_lease(directory: Path, name: str, *, job: str | None = None) -> Iterator[Lease]:
+    """Own the lease of a sweep for the duration of the block.
+
+    Waits up to `EXPIRY` seconds where an owner on another machine may be dead.
 
     Args:
-        directory: made if it is not there.
-        name: of the sweep; no part of a path.
-        job: the Ray job that this process is, for those who ask who holds the lease.
-        told: hears why this takes long, when it does.
+        directory: where the leases are kept; created if it does not exist.
+        name: name of the sweep; a single path component.
+        job: the Ray job that this process is, shown to people who ask who owns the lease.
 
     Raises:
-        UserError: a living process holds it; says which.
+        UserError: a living process owns the lease; the message names it.
         StorageError: the directory cannot be written.
     """
-    lease = _take(directory, name, job, told)
+    lease = _acquire(directory, name, job)
     try:
         yield lease
     finally:
         lease.release()
 
 
-def holder(directory: Path, name: str) -> Holder | None:
-    """Who holds the lease of a sweep as far as can be said at once; None when nobody does.
+def lease_owner(directory: Path, name: str) -> LeaseOwner | None:
+    """The owner of a sweep's lease, without waiting; None if there is none.
 
-    A holder on another machine is named although it may be gone.
+    An owner on another machine is returned although it may be dead.
     """
     latest = _latest(directory, name)
-    if latest is None or latest[1].released or (latest[1].is_here() and not latest[1].lives()):
+    if latest is None or latest[1].released or (latest[1].is_local() and not latest[1].is_alive()):
         return None
     return latest[1]
 
 
-def _take(directory: Path, name: str, job: str | None, told: Callable[[str], None]) -> Lease:
+def _acquire(directory: Path, name: str, job: str | None) -> Lease:
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     while True:
         latest = _latest(directory, name)
         if latest is not None and not latest[1].released:
-            _wait_until_gone(directory, name, *latest, told)
+            _wait_until_dead(directory, name, *latest)
         number = 1 if latest is None else latest[0] + 1
-        me = _me(job)
-        if _create(_path(directory, name, number), me):
+        owner = _this_process(job)
+        if _create(_path(directory, name, number), owner):
             for earlier in range(max(1, number - 10), number):
                 with contextlib.suppress(OSError):
                     _path(directory, name, earlier).unlink()
-            return Lease(directory, name, number, me)
+            return Lease(directory, name, number, owner)
 
 
-def _wait_until_gone(directory: Path, name: str, number: int, other: Holder, told: Callable[[str], None]) -> None:
-    """Return when `other` shows no sign of life.
+def _wait_until_dead(directory: Path, name: str, number: int, owner: LeaseOwner) -> None:
+    """Return once `owner` has released its lease or let it expire.
 
     Raises:
-        UserError: it shows one.
+        UserError: the owner is alive.
     """
     alive = UserError(
-        f"sweep {name} is being run by {other.who}, since {shown_moment(other.since_ms)}; wait for it, or stop it with "
+        f"sweep {name} is being run by {owner.who}, since {format_time(owner.since_ms)}; wait for it, or stop it with "
         "`lt-sweep stop`"
     )
-    if other.is_here():
-        if other.lives():
+    if owner.is_local():
+        if owner.is_alive():
             raise alive
         return
     path = _path(directory, name, number)
-    seen, deadline = _changed(path), time.monotonic() + LAPSE
-    told(f"{other.who} was running this sweep; waiting {LAPSE:.0f} s for a sign of life from it")
+    seen, deadline = _modified(path), time.monotonic() + EXPIRY
+    logger.info("%s was running this sweep; waiting %.0f s for it to renew its lease", owner.who, EXPIRY)
     while time.monotonic() < deadline:
-        time.sleep(min(0.5, LAPSE / 10))
-        now = _changed(path)
-        if now is None or _released(directory, name, number):
+        time.sleep(min(0.5, EXPIRY / 10))
+        now, latest = _modified(path), _latest(directory, name)
+        if now is None or latest is None or latest[0] != number or latest[1].released:
             return
         if now != seen:
             raise alive
 
 
-def _released(directory: Path, name: str, number: int) -> bool:
-    latest = _latest(directory, name)
-    return latest is None or latest[0] != number or latest[1].released
-
-
-def _create(path: Path, me: Holder) -> bool:
-    """Create the file, whole, unless it is there; whether this process did."""
+def _create(path: Path, owner: LeaseOwner) -> bool:
+    """Create the file atomically; False if it exists already."""
     with writing(path):
         draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        draft.write_text(json.dumps(asdict(me)))
+        draft.write_text(json.dumps(asdict(owner)))
         try:
             os.link(draft, path)
             return True
@@ -229,7 +227,7 @@ def _create(path: Path, me: Holder) -> bool:
 
 
 def _create_without_links(path: Path, draft: Path) -> bool:
-    """The same where a file cannot have two names; there, for a moment, it may be seen empty."""
+    """The same on file systems without hard links, where the file is empty for a moment."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -239,8 +237,8 @@ def _create_without_links(path: Path, draft: Path) -> bool:
     return True
 
 
-def _latest(directory: Path, name: str) -> tuple[int, Holder] | None:
-    """The highest number and who made it."""
+def _latest(directory: Path, name: str) -> tuple[int, LeaseOwner] | None:
+    """The highest number and its owner."""
     pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.lease")
     while True:
         try:
@@ -251,32 +249,33 @@ def _latest(directory: Path, name: str) -> tuple[int, Holder] | None:
             return None
         path = _path(directory, name, max(numbers))
         try:
-            return max(numbers), Holder(**json.loads(path.read_text()))
+            return max(numbers), LeaseOwner(**json.loads(path.read_text()))
         except FileNotFoundError:
-            continue  # taken over just now: there is a higher one
+            continue  # taken over in the meantime, so there is a higher number
         except (ValueError, TypeError):
-            # Being written where files cannot be created whole, or damaged: whoever it is shows life by changing it.
-            return max(numbers), Holder(f"a process that left {path} unreadable", "", 0, "", 0)
+            # Damaged, or being written on a file system without hard links. A living owner will change the file.
+            return max(numbers), LeaseOwner(f"a process that left {path} unreadable", "", 0, "", 0)
 
 
 def _path(directory: Path, name: str, number: int) -> Path:
     return directory / f"{name}.{number}.lease"
 
 
-def _changed(path: Path) -> int | None:
+def _modified(path: Path) -> int | None:
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
 
 
-def _me(job: str | None) -> Holder:
+def _this_process(job: str | None) -> LeaseOwner:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # the user of a container may have no name
         user = str(os.getuid())
-    who = f"{user}@{socket.gethostname()}, process {os.getpid()}" + (f", Ray job {job}" if job else "")
-    return Holder(who, _machine(), os.getpid(), _born(os.getpid()), time.time_ns() // 1_000_000)
+    process = os.getpid()
+    who = f"{user}@{socket.gethostname()}, process {process}" + (f", Ray job {job}" if job else "")
+    return LeaseOwner(who, _machine(), process, _process_start_time(process), time.time_ns() // 1_000_000)
 
 
 def _machine() -> str:
@@ -287,14 +286,14 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _born(process: int) -> str:
-    """When a process of this machine started, as its system says it; empty when there is none of this id."""
+def _process_start_time(process: int) -> str:
+    """When a local process started, in the system's own unit; empty if there is no such process."""
     try:
         text = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         if Path("/proc/self/stat").exists():
             return ""
-        with contextlib.suppress(OSError):  # a system without /proc: the id has to do
+        with contextlib.suppress(OSError):  # no /proc on this system: use the process id alone
             os.kill(process, 0)
             return str(process)
         return ""

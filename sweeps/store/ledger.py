@@ -1,10 +1,12 @@
-"""The ledger: what is finished, durably. The truth for resume; search and tracking only ever follow it.
+"""The ledger: the durable record of finished runs, from which search and tracking are resumed.
 
-One sweep directory holds one `ledger.jsonl`, one line a pack, appended and synced in one write before anything else
-hears of the pack; a line cut short by a crash is dropped when the ledger is next opened. Whoever opens it to write
-begins a term with a line of its own, and lines of an earlier term that come after it are void: a driver that was taken
-for dead and was not can do no harm. Heads lie beside it, one file a pack, and are removed once they can no longer win.
-Knows runs and results; knows no search and no tracking.
+A sweep directory holds one `ledger.jsonl` with one line per pack. The line is written and synced before the search or
+tracking learn of the pack; a line cut short by a crash is dropped when the ledger is next opened.
+
+Opening the ledger for writing appends a fencing token, `term`. Records with an older token that follow it are ignored,
+so a driver that lost its lease cannot corrupt the ledger.
+
+Trained heads are kept in `heads/`, one file per pack, and removed once their runs can no longer win.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ import torch
 from safetensors.torch import load_file
 
 from lt_train.core.errors import LongtailError
-from lt_train.core.io import atomic_file, fingerprint, sync, writing
-from lt_train.core.tensor_file import write_tensors
-from lt_train.metrics.accuracy import loma_cv
+from lt_train.core.io import atomic_file, fingerprint, sync, write_tensors, writing
+from lt_train.metrics.logits import loma_cv
 from lt_train.retrain.base import NUMERICS_VERSION, EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.store.lease import LeaseLost
 
@@ -36,13 +37,14 @@ __all__ = ["FinishedRuns", "Ledger", "Record", "run_key"]
 def run_key(
     bank_fingerprint: str, run: Run, rule: EpochSelection, halving: Halving | None = None, pool: str = ""
 ) -> str:
-    """The identity of a run: everything that decides its numbers, and nothing else. 64 hex digits.
+    """The identity of a run: a fingerprint of everything that determines its numbers, 64 hex digits.
 
-    Which runs share its pack is not in it: among the runs of a `pool` that follows from the sweep file.
+    Which runs share its pack is not part of it; within a `pool`, such as one candidate, that follows from the sweep
+    file.
     """
     counts: list[Any] = [rule.epoch, rule.on, rule.metric] if rule.epoch == "best" else ["last"]
     if halving is not None:
-        # Judged along the way, so what it is judged on counts even where the last epoch does.
+        # The rungs compare trials by this rule, so it matters even where the last epoch counts.
         counts = [rule.epoch, rule.on, rule.metric, {"rungs": halving.rungs, "factor": halving.factor}]
     return fingerprint(
         {
@@ -59,10 +61,12 @@ def run_key(
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run as the ledger keeps it. Accuracies are fractions `[E][4]` over all/many/medium/few; None is NaN.
+    """A finished run in the ledger. Accuracies are fractions `[E][4]` over all/many/medium/few; None stands for NaN.
 
-    `epoch` is the epoch that counts (from 0), -1 for a failed run, whose `failure` says why. `stopped` is None, or the
-    epochs after which a scheduler stopped the run.
+    Attributes:
+        failure: why the run failed; None if it did not.
+        epoch: the selected epoch, from 0; -1 for a failed run.
+        stopped: number of epochs after which the run was stopped early; None if it was not.
     """
 
     key: str
@@ -83,34 +87,34 @@ class Record:
 
     @classmethod
     def of(cls, key: str, seed: int, result: RunResult) -> Record:
-        """What is kept of a run's result."""
+        """The record of a run's result."""
         kept = result.kept
         return cls(
             key=key,
             seed=seed,
             failure=result.failure,
             epoch=-1 if kept is None else kept.epoch,
-            val=None if result.val_accuracy is None else _plain(result.val_accuracy),
-            test=_plain(result.test_accuracy),
-            loss=_plain(result.train_loss),
-            class_accuracy=[] if kept is None else _plain(kept.class_accuracy),
-            loma=[] if kept is None else _plain(kept.loma),
-            regularised_std=[] if kept is None else _plain(kept.regularised_std),
-            loma_mean=None if kept is None else _number(float(np.nanmean(kept.loma))),
-            loma_cv=None if kept is None else _number(float(loma_cv(torch.tensor(kept.loma)))),
+            val=None if result.val_accuracy is None else _json_list(result.val_accuracy),
+            test=_json_list(result.test_accuracy),
+            loss=_json_list(result.train_loss),
+            class_accuracy=[] if kept is None else _json_list(kept.class_accuracy),
+            loma=[] if kept is None else _json_list(kept.loma),
+            regularised_std=[] if kept is None else _json_list(kept.regularised_std),
+            loma_mean=None if kept is None else _finite(float(np.nanmean(kept.loma))),
+            loma_cv=None if kept is None else _finite(float(loma_cv(torch.tensor(kept.loma)))),
             stopped=result.stopped,
         )
 
 
 class FinishedRuns:
-    """What is finished in a sweep directory, for those who only look: no lease is taken, nothing is written or removed.
+    """The finished runs of a sweep directory, read-only: needs no lease, writes and removes nothing.
 
     Attributes:
         finished: every record by key, in the order of the ledger.
-        seconds: spent in training, summed over packs, and in writing the ledger by this process.
+        seconds: time spent in training, summed over packs, and time that this process spent in writing the ledger.
 
     Raises:
-        LongtailError: a line in the ledger's middle is damaged.
+        LongtailError: a line other than the last is damaged.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -118,20 +122,21 @@ class FinishedRuns:
         self.heads = directory / "heads"
         self.finished: dict[str, Record] = {}
         self.seconds = {"train": 0.0, "ledger": 0.0}
-        if self.path.exists():
-            for line, records, _ in _lines(self.path):
-                if "pack" in line:
-                    self._take(line, records)
+        self._term = self._end = 0
+        for line, records, end in _lines(self.path) if self.path.exists() else ():
+            self._term, self._end = max(self._term, line.get("term", 0)), end
+            if "pack" in line:
+                self._add(line, records)
 
     def append(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult], seconds: float) -> list[Record]:
-        """See `Ledger.append`; here it is our own bug."""
-        raise AssertionError(f"{self.path} is open to be read, not written")
+        """Not possible; see `Ledger.append`."""
+        raise AssertionError(f"{self.path} is open for reading, not for writing")
 
     def head(self, key: str) -> dict[str, torch.Tensor]:
-        """A finished run's classifier, as `MethodSpec.classifier` takes it.
+        """The head of a finished run, in the form that `MethodSpec.classifier` takes.
 
         Raises:
-            LongtailError: it is not there: dropped, or removed by hand.
+            LongtailError: its file is missing.
         """
         file = self.heads / f"{self.finished[key].pack}.safetensors"
         if not file.exists():
@@ -141,42 +146,38 @@ class FinishedRuns:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
     def drop_heads(self, keys: Iterable[str]) -> None:
-        """See `Ledger.drop_heads`; who only looks removes nothing."""
+        """Does nothing; see `Ledger.drop_heads`."""
 
-    def _take(self, line: dict[str, Any], records: list[Record]) -> list[Record]:
+    def _add(self, line: dict[str, Any], records: list[Record]) -> list[Record]:
         self.finished |= {record.key: record for record in records}
         self.seconds["train"] += line["seconds"]
         return records
 
 
 class Ledger(FinishedRuns):
-    """The ledger of one sweep directory, open to be written; the caller holds the sweep's lease.
+    """The ledger of a sweep directory, open for writing. The caller holds the sweep's lease.
 
     Args:
-        directory: of the sweep.
-        check: called before every line; raises when the lease is lost.
-        driver: who writes, for those who read the file.
+        directory: the sweep directory.
+        check: called before every write; raises if the lease is lost.
+        driver: description of this process, recorded for people who read the file.
 
     Raises:
-        LeaseLost: another driver has taken over before this one had begun.
-        LongtailError: a line in its middle is damaged.
-        StorageError: it cannot be written.
+        LeaseLost: another driver has taken over the sweep.
+        LongtailError: a line other than the last is damaged.
+        StorageError: the ledger cannot be written.
     """
 
     def __init__(self, directory: Path, check: Callable[[], None] = lambda: None, driver: str = "") -> None:
-        self.path = directory / "ledger.jsonl"
-        self.heads = directory / "heads"
-        self.finished: dict[str, Record] = {}
-        self.seconds = {"train": 0.0, "ledger": 0.0}
-        self._check = check
-        self._term = self._end = 0
-        with writing(self.path):
-            self.heads.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._check, path = check, directory / "ledger.jsonl"
+        with writing(path):
+            (directory / "heads").mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             sync(directory)
         try:
-            self._read()
-            self._check()  # a term that begins ends the one before: only whoever holds the lease may begin one
+            super().__init__(directory)
+            os.ftruncate(self._file, self._end)
+            self._check()  # a new term fences off the driver before, so only the owner of the lease may begin one
             self._write({"term": self._term + 1, "driver": driver, "at_ms": time.time_ns() // 1_000_000})
             self._term += 1
         except BaseException:
@@ -184,15 +185,15 @@ class Ledger(FinishedRuns):
             raise
 
     def close(self) -> None:
-        """Let go of the sweep directory."""
+        """Close the file."""
         os.close(self._file)
 
     def append(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult], seconds: float) -> list[Record]:
-        """Write the results of a pack, heads first, durably and all or nothing.
+        """Record the results of a pack durably and atomically, heads first.
 
         Raises:
-            LeaseLost: another driver writes this ledger now.
-            StorageError: the disk is full; the ledger is as it was before.
+            LeaseLost: another driver has taken over the sweep.
+            StorageError: the disk is full; the ledger is unchanged.
         """
         self._check()
         start = time.perf_counter()
@@ -207,10 +208,10 @@ class Ledger(FinishedRuns):
         }
         self._write(line)
         self.seconds["ledger"] += time.perf_counter() - start
-        return self._take(line, _records(line))
+        return self._add(line, _records(line))
 
     def drop_heads(self, keys: Iterable[str]) -> None:
-        """Remove the heads of every pack all of whose runs are among `keys`: runs that cannot win any more."""
+        """Remove the heads of every pack whose runs are all among `keys`, which can no longer win."""
         dropped = set(keys)
         still_wanted = {record.pack for record in self.finished.values() if record.key not in dropped}
         for pack in {self.finished[key].pack for key in dropped} - still_wanted:
@@ -219,18 +220,18 @@ class Ledger(FinishedRuns):
     def _save_heads(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult]) -> None:
         tensors: dict[str, torch.Tensor] = {}
         for key, result in zip(keys, results, strict=True):
-            if result.kept is not None and result.stopped is None:  # what was stopped cannot win
-                # Copied, because what came from a worker through shared memory cannot be written to.
+            if result.kept is not None and result.stopped is None:  # a stopped run cannot win
+                # Copied, because arrays from a worker's shared memory are not writable.
                 state = {name: torch.from_numpy(np.array(array)) for name, array in result.kept.state.items()}
                 tensors |= {f"{key}/{name}": tensor for name, tensor in state.items()}
         with atomic_file(self.heads / f"{pack.name}.safetensors") as file:
             write_tensors(file, tensors)
 
     def _write(self, line: dict[str, Any]) -> None:
-        """Append and sync; on failure cut off whatever part of it was written."""
+        """Append a line and sync it; on failure remove the part that was written."""
         text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         if os.fstat(self._file).st_size != self._end:
-            self._look_at_others()
+            self._check_other_writers()
         with writing(self.path):
             try:
                 rest = text
@@ -238,41 +239,36 @@ class Ledger(FinishedRuns):
                     rest = rest[os.write(self._file, rest) :]
                 os.fsync(self._file)
             except OSError:
-                self._cut_off(len(text))
+                self._truncate(len(text))
                 raise
         self._end += len(text)
 
-    def _cut_off(self, length: int) -> None:
-        """Take back what was written of a line of this length, unless another driver may write here by now."""
-        with contextlib.suppress(LongtailError, OSError):  # what is left of it, readers step over
+    def _truncate(self, length: int) -> None:
+        """Remove what was written of a line of this length, unless another driver may be writing by now."""
+        with contextlib.suppress(LongtailError, OSError):  # readers skip an incomplete last line
             self._check()
             if os.fstat(self._file).st_size <= self._end + length:
                 os.ftruncate(self._file, self._end)
 
-    def _look_at_others(self) -> None:
-        """Stop if another driver has begun a term; step over what one wrote that had lost its own."""
-        others = term = 0
-        for line, _, end in _lines(self.path):
-            term, others = max(term, line.get("term", 0)), end
+    def _check_other_writers(self) -> None:
+        """Raise if another driver has begun a newer term; skip lines of a driver with an older one."""
+        end = term = 0
+        for line, _, line_end in _lines(self.path):
+            term, end = max(term, line.get("term", 0)), line_end
         if term != self._term:
-            raise LeaseLost(f"{self.path} is written by another driver; this one stops, and what it finished is kept")
-        os.ftruncate(self._file, others)
-        self._end = others
-
-    def _read(self) -> None:
-        for line, records, end in _lines(self.path):
-            self._term, self._end = max(self._term, line.get("term", 0)), end
-            if "pack" in line:
-                self._take(line, records)
-        os.ftruncate(self._file, self._end)
+            raise LeaseLost(
+                f"{self.path} is now written by another driver; this process stops, its finished runs are kept"
+            )
+        os.ftruncate(self._file, end)
+        self._end = end
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
-    """The lines that count, with their records and where they end; what was cut short or came too late is left out."""
+    """The complete lines, their records and the offsets at which they end; fenced-off lines come without records."""
     term = end = 0
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not text.endswith(b"\n"):
-            return  # cut short by a crash; the pack was never told to anyone
+            return  # cut short by a crash, before the search or tracking learned of the pack
         end += len(text)
         try:
             line = json.loads(text)
@@ -280,26 +276,26 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
             records = _records(line) if "pack" in line else []
         except (ValueError, KeyError, TypeError, AttributeError):
             raise LongtailError(
-                f"{path}:{number}: this line is damaged; remove it to train its pack again, "
-                "or remove the directory to start over"
+                f"{path}:{number}: this line is damaged; remove it to train its pack again, or remove the directory to "
+                "start over"
             ) from None
         if own >= term:
             term = own
             yield line, records, end
         else:
-            yield {"term": own}, [], end  # of a driver that had lost its lease
+            yield {"term": own}, [], end  # written by a driver that had lost its lease
 
 
 def _records(line: dict[str, Any]) -> list[Record]:
     return [Record(**run, pack=line["pack"], at_ms=line["at_ms"]) for run in line["runs"]]
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plain(array: np.ndarray) -> Any:
-    """Nested lists with None for every value that is not finite: JSON has no NaN."""
-    plain = np.round(array.astype(np.float64), 7).astype(object)
-    plain[~np.isfinite(array)] = None
-    return plain.tolist()
+def _json_list(array: np.ndarray) -> Any:
+    """Nested lists with None in place of NaN and infinities, which JSON does not have."""
+    values = np.round(array.astype(np.float64), 7).astype(object)
+    values[~np.isfinite(array)] = None
+    return values.tolist()

@@ -1,1 +1,1 @@
-"""Where finished trials are shown: one file a kind."""
+"""Trackers, which show sweeps and trials to people, and the events they receive."""

@@ -1,7 +1,7 @@
-"""Tracking that delays but never fails a sweep, and that no training waits for.
+"""A tracker behind a thread: tracking may delay a sweep's end, but never fails a sweep or delays training.
 
-One thread makes every call to a tracker, in order, while packs are trained; what could not be shown is shown later, at
-the latest at the end. Knows trackers; knows no sweep.
+One thread makes all calls to the tracker, in order. What cannot be written is retried, at the latest when the sweep
+finishes.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from lt_train.core.errors import first_line
+from lt_train.core.errors import UserError, first_line
 from sweeps.config.tracking import Champion, Tracker, TrialFinished
 
 __all__ = ["BackgroundTracker"]
 
 RETRY_SECONDS = 10.0
-"""How long a tracking server that did not answer is left alone; doubled at every further failure."""
+"""Pause after a failed call; doubled with every further failure."""
 
 LONGEST_PAUSE = 60.0
 
 
 class BackgroundTracker:
-    """A tracker behind a thread. Raises nothing; `finish` says whether everything is shown.
+    """Makes the calls to a tracker in a thread. Raises nothing; `finish` returns whether everything was written.
 
-    After a failure the tracker is opened anew, which looks up what is there: whether a request that was not answered
-    was carried out, nobody can say.
+    After a failure the tracker is opened again, which looks up what it has already: whether an unanswered request was
+    executed is unknown.
 
     Args:
         connect: opens the tracker.
-        may_write: asked before every call; False for a driver that has lost its lease, which shows nothing any more.
-        flush_timeout: seconds that `finish` goes on trying.
-        told: hears, from another thread, how many trials are not shown yet and why, whenever that may have changed.
+        may_write: called before every call to the tracker; returns False once this driver has lost its lease, after
+            which nothing is written.
+        flush_timeout: seconds that `finish` keeps trying.
+        on_change: called in another thread with the number of pending trials and the last error, `""` for none,
+            whenever they may have changed.
 
     Attributes:
-        trouble: what went wrong last, None when all went well since.
-        seconds: time spent in calls to the tracker, beside whatever else went on.
+        last_error: the error of the last call; None if it succeeded.
+        seconds: time spent in calls to the tracker.
     """
 
     def __init__(
@@ -48,62 +50,64 @@ class BackgroundTracker:
         *,
         may_write: Callable[[], bool] = lambda: True,
         flush_timeout: float = 0.0,
-        told: Callable[[int, str], None] = lambda behind, trouble: None,
+        on_change: Callable[[int, str], None] = lambda pending, error: None,
     ) -> None:
-        self.trouble: Exception | None = None
+        self.last_error: Exception | None = None
         self.seconds = 0.0
-        self._connect, self._may_write, self._patience, self._told = connect, may_write, flush_timeout, told
+        self._connect, self._may_write, self._on_change = connect, may_write, on_change
+        self._flush_timeout = flush_timeout
         self._tracker: Tracker | None = None
-        self._backlog: deque[Callable[[], TrialFinished]] = deque()
+        self._pending: deque[Callable[[], TrialFinished]] = deque()
         self._stopping = self._finished = False
-        self._tried = 0.0
+        self._last_call = 0.0
         self._failures = 0
         self._thread = ThreadPoolExecutor(1, "tracking")
-        self._thread.submit(self._attempt, lambda tracker: None)
+        self._thread.submit(self._call, lambda tracker: None)
 
     @property
-    def behind(self) -> int:
-        """Trials that are not shown yet."""
-        return len(self._backlog)
+    def pending(self) -> int:
+        """Number of trials that are not written yet."""
+        return len(self._pending)
 
     @property
-    def why_behind(self) -> str:
-        """What went wrong last, in a line; empty when all went well since."""
-        trouble = self.trouble  # another thread sets it
-        return "" if trouble is None else first_line(trouble)[:200]
+    def error_summary(self) -> str:
+        """The last error in one line; empty for none."""
+        error = self.last_error  # another thread sets it
+        return "" if error is None else first_line(error)[:200]
 
-    def log_trial(self, card: Callable[[], TrialFinished]) -> None:
-        """Show a finished trial when there is time; returns at once. Making its card may fail as a call may."""
-        self._backlog.append(card)
-        self._thread.submit(self._catch_up_if_due)
+    def log_trial(self, trial: Callable[[], TrialFinished]) -> None:
+        """Queue a finished trial and return at once. `trial` is called in the thread and may fail like the tracker."""
+        self._pending.append(trial)
+        self._thread.submit(self._write_pending_if_due)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> bool:
-        """Show what is still to be shown and the result; waits for it, and says whether it succeeded.
+        """Write pending trials and the result; returns whether that succeeded within `flush_timeout`.
 
-        If not, the sweep is marked as stopped, where that can be told.
+        If not, the sweep is marked as stopped, if the tracker can be reached.
         """
 
-        def everything(tracker: Tracker) -> None:
-            self._catch_up(tracker)
-            if self._goes_on():
+        def write(tracker: Tracker) -> None:
+            self._write_pending(tracker)
+            if self._may_continue():
                 tracker.finish(metrics, artifacts, champion, note)
                 self._finished = True
 
-        pause, until = 1.0, time.monotonic() + self._patience
-        while not self._thread.submit(self._attempt, everything).result():
-            if time.monotonic() + pause > until or not self._may_write():
+        pause, until = 1.0, time.monotonic() + self._flush_timeout
+        while not self._thread.submit(self._call, write).result():
+            permanent = isinstance(self.last_error, UserError)
+            if permanent or time.monotonic() + pause > until or not self._may_write():
                 break
             time.sleep(pause)
             pause = min(2 * pause, RETRY_SECONDS)
-        if not self._finished and not self._stopping and self.trouble is not None:
-            self._thread.submit(self._attempt, partial(_given_up, self.trouble)).result()
+        if not self._finished and not self._stopping and self.last_error is not None:
+            self._thread.submit(self._call, partial(_mark_stopped, self.last_error)).result()
         self._thread.shutdown()
         return self._finished
 
     def interrupted(self) -> None:
-        """Mark the sweep as stopped, after the call under way; the rest of the trials a resume will show.
+        """Mark the sweep as stopped, after the current call; a resume writes the pending trials.
 
-        A `finish` that was interrupted and came to its end all the same stays one.
+        If an interrupted `finish` completes, the sweep stays finished.
         """
 
         def mark(tracker: Tracker) -> None:
@@ -111,36 +115,36 @@ class BackgroundTracker:
                 tracker.interrupted()
 
         self._stopping = True
-        with contextlib.suppress(RuntimeError):  # interrupted after the last word of `finish`
-            self._thread.submit(self._attempt, mark)
+        with contextlib.suppress(RuntimeError):  # `finish` has shut the thread down
+            self._thread.submit(self._call, mark)
         self._thread.shutdown()
 
-    def _goes_on(self) -> bool:
+    def _may_continue(self) -> bool:
         return not self._stopping and self._may_write()
 
-    def _catch_up_if_due(self) -> None:
+    def _write_pending_if_due(self) -> None:
         pause = min(RETRY_SECONDS * 2 ** max(self._failures - 1, 0), LONGEST_PAUSE)
-        if self.trouble is None or time.monotonic() - self._tried > pause:
-            self._attempt(self._catch_up)
+        if self.last_error is None or time.monotonic() - self._last_call > pause:
+            self._call(self._write_pending)
 
-    def _catch_up(self, tracker: Tracker) -> None:
-        unmade: Exception | None = None
-        for _ in range(self.behind):
-            if not self._goes_on():
+    def _write_pending(self, tracker: Tracker) -> None:
+        failed: Exception | None = None
+        for _ in range(self.pending):
+            if not self._may_continue():
                 return
             try:
-                card = self._backlog[0]()
-            except Exception as error:  # those behind it need not wait for it
-                unmade = error
-                self._backlog.rotate(-1)
+                trial = self._pending[0]()
+            except Exception as error:  # the trials after it can be written
+                failed = error
+                self._pending.rotate(-1)
                 continue
-            tracker.log_trial(card)
-            self._backlog.popleft()
-            self._told(self.behind, "")
-        if unmade is not None:
-            raise unmade
+            tracker.log_trial(trial)
+            self._pending.popleft()
+            self._on_change(self.pending, "")
+        if failed is not None:
+            raise failed
 
-    def _attempt(self, action: Callable[[Tracker], None]) -> bool:
+    def _call(self, action: Callable[[Tracker], None]) -> bool:
         if not self._may_write():
             return False
         start = time.perf_counter()
@@ -148,16 +152,16 @@ class BackgroundTracker:
             if self._tracker is None:
                 self._tracker = self._connect()
             action(self._tracker)
-            self.trouble, self._failures = None, 0
-        except Exception as error:  # of a server, or of what is shown: the sweep goes on
-            self.trouble, self._failures, self._tracker = error, self._failures + 1, None
+            self.last_error, self._failures = None, 0
+        except Exception as error:  # tracking must not fail the sweep
+            self.last_error, self._failures, self._tracker = error, self._failures + 1, None
         self.seconds += time.perf_counter() - start
-        self._tried = time.monotonic()
-        self._told(self.behind, self.why_behind)
-        return self.trouble is None
+        self._last_call = time.monotonic()
+        self._on_change(self.pending, self.error_summary)
+        return self.last_error is None
 
 
-def _given_up(trouble: Exception, tracker: Tracker) -> None:
-    """Nobody is at work on the sweep any more, and it is not shown as if; what went wrong stays what is told."""
+def _mark_stopped(cause: Exception, tracker: Tracker) -> None:
+    """Mark the sweep as stopped, and keep `cause` as the last error."""
     tracker.interrupted()
-    raise trouble
+    raise cause

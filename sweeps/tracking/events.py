@@ -1,4 +1,4 @@
-"""What tracking shows of a sweep: names a person can read, metrics, curves, notes, columns, data. Pure."""
+"""Builds the events that trackers receive: display names, metrics, curves, notes, table columns and datasets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["dataset_infos", "runs_view", "stage1_series", "trial_finished"]
 
 
 def dotted_params(spec: BaseModel) -> dict[str, Any]:
-    """Every value of a spec by dotted path, `head.scale`; parts that are not there are left out."""
+    """Every value of a spec by dotted path, for example `head.scale`, without those that are None."""
     found: dict[str, Any] = {}
     for name in type(spec).model_fields:
         value = getattr(spec, name)
@@ -38,18 +38,18 @@ def dotted_params(spec: BaseModel) -> dict[str, Any]:
 
 
 def trial_finished(trial: Trial, records: list[Record], objective: float | None, spec: SweepSpec) -> TrialFinished:
-    """The child run of a finished trial of a sweep: means over its seeds, one point a seed, one curve an epoch."""
-    sound = [record for record in records if record.failure is None]
+    """The event of a finished trial: means over its seeds, values by seed, and curves by epoch."""
+    succeeded = [record for record in records if record.failure is None]
     metrics: dict[str, float] = {}
     series: dict[str, list[tuple[int, float]]] = {}
     tables: dict[str, str] = {}
     seed_runs: list[tuple[int, dict[str, float]]] = []
-    if len(sound) == len(records):
+    if len(succeeded) == len(records):
         values = selection.reported(records)
         metrics |= _named("acc", values.mean(axis=0))
         if records[0].val is not None:
             metrics |= _named("val_acc", selection.reported(records, "val").mean(axis=0))
-        metrics |= _known(
+        metrics |= _without_nan(
             {name: selection.mean_of_all([getattr(r, name) for r in records]) for name in ("loma_mean", "loma_cv")}
         )
         if objective is not None:
@@ -59,20 +59,20 @@ def trial_finished(trial: Trial, records: list[Record], objective: float | None,
             series[f"seed_acc_{split}"] = [point for point in points if not np.isnan(point[1])]
         series |= _curves(records)
         tables["per_class.csv"] = _per_class(records)
-    for record in sound:
+    for record in succeeded:
         row = _named("acc", selection.reported([record])[0])
-        seed_runs.append((record.seed, row | _known({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
-    title = f"{trial.called} {short_params(trial.params)}".strip()
-    settings = dotted_params(trial.method) | dotted_params(trial.training) | _decades(trial, spec)
+        seed_runs.append((record.seed, row | _without_nan({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
+    title = f"{trial.display_name} {short_params(trial.params)}".strip()
+    settings = dotted_params(trial.method) | dotted_params(trial.training) | _logarithms(trial, spec)
     return TrialFinished(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
         phase=trial.phase,
-        params={"method": trial.called, **settings},
+        params={"method": trial.display_name, **settings},
         metrics=metrics,
         series={key: points for key, points in series.items() if points},
         tables=tables,
-        failed=len(sound) < len(records),
+        failed=len(succeeded) < len(records),
         finished_ms=max(record.at_ms for record in records),
         seed_runs=seed_runs,
         stopped=selection.stopped(records),
@@ -81,7 +81,7 @@ def trial_finished(trial: Trial, records: list[Record], objective: float | None,
 
 
 def runs_view(spec: SweepSpec, has_val: bool) -> RunsView:
-    """What is worth seeing of a sweep's runs: what they are selected on, test accuracy by split, what was searched."""
+    """Columns and charts of a sweep's runs: the selection metric, test accuracy by split, and searched parameters."""
     rank = ranked_by(spec)
     on_val = [f"val_acc_{split}" for split in SPLITS] if has_val else []
     on_test = [f"acc_{split}" for split in SPLITS]
@@ -99,7 +99,7 @@ def runs_view(spec: SweepSpec, has_val: bool) -> RunsView:
 
 
 def dataset_infos(spec: SweepSpec, bank: FeatureBank) -> list[DatasetInfo]:
-    """The parts of the data a bank was made of; none of a bank that lies nowhere."""
+    """The parts of the data that a bank was extracted from; empty for a bank in memory."""
     if bank.path is None:
         return []
     digests = read_manifest(bank.path).inputs["digests"]
@@ -123,7 +123,7 @@ def dataset_infos(spec: SweepSpec, bank: FeatureBank) -> list[DatasetInfo]:
 
 
 def _inner(path: str) -> str:
-    """A searched path as a run's parameters name it: without its section."""
+    """A searched path without its section, as in the parameters of a run."""
     return path.partition(".")[2]
 
 
@@ -131,8 +131,11 @@ def _logarithmic(candidate: Candidate) -> set[str]:
     return {path for path, dimension in candidate.space.items() if isinstance(dimension, LogUniform)}
 
 
-def _decades(trial: Trial, spec: SweepSpec) -> dict[str, float]:
-    """Logarithms of what the trial's own candidate searches by decades; another may search the same with a zero."""
+def _logarithms(trial: Trial, spec: SweepSpec) -> dict[str, float]:
+    """Logarithms of the parameters that the trial's own candidate method searches on a logarithmic scale.
+
+    Another candidate may search the same parameter on a linear scale that includes 0.
+    """
     own = next((one for one in spec.candidates() if one.name == trial.candidate), None)
     logarithmic = set() if own is None else _logarithmic(own)
     return {
@@ -143,17 +146,17 @@ def _decades(trial: Trial, spec: SweepSpec) -> dict[str, float]:
 
 
 def _as_charted(path: str, logarithmic: set[str]) -> str:
-    """The parameter that a chart shows: MLflow draws no axis by decades."""
+    """The parameter that a chart shows: MLflow's charts have no logarithmic axis."""
     return f"log10_{_inner(path)}" if path in logarithmic else _inner(path)
 
 
 def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
-    """What the trial is, and what its metrics mean."""
+    """Description of a trial and of its metrics, in Markdown."""
     what = {
         "search": "a trial of the search",
         "baseline": "a baseline",
-        "finalist": "a finalist, on fresh seeds",
-        "extended": "the winner trained longer, which competes with nobody",
+        "finalist": "a finalist, on new seeds",
+        "extended": "extended training of the winner, which is not ranked",
     }
     values = [
         f"`{path}` {value:.6g}" if isinstance(value, float) else f"`{path}` {value}"
@@ -161,22 +164,23 @@ def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
     ]
     stopped = selection.stopped(records)
     lines = [
-        f"**{trial.called}**, {what[trial.phase]}" + (f": {', '.join(values)}" if values else ""),
+        f"**{trial.display_name}**, {what[trial.phase]}" + (f": {', '.join(values)}" if values else ""),
         "",
         f"Ranked by {protocol(spec)}: `{ranked_by(spec)}`. `acc_*`: top-1 accuracy on test, mean over its seeds, "
-        "over all classes and by class size; `val_acc_*`: on validation, every class with the same weight; "
-        "`loma_*`: Logits Magnitude, mean and spread over classes. `seed_*` has a step a seed, `epoch_*` one an epoch.",
+        "over all classes and by class size; `val_acc_*`: on validation, with equal weight for every class; "
+        "`loma_*`: Logits Magnitude, mean and spread over classes. `seed_*` has one step per seed, `epoch_*` one per "
+        "epoch.",
     ]
     if stopped is not None:
-        lines += ["", f"Stopped early after epoch {stopped}; its numbers are of that epoch."]
+        lines += ["", f"Stopped early after epoch {stopped}; its metrics are those of that epoch."]
     failed = [record for record in records if record.failure is not None]
     if failed:
-        lines += ["", f"Failed: {len(failed)} of {len(records)} seeds; the first: {failed[0].failure}"]
+        lines += ["", f"{len(failed)} of {len(records)} seeds failed, the first with: {failed[0].failure}"]
     return "\n".join(lines)
 
 
 def stage1_series(record: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
-    """The curve of a backbone's training over its epochs, and at the last one its accuracy on test by split.
+    """The training curve of a backbone by epoch, and its accuracy on test by split at the last epoch.
 
     Args:
         record: `FeatureBank.record`, which may be empty.
@@ -195,7 +199,7 @@ def stage1_series(record: Mapping[str, Any]) -> dict[str, list[tuple[int, float]
 
 
 def _curves(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
-    """Accuracy and loss of every epoch (from 1), mean over seeds."""
+    """Accuracy and loss by epoch, starting at 1, mean over seeds."""
     curves: dict[str, list[tuple[int, float]]] = {}
     stacks = {"epoch_acc": [record.test for record in records]}
     if records[0].val is not None:
@@ -225,8 +229,8 @@ def _points(values: Any) -> list[tuple[int, float]]:
 
 
 def _named(prefix: str, row: Any) -> dict[str, float]:
-    return _known({f"{prefix}_{split}": round(float(value), 6) for split, value in zip(SPLITS, row, strict=True)})
+    return _without_nan({f"{prefix}_{split}": round(float(value), 6) for split, value in zip(SPLITS, row, strict=True)})
 
 
-def _known(values: dict[str, float | None]) -> dict[str, float]:
+def _without_nan(values: dict[str, float | None]) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None and not np.isnan(value)}

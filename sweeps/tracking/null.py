@@ -1,4 +1,4 @@
-"""`none`: no tracking; the ledger and result.json are all there is."""
+"""Tracker `none`: a sweep leaves its ledger and result.json only."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["NullTracking"]
 
 
 class NullTracking(TrackingSpec):
-    """Shows nothing anywhere."""
+    """No tracking."""
 
     kind: Literal["none"] = "none"
 
-    def open(self, card: SweepStarted, storage: Path) -> Tracker:
-        """A tracker that ignores everything."""
+    def open(self, sweep: SweepStarted, storage: Path) -> Tracker:
+        """A tracker that ignores all events."""
         return _NullTracker()
 
 
 class _NullTracker:
-    def log_trial(self, card: TrialFinished) -> None:
+    def log_trial(self, trial: TrialFinished) -> None:
         pass
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:

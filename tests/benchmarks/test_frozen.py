@@ -1,4 +1,4 @@
-"""The measurement of what frozen means, on a tiny size: every figure is there, and the live loop is the bank's."""
+"""benchmarks/frozen.py at a tiny size: every figure exists, and live loop and bank give the same heads."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,15 @@ import pytest
 HERE = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_a_tiny_measurement_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_measurement_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     import frozen
 
     size = frozen.Size(stage1_epochs=1, epochs=2, test_per_class=10, seeds=2)
     found = json.loads(json.dumps(frozen.measure("small_cnn", {"kind": "digits_lt"}, size)))
-    for what in ("bank, 1 views", "bank, 2 views", "live, batch norm in train mode"):
-        assert len(found[what]) == 2
-        assert found[what][0].keys() == frozen.SETTINGS.keys()
+    for name in ("bank, 1 views", "bank, 2 views", "live, batch norm in train mode"):
+        assert len(found[name]) == 2
+        assert found[name][0].keys() == frozen.SETTINGS.keys()
     for parity in found["parity"].values():
         assert parity["largest_difference_of_weights"] < 1e-5 < parity["largest_change_of_weights"]
         assert (parity["difference_in_test_images"], parity["test_images"]) == (0, 100)
@@ -24,7 +24,7 @@ def test_a_tiny_measurement_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(frozen.table(found)) == 9
 
 
-def test_the_figures_in_the_docs_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figures_in_the_docs_equal_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     import frozen
 

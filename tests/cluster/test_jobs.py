@@ -1,4 +1,4 @@
-"""Sweeps as jobs of a real cluster: submitted, watched, stopped, resumed, by commands that a person types."""
+"""Sweeps as jobs on a real cluster: submit, watch, stop and resume with `lt-sweep`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from support.cluster import ROOT, LocalCluster
 from support.ledgers import pack_lines
 from support.tracked import tracked_runs
-from support.world import ROOT, World
 
 from sweeps.analysis.result import Result
 from sweeps.config.spec import SweepSpec
@@ -23,13 +23,13 @@ MakeSweep = Callable[..., SweepSpec]
 
 
 @pytest.fixture
-def sweep_file(small_sweep: MakeSweep, world: World, tmp_path: Path) -> Callable[..., Path]:
-    """`sweep_file("name", section={...})`: a file whose features travel with it, in a directory of its own."""
+def sweep_file(small_sweep: MakeSweep, cluster: LocalCluster, tmp_path: Path) -> Callable[..., Path]:
+    """`sweep_file("name", section={...})` writes a sweep file and its features to a directory of their own."""
 
     def write(name: str, **sections: Any) -> Path:
         place = tmp_path / name
         place.mkdir()
-        spec = small_sweep(name=name, backend={"kind": "ray"}, storage=str(world.place / "storage"), **sections)
+        spec = small_sweep(name=name, backend={"kind": "ray"}, storage=str(cluster.place / "storage"), **sections)
         document = spec.resolved()
         (place / "mine.npz").write_bytes(Path(document["dataset"]["path"]).read_bytes())
         document["dataset"]["path"] = "mine.npz"
@@ -41,18 +41,18 @@ def sweep_file(small_sweep: MakeSweep, world: World, tmp_path: Path) -> Callable
 
 
 class Shell:
-    """`lt-sweep` from a laptop: nothing of the cluster's disks, only its address and token."""
+    """Runs `lt-sweep` like a laptop, which has only the cluster's address and token."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.cluster = cluster
 
     def __call__(
         self, *arguments: object, cwd: Path | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "sweeps.cli.main", *map(str, arguments)],
+            [sys.executable, "-m", "sweeps", *map(str, arguments)],
             env=self.environment(),
-            cwd=cwd or self.world.place,
+            cwd=cwd or self.cluster.place,
             capture_output=True,
             text=True,
             check=False,
@@ -63,44 +63,48 @@ class Shell:
         return done
 
     def environment(self) -> dict[str, str]:
-        environment = self.world.environment()
+        environment = self.cluster.environment()
         del environment["RAY_ADDRESS"]
-        return {**environment, "RAY_API_SERVER_ADDRESS": self.world.head.url}
+        return {**environment, "RAY_API_SERVER_ADDRESS": self.cluster.head.url}
 
 
 @pytest.fixture
-def shell(world: World) -> Shell:
-    return Shell(world)
+def shell(cluster: LocalCluster) -> Shell:
+    return Shell(cluster)
 
 
 def until(condition: Callable[[], bool], timeout: float = 120.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.2)
 
 
 @pytest.fixture
 def submitted(shell: Shell) -> Iterator[Callable[..., str]]:
-    """Submits and returns the job's id; whatever still runs afterwards is stopped."""
+    """Submits a sweep and returns the job's id; running jobs are stopped at the end of the test."""
     names: list[str] = []
 
     def submit(file: Path, *more: object) -> str:
         names.append(file.parent.name)
-        answer = shell("submit", file.name, "--json", "--address", shell.world.head.url, *more, cwd=file.parent)
+        answer = shell("submit", file.name, "--json", "--address", shell.cluster.head.url, *more, cwd=file.parent)
         return str(json.loads(answer.stdout.splitlines()[0])["job"])
 
     yield submit
     for name in names:
-        shell("stop", name, "--address", shell.world.head.url, check=False)
+        shell("stop", name, "--address", shell.cluster.head.url, check=False)
 
 
-def test_a_sweep_is_submitted_watched_and_found_finished(
-    shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], small_sweep: MakeSweep, world: World
+def test_a_sweep_is_submitted_and_watched(
+    shell: Shell,
+    sweep_file: Callable[..., Path],
+    submitted: Callable[..., str],
+    small_sweep: MakeSweep,
+    cluster: LocalCluster,
 ) -> None:
     file = sweep_file("laptop", search={"trials": 4})
     job = submitted(file)
-    watched = shell("status", "laptop", "--address", world.head.url, "--watch", "--json")
+    watched = shell("status", "laptop", "--address", cluster.head.url, "--watch", "--json")
     seen = [json.loads(line) for line in watched.stdout.splitlines()]
     assert seen[-1]["state"] == "finished"
     assert seen[-1]["trials_finished"] == seen[-1]["trials"] == 6
@@ -108,137 +112,148 @@ def test_a_sweep_is_submitted_watched_and_found_finished(
     assert [one["state"] for one in seen] == sorted(
         (one["state"] for one in seen), key=["preparing", "running", "finished"].index
     )
-    result = Result.model_validate_json((world.place / "storage" / "laptop" / "result.json").read_text())
+    result = Result.model_validate_json((cluster.place / "storage" / "laptop" / "result.json").read_text())
     import sweeps
 
     undisturbed = sweeps.run(small_sweep(name="here", search={"trials": 4}))
     assert result.winner == undisturbed.winner
     assert result.trials == undisturbed.trials
 
-    printed = shell("logs", "laptop", "--address", world.head.url).stdout
+    printed = shell("logs", "laptop", "--address", cluster.head.url).stdout
     assert "laptop: test accuracy in %" in printed
     assert "lt-progress" not in printed
-    listed = {row["job"]: row for row in json.loads(shell("list", "--address", world.head.url, "--json").stdout)}
+    listed = {row["job"]: row for row in json.loads(shell("list", "--address", cluster.head.url, "--json").stdout)}
     assert listed[job]["state"] == "succeeded"
     assert listed[job]["sweep"] == "laptop"
-    table = shell("status", "laptop", "--address", world.head.url).stdout
+    table = shell("status", "laptop", "--address", cluster.head.url).stdout
     assert "sweep laptop: finished" in table
     assert "6 of 6 finished" in table
     assert f"job {job}" in table
 
 
-def test_a_sweep_is_stopped_in_good_order_and_resumed(
-    shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], small_sweep: MakeSweep, world: World
+def test_a_sweep_is_stopped_gracefully_and_resumed(
+    shell: Shell,
+    sweep_file: Callable[..., Path],
+    submitted: Callable[..., str],
+    small_sweep: MakeSweep,
+    cluster: LocalCluster,
 ) -> None:
     sections = {"training": {"epochs": 1600}, "search": {"trials": 6}, "resources": {"lanes_per_pack": 2}}
-    tracking = {"kind": "mlflow", "uri": world.mlflow.url, "experiment": "stopped"}
+    tracking = {"kind": "mlflow", "uri": cluster.mlflow.url, "experiment": "stopped"}
     file = sweep_file("stopped", **sections, tracking=tracking)
-    secret = f"MLFLOW_TRACKING_PASSWORD={world.place / 'sweeps.password'}"
+    secret = f"MLFLOW_TRACKING_PASSWORD={cluster.place / 'sweeps.password'}"
     options = ("--env", "MLFLOW_TRACKING_USERNAME=sweeps", "--secret-file", secret)
     submitted(file, *options)
-    ledger = world.place / "storage" / "stopped" / "ledger.jsonl"
+    ledger = cluster.place / "storage" / "stopped" / "ledger.jsonl"
     until(lambda: len(pack_lines(ledger.parent)) >= 3)
-    second = shell("submit", file.name, "--address", world.head.url, cwd=file.parent, check=False)
+    second = shell("submit", file.name, "--address", cluster.head.url, cwd=file.parent, check=False)
     assert second.returncode == 2
     assert "sweep stopped is already running on" in second.stderr
 
-    shell("stop", "stopped", "--address", world.head.url)
-    status = json.loads(shell("status", "stopped", "--address", world.head.url, "--json").stdout)
+    shell("stop", "stopped", "--address", cluster.head.url)
+    status = json.loads(shell("status", "stopped", "--address", cluster.head.url, "--json").stdout)
     assert status["state"] == "stopped"
-    assert statuses(world, "stopped") == {"KILLED", "FINISHED"}
+    assert statuses(cluster, "stopped") == {"KILLED", "FINISHED"}
 
-    shell("resume", "stopped", "--address", world.head.url, *options)
-    shell("status", "stopped", "--address", world.head.url, "--watch")
-    result = Result.model_validate_json((world.place / "storage" / "stopped" / "result.json").read_text())
+    shell("resume", "stopped", "--address", cluster.head.url, *options)
+    shell("status", "stopped", "--address", cluster.head.url, "--watch")
+    result = Result.model_validate_json((cluster.place / "storage" / "stopped" / "result.json").read_text())
     import sweeps
 
     undisturbed = sweeps.run(small_sweep(name="here", **sections))
     assert result.winner == undisturbed.winner
     assert result.trials == undisturbed.trials
-    assert statuses(world, "stopped") == {"FINISHED"}
+    assert statuses(cluster, "stopped") == {"FINISHED"}
     keys = [run["key"] for line in pack_lines(ledger.parent) for run in line["runs"]]
     assert len(keys) == len(set(keys)) == 2 * 6 + 1 + 2
-    # What was secret is nowhere: not in results, not in what a job shows or prints.
-    password = world.mlflow.user_password
-    shown = shell("logs", "stopped", "--address", world.head.url).stdout
-    shown += shell("list", "--address", world.head.url, "--json").stdout
+    # The password is not in results, and not in a job's output or metadata.
+    password = cluster.mlflow.user_password
+    shown = shell("logs", "stopped", "--address", cluster.head.url).stdout
+    shown += shell("list", "--address", cluster.head.url, "--json").stdout
     assert password not in shown
-    for path in (world.place / "storage" / "stopped").rglob("*"):
+    for path in (cluster.place / "storage" / "stopped").rglob("*"):
         assert not path.is_file() or password.encode() not in path.read_bytes(), path
 
 
-def statuses(world: World, experiment: str) -> set[str]:
-    return {run["status"] for run in tracked_runs(world, experiment)}
+def statuses(cluster: LocalCluster, experiment: str) -> set[str]:
+    return {run["status"] for run in tracked_runs(cluster, experiment)}
 
 
-def test_a_family_is_one_job(
-    shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], small_sweep: MakeSweep, world: World
+def test_a_matrix_is_one_job(
+    shell: Shell,
+    sweep_file: Callable[..., Path],
+    submitted: Callable[..., str],
+    small_sweep: MakeSweep,
+    cluster: LocalCluster,
 ) -> None:
-    """Members one after another, each with its runs in MLflow, and the table that one process comes to."""
-    tracking = {"kind": "mlflow", "uri": world.mlflow.url, "experiment": "relatives"}
-    file = sweep_file("relatives", search={"trials": 2}, tracking=tracking)
+    """Its sweeps run one after another, each with its runs in MLflow, with the results of one process."""
+    tracking = {"kind": "mlflow", "uri": cluster.mlflow.url, "experiment": "matrix"}
+    file = sweep_file("matrix", search={"trials": 2}, tracking=tracking)
     document = yaml.safe_load(file.read_text())
     axis = {"training.epochs": [2, 3]}
     file.write_text(yaml.safe_dump(document | {"matrix": axis}, sort_keys=False))
-    secret = f"MLFLOW_TRACKING_PASSWORD={world.place / 'sweeps.password'}"
+    secret = f"MLFLOW_TRACKING_PASSWORD={cluster.place / 'sweeps.password'}"
     job = submitted(file, "--env", "MLFLOW_TRACKING_USERNAME=sweeps", "--secret-file", secret)
-    shell("status", "relatives", "--address", world.head.url, "--watch")
-    status = json.loads(shell("status", job, "--address", world.head.url, "--json").stdout)
+    shell("status", "matrix", "--address", cluster.head.url, "--watch")
+    status = json.loads(shell("status", job, "--address", cluster.head.url, "--json").stdout)
     assert status["state"] == "finished"
-    assert "relatives-2" in shell("logs", "relatives", "--address", world.head.url).stdout
+    assert "matrix-2" in shell("logs", "matrix", "--address", cluster.head.url).stdout
 
     import sweeps
 
     here = file.with_name("here.yaml")
-    document = small_sweep(name="relatives", search={"trials": 2}).resolved()
+    document = small_sweep(name="matrix", search={"trials": 2}).resolved()
     here.write_text(yaml.safe_dump(document | {"matrix": axis}, sort_keys=False))
     undisturbed = sweeps.run_matrix(sweeps.load_matrix(here))
     for row in undisturbed.rows:
-        found = Result.model_validate_json((world.place / "storage" / row.sweep / "result.json").read_text())
+        found = Result.model_validate_json((cluster.place / "storage" / row.sweep / "result.json").read_text())
         assert found.methods[0].mean == row.cells["los"].mean
-    runs = tracked_runs(world, "relatives")
+    runs = tracked_runs(cluster, "matrix")
     assert {run["status"] for run in runs} == {"FINISHED"}
     assert sorted(run["key"] for run in runs).count("sweep") == len(axis["training.epochs"])
 
 
-def test_a_sweep_that_fails_says_why(
-    shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], world: World
+def test_the_status_of_a_failed_sweep_has_the_reason(
+    shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], cluster: LocalCluster
 ) -> None:
     file = sweep_file("broken")
     (file.parent / "mine.npz").write_bytes(b"no features")
     submitted(file)
-    watched = shell("status", "broken", "--address", world.head.url, "--watch", check=False)
+    watched = shell("status", "broken", "--address", cluster.head.url, "--watch", check=False)
     assert watched.returncode == 1
-    status = json.loads(shell("status", "broken", "--address", world.head.url, "--json").stdout)
+    status = json.loads(shell("status", "broken", "--address", cluster.head.url, "--json").stdout)
     assert status["state"] == "failed"
     assert "mine.npz" in status["note"]
-    followed = shell("logs", "broken", "--address", world.head.url, "--follow", check=False)
+    followed = shell("logs", "broken", "--address", cluster.head.url, "--follow", check=False)
     assert followed.returncode == 1
     assert "mine.npz" in followed.stdout
 
 
-def test_code_travels_where_it_is_asked_to(
-    shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], world: World, tmp_path: Path
+def test_code_is_shipped_on_request(
+    shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    """A method of one's own, in a package that the cluster does not have; without leave it is no kind."""
+    """A method in a package that the cluster does not have; without --allow-import it is unknown."""
     package = tmp_path / "my_methods"
     (package / "methods").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "methods" / "__init__.py").touch()
-    source = (ROOT / "lt_train" / "methods" / "ce.py").read_text()
-    (package / "methods" / "mine.py").write_text(source.replace('"ce"', '"mine"').replace("PlainCrossEntropy", "Mine"))
+    source = (
+        '"""A method of a user."""\nfrom typing import Literal\nfrom lt_train.methods.base import CrossEntropyMethod\n'
+        'class Mine(CrossEntropyMethod):\n    """Cross entropy."""\n    kind: Literal["mine"] = "mine"\n'
+    )
+    (package / "methods" / "mine.py").write_text(source)
     file = sweep_file(
         "plugged", search={"trials": 2, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}, method="ce"
     )
     file.write_text(file.read_text().replace("kind: ce", "kind: mine", 1))
-    refused = shell("submit", file.name, "--address", world.head.url, cwd=file.parent, check=False)
+    refused = shell("submit", file.name, "--address", cluster.head.url, cwd=file.parent, check=False)
     assert refused.returncode == 2
     assert "method" in refused.stderr
     assert "'mine'" in refused.stderr
     environment = {**shell.environment(), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "sweeps.cli.main", "submit", file.name, "--address", world.head.url),
+            *(sys.executable, "-m", "sweeps", "submit", file.name, "--address", cluster.head.url),
             *("--ship-code", "--allow-import", "my_methods", "--watch"),
         ],
         env=environment,
@@ -248,7 +263,7 @@ def test_code_travels_where_it_is_asked_to(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((world.place / "storage" / "plugged" / "result.json").read_text())
+    result = json.loads((cluster.place / "storage" / "plugged" / "result.json").read_text())
     assert result["winner"]["params"]["kind"] == "mine"
 
 
@@ -258,15 +273,15 @@ def test_code_travels_where_it_is_asked_to(
         (["status", "demo", "--address", "localhost:8265"], "--address must be the http:// address"),
         (["status", "demo", "--address", "http://127.0.0.1:1"], "the job API at http://127.0.0.1:1 failed"),
         (["logs", "demo"], "--address must be the http:// address of the cluster's job API"),
-        (["status", "nobody"], "nobody is not a sweep directory"),
+        (["status", "missing"], "missing"),
     ],
 )
-def test_what_is_wrong_with_an_address_is_said(arguments: list[str], problem: str, tmp_path: Path) -> None:
+def test_invalid_addresses_are_refused(arguments: list[str], problem: str, tmp_path: Path) -> None:
     import os
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli.main", *arguments],
+        [sys.executable, "-m", "sweeps", *arguments],
         env=environment | {"PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
@@ -277,7 +292,7 @@ def test_what_is_wrong_with_an_address_is_said(arguments: list[str], problem: st
     assert problem in done.stderr
 
 
-def test_a_sweep_nobody_knows_is_told_with_those_there_are(shell: Shell, world: World) -> None:
-    done = shell("status", "nobody", "--address", world.head.url, check=False)
+def test_an_unknown_sweep_is_refused_with_the_known_ones(shell: Shell, cluster: LocalCluster) -> None:
+    done = shell("status", "missing", "--address", cluster.head.url, check=False)
     assert done.returncode == 2
-    assert "knows no sweep or job 'nobody'; its sweeps:" in done.stderr
+    assert "has no sweep or job 'missing'; its sweeps:" in done.stderr

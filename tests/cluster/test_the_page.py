@@ -1,4 +1,4 @@
-"""docs/cluster.md, "One machine": the rehearsal that the page leads through, typed as it stands there."""
+"""Runs the commands of docs/cluster.md, section "One machine"."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.world import ROOT
+from support.cluster import ROOT
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "secrets")
 
 
-def test_a_rehearsal_runs_from_the_first_to_the_last_line(tmp_path: Path) -> None:
+def test_the_commands_of_the_documentation_run(tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o711)  # PostgreSQL's own user passes through
+        directory.chmod(0o711)  # PostgreSQL's user must be able to enter it
     place = tmp_path / "clone"
     for name in ("infra", "lt_train", "sweeps"):
         shutil.copytree(ROOT / name, place / name, ignore=LEFT_OUT)
     section = (ROOT / "docs" / "cluster.md").read_text().partition("## One machine")[2].partition("\n## ")[0]
     (typed,) = re.findall(r"^```sh\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
-    small = typed.replace("--workers 2 --cpus 4", "--workers 1 --cpus 1")  # as the page has it for a small machine
+    small = typed.replace("--workers 2 --cpus 4", "--workers 1 --cpus 1")  # the documented variant for small machines
     assert small != typed
     *lines, down = small.splitlines()
     assert down.endswith(" down")

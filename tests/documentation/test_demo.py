@@ -1,4 +1,4 @@
-"""`make demo`, the first thing that a newcomer types: it runs, and prints what the front page shows."""
+"""`make demo` runs and prints the output that README.md shows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from documentation.pages import ROOT, blocks
 from documentation.running import alike
 
 
-def test_it_runs_and_prints_what_the_front_page_shows(tmp_path: Path) -> None:
-    """In a directory of its own, for its `runs`; the environment is this one's, and is not made anew."""
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    """Runs in a separate directory with its own `runs`; uses the current environment instead of creating one."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy2(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "sweeps" / "specs", tmp_path / "sweeps" / "specs")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     program = tmp_path / ".venv" / "bin" / "lt-sweep"
-    program.write_text(f"#!{sys.executable}\nimport sys\n\nfrom sweeps.cli.main import main\n\nsys.exit(main())\n")
+    program.write_text(f"#!{sys.executable}\nimport sys\n\nfrom sweeps.cli.app import main\n\nsys.exit(main())\n")
     program.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
@@ -33,4 +33,4 @@ def test_it_runs_and_prints_what_the_front_page_shows(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     (page, *_) = [block.text for block in blocks((ROOT / "README.md").read_text()) if block.text.startswith("demo: ")]
-    assert alike(done.stdout, page), f"run `make docs`: the page has\n{page}\nand printed is\n{done.stdout}"
+    assert alike(done.stdout, page), f"run `make docs`: README.md has\n{page}\nthe demo printed\n{done.stdout}"

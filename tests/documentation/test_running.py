@@ -1,4 +1,4 @@
-"""What runs the pages sees when a command fails, when a page says something else, and where files belong."""
+"""Running the commands of a page: placement of files, failing commands, replaced commands, comparison of output."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ name: small
 """
 
 
-def test_files_lie_where_commands_read_them(tmp_path: Path) -> None:
+def test_files_of_a_page_are_written_before_its_commands_run(tmp_path: Path) -> None:
     file, typed, _ = blocks(PAGE)
     assert file.file == "made/small.yaml"
     assert commands(typed) == ["grep name made/small.yaml", "cat made/small.yaml | wc -l"]
     assert [printed for _, printed in walk(blocks(PAGE), tmp_path)] == ["name: small\n2\n"]
 
 
-def test_a_command_that_fails_is_told_with_what_it_printed(tmp_path: Path) -> None:
+def test_the_error_of_a_failing_command_contains_its_output(tmp_path: Path) -> None:
     page = blocks("```sh\necho before\nls nowhere | cat\necho after\n```\n")
     with pytest.raises(AssertionError, match=r"ls nowhere \| cat\necho after\nended with 2:\nbefore\n"):
         list(walk(page, tmp_path))
 
 
-def test_what_is_typed_otherwise_or_not_at_all(tmp_path: Path) -> None:
+def test_commands_can_be_replaced_or_omitted(tmp_path: Path) -> None:
     page = blocks("```sh\necho one\necho two\n```\n\n```sh\necho two\n```\n")
     typed = {"echo one": "echo 1"}.get
     assert [printed for _, printed in walk(page, tmp_path, typed=typed)] == ["1\n"]
@@ -61,9 +61,9 @@ def test_what_is_typed_otherwise_or_not_at_all(tmp_path: Path) -> None:
         ("banks/" + "0" * 64, "banks/" + "ab" * 32, True),
     ],
 )
-def test_texts_are_alike_but_for_numbers(one: str, other: str, same: bool) -> None:
+def test_alike_ignores_numbers_and_outcomes(one: str, other: str, same: bool) -> None:
     assert alike(one, other) is same
 
 
-def test_notes_may_be_left_out() -> None:
+def test_notes_can_be_removed() -> None:
     assert without_notes("note: one\ntwo\nnote: three\n") == "two\n"

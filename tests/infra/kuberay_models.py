@@ -1,8 +1,8 @@
-"""RayCluster and RayJob as the manifests use them: no package has KubeRay's schema, so what we use of it is said here.
+"""Models of RayCluster and RayJob, because no package contains KubeRay's schema.
 
-Fields, types and enumerations are those of the API reference of KubeRay 1.7.0 (`ray.io/v1`), of which only what our
-manifests use is taken up: anything else is refused, and is added here when it is first used. What a pod or a container
-may hold is Kubernetes' to say: `pods` gives them out for that. Knows no file.
+Fields, types and enumerations are those of the API reference of KubeRay 1.7.0 (`ray.io/v1`). Only the fields in our
+manifests are modelled. All others are refused until they are added here. `pods` returns pod templates, to be validated
+by Kubernetes' own schema.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class RayJob(Strict):
 
 
 def pods(document: RayCluster | RayJob) -> dict[str, dict[str, Any]]:
-    """The pods that the operator makes of it, as Pod documents by group; the head's with the autoscaler beside Ray."""
+    """The pods that the operator creates, as Pod documents by group; the head's includes the autoscaler."""
     spec = document.spec if isinstance(document, RayCluster) else document.spec.rayClusterSpec
     templates = {"head": spec.headGroupSpec.template}
     templates |= {group.groupName: group.template for group in spec.workerGroupSpecs}

@@ -1,6 +1,7 @@
-"""The files under infra/, read strictly, and what is wrong with each by the schema of its kind.
+"""Reads the files in infra/ and validates them by the schema of their kind.
 
-Kubernetes' and Compose's schemas come from packages, Ray's launcher brings its own, KubeRay's is `kuberay_models`.
+The schemas of Kubernetes and Compose come from packages, that of the launcher from Ray, those of KubeRay are in
+`kuberay_models`.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ __all__ = ["INFRA", "Document", "documents", "pods_of", "problems", "read"]
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 KUBERNETES = "1.32"
-"""Version whose schema counts: old enough for the clusters there are."""
+"""Version of the schema, the oldest that is supported."""
 
 Document = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it, but with no key twice."""
+    """A YAML loader that refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {', '.join(twice)}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -46,7 +47,7 @@ def read(path: Path) -> list[Document]:
 
 @functools.cache
 def documents() -> dict[str, Document]:
-    """Every document of every YAML file under infra/ but sweep files, by its path and what it is."""
+    """All documents of YAML files in infra/ except sweep files, by path, kind and name."""
     found: dict[str, Document] = {}
     for path in sorted(INFRA.rglob("*.yaml")):
         if path.name == "sweep.yaml":
@@ -58,7 +59,7 @@ def documents() -> dict[str, Document]:
 
 
 def problems(document: Document) -> list[str]:
-    """What is wrong with a document by the schema of its kind; empty for nothing."""
+    """Errors of a document by the schema of its kind."""
     if "services" in document:
         return _json_schema_problems(document, _compose_schema())
     if "cluster_name" in document:
@@ -82,7 +83,7 @@ class GeneratorOptions(Strict):
 
 
 class Kustomization(Strict):
-    """What we use of kustomize's file."""
+    """The fields of a kustomization that our files use."""
 
     apiVersion: Literal["kustomize.config.k8s.io/v1beta1"]
     kind: Literal["Kustomization"]
@@ -103,10 +104,10 @@ def _model_problems(document: Document, model: type[BaseModel]) -> list[str]:
         return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
     if isinstance(found, RayCluster | RayJob):
         try:
-            made = pods(found)
+            found_pods = pods(found)
         except KeyError as missing:
             return [f"{missing} is required"]
-        return [f"{group}: {problem}" for group, pod in made.items() for problem in _kubernetes_problems(pod)]
+        return [f"{group}: {problem}" for group, pod in found_pods.items() for problem in _kubernetes_problems(pod)]
     return []
 
 
@@ -132,7 +133,7 @@ def _json_schema_problems(document: Document, schema: dict[str, Any]) -> list[st
 
 
 def _launcher_problems(document: Document) -> list[str]:
-    """By Ray's schema, as `ray up` does: after its defaults were filled in; and the fields that it leaves open."""
+    """Errors by Ray's schema, after filling in defaults like `ray up`, and unknown fields that the schema allows."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
@@ -144,7 +145,7 @@ def _launcher_problems(document: Document) -> list[str]:
 
 
 def pods_of(document: Document) -> Iterator[tuple[str, Document]]:
-    """Name and spec of every pod that a document leads to."""
+    """Name and template of every pod that a document creates."""
     kind = document.get("kind")
     if kind in ("Deployment", "StatefulSet"):
         yield document["metadata"]["name"], document["spec"]["template"]

@@ -1,4 +1,4 @@
-"""The image, as far as it can be read: no engine is needed, and none is here."""
+"""The Dockerfile, checked without building the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of(instruction: str) -> list[str]:
 
 
 def uv_options(text: str, command: str) -> set[str]:
-    """The options of a uv command, but for which Python it is about and how much it says."""
+    """The options of a uv command, except those for the Python and the verbosity."""
     (line,) = [
         line for line in text.splitlines() if re.search(rf"\buv\b.* pip {command}\b|\$\(UV\) pip {command}\b", line)
     ]
@@ -36,7 +36,7 @@ def test_only_known_instructions_are_used() -> None:
     assert {name for name, _ in INSTRUCTIONS} == {"FROM", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
 
 
-def test_the_base_is_the_python_of_the_lock_and_names_no_registry() -> None:
+def test_the_base_image_is_the_python_of_the_lock_file() -> None:
     (locked,) = re.findall(r"--python-version (\S+)", (ROOT / "Makefile").read_text())
     for base in of("FROM"):
         assert base.split()[0] == f"python:{locked}-slim"
@@ -44,13 +44,13 @@ def test_the_base_is_the_python_of_the_lock_and_names_no_registry() -> None:
 
 
 @pytest.mark.parametrize("command", ["sync", "install"])
-def test_it_is_built_as_the_environment_is(command: str) -> None:
+def test_uv_has_the_options_of_the_makefile(command: str) -> None:
     wanted = uv_options((ROOT / "Makefile").read_text(), command)
     assert uv_options("\n".join(of("RUN")), command) == wanted
     assert "--require-hashes" in wanted or command == "install"
 
 
-def test_what_it_copies_is_there_and_travels_to_the_builder() -> None:
+def test_copied_files_exist_and_are_sent_to_the_builder() -> None:
     ignore = (INFRA / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     patterns = [line for line in ignore if line and not line.startswith("#")]
     assert patterns[0] == "*"

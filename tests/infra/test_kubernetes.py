@@ -1,4 +1,4 @@
-"""What manifests promise beyond their schema: pods that may do little, references that lead somewhere."""
+"""Properties of the manifests that no schema checks: restricted pods, valid references, network policies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from infra.manifests import INFRA, Document, documents, pods_of
 
 import sweeps
-import sweeps.cli.main
+import sweeps.cli.app
 from sweeps.cluster.jobs import STORAGE, SWEEP
 from sweeps.cluster.secret_files import FILE_PREFIX, SECRET_NAME
 from sweeps.store.status import JOB_VARIABLE
@@ -23,10 +23,10 @@ CLUSTER = documents()["kuberay/raycluster.yaml/RayCluster/sweeps"]
 JOB = documents()["kuberay/job/rayjob.yaml/RayJob/demo"]
 FOLDERS = {
     "kuberay": ["kuberay"],
-    "kuberay/job": ["kuberay", "kuberay/job"],  # applied after the other, beside it
+    "kuberay/job": ["kuberay", "kuberay/job"],  # applied after `kuberay`, to the same namespace
     "mlflow": ["mlflow"],
 }
-"""By folder with a kustomization: the folders whose objects its own may name."""
+"""Folders with a kustomization, and the folders whose objects they may refer to."""
 
 
 def kustomization(folder: str) -> Document:
@@ -40,8 +40,8 @@ def applied(folder: str) -> list[Document]:
 
 
 @pytest.mark.parametrize("pod", PODS)
-def test_pods_keep_to_the_restricted_standard(pod: str) -> None:
-    """What the label on their namespaces enforces, so that they start at all."""
+def test_pods_conform_to_the_restricted_standard(pod: str) -> None:
+    """The labels of their namespaces enforce it."""
     spec = PODS[pod]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
@@ -57,27 +57,27 @@ def test_pods_keep_to_the_restricted_standard(pod: str) -> None:
 
 
 @pytest.mark.parametrize("pod", PODS)
-def test_pods_say_what_they_take(pod: str) -> None:
+def test_pods_declare_their_resources(pod: str) -> None:
     for container in PODS[pod]["spec"]["containers"]:
         for kind in ("requests", "limits"):
             assert {"cpu", "memory"} <= {*container["resources"][kind]}, (container["name"], kind)
 
 
 @pytest.mark.parametrize("pod", PODS)
-def test_only_the_autoscaler_has_an_account(pod: str) -> None:
+def test_only_the_head_has_a_service_account(pod: str) -> None:
     assert PODS[pod]["spec"].get("automountServiceAccountToken", pod.endswith(": head")) is pod.endswith(": head")
 
 
 @pytest.mark.parametrize("pod", PODS)
-def test_secrets_come_as_files(pod: str) -> None:
+def test_secrets_are_mounted_as_files(pod: str) -> None:
     for container in PODS[pod]["spec"]["containers"]:
         for variable in container.get("env", ()):
-            assert "value" in variable, f"{variable['name']} is taken from elsewhere"
+            assert "value" in variable, f"{variable['name']} has no value"
             path = variable["name"].startswith(FILE_PREFIX) or variable["name"].endswith(("_FILE", "_PATH", "_SECRETS"))
             assert path or not SECRET_NAME.search(variable["name"]), variable["name"]
 
 
-def test_namespaces_enforce_it() -> None:
+def test_namespaces_enforce_the_restricted_standard() -> None:
     namespaces = [document for document in documents().values() if document.get("kind") == "Namespace"]
     assert {one["metadata"]["name"] for one in namespaces} == {"mlflow", "sweeps"}
     for one in namespaces:
@@ -85,7 +85,7 @@ def test_namespaces_enforce_it() -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_what_a_kustomization_lists_is_there_and_all_of_it(folder: str) -> None:
+def test_kustomizations_list_all_existing_files(folder: str) -> None:
     listed = {INFRA / folder / resource for resource in kustomization(folder)["resources"]}
     assert all(path.is_file() for path in listed)
     own = {
@@ -102,12 +102,12 @@ def test_what_a_kustomization_lists_is_there_and_all_of_it(folder: str) -> None:
 
 
 def owner(name: str) -> str:
-    """The folder whose kustomization a file belongs to: the longest that holds it."""
+    """The innermost folder with a kustomization that contains a file."""
     return max((folder for folder in FOLDERS if name.startswith(f"{folder}/")), key=len, default="")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_what_pods_name_is_made(folder: str) -> None:
+def test_volumes_of_pods_exist(folder: str) -> None:
     made: set[tuple[str, str]] = set()
     for place in FOLDERS[folder]:
         for kind in ("configMap", "secret"):
@@ -127,14 +127,14 @@ def test_what_pods_name_is_made(folder: str) -> None:
                 assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
 
 
-def test_ray_is_given_the_token_that_is_made() -> None:
+def test_ray_uses_the_generated_token() -> None:
     assert CLUSTER["spec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     made = {one["name"]: one["files"] for one in kustomization("kuberay")["secretGenerator"]}
-    assert made["ray-token"] == ["secrets/auth_token"]  # the key that the operator asks for
+    assert made["ray-token"] == ["secrets/auth_token"]  # the key that the operator reads
     assert kustomization("kuberay")["generatorOptions"] == {"disableNameSuffixHash": True}
 
 
-def test_the_head_takes_no_packs_and_workers_come_when_they_are_wanted() -> None:
+def test_the_head_trains_no_packs_and_workers_are_scaled() -> None:
     spec = CLUSTER["spec"]
     assert spec["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
     assert spec["enableInTreeAutoscaling"] is True
@@ -145,8 +145,8 @@ def test_the_head_takes_no_packs_and_workers_come_when_they_are_wanted() -> None
     assert [one.get("nvidia.com/gpu") for one in gpus] == [None, "1"]
 
 
-def test_the_cluster_of_a_job_is_the_one_that_stays() -> None:
-    """But for the sweep file, which every pod has, as the driver may be placed on any."""
+def test_the_cluster_of_a_job_equals_the_permanent_cluster() -> None:
+    """Except for the sweep file, which all pods mount, because the driver may run on any of them."""
     job = copy.deepcopy(JOB["spec"]["rayClusterSpec"])
     for template in [job["headGroupSpec"]["template"], *(group["template"] for group in job["workerGroupSpecs"])]:
         volumes = template["spec"]["volumes"]
@@ -157,17 +157,17 @@ def test_the_cluster_of_a_job_is_the_one_that_stays() -> None:
     assert job == CLUSTER["spec"]
 
 
-def test_a_job_is_what_lt_sweep_submit_would_make() -> None:
+def test_a_job_has_the_metadata_of_lt_sweep_submit() -> None:
     spec = JOB["spec"]
     program, *arguments = shlex.split(spec["entrypoint"])
     assert program == "lt-sweep"
-    given = sweeps.cli.main.build_parser().parse_args(arguments)
+    given = sweeps.cli.app.parse(arguments)
     mounts = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     (mount,) = [mount["mountPath"] for mount in mounts if mount["name"] == "sweep"]
-    assert given.spec.parent == Path(mount)
-    assert kustomization("kuberay/job")["configMapGenerator"] == [{"name": "sweep", "files": [given.spec.name]}]
+    assert given["spec"].parent == Path(mount)
+    assert kustomization("kuberay/job")["configMapGenerator"] == [{"name": "sweep", "files": [given["spec"].name]}]
 
-    sweep = sweeps.load(INFRA / "kuberay" / "job" / given.spec.name)
+    sweep = sweeps.load(INFRA / "kuberay" / "job" / given["spec"].name)
     assert spec["metadata"] == {SWEEP: sweep.name, STORAGE: sweep.storage}
     assert any(Path(sweep.storage).is_relative_to(one["mountPath"]) for one in mounts if one["name"] == "storage")
     environment = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
@@ -178,7 +178,7 @@ def test_a_job_is_what_lt_sweep_submit_would_make() -> None:
 
 
 @pytest.mark.parametrize("pod", [name for name in PODS if name.startswith("kuberay")])
-def test_drivers_find_mlflow_and_their_password(pod: str) -> None:
+def test_drivers_have_their_mlflow_login(pod: str) -> None:
     container = PODS[pod]["spec"]["containers"][0]
     environment = {one["name"]: one["value"] for one in container["env"]}
     path = environment[f"{FILE_PREFIX}MLFLOW_TRACKING_PASSWORD"]
@@ -189,7 +189,7 @@ def test_drivers_find_mlflow_and_their_password(pod: str) -> None:
     assert made[volume["secret"]["secretName"]] == [f"secrets/{Path(path).name}"]
 
 
-def test_the_sweep_of_the_job_tracks_where_mlflow_answers() -> None:
+def test_the_jobs_sweep_uses_the_mlflow_service() -> None:
     uri = sweeps.load(INFRA / "kuberay" / "job" / "sweep.yaml").tracking.uri
     host = re.fullmatch(r"http://(\S+)", uri)[1]
     (pod,) = [spec for name, spec in PODS.items() if name.startswith("mlflow/kubernetes/mlflow.yaml")]
@@ -211,20 +211,20 @@ def callers(policy: dict[str, Any]) -> list[tuple[list[int], list[Any]]]:
     return [([one["port"] for one in rule.get("ports", ())], rule["from"]) for rule in policy["ingress"]]
 
 
-def test_everything_that_no_policy_allows_is_denied() -> None:
+def test_connections_are_denied_by_default() -> None:
     for place in ("kuberay", "mlflow/kubernetes"):
-        assert POLICIES[f"{place} nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+        assert POLICIES[f"{place} deny-all"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
     assert {*POLICIES} == {
-        "kuberay nobody",
+        "kuberay deny-all",
         "kuberay ray-nodes",
         "kuberay job-api",
-        "mlflow/kubernetes nobody",
+        "mlflow/kubernetes deny-all",
         "mlflow/kubernetes mlflow",
         "mlflow/kubernetes postgres",
     }
 
 
-def test_policies_let_in_those_who_are_named_and_nobody_else() -> None:
+def test_policies_allow_the_documented_clients_only() -> None:
     ray = {"app.kubernetes.io/name": "longtail-sweeps"}
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}},
@@ -245,17 +245,17 @@ def labelled(what: str) -> dict[str, Any]:
     return {"namespaceSelector": {"matchLabels": {f"longtail-sweeps/{what}": "allowed"}}}
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if not name.endswith("nobody")])
-def test_policies_select_pods_that_there_are(policy: str) -> None:
+@pytest.mark.parametrize("policy", [name for name in POLICIES if not name.endswith("deny-all")])
+def test_policies_select_existing_pods(policy: str) -> None:
     wanted = POLICIES[policy]["podSelector"]["matchLabels"]
-    wanted = {key: value for key, value in wanted.items() if not key.startswith("ray.io/")}  # given by the operator
+    wanted = {key: value for key, value in wanted.items() if not key.startswith("ray.io/")}  # set by the operator
     folder = policy.split("/")[0].split(" ")[0]
     labels = [spec["metadata"]["labels"] for name, spec in PODS.items() if name.startswith(folder)]
     assert any(wanted.items() <= one.items() for one in labels)
 
 
 @pytest.mark.parametrize("name", [name for name, document in documents().items() if document.get("kind") == "Service"])
-def test_services_lead_to_a_pod_and_a_port_of_it(name: str) -> None:
+def test_services_select_a_pod_and_one_of_its_ports(name: str) -> None:
     service = documents()[name]["spec"]
     (pod,) = [
         spec

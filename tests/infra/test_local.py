@@ -1,4 +1,4 @@
-"""The cluster on one machine, before anything of it runs: what it leaves beside the repository, and its ready sweep."""
+"""infra/local/cluster.py, without starting services: its directory, its sweep file, its messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sys.path.insert(0, str(INFRA / "local"))
 import cluster
 
 
-def test_its_passwords_are_nothing_that_git_would_take(tmp_path: Path) -> None:
+def test_git_ignores_the_directory(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     place = tmp_path / ".local-cluster"
     cluster.make_place(place)
@@ -26,12 +26,12 @@ def test_its_passwords_are_nothing_that_git_would_take(tmp_path: Path) -> None:
     assert shown == ""
 
 
-def test_its_sweep_is_ready_to_be_submitted(tmp_path: Path) -> None:
-    from sweeps.cluster.upload import bundled
+def test_its_sweep_can_be_submitted(tmp_path: Path) -> None:
+    from sweeps.cluster.upload import prepare_upload
 
     file = tmp_path / "demo.yaml"
     file.write_text(cluster.demo("http://127.0.0.1:1234", tmp_path / "a place", cpus=3))
-    with bundled(file):  # a job refuses what would be lost with it
+    with prepare_upload(file):
         spec = sweeps.load(file)
     ready = sweeps.load(cluster.DEMO)
     assert (spec.storage, spec.resources.cpus_per_pack, spec.backend.kind) == (str(tmp_path / "a place"), 3, "ray")
@@ -39,7 +39,7 @@ def test_its_sweep_is_ready_to_be_submitted(tmp_path: Path) -> None:
     assert (spec.search, spec.dataset, spec.method) == (ready.search, ready.dataset, ready.method)
 
 
-def test_what_was_not_brought_up_is_told(tmp_path: Path) -> None:
+def test_status_and_down_without_services(tmp_path: Path) -> None:
     for action, code in (("status", 1), ("down", 0)):
         done = subprocess.run(
             [sys.executable, INFRA / "local" / "cluster.py", action, "--place", tmp_path],
@@ -47,4 +47,4 @@ def test_what_was_not_brought_up_is_told(tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert (done.returncode, done.stdout) == (code, f"nothing was brought up in {tmp_path}\n"), done.stderr
+        assert (done.returncode, done.stdout) == (code, f"no services in {tmp_path}\n"), done.stderr

@@ -1,4 +1,4 @@
-"""Every manifest is what its schema says, and no manifest with a slip in it would pass."""
+"""All manifests conform to their schemas, and the schemas detect errors in them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FREE = {
     # Ray's launcher
     "file_mounts",
 }  # fmt: skip
-"""Mappings whose keys are anybody's."""
+"""Mappings with arbitrary keys."""
 
 NAMES_OF = {"services", "networks", "volumes", "secrets", "depends_on"}
-"""Mappings of Compose whose keys are names: any will do, and what stands under one is the schema's."""
+"""Mappings of Compose whose keys are arbitrary names, and whose values have a schema."""
 
 REQUIRED = {
     "Deployment": ["apiVersion", "kind", "spec.selector", "spec.template", "spec.template.spec.containers.0.name"],
@@ -52,7 +52,7 @@ REQUIRED = {
     "compose": ["services.mlflow.depends_on.postgres.condition"],
     "launcher": ["cluster_name", "provider", "provider.type", "provider.head_ip", "provider.worker_ips"],
 }
-"""By kind: fields without which a document is refused."""
+"""Required fields by kind."""
 
 NAMES = sorted(documents())
 
@@ -63,7 +63,7 @@ def kind(name: str) -> str:
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every mapping in a document whose keys are its schema's."""
+    """The paths of all mappings in a document whose keys have a schema."""
     if isinstance(value, dict):
         if not at or not (at[-1] in FREE or at == ("spec", "metadata")):
             yield at
@@ -80,7 +80,7 @@ def at(document: Any, path: tuple[Any, ...]) -> Any:
     return document
 
 
-def test_there_is_something_to_check() -> None:
+def test_all_manifests_are_checked() -> None:
     assert {kind(name) for name in NAMES} == {*REQUIRED}
     yaml_files = {path for path in INFRA.rglob("*") if path.suffix in (".yaml", ".yml")}
     checked = {INFRA / name.split(".yaml")[0] for name in NAMES}
@@ -88,12 +88,12 @@ def test_there_is_something_to_check() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_what_its_schema_says(name: str) -> None:
+def test_manifests_conform_to_their_schemas(name: str) -> None:
     assert problems(documents()[name]) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_field_is_refused_wherever_it_stands(name: str) -> None:
+def test_unknown_fields_are_refused(name: str) -> None:
     passed = []
     for path in places(documents()[name]):
         broken = copy.deepcopy(documents()[name])
@@ -104,7 +104,7 @@ def test_an_unknown_field_is_refused_wherever_it_stands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_misspelt_field_is_refused_wherever_it_stands(name: str) -> None:
+def test_misspelt_fields_are_refused(name: str) -> None:
     passed = []
     for path in places(documents()[name]):
         if path and path[-1] in NAMES_OF and kind(name) == "compose":
@@ -119,7 +119,7 @@ def test_a_misspelt_field_is_refused_wherever_it_stands(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name in NAMES for field in REQUIRED[kind(name)]])
-def test_a_document_without_a_required_field_is_refused(name: str, field: str) -> None:
+def test_missing_required_fields_are_refused(name: str, field: str) -> None:
     broken = copy.deepcopy(documents()[name])
     *path, last = (int(step) if step.isdigit() else step for step in field.split("."))
     del at(broken, tuple(path))[last]
@@ -140,19 +140,19 @@ def test_a_document_without_a_required_field_is_refused(name: str, field: str) -
         ("ray/cluster.yaml", "provider.worker_ips", "worker.example"),
     ],
 )
-def test_a_wrong_value_is_refused(name: str, field: str, value: Any) -> None:
+def test_invalid_values_are_refused(name: str, field: str, value: Any) -> None:
     broken = copy.deepcopy(documents()[name])
     *path, last = (int(step) if step.isdigit() else step for step in field.split("."))
     at(broken, tuple(path))[last] = value
     assert problems(broken)
 
 
-def test_a_key_that_is_there_twice_is_refused(tmp_path: Any) -> None:
+def test_duplicate_keys_are_refused(tmp_path: Any) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("kind: Pod\nkind: Service\n")
-    with pytest.raises(Exception, match="kind is there twice"):
+    with pytest.raises(Exception, match="duplicate key kind"):
         read(file)
 
 
-def test_the_sweep_of_the_job_is_valid() -> None:
+def test_the_jobs_sweep_is_valid() -> None:
     assert sweeps.load(INFRA / "kuberay" / "job" / "sweep.yaml").name == "demo"

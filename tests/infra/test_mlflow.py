@@ -1,4 +1,4 @@
-"""MLflow for a team: secrets get from files to where they are needed and nowhere else, and nothing has a default."""
+"""MLflow for a team: secrets come from files, reach only the server, and have no defaults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECRETS = {
     "admin-password": "MLFLOW_AUTH_ADMIN_PASSWORD",
     "session-key": "MLFLOW_FLASK_SERVER_SECRET_KEY",
 }
-"""By file: the variable that serve.sh puts it into."""
+"""Environment variable that serve.sh sets, by file."""
 
 
 def environment_of_pod() -> dict[str, str]:
@@ -43,7 +43,7 @@ def make_secrets(directory: Path, *names: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Any:
-    """serve.sh, with a program in MLflow's place that writes down how it was started."""
+    """Runs serve.sh with a fake `mlflow` that records its arguments and environment."""
     program = tmp_path / "bin" / "mlflow"
     program.parent.mkdir()
     program.write_text(
@@ -59,21 +59,21 @@ def serve(tmp_path: Path) -> Any:
     return run
 
 
-def test_secrets_are_made_once_and_only_their_owner_gets_to_them(tmp_path: Path) -> None:
+def test_secrets_are_created_once_in_a_private_directory(tmp_path: Path) -> None:
     directory = tmp_path / "secrets"
-    said = make_secrets(directory, *SECRETS).stdout
+    printed = make_secrets(directory, *SECRETS).stdout
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     values = {name: (directory / name).read_text() for name in SECRETS}
     assert len({*values.values()}) == len(SECRETS)
     for value in values.values():
         assert len(value) == 32
         assert value.strip() == value
-        assert value not in said
+        assert value not in printed
     assert make_secrets(directory, *SECRETS).stdout == ""
     assert {name: (directory / name).read_text() for name in SECRETS} == values
 
 
-def test_secrets_reach_the_server_by_its_environment_alone(tmp_path: Path, serve: Any) -> None:
+def test_secrets_are_passed_in_the_environment_only(tmp_path: Path, serve: Any) -> None:
     make_secrets(tmp_path / "secrets", *SECRETS)
     done = serve(tmp_path / "secrets")
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_secrets_reach_the_server_by_its_environment_alone(tmp_path: Path, serve
 
 @pytest.mark.parametrize("missing", SECRETS)
 @pytest.mark.parametrize("how", ["absent", "empty"])
-def test_without_a_secret_nothing_starts(tmp_path: Path, serve: Any, missing: str, how: str) -> None:
+def test_the_server_does_not_start_without_a_secret(tmp_path: Path, serve: Any, missing: str, how: str) -> None:
     make_secrets(tmp_path / "secrets", *SECRETS)
     (tmp_path / "secrets" / missing).unlink()
     if how == "empty":
@@ -96,13 +96,13 @@ def test_without_a_secret_nothing_starts(tmp_path: Path, serve: Any, missing: st
     assert not (tmp_path / "started.json").exists()
 
 
-def test_both_ways_say_the_same_to_the_server() -> None:
+def test_compose_and_kubernetes_have_the_same_settings() -> None:
     compose, pod = COMPOSE["services"]["mlflow"]["environment"], environment_of_pod()
     differ = {name for name in {*compose, *pod} if compose.get(name) != pod.get(name)}
     assert differ == {"MLFLOW_SECRETS", "MLFLOW_SERVER_ALLOWED_HOSTS"}
 
 
-def test_both_ways_run_what_was_tested_here() -> None:
+def test_compose_and_kubernetes_run_serve_sh() -> None:
     service, container = COMPOSE["services"]["mlflow"], POD["spec"]["containers"][0]
     assert service["command"] == container["command"] == ["sh", "/etc/mlflow/serve.sh"]
     for file in ("serve.sh", "auth.ini"):
@@ -114,8 +114,8 @@ def test_both_ways_run_what_was_tested_here() -> None:
     assert {*generator["files"]} == {f"secrets/{name}" for name in SECRETS}
 
 
-def test_options_are_variables_that_the_server_reads() -> None:
-    """The server's command line is where MLflow says which variables it takes."""
+def test_the_server_reads_all_variables() -> None:
+    """MLflow declares its variables in the options of its command line."""
     import mlflow.environment_variables
     from mlflow.cli import server
 
@@ -125,7 +125,7 @@ def test_options_are_variables_that_the_server_reads() -> None:
     assert {*SECRETS.values()} - {"PGPASSWORD"} <= known
 
 
-def test_the_server_answers_to_names_with_their_port_alone() -> None:
+def test_allowed_hosts_have_a_port_and_no_wildcard() -> None:
     for hosts in (
         COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"],
         environment_of_pod()["MLFLOW_SERVER_ALLOWED_HOSTS"],
@@ -135,7 +135,7 @@ def test_the_server_answers_to_names_with_their_port_alone() -> None:
             assert "*" not in host
 
 
-def test_users_lie_in_the_database_and_have_no_default_password() -> None:
+def test_users_are_in_the_database_without_default_passwords() -> None:
     config = configparser.ConfigParser()
     config.read(MLFLOW / "auth.ini")
     assert config["mlflow"]["database_uri"] == environment_of_pod()["MLFLOW_BACKEND_STORE_URI"]
@@ -144,7 +144,7 @@ def test_users_lie_in_the_database_and_have_no_default_password() -> None:
     assert "admin_password" not in config["mlflow"]
 
 
-def test_the_machine_alone_reaches_it() -> None:
+def test_compose_publishes_on_localhost_only() -> None:
     services = COMPOSE["services"]
     assert services["mlflow"]["ports"] == ["127.0.0.1:5000:5000"]
     assert "ports" not in services["postgres"]
@@ -152,7 +152,7 @@ def test_the_machine_alone_reaches_it() -> None:
     assert COMPOSE["networks"]["database"] == {"internal": True}
 
 
-def test_no_service_has_a_secret_in_its_environment() -> None:
+def test_services_have_no_secrets_in_their_environment() -> None:
     for service in COMPOSE["services"].values():
         assert "healthcheck" in service
         for name in service["environment"]:
@@ -160,27 +160,27 @@ def test_no_service_has_a_secret_in_its_environment() -> None:
 
 
 class Server(BaseHTTPRequestHandler):
-    """Takes users as MLflow does, and remembers what it was asked."""
+    """A fake of MLflow's endpoint for users, which records requests."""
 
-    asked: ClassVar[list[tuple[str, str, Any]]] = []
-    taken: ClassVar[set[str]] = set()
+    requests: ClassVar[list[tuple[str, str, Any]]] = []
+    users: ClassVar[set[str]] = set()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, self.headers["Authorization"], body))
-        twice = body["username"] in self.taken
-        self.taken.add(body["username"])
+        self.requests.append((self.path, self.headers["Authorization"], body))
+        twice = body["username"] in self.users
+        self.users.add(body["username"])
         self.send_response(400 if twice else 200)
         self.end_headers()
         self.wfile.write(b'{"error_code": "RESOURCE_ALREADY_EXISTS"}' if twice else b"{}")
 
     def log_message(self, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    Server.asked, Server.taken = [], set()
+    Server.requests, Server.users = [], set()
     listening = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{listening.server_port}"
@@ -192,10 +192,10 @@ def test_a_user_is_added_without_a_password_on_the_command_line(tmp_path: Path, 
     make_secrets(tmp_path, "admin-password", "mine")
     command = [sys.executable, MLFLOW / "add_user.py", "sweeps", tmp_path / "mine", "--server", server]
     command += ["--admin-password-file", tmp_path / "admin-password"]
-    for _ in range(2):  # a second time changes nothing
+    for _ in range(2):  # the second call changes nothing
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    path, authorization, user = Server.asked[0]
+    path, authorization, user = Server.requests[0]
     assert path == "/api/2.0/mlflow/users/create"
     admin, mine = ((tmp_path / name).read_text() for name in ("admin-password", "mine"))
     assert base64.b64decode(authorization.removeprefix("Basic ")).decode() == f"admin:{admin}"
@@ -203,7 +203,7 @@ def test_a_user_is_added_without_a_password_on_the_command_line(tmp_path: Path, 
     assert mine not in done.stdout + done.stderr
 
 
-def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_an_error(tmp_path: Path) -> None:
     make_secrets(tmp_path, "admin-password", "mine")
     command = [sys.executable, MLFLOW / "add_user.py", "sweeps", tmp_path / "mine", "--server", "http://127.0.0.1:1"]
     command += ["--admin-password-file", tmp_path / "admin-password"]
@@ -212,11 +212,11 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "http://127.0.0.1:1 does not answer" in done.stderr
 
 
-def test_a_server_that_comes_up_is_waited_for(tmp_path: Path) -> None:
-    """A port-forward in the background takes a moment."""
-    Server.asked, Server.taken = [], set()
+def test_add_user_waits_for_the_server(tmp_path: Path) -> None:
+    """For example for a port-forward in the background."""
+    Server.requests, Server.users = [], set()
     make_secrets(tmp_path, "admin-password", "mine")
-    with socket.socket() as taken:  # a port that is there and does not listen
+    with socket.socket() as taken:  # an open port that does not listen
         taken.bind(("127.0.0.1", 0))
         address = taken.getsockname()
         command = [sys.executable, MLFLOW / "add_user.py", "sweeps", tmp_path / "mine", "--wait", "60"]
@@ -231,10 +231,10 @@ def test_a_server_that_comes_up_is_waited_for(tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
-    assert (process.returncode, out.partition(" at ")[0]) == (0, "sweeps may log in")
+    assert (process.returncode, out.partition(" at ")[0]) == (0, "created user sweeps")
 
 
-def test_scripts_are_programs() -> None:
+def test_scripts_are_executable() -> None:
     assert shutil.which("sh")
     for script in MLFLOW.glob("*.sh"):
         assert os.access(script, os.X_OK), script

@@ -1,4 +1,4 @@
-"""The launcher's file: the token on every node, a head that takes no packs, and everything that a node needs."""
+"""The file of Ray's launcher: the token on every node, a head without packs, and the files of a node."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ STARTS = {
 
 
 @pytest.mark.parametrize("place", ["head", "worker"])
-def test_every_node_is_started_with_the_token(place: str) -> None:
+def test_all_nodes_use_the_token(place: str) -> None:
     command = STARTS[place]
     before, _, _ = command.partition("ray start")
     assert re.search(r'^export PATH="\$HOME/longtail-sweeps/\.venv/bin:\$PATH" ', before)
     assert " RAY_AUTH_MODE=token " in before
-    assert "export RAY_enable_metrics_collection=0" in before, "their page wants no token"
+    assert "export RAY_enable_metrics_collection=0" in before, "metrics are served without the token"
     if "--head" in command:
-        assert " DASHBOARD_METRIC_PORT=-1 AUTOSCALER_METRIC_PORT=-1;" in before, "nor do those of the head"
+        assert " DASHBOARD_METRIC_PORT=-1 AUTOSCALER_METRIC_PORT=-1;" in before, "those of the head, too"
     path = re.search(r'RAY_AUTH_TOKEN_PATH="\$HOME/([^"]+)"', before)
     assert path is not None
     assert f"~/{path[1]}" in CLUSTER["file_mounts"]
 
 
-def test_the_head_takes_no_packs_and_its_job_api_listens_to_itself_alone() -> None:
+def test_the_head_trains_no_packs_and_its_job_api_is_local() -> None:
     options = shlex.split(STARTS["head"].partition("ray start")[2])
     assert {"--head", "--num-cpus=0", "--num-gpus=0", "--dashboard-host=127.0.0.1"} <= {*options}
 
 
-def test_commands_are_ones_that_ray_takes() -> None:
+def test_ray_accepts_the_commands() -> None:
     from ray.scripts.scripts import start
 
     for place, command in STARTS.items():
@@ -45,8 +45,8 @@ def test_commands_are_ones_that_ray_takes() -> None:
         assert context.params["head"] is (place == "head")
 
 
-def test_nodes_get_what_the_environment_is_made_of() -> None:
-    """The same files as the image, and what makes the environment."""
+def test_nodes_receive_the_files_of_the_environment() -> None:
+    """The files of the image, and the Makefile."""
     sent = {
         remote: local for remote, local in CLUSTER["file_mounts"].items() if remote.startswith("~/longtail-sweeps/")
     }
@@ -64,7 +64,7 @@ def test_secrets_come_from_outside_the_repository() -> None:
     assert CLUSTER["auth"]["ssh_private_key"].startswith("~/")
 
 
-def test_every_ssh_of_the_documentation_names_the_key_that_was_made() -> None:
+def test_all_ssh_commands_of_the_documentation_name_the_key() -> None:
     lines = (ROOT / "docs" / "cluster.md").read_text().splitlines()
     calls = [line for line in lines if re.search(r"\bssh(-keygen|-copy-id)? -", line)]
     assert len(calls) >= 3

@@ -1,4 +1,4 @@
-"""Every version that stands under infra/ is the lock's, and every image is one that carries what is run from it."""
+"""Versions in infra/ and docs/ equal those of the lock file, and images contain what is run from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXTS = [
     for path in sorted(folder.rglob("*"))
     if path.suffix in (".yaml", ".md", ".sh", ".ini") or path.name == "Dockerfile"
 ]
-SPOKEN = re.compile(
+MENTIONED = re.compile(
     r"\b(ray|rayVersion|mlflow|torch|python)(?:\[\w+\])?(?: version)?[ :=@]+v?(\d+(?:\.\d+)+)", re.IGNORECASE
 )
 
@@ -30,15 +30,15 @@ def wanted(name: str) -> str:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_versions_are_the_locks(path: Path) -> None:
-    for name, version in SPOKEN.findall(path.read_text()):
+def test_versions_equal_the_lock_file(path: Path) -> None:
+    for name, version in MENTIONED.findall(path.read_text()):
         assert version == wanted(name), f"{name} {version}"
 
 
-def test_there_are_versions_to_check() -> None:
-    found = {name.lower() for path in TEXTS for name, _ in SPOKEN.findall(path.read_text())}
+def test_versions_are_found() -> None:
+    found = {name.lower() for path in TEXTS for name, _ in MENTIONED.findall(path.read_text())}
     assert {"rayversion", "python"} <= found
-    assert SPOKEN.findall("ray==1.2.3 python:3.1-slim rayVersion: 2.0.0 kuberay 1.7") == [
+    assert MENTIONED.findall("ray==1.2.3 python:3.1-slim rayVersion: 2.0.0 kuberay 1.7") == [
         ("ray", "1.2.3"),
         ("python", "3.1"),
         ("rayVersion", "2.0.0"),
@@ -57,7 +57,7 @@ def images() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("place", images())
-def test_images_are_ours_or_a_database_and_name_no_registry(place: str) -> None:
+def test_images_name_no_registry(place: str) -> None:
     image = images()[place]
     if "postgres" in place:
         assert re.fullmatch(r"postgres:\d+", image)
@@ -65,17 +65,17 @@ def test_images_are_ours_or_a_database_and_name_no_registry(place: str) -> None:
         assert image == OURS
 
 
-def test_our_image_is_spoken_of_by_its_tag() -> None:
+def test_our_image_has_the_tag_of_the_version() -> None:
     for path in TEXTS:
         for tag in re.findall(r"longtail-sweeps:([\w.-]+)", path.read_text()):
             assert tag == PROJECT["version"], path
 
 
-def test_one_database_everywhere() -> None:
+def test_there_is_one_database_image() -> None:
     assert len({image for place, image in images().items() if "postgres" in place}) == 1
 
 
 @pytest.mark.parametrize("package", ["ray", "mlflow", "torch", "flask-wtf", "psycopg-binary", "boto3"])
-def test_the_lock_has_what_the_image_runs(package: str) -> None:
-    """Ray, drivers, and MLflow's server with its logins, on PostgreSQL, with an object store."""
+def test_the_lock_file_has_the_packages_of_the_image(package: str) -> None:
+    """For Ray, drivers, and MLflow's server with logins, PostgreSQL and an object store."""
     assert package in LOCKED

@@ -1,4 +1,4 @@
-"""Small generated banks: Gaussian classes that overlap, with a poor stage-1 head that leans towards the large ones."""
+"""Small generated banks: overlapping Gaussian classes and a weak stage-1 head that favours the large ones."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from lt_train.features.bank import EvalSet, FeatureBank
 __all__ = ["COUNTS", "make_bank"]
 
 COUNTS = (120, 60, 30, 15, 8, 1)
-"""Training images a class: many, medium and few, and a class with one image."""
+"""Training images per class: many, medium and few, and a class with one image."""
 
 
 def make_bank(
@@ -24,7 +24,7 @@ def make_bank(
     head: bool = True,
     seed: int = 0,
 ) -> FeatureBank:
-    """A bank of its own; test labels go through the classes in turn, so `test_images=5` leaves out all but five."""
+    """A new bank. Test labels cycle through the classes, so `test_images=5` covers only five classes."""
     stream = torch.Generator().manual_seed(seed)
     classes = len(counts)
     means = torch.randn(classes, dim, generator=stream)

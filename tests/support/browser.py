@@ -1,6 +1,6 @@
-"""MLflow's pages as a browser shows them: a headless Chromium, and a proxy that logs it in.
+"""Pages of MLflow in a headless Chromium, through a proxy that adds the login.
 
-A browser asks a person for the password, and its `fetch` takes none from an address; so the proxy adds the header.
+A browser asks for the password interactively, and `fetch` rejects URLs with credentials, so the proxy adds the header.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 __all__ = ["dump_dom", "logged_in"]
 
 DROPPED = ("host", "origin", "referer", "accept-encoding", "connection")
-"""Headers that are the proxy's own: MLflow answers to its own name alone."""
+"""Headers that are not forwarded: MLflow rejects other host names."""
 
 
 def dump_dom(browser: str, url: str, profile: Path, timeout: float = 180.0) -> str:
-    """What a page has become after its scripts have had 30 s of the browser's own time."""
+    """The DOM of a page after its scripts ran for 30 s of virtual time."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     options += [f"--user-data-dir={profile}", "--virtual-time-budget=30000", "--dump-dom"]
     done = subprocess.run([browser, *options, url], capture_output=True, text=True, check=True, timeout=timeout)
@@ -31,7 +31,7 @@ def dump_dom(browser: str, url: str, profile: Path, timeout: float = 180.0) -> s
 
 @contextlib.contextmanager
 def logged_in(server: str, authorization: str) -> Iterator[str]:
-    """The address of a proxy on this machine that sends everything on to the server, with this header."""
+    """URL of a local proxy that forwards requests to the server with this Authorization header."""
 
     class Forward(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -41,8 +41,8 @@ def logged_in(server: str, authorization: str) -> Iterator[str]:
             request = urllib.request.Request(server + self.path, body or None, headers, method=self.command)
             try:
                 answer = urllib.request.urlopen(request, timeout=60)
-            except urllib.error.HTTPError as refused:
-                answer = refused
+            except urllib.error.HTTPError as error:
+                answer = error
             with answer:
                 self.send_response(answer.status)
                 self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))

@@ -1,7 +1,4 @@
-"""A page as a headless Chromium has it: what it asks of any network, what it complains of, how wide it is, an image.
-
-Speaks the DevTools protocol over a web socket of this machine.
-"""
+"""Opens a page in a headless Chromium over the DevTools protocol: requests, errors, width and a screenshot."""
 
 from __future__ import annotations
 
@@ -24,23 +21,23 @@ __all__ = ["CHROMIUM", "Look", "Tab", "look", "opened"]
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
-"""The browser of this machine; empty where there is none."""
+"""Path of the installed browser; empty if there is none."""
 
 
 @dataclass
 class Look:
-    """What a browser saw of a page.
+    """What a browser reports about a page.
 
     Attributes:
-        requests: every address that was asked for, the page's own first; `data:` left out.
-        complaints: of console and loader, as text.
-        scroll_width: of the page; wider than the window is a page that scrolls sideways.
-        answers: of the scripts that were run in it.
-        image: PNG of the whole page.
+        requests: all requested URLs, that of the page first, without `data:`.
+        errors: messages of console and loader.
+        scroll_width: width of the page; one wider than the window scrolls horizontally.
+        answers: values of the scripts that were evaluated in it.
+        image: screenshot of the whole page as PNG.
     """
 
     requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     scroll_width: int = 0
     answers: list[Any] = field(default_factory=list)
     image: bytes = b""
@@ -49,7 +46,7 @@ class Look:
 def look(
     browser: str, page: Path, profile: Path, *, width: int = 1400, dark: bool = False, scripts: tuple[str, ...] = ()
 ) -> Look:
-    """Open a file in a window of this width, in light or dark."""
+    """Open a file in a window of this width, in light or dark mode."""
     with opened(browser, profile, width=width, dark=dark) as tab:
         tab.visit(page.resolve().as_uri())
         tab.seen.scroll_width = int(tab.ask("document.documentElement.scrollWidth"))
@@ -60,7 +57,7 @@ def look(
 
 @contextlib.contextmanager
 def opened(browser: str, profile: Path, *, width: int = 1400, height: int = 900, dark: bool = False) -> Iterator[Tab]:
-    """A browser of its own with one tab, a window of this size in light or dark; ended afterwards."""
+    """Start a browser with one tab and a window of this size, in light or dark mode, and end it afterwards."""
     with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
         socket = _socket(browser, profile)
         tab = Tab(runner, runner.run(socket.__aenter__()))
@@ -75,36 +72,36 @@ def opened(browser: str, profile: Path, *, width: int = 1400, height: int = 900,
 
 
 class Tab:
-    """A page that is visited, asked and drawn; what it asks of others and complains of is noted in `seen`."""
+    """A browser tab. Requests and errors are collected in `seen`."""
 
     def __init__(self, runner: asyncio.Runner, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.seen = Look()
         self._runner, self._socket, self._number = runner, socket, 0
 
     def visit(self, url: str) -> None:
-        """Go to an address and wait for its load event; another fragment of the same page is loaded anew, too."""
+        """Open a URL and wait for its load event; another fragment of the same page is loaded again."""
         self.call("Page.navigate", url="about:blank", wait_for="Page.loadEventFired")
         self.call("Page.navigate", url=url, wait_for="Page.loadEventFired")
 
     def ask(self, script: str) -> Any:
-        """What an expression is in the page."""
+        """Evaluate an expression in the page."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def until(self, script: str, seconds: float = 30.0) -> Any:
-        """Ask again and again until the answer is true; it is returned."""
+        """Evaluate an expression until it is true, and return its value."""
         deadline = time.monotonic() + seconds
         while not (answer := self.ask(script)):
             text = "document.body.innerText.slice(0, 2000)"
-            assert time.monotonic() < deadline, f"still not {script} on {self.ask('location.href')}: {self.ask(text)}"
+            assert time.monotonic() < deadline, f"{script} is not true on {self.ask('location.href')}: {self.ask(text)}"
             self._runner.run(asyncio.sleep(0.2))
         return answer
 
     def image(self, *, whole: bool = False) -> bytes:
-        """PNG of what is in the window, or of the whole page."""
+        """Screenshot of the window or of the whole page as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
     def call(self, method: str, wait_for: str = "", **parameters: Any) -> Any:
-        """A command of the protocol, and what it returns; with `wait_for`, once that event has come, too."""
+        """Send a command and return its result, after the event `wait_for` if it is given."""
         self._number += 1
         request = {"id": self._number, "method": method, "params": parameters}
         return self._runner.run(asyncio.wait_for(self._answered(request, wait_for), 120))
@@ -113,17 +110,17 @@ class Tab:
         await self._socket.send_json(request)
         result: Any = None
         async for message in self._socket:
-            said = json.loads(message.data)
-            if said.get("id") == request["id"]:
-                assert "error" not in said, f"{request['method']}: {said['error']}"
-                result = said["result"]
-            elif "method" in said:
-                _note(self.seen, said["method"], said["params"])
-                if said["method"] == wait_for:
+            reply = json.loads(message.data)
+            if reply.get("id") == request["id"]:
+                assert "error" not in reply, f"{request['method']}: {reply['error']}"
+                result = reply["result"]
+            elif "method" in reply:
+                _note(self.seen, reply["method"], reply["params"])
+                if reply["method"] == wait_for:
                     wait_for = ""
             if result is not None and not wait_for:
                 return result
-        raise AssertionError(f"the browser went away at {request['method']}")
+        raise AssertionError(f"the browser closed the connection during {request['method']}")
 
 
 def _note(seen: Look, method: str, parameters: dict[str, Any]) -> None:
@@ -132,23 +129,23 @@ def _note(seen: Look, method: str, parameters: dict[str, Any]) -> None:
         if not url.startswith("data:"):
             seen.requests.append(url)
     elif method == "Log.entryAdded":
-        seen.complaints.append(parameters["entry"]["text"])
+        seen.errors.append(parameters["entry"]["text"])
     elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
-        seen.complaints.append(str(parameters["args"]))
+        seen.errors.append(str(parameters["args"]))
     elif method == "Runtime.exceptionThrown":
-        seen.complaints.append(str(parameters["exceptionDetails"]))
+        seen.errors.append(str(parameters["exceptionDetails"]))
 
 
 @contextlib.asynccontextmanager
 async def _socket(browser: str, profile: Path) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    """A browser of its own, ended afterwards, and the socket of its one tab."""
+    """Start a browser, yield the socket of its only tab, and end it."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     options += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
     process = subprocess.Popen([browser, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port_file, deadline = profile / "DevToolsActivePort", time.monotonic() + 120
         while not (port_file.exists() and port_file.read_text().count("\n")):
-            assert process.poll() is None, f"{browser} ended with {process.returncode}"
+            assert process.poll() is None, f"{browser} exited with {process.returncode}"
             assert time.monotonic() < deadline, f"{browser} opened no port"
             await asyncio.sleep(0.1)
         port = port_file.read_text().splitlines()[0]

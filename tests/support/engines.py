@@ -1,6 +1,6 @@
-"""Runs for both engines, and what it means that two results are the same.
+"""Runs for both engines, and comparisons of their results.
 
-Assertions here are rewritten by pytest (see the `conftest.py` of the suites), so a failure says what differed.
+Assertions here are rewritten by pytest (see the `conftest.py` of the suites), so that a failure shows the values.
 """
 
 from collections.abc import Sequence
@@ -50,30 +50,30 @@ def make_runs(
     seeds: Sequence[int] = SEEDS,
     alike: Sequence[str] = (),
 ) -> list[Run]:
-    """Runs of one method that differ in every lane value not in `alike`; a word is the method's default.
+    """Runs of one method that differ in every lane value not in `alike`; a name stands for the method's defaults.
 
-    By default eight runs of four seeds with 3, 2, 2 and 1 lanes, out of order: stacks of one seed and of two.
+    By default eight runs of four seeds with 3, 2, 2 and 1 lanes, not sorted: stacks of one seed and of two.
     """
-    one = DEFAULTS[method] if isinstance(method, str) else method
+    base = DEFAULTS[method] if isinstance(method, str) else method
     training = TrainingSpec(epochs=epochs, batch_size=batch_size)
-    settings = variants(one, len(seeds), alike=alike)
+    settings = variants(base, len(seeds), alike=alike)
     return [Run(setting, training, seed) for setting, seed in zip(settings, seeds, strict=True)]
 
 
 def lone_run(document: dict[str, object], *, epochs: int = 1, batch_size: int = 64, seed: int = 0) -> Run:
-    """One run of a method as a user would write it."""
+    """One run of a method given as a user writes it."""
     return Run(METHODS.parse(document), TrainingSpec(epochs=epochs, batch_size=batch_size), seed)
 
 
 def kept(result: RunResult) -> SelectedHead:
-    """The head of a run that must not have failed."""
+    """The selected head of a run that must not have failed."""
     assert result.failure is None
     assert result.kept is not None
     return result.kept
 
 
 def trained(run: Run, head: SelectedHead) -> Floats:
-    """All that was trained of a head, in one row: what stays as it is would hide a difference."""
+    """The trained parameters of a head as one vector; frozen ones would hide a difference."""
     state = {name: torch.from_numpy(array) for name, array in head.state.items()}
     parameters = run.method.classifier(state).named_parameters()
     return np.concatenate([parameter.detach().numpy().ravel() for _, parameter in parameters])
@@ -89,19 +89,19 @@ def assert_same(
 ) -> None:
     """Equal up to rounding: `tolerance` relative in the weights, one image in the accuracies."""
     assert (found.failure, found.stopped) == (expected.failure, expected.stopped)
-    exactly = [_assert_same_curves(bank, found, expected)]
+    curves_equal = _assert_same_curves(bank, found, expected)
     assert (found.kept is None) == (expected.kept is None) == (expected.failure is not None)
     if found.kept is None or expected.kept is None:
         return
-    # One image more or less may move the best epoch; where the curves agree, the epoch does.
-    if all(exactly) or rule.epoch == "last":
+    # One image may change the best epoch; where the curves agree, the epoch must agree.
+    if curves_equal or rule.epoch == "last":
         assert found.kept.epoch == expected.kept.epoch
     if found.kept.epoch == expected.kept.epoch:
         _assert_same_head(bank, run, found.kept, expected.kept, tolerance)
 
 
 def _assert_same_curves(bank: FeatureBank, found: RunResult, expected: RunResult) -> bool:
-    """Whether the accuracies are the same to the last image; a failure where they are more than one apart."""
+    """Whether the accuracies are exactly equal; fails if they differ by more than one image."""
     counts = torch.bincount(bank.test.labels, minlength=bank.num_classes).float()
     one_image = 1.01 / (split_masks(bank.split_counts).float() @ counts).clamp(min=1).numpy()
     assert found.test_accuracy.shape == expected.test_accuracy.shape
@@ -109,12 +109,12 @@ def _assert_same_curves(bank: FeatureBank, found: RunResult, expected: RunResult
     assert (np.nan_to_num(np.abs(found.test_accuracy - expected.test_accuracy)) <= one_image).all()
     np.testing.assert_allclose(found.train_loss, expected.train_loss, rtol=1e-4)
     assert (found.val_accuracy is None) == (expected.val_accuracy is None) == (bank.val is None)
-    exactly = np.array_equal(found.test_accuracy, expected.test_accuracy, equal_nan=True)
+    equal = np.array_equal(found.test_accuracy, expected.test_accuracy, equal_nan=True)
     if found.val_accuracy is None or expected.val_accuracy is None or bank.val is None:
-        return exactly
+        return equal
     images = np.bincount(bank.val.labels.numpy(), minlength=bank.num_classes)
     np.testing.assert_allclose(found.val_accuracy, expected.val_accuracy, atol=1.01 / max(images.min(), 1), rtol=0)
-    return exactly and np.array_equal(found.val_accuracy, expected.val_accuracy, equal_nan=True)
+    return equal and np.array_equal(found.val_accuracy, expected.val_accuracy, equal_nan=True)
 
 
 def _assert_same_head(
@@ -124,7 +124,7 @@ def _assert_same_head(
     for name, array in expected.state.items():
         assert found.state[name].shape == array.shape, name
         assert found.state[name].dtype == array.dtype, name
-        # A tensor that starts at 0 and hardly moves has no length to compare with.
+        # A lower bound for tensors that start at 0 and hardly move.
         size = max(float(np.linalg.norm(array)), 1e-3)
         assert float(np.linalg.norm(found.state[name] - array)) <= tolerance * size, name
     np.testing.assert_allclose(found.loma, expected.loma, rtol=1e-3, atol=1e-4)
@@ -139,7 +139,7 @@ def _assert_same_head(
 
 @torch.no_grad()
 def predict(bank: FeatureBank, run: Run, head: SelectedHead) -> Floats:
-    """Logits `[N, K]` of the test set, averaged over views, by the classifier that a result hands out."""
+    """Logits `[N, K]` of the test set, averaged over views, by the classifier of a result."""
     classifier = run.method.classifier({name: torch.from_numpy(array) for name, array in head.state.items()})
     logits: Floats = classifier(bank.test.features).mean(dim=0).numpy()
     return logits
@@ -153,7 +153,7 @@ def agree(
     *,
     device: str = "cpu",
 ) -> list[RunResult]:
-    """The fused engine's results on a device, after they were found to be the reference's on the CPU."""
+    """The fused engine's results on a device; fails if they are not the reference's on the CPU."""
     rule = rule or EpochSelection()
     expected = reference.fit(bank, runs, rule=rule, halving=halving)
     results = fused.fit(bank, runs, device, rule, halving)
@@ -163,7 +163,7 @@ def agree(
 
 
 def everything(result: RunResult) -> list[object]:
-    """All of a result as comparable bytes."""
+    """All contents of a result as comparable bytes."""
     arrays = [result.val_accuracy, result.test_accuracy, result.train_loss]
     head = [] if result.kept is None else [getattr(result.kept, field.name) for field in fields(result.kept)]
     state = head.pop() if head else {}
@@ -173,12 +173,12 @@ def everything(result: RunResult) -> list[object]:
 
 
 def stack_bytes(bank: FeatureBank, run: Run, lanes: int) -> dict[str, int]:
-    """`fused.STACK_BYTES` that lets `lanes` of such runs into a stack; one more does not fit."""
+    """`fused.STACK_BYTES` for which at most `lanes` of such runs fit into a stack."""
     classes = bank.num_classes
-    numbers = run.method.head.trained_numbers(classes, bank.feature_dim) + run.training.batch_size * classes
+    numbers = run.method.head.num_parameters(classes, bank.feature_dim) + run.training.batch_size * classes
     return {"cpu": 4 * numbers * lanes + 1}
 
 
 def with_method(run: Run, **update: object) -> Run:
-    """`run` with fields of its method replaced, unchecked: for rates that no user may write."""
+    """`run` with fields of its method replaced without validation."""
     return replace(run, method=run.method.model_copy(update=update))

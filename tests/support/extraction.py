@@ -1,7 +1,7 @@
-"""Extractions small enough for tests: a backbone that nobody trained, images in files, and what a bank's bytes are.
+"""Small extractions for tests: an untrained backbone, digits, and the hashes of a bank's files.
 
-As a program, `python extraction.py CHECKPOINT STORE KILL_AFTER` extracts digits and is killed when so many images are
-done; 0 lets it live. What is done is listed at once, not every two seconds.
+As a program, `python extraction.py CHECKPOINT STORE KILL_AFTER` extracts digits and kills itself after that many
+images; 0 never does. The journal is synced after every shard instead of every two seconds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ DIGITS = DATASETS.parse({"kind": "digits_lt"})
 FEATURES = FeaturesSpec(views=2, test_flip=True, batch_size=50)
 
 TOTAL = 2 * (369 + 140 + 500)
-"""Images that are extracted."""
+"""Number of images extracted, mirrors and views included."""
 
 
 def write_checkpoint(file: Path, channels: int = 1, classes: int = 10) -> Path:
-    """A small network with weights of chance, always the same."""
+    """A checkpoint of a small network with fixed random weights."""
     spec = BACKBONES.parse({"kind": "small_cnn", "width": 4})
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -42,7 +42,7 @@ def write_checkpoint(file: Path, channels: int = 1, classes: int = 10) -> Path:
 
 
 def extract(checkpoint: Path, store: Path, kill_after: int = 0) -> Path:
-    """The bank; SIGKILL when `kill_after` images are done."""
+    """Extract the bank; send SIGKILL to this process after `kill_after` images."""
 
     def report(done: int, total: int, note: str) -> None:
         if kill_after and done >= kill_after:
@@ -57,7 +57,7 @@ def bytes_of(bank: Path) -> dict[str, str]:
 
 
 def broken_inside(length: int = 90) -> bytes:
-    """What begins and ends as a JPEG and is none."""
+    """Bytes that start and end like a JPEG but are not one."""
     return b"\xff\xd8\xff" + b"\0" * length + b"\xff\xd9"
 
 

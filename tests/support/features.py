@@ -1,4 +1,4 @@
-"""Features as a user would bring them: an npz of six long-tailed classes, on which a sweep is a matter of seconds."""
+"""An npz of features of six long-tailed classes, on which a sweep takes seconds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 __all__ = ["CLASS_COUNTS", "write_features"]
 
 CLASS_COUNTS = (130, 80, 40, 21, 12, 6)
-"""Training images a class."""
+"""Training images per class."""
 
 
 def write_features(path: Path, counts: tuple[int, ...] = CLASS_COUNTS, *, test: int = 50, val: int = 15) -> Path:
-    """Two training views, a mirrored test view, a stage-1 head that favours large classes, as stage 1 leaves it.
+    """Write two training views, a mirrored test view and a stage-1 head that favours large classes.
 
-    `test` and `val` are images a class; without any there is no validation set.
+    `test` and `val` are images per class; `val=0` writes no validation set.
     """
     rng = np.random.default_rng(7)
     classes, dim = len(counts), 12

@@ -1,4 +1,4 @@
-"""Miniature trees of images: small JPEGs whose brightness tells their class, some broken in known ways."""
+"""Miniature trees of small JPEGs whose brightness depends on their class; some are broken in known ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["encoded", "write_images", "write_tree"]
 
 
 def encoded(label: int, seed: int, mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> bytes:
-    """A JPEG, noisy, of a brightness by class; `mode` is what JPEG can be: RGB, L or CMYK."""
+    """A noisy JPEG whose brightness depends on the class; `mode` is RGB, L or CMYK."""
     rng = np.random.default_rng((label, seed))
     bands = len(Image.new(mode, (1, 1)).getbands())
     noise = rng.integers(0, 40, (size[1], size[0], bands), dtype=np.uint8) + np.uint8(50 * (label % 4))
@@ -23,7 +23,10 @@ def encoded(label: int, seed: int, mode: str = "RGB", size: tuple[int, int] = (1
 
 
 def write_images(root: Path, images: Mapping[str, int], broken: Mapping[str, str] | None = None) -> None:
-    """A JPEG at every path below `root`, of its class; `broken` says which are empty, truncated, page or missing."""
+    """Write a JPEG of the given class to every path below `root`.
+
+    `broken` maps paths to empty, truncated, page (an HTML page) or missing.
+    """
     broken = broken or {}
     for seed, (name, label) in enumerate(images.items()):
         content = encoded(label, seed, ("RGB", "L", "CMYK")[seed % 3])
@@ -38,7 +41,7 @@ def write_images(root: Path, images: Mapping[str, int], broken: Mapping[str, str
 
 
 def write_tree(root: Path, parts: Mapping[str, Mapping[str, int]], broken: Mapping[str, str] | None = None) -> Path:
-    """`root/<part>/<class>/NN.jpg`, so many as `parts` says; a part with an empty name lies directly below root."""
+    """Write `root/<part>/<class>/NN.jpg`; `parts` gives the number of images per class; the part "" is root itself."""
     for part, classes in parts.items():
         names = {
             "/".join(filter(None, (part, name, f"{number:02}.jpg"))): label

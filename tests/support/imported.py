@@ -1,4 +1,4 @@
-"""What tests of models of others share: images, a checkpoint, the bank of both, and what the model itself says."""
+"""Shared by the tests of imported models: images, a checkpoint, the feature bank of both, the model's own output."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = [
     "CLASSES",
     "MEAN",
     "RESNET",
+    "external_bank",
     "load",
     "make_bank",
     "own_output",
-    "save_theirs",
+    "save_external",
     "scrambled",
-    "theirs",
     "warm_logits",
     "write_arrays",
 ]
@@ -37,7 +37,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def write_arrays(path: Path, channels: int = 3, size: int = 32) -> DatasetSpec:
-    """Noise of five classes; the test images are the training images backwards."""
+    """Noise images of five classes; the test images are the training images in reverse order."""
     rng = np.random.default_rng(0)
     labels = np.arange(2 * CLASSES) % CLASSES
     images = rng.integers(0, 256, (len(labels), channels, size, size), dtype=np.uint8)
@@ -53,7 +53,7 @@ def load(dataset: DatasetSpec) -> ImageData:
 
 
 def scrambled(model: nn.Module) -> nn.Module:
-    """The model with no weight left at zero and batch norm statistics of their own, as after training."""
+    """The model with nonzero weights and batch norm statistics, as after training."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
@@ -62,14 +62,14 @@ def scrambled(model: nn.Module) -> nn.Module:
     return model
 
 
-def save_theirs(model: nn.Module, place: Path) -> nn.Module:
-    """The model scrambled, and its weights as `theirs.safetensors` in `place`."""
-    save_file(scrambled(model).state_dict(), place / "theirs.safetensors")
+def save_external(model: nn.Module, folder: Path) -> nn.Module:
+    """The model scrambled, and its weights as `external.safetensors` in `folder`."""
+    save_file(scrambled(model).state_dict(), folder / "external.safetensors")
     return model
 
 
 def own_output(model: nn.Module, dataset: DatasetSpec) -> Any:
-    """What the model itself says of the test images, in the layout and the batch that features are taken in."""
+    """The model's own output for the test images, in the memory layout and batch of feature extraction."""
     channels = load(dataset).test.inputs.expand(-1, 3, -1, -1)
     inputs = normalise(channels, MEAN, STD).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -78,19 +78,19 @@ def own_output(model: nn.Module, dataset: DatasetSpec) -> Any:
 
 
 def warm_logits(bank: FeatureBank) -> Tensor:
-    """What the bank's own head says of its test images."""
+    """The logits of the bank's head on its test images."""
     assert bank.head is not None
     return nn.functional.linear(bank.test.features[0], *bank.head)
 
 
 def make_bank(dataset: DatasetSpec, store: Path, **fields: Any) -> FeatureBank:
-    """The bank of a torchvision resnet18 or of what `fields` say, without mirrors."""
+    """The bank of a torchvision resnet18, or of the model given by `fields`, without flipped views."""
     backbone = BACKBONES.parse(RESNET | fields)
     return open_bank(build_bank(dataset, backbone, FeaturesSpec(test_flip=False), store))
 
 
-def theirs(place: Path, name: str, arguments: dict[str, Any] | None = None, **fields: Any) -> FeatureBank:
-    """The bank of small images through a model of `their_models`, with the weights that `save_theirs` left there."""
-    model = {"factory": f"support.their_models:{name}", "arguments": arguments or {}}
-    model["checkpoint"] = str(place / "theirs.safetensors")
-    return make_bank(write_arrays(place / "small.npz", size=8), place / "banks", **model | fields)
+def external_bank(folder: Path, name: str, arguments: dict[str, Any] | None = None, **fields: Any) -> FeatureBank:
+    """The bank of small images through a model of `external_models`, with the weights that `save_external` wrote."""
+    model = {"factory": f"support.external_models:{name}", "arguments": arguments or {}}
+    model["checkpoint"] = str(folder / "external.safetensors")
+    return make_bank(write_arrays(folder / "small.npz", size=8), folder / "banks", **model | fields)

@@ -1,4 +1,4 @@
-"""What a sweep's ledger holds, read as JSON and not by the code under test."""
+"""A sweep's ledger, read as JSON and independently of the code under test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["pack_lines", "runs_by_key", "runs_of"]
 
 
 def pack_lines(directory: Path) -> list[dict[str, Any]]:
-    """The lines of packs in a sweep directory that count: whole ones, and of no driver that another had replaced."""
+    """The valid pack lines of a sweep directory: complete, and not written by a driver that had been replaced."""
     file = directory / "ledger.jsonl"
     term, found = 0, []
     for text in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
@@ -26,7 +26,7 @@ def pack_lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def runs_of(spec: SweepSpec) -> list[dict[str, Any]]:
-    """Every run of a sweep, in the order in which they were finished."""
+    """Every run of a sweep, in the order of the ledger."""
     return [run for line in pack_lines(Path(spec.storage) / spec.name) for run in line["runs"]]
 
 

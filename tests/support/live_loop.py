@@ -1,7 +1,8 @@
-"""Stage 2 as papers have it: every epoch crops and mirrors the images anew and runs them through the frozen backbone.
+"""Stage 2 as in the literature: every epoch augments the images and runs them through the frozen backbone.
 
-What banks are held against. Of this project it takes the random numbers alone (`draw_views`, and streams by name), so
-that the same images come in the same order; cropping, normalisation, loss, optimiser and schedule are torch's.
+Tests and benchmarks compare feature banks with this loop. It uses the project's random numbers only (`draw_views` and
+named streams), so that images and order agree; cropping, normalisation, loss, optimiser and schedule are torch's.
+
 Shapes: N images, B batch, K classes.
 """
 
@@ -17,12 +18,12 @@ from lt_train.core import seeding
 from lt_train.datasets._images.transform import draw_views
 from lt_train.datasets.base import ImageData, PadCrop
 
-__all__ = ["Loop", "TrialRuns", "accuracies", "running_statistics", "top1_correct", "train_live"]
+__all__ = ["HeadConfig", "Loop", "accuracies", "running_statistics", "top1_correct", "train_live"]
 
 
 @dataclass(frozen=True)
 class Loop:
-    """How long; `batch_norm_trains` leaves batch norm in train mode, as the paper's released code does."""
+    """Length of training; `batch_norm_trains` keeps batch norm in train mode, as in the paper's released code."""
 
     epochs: int
     batch_size: int
@@ -30,8 +31,8 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class TrialRuns:
-    """What one head is trained with: cross entropy against smoothed labels, 0 for plain ones."""
+class HeadConfig:
+    """Hyperparameters of one head; the loss is cross entropy with label smoothing, 0 for none."""
 
     smooth_factor: float
     lr: float
@@ -41,14 +42,14 @@ def train_live(
     network: nn.Module,
     start: tuple[Tensor, Tensor],
     data: ImageData,
-    settings: Mapping[str, TrialRuns],
+    settings: Mapping[str, HeadConfig],
     loop: Loop,
     seed: int,
     view_seed: int = 0,
 ) -> dict[str, nn.Linear]:
-    """A head for every setting, all from `start` and on the same batches, so that these are forwarded once.
+    """One head per setting, all from `start` and on the same batches, which are forwarded once.
 
-    The network's weights stay; with `batch_norm_trains` its running statistics do not.
+    The network's weights are unchanged; with `batch_norm_trains` its running statistics change.
     """
     assert isinstance(data.augmentation, PadCrop)
     assert isinstance(data.train.inputs, Tensor)
@@ -73,8 +74,8 @@ def train_live(
                 optimisers[name].zero_grad()
                 losses[name](head(features), data.train.labels[batch]).backward()
                 optimisers[name].step()
-        for queue in schedules:
-            queue.step()
+        for schedule in schedules:
+            schedule.step()
     network.eval()
     return heads
 
@@ -100,7 +101,7 @@ def _normalised(images: Tensor, data: ImageData) -> Tensor:
 
 @torch.no_grad()
 def top1_correct(network: nn.Module, heads: Mapping[str, nn.Linear], data: ImageData, flip: bool) -> dict[str, Tensor]:
-    """Bool `[N]` a head: whether the largest logit on a test image, averaged with its mirror's, is its label's."""
+    """Bool `[N]` per head: whether the prediction, averaged with that of the mirrored image if `flip`, is correct."""
     network.eval()
     found: dict[str, list[Tensor]] = {name: [] for name in heads}
     for start in range(0, len(data.test), 500):
@@ -114,14 +115,14 @@ def top1_correct(network: nn.Module, heads: Mapping[str, nn.Linear], data: Image
 
 
 def accuracies(hit: Tensor, data: ImageData) -> dict[str, float]:
-    """Fractions of test images of all, many (n > 100), medium and few (n < 20) classes."""
+    """Top-1 accuracy on all, many (n > 100), medium and few (n < 20) classes."""
     size = data.split_counts[data.test.labels]
     chosen = {"all": size > 0, "many": size > 100, "medium": (size <= 100) & (size >= 20), "few": size < 20}
     return {name: float(hit[mask].float().mean()) for name, mask in chosen.items()}
 
 
 def running_statistics(network: nn.Module) -> tuple[Tensor, Tensor]:
-    """All running means, and all running variances, of a network's batch norms, in one row each."""
+    """The running means and the running variances of all batch norms of a network, each as one vector."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     means, variances = [one.running_mean for one in norms], [one.running_var for one in norms]
     return torch.cat([one.clone() for one in means]), torch.cat([one.clone() for one in variances])

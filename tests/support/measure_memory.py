@@ -1,7 +1,7 @@
-"""Run in a process of its own: what fits take, and what becomes of one that gets less, as JSON on standard output.
+"""A script that measures the memory of fits, and runs fits with too little of it; writes JSON to standard output.
 
-The process must be fresh, have one thread, and a malloc that gives back what is freed (MALLOC_MMAP_THRESHOLD_), or
-peaks say nothing. Linux only: /proc, and a limit of address space, which makes a CPU refuse memory as a device does.
+Peaks are meaningful only in a fresh process with one thread and a malloc that returns freed memory
+(MALLOC_MMAP_THRESHOLD_). Linux only: it uses /proc and limits the address space, so that allocations fail.
 """
 
 import gc
@@ -17,10 +17,10 @@ from support.banks import make_bank
 from support.compositions import ALLOWED, DEFAULTS
 from support.engines import make_runs
 
-from lt_train.core.errors import MemoryShort
+from lt_train.core.errors import OutOfMemory
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec
-from lt_train.retrain import fused, stack
+from lt_train.retrain import fused, memory, stack
 from lt_train.retrain.base import EpochSelection, Halving, Run, RunResult
 from lt_train.retrain.memory import lane_bytes
 
@@ -28,16 +28,16 @@ FEW, MANY = 4, 16
 
 
 def bytes_of(which: str) -> int:
-    """Address space now and at most (`VmSize`, `VmPeak`), or memory that is resident (`VmRSS`, `VmHWM`)."""
+    """Current and peak address space (`VmSize`, `VmPeak`) or resident memory (`VmRSS`, `VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{which}:"))
 
 
-# A lane
+# Bytes per lane
 
 
 def peak(bank: FeatureBank, method: MethodSpec, lanes: int, batch_size: int) -> int:
-    """Bytes that a fit took at most, on top of what was there before."""
+    """Peak memory of a fit in bytes, above what was used before."""
     runs = make_runs(method, epochs=1, batch_size=batch_size, seeds=(0,) * lanes)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
@@ -47,11 +47,11 @@ def peak(bank: FeatureBank, method: MethodSpec, lanes: int, batch_size: int) -> 
 
 
 def lanes_of_every_method() -> list[dict[str, object]]:
-    """Bytes a lane took and was said to take: where weights are most of it, for every head, and where logits are."""
+    """Measured and estimated bytes per lane: where weights dominate, for every head, and where logits dominate."""
     heads = {name: method for name, method in ALLOWED.items() if name.startswith("ce-")}
     untrained = {name: method for name, method in DEFAULTS.items() if not method.trains}
     answers: list[dict[str, object]] = []
-    stack.LOGIT_BYTES = {"cpu": 2**17}  # of all lanes together: no part of what one more takes
+    stack.LOGIT_BYTES = {"cpu": 2**17}  # shared by all lanes, so not part of the cost of one more
     for shape, methods, counts, dim, batch_size in (
         ("weights", {**heads, **untrained, "maxnorm": DEFAULTS["maxnorm"]}, (1,) * 100, 500, 16),
         ("logits", DEFAULTS, (1,) * 250, 8, 250),
@@ -61,18 +61,18 @@ def lanes_of_every_method() -> list[dict[str, object]]:
         for name, method in methods.items():
             few, many = (peak(bank, method, lanes, batch_size) for lanes in (FEW, MANY))
             training = make_runs(method, batch_size=batch_size, seeds=(0,))[0].training
-            said = lane_bytes(method, training, num_classes=len(counts), feature_dim=dim)
-            answers.append({"case": f"{name}, {shape}", "took": (many - few) / (MANY - FEW), "said": said})
+            estimated = lane_bytes(method, training, num_classes=len(counts), feature_dim=dim)
+            answers.append({"case": f"{name}, {shape}", "took": (many - few) / (MANY - FEW), "estimated": estimated})
     return answers
 
 
-# Too little
+# Too little memory
 
 
 def limited(
     bank: FeatureBank, runs: list[Run], expected: list[RunResult], extra: int, halving: Halving | None = None
 ) -> dict[str, object]:
-    """What came of `fused.fit` with at most `extra` more bytes of address space: results or error, and the log."""
+    """Results or error of `fused.fit` with at most `extra` more bytes of address space, and the log."""
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
@@ -81,7 +81,7 @@ def limited(
     results, error = [], ""
     try:
         results = fused.fit(bank, runs, halving=halving)
-    except MemoryShort as short:
+    except OutOfMemory as short:
         error = str(short)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -95,7 +95,7 @@ def limited(
 
 
 def less_and_less() -> dict[str, object]:
-    """32 runs in what 32, some 24, some 12 and not even one of them take."""
+    """32 runs with memory for 32, about 24, about 12 and less than one of them."""
     bank = make_bank((2,) * 100, dim=1500, views=1, test_views=1, val_per_class=1, test_images=100)
     runs = make_runs("los", epochs=2, seeds=(0,) * 32, alike=("momentum", "weight_decay"))
     fused.fit(bank, runs[:2])
@@ -115,10 +115,10 @@ def less_and_less() -> dict[str, object]:
 
 
 def refused_by_torch() -> dict[str, str]:
-    """Errors that really come of too little memory: some of torch's are plain RuntimeErrors."""
+    """Errors of failed allocations; some of torch's are plain RuntimeErrors."""
     wanted = {
         "a tensor": lambda: torch.empty(2**30),
-        "a tensor of no machine": lambda: torch.empty(2**60),
+        "a tensor larger than any memory": lambda: torch.empty(2**60),
         "many small pieces": lambda: torch.zeros(1).expand(10**8).split(1),
         "a list": lambda: torch.zeros(1).expand(10**9).tolist(),
         "an array": lambda: np.zeros(2**31),
@@ -129,7 +129,7 @@ def refused_by_torch() -> dict[str, str]:
         try:
             ask()
         except (MemoryError, RuntimeError) as error:
-            found[name] = f"{fused._is_short_of_memory(error)}: {type(error).__name__}: {error}"
+            found[name] = f"{memory.is_out_of_memory(error)}: {type(error).__name__}: {error}"
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return found
 
@@ -137,6 +137,6 @@ def refused_by_torch() -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     fused.STACK_BYTES = {"cpu": 2**40}
-    gc.freeze()  # a collection then takes no time
+    gc.freeze()  # makes collections fast
     answers = {"less": less_and_less(), "refused": refused_by_torch(), "lanes": lanes_of_every_method()}
     print(json.dumps({**answers, "sympy": "sympy" in sys.modules}))

@@ -1,4 +1,4 @@
-"""What a report wrote, as a test reads it; and a sweep as a kill leaves it."""
+"""Helpers to read a written report, and to cut a sweep short as an interruption would."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ NO_MARK_UP = re.compile(r"<style>.*?</style>|<svg.*?</svg>|<[^>]+>", re.DOTALL)
 
 
 def directory(spec: SweepSpec) -> Path:
-    """Of a sweep that ran."""
+    """Directory of a sweep."""
     return Path(spec.storage) / spec.name
 
 
 def reported(spec: SweepSpec, out: Path | None = None) -> Written:
-    """The report of a sweep, which is run for it."""
+    """Run a sweep and write its report."""
     sweeps.run(spec)
     return write([directory(spec)], out)
 
 
 def text(written: Written) -> str:
-    """What a reader reads."""
+    """Visible text of the page, without figures."""
     return " ".join(html.unescape(NO_MARK_UP.sub(" ", written.page.read_text())).split())
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    """Of a CSV file, by title."""
+    """Rows of a CSV file by column title."""
     with file.open() as stream:
         return list(csv.DictReader(stream))
 
 
 def figures(written: Written) -> set[str]:
-    """Names of all figures."""
+    """Names of all figures of a report."""
     return {figure.name for report in written.reports for figure in report.figures()}
 
 
 def cut_short(spec: SweepSpec, lines: int) -> None:
-    """Leave of a finished sweep what a kill would have left after so many lines of its ledger."""
+    """Reduce a finished sweep to what an interruption after this many ledger lines would have left."""
     place = directory(spec)
     (place / "result.json").unlink()
     shutil.rmtree(place / "artifacts")

@@ -1,4 +1,4 @@
-"""What the SQLite store of a sweep's MLflow holds, asked by MLflow's own client."""
+"""A sweep's runs in MLflow's SQLite store, read with MLflow's own client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sound sweep file, and what is told of one that is not."""
+"""A valid sweep file, and the problems of invalid ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ search:
 
 
 def load(tmp_path: Path, text: str) -> SweepSpec:
-    """The sweep of a file with this text."""
+    """Load the sweep of a file with this text."""
     path = tmp_path / "s.yaml"
     path.write_text(text)
     return load_sweep(path)
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
-    """Every problem, without the directory of the file."""
+    """The problems of a file with this text, without its directory."""
     with pytest.raises(SpecError, match=r"s\.yaml:\d+: ") as caught:
         load(tmp_path, text)
     return [problem.removeprefix(f"{tmp_path}/") for problem in caught.value.problems]

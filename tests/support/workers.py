@@ -1,4 +1,4 @@
-"""Ray's worker processes, as the operating system shows them: Ray writes into the title which method one is in."""
+"""Ray's worker processes as seen by the operating system. Ray puts the name of the running method into the title."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import psutil
-from support.world import RayWorker
+from support.cluster import RayWorker
 
 __all__ = ["given_a_pack", "in_a_pack"]
 
 
 def in_a_pack(processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
-    """Those of the processes that train a pack now."""
+    """The processes that are training a pack."""
     for process in processes:
         try:
             title = " ".join(process.cmdline())
@@ -24,8 +24,8 @@ def in_a_pack(processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
 
 
 def given_a_pack(node: RayWorker, others: Sequence[RayWorker], timeout: float = 30.0) -> bool:
-    """Whether a node is given a pack in time; packs of the others stand still meanwhile, so that some are left."""
-    held: dict[int, psutil.Process] = {}
+    """Whether a node is given a pack in time. Packs on other nodes are suspended meanwhile, so that some are left."""
+    suspended: dict[int, psutil.Process] = {}
     deadline = time.monotonic() + timeout
     try:
         while time.monotonic() < deadline:
@@ -33,10 +33,10 @@ def given_a_pack(node: RayWorker, others: Sequence[RayWorker], timeout: float = 
                 return True
             for process in in_a_pack(process for other in others for process in other.processes()):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    held.setdefault(process.pid, process).suspend()
-            time.sleep(0.3)  # looking through processes is work, and the sweep needs the cores
+                    suspended.setdefault(process.pid, process).suspend()
+            time.sleep(0.3)  # listing processes is expensive, and the sweep needs the cores
         return False
     finally:
-        for process in held.values():
+        for process in suspended.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()

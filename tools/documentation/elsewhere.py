@@ -1,7 +1,7 @@
-"""Commands of the pages that are not run where the others are: which tests run them, or why no test can.
+"""Commands of the pages that `test_pages.py` does not run: the tests that run them, or the reason why no test does.
 
-What is not in here is run by `test_pages.py`; what stands in here and in no page, or names no test, fails there. A new
-command of docs/cluster.md therefore needs a test, or a reason that somebody has read.
+`test_pages.py` runs all other commands. It fails if an entry is in no page or names a missing test. A new command of
+docs/cluster.md therefore needs a test or a reason.
 """
 
 from __future__ import annotations
@@ -10,40 +10,41 @@ from collections.abc import Callable
 
 __all__ = ["ELSEWHERE", "typed_in"]
 
-MAKE = "its target is looked up by test_pages.py, and what it calls has tests of its own"
-SHELL = "sets up a person's shell, as every test's is"
-MACHINES = "needs machines of one's own; the file that it names is held against its schema by tests/infra"
-KUBERNETES = "needs a Kubernetes; the manifests are held against their schemas by tests/infra"
-DOCKER = "needs Docker; the file that it names is read by tests/infra"
-HOURS = "takes hours, and published images; the file is validated instead"
+INSTALL = "tools/check_install.py installs the wheel"
+MAKE = "test_pages.py checks that the target exists; the program that it calls has its own tests"
+SHELL = "sets up the shell, as the tests do"
+MACHINES = "needs several machines; tests/infra checks the file that it names against its schema"
+KUBERNETES = "needs Kubernetes; tests/infra checks the manifests against their schemas"
+DOCKER = "needs Docker; tests/infra reads the file that it names"
+HOURS = "takes hours and needs published images; the file is validated instead"
 
-PAGE = ("tests/cluster/test_the_page.py::test_a_rehearsal_runs_from_the_first_to_the_last_line",)
-WATCHED = "tests/cluster/test_jobs.py::test_a_sweep_is_submitted_watched_and_found_finished"
-STOPPED = "tests/cluster/test_jobs.py::test_a_sweep_is_stopped_in_good_order_and_resumed"
-FAILED = "tests/cluster/test_jobs.py::test_a_sweep_that_fails_says_why"
-SHIPPED = "tests/cluster/test_jobs.py::test_code_travels_where_it_is_asked_to"
-SECRETS = ("tests/infra/test_mlflow.py::test_secrets_are_made_once_and_only_their_owner_gets_to_them",)
+PAGE = ("tests/cluster/test_the_page.py::test_the_commands_of_the_documentation_run",)
+WATCHED = "tests/cluster/test_jobs.py::test_a_sweep_is_submitted_and_watched"
+STOPPED = "tests/cluster/test_jobs.py::test_a_sweep_is_stopped_gracefully_and_resumed"
+FAILED = "tests/cluster/test_jobs.py::test_the_status_of_a_failed_sweep_has_the_reason"
+SHIPPED = "tests/cluster/test_jobs.py::test_code_is_shipped_on_request"
+SECRETS = ("tests/infra/test_mlflow.py::test_secrets_are_created_once_in_a_private_directory",)
 USERS = (
     "tests/infra/test_mlflow.py::test_a_user_is_added_without_a_password_on_the_command_line",
-    "tests/infra/test_mlflow.py::test_a_server_that_comes_up_is_waited_for",
+    "tests/infra/test_mlflow.py::test_add_user_waits_for_the_server",
 )
-RAY_UP = ("tests/infra/test_ray_cluster.py::test_commands_are_ones_that_ray_takes",)
+RAY_UP = ("tests/infra/test_ray_cluster.py::test_ray_accepts_the_commands",)
 
 HERE = "--address http://127.0.0.1:8265"
 LOGIN = "--env MLFLOW_TRACKING_USERNAME=sweeps --secret-file MLFLOW_TRACKING_PASSWORD="
 
 ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
     "README.md": {
-        "make demo": ("tests/documentation/test_demo.py::test_it_runs_and_prints_what_the_front_page_shows",),
-        **{f"make {target}": MAKE for target in ("test", "test-cluster", "lint", "bench", "docs")},
+        "make demo": ("tests/documentation/test_demo.py::test_the_demo_prints_what_the_readme_shows",),
+        "pip install 'longtail-sweeps[all]'": INSTALL,
     },
     "docs/tutorial.md": {"make env": MAKE, 'export PATH="$PWD/.venv/bin:$PATH"': SHELL},
     "docs/frozen.md": {
-        "python benchmarks/frozen.py": ("tests/benchmarks/test_frozen.py::test_a_tiny_measurement_is_whole",)
+        "python benchmarks/frozen.py": ("tests/benchmarks/test_frozen.py::test_a_tiny_measurement_is_complete",)
     },
     "docs/mlflow.md": {
         "LT_SCREENSHOTS=docs/images python -m pytest tests/sweeps/tracking/test_mlflow_in_a_browser.py": (
-            "tests/sweeps/tracking/test_mlflow_in_a_browser.py::test_the_runs_table_shows_what_matters_best_first",
+            "tests/sweeps/tracking/test_mlflow_in_a_browser.py::test_the_runs_table_shows_the_best_first",
         )
     },
     "docs/report.md": {"make bench BENCH=--parts=f": MAKE},
@@ -51,7 +52,7 @@ ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
     "docs/results.md": {
         "lt-sweep run short.yaml --backend inline": HOURS,
         "lt-sweep run half.yaml --backend inline": HOURS,
-        "lt-sweep table half.yaml --markdown": "shows what the run before found; docs/paper.md has it of another",
+        "lt-sweep table half.yaml --markdown": "needs the results of that run; docs/paper.md has the same command",
     },
     "docs/cluster.md": {
         "make env": MAKE,
@@ -103,11 +104,11 @@ ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
         f"lt-sweep resume mine {HERE}": (STOPPED,),
     },
 }
-"""By page, by command: the tests that run it, or a sentence that says why none does."""
+"""By page and command: the tests that run it, or the reason why none does."""
 
 
 def typed_in(page: str) -> Callable[[str], str | None]:
-    """What is typed for a command of this page where the others are run: of a run of hours, a check of its file."""
+    """Maps a command of this page to the one that is run: validation instead of a run of hours, None to skip it."""
     elsewhere = ELSEWHERE.get(page, {})
 
     def typed(command: str) -> str | None:

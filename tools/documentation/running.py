@@ -1,7 +1,7 @@
-"""Commands of a page, run as they stand there: by bash, in a directory of their own, with this tree's programs.
+"""Runs the commands of a documentation page with bash, in a separate directory, with this tree's programs.
 
-What is printed is taken as a reader would see it: without progress, and without directories of the moment. `alike` says
-whether two such texts are the same but for their numbers. Knows nothing of what the commands are about.
+The output is normalized: progress and temporary directories are removed. `alike` compares two outputs except for
+numbers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pathlib import Path
 
 from documentation.pages import ROOT, Block, commands
 
-import lt_train.cli.main
-import sweeps.cli.main
+import lt_train.cli.app
+import sweeps.cli.app
 
 __all__ = ["Ended", "alike", "run", "run_here", "serve", "walk", "without_notes"]
 
 BIN = Path(sys.executable).parent
-PROGRAMS = {"lt-sweep": sweeps.cli.main.main, "lt-train": lt_train.cli.main.main}
+PROGRAMS = {"lt-sweep": sweeps.cli.app.main, "lt-train": lt_train.cli.app.main}
 
 _PROGRESS = re.compile(r"^.*: \d+/\d+ (images|runs|epochs|packs)\b.*\n", re.MULTILINE)
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
@@ -42,14 +42,14 @@ _AMOUNT = re.compile(r"# (?:s|ms|min|h|minutes|hours|B|KiB|MiB|GiB)\b")
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, and what it printed."""
+    """Exit code and output of commands."""
 
     code: int
     printed: str
 
 
 def run(commands: str, place: Path) -> Ended:
-    """By bash, one after another until one fails."""
+    """Run commands with bash until one fails."""
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", commands],
         cwd=place,
@@ -64,9 +64,9 @@ def run(commands: str, place: Path) -> Ended:
 
 
 def run_here(commands: str, place: Path) -> Ended:
-    """Commands of ours in this process, which spares the start of others; any that bash must read, by `run`.
+    """Run commands of this project in this process, which is faster, and others with `run`.
 
-    The caller is in `place`.
+    The current directory must be `place`.
     """
     lines = commands.splitlines()
     if any(line.split()[0] not in PROGRAMS or re.search(r"[*$|<>;&]|--allow-import", line) for line in lines):
@@ -83,11 +83,11 @@ def run_here(commands: str, place: Path) -> Ended:
 
 
 def serve(command: str, place: Path) -> Ended:
-    """A command that serves until Ctrl-C: the page that it names is opened, and the key pressed."""
+    """Run a command that serves a web page: request the page, then interrupt the command."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    # A reader's browser has 5000; here somebody else may.
+    # Port 5000 of the page may be in use.
     process = subprocess.Popen(
         [BIN / shlex.split(command)[0], *shlex.split(command)[1:], "--port", port],
         cwd=place,
@@ -101,7 +101,7 @@ def serve(command: str, place: Path) -> Ended:
     try:
         printed = ""
         while not printed.endswith("(Ctrl-C stops the server)\n") and (line := process.stdout.readline()):
-            printed += re.sub(r"\b(lt-)?[0-9a-f]{16,}\b", r"\1...", line)  # of this sweep, and of no other
+            printed += re.sub(r"\b(lt-)?[0-9a-f]{16,}\b", r"\1...", line)  # ids differ between sweeps
         opened = _opens(f"http://127.0.0.1:{port}/")
     finally:
         os.killpg(process.pid, signal.SIGINT)
@@ -117,13 +117,16 @@ def walk(
     how: Callable[[str, Path], Ended] = run,
     typed: Callable[[str], str | None] = lambda command: command,
 ) -> Iterator[tuple[Block, str]]:
-    """Every block of commands that are typed and what it printed, from the first to the last.
+    """Run the blocks of a page in order; yields each block of commands with its output.
 
-    Files are written where they stand. `place` is the home of who types, and where the first command is typed; `typed`
-    says what is typed for a command, or None for nothing.
+    Args:
+        page: the blocks. Blocks that are files are written to the current directory of the commands.
+        place: home directory of the reader, where the first command is run.
+        how: runs commands.
+        typed: replaces a command, or returns None to leave it out.
 
     Raises:
-        AssertionError: a block ended with another code than 0.
+        AssertionError: the exit code of a block is not 0.
     """
     here = place
     for block in page:
@@ -144,20 +147,20 @@ def walk(
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two texts are the same but for numbers, the room that these take in a table, and what is judged by them.
+    """Whether two outputs are equal except for numbers, column widths and verdicts.
 
-    Another processor rounds otherwise, and another setting, or another method, may be first.
+    Rounding differs between processors, and so may the best trial or method.
     """
     return _masked(one) == _masked(other)
 
 
 def without_notes(printed: str) -> str:
-    """Less the lines that `note:` begins: a page may leave out what is told beside."""
+    """Output without the lines that begin with `note:`, which a page may leave out."""
     return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith("note: "))
 
 
 def _masked(text: str) -> list[str]:
-    """Its lines by their words, in an order of their own: in a table the best is on top."""
+    """The lines with numbers and verdicts masked, sorted: the order of table rows depends on the results."""
     text = re.sub(r"\b[0-9a-f]{64}\b", "FINGERPRINT", text)
     text = _AMOUNT.sub("# s", _NUMBER.sub("#", text))
     text = _JUDGED.sub("JUDGED", re.sub(r"[─━═┄█#]+", "#", text))
@@ -166,13 +169,13 @@ def _masked(text: str) -> list[str]:
 
 
 def _seen(printed: str, place: Path) -> str:
-    """Without progress, and without where this machine has its directories."""
+    """Output without progress lines and without directories of this machine."""
     lines = [line.rstrip() for line in _PROGRESS.sub("", printed).splitlines()]
     return "".join(f"{line}\n" for line in lines).replace(f"{place}/", "").replace(f"{BIN}/", "")
 
 
 def _environment() -> dict[str, str]:
-    """A reader's shell: our programs are on the PATH. One thread: a machine that runs tests has no more to spare."""
+    """The environment of a reader's shell, with the programs on the PATH. One thread, as in all tests."""
     own = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     own["COLUMNS"] = "100"
     return {**os.environ, **own}

@@ -1,7 +1,7 @@
-"""The fault table: `python tools/faults`, or `make faults`. Every row five times at moments of chance; about an hour.
+"""Fault injection: `python tools/faults`, or `make faults`. Runs every fault five times; takes about an hour.
 
-Figures go to latest.json, which is committed; the table is printed. Needs root (small file systems are mounted) and
-PostgreSQL. One row: `--rows "node killed" --repeats 1`.
+Each fault interrupts a sweep at a random moment. Results are written to latest.json, which is committed, and printed as
+a table. Needs PostgreSQL, and root to mount small file systems. For one fault: `--rows "node killed" --repeats 1`.
 """
 
 from __future__ import annotations
@@ -21,59 +21,69 @@ from faults.rows import ROWS
 from faults.table import Table
 from rich.console import Console
 from rich.table import Table as RichTable
-from support.world import a_world
+from support.cluster import local_cluster
 
 HERE = Path(__file__).parent
+HEADINGS = {
+    "row": "fault",
+    "repeats": "repeats",
+    "runs": "runs",
+    "lost": "lost runs",
+    "twice": "runs trained twice",
+    "doubled": "duplicate MLflow runs",
+    "missing": "missing MLflow runs",
+    "left_running": "unfinished MLflow runs",
+    "same_winner": "same result",
+    "felt": "with an effect",
+    "drivers": "drivers",
+}
+"""Key of a row -> heading of its column."""
 
 
 def main() -> int:
-    """Try the rows; 1 when one of them lost, doubled or changed anything."""
+    """Run the faults; returns 1 if any of them lost, duplicated or changed a result."""
     parser = argparse.ArgumentParser(
-        prog="tests/faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--repeats", type=int, default=5, help="of each row (default: 5)")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments (default: the clock)")
-    parser.add_argument("--out", type=Path, help="the JSON file (default: latest.json when all rows are tried)")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        default=list(ROWS),
+        metavar="ROW",
+        help=f"faults to run: {', '.join(ROWS)} (default: all)",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="how often to run each fault (default: 5)")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="seed of the random moments (default: current time)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write (default: latest.json if all faults are run)")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lt-faults-") as name:
         place = Path(name)
-        place.chmod(0o711)  # PostgreSQL's own user passes through
-        with a_world(place) as world, contextlib.closing(Table(world, given.seed)) as table:
-            for row in given.rows:
-                for number in range(given.repeats):
+        place.chmod(0o711)  # the user of PostgreSQL needs access to subdirectories
+        with local_cluster(place) as cluster, contextlib.closing(Table(cluster, arguments.seed)) as table:
+            for row in arguments.rows:
+                for repeat in range(arguments.repeats):
                     count = table.run(row)
-                    verdict = "sound" if count.sound else f"NOT SOUND: {count.note or count}"
-                    print(f"{row}, {number + 1} of {given.repeats}: {count.seconds} s, {verdict}", flush=True)
+                    verdict = "passed" if count.passed else f"FAILED: {count.note or count}"
+                    print(f"{row}, {repeat + 1} of {arguments.repeats}: {count.seconds} s, {verdict}", flush=True)
     document = table.document()
-    out = given.out or (HERE / "latest.json" if set(given.rows) == set(ROWS) else None)
+    out = arguments.out or (HERE / "latest.json" if set(arguments.rows) == set(ROWS) else None)
     if out is not None:
         out.write_text(json.dumps(document, indent=1) + "\n")
     show(document)
-    sound = all(count.sound for counts in table.counts.values() for count in counts)
-    return 0 if sound else 1
+    passed = all(count.passed for counts in table.counts.values() for count in counts)
+    return 0 if passed else 1
 
 
 def show(document: dict[str, object]) -> None:
-    """The table, a line a row."""
-    names = (
-        "row",
-        "repeats",
-        "runs",
-        "lost",
-        "twice",
-        "doubled",
-        "missing",
-        "left_running",
-        "same_winner",
-        "felt",
-        "drivers",
-    )
-    table = RichTable(*names, title="fault table")
+    """Print the table with one row per fault."""
+    table = RichTable(*HEADINGS.values(), title="fault injection")
     rows = document["rows"]
     assert isinstance(rows, list)
     for row in rows:
-        table.add_row(*(str(row[name]) for name in names))
+        table.add_row(*(str(row[key]) for key in HEADINGS))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

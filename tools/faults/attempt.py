@@ -1,7 +1,7 @@
-"""One sweep on a cluster that something happens to: its file, its driver, and what is counted in the end.
+"""One sweep on a cluster with an injected fault: its file, its driver and the evaluation of its result.
 
-Nothing is taken from a log: lost and doubled work is read off the ledger, MLflow is asked over its API, and the result
-is compared with that of an undisturbed sweep, field for field.
+The evaluation does not use logs. It reads lost and repeated work from the ledger, queries the API of MLflow, and
+compares every field of the result with that of an undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 import yaml
+from support.cluster import LocalCluster
 from support.ledgers import pack_lines
 from support.tracked import tracked_runs
-from support.world import World
 
 from sweeps.store.status import read_progress
 
@@ -29,27 +29,28 @@ __all__ = ["Attempt", "Count"]
 
 TRIALS, SEEDS, FINALISTS = 12, 2, 2
 MLFLOW_RUNS = 1 + 2 + TRIALS + FINALISTS
-"""Parent, baselines vanilla and ce, trials, finalists."""
+"""Parent, baselines `vanilla` and `ce`, trials, finalists."""
 
-TRIES = 6
-"""How often a driver that failed is started again, as a job's retries do."""
+MAX_ATTEMPTS = 6
+"""Limit on waiting for a driver and restarting it, like the retries of a job."""
 
 
 @dataclass
 class Count:
-    """What one disturbed sweep came to; all from `lost` to `left_running` should be 0.
+    """Outcome of one disturbed sweep; all counts from `lost` to `left_running` should be 0.
 
     Attributes:
-        runs: finished, as the ledger has it.
-        lost: finished at some moment, and not there or not the same in the end.
-        twice: trained again though they were finished.
-        doubled: MLflow runs that there are two of.
-        missing: MLflow runs that there should be.
-        left_running: MLflow runs that nobody closed.
-        drivers: how many it took.
-        felt: whether the fault left a trace: a driver more, a pack that was lost or failed, a call to tracking that
-            failed, a node that took a pack. A fault in a moment when nobody needs the part is not felt.
-        note: the error, if it came to nothing.
+        runs: finished runs in the ledger.
+        lost: runs that were finished at some time and are missing or different at the end.
+        twice: finished runs that were trained again.
+        doubled: duplicate MLflow runs.
+        missing: expected MLflow runs that do not exist.
+        left_running: MLflow runs that were never ended.
+        same_winner, same_trials: whether these equal the result of an undisturbed sweep.
+        drivers: number of drivers started.
+        felt: whether the fault had an effect: a restarted driver, a lost or failed pack, a failed tracker call, a new
+            node that received a pack. A fault has no effect while the sweep does not use the failed service.
+        note: the error, if the sweep did not finish.
     """
 
     runs: int = 0
@@ -66,27 +67,27 @@ class Count:
     note: str = ""
 
     @property
-    def sound(self) -> bool:
-        """Whether nothing was lost, nothing done twice, and the result is that of an undisturbed sweep."""
-        wrong = self.lost + self.twice + self.doubled + self.missing + self.left_running
-        return wrong == 0 and self.same_winner and self.same_trials
+    def passed(self) -> bool:
+        """Whether no work was lost or repeated and the result equals that of an undisturbed sweep."""
+        errors = self.lost + self.twice + self.doubled + self.missing + self.left_running
+        return errors == 0 and self.same_winner and self.same_trials
 
 
 @dataclass
 class Attempt:
-    """A sweep of its own name, storage and experiment.
+    """A sweep with its own name, storage and experiment.
 
     Attributes:
-        chance: where the moment of the fault comes from.
-        seen: every run that was in the ledger at some moment, by key.
-        felt: whether the fault left a trace so far.
+        rng: generator of the random moments.
+        seen: every run that the ledger contained at some time, by key.
+        felt: whether the fault had an effect so far.
     """
 
-    world: World
+    cluster: LocalCluster
     name: str
     storage: Path
     features: Path
-    chance: random.Random
+    rng: random.Random
     bank_store: str | None = None
     driver: subprocess.Popen[bytes] | None = None
     drivers: int = 0
@@ -95,18 +96,18 @@ class Attempt:
 
     @property
     def directory(self) -> Path:
-        """Of the sweep."""
+        """The directory of the sweep."""
         return self.storage / self.name
 
     @property
     def file(self) -> Path:
-        """The sweep file, written when it is asked for."""
-        path = self.world.place / f"{self.name}.yaml"
+        """The path of the sweep file, which is written on every access."""
+        path = self.cluster.place / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump(self.document(), sort_keys=False))
         return path
 
     def document(self, **changed: Any) -> dict[str, Any]:
-        """The sweep: packs of one trial, so that there are many moments."""
+        """The content of the sweep file. Packs have one trial, so that there are many of them."""
         return {
             "version": 1,
             "name": self.name,
@@ -125,90 +126,94 @@ class Attempt:
             "selection": {"seeds": SEEDS, "finalists": FINALISTS, "extended_training": None},
             "resources": {"lanes_per_pack": SEEDS},
             "backend": {"kind": "ray", **({"bank_store": self.bank_store} if self.bank_store else {})},
-            "tracking": {"uri": self.world.tracking_uri, "experiment": self.name},
+            "tracking": {"uri": self.cluster.tracking_uri, "experiment": self.name},
             "storage": str(self.storage),
             **changed,
         }
 
     @property
     def log(self) -> Path:
-        """What its drivers have said."""
-        return self.world.place / "logs" / f"{self.name}.log"
+        """The file with the output of all drivers."""
+        return self.cluster.place / "logs" / f"{self.name}.log"
 
     def start(self) -> None:
-        """Start a driver, or start it again."""
+        """Start or restart the driver."""
         self.drivers += 1
         log = self.log.open("ab")
         self.driver = subprocess.Popen(
-            [sys.executable, "-m", "sweeps.cli.main", "run", str(self.file), "--json"],
-            env=self.world.environment(),
+            [sys.executable, "-m", "sweeps", "run", str(self.file), "--json"],
+            env=self.cluster.environment(),
             stdout=log,
             stderr=log,
-            cwd=self.world.place,
+            cwd=self.cluster.place,
         )
-        threading.Thread(target=self._feel, args=(self.driver,), daemon=True).start()
+        threading.Thread(target=self._watch_progress, args=(self.driver,), daemon=True).start()
 
-    def _feel(self, driver: subprocess.Popen[bytes]) -> None:
-        """Watch what the driver shows of its troubles, as long as it lives."""
+    def _watch_progress(self, driver: subprocess.Popen[bytes]) -> None:
+        """Set `felt` once the progress of the driver contains an error; returns when the driver ends."""
         while driver.poll() is None:
             progress = read_progress(self.directory)
             if progress is not None:
-                trouble = progress.packs_lost + progress.packs_failed
-                self.felt = self.felt or trouble > 0 or progress.tracking_trouble != ""
+                failures = progress.packs_lost + progress.packs_failed
+                self.felt = self.felt or failures > 0 or progress.tracking_error != ""
             time.sleep(0.2)
 
-    def wait_for_a_moment(self, timeout: float = 120.0) -> None:
-        """Return at a moment of chance while packs are trained; the driver must be alive then."""
-        packs, deadline = self.chance.randint(1, 9), time.monotonic() + timeout
+    def wait_for_random_moment(self, timeout: float = 120.0) -> None:
+        """Return at a random moment while packs are trained.
+
+        Raises:
+            RuntimeError: the driver ended before that moment.
+        """
+        packs, deadline = self.rng.randint(1, 9), time.monotonic() + timeout
         while len(pack_lines(self.directory)) < packs and time.monotonic() < deadline:
             assert self.driver is not None
             if self.driver.poll() is not None:
-                raise RuntimeError(f"the driver ended with {self.driver.returncode} before anything happened to it")
+                raise RuntimeError(f"the driver ended with exit code {self.driver.returncode} before the fault")
             time.sleep(0.02)
-        time.sleep(1.5 * self.chance.random())
-        self.look()
+        time.sleep(1.5 * self.rng.random())
+        self.record_finished()
 
     def finish(self, timeout: float = 300.0) -> None:
-        """Wait for the driver, and start it again as often as it fails, as a retried job does."""
-        for _ in range(TRIES):
+        """Wait for the driver and restart it when it fails, like a job with retries."""
+        for _ in range(MAX_ATTEMPTS):
             assert self.driver is not None
             try:
                 code = self.driver.wait(timeout)
             except subprocess.TimeoutExpired:
                 self.kill_driver()
                 code = -9
-            self.look()
+            self.record_finished()
             if code == 0:
                 return
             self.start()
-        raise RuntimeError(f"the driver failed {TRIES} times; see {self.name}.log")
+        raise RuntimeError(f"the driver failed {MAX_ATTEMPTS} times; see {self.log}")
 
     def kill_driver(self) -> None:
-        """The driver and all it has started, at once."""
+        """Kill the driver and all of its child processes."""
         assert self.driver is not None
         try:
-            everyone = [*psutil.Process(self.driver.pid).children(recursive=True), psutil.Process(self.driver.pid)]
+            processes = [*psutil.Process(self.driver.pid).children(recursive=True), psutil.Process(self.driver.pid)]
         except psutil.NoSuchProcess:
-            everyone = []
-        for process in everyone:
+            processes = []
+        for process in processes:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
         self.driver.wait()
 
-    def look(self) -> None:
-        """Remember what is finished now."""
+    def record_finished(self) -> None:
+        """Add all runs that are finished now to `seen`."""
         for line in pack_lines(self.directory):
             for run in line["runs"]:
                 self.seen.setdefault(run["key"], run)
 
     def count(self, expected: Mapping[str, Any], seconds: float) -> Count:
-        """What came of it, against the result of an undisturbed sweep."""
+        """Evaluate the sweep against the result of an undisturbed sweep."""
         runs = [run for line in pack_lines(self.directory) for run in line["runs"]]
         by_key = {run["key"]: run for run in runs}
         result = json.loads((self.directory / "result.json").read_text())
-        tracked = tracked_runs(self.world, self.name)
+        tracked = tracked_runs(self.cluster, self.name)
         keys = [run["key"] for run in tracked]
         return Count(
             runs=len(runs),

@@ -1,7 +1,7 @@
-"""The fault table: what happens to a sweep, at a moment of chance, and what has to be mended by hand afterwards.
+"""The faults: each interrupts a sweep at a random moment; some need a repair afterwards (`restore`).
 
-A row is a function that is called while packs are trained; when it returns the world may still be broken, and
-`World.mend` makes it whole again. Whatever a driver cannot survive it is started again after, as a retried job is.
+A fault is a function that is called while packs are trained. It may leave the cluster damaged until
+`LocalCluster.restore`. A driver that ends because of a fault is restarted, like a job with retries.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 from faults.attempt import Attempt
+from support.cluster import SmallDisk
 from support.workers import given_a_pack, in_a_pack
-from support.world import SmallDisk
 
 __all__ = ["ROWS", "Row"]
 
@@ -22,85 +22,85 @@ Row = Callable[[Attempt], None]
 
 
 def worker_process_killed(attempt: Attempt) -> None:
-    """A worker process dies in a pack."""
+    """Kill a worker process while it trains a pack."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for process in in_a_pack(process for node in attempt.world.workers for process in node.processes()):
+        for process in in_a_pack(process for node in attempt.cluster.workers for process in node.processes()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
                 return
         time.sleep(0.02)
-    raise RuntimeError("no worker was in a pack for 30 s")
+    raise RuntimeError("no worker trained a pack for 30 s")
 
 
 def node_killed(attempt: Attempt) -> None:
-    """A node dies with everything on it; the other goes on alone."""
-    attempt.chance.choice(attempt.world.workers).kill()
+    """Kill a node with all of its processes; the other node continues alone."""
+    attempt.rng.choice(attempt.cluster.workers).kill()
 
 
 def node_added(attempt: Attempt) -> None:
-    """A node joins, and takes packs."""
-    world = attempt.world
-    world.workers.append(world.worker(len(world.workers)))
-    world.workers[-1].start()
-    attempt.felt = given_a_pack(world.workers[-1], world.workers[:-1])
+    """Add a node, which then receives packs."""
+    cluster = attempt.cluster
+    cluster.workers.append(cluster.worker(len(cluster.workers)))
+    cluster.workers[-1].start()
+    attempt.felt = given_a_pack(cluster.workers[-1], cluster.workers[:-1])
 
 
 def driver_killed(attempt: Attempt) -> None:
-    """The driver is killed with -9."""
+    """Kill the driver with SIGKILL."""
     attempt.kill_driver()
 
 
 def head_killed(attempt: Attempt) -> None:
-    """The head dies with the GCS, and the cluster is brought up anew; the driver is started again."""
-    world = attempt.world
-    world.head.kill()
-    time.sleep(3 * attempt.chance.random())
-    world.mend()
+    """Kill the head node with the GCS and restart the cluster; the driver is restarted too."""
+    cluster = attempt.cluster
+    cluster.head.kill()
+    time.sleep(3 * attempt.rng.random())
+    cluster.restore()
 
 
 def mlflow_killed(attempt: Attempt) -> None:
-    """MLflow's server dies, and comes back after seconds."""
-    attempt.world.mlflow.kill()
-    time.sleep(5 * attempt.chance.random())
-    attempt.world.mlflow.start(wait=False)
+    """Kill the MLflow server and restart it after a few seconds."""
+    attempt.cluster.mlflow.kill()
+    time.sleep(5 * attempt.rng.random())
+    attempt.cluster.mlflow.start(wait=False)
 
 
 def postgres_restarted(attempt: Attempt) -> None:
-    """The database crashes and recovers."""
-    attempt.world.postgres.kill()
-    time.sleep(3 * attempt.chance.random())
-    attempt.world.postgres.start()
+    """Kill the database server and restart it."""
+    attempt.cluster.postgres.kill()
+    time.sleep(3 * attempt.rng.random())
+    attempt.cluster.postgres.start()
 
 
 def artifact_store_refusing(attempt: Attempt) -> None:
-    """The artifact store takes no connection for seconds."""
-    attempt.world.s3.kill()
-    time.sleep(2 + 5 * attempt.chance.random())
-    attempt.world.s3.start()
+    """Stop the artifact store for a few seconds, so that it refuses connections."""
+    attempt.cluster.s3.kill()
+    time.sleep(2 + 5 * attempt.rng.random())
+    attempt.cluster.s3.start()
 
 
 def disk_full_on_driver(attempt: Attempt) -> None:
-    """The disk that holds the ledger is full until somebody makes room."""
+    """Fill the disk with the ledger, and free it after the driver has ended."""
     disk = DISKS[attempt.storage]
     disk.fill()
     assert attempt.driver is not None
     with contextlib.suppress(Exception):
         attempt.driver.wait(60)
-    attempt.look()
+    attempt.record_finished()
     disk.free()
 
 
 def disk_full_on_worker(attempt: Attempt) -> None:
-    """The disk that a node keeps fetched features on was full from the start; now there is room."""
-    DISKS[attempt.world.place / "cache-0"].free()
+    """Free the disk with the feature cache of a node, which was full from the start."""
+    DISKS[attempt.cluster.place / "cache-0"].free()
 
 
 def network_cut(attempt: Attempt) -> None:
-    """Nothing comes through between driver and MLflow for seconds."""
-    attempt.world.proxy.cut()
-    time.sleep(2 + 8 * attempt.chance.random())
-    attempt.world.proxy.mend()
+    """Drop all data between driver and MLflow for a few seconds."""
+    attempt.cluster.proxy.cut()
+    time.sleep(2 + 8 * attempt.rng.random())
+    attempt.cluster.proxy.restore()
 
 
 ROWS: dict[str, Row] = {
@@ -118,4 +118,4 @@ ROWS: dict[str, Row] = {
 }
 
 DISKS: dict[Path, SmallDisk] = {}
-"""Small file systems by where they are mounted."""
+"""Small file systems by mount point."""

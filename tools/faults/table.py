@@ -1,4 +1,4 @@
-"""Running rows of the fault table and writing down what came of them."""
+"""Runs the faults and collects their results."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from typing import Any
 
 from faults.attempt import Attempt, Count
 from faults.rows import DISKS, ROWS
+from support.cluster import ROOT, LocalCluster, SmallDisk
 from support.features import write_features
-from support.world import ROOT, SmallDisk, World
 
 __all__ = ["Table"]
 
 
 class Table:
-    """One world, and every row that is tried in it."""
+    """One cluster and the results of all faults that were run on it."""
 
-    def __init__(self, world: World, seed: int) -> None:
-        self.world, self.chance, self.seed = world, random.Random(seed), seed
-        self.features = write_features(world.place / "features.npz")
+    def __init__(self, cluster: LocalCluster, seed: int) -> None:
+        self.cluster, self.rng, self.seed = cluster, random.Random(seed), seed
+        self.features = write_features(cluster.place / "features.npz")
         self.counts: dict[str, list[Count]] = {}
         self.expected = self._undisturbed()
 
     def run(self, row: str) -> Count:
-        """Try a row once, and mend the world."""
+        """Run a fault once and restore the cluster."""
         number = len(self.counts.setdefault(row, []))
         name = "fault-" + "".join(letter if letter.isalnum() else "-" for letter in row.lower()) + f"-{number}"
-        storage, bank_store = self.world.place / "storage", None
+        storage, bank_store = self.cluster.place / "storage", None
         if row == "disk full on driver":
-            storage = self.world.place / f"small-{number}"
+            storage = self.cluster.place / f"small-{number}"
             DISKS[storage] = SmallDisk(storage, "4m")
         if row == "disk full on worker":
-            bank_store = f"s3://{self.world.s3.bucket}/banks"
-            cache = self.world.place / "cache-0"
+            bank_store = f"s3://{self.cluster.s3.bucket}/banks"
+            cache = self.cluster.place / "cache-0"
             DISKS[cache] = SmallDisk(cache, "1m") if cache not in DISKS else DISKS[cache]
-            self._forget_banks(cache)
+            self._remove_banks(cache)
             DISKS[cache].fill()
-        attempt = Attempt(self.world, name, storage, self.features, self.chance, bank_store)
+        attempt = Attempt(self.cluster, name, storage, self.features, self.rng, bank_store)
         begin = time.monotonic()
         try:
             attempt.start()
-            attempt.wait_for_a_moment()
+            attempt.wait_for_random_moment()
             ROWS[row](attempt)
             attempt.finish()
             count = attempt.count(self.expected, time.monotonic() - begin)
         except Exception as error:
             attempt.kill_driver()
-            said = attempt.log.read_text(errors="replace")[-3000:]
-            count = Count(drivers=attempt.drivers, note=f"{type(error).__name__}: {error}; its drivers said:\n{said}")
+            log = attempt.log.read_text(errors="replace")[-3000:]
+            count = Count(drivers=attempt.drivers, note=f"{type(error).__name__}: {error}; log of its drivers:\n{log}")
         self.counts[row].append(count)
         if row == "node added":
-            self.world.workers.pop().stop()
-        self.world.mend()
+            self.cluster.workers.pop().stop()
+        self.cluster.restore()
         return count
 
     def close(self) -> None:
-        """Unmount what was mounted."""
+        """Unmount all small file systems."""
         while DISKS:
             DISKS.popitem()[1].close()
 
     def document(self) -> dict[str, Any]:
-        """What `latest.json` holds: a line a row, and every repeat behind it."""
+        """The content of `latest.json`: one row per fault, and all of its repeats."""
         rows = []
         for row, counts in self.counts.items():
             rows.append(
@@ -91,25 +91,25 @@ class Table:
             "schema": 1,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "cores": os.cpu_count(),
-            "nodes": 1 + len(self.world.workers),
+            "nodes": 1 + len(self.cluster.workers),
             "seed": self.seed,
             "rows": rows,
             "repeats": {row: [asdict(count) for count in counts] for row, counts in self.counts.items()},
         }
 
     def _undisturbed(self) -> dict[str, Any]:
-        """The result that every row has to come to, from one process without Ray or MLflow."""
-        one = Attempt(self.world, "undisturbed", self.world.place / "storage", self.features, self.chance)
-        file = self.world.place / "undisturbed.yaml"
+        """The result that every disturbed sweep must reach, computed in one process without Ray and MLflow."""
+        one = Attempt(self.cluster, "undisturbed", self.cluster.place / "storage", self.features, self.rng)
+        file = self.cluster.place / "undisturbed.yaml"
         file.write_text(json.dumps(one.document(backend="inline", tracking="none")))
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, "-m", "sweeps.cli.main", "run", str(file), "--json"],
+            [sys.executable, "-m", "sweeps", "run", str(file), "--json"],
             env=environment,
             capture_output=True,
             text=True,
             check=False,
-            cwd=self.world.place,
+            cwd=self.cluster.place,
         )
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -117,7 +117,7 @@ class Table:
         return result
 
     @staticmethod
-    def _forget_banks(cache: Path) -> None:
+    def _remove_banks(cache: Path) -> None:
         for entry in cache.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)

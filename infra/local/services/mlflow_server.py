@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.process import BIN, HOST, NotUp, Service, plain_environment, secret
+from services.process import BIN, HOST, Service, ServiceError, plain_environment, secret
 
 __all__ = ["Mlflow"]
 
@@ -19,10 +19,10 @@ ADD_USER = Path(__file__).resolve().parents[2] / "mlflow" / "add_user.py"
 
 @dataclass(kw_only=True, eq=False)
 class Mlflow(Service):
-    """MLflow's server on a database and an artifact store, with passwords and a list of hosts it answers to.
+    """MLflow's server with a database, an artifact store, logins and a list of allowed hosts.
 
     Attributes:
-        user: an ordinary one, for drivers; `admin` is there too.
+        user: a user without administrator rights, for drivers, in addition to `admin`.
     """
 
     name: str = "mlflow"
@@ -39,16 +39,16 @@ class Mlflow(Service):
 
     @property
     def password(self) -> str:
-        """Of the user `admin`."""
+        """Password of the user `admin`."""
         return secret(self.place / "mlflow.password")
 
     @property
     def user_password(self) -> str:
-        """Of the ordinary user."""
+        """Password of `user`."""
         return secret(self.place / f"{self.user}.password")
 
     def client_environment(self) -> dict[str, str]:
-        """What a driver needs to be let in."""
+        """Environment variables for drivers."""
         return {
             "MLFLOW_TRACKING_URI": self.url,
             "MLFLOW_TRACKING_USERNAME": self.user,
@@ -75,7 +75,7 @@ class Mlflow(Service):
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secret(self.place / "mlflow.session-key"),
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # five processes more, for what no sweep asks
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves five processes that sweeps do not use
         }
 
     def command(self) -> Sequence[str]:
@@ -103,4 +103,4 @@ class Mlflow(Service):
             check=False,
         )
         if done.returncode:
-            raise NotUp(f"{self.name} takes no user: {done.stderr}")
+            raise ServiceError(f"{self.name}: cannot create user {self.user}: {done.stderr}")

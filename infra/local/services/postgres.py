@@ -1,4 +1,4 @@
-"""PostgreSQL, which MLflow keeps its runs and its users in."""
+"""PostgreSQL, the database of MLflow's runs and users."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.process import HOST, NotUp, Service, plain_environment, secret
+from services.process import HOST, Service, ServiceError, plain_environment, secret
 
 __all__ = ["Postgres"]
 
 
 @dataclass(kw_only=True, eq=False)
 class Postgres(Service):
-    """PostgreSQL with one database and one user, whose password is in `postgres.password`."""
+    """PostgreSQL with one database and one user; the password is in `postgres.password`."""
 
     name: str = "postgres"
 
@@ -32,7 +32,7 @@ class Postgres(Service):
 
     @property
     def uri(self) -> str:
-        """For SQLAlchemy; it holds the password."""
+        """URI for SQLAlchemy, with the password."""
         return f"postgresql://mlflow:{self.password}@{HOST}:{self.port}/mlflow"
 
     def prepare(self) -> None:
@@ -44,7 +44,7 @@ class Postgres(Service):
         with tempfile.NamedTemporaryFile("w", suffix=".password") as file:
             file.write(self.password)
             file.flush()
-            if os.geteuid() == 0:  # for its owner alone, as it was made
+            if os.geteuid() == 0:  # the file is readable by its owner only
                 shutil.chown(file.name, "postgres")
             options = ["-U", "mlflow", "--auth=scram-sha-256", "--encoding=UTF8", f"--pwfile={file.name}"]
             self._run([_postgres_bin("initdb"), "-D", str(self.data), *options])
@@ -58,24 +58,24 @@ class Postgres(Service):
         self._run_sql("SELECT 1 FROM pg_database WHERE datname='mlflow'", "CREATE DATABASE mlflow")
 
     def kill(self) -> None:
-        """As a crash: its children would else go on with the files."""
+        """Kill it like a crash, including its child processes, which would otherwise keep using the files."""
         super().kill()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
-    def _run_sql(self, asked: str, otherwise: str) -> None:
-        """Do `otherwise` where `asked` finds nothing; the server may still be recovering."""
+    def _run_sql(self, query: str, command: str) -> None:
+        """Run `command` if `query` returns nothing; waits for a server that is still recovering."""
         deadline = time.monotonic() + self.seconds
         while True:
-            found = self._psql(asked)
+            found = self._psql(query)
             if found.returncode == 0:
                 break
             if time.monotonic() > deadline:
-                raise NotUp(f"{self.name} takes no commands: {found.stderr}")
+                raise ServiceError(f"{self.name} does not accept commands: {found.stderr}")
             time.sleep(0.2)
         if not found.stdout.strip():
-            made = self._psql(otherwise)
-            if made.returncode:
-                raise NotUp(f"{self.name}: {made.stderr}")
+            done = self._psql(command)
+            if done.returncode:
+                raise ServiceError(f"{self.name}: {done.stderr}")
 
     def _psql(self, statement: str) -> subprocess.CompletedProcess[str]:
         options = ["-h", HOST, "-p", str(self.port), "-U", "mlflow", "-d", "postgres", "-tAc", statement]
@@ -88,18 +88,18 @@ class Postgres(Service):
     def _run(command: Sequence[str]) -> None:
         done = subprocess.run([*_as_postgres(), *command], capture_output=True, text=True, check=False, cwd="/")
         if done.returncode:
-            raise NotUp(f"{command[0]}: {done.stderr}")
+            raise ServiceError(f"{command[0]}: {done.stderr}")
 
 
 def _postgres_bin(name: str) -> str:
-    """A PostgreSQL program: Debian keeps the server's off the PATH."""
+    """Path of a PostgreSQL program; on Debian, server programs are not on the PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}")) if Path("/usr/lib/postgresql").exists() else []
     program = shutil.which(name) or (str(found[-1]) if found else None)
     if program is None:
-        raise NotUp(f"PostgreSQL's {name} is not on this machine; on Debian: apt-get install postgresql")
+        raise ServiceError(f"PostgreSQL's {name} is not installed; on Debian, run: apt-get install postgresql")
     return program
 
 
 def _as_postgres() -> list[str]:
-    """What puts a command under a user that PostgreSQL runs as."""
+    """Command prefix that switches from root, which PostgreSQL refuses, to its user."""
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []

@@ -1,4 +1,4 @@
-"""A process with all that it has started, its log, and how to see that it is up: what every service here is."""
+"""Base of all services: a process with its child processes, its log, and a readiness check."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["BIN", "HOST", "NotUp", "Service", "free_port", "plain_environment", "secret"]
+__all__ = ["BIN", "HOST", "Service", "ServiceError", "free_port", "plain_environment", "secret"]
 
 HOST = "127.0.0.1"
-"""The only address that anything listens on, but for Ray's ports for its own nodes."""
+"""The address that services listen on, except Ray's ports between nodes."""
 
 BIN = Path(sys.executable).parent
-"""Where this environment's programs are."""
+"""Directory of this environment's programs."""
 
 
-class NotUp(RuntimeError):
-    """A service did not come up; the end of its log is in the message."""
+class ServiceError(RuntimeError):
+    """A service did not start; the message contains the end of its log."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """An unused port."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 def secret(path: Path) -> str:
-    """A secret in a file that only this user may read, made if it is not there."""
+    """Read a secret from a file, or create one that only this user can read."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -50,13 +50,13 @@ def secret(path: Path) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class Service:
-    """One process with all it has started, its log, and how to see that it is up.
+    """One process with its child processes, its log, and a readiness check.
 
     Attributes:
-        name: of its log and its state file.
-        place: the directory that everything lies in.
-        port: that it listens on.
-        seconds: how long it may take to come up.
+        name: name of the log and of the state file.
+        place: directory of all files.
+        port: the port that it listens on.
+        seconds: timeout of its start.
     """
 
     name: str
@@ -65,41 +65,41 @@ class Service:
     seconds: float = 240.0
 
     def command(self) -> Sequence[str]:
-        """The command line; secrets do not belong in it, as everybody may read it."""
+        """The command line. It must not contain secrets, because all users can read it."""
         raise NotImplementedError
 
     def environment(self) -> Mapping[str, str]:
-        """What its environment has beside that of this process."""
+        """Environment variables in addition to those of this process."""
         return {}
 
     def prepare(self) -> None:
-        """What must be there before the first start; done again before every start."""
+        """Prepare files; called before every start."""
 
     def scratch(self) -> list[Path]:
-        """Directories outside its place, which are removed when it is stopped."""
+        """Directories outside `place`, removed when the service is stopped."""
         return []
 
     def is_up(self) -> bool:
-        """Whether it answers."""
+        """Whether it is ready."""
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
             return True
         return False
 
     @property
     def log(self) -> Path:
-        """Everything it has printed, over all its starts."""
+        """Output of all its starts."""
         return self.place / "logs" / f"{self.name}.log"
 
     @property
     def state(self) -> Path:
-        """Its process, for those who come later to stop it."""
+        """File that identifies the process, for stopping it later."""
         return self.place / "processes" / f"{self.name}.json"
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it, and wait until it is up.
+        """Start it, and with `wait` return when it is ready.
 
         Raises:
-            NotUp: it ended, or took too long.
+            ServiceError: it ended or was not ready in time.
         """
         for directory in (self.log.parent, self.state.parent):
             directory.mkdir(parents=True, exist_ok=True)
@@ -114,50 +114,50 @@ class Service:
                 cwd=self.place,
                 start_new_session=True,
             )
-        born = psutil.Process(process.pid).create_time()
+        started = psutil.Process(process.pid).create_time()
         scratch = [str(path) for path in self.scratch()]
-        self.state.write_text(json.dumps({"pid": process.pid, "born": born, "scratch": scratch}))
+        self.state.write_text(json.dumps({"pid": process.pid, "started": started, "scratch": scratch}))
         if wait:
             self.wait()
 
     def wait(self) -> None:
-        """Return when it is up, after `start`.
+        """Return when it is ready, after `start`.
 
         Raises:
-            NotUp: it ended, or took too long.
+            ServiceError: it ended or was not ready in time.
         """
         deadline = time.monotonic() + self.seconds
         while not self.is_up():
-            if not self._lives() or time.monotonic() > deadline:
+            if not self._is_alive() or time.monotonic() > deadline:
                 tail = self.log.read_text(errors="replace")[-2000:]
-                raise NotUp(f"{self.name} did not come up; the end of {self.log}:\n{tail}")
+                raise ServiceError(f"{self.name} did not start; the end of {self.log}:\n{tail}")
             time.sleep(0.1)
 
-    def _lives(self) -> bool:
-        """Whether its process is there, and not only its end that nobody has asked for."""
+    def _is_alive(self) -> bool:
+        """Whether a process exists that is not a zombie."""
         return any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in self.processes())
 
     def processes(self) -> list[psutil.Process]:
-        """Its process and all that it has started, those that are there; itself last."""
+        """Its process, last, after the child processes that still exist."""
         try:
             known = json.loads(self.state.read_text())
             first = psutil.Process(known["pid"])
-            if abs(first.create_time() - known["born"]) > 1:
+            if abs(first.create_time() - known["started"]) > 1:
                 return []
             return [*first.children(recursive=True), first]
         except (OSError, ValueError, psutil.NoSuchProcess):
             return []
 
     def kill(self) -> None:
-        """All of it at once, as a machine dies."""
+        """Kill all its processes at once, like a machine that dies."""
         _send(self.processes(), signal.SIGKILL)
         self.state.unlink(missing_ok=True)
 
     def stop(self, grace: float = 15.0) -> None:
-        """Ask it to end, and end what has not after `grace` seconds."""
-        everyone = self.processes()
-        _send(everyone[-1:], signal.SIGTERM)
-        _, left = psutil.wait_procs(everyone, timeout=grace)
+        """Stop it, and kill what is left after `grace` seconds."""
+        processes = self.processes()
+        _send(processes[-1:], signal.SIGTERM)
+        _, left = psutil.wait_procs(processes, timeout=grace)
         _send(left, signal.SIGKILL)
         with contextlib.suppress(OSError, ValueError):
             for path in json.loads(self.state.read_text())["scratch"]:
@@ -174,6 +174,6 @@ def _send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without what would lead a service elsewhere."""
-    led = ("RAY_", "MLFLOW_", "AWS_", "PG", "TUNE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(led)}
+    """This process's environment without variables that configure services."""
+    prefixes = ("RAY_", "MLFLOW_", "AWS_", "PG", "TUNE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}

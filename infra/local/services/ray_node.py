@@ -1,4 +1,4 @@
-"""Ray nodes: the head with its job API, and those that take packs."""
+"""Ray nodes: the head, with the job API, and workers, which train packs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from services.process import BIN, HOST, NotUp, Service, free_port, secret
+from services.process import BIN, HOST, Service, ServiceError, free_port, secret
 
 __all__ = ["RayHead", "RayWorker"]
 
@@ -27,7 +27,7 @@ class _RayNode(Service):
 
     @property
     def session(self) -> Path:
-        """A node's own, as on a machine of its own; short, because Unix sockets lie in it, whose paths are."""
+        """Session directory of this node only; a short path, because Unix sockets in it limit its length."""
         return Path(tempfile.gettempdir()) / f"lt-ray-{os.getuid()}-{self.port}"
 
     def scratch(self) -> list[Path]:
@@ -38,24 +38,24 @@ class _RayNode(Service):
         return self.place / "ray.token"
 
     def client_environment(self) -> dict[str, str]:
-        """What a driver or a job client needs to be let in."""
+        """Environment variables for drivers and job clients."""
         secret(self.token)
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
     def environment(self) -> Mapping[str, str]:
         return {
             **self.client_environment(),
-            # A job's `python` is this one.
+            # Jobs run this environment's `python`.
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-            "RAY_raylet_start_wait_time_s": "300",  # on a busy machine
-            # A machine that is gone is noticed in seconds, not in half a minute.
+            "RAY_raylet_start_wait_time_s": "300",  # for busy machines
+            # Detect a dead node within seconds; the defaults take half a minute.
             "RAY_health_check_initial_delay_ms": "2000",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_timeout_ms": "2000",
             "RAY_health_check_failure_threshold": "3",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
-            # Pages of metrics would answer everybody, without the token. Those of dashboard and autoscaler, on all
-            # interfaces, cannot be turned off, only be given a port that there is not.
+            # Ray serves metrics without authentication. Those of dashboard and autoscaler, on all interfaces, can only
+            # be disabled by an invalid port.
             "RAY_enable_metrics_collection": "0",
             "DASHBOARD_METRIC_PORT": "-1",
             "AUTOSCALER_METRIC_PORT": "-1",
@@ -64,12 +64,12 @@ class _RayNode(Service):
 
     def _options(self) -> list[str]:
         options = ["--node-ip-address", HOST, "--num-cpus", str(self.cpus), "--disable-usage-stats", "--block"]
-        return [*options, "--dashboard-agent-listen-port", "0"]  # of its own: without one, a head takes no jobs
+        return [*options, "--dashboard-agent-listen-port", "0"]  # a head without an agent port accepts no jobs
 
 
 @dataclass(kw_only=True, eq=False)
 class RayHead(_RayNode):
-    """The head: GCS, job API and dashboard; takes no packs (`cpus` 0)."""
+    """The head: GCS, job API and dashboard; trains no packs (`cpus` is 0)."""
 
     name: str = "ray-head"
     dashboard_port: int = field(default_factory=free_port)
@@ -77,12 +77,12 @@ class RayHead(_RayNode):
 
     @property
     def address(self) -> str:
-        """Of the cluster, for nodes and drivers."""
+        """Address of the cluster, for nodes and drivers."""
         return f"{HOST}:{self.port}"
 
     @property
     def url(self) -> str:
-        """Of the job API."""
+        """URL of the job API."""
         return f"http://{HOST}:{self.dashboard_port}"
 
     def command(self) -> Sequence[str]:
@@ -92,7 +92,7 @@ class RayHead(_RayNode):
         return [str(BIN / "ray"), "start", *options, *self._options()]
 
     def is_up(self) -> bool:
-        """Whether the job API answers, be it only that it wants a token."""
+        """Whether the job API answers, if only with a request for a token."""
         try:
             request = urllib.request.Request(f"{self.url}/api/jobs/")
             request.add_header("Authorization", f"Bearer {secret(self.token)}")
@@ -106,7 +106,7 @@ class RayHead(_RayNode):
 
 @dataclass(kw_only=True, eq=False)
 class RayWorker(_RayNode):
-    """A node that takes packs."""
+    """A node that trains packs."""
 
     head: RayHead | None = None
     object_store_bytes: int = 256 * 2**20
@@ -118,16 +118,16 @@ class RayWorker(_RayNode):
         return [str(BIN / "ray"), "start", *options, *self._options()]
 
     def wait(self) -> None:
-        for _ in range(2):  # a head that answers already may not know its own node yet, and then turns others away
+        for _ in range(2):  # a head may answer before it has registered its own node, and then refuses others
             try:
                 return super().wait()
-            except NotUp:
+            except ServiceError:
                 self.kill()
                 self.start(wait=False)
         return super().wait()
 
     def is_up(self) -> bool:
-        """Whether its raylet runs; that the head knows it is seen when it is given work."""
+        """Whether its raylet runs; the head may not have registered it yet."""
         return any("raylet" in " ".join(_command_line(process)) for process in self.processes())
 
 

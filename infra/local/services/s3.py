@@ -1,4 +1,4 @@
-"""An S3-compatible store, for MLflow's artifacts and for banks."""
+"""An S3-compatible store for MLflow's artifacts and for feature banks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["S3Store"]
 
 @dataclass(kw_only=True, eq=False)
 class S3Store(Service):
-    """An S3-compatible store in memory (moto), with one bucket. What it holds is gone when it ends."""
+    """An S3-compatible store in memory (moto) with one bucket. Its content is lost when it stops."""
 
     name: str = "s3"
     bucket: str = "sweeps"
@@ -23,7 +23,7 @@ class S3Store(Service):
         return f"http://{HOST}:{self.port}"
 
     def client_environment(self) -> dict[str, str]:
-        """What a client needs to be led here; the store takes any key."""
+        """Environment variables for clients; the store accepts any key."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "MLFLOW_S3_ENDPOINT_URL": self.url,

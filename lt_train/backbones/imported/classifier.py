@@ -1,8 +1,8 @@
-"""The layers of somebody's model that make its logits: which they are, and what flows into them.
+"""The classifier layers of an imported model: finding them and capturing their inputs.
 
-Which layers they are is seen by what the model returns for images of noise. Touch this to change how classifiers are
-found and named, or what features are; their weights are `warm_head`'s matter. Knows torch only, nothing of specs and
-files. Shapes: B images, C channels, H x W pixels, D features, K classes, m classifier layers.
+The layers are found by comparing layer outputs with the model's output for noise images.
+
+Shapes: B images, C channels, H x W pixels, D features, K classes, m classifier layers.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from lt_train.core.validation import named
 __all__ = ["CLOSE", "FeaturesOf", "check_classifier", "close", "find_classifiers", "multiple", "returned_logits"]
 
 CLOSE = 1e-4
-"""How far logits may be from what a formula says of them, as a share of the largest: float32 in another order."""
+"""Tolerance of logit comparisons relative to the largest logit: float32 sums in another order differ by less."""
 
 
 class FeaturesOf(nn.Module):
-    """What flows into the classifier layers of a model, side by side: `[B, C, H, W] -> [B, D_1 + .. + D_m]`.
+    """The concatenated inputs of a model's classifier layers: `[B, C, H, W] -> [B, D_1 + .. + D_m]`.
 
-    Grey images are shown to every channel. For the layers in `directions` features are `f / |f|`.
+    Grey images are repeated in every channel. Features of the layers in `normalised` are scaled to length 1.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], channels: int, directions: Collection[str] = ()
+        self, model: nn.Module, layers: Sequence[str], channels: int, normalised: Collection[str] = ()
     ) -> None:
         super().__init__()
         self.model, self.layers, self.channels = model, tuple(layers), channels
-        self.changes = nn.ModuleList(L2Normalize() if name in directions else nn.Identity() for name in self.layers)
+        self.transforms = nn.ModuleList(L2Normalize() if name in normalised else nn.Identity() for name in self.layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of normalised images; the model runs as it is, and what comes after the layers is dropped.
+        """Features of normalised images; the model runs unchanged, and its output is ignored.
 
         Raises:
-            UserError: a layer is not run exactly once, or on something else than one row an image.
+            UserError: a layer does not run exactly once, or its input is not one row per image.
         """
         parts, _ = self.run(images)
-        parts = [change(part) for change, part in zip(self.changes, parts, strict=True)]
+        parts = [transform(part) for transform, part in zip(self.transforms, parts, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def run(self, images: Tensor) -> tuple[list[Tensor], Any]:
-        """What flowed into each layer, as it is, and what the model returned; raises as `forward` does."""
+        """The raw input of each layer, and the model's output; raises as `forward` does."""
         if images.shape[1] != self.channels:
             images = images.expand(-1, self.channels, -1, -1)
         caught: dict[str, list[Any]] = {name: [] for name in self.layers}
@@ -65,18 +65,18 @@ class FeaturesOf(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        # By shape: `len` would fix the number of images for good where a network is exported.
-        return [_a_row_each(name, seen, images.shape[0]) for name, seen in caught.items()], returned
+        # Not `len`, which would make the number of images a constant in an exported network.
+        return [_one_row_per_image(name, seen, images.shape[0]) for name, seen in caught.items()], returned
 
     def drop_classifiers(self, dims: Sequence[int]) -> None:
-        """Take the layers, of `dims` features each, out of the model with their weights; it goes on with zeros."""
+        """Remove the layers, of `dims` features each, from the model; they then return zeros."""
         for name, dim in zip(self.layers, dims, strict=True):
             weight = _weight(self.model.get_submodule(name))
             self.model.set_submodule(name, nn.Identity() if weight is None else _Zeros(weight.numel() // dim))
 
 
 class _Zeros(nn.Module):
-    """In the place of a classifier: logits that are 0, so that a model can still do with them what it does."""
+    """Replaces a classifier: returns zero logits, so that the rest of the model still runs."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -86,17 +86,17 @@ class _Zeros(nn.Module):
         return features.new_zeros(*features.shape[:-1], self.classes)
 
 
-def find_classifiers(model: nn.Module, images: Tensor, called: str) -> tuple[str, ...]:
-    """The layer whose output the model returns, or those of whose outputs it returns the mean, times any number.
+def find_classifiers(model: nn.Module, images: Tensor, model_name: str) -> tuple[str, ...]:
+    """The layer whose output the model returns, or the layers whose mean output it returns, up to a positive factor.
 
     Raises:
-        UserError: there are none such, or it is not clear which.
+        UserError: there are none, or more than one possibility.
     """
     layers = {name: layer for name, layer in model.named_modules() if _weight(layer) is not None}
-    made: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda layer, inputs, output: made.__setitem__(name, output)
+        return lambda layer, inputs, output: outputs.__setitem__(name, output)
 
     hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
@@ -107,41 +107,41 @@ def find_classifiers(model: nn.Module, images: Tensor, called: str) -> tuple[str
             hook.remove()
     found: dict[str, None] = {}
     for output in returned_logits(returned):
-        logits = {name: made[name] for name in layers if name in made and _alike(made[name], output)}
-        # Zeros are the mean of any zeros: a model whose classifiers start so does not show which of them it uses.
+        logits = {name: outputs[name] for name in layers if name in outputs and _same_shape(outputs[name], output)}
+        # Zeros are the mean of any zeros: classifiers initialised to zero cannot be told apart.
         if len(logits) > 1 and output.any() and multiple(output, torch.stack([*logits.values()]).mean(0)):
             return tuple(logits)
-        found |= dict.fromkeys(name for name, made_here in logits.items() if multiple(output, made_here))
+        found |= dict.fromkeys(name for name, own in logits.items() if multiple(output, own))
     if len(found) == 1:
         return tuple(found)
-    problem = "no linear layer makes it"
+    problem = "no linear layer produces its output"
     if found:
-        problem = f"{len(found)} linear layers make it: {named(list(found))}. Name one, or a list of those to average"
-    raise UserError(
-        f"classifier: must be named for {called}: its layer is found by the model's output, and {problem}"
-        f"{_nearest(None, model)}"
-    )
+        problem = (
+            f"{len(found)} linear layers produce its output: {named(list(found))}. Name one, or a list of those to "
+            "average"
+        )
+    raise UserError(f"classifier: must be given for {model_name}, because {problem}{_nearest(None, model)}")
 
 
-def check_classifier(model: nn.Module, name: str, called: str, use_head: bool) -> None:
-    """Refuse a name that no layer has or, with `use_head`, one of a layer without a weight of K x D.
+def check_classifier(model: nn.Module, name: str, model_name: str, use_head: bool) -> None:
+    """Check that a layer of this name exists and, with `use_head`, that it has a K x D weight.
 
     Raises:
-        UserError: either of them; says the nearest names.
+        UserError: it does not; the message lists the most similar names.
     """
     layer = dict(model.named_modules()).get(name) if name else None
     if layer is None:
-        raise UserError(f"classifier: {called} has no layer {name!r}{_nearest(name, model)}")
+        raise UserError(f"classifier: {model_name} has no layer {name!r}{_nearest(name, model)}")
     if use_head and _weight(layer) is None:
         raise UserError(
-            f"classifier: {name} of {called} is a {type(layer).__name__} and not linear; the head starts from a layer "
-            "with a weight of K x D, whose logits are W f + b or s cos(W_k, f). Name one, or set use_head: false to "
-            f"take what flows into {name} and start afresh{_nearest(name, model)}"
+            f"classifier: {name} of {model_name} must be a linear layer (a K x D weight, with logits W f + b or "
+            f"s cos(W_k, f)), got {type(layer).__name__}. Name another layer, or set use_head: false to use only the "
+            f"inputs of {name} as features{_nearest(name, model)}"
         )
 
 
 def returned_logits(value: Any) -> Iterator[Tensor]:
-    """What of a model's return value may be logits `[B, K]`, however deep it lies in lists and mappings."""
+    """The tensors `[B, K]` in a model's return value that may be logits, also nested in lists and mappings."""
     if isinstance(value, Tensor):
         if value.ndim == 2 and value.is_floating_point():
             yield value
@@ -154,7 +154,7 @@ def returned_logits(value: Any) -> Iterator[Tensor]:
 
 
 def multiple(whole: Tensor, part: Tensor) -> float | None:
-    """The one number above 0, to seven digits, that makes `whole` of `part`; None where there is none."""
+    """The factor > 0, rounded to seven digits, with `whole = factor * part`; None if there is none."""
     if torch.equal(whole, part):
         return 1.0
     whole, part = whole.double(), part.double()
@@ -162,40 +162,40 @@ def multiple(whole: Tensor, part: Tensor) -> float | None:
     return float(f"{number:.7g}") if number > 0 and close(number * part, whole) else None
 
 
-def close(said: Tensor, made: Tensor) -> bool:
-    """Whether what a formula says is what was made, to `CLOSE` of the largest value."""
-    return bool((said - made).abs().max() <= CLOSE * made.abs().max())
+def close(expected: Tensor, actual: Tensor) -> bool:
+    """Whether two tensors agree to `CLOSE` times the largest actual value."""
+    return bool((expected - actual).abs().max() <= CLOSE * actual.abs().max())
 
 
-def _alike(value: Any, other: Tensor) -> bool:
+def _same_shape(value: Any, other: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == other.shape and value.is_floating_point()
 
 
 def _weight(layer: nn.Module) -> Tensor | None:
-    """The weight of a layer that may be a classifier by the form of it: a matrix of numbers."""
+    """The weight of a layer that may be a classifier, that is a floating-point matrix; else None."""
     weight = getattr(layer, "weight", None)
     fits = isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
     return weight if fits and not isinstance(layer, nn.Embedding) else None
 
 
-def _a_row_each(name: str, caught: Sequence[Any], count: int) -> Tensor:
-    """The features that a layer was run on: one tensor, a row for each of the images."""
+def _one_row_per_image(name: str, caught: Sequence[Any], count: int) -> Tensor:
+    """The captured input of a layer, checked to be a single tensor with one row per image."""
     if len(caught) != 1:
-        raise UserError(f"classifier: {name} must run once a forward pass, and runs {len(caught)} times")
+        raise UserError(f"classifier: {name} must run once per forward pass, got {len(caught)} times")
     features = caught[0]
     if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != count:
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise UserError(
-            f"classifier: what flows into {name} must be [B, D], a row an image, got {shape} for {count} images"
+            f"classifier: the input of {name} must be [B, D], one row per image, got {shape} for {count} images"
         )
     return features
 
 
 def _nearest(word: str | None, model: nn.Module) -> str:
-    """The five possible classifiers with the nearest names, else the last: a model may have hundreds."""
+    """The five possible classifiers with the most similar names, or the last five."""
     linear = [name for name, layer in model.named_modules() if _weight(layer) is not None]
     if not linear:
         return "; it has no linear layer"
     near = difflib.get_close_matches(word, linear, n=5, cutoff=0.4) if word else []
-    what = "with the nearest names" if near else "at its end"
-    return f"; linear layers {what}, of {len(linear)}: {', '.join(near or linear[-5:])}"
+    what = "similar" if near else "last"
+    return f"; {what} of its {len(linear)} linear layers: {', '.join(near or linear[-5:])}"

@@ -1,8 +1,8 @@
-"""The classifier layers of somebody's model as one linear head: where re-training starts.
+"""Turning the classifier layers of an imported model into one linear head, from which re-training starts.
 
-A layer is what its output says, not its class: `W f + b`, or `s cos(W_k, f)`, which is linear in the direction of f.
-Of m layers whose logits the model averages the head is `[W_1 .. W_m] / m` on their features side by side. Touch this to
-change which layers a head can start from. Knows torch only, nothing of specs and files.
+A layer is recognised by its output, not by its class: `W f + b`, or `s cos(W_k, f)`, which is linear in f / |f|. For m
+layers whose logits the model averages, the head is `[W_1 .. W_m] / m` on their concatenated features.
+
 Shapes: B images, D features, K classes, m classifier layers.
 """
 
@@ -27,9 +27,9 @@ _MOST_NAMES = 8
 
 @dataclass(frozen=True)
 class _Layer:
-    """One classifier layer: `weight [K, D]` and `bias [K]` on features or, where it has a scale s, on directions.
+    """One classifier layer: `weight [K, D]` and `bias [K]` on features or, with a scale s, on features of length 1.
 
-    `logits` are what it made of the features of a few images.
+    `logits` are its outputs for a few images.
     """
 
     name: str
@@ -41,49 +41,49 @@ class _Layer:
 
 @dataclass(frozen=True)
 class WarmHead:
-    """One linear head in the place of m layers.
+    """One linear head that replaces m layers.
 
     Attributes:
-        weight, bias: `[K, D_1 + .. + D_m]` and `[K]`, on the layers' features side by side.
-        directions: the layers whose features are the directions `f / |f|`.
-        note: what a user must know of it.
+        weight, bias: `[K, D_1 + .. + D_m]` and `[K]`, on the layers' concatenated features.
+        normalised: the layers whose features must be scaled to length 1.
+        note: a description of the head for the user.
     """
 
     weight: Tensor
     bias: Tensor
-    directions: tuple[str, ...]
+    normalised: tuple[str, ...]
     note: str
 
 
-def warm_head(network: FeaturesOf, images: Tensor, called: str) -> WarmHead:
-    """The head that gives what the model returns or, where that is something else, the mean of its layers' logits.
+def warm_head(network: FeaturesOf, images: Tensor, model_name: str) -> WarmHead:
+    """The head that reproduces the model's output or, where that is something else, the mean of its layers' logits.
 
     Args:
-        network: with the weights in its model; what it does to features is not looked at.
-        images: a few, of noise, on which the model's own output is compared.
-        called: the model, in errors.
+        network: the model with its weights; the transforms of its features are ignored.
+        images: a few noise images, on which the head is compared with the model's output.
+        model_name: the name of the model in errors.
 
     Raises:
-        UserError: a layer's logits are of neither form, or for other classes than another's; or the model returns one
-            tensor of logits and they are not the mean of the several layers', times any number.
+        UserError: a layer's logits have neither form; layers differ in the number of classes; or there are several
+            layers, and the model returns logits that are not a multiple of their mean.
     """
     with torch.inference_mode():
         features, returned = network.run(images)
         layers = [
-            _measured(name, network.model.get_submodule(name), into, called)
+            _measured(name, network.model.get_submodule(name), into, model_name)
             for name, into in zip(network.layers, features, strict=True)
         ]
     if len({len(layer.weight) for layer in layers}) > 1:
         got = ", ".join(f"{len(layer.weight)} for {layer.name}" for layer in layers)
-        raise UserError(f"classifier: layers of {called} must be for as many classes as one another, got {got}")
+        raise UserError(f"classifier: layers of {model_name} must have the same number of classes, got {got}")
     outputs = [output for output in returned_logits(returned) if output.shape == layers[0].logits.shape]
     found = _times([layer.logits for layer in layers], outputs)
     if found is None and len(layers) > 1 and len(outputs) == 1:
         names = named(network.layers, _MOST_NAMES)
         raise UserError(
-            f"classifier: what {called} returns is not the mean of the logits of {names}, nor that times a number (to "
-            f"{CLOSE:g} of the largest). Name all layers that it averages, or one; or set use_head: false to take what "
-            "flows into them and start afresh"
+            f"classifier: the output of {model_name} is not a multiple of the mean of the logits of {names} (tolerance "
+            f"{CLOSE:g} of the largest). Name all layers that it averages, or one; or set use_head: false to use only "
+            "their inputs as features"
         )
     times = found or [1.0] * len(layers)
     shares = [number / len(layers) for number in times]
@@ -95,25 +95,25 @@ def warm_head(network: FeaturesOf, images: Tensor, called: str) -> WarmHead:
     return WarmHead(
         weight=weight.contiguous(),
         bias=torch.stack(biases).sum(0),
-        directions=tuple(layer.name for layer in layers if layer.scale is not None),
+        normalised=tuple(layer.name for layer in layers if layer.scale is not None),
         note=_note(layers, list(weight.shape), times, as_returned=found is not None),
     )
 
 
-def _measured(name: str, layer: Any, features: Tensor, called: str) -> _Layer:
-    """What a layer is by its output: on features, and on twice them, whose cosines are the same."""
-    kind, way_out = type(layer).__name__, "Set use_head: false to take what flows into it and start afresh"
+def _measured(name: str, layer: Any, features: Tensor, model_name: str) -> _Layer:
+    """The layer's form, determined from its outputs for features and for doubled features, whose cosines are equal."""
+    kind, remedy = type(layer).__name__, "Set use_head: false to use only its inputs as features"
     twice = torch.cat([features, 2 * features])
     try:
-        made: Tensor = layer(twice)
-        logits = made.float()
-    except Exception as error:  # whatever the layer's own code raises
+        output: Tensor = layer(twice)
+        logits = output.float()
+    except Exception as error:  # the layer's own code may raise anything
         raise UserError(
-            f"classifier: {name} of {called} is a {kind} that does not make logits of features alone "
-            f"({type(error).__name__}). {way_out}"
+            f"classifier: {name} of {model_name} ({kind}) must compute logits from features alone, got "
+            f"{type(error).__name__}. {remedy}"
         ) from None
-    twice = twice.float()  # a trunk may run in half precision, and a layer take that
-    # Looked at after the layer ran: torch's old weight_norm puts the weight together then.
+    twice = twice.float()  # the rest of the model may run in half precision
+    # After the layer has run: torch's old weight_norm computes the weight in the forward pass.
     weight, bias = layer.weight.detach().float(), getattr(layer, "bias", None)
     classes, dim = logits.shape[-1], features.shape[-1]
     bias = bias.detach().float() if isinstance(bias, Tensor) and bias.shape == (classes,) else None
@@ -127,40 +127,39 @@ def _measured(name: str, layer: Any, features: Tensor, called: str) -> _Layer:
         if scale is not None:
             return _Layer(name, scale * unit, None, scale, logits[: len(features)])
     raise UserError(
-        f"classifier: {name} of {called} is a {kind} whose output is neither W f + b nor s cos(W_k, f) (to {CLOSE:g} "
-        f"of the largest): it is not linear. {way_out}"
+        f"classifier: {name} of {model_name} ({kind}) must be linear: W f + b or s cos(W_k, f), to {CLOSE:g} of the "
+        f"largest logit. {remedy}"
     )
 
 
 def _times(logits: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[float] | None:
-    """What the model multiplies each layer's logits by, where it returns their mean, or a list of them."""
+    """The factor of each layer's logits in the model's output, a multiple of their mean or a list; else None."""
     mean = torch.stack([*logits]).mean(0)
     for output in outputs:
         if (number := multiple(output, mean)) is not None:
             return [number] * len(logits)
-    each = [next(filter(None, (multiple(output, made) for output in outputs)), None) for made in logits]
+    each = [next(filter(None, (multiple(output, own) for output in outputs)), None) for own in logits]
     return None if None in each else [number for number in each if number is not None]
 
 
 def _note(layers: Sequence[_Layer], shape: list[int], times: Sequence[float], as_returned: bool) -> str:
-    """What a user must know of the head: `W [K, D]`, what its logits are of, and what was done to features for it."""
+    """A description of the head: its shape, the layers it comes from, and how features are transformed for it."""
     names = named([layer.name for layer in layers], _MOST_NAMES)
     text = f"the head starts from {'the mean of the logits of ' * (len(layers) > 1)}{names} {shape}"
     cosines = [layer.scale * number for layer, number in zip(layers, times, strict=True) if layer.scale is not None]
-    seen = [layer.name for layer in layers if layer.scale is not None]
-    those = f" of {named(seen, _MOST_NAMES)}" if len(seen) < len(layers) else ""
-    if seen:
-        text += f", with rows s W_k / |W_k|, s = {_numbers(cosines)}, and bias 0{those}"
+    cosine = [layer.name for layer in layers if layer.scale is not None]
+    which = f" of {named(cosine, _MOST_NAMES)}" if len(cosine) < len(layers) else ""
+    if cosine:
+        text += f", with rows s W_k / |W_k|, s = {_numbers(cosines)}, and bias 0{which}"
     elif all(layer.bias is None for layer in layers):
         text += " without a bias, which starts at 0"
-    if not seen and set(times) != {1.0}:
+    if not cosine and set(times) != {1.0}:
         text += f", times {_numbers(times)} as in the model"
-    if len(layers) > 1 or seen:
-        text += "; features are" + " theirs side by side" * (len(layers) > 1)
-    if seen:
-        link = f", those{those} as" if those else ", as" if len(layers) > 1 else ""
-        text += f"{link} directions f / |f|, for nothing else is seen"
-    return text if as_returned else f"{text}; what the model returns is not these logits"
+    if len(layers) > 1:
+        text += "; features are concatenated"
+    if cosine:
+        text += f"; features{which} are scaled to length 1"
+    return text if as_returned else f"{text}; the model returns something else than these logits"
 
 
 def _numbers(numbers: Sequence[float]) -> str:

@@ -1,8 +1,4 @@
-"""Weights that others saved, read without running anything of them, and fitted to a model by the names of its tensors.
-
-Touch this to change which files are read, which prefixes of names are known, and how a checkpoint that does not fit is
-told. Knows torch only, and nothing of our own checkpoints.
-"""
+"""Reading weights saved by other tools without running their code, and matching them to a model by tensor names."""
 
 from __future__ import annotations
 
@@ -25,19 +21,19 @@ from lt_train.core.validation import named
 __all__ = ["KeyReport", "fit_weights", "read_weights"]
 
 PREFIXES = ("module.", "backbone.", "model.", "_orig_mod.")
-"""What DataParallel, wrappers and torch.compile put before the names of a model's tensors."""
+"""Prefixes that DataParallel, wrappers and torch.compile add to tensor names."""
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
-"""Where training scripts put the weights among other things, in the order of preference."""
+"""Keys under which training scripts save the weights, in order of preference."""
 
 _MOST_NAMES = 8
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of one of `torch.save` that holds nothing but tensors and plain values.
+    """The tensors of a safetensors file, or of a `torch.save` file with only tensors and plain values.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds pickled objects, or no tensors by name.
+        CheckpointError: the file is missing or damaged, contains pickled objects, or contains no named tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; correct the path")
@@ -48,25 +44,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on how to read it all the same
+            warnings.simplefilter("ignore", UserWarning)  # suggests ways to read it anyway
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"checkpoint {path} holds pickled objects and not weights alone: reading it would run code, so it is not "
-            "read. Where you trust it, convert it once: "
-            "`saved = torch.load(old, weights_only=False)`, then `torch.save(saved.state_dict(), new)` where it is a "
-            "module, or `torch.save(saved['state_dict'], new)` where it is a dictionary"
+            f"checkpoint {path} contains pickled objects besides weights and is not read, because that would run "
+            "code. If you trust it, convert it once: "
+            "`saved = torch.load(old, weights_only=False)`, then `torch.save(saved.state_dict(), new)` if it is a "
+            "module, or `torch.save(saved['state_dict'], new)` if it is a dictionary"
         ) from None
-    except Exception as error:  # torch has many ways to say that a file is not its own
+    except Exception as error:  # torch raises many types for invalid files
         raise CheckpointError(
             f"checkpoint {path} cannot be read ({type(error).__name__}: {first_line(error)[:80]}): it must be a "
-            "safetensors file or one of torch.save, and is truncated, altered or of another kind"
+            "safetensors or torch.save file, and it is truncated, altered or of another format"
         ) from None
     return _named_tensors(path, saved)
 
 
 def _named_tensors(path: Path, saved: Any) -> dict[str, Tensor]:
-    """The tensors by name, at the top of what was saved or under one of the usual names."""
+    """The named tensors at the top level of `saved` or under one of the usual keys."""
     keys = list(saved) if isinstance(saved, Mapping) else []
     for candidate in (saved, *(saved[name] for name in _NESTED if name in keys)):
         if isinstance(candidate, Mapping):
@@ -75,21 +71,21 @@ def _named_tensors(path: Path, saved: Any) -> dict[str, Tensor]:
                 return tensors
     found = f"the keys {named(keys, _MOST_NAMES)}" if keys else f"a {type(saved).__name__}"
     raise CheckpointError(
-        f"checkpoint {path} must hold tensors by name, at its top or under {', '.join(_NESTED)}, got {found}"
+        f"checkpoint {path} must contain named tensors, at its top level or under {', '.join(_NESTED)}, got {found}"
     )
 
 
 @dataclass(frozen=True)
 class KeyReport:
-    """How a checkpoint's names met a model's.
+    """How the tensors of a checkpoint match those of a model.
 
     Attributes:
-        matched: tensors that were taken over.
-        total: tensors that the model has.
-        prefix: what was taken off the checkpoint's names, outermost first.
-        missing: the model's, not in the checkpoint.
-        left_over: the checkpoint's, not in the model.
-        reshaped: in both, in another shape, said with both shapes.
+        matched: number of tensors that were loaded.
+        total: number of tensors of the model.
+        prefix: prefixes removed from the checkpoint's names, outermost first.
+        missing: tensors of the model that the checkpoint does not have.
+        left_over: tensors of the checkpoint that the model does not have.
+        reshaped: tensors of both with different shapes, with both shapes.
     """
 
     matched: int
@@ -102,7 +98,7 @@ class KeyReport:
     def __str__(self) -> str:
         text = f"{self.matched} of the model's {self.total} tensors match"
         if self.prefix:
-            text += f" (less the prefix {''.join(self.prefix)})"
+            text += f" (without the prefix {''.join(self.prefix)})"
         parts = (("missing", self.missing), ("left over", self.left_over), ("of another shape", self.reshaped))
         return "; ".join([text, *(f"{what}: {named(names, _MOST_NAMES)}" for what, names in parts if names)])
 
@@ -115,18 +111,18 @@ def fit_weights(
     allow_left_over: Sequence[str] = (),
     ignored: Sequence[str] = (),
 ) -> KeyReport:
-    """Load `tensors` into `model` and say how they met.
+    """Load `tensors` into `model` and report how they match.
 
     Args:
         model: changed in place.
-        tensors: a checkpoint's, by name.
-        strip_prefix: taken off the checkpoint's names; None finds what fits best among `PREFIXES`.
-        allow_missing: patterns of names, such as `pool.*`, that the checkpoint need not have.
-        allow_left_over: patterns of names that the model need not have.
-        ignored: layers that may differ in every way, because they are not used.
+        tensors: those of a checkpoint, by name.
+        strip_prefix: prefix to remove from the checkpoint's names; None: the best match among `PREFIXES`.
+        allow_missing: patterns of names, such as `pool.*`, that may be missing in the checkpoint.
+        allow_left_over: patterns of names that may be missing in the model.
+        ignored: layers that are not used, whose tensors may differ in any way.
 
     Raises:
-        CheckpointError: anything else is missing, left over or of another shape; says all of it.
+        CheckpointError: other tensors are missing, left over or of another shape; the message lists all.
     """
     wanted = model.state_dict()
     if strip_prefix is None:
@@ -141,7 +137,7 @@ def fit_weights(
         matched=len(fitting),
         total=len(wanted),
         prefix=prefix,
-        # A counter of batch norm that old files lack, and that nothing depends on.
+        # A counter of batch norm that old files lack and that is not used.
         missing=tuple(name for name in wanted if name not in renamed and not name.endswith("num_batches_tracked")),
         left_over=tuple(name for name in renamed if name not in wanted),
         reshaped=tuple(
@@ -161,15 +157,15 @@ def fit_weights(
     )
     if refused.missing or refused.left_over or refused.reshaped or not fitting:
         raise CheckpointError(
-            f"its tensors are not the model's: {refused}; give the arguments it was trained with, take a prefix off "
-            "with strip_prefix, or say what may be so with allow_missing and allow_left_over (patterns of names)"
+            f"its tensors do not match the model's: {refused}; give the arguments it was trained with, remove a prefix "
+            "with strip_prefix, or list exceptions in allow_missing and allow_left_over (patterns of names)"
         )
     model.load_state_dict(fitting, strict=False)
     return report
 
 
 def _best_names(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """The prefixes to take off, the fewest with which the most names match, and the tensors by what is left."""
+    """The fewest prefixes whose removal matches the most names, and the tensors by their remaining names."""
     wanted = set(wanted)
     best: tuple[tuple[str, ...], dict[str, Tensor]] = (), dict(tensors)
     for depth in range(1, 4):

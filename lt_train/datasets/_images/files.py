@@ -1,7 +1,6 @@
-"""Images that stay in files: they stand where a uint8 tensor `[N, 3, H, W]` would, and are decoded as they are read.
+"""Images that stay in files: where their bytes are (`Source`), and a tensor-like view that decodes on access.
 
-Where their bytes are is said by `sources`, how these become pixels by `decoding`, which images there are by the
-kinds. Knows nothing of labels, splits or specs. Shapes: N images, B a batch of them, H = W = `size` pixels.
+`ImageFiles` stands where a uint8 tensor `[N, 3, H, W]` would. Shapes: N images, B a batch of them, H = W = `size`.
 """
 
 from __future__ import annotations
@@ -9,25 +8,122 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lt_train.core.errors import DataError
-from lt_train.datasets._images.decode_pool import ahead, in_threads, pieces, threads
-from lt_train.datasets._images.decoding import Decoding, Framing
-from lt_train.datasets._images.sources import Source, decoded
+from lt_train.core.errors import DataError, StorageError, first_line
+from lt_train.datasets._images.decode import Decoder, Framing, chunks, map_in_threads, prefetch, thread_count
 
-__all__ = ["ImageFiles", "Images", "Readable", "read_ahead", "shared"]
+__all__ = [
+    "EMPTY",
+    "MISSING",
+    "Files",
+    "ImageFiles",
+    "Images",
+    "Readable",
+    "Source",
+    "error_reason",
+    "io_error_reason",
+    "read_ahead",
+    "shared_tensor",
+    "try_decode",
+]
+
+MISSING, EMPTY = "missing", "0 bytes"
+"""The reasons given for a file that does not exist and for one without content."""
+
+
+class Source(Protocol):
+    """Where the bytes of images are. `names[i]` is the name of image i, the same on every machine."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One name per image."""
+
+    def read(self, index: int) -> bytes:
+        """All bytes of an image; raises OSError."""
+
+    def ends(self, index: int) -> tuple[int, bytes, bytes]:
+        """Size of an image in bytes, its first three bytes and its last two; raises OSError."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """One file per image, named by its path below `root`."""
+
+    root: Path
+    names: Sequence[str]
+
+    def read(self, index: int) -> bytes:
+        """The file's content."""
+        return (self.root / self.names[index]).read_bytes()
+
+    def ends(self, index: int) -> tuple[int, bytes, bytes]:
+        """Size, first three bytes and last two, without reading the rest."""
+        with open(self.root / self.names[index], "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(3)
+            file.seek(max(size - 2, 0))
+            return size, head, file.read(2)
+
+
+def try_decode(
+    source: Source, index: int, decoder: Decoder, framing: Framing | None = None, *, report_io_errors: bool = False
+) -> np.ndarray[Any, Any] | str:
+    """Decode image `index` of `source`; returns uint8 `[3, H, W]`, or the reason why the image is unreadable.
+
+    Args:
+        source: where the bytes are.
+        index: which image.
+        decoder: how bytes become pixels.
+        framing: which part of the image to use.
+        report_io_errors: return an I/O error on an existing file as a reason instead of raising it.
+
+    Raises:
+        StorageError: the file exists but the operating system cannot read it, so the image itself may be intact.
+    """
+    try:
+        content = source.read(index)
+    except OSError as error:
+        return io_error_reason(source.names[index], error, report_io_errors)
+    if not content:
+        return EMPTY
+    try:
+        return decoder(content, framing)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged image may raise anything
+        return error_reason(error)
+
+
+def io_error_reason(name: str, error: OSError, report_io_errors: bool) -> str:
+    """The reason for an image whose file cannot be read; raises StorageError as described in `try_decode`."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return MISSING
+    if report_io_errors:
+        return error_reason(error)
+    raise StorageError(
+        f"image {name} cannot be read ({first_line(error)}); check its disk and permissions, then run again"
+    ) from error
+
+
+def error_reason(error: Exception) -> str:
+    """One line for an error of Pillow or the operating system."""
+    # Pillow's own message names the buffer object, which does not help.
+    text = first_line(error)
+    return "not an image of a known format" if text.startswith("cannot identify image file") else text
 
 
 class ImageFiles:
-    """Images of a `Source` as a uint8 tensor `[N, 3, H, W]` would hold them; `[..]` decodes what it is asked for.
+    """Images of a `Source`, indexed like a uint8 tensor `[N, 3, H, W]`; indexing decodes the selected images.
 
     `hold` decodes all of them once and keeps them in memory, which changes speed and nothing else.
     """
@@ -35,17 +131,18 @@ class ImageFiles:
     def __init__(
         self,
         source: Source,
-        decoding: Decoding,
+        decoder: Decoder,
         sizes: np.ndarray[Any, Any],
         rows: np.ndarray[Any, Any] | None = None,
         held: Tensor | None = None,
         unreadable: Mapping[int, str] | None = None,
     ) -> None:
-        """`sizes` are bytes by index into the source; `rows` are those indices that belong here, None for all.
+        """Select images of a source.
 
-        Of images that are `held`, `unreadable` says why some are not, by index into the source.
+        `sizes` are bytes per image of the source; `rows` are the indices of the selected images, None for all. `held`
+        are these images decoded, and `unreadable` the reasons for those that could not be, by index into the source.
         """
-        self.source, self.decoding, self._sizes, self._held = source, decoding, sizes, held
+        self.source, self.decoder, self._sizes, self._held = source, decoder, sizes, held
         self._unreadable = unreadable or {}
         self._rows = np.arange(len(source.names)) if rows is None else rows
 
@@ -57,11 +154,11 @@ class ImageFiles:
     @property
     def shape(self) -> torch.Size:
         """`[N, 3, H, W]`."""
-        return torch.Size((len(self), 3, self.decoding.size, self.decoding.size))
+        return torch.Size((len(self), 3, self.decoder.size, self.decoder.size))
 
     @property
     def names(self) -> list[str]:
-        """What each image is called."""
+        """The name of each image."""
         return [self.source.names[row] for row in self._rows.tolist()]
 
     @property
@@ -70,138 +167,142 @@ class ImageFiles:
         return self._held is not None
 
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
-        """uint8 `[B, 3, H, W]` of a slice or of indices, `[3, H, W]` of one index.
+        """uint8 `[B, 3, H, W]` for a slice or indices, `[3, H, W]` for one index.
 
         Raises:
-            DataError: an image cannot be read or decoded; it is named.
+            DataError: an image cannot be read or decoded; the message names it.
         """
         if isinstance(index, int):
             return self[index : index + 1 or None][0]
-        return self._whole(index, None)
+        return self._require(index, None)
 
     def framed(self, index: slice | Tensor, framings: Sequence[Framing]) -> Tensor:
-        """uint8 `[B, 3, H, W]`: of each image what its framing cuts out, in its full size, resized to the square.
+        """uint8 `[B, 3, H, W]`: the part of each full-size image that its framing selects, resized to the square.
 
-        Images that are held are decoded again all the same: what is held has lost the rest.
+        Held images are decoded from their files again, because only the centre crop is held.
 
         Raises:
-            DataError: an image cannot be read or decoded; it is named.
+            DataError: an image cannot be read or decoded; the message names it.
         """
-        return self._whole(index, framings)
+        return self._require(index, framings)
 
-    def _whole(self, index: slice | Tensor, framings: Sequence[Framing] | None) -> Tensor:
-        images, unreadable = self.attempt(index, framings)
+    def _require(self, index: slice | Tensor, framings: Sequence[Framing] | None) -> Tensor:
+        images, unreadable = self.try_read(index, framings)
         if unreadable:
             place = min(unreadable)
-            raise self._undecodable(int(self._rows[_plain(index)][place]), unreadable[place])
+            raise self._undecodable(int(self._rows[_as_numpy(index)][place]), unreadable[place])
         return images
 
-    def attempt(
+    def try_read(
         self, index: slice | Tensor, framings: Sequence[Framing] | None = None
     ) -> tuple[Tensor, dict[int, str]]:
-        """uint8 `[B, 3, H, W]`, and why those places of it are black whose images are missing, empty or damaged.
+        """Read a batch in which images may be missing, empty or damaged.
 
-        With `framings`, one an image, as `framed` has them.
+        Args:
+            index: which images.
+            framings: one per image, as in `framed`.
+
+        Returns:
+            uint8 `[B, 3, H, W]`, and the reason for each unreadable image by its place in the batch, which is black.
 
         Raises:
-            StorageError: an image is there and the machine cannot read it, which says nothing of the image.
+            StorageError: a file exists but the operating system cannot read it, so the image itself may be intact.
         """
-        rows = self._rows[_plain(index)]
+        rows = self._rows[_as_numpy(index)]
         if self._held is not None and framings is None:
             places = np.flatnonzero(np.isin(rows, list(self._unreadable))).tolist() if self._unreadable else []
             return self._held[index], {place: self._unreadable[int(rows[place])] for place in places}
         images = torch.zeros((len(rows), *self.shape[1:]), dtype=torch.uint8)
-        filled, unreadable = images.numpy(), dict[int, str]()
+        pixels, unreadable = images.numpy(), dict[int, str]()
 
-        def fill(piece: range) -> None:
-            for place in piece:
-                image = decoded(self.source, int(rows[place]), self.decoding, framings[place] if framings else None)
+        def fill(chunk: range) -> None:
+            for place in chunk:
+                image = try_decode(self.source, int(rows[place]), self.decoder, framings[place] if framings else None)
                 if isinstance(image, str):
                     unreadable[place] = image
                 else:
-                    filled[place] = image
+                    pixels[place] = image
 
-        list(in_threads(fill, pieces(len(rows), max(len(rows) // (4 * threads()), 1))))
+        list(map_in_threads(fill, chunks(len(rows), max(len(rows) // (4 * thread_count()), 1))))
         return images, unreadable
 
     def take(self, indices: Tensor) -> ImageFiles:
         """The images at `indices`, int64 or bool, in that order; nothing is decoded."""
         held = None if self._held is None else self._held[indices]
-        return ImageFiles(self.source, self.decoding, self._sizes, self._rows[indices.numpy()], held, self._unreadable)
+        return ImageFiles(self.source, self.decoder, self._sizes, self._rows[indices.numpy()], held, self._unreadable)
 
     def hold(self) -> ImageFiles:
-        """The same images, decoded in memory; those that cannot be are told of when they are asked for."""
-        held, unreadable = self.attempt(slice(None))
-        why = {int(self._rows[place]): reason for place, reason in unreadable.items()}
-        return ImageFiles(self.source, self.decoding, self._sizes, self._rows, held, why)
+        """The same images decoded in memory; unreadable ones are reported when they are accessed."""
+        held, unreadable = self.try_read(slice(None))
+        by_row = {int(self._rows[place]): why for place, why in unreadable.items()}
+        return ImageFiles(self.source, self.decoder, self._sizes, self._rows, held, by_row)
 
     def digest(self) -> str:
-        """sha256 (hex) over names, sizes in bytes and decoding: the same for files and memory, on every machine.
+        """sha256 (hex) of names, sizes in bytes and decoding; equal for files and memory, on every machine.
 
-        Not over all bytes: that would read some hundred gigabytes before every sweep. So an image replaced by another
-        of the very same size under the same name is not noticed. Times of change are left out, as every copy has new
-        ones.
+        File contents are not hashed, because that would read hundreds of gigabytes before every sweep. An image that is
+        replaced by another of exactly the same size under the same name is therefore not noticed. Modification times
+        are not hashed either, because every copy changes them.
         """
-        hasher = hashlib.sha256(json.dumps(asdict(self.decoding), sort_keys=True).encode())
+        hasher = hashlib.sha256(json.dumps(asdict(self.decoder), sort_keys=True).encode())
         for row in self._rows.tolist():
             hasher.update(f"\n{self._sizes[row]} {self.source.names[row]}".encode(errors="surrogateescape"))
         return hasher.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels: an array for the tensor, which Ray's processes of one machine then share."""
+        """Pickles the held tensor as an array, which Ray's processes on one machine then share."""
         return vars(self) | {"_held": None if self._held is None else self._held.numpy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._held = None if state["_held"] is None else shared(state["_held"])
+        self._held = None if state["_held"] is None else shared_tensor(state["_held"])
 
     def refuse_unreadable(self) -> None:
-        """Refuse images that are held where it is known of one that it cannot be read; of files nothing is known yet.
+        """Refuse held images of which one could not be decoded. Images in files are not read.
 
         Raises:
-            DataError: it is named.
+            DataError: an image is unreadable; the message names it.
         """
         for row in self._rows.tolist() if self._unreadable else ():
             if row in self._unreadable:
                 raise self._undecodable(row, self._unreadable[row])
 
     def _undecodable(self, row: int, why: str) -> DataError:
-        """What to say of the image at `row` of the source."""
         return DataError(
-            f"image {self.source.names[row]} cannot be decoded ({why}); mend or remove it. "
-            "`lt-train data check` finds every such image, and so does check: whole before anything is trained"
+            f"image {self.source.names[row]} cannot be decoded ({why}); fix or remove it. "
+            "`lt-train data check` finds all unreadable images, and so does check: whole before training starts"
         )
 
 
-def _plain(index: slice | Tensor) -> slice | np.ndarray[Any, Any]:
+def _as_numpy(index: slice | Tensor) -> slice | np.ndarray[Any, Any]:
     return index.numpy() if isinstance(index, Tensor) else index
 
 
 Images = Tensor | ImageFiles
-"""Images in memory or in files: both have a `shape`, a length, and `[..]`."""
+"""Images in memory or in files. Both have a `shape` and a length and support indexing."""
 
 
 class Readable(Protocol):
-    """What gives uint8 `[B, C, H, W]` for a batch of places; `in_memory` where that takes no time to speak of."""
+    """Anything that returns uint8 `[B, C, H, W]` when indexed with a batch."""
 
     @property
     def in_memory(self) -> bool:
-        """Whether nothing has to be decoded."""
+        """Whether indexing decodes nothing."""
 
     def __getitem__(self, batch: slice | Tensor, /) -> Tensor:
         """The images of a batch."""
 
 
-def shared(images: np.ndarray[Any, Any]) -> Tensor:
-    """A tensor over an array that may be read-only, as what processes share is; it is only read."""
+def shared_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor that shares the memory of `array`, which may be read-only; the tensor must not be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(images)
+        return torch.from_numpy(array)
 
 
 def read_ahead(images: Tensor | Readable, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:
-    """`images[batch]` of every batch; of images in files, the next is decoded while the caller works on one."""
+    """Yield `images[batch]` for every batch; the next batch of images in files is decoded while the caller works."""
     if isinstance(images, Tensor) or images.in_memory:
         yield from (images[batch] for batch in batches)
     else:
-        yield from ahead(functools.partial(images.__getitem__, batch) for batch in batches)
+        yield from prefetch(functools.partial(images.__getitem__, batch) for batch in batches)

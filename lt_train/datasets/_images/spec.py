@@ -1,14 +1,14 @@
-"""Sets of images in files: the fields that they share, what is wrong with their files, and the way to `ImageData`.
+"""Base specs of the datasets whose images are files: shared fields, and the way from a `Listing` to `ImageData`.
 
-A kind says which images there are with which labels (`listing`); everything after that is here. Knows `images` and
-`longtail`; nothing of folders, list files or parquet. Shapes: N images, K classes.
+A kind implements `listing`: which images there are, with which labels. Everything after that is here.
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -16,40 +16,49 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
 from lt_train.core.errors import DataError
-from lt_train.core.progress import Report, progress
-from lt_train.core.shorthand import Shorthand
+from lt_train.core.fields import NOT_IDENTITY, Shorthand
+from lt_train.core.progress import ProgressCallback, progress
 from lt_train.core.validation import named
-from lt_train.datasets._images.decoding import Decoding
-from lt_train.datasets._images.files import ImageFiles, Images
-from lt_train.datasets._images.listing import Listing, bad_findings, label_findings, name_findings, told, untested
-from lt_train.datasets._images.sources import probe
-from lt_train.datasets.base import (
-    AnyAugmentation,
-    DatasetSpec,
-    Finding,
-    ImageData,
-    Inspection,
-    Labelled,
-    PadCrop,
-    ResizedCrop,
+from lt_train.datasets._images.checks import (
+    Listing,
+    describe_unreadable,
+    duplicate_findings,
+    label_findings,
+    note_untested,
+    probe,
+    unreadable_findings,
 )
-from lt_train.datasets.longtail import Cut, hold_out_fraction, take
+from lt_train.datasets._images.decode import Decoder
+from lt_train.datasets._images.files import ImageFiles, Images
+from lt_train.datasets.base import AnyAugmentation, DatasetSpec, Finding, ImageData, Inspection, Labelled, PadCrop
+from lt_train.datasets.longtail import Cut, split_fraction
 
-__all__ = ["AUGMENTED", "CutImagesSpec", "ImagesSpec"]
+__all__ = ["AUGMENTATION", "CutImagesSpec", "ImagesSpec", "ValFraction"]
 
-AUGMENTED = "what stage 1 and the views of a bank apply: {pad, flip}, or {kind: resized_crop, scale, ratio, flip}"
+AUGMENTATION = "what stage 1 and the bank's views apply: {pad, flip}, or {kind: resized_crop, scale, ratio, flip}"
 
-_SHOWN_FROM = 10_000
-"""Images from which on looking at them takes long enough to show how far it is."""
+# The annotation of the field, for kinds that have another default.
+ValFraction = Annotated[
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        description="share of each class's training images to hold out for validation, at least one image, if there is "
+        "no val part",
+    ),
+]
+
+_PROGRESS_FROM = 10_000
+"""Number of images from which checking them takes long enough to show progress."""
 
 
 class ImagesSpec(DatasetSpec):
-    """Base of the kinds whose images are files: how they are decoded, checked and held."""
+    """Base of the kinds whose images are files: how images are decoded, checked and held."""
 
-    size: Annotated[int, Field(ge=1, description="side of the square of an image that is used, in pixels")] = 224
+    size: Annotated[int, Field(ge=1, description="side of the square centre crop, in pixels")] = 224
     resize: Annotated[
         int | None,
-        Field(ge=1, description="the shorter side is resized to this before the centre is cut out; null is size"),
+        Field(ge=1, description="length of the shorter side before the centre crop, in pixels; null is size"),
     ] = None
     mean: Annotated[
         tuple[float, float, float], Field(description="of red, green and blue on the 0..1 scale; ImageNet's by default")
@@ -57,46 +66,41 @@ class ImagesSpec(DatasetSpec):
     std: Annotated[
         tuple[float, float, float], Field(description="of red, green and blue on the 0..1 scale; ImageNet's by default")
     ] = (0.229, 0.224, 0.225)
-    val_fraction: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="share of every class's training images held out, at least one, where there is no val part",
-        ),
-    ] = 0.2
+    val_fraction: ValFraction = 0.2
     bad_images: Annotated[
         Literal["fail", "skip"],
+        NOT_IDENTITY,
         Field(
-            description="of missing, empty or damaged images: refuse the set, or leave them out and say so; one that "
-            "the machine cannot read ends the run"
+            description="what to do if images are missing, empty or damaged: fail refuses the dataset, skip drops them "
+            "and records a note; an I/O error on an existing file always ends the run"
         ),
     ] = "fail"
     check: Annotated[
         Literal["ends", "whole"],
+        NOT_IDENTITY,
         Field(
-            description="how images are looked at first: ends believes a file that begins and ends as a JPEG does "
-            "and decodes other formats, whole decodes every one"
+            description="how images are checked when the dataset is loaded: ends trusts files with the first and last "
+            "bytes of a JPEG and decodes other formats, whole decodes every image"
         ),
     ] = "ends"
     in_memory: Annotated[
         int,
+        NOT_IDENTITY,
         Field(
             ge=0,
-            description="bytes: images that take no more than this decoded (3 * size * size each) are held in "
-            "memory, others are decoded as they are used, as training images of a resized_crop always are; changes "
-            "speed only",
+            description="bytes: decoded images (3 * size * size bytes each) are held in memory if all of them fit, "
+            "otherwise decoded on every access, as training images of a resized_crop always are; affects speed only",
         ),
     ] = 2**30
     augmentation: Annotated[
         AnyAugmentation,
         Shorthand(("resized_crop",)),
-        Field(description=AUGMENTED),
+        Field(description=AUGMENTATION),
     ] = PadCrop(pad=16, flip=True)
 
     @field_validator("resize")
     @classmethod
-    def _holds_the_square(cls, resize: int | None, others: ValidationInfo) -> int | None:
+    def _check_resize(cls, resize: int | None, others: ValidationInfo) -> int | None:
         size = others.data.get("size")
         if resize is not None and size is not None and resize < size:
             raise ValueError(f"must be at least size ({size}), got {resize}")
@@ -104,162 +108,161 @@ class ImagesSpec(DatasetSpec):
 
     @field_validator("std")
     @classmethod
-    def _divides(cls, std: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_std(cls, std: tuple[float, ...]) -> tuple[float, ...]:
         if min(std) <= 0:
             raise ValueError(f"must be above 0 for every channel, got {list(std)}")
         return std
 
     @abstractmethod
     def listing(self) -> Listing:
-        """Which images there are, from folders or lists alone.
+        """The images and labels, from folders or lists alone; no image is opened.
 
         Raises:
             DataError: folders or lists are missing or malformed.
         """
 
     def tail(self) -> Cut | None:
-        """The long tail to cut, None for a set that is used as it is."""
+        """The long tail to cut, or None to use the whole training set."""
         return None
-
-    def identity(self) -> dict[str, Any]:
-        """The spec without where files are and how they are checked and held: none of it changes what the data is."""
-        return {
-            name: value
-            for name, value in super().identity().items()
-            if name not in ("bad_images", "check", "in_memory")
-        }
 
     def load(self) -> ImageData:
         """RGB images, `size` pixels on a side.
 
         Raises:
-            DataError: files are missing or malformed, labels have gaps, images are bad and `bad_images` is fail, or
-                the tail cannot be cut.
-            StorageError: the machine cannot read an image that is there, whatever `bad_images` says.
+            DataError: files are missing or malformed, labels have gaps, images are unreadable and `bad_images` is fail,
+                or a class has too few images for the cut.
+            StorageError: the operating system cannot read an existing image file, whatever `bad_images` is.
         """
         listing = self.listing()
-        _refuse(label_findings(listing))
-        count = sum(len(part.labels) for part in listing.parts().values())
-        if count < _SHOWN_FROM:
-            return self._data(listing, *self._looked_at(listing, self.check == "whole"))
-        with progress("looking at images", "image") as report:
-            return self._data(listing, *self._looked_at(listing, self.check == "whole", report))
+        if findings := label_findings(listing):
+            raise DataError("; ".join(map(str, findings)))
+        whole = self.check == "whole"
+        if sum(len(part.labels) for part in listing.parts().values()) < _PROGRESS_FROM:
+            return self._data(listing, *self._checked(listing, whole))
+        with progress("checking images", "image") as on_progress:
+            return self._data(listing, *self._checked(listing, whole, on_progress))
 
-    def inspect(self, report: Report) -> Inspection:
-        """What the set holds and everything that is wrong with it; decodes every image."""
+    def inspect(self, on_progress: ProgressCallback) -> Inspection:
+        """What the dataset holds and everything that is wrong with it; decodes every image."""
         try:
             listing = self.listing()
         except DataError as error:
-            return Inspection.refused(error)
-        images, bad = self._looked_at(listing, True, report, tell=True)
-        findings = [*label_findings(listing), *name_findings(listing), *bad_findings(bad)]
-        found = Inspection(
+            return Inspection.failed(error)
+        images, unreadable = self._checked(listing, True, on_progress, report_io_errors=True)
+        wrong_labels = label_findings(listing)
+        findings = [*wrong_labels, *duplicate_findings(listing), *unreadable_findings(unreadable)]
+        inspection = Inspection(
             counts=_counts(listing.train.labels),
             parts={name: len(part) for name, part in images.items()},
             classes=listing.classes,
             notes=listing.notes,
             findings=tuple(findings),
         )
-        if label_findings(listing):
-            return found
+        if wrong_labels:
+            return inspection
         try:
             data = self.model_copy(update={"in_memory": 0})._data(listing, images, {})
         except DataError as error:
-            return replace(found, findings=(*findings, Finding(str(error))))
+            return replace(inspection, findings=(*findings, Finding(str(error))))
         return replace(Inspection.of(data), classes=listing.classes, findings=tuple(findings))
 
-    def _looked_at(
-        self, listing: Listing, whole: bool, report: Report | None = None, *, tell: bool = False
+    def _checked(
+        self,
+        listing: Listing,
+        whole: bool,
+        on_progress: ProgressCallback | None = None,
+        *,
+        report_io_errors: bool = False,
     ) -> tuple[dict[str, Labelled[ImageFiles]], dict[str, dict[str, str]]]:
-        """The images of every part that can be used, and by part what is wrong with the others, by name.
+        """The readable images of every part, and for every part the reason for each other image by name.
 
         Raises:
-            StorageError: the machine cannot read an image that is there; with `tell` that is wrong with it.
+            StorageError: the operating system cannot read an existing file; not with `report_io_errors`.
         """
-        decoding = Decoding(self.size, self.resize or self.size)
+        decoder = Decoder(self.size, self.resize or self.size)
         parts = listing.parts()
         total, done = sum(len(part.labels) for part in parts.values()), 0
 
         def count(more: int) -> None:
             nonlocal done
             done += more
-            if report:
-                report(done, total, "")
+            if on_progress:
+                on_progress(done, total, "")
 
-        good, bad = {}, {}
+        readable, unreadable = {}, {}
         for name, part in parts.items():
-            sizes, wrong = probe(part.source, decoding, whole=whole, tell=tell, report=count)
+            sizes, wrong = probe(part.source, decoder, whole=whole, report_io_errors=report_io_errors, on_checked=count)
             usable = torch.ones(len(part.labels), dtype=torch.bool)
             usable[list(wrong)] = False
-            images = ImageFiles(part.source, decoding, sizes)
-            good[name] = Labelled(images.take(usable), part.labels[usable])
-            bad[name] = {part.source.names[index]: reason for index, reason in wrong.items()}
-        return good, bad
+            images = ImageFiles(part.source, decoder, sizes)
+            readable[name] = Labelled(images.take(usable), part.labels[usable])
+            unreadable[name] = {part.source.names[index]: why for index, why in wrong.items()}
+        return readable, unreadable
 
     def _data(
-        self, listing: Listing, parts: dict[str, Labelled[ImageFiles]], bad: dict[str, dict[str, str]]
+        self, listing: Listing, parts: dict[str, Labelled[ImageFiles]], unreadable: dict[str, dict[str, str]]
     ) -> ImageData:
         notes = list(listing.notes)
-        if any(bad.values()):
-            text = told(bad)
+        if any(unreadable.values()):
+            text = describe_unreadable(unreadable)
             if self.bad_images == "fail":
-                raise DataError(f"{text}; mend or remove them, or leave them out with bad_images: skip")
-            notes.append(f"left out (bad_images: skip): {text}")
+                raise DataError(f"{text}; fix or remove them, or drop them with bad_images: skip")
+            notes.append(f"dropped (bad_images: skip): {text}")
         pool, val, test = parts["train"], parts.get("val"), parts["test"]
         num_classes = int(listing.train.labels.max()) + 1
         counts = torch.bincount(pool.labels, minlength=num_classes)
         if not counts.all():
             empty = torch.nonzero(counts == 0).flatten().tolist()
-            raise DataError(f"every class needs a training image that can be read, and these have none: {named(empty)}")
+            raise DataError(f"every class needs a readable training image, and these have none: {named(empty)}")
         for name, part in parts.items():
             if not len(part):
-                raise DataError(f"{name} must have images that can be read, and has none")
+                raise DataError(f"{name} must have readable images, got none")
         train: Labelled[Images] = pool
+        held_out: Labelled[Images] | None = val
+        more: tuple[str, ...] = ()
         cut = self.tail()
-        held: Labelled[Images] | None = val
         if cut is not None:
             cut = cut if val is None else cut.model_copy(update={"val_per_class": 0})
-            train, cut_off, counts, more = cut(pool, num_classes)
-            held = val or cut_off
+            train, cut_val, counts, more = cut.split(pool, num_classes)
+            held_out = val or cut_val
         elif val is None:
-            kept, out, more = hold_out_fraction(pool.labels, self.val_fraction)
-            train, held = take(pool, kept), None if out is None else take(pool, out)
-        else:
-            more = ()
+            train, held_out, more = split_fraction(pool, self.val_fraction)
         return self._held(
             ImageData(
                 train=train,
-                val=held,
+                val=held_out,
                 test=test,
                 num_classes=num_classes,
                 split_counts=counts,
                 mean=self.mean,
                 std=self.std,
                 augmentation=self.augmentation,
-                notes=(*notes, *more, *untested(test.labels, num_classes, listing.classes)),
+                notes=(*notes, *more, *note_untested(test.labels, num_classes, listing.classes)),
             )
         )
 
     def _held(self, data: ImageData) -> ImageData:
-        """The same, in memory where it fits; a part of an image is cut out of its file, so those stay there."""
-        resized = isinstance(self.augmentation, ResizedCrop)
-        images = len(data.test) + (len(data.val) if data.val else 0) + (0 if resized else len(data.train))
+        """The same data, held in memory if it fits; training images stay in files if the augmentation needs them."""
+        from_files = self.augmentation.needs_files
+        images = len(data.test) + (len(data.val) if data.val else 0) + (0 if from_files else len(data.train))
         if images * 3 * self.size**2 > self.in_memory:
             return data
-        train = data.train if resized else _in_memory(data.train)
+        train = data.train if from_files else _in_memory(data.train)
         return replace(data, train=train, val=data.val and _in_memory(data.val), test=_in_memory(data.test))
 
 
 class CutImagesSpec(ImagesSpec):
-    """Base of the kinds that may also cut a long tail out of a balanced set."""
+    """Base of the kinds that can also cut a long tail out of a balanced dataset."""
 
     cut: Annotated[
         Cut | None,
-        Field(description="cut a long tail out of the training images, {n_max, imbalance_ratio}; null takes them all"),
+        Field(
+            description="cut a long tail out of the training images, {n_max, imbalance_ratio}; null uses all of them"
+        ),
     ] = None
 
     def tail(self) -> Cut | None:
-        """The `cut` that was asked for."""
+        """The field `cut`."""
         return self.cut
 
 
@@ -269,11 +272,6 @@ def _in_memory(part: Labelled[Images]) -> Labelled[Images]:
 
 
 def _counts(labels: Tensor) -> Tensor | None:
-    """int64 `[K]` images a class; None for labels that are no classes."""
+    """int64 `[K]` images per class; None if the labels cannot be class numbers."""
     usable = len(labels) and labels.min() >= 0 and labels.max() < len(labels)
     return torch.bincount(labels) if usable else None
-
-
-def _refuse(findings: list[Finding]) -> None:
-    if findings:
-        raise DataError("; ".join(map(str, findings)))

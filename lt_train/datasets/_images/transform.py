@@ -1,33 +1,151 @@
-"""From stored images to network input: random crop and mirror, then normalisation to float.
+"""Augmentations, and the way from stored images to network input: random crop, random mirror, normalisation to float.
 
-What is random is drawn first, for a whole epoch or view (`draw_views`), and applied as images are read (`View`), so
-that a result depends neither on the batch size nor on who reads which batch. A part of an image is drawn as shares of
-its sides, because its size is known only where it is decoded. Knows images and torch.
+Random numbers are drawn first, for all images of an epoch or view (`draw`), and applied as images are read (`View`).
+A result therefore depends neither on the batch size nor on the process that reads a batch.
 Shapes: N or B images, C channels, H x W pixels, T tries.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
-from lt_train.datasets._images.decoding import Box, Framing
+from lt_train.core.registry import Spec
+from lt_train.datasets._images.decode import Box, Framing
 from lt_train.datasets._images.files import ImageFiles, Images
-from lt_train.datasets.base import Augmentation, ResizedCrop
 
-__all__ = ["View", "apply_views", "draw_views", "normalise", "part_of_image"]
+__all__ = [
+    "AnyAugmentation",
+    "Augmentation",
+    "PadCrop",
+    "ResizedCrop",
+    "View",
+    "apply_views",
+    "draw_views",
+    "normalise",
+    "part_of_image",
+]
 
 _TRIES = 10
-"""Shares and shapes drawn for an image, of which the first that fits into it counts; torchvision's number."""
+"""Areas and aspect ratios drawn per image, of which the first that fits is used; torchvision's number."""
+
+Flip = Annotated[bool, Field(description="mirror at random; false if a mirrored image belongs to another class")]
+
+
+class Augmentation(Spec):
+    """Base of the augmentations: what is drawn for an image, and how it is applied.
+
+    Attributes:
+        flip: whether images are mirrored at even odds. Test-time flipping follows it by default.
+        needs_files: whether crops are taken from the whole image, so that each view decodes the files again.
+    """
+
+    needs_files: ClassVar[bool] = False
+
+    flip: Flip
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random numbers for the crops of `count` images, one row per image."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Augmented images `[B, C, H, W]`, of the same dtype; `drawn` has a row of `draw_views` per image."""
+
+    def framings(self, drawn: Tensor) -> list[Framing]:
+        """With `needs_files`: the part of each whole image that is decoded before `apply`."""
+        raise NotImplementedError
+
+
+class PadCrop(Augmentation):
+    """Zero padding by `pad` pixels, a random crop and a random mirror (paper, Appendix D): for small images.
+
+    The default kind: a mapping without `kind` means this one. Its stored form has no `kind` either, because the
+    fingerprints of feature banks depend on it.
+    """
+
+    kind: Annotated[Literal["pad_crop"], Field(exclude=True)] = "pad_crop"
+    pad: Annotated[int, Field(ge=0, description="pixels of zero padding before the random crop; 0 does not crop")]
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """int64 `[N, 2]`: row and column offset of the crop in `0 .. 2*pad`."""
+        return torch.randint(0, 2 * self.pad + 1, (count, 2), generator=generator)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """See `apply_views`."""
+        return apply_views(images, drawn, self.pad)
+
+
+class ResizedCrop(Augmentation):
+    """A random part of the full-size image, resized to the square, and a random mirror: for images in files.
+
+    Area and aspect ratio are drawn as in Szegedy et al. (2015) and torchvision's RandomResizedCrop.
+    """
+
+    needs_files: ClassVar[bool] = True
+
+    kind: Literal["resized_crop"] = "resized_crop"
+    scale: Annotated[
+        tuple[float, float],
+        Field(description="smallest and largest share of the area, 0 < smallest <= largest <= 1"),
+    ] = (0.08, 1.0)
+    ratio: Annotated[
+        tuple[float, float], Field(description="smallest and largest width over height, 0 < smallest <= largest")
+    ] = (3 / 4, 4 / 3)
+    flip: Flip = True
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _check_range(cls, ends: tuple[float, float], field: ValidationInfo) -> tuple[float, float]:
+        if not 0 < ends[0] <= ends[1]:
+            raise ValueError(f"must be two numbers above 0 in ascending order, got {list(ends)}")
+        if field.field_name == "scale" and ends[1] > 1:
+            raise ValueError(f"must be shares of the image, at most 1, got {list(ends)}")
+        return ends
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """float32 `[N, 2*T + 2]`: T pairs of area and aspect ratio, then the position; see `part_of_image`."""
+        uniform_NT2 = torch.rand(count, _TRIES, 2, generator=generator)
+        low, high = self.scale
+        areas = low + (high - low) * uniform_NT2[..., 0]
+        low, high = map(math.log, self.ratio)
+        ratios = torch.exp(low + (high - low) * uniform_NT2[..., 1])
+        tries = torch.stack([areas, ratios], dim=2).flatten(1)
+        return torch.cat([tries, torch.rand(count, 2, generator=generator)], dim=1)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Mirrors where drawn; the crop is part of decoding."""
+        return torch.where(drawn[:, -1].view(-1, 1, 1, 1) == 1, images.flip(-1), images)
+
+    def framings(self, drawn: Tensor) -> list[Framing]:
+        """See `part_of_image`."""
+        return [partial(part_of_image, row, self.ratio) for row in drawn.tolist()]
+
+
+def _kind_of(value: Any) -> str | None:
+    """The kind of a mapping or an instance; `pad_crop` for a mapping without one."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "pad_crop"))
+    return getattr(value, "kind", None)
+
+
+AnyAugmentation = Annotated[
+    Annotated[PadCrop, Tag("pad_crop")] | Annotated[ResizedCrop, Tag("resized_crop")], Discriminator(_kind_of)
+]
+"""A field that takes any augmentation, for datasets whose images are files."""
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float32 `[B, C, H, W]`: `(images / 255 - mean) / std` a channel, of uint8 `[B, C, H, W]`."""
+    """float32 `[B, C, H, W]`: `(images / 255 - mean) / std` per channel, for uint8 `[B, C, H, W]`."""
     shape = (1, -1, 1, 1)
     mean_C = torch.tensor(mean, device=images.device).view(shape) * 255
     std_C = torch.tensor(std, device=images.device).view(shape) * 255
@@ -35,31 +153,24 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def draw_views(count: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """What is random of one view of `count` images, a row each, whose last number is 1 where mirrored (even odds).
+    """All random numbers of one view of `count` images, one row per image.
 
     Returns:
-        For `PadCrop` int64 `[N, 3]`: row offset and column offset of the crop in `0 .. 2*pad`, mirrored.
-        For `ResizedCrop` float32 `[N, 2*T + 3]`: T times share of the area and width over height; where the part lies
-        between the top (0) and the bottom (1), and left to right; mirrored. See `part_of_image`.
+        The columns of `augmentation.draw`, and a last one that is 1 where the image is mirrored, else 0.
     """
-    if isinstance(augmentation, ResizedCrop):
-        uniform_NT2 = torch.rand(count, _TRIES, 2, generator=generator)
-        low, high = augmentation.scale
-        shares = low + (high - low) * uniform_NT2[..., 0]
-        low, high = map(math.log, augmentation.ratio)
-        ratios = torch.exp(low + (high - low) * uniform_NT2[..., 1])
-        drawn = [torch.stack([shares, ratios], dim=2).flatten(1), torch.rand(count, 2, generator=generator)]
-    else:
-        drawn = [torch.randint(0, 2 * augmentation.pad + 1, (count, 2), generator=generator)]
+    drawn = augmentation.draw(count, generator)
     mirrored = torch.randint(0, 2, (count, 1), generator=generator) * int(augmentation.flip)
-    return torch.cat([*drawn, mirrored.to(drawn[0].dtype)], dim=1)
+    return torch.cat([drawn, mirrored.to(drawn.dtype)], dim=1)
 
 
 @dataclass(frozen=True)
 class View:
-    """Images as one view shows them: `[..]` reads a batch and augments it, by the rows that were drawn for it.
+    """One augmented view of images: indexing reads a batch and augments it with the rows drawn for it.
 
-    Stands where images stand for `read_ahead`. `ResizedCrop` is for images in files alone.
+    Attributes:
+        images: in memory or in files; an augmentation with `needs_files` needs `ImageFiles`.
+        augmentation: what to apply.
+        drawn: from `draw_views`, one row per image.
     """
 
     images: Images
@@ -71,44 +182,35 @@ class View:
 
     @property
     def in_memory(self) -> bool:
-        """Whether nothing has to be decoded."""
-        if isinstance(self.augmentation, ResizedCrop):
-            return False
-        return isinstance(self.images, Tensor) or self.images.in_memory
+        """Whether indexing decodes nothing."""
+        return not self.augmentation.needs_files and (isinstance(self.images, Tensor) or self.images.in_memory)
 
     def __getitem__(self, batch: slice | Tensor) -> Tensor:
         """uint8 `[B, C, H, W]`.
 
         Raises:
-            DataError: an image cannot be read or decoded; it is named.
+            DataError: an image cannot be read or decoded; the message names it.
         """
         drawn, augmentation = self.drawn[batch], self.augmentation
-        if not isinstance(augmentation, ResizedCrop):
-            return apply_views(self.images[batch], drawn, augmentation.pad)
-        files, framings = self._framed(drawn)
-        return _mirrored(files.framed(batch, framings), drawn)
+        if augmentation.needs_files:
+            images = self._files().framed(batch, augmentation.framings(drawn))
+        else:
+            images = self.images[batch]
+        return augmentation.apply(images, drawn)
 
-    def attempt(self, batch: slice | Tensor) -> tuple[Tensor, dict[int, str]]:
-        """See `ImageFiles.attempt`; for `ResizedCrop` alone, as other views are made of images that are read."""
+    def try_read(self, batch: slice | Tensor) -> tuple[Tensor, dict[int, str]]:
+        """See `ImageFiles.try_read`; for augmentations with `needs_files` only."""
         drawn = self.drawn[batch]
-        files, framings = self._framed(drawn)
-        images, unreadable = files.attempt(batch, framings)
-        return _mirrored(images, drawn), unreadable
+        images, unreadable = self._files().try_read(batch, self.augmentation.framings(drawn))
+        return self.augmentation.apply(images, drawn), unreadable
 
-    def _framed(self, drawn: Tensor) -> tuple[ImageFiles, list[Framing]]:
-        """The files, and what to cut out of each image."""
-        assert isinstance(self.augmentation, ResizedCrop)
-        assert isinstance(self.images, ImageFiles), "specs offer resized_crop where images are files alone"
-        ratio = self.augmentation.ratio
-        return self.images, [partial(part_of_image, row, ratio) for row in drawn.tolist()]
-
-
-def _mirrored(images: Tensor, drawn: Tensor) -> Tensor:
-    return torch.where(drawn[:, -1].view(-1, 1, 1, 1) == 1, images.flip(-1), images)
+    def _files(self) -> ImageFiles:
+        assert isinstance(self.images, ImageFiles), "only datasets of image files offer such an augmentation"
+        return self.images
 
 
 def apply_views(images: Tensor, views: Tensor, pad: int) -> Tensor:
-    """Crop every image from its zero-padded self at its own offsets, then mirror where asked.
+    """Crop every image from its zero-padded self at its own offsets, then mirror where drawn.
 
     Args:
         images: `[B, C, H, W]`, any dtype.
@@ -132,10 +234,11 @@ def apply_views(images: Tensor, views: Tensor, pad: int) -> Tensor:
 
 
 def part_of_image(view: Sequence[float], ratio: tuple[float, float], width: int, height: int) -> Box:
-    """The part of an image of `width` x `height` pixels that a row of `draw_views` for `ResizedCrop` stands for.
+    """The part of an image of `width` x `height` pixels that a row of `draw_views` for `ResizedCrop` selects.
 
-    The first try that fits counts. Where none does, as in very long images, it is the largest part around the
-    centre whose width over height lies within `ratio`. Source: torchvision, `RandomResizedCrop`.
+    The row holds T pairs of area and aspect ratio, the position from the top (0) to the bottom (1) and from left to
+    right, and whether to mirror. The first pair that fits is used. If none fits, as in very long images, the part is
+    the largest one around the centre whose aspect ratio lies within `ratio`. Source: torchvision, `RandomResizedCrop`.
     """
     *tries, top, left, _ = view
     for share, shape in zip(tries[::2], tries[1::2], strict=True):

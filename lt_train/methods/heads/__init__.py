@@ -1,1 +1,8 @@
-"""Classifier heads, stacked over lanes."""
+"""Classifier heads, as plain modules and stacked over lanes."""
+
+from lt_train.methods.heads.base import HEADS, HeadSpec, StackedHead
+from lt_train.methods.heads.cosine import Cosine
+from lt_train.methods.heads.linear import Linear
+from lt_train.methods.heads.rescaled import LWS, DisAlign
+
+__all__ = ["HEADS", "LWS", "Cosine", "DisAlign", "HeadSpec", "Linear", "StackedHead"]

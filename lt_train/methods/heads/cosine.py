@@ -1,9 +1,9 @@
-"""`cosine`: `z_k = s cos(W_k, f)`, a head that sees directions only (OLTR, Liu et al. 2019; paper, Table 1).
+"""The cosine head, `z_k = s cos(W_k, f)`.
 
-The gradient by hand uses that the part along a row, which the normalisation takes away, is the sum of gradient times
-logit: it costs a pass over the logits, not over the weights.
+The hand-written gradient removes the component along each weight row. That component is the sum of gradient times
+logit, so it costs a pass over the logits, not over the weights.
 
-Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here directions of features).
+Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here normalised features).
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lt_train.core.fields import BATCHED
 from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
 
 __all__ = ["Cosine"]
 
 TINY = 1e-12
-"""Norms are taken to be at least this: a feature of zeros has the logits 0."""
+"""Lower bound of norms, so that a feature of zeros has logits 0."""
 
 
 class CosineModule(nn.Module):
-    """`weight [K, D]`, no bias; rows start as the unit directions of the classifier's."""
+    """`weight [K, D]`, no bias; rows start as the normalised rows of the classifier."""
 
     def __init__(self, weight: Tensor, scale: float, squash: bool) -> None:
         super().__init__()
@@ -77,20 +78,23 @@ class StackedCosine(StackedHead):
 
 
 class Cosine(HeadSpec):
-    """`z_k = s cos(W_k, f)`: no bias, and the lengths of rows and features do not count."""
+    """`z_k = s cos(W_k, f)`: no bias, independent of the norms of weight rows and features.
+
+    Source: Liu et al. 2019, Large-Scale Long-Tailed Recognition in an Open World (OLTR); paper, Table 1.
+    """
 
     kind: Literal["cosine"] = "cosine"
-    scale: Annotated[float, Field(gt=0, description="s = 1/temperature, factor of the cosines, > 0")] = 30.0
+    scale: Annotated[float, BATCHED, Field(gt=0, description="factor s = 1/temperature of the cosines, > 0")] = 30.0
     squash: Annotated[
-        bool, Field(description="keep something of the feature's length: cosines times |f|/(1 + |f|) (OLTR)")
+        bool, Field(description="multiply the cosines by |f| / (1 + |f|), which keeps part of the feature norm (OLTR)")
     ] = False
 
     def module(self, start: Classifier) -> nn.Module:
-        """A `CosineModule` with the directions of `start`; its bias is dropped."""
+        """A `CosineModule` with the normalised rows of `start`, without its bias."""
         return CosineModule(start[0], self.scale, self.squash)
 
-    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
-        """See `HeadSpec.trained_numbers`."""
+    def num_parameters(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.num_parameters`."""
         return num_classes * feature_dim
 
     def stack(
@@ -101,7 +105,7 @@ class Cosine(HeadSpec):
         return StackedCosine(weight.to(device).contiguous(), lanes["scale"])
 
     def inputs(self, features: Tensor, start: Classifier | None) -> Tensor:
-        """L2Normalize of the features, `[..., D]`."""
+        """The normalised features, `[..., D]`."""
         norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         directions: Tensor = features / (norm + 1.0 if self.squash else norm.clamp(min=TINY))
         return directions

@@ -1,4 +1,4 @@
-"""`linear`: `z = W f + b`, the head of most methods. Stacked: the weights of all lanes of a seed stand side by side.
+"""The linear head, `z = W f + b`. A stack concatenates the weights of all lanes of a seed into one matrix.
 
 Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here the features).
 """
@@ -17,7 +17,7 @@ __all__ = ["Linear", "StackedLinear"]
 
 
 class StackedLinear(StackedHead):
-    """`weight [S, D, T, K]` and `bias [S, 1, T, K]`: one matrix product a seed, forward and back."""
+    """`weight [S, D, T, K]` and `bias [S, 1, T, K]`: one matrix product per seed, forward and backward."""
 
     def __init__(self, weight_SDTK: Tensor, bias_S1TK: Tensor) -> None:
         self.parameters = {"weight": weight_SDTK, "bias": bias_S1TK}
@@ -42,7 +42,7 @@ class StackedLinear(StackedHead):
         into["bias"].mul_(keep).add_(grad_SBTK.sum(dim=1, keepdim=True))
         if decay is not None:
             for name, parameter in self.parameters.items():
-                # Along all of K, not broadcast: torch's inner loop then runs over every lane at once.
+                # Expanded over K instead of broadcast, so that the inner loop of torch runs over all lanes at once.
                 into[name].addcmul_(parameter, decay.expand(-1, -1, -1, parameter.shape[-1]).contiguous())
 
     def state(self, seed: int, lane: int) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class StackedLinear(StackedHead):
 
 
 class Linear(HeadSpec):
-    """A weight row and a bias a class, `z = W f + b`."""
+    """One weight row and one bias per class, `z = W f + b`."""
 
     has_rows: ClassVar[bool] = True
 
@@ -65,13 +65,13 @@ class Linear(HeadSpec):
     def module(self, start: Classifier) -> nn.Module:
         """`torch.nn.Linear` with the values of `start`."""
         classes, dim = start[0].shape
-        # A plain constructor would draw its start from the global generator, and skip_init imports sympy: seconds.
+        # The plain constructor draws from the global generator, and skip_init imports sympy, which takes seconds.
         head = nn.Linear(dim, classes, device="meta")
         head.load_state_dict({"weight": start[0].clone(), "bias": start[1].clone()}, assign=True)
         return head
 
-    def trained_numbers(self, num_classes: int, feature_dim: int) -> int:
-        """See `HeadSpec.trained_numbers`."""
+    def num_parameters(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.num_parameters`."""
         return num_classes * (feature_dim + 1)
 
     def stack(self, modules_ST: Sequence[Sequence[nn.Linear]], lanes: Mapping[str, Tensor], device: str) -> StackedHead:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of models of others."""
+"""Fixtures of the tests of imported models."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from lt_train.datasets.base import DatasetSpec
 
 @pytest.fixture(autouse=True)
 def same_weights() -> Iterator[None]:
-    """Models that a test makes start with the same weights every time."""
+    """Models created by a test have reproducible weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -33,6 +33,6 @@ def small(tmp_path: Path) -> DatasetSpec:
 
 @pytest.fixture
 def allowed(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The package with `their_models`, which may be imported."""
+    """Allow the package with `external_models`; returns its name."""
     monkeypatch.setenv(ALLOWED_VARIABLE, "support")
     return "support"

@@ -1,4 +1,4 @@
-"""Checkpoints: a faithful round trip, and refusals that name the file."""
+"""Checkpoints: an exact round trip, and errors that name the file."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_loading_leaves_the_global_generator_alone(saved: tuple[Path, Classifier
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_checkpoint_of_another_backbone_is_not_taken_for_the_one_that_is_named(
+def test_a_checkpoint_of_another_backbone_is_refused(
     saved: tuple[Path, Classifier],
 ) -> None:
     named = {"checkpoint": str(saved[0])}
@@ -55,7 +55,7 @@ def test_a_checkpoint_of_another_backbone_is_not_taken_for_the_one_that_is_named
     for document in ({"kind": "resnet32"}, {"kind": "imported", "factory": "torchvision:resnet18"}):
         with pytest.raises(
             CheckpointError,
-            match=rf"stage1\.safetensors is of another backbone: kind must be {document['kind']}, got small_cnn; name",
+            match=rf"stage1\.safetensors is of another backbone: kind must be {document['kind']}, got small_cnn",
         ):
             load_frozen(BACKBONES.parse(document | named), (1, 8, 8))
 
@@ -85,20 +85,20 @@ def test_a_file_of_another_tool_is_named(tmp_path: Path) -> None:
     [
         ({"format": 99}, "format must be 1, got 99"),
         ({"format": "1"}, "format must be 1, got 1; train it again"),
-        ({"in_channels": "1"}, "in_channels must be a whole number above 0, got '1'"),
-        ({"num_classes": 0}, "num_classes must be a whole number above 0, got 0"),
-        ({"num_classes": True}, "num_classes must be a whole number above 0, got True"),
+        ({"in_channels": "1"}, "in_channels must be an integer above 0, got '1'"),
+        ({"num_classes": 0}, "num_classes must be an integer above 0, got 0"),
+        ({"num_classes": True}, "num_classes must be an integer above 0, got True"),
         ({"backbone": None}, "backbone must be a mapping with a kind, got None"),
         ({"backbone": {"kind": ["small_cnn"]}}, "backbone must be a mapping with a kind"),
         ({"cosine_scale": -1}, "cosine_scale must be null or a finite number above 0, got -1"),
         ({"cosine_scale": "30"}, "cosine_scale must be null or a finite number above 0, got '30'"),
-        ({"cosine_scale": 30.0}, "tensors are not those of backbone small_cnn"),
-        ({"mean": 0.5}, "mean must be a list of one finite number an input channel, got 0.5"),
-        ({"mean": [0.5, 0.5]}, "mean must be a list of one finite number an input channel"),
-        ({"std": ["x"]}, "std must be a list of one finite number an input channel"),
-        ({"num_classes": 5}, "tensors are not those of backbone small_cnn with 5 classes"),
-        ({"backbone": {"kind": "small_cnn", "width": 4}}, "tensors are not those of backbone small_cnn"),
-        ({"backbone": {"kind": "vgg"}}, "its backbone is not one of this version: .*'vgg' is unknown"),
+        ({"cosine_scale": 30.0}, "tensors do not fit backbone small_cnn"),
+        ({"mean": 0.5}, "mean must be a list of one finite number per input channel, got 0.5"),
+        ({"mean": [0.5, 0.5]}, "mean must be a list of one finite number per input channel"),
+        ({"std": ["x"]}, "std must be a list of one finite number per input channel"),
+        ({"num_classes": 5}, "tensors do not fit backbone small_cnn with 5 classes"),
+        ({"backbone": {"kind": "small_cnn", "width": 4}}, "tensors do not fit backbone small_cnn"),
+        ({"backbone": {"kind": "vgg"}}, "its backbone is unknown to this version: .*'vgg'"),
     ],
 )
 def test_a_document_that_does_not_fit_is_refused(
@@ -112,7 +112,7 @@ def test_a_document_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("{", "its document is no JSON"),
+        ("{", "its document is not JSON"),
         ("[1]", r"its document must be a mapping, got \[1\]"),
         ("{}", "format must be 1, got None"),
         ('{"format": 1}', "backbone must be a mapping with a kind, got None"),
@@ -126,13 +126,13 @@ def test_an_altered_document_is_refused(saved: tuple[Path, Classifier], text: st
 
 
 @pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
-def test_a_pickle_of_torch_is_told_from_a_damaged_file(tmp_path: Path, name: str) -> None:
+def test_a_pickle_of_torch_is_distinguished_from_a_damaged_file(tmp_path: Path, name: str) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"is a PyTorch pickle.* the safetensors file that `lt-train backbone`"):
+    with pytest.raises(CheckpointError, match=r"is a PyTorch pickle.*`lt-train backbone`"):
         load_checkpoint(tmp_path / name)
 
 
-def test_the_field_says_what_file_it_takes() -> None:
+def test_the_description_of_checkpoint_names_the_file_format() -> None:
     description = BackboneSpec.model_fields["checkpoint"].description
     assert description is not None
     assert "safetensors file written by `lt-train backbone`" in description

@@ -1,4 +1,4 @@
-"""The small network, and what every backbone kind must do."""
+"""The small network, and properties of every backbone kind."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def test_kinds_are_found() -> None:
 
 @pytest.mark.parametrize("kind", list(BACKBONES.kinds()))
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
-def test_features_have_the_promised_dimension_and_gradients_reach_the_start(
+def test_features_have_the_stated_dimension_and_gradients_reach_every_parameter(
     kind: str, channels: int, size: int
 ) -> None:
     required = {name: field for name, field in BACKBONES.kinds()[kind].model_fields.items() if field.is_required()}

@@ -1,6 +1,7 @@
 """`lt-train` from images to a re-trained head, its exit codes, and its output for programs."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from support.images import write_tree
 
-from lt_train.cli.main import main
+from lt_train.cli.app import main, parse
 from lt_train.retrain import fused
 from lt_train.retrain.base import RunResult
 
@@ -68,7 +69,7 @@ def test_from_images_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (Path(path) / "manifest.json").is_file()
     found = output(capsys, shlex.join(command))
     assert (found["bank"], found["train"], found["test"]) == (path, [2, 369, 16], [1, 500, 16])
-    assert (found["dtype"], found["pace"]) == ("float32", None)  # it was there
+    assert (found["dtype"], found["pace"]) == ("float32", None)  # the bank exists
     half = output(capsys, shlex.join([*command, "--dtype", "float16", "--unreadable", "skip"]))
     assert (half["bank"] != path, half["dtype"], half["pace"]["images"]) == (True, "float16", 2 * 369 + 140 + 500)
     assert sum(half["pace"]["shares"].values()) == pytest.approx(1)
@@ -77,7 +78,7 @@ def test_from_images_to_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert evaluated["accuracy"]["all"] == pytest.approx(trained["accuracy"]["all"], abs=0.011)
 
 
-def test_features_of_a_model_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_of_an_imported_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "theirs.safetensors")
     model = f"imported factory=torchvision:resnet18 checkpoint={tmp_path}/theirs.safetensors"
     command = f"features --dataset digits_lt --store {tmp_path}/banks --backbone {model}"
@@ -88,7 +89,7 @@ def test_features_of_a_model_of_others(tmp_path: Path, capsys: pytest.CaptureFix
     assert "of another shape: fc.weight [10, 512] where the model has [1000, 512]" in capsys.readouterr().err
 
 
-def test_models_of_a_package_want_to_be_allowed(tmp_path: Path) -> None:
+def test_models_of_a_package_need_allow_import(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text(
         "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
@@ -97,17 +98,8 @@ def test_models_of_a_package_want_to_be_allowed(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     environment.pop("LT_ALLOW_IMPORT", None)
     model = ["imported", "factory=mine:net", "checkpoint=net.st", "mean=[0.5]", "std=[0.5]"]
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "lt_train.cli.main",
-        "features",
-        "--dataset",
-        "digits_lt",
-        "--backbone",
-        *model,
-    ]
+    program = [sys.executable, "-P", "-m", "lt_train"]
+    command = [*program, "features", "--dataset", "digits_lt", "--backbone", *model]
     refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "a package that --allow-import names, got mine:net" in refused.stderr
@@ -135,7 +127,7 @@ def test_retrain_writes_the_head_that_evaluate_reads(
     assert all(value > 0 for value in evaluated["loma"].values())
 
 
-def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_printed_as_tables(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["retrain", "--bank", str(bank), "--method", "vanilla", "--seeds", "1"]) == 0
     assert "mean" in capsys.readouterr().out
     assert main(["evaluate", "--bank", str(bank)]) == 0
@@ -149,13 +141,13 @@ def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -
             "retrain --bank BANK --method los smooth_factr=0.9",
             "los.smooth_factr: unknown key; did you mean 'smooth_factor'",
         ),
-        ("retrain --bank BANK --method los smooth_factor", "must be written name=value, got 'smooth_factor'"),
+        ("retrain --bank BANK --method los smooth_factor", "must be written as name=value, got 'smooth_factor'"),
         ("retrain --bank BANK --method lost", "'lost' is unknown; did you mean 'los'?"),
         ("retrain --bank /nowhere --method los", "/nowhere is not a feature bank"),
         ("retrain --bank BANK --method los --device warp", "device must be cpu, cuda or cuda:N"),
-        ("retrain --bank /nowhere --method lss --device cuda:99", "device cuda:99 asked for, and this machine has"),
-        ("retrain --bank BANK --method los kind=vanilla", "los is the kind already, and kind=vanilla gives another"),
-        ("retrain --bank BANK --method los --out .", ". is a directory, and a file is to be written"),
+        ("retrain --bank /nowhere --method lss --device cuda:99", "device cuda:99 is not available: this machine has"),
+        ("retrain --bank BANK --method los kind=vanilla", "the kind is los, got also kind=vanilla"),
+        ("retrain --bank BANK --method los --out .", ". is a directory, but the output must be a file"),
         (
             "features --dataset digits_lt --backbone imported classifier=[a,b]",
             """classifier: must be JSON, as in 'classifier=["a", "b"]', got [a,b]""",
@@ -169,51 +161,78 @@ def test_tables_are_for_people(bank: Path, capsys: pytest.CaptureFixture[str]) -
         ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
         ("backbone --dataset arrays path=/nowhere.npz --out OUT", "path /nowhere.npz must be an .npz"),
         ("backbone --dataset digits_lt --recipe ce lr=-1 --out OUT", "ce.lr"),
-        ("backbone --dataset digits_lt --out .", ". is a directory, and a file is to be written; add a file name"),
+        ("backbone --dataset digits_lt --out .", ". is a directory, but the output must be a file; add a file name"),
         ("backbone --dataset digits_lt --out ..", ".. is a directory"),
         ("backbone --dataset digits_lt --out /", "/ is a directory"),
         ("backbone --dataset digits_lt --out " + "x" * 250, "a file name must be at most 220 bytes long, got 250"),
     ],
 )
-def test_what_the_user_can_mend_ends_with_2_and_says_how(
+def test_invalid_input_exits_with_2_and_names_the_rule(
     bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     words = shlex.split(line.replace("BANK", str(bank)).replace("OUT", f"{tmp_path}/out"))
     assert main(words) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("lt-train: ")
     assert message in captured.err
+    assert "Traceback" not in captured.err
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("line", ["", "retrain", "retrain --bank x --method los --seeds 0", "evaluate --bnk x"])
-def test_wrong_flags_end_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(shlex.split(line))
-    assert "usage: lt-train" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "Missing command"),
+        ("retrain", "Missing option '--bank'"),
+        ("retrain --bank x --method los --seeds 0", "--seeds"),
+        ("retrain --bank x --method los --engine quick", "--engine"),
+        ("retrain --bank x --method los --select", "--select"),
+        ("evaluate --bnk x", "--bnk"),
+        ("backbone --dataset digits_lt --out x --save-every inf", "must be at least 0, got inf"),
+        ("features --dataset a --checkpoint c --backbone b", "--checkpoint and --backbone cannot be used together"),
+    ],
+)
+def test_usage_errors_exit_with_2(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(line)) == 2
+    printed = capsys.readouterr().err
+    assert "Error: " in printed
+    assert message in printed
 
 
-@pytest.mark.parametrize("command", ["backbone", "features", "retrain", "evaluate"])
+def test_a_component_takes_all_words_up_to_the_next_option() -> None:
+    given = parse(
+        shlex.split("backbone --recipe=ce epochs=2 lr=-1 --out ~/x --dataset digits_lt imbalance_ratio=20 --json")
+    )
+    assert given["dataset"] == ["digits_lt", "imbalance_ratio=20"]
+    assert given["recipe"] == ["ce", "epochs=2", "lr=-1"]
+    assert given["backbone"] == ["small_cnn"]
+    assert (given["out"], given["as_json"]) == (Path("~/x").expanduser(), True)
+    with pytest.raises(ValueError, match="No such option: --bnk"):
+        parse(["evaluate", "--bnk", "x"])
+
+
+@pytest.mark.parametrize("command", ["data check", "backbone", "features", "retrain", "evaluate"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    assert f"example:\n  lt-train {command} --" in capsys.readouterr().out
+    assert main([*command.split(), "-h"]) == 0
+    assert f"Example:\n    lt-train {command} --" in capsys.readouterr().out
 
 
-def test_a_place_that_cannot_be_written_ends_with_1(
-    bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == importlib.metadata.version("longtail-sweeps") + "\n"
+
+
+def test_an_unwritable_place_exits_with_1(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     line = f"retrain --bank {bank} --method vanilla --seeds 1 --out {tmp_path}/file/head.safetensors"
     assert main(shlex.split(line)) == 1
     assert f"cannot write {tmp_path}/file/head.safetensors" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_with_130(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_exits_with_130(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lt_train.cli.commands.open_bank", interrupt)
+    monkeypatch.setattr("lt_train.features.files.open_bank", interrupt)
     assert main(["evaluate", "--bank", str(bank)]) == 130
 
 
@@ -225,21 +244,21 @@ def _handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_a_polite_kill_ends_like_an_interrupt(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_exits_like_an_interrupt(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(*_: object, **__: object) -> None:
-        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)  # else pytest itself would go
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)  # otherwise it would end pytest
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("lt_train.cli.commands.open_bank", kill)
+    monkeypatch.setattr("lt_train.features.files.open_bank", kill)
     assert main(["evaluate", "--bank", str(bank)]) == 130
 
 
-def test_a_reader_that_went_away_is_no_traceback(bank: Path) -> None:
+def test_a_closed_pipe_gives_no_traceback(bank: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "lt_train.cli.main", "evaluate", "--bank", str(bank), "--json"],
+        [sys.executable, "-m", "lt_train", "evaluate", "--bank", str(bank), "--json"],
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
@@ -249,11 +268,8 @@ def test_a_reader_that_went_away_is_no_traceback(bank: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    code = (
-        "import sys\nfrom lt_train.cli.main import main\n"
-        "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    )
+def test_help_does_not_import_torch() -> None:
+    code = "import sys\nfrom lt_train.cli.app import main\nmain(['retrain', '--help'])\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -267,10 +283,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, seeds: set[int]) -> None:
             for run, result in zip(runs, fit(bank, runs, *rest), strict=True)
         ]
 
-    monkeypatch.setattr("lt_train.cli.commands.fused.fit", fit_and_fail)
+    monkeypatch.setattr("lt_train.retrain.fused.fit", fit_and_fail)
 
 
-def test_a_failed_seed_is_told_and_leaves_no_mean(
+def test_with_a_failed_seed_no_mean_is_shown(
     bank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(monkeypatch, {1})
@@ -278,7 +294,7 @@ def test_a_failed_seed_is_told_and_leaves_no_mean(
     assert main([*shlex.split(line), "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert "1 of 3 seeds failed (seed 1: loss is NaN); no mean is shown" in captured.err
+    assert "1 of 3 seeds failed (seed 1: loss is NaN); the mean over fewer seeds is not shown" in captured.err
     assert result["failed"] == 1
     assert set(result["mean"].values()) == {None}
     assert [run["failure"] for run in result["runs"]] == [None, "loss is NaN", None]
@@ -289,7 +305,7 @@ def test_a_failed_seed_is_told_and_leaves_no_mean(
     assert mean.count("-") == 4
 
 
-def test_seeds_that_all_fail_end_with_1(
+def test_if_all_seeds_fail_it_exits_with_1(
     bank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(monkeypatch, {0, 1})
@@ -302,7 +318,7 @@ def test_seeds_that_all_fail_end_with_1(
 TREE = {"train": {"auk": 30, "crow": 12, "owl": 5}, "test": {"auk": 4, "crow": 4, "owl": 4}}
 
 
-def test_data_check_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_prints_counts_and_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"data check --dataset image_folder root={write_tree(tmp_path, TREE)} size=8"
     found = output(capsys, f"{line} --plot {tmp_path}/sizes.png")
     assert found["parts"] == {"train": 38, "val": 9, "test": 12}
@@ -320,10 +336,10 @@ def test_data_check_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(bars) == ["auk", "crow", "owl"]
     assert bars["crow"] == pytest.approx(bars["auk"] * 12 / 30, abs=1)
     assert shown.out.isascii()
-    assert "looking at every image: 59/59 images" in shown.err
+    assert "checking every image: 59/59 images" in shown.err
 
 
-def test_data_check_looks_at_every_image_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_decodes_every_image_and_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = {"train/auk/01.jpg": "empty", "train/owl/02.jpg": "truncated", "test/auk/00.jpg": "page"}
     root = write_tree(tmp_path, TREE, broken)
     (root / "train/crow/03.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 90 + b"\xff\xd9")
@@ -334,10 +350,10 @@ def test_data_check_looks_at_every_image_and_ends_with_2(tmp_path: Path, capsys:
     wrong = {finding["what"]: finding for finding in json.loads(captured.out)["wrong"]}
     assert wrong["train images are empty (0 bytes)"]["names"] == ["train/auk/01.jpg"]
     assert wrong["train images are unreadable"]["count"] == 2
-    assert wrong["test images are unreadable"]["names"] == ["test/auk/00.jpg (no image of a known format)"]
+    assert wrong["test images are unreadable"]["names"] == ["test/auk/00.jpg (not an image of a known format)"]
     (gap,) = [finding for what, finding in wrong.items() if "classes without training images" in what]
     assert gap["names"] == ["2 (dodo)"]
-    assert "lt-train: dataset image_folder is not as it must be: 4 findings" in captured.err
+    assert "lt-train: dataset image_folder is invalid: 4 findings" in captured.err
     assert main(shlex.split(line)) == 2
     shown = capsys.readouterr().out
     assert "- train images are unreadable: 2\n    train/crow/03.jpg (" in shown
@@ -371,32 +387,32 @@ def test_data_check_names_images_that_are_listed_twice(tmp_path: Path, capsys: p
     ]
 
 
-def test_data_check_says_which_classes_have_no_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_names_classes_without_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = {"train": TREE["train"], "val": TREE["test"], "test": {"crow": 4}}
     line = f"data check --dataset image_folder root={write_tree(tmp_path, tree)} size=8"
     for name in ("auk", "owl"):
         (tmp_path / "test" / name).mkdir()
     assert main(shlex.split(line)) == 0
-    note = "2 classes have no test image and are in no test accuracy: 0 (auk), 2 (owl)"
+    note = "2 classes have no test image and are not part of any test accuracy: 0 (auk), 2 (owl)"
     assert note in capsys.readouterr().err
     assert note in output(capsys, line)["notes"]
 
 
-def test_data_check_survives_an_absurd_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_reports_a_huge_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = np.zeros((4, 6, 6), np.uint8), np.array([0, 0, 1, 2**40])
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     assert main(shlex.split(f"data check --dataset arrays path={tmp_path}/a.npz")) == 2
     assert "and class 2 has none (1099511627774 of" in capsys.readouterr().out
 
 
-def test_data_check_is_for_every_kind_of_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_works_for_other_datasets(capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "data check --dataset digits_lt")["class_counts"] == [110, 78, 56, 40, 29, 20, 14, 10, 7, 5]
     assert main(shlex.split("data check --dataset arrays path=/nowhere.npz --json")) == 2
     assert json.loads(capsys.readouterr().out)["wrong"][0]["what"].startswith("path /nowhere.npz must be an .npz")
 
 
 @pytest.mark.parametrize("augmentation", ["", "augmentation=resized_crop"])
-def test_files_and_memory_have_one_checkpoint_and_one_bank(
+def test_images_in_files_and_in_memory_give_the_same_checkpoint_and_bank(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], augmentation: str
 ) -> None:
     root, made = write_tree(tmp_path / "birds", TREE), []
@@ -404,7 +420,7 @@ def test_files_and_memory_have_one_checkpoint_and_one_bank(
         dataset = f"--dataset image_folder root={root} size=8 in_memory={in_memory} {augmentation}"
         checkpoint = tmp_path / f"{name}.safetensors"
         output(capsys, f"backbone {dataset} --backbone small_cnn width=4 --recipe ce epochs=2 --out {checkpoint}")
-        # Through the one checkpoint, each into a store of its own: made twice, and not found the second time.
+        # The same checkpoint and separate stores, so that the bank is extracted twice.
         first = tmp_path / "files.safetensors"
         found = output(capsys, f"features {dataset} --checkpoint {first} --store {tmp_path}/{name} --views 2")
         assert (found["train"], found["val"], found["test"]) == ([2, 38, 16], [2, 9, 16], [2, 12, 16])

@@ -1,4 +1,4 @@
-"""A device that is not there is refused with what to use in its place."""
+"""An unavailable device is rejected, with the devices to use instead."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:1"])
-def test_a_device_that_is_there_is_given_back(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_an_available_device_is_returned(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     machine(monkeypatch, 2)
     assert check_device(device) == torch.device(device)
 
@@ -21,10 +21,10 @@ def test_a_device_that_is_there_is_given_back(monkeypatch: pytest.MonkeyPatch, d
 @pytest.mark.parametrize(
     ("device", "devices", "match"),
     [
-        ("cuda", 0, "^device cuda asked for, and this machine has no CUDA device; use cpu$"),
-        ("cuda:0", 0, "^device cuda:0 asked for, and this machine has no CUDA device; use cpu$"),
-        ("cuda:1", 1, "device cuda:1 asked for, and this machine has cuda:0 only"),
-        ("cuda:7", 2, r"device cuda:7 asked for, and this machine has cuda:0 \.\. cuda:1"),
+        ("cuda", 0, "^device cuda is not available: this machine has no CUDA device; use cpu$"),
+        ("cuda:0", 0, "^device cuda:0 is not available: this machine has no CUDA device; use cpu$"),
+        ("cuda:1", 1, "device cuda:1 is not available: this machine has cuda:0 only"),
+        ("cuda:7", 2, r"device cuda:7 is not available: this machine has cuda:0 \.\. cuda:1"),
         ("warp", 1, "device must be cpu, cuda or cuda:N such as cuda:1, got 'warp'"),
         ("cuda:", 1, "got 'cuda:'"),
         ("cuda:-1", 1, "got 'cuda:-1'"),
@@ -32,7 +32,7 @@ def test_a_device_that_is_there_is_given_back(monkeypatch: pytest.MonkeyPatch, d
         ("", 1, "got ''"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(
+def test_an_unavailable_device_is_rejected(
     monkeypatch: pytest.MonkeyPatch, device: str, devices: int, match: str
 ) -> None:
     machine(monkeypatch, devices)

@@ -1,4 +1,4 @@
-"""Files are whole or absent: exceptions, races, permissions and a disk that is really full."""
+"""Files are complete or absent, also after exceptions, races and on a full disk; tensor files."""
 
 import errno
 import hashlib
@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from lt_train.core.errors import StorageError
-from lt_train.core.io import atomic_directory, atomic_file, fingerprint, sha256_file, writing
+from lt_train.core.io import atomic_directory, atomic_file, fingerprint, sha256_file, write_tensors, writing
 
 
 class Interruption(BaseException):
-    """Stands for Ctrl-C, which no `except Exception` sees."""
+    """Like KeyboardInterrupt: not caught by `except Exception`."""
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_directory_that_was_finished_first_stays(tmp_path: Path) -> None:
+def test_the_directory_that_was_finished_first_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "bank"
     with atomic_directory(path) as slow:
         (slow / "part").write_text("slow")
@@ -86,19 +89,19 @@ def test_the_directory_that_was_finished_first_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell the umask")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_the_umask_is_not_set_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the whole process's: of two threads that set it and set it back, one may set back what the other set."""
-    asked: list[int] = []
-    monkeypatch.setattr(os, "umask", asked.append)
+    """Setting the umask would affect all threads of the process."""
+    calls: list[int] = []
+    monkeypatch.setattr(os, "umask", calls.append)
     with atomic_file(tmp_path / "file") as temporary:
         temporary.write_text("whole")
-    assert asked == []
+    assert calls == []
 
 
 @pytest.mark.usefixtures("umask")
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
-    """Temporary names are private to the user; what is finished is for whoever may read the storage."""
+    """Temporary files are private; finished files follow the umask."""
     with atomic_file(tmp_path / "file") as temporary:
         assert temporary.stat().st_mode & 0o777 == 0o600
     with atomic_directory(tmp_path / "bank") as directory:
@@ -134,24 +137,24 @@ def test_a_full_disk_is_a_storage_error_that_names_the_path(small_disk: Callable
     assert path.stat().st_size == 20_000
 
 
-def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "below"
-    with pytest.raises(StorageError, match=f"cannot write {path}: .*; make the place writable"), atomic_file(path):
+    with pytest.raises(StorageError, match=f"cannot write {path}: .*; make it writable"), atomic_file(path):
         pytest.fail("nothing can be written below a file")
-    with pytest.raises(StorageError, match=f"cannot write {path}: .*; make the place writable"), atomic_directory(path):
+    with pytest.raises(StorageError, match=f"cannot write {path}: .*; make it writable"), atomic_directory(path):
         pytest.fail("nothing can be written below a file")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_every_kind_of_full_is_full(number: int) -> None:
+def test_all_errors_that_mean_a_full_disk(number: int) -> None:
     with pytest.raises(StorageError, match="cannot write there: the disk is full") as caught, writing(Path("there")):
         raise OSError(number, os.strerror(number))
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.exit_code == 1
 
 
-def test_fingerprints_are_canonical_and_refuse_nan() -> None:
+def test_fingerprints_are_canonical_and_reject_nan() -> None:
     assert fingerprint({"a": 1, "b": [1.5, None]}) == fingerprint({"b": [1.5, None], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 1.0})
     assert fingerprint([]) == hashlib.sha256(b"[]").hexdigest()
@@ -162,3 +165,21 @@ def test_fingerprints_are_canonical_and_refuse_nan() -> None:
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_one_module_under_two_names_is_written_under_both(tmp_path: Path) -> None:
+    network = nn.ModuleDict({"stem": nn.Linear(3, 2)})
+    network["again"] = network["stem"]
+    write_tensors(tmp_path / "file", network.state_dict())
+    found = load_file(tmp_path / "file")
+    assert set(found) == {"stem.weight", "stem.bias", "again.weight", "again.bias"}
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_views_of_one_tensor_are_written_separately(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    parts = {"whole": whole, "row": whole[1], "turned": whole.T, "empty": whole[:0], "nothing": torch.empty(0)}
+    write_tensors(tmp_path / "file", parts)
+    found = load_file(tmp_path / "file")
+    assert set(found) == set(parts)
+    assert all(torch.equal(found[name], tensor) for name, tensor in parts.items())

@@ -1,4 +1,4 @@
-"""How wrong values are put into words, for both command lines."""
+"""Error messages for invalid values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Home(Spec):
             "pett: unknown key; did you mean 'pet'? known: pet, guests, ages, rooms, corners, mood, share, most, open",
         ),
         ('{"pet": {"kind": "dogg"}}', "pet.kind: unknown kind 'dogg'; did you mean 'dog'? known: cat, dog"),
-        ('{"pet": {"lives": 3}}', "pet: kind is required, but not given; known: cat, dog"),
+        ('{"pet": {"lives": 3}}', "pet: kind is required; known: cat, dog"),
         ('{"pet": 3}', "pet: must be a mapping with the key kind, got 3"),
         ('{"pet": {"kind": "cat", "lives": 10}}', "pet.lives: must be in [1, 9], got 10"),
         ('{"pet": {"kind": "cat", "lives": 1.5}}', "pet.lives: must be a whole number, got 1.5"),
@@ -71,25 +71,25 @@ class Home(Spec):
         ('{"open": "yes"}', "open: must be true or false, got 'yes'"),
     ],
 )
-def test_one_complaint_in_words(text: str, expected: str) -> None:
+def test_messages(text: str, expected: str) -> None:
     with pytest.raises(ValidationError, match="validation error") as caught:
         Home.model_validate_json(text)
     assert [f"{dotted(loc)}: {message}" for loc, message in explain(caught.value, Home)] == [expected]
 
 
-def test_a_validator_may_tell_several_problems() -> None:
+def test_a_validator_may_report_several_problems() -> None:
     with pytest.raises(ValidationError, match="validation error") as caught:
         Home.model_validate_json('{"mood": "wild", "open": false}')
     assert explain(caught.value, Home) == [Problem(("mood",), "one"), Problem((), "two")]
 
 
-def test_long_values_are_cut() -> None:
+def test_long_values_are_shortened() -> None:
     with pytest.raises(ValidationError, match="validation error") as caught:
         Home.model_validate_json('{"ages": "' + "x" * 500 + '"}')
     assert len(explain(caught.value, Home)[0].message) < 100
 
 
-def test_a_kind_read_alone_speaks_the_same_way() -> None:
+def test_registries_use_the_same_messages() -> None:
     with pytest.raises(SpecError, match="unknown") as caught:
         METHODS.parse({"kind": "los", "smooth_factor": 1.0, "smoth": 2})
     assert caught.value.problems == [
@@ -101,6 +101,6 @@ def test_a_kind_read_alone_speaks_the_same_way() -> None:
         METHODS.parse({"kind": "loss"})
 
 
-def test_offers_name_the_nearest_first() -> None:
+def test_suggestions_start_with_the_nearest() -> None:
     assert offer("unifrom", ["int", "uniform"]) == "; did you mean 'uniform'? known: int, uniform"
     assert offer("zzz", ["int"]) == "; known: int"

@@ -1,4 +1,4 @@
-"""A user's own arrays: what is taken, and every way in which they may be wrong."""
+"""`arrays`: what is read, and every defect that is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def test_safetensors_are_the_same_as_npz(tmp_path: Path) -> None:
     assert data.train.digest() == load(tmp_path, features()).train.digest()
 
 
-def test_images_bring_their_own_statistics(tmp_path: Path) -> None:
+def test_images_get_their_own_statistics(tmp_path: Path) -> None:
     given = images()
     data = load(tmp_path, given, val_fraction=0, augmentation={"pad": 2, "flip": True})
     assert isinstance(data, ImageData)
@@ -123,7 +123,7 @@ NAN[3, 1], NAN[5, 0] = np.nan, np.inf
     [
         ({"train_labels": None}, "train_labels is missing"),
         ({"test_features": None}, "test_features is missing"),
-        ({"train_features": None}, "must hold features: .*; it holds test_features, test_labels, train_labels"),
+        ({"train_features": None}, "must hold features: .*; got test_features, test_labels, train_labels"),
         (
             {"train_features": NAN},
             r"train_features must be finite, got 2 NaN or infinite values, the first at \[3, 1\]",
@@ -146,7 +146,7 @@ NAN[3, 1], NAN[5, 0] = np.nan, np.inf
         ({"train_labels": np.array([object()] * 20)}, "cannot be read .*allow_pickle"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+def test_invalid_features_are_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match):
         load(tmp_path, features(**changes))
 
@@ -169,7 +169,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], match: 
         ({"train_labels": np.zeros(20, int), "test_labels": np.zeros(9, int)}, "at least two classes, got 1"),
     ],
 )
-def test_wrong_images_are_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+def test_invalid_images_are_named(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match):
         load(tmp_path, images(**changes))
 
@@ -180,38 +180,44 @@ HEAD, HALF = np.ones((3, 4), np.float32), np.zeros((3, 4), np.float32)
 @pytest.mark.parametrize(
     ("extra", "match"),
     [
-        ({"val_labels": np.arange(3)}, "val_labels must come with val_features, which is not there; read are train_f"),
-        ({"bias": HEAD[:, 0]}, "bias must come with weight, which is not there; read are .*, weight, bias$"),
-        ({"weights": HEAD}, "weights is read by nothing; did you mean 'weight'"),
-        ({"weight": HEAD, "biases": HEAD[:, 0]}, "biases is read by nothing; did you mean 'bias'"),
+        (
+            {"val_labels": np.arange(3)},
+            "val_labels must come with val_features, which is missing; the names read are",
+        ),
+        ({"bias": HEAD[:, 0]}, "bias must come with weight, which is missing; .*, weight, bias$"),
+        ({"weights": HEAD}, "weights is not a name that is read; did you mean 'weight'"),
+        ({"weight": HEAD, "biases": HEAD[:, 0]}, "biases is not a name that is read; did you mean 'bias'"),
         ({"val_feature": HALF, "val_labels": np.arange(3)}, "val_labels must come with val_features"),
-        ({"valid_features": HALF}, r"valid_features .* 'val_features'\? Rename it, or take it out; read are train_f"),
+        (
+            {"valid_features": HALF},
+            r"valid_features .* 'val_features'\? Rename or remove it",
+        ),
         (
             {"test_feature": HALF, "test_features": None},
-            "test_feature is read by nothing; did you mean 'test_features'",
+            "test_feature is not a name that is read; did you mean 'test_features'",
         ),
     ],
 )
-def test_what_would_be_passed_over_by_a_slip_is_named(tmp_path: Path, extra: dict[str, Any], match: str) -> None:
+def test_typos_in_names_are_refused(tmp_path: Path, extra: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match):
         load(tmp_path, features(**extra))
 
 
-def test_slips_in_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="val_labels must come with val_images, which is not there"):
+def test_typos_in_names_of_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="val_labels must come with val_images, which is missing"):
         load(tmp_path, images(val_labels=np.arange(3)))
-    with pytest.raises(DataError, match=r"val_image is read by nothing; did you mean 'val_images'\?"):
+    with pytest.raises(DataError, match=r"val_image is not a name that is read; did you mean 'val_images'\?"):
         load(tmp_path, images(val_image=np.zeros((3, 3, 6, 6), np.uint8)))
 
 
-def test_classes_without_test_images_are_told(tmp_path: Path) -> None:
-    note = "1 class has no test image and is in no test accuracy: 2"
+def test_classes_without_test_images_are_noted(tmp_path: Path) -> None:
+    note = "1 class has no test image and is not part of any test accuracy: 2"
     for arrays in (features, images):
         assert load(tmp_path, arrays(test_labels=np.arange(9) % 2), val_fraction=0).notes == (note,)
         assert load(tmp_path, arrays(), val_fraction=0).notes == ()
 
 
-def test_other_keys_are_let_be(tmp_path: Path) -> None:
+def test_other_keys_are_ignored(tmp_path: Path) -> None:
     names = {
         "class_names": np.arange(3),
         "train_paths": np.arange(20),
@@ -228,7 +234,7 @@ def test_other_keys_are_let_be(tmp_path: Path) -> None:
     assert len(load(tmp_path, images(weight=HEAD, bias=HEAD[:, 0], weights=HEAD)).test) == 9
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     whole = tmp_path / "whole.npz"
     np.savez(whole, **features())
     cut = tmp_path / "cut.npz"
@@ -240,7 +246,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for file, match in ((cut, "cut.npz cannot be read"), (text, "must end in .npz"), (torn, "torn.* cannot be read")):
         with pytest.raises(DataError, match=match):
             DATASETS.parse({"kind": "arrays", "path": str(file)}).load()
-    with pytest.raises(DataError, match=r"none\.npz must be an \.npz or \.safetensors file, and there is none"):
+    with pytest.raises(DataError, match=r"none\.npz must be an \.npz or \.safetensors file, and does not exist"):
         DATASETS.parse({"kind": "arrays", "path": str(tmp_path / "none.npz")}).load()
 
 

@@ -1,4 +1,4 @@
-"""Sets that are counted without their files: the published counts, by kind."""
+"""Datasets without their files: the published counts, by kind."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def test_the_published_counts(document: dict[str, object], parts: tuple[int, ...
 
 
 @pytest.mark.parametrize("kind", ["image_folder", "image_list"])
-def test_what_only_files_know_is_not_guessed(kind: str) -> None:
+def test_kinds_without_published_counts_return_none(kind: str) -> None:
     assert DATASETS.parse({"kind": kind, "root": "nowhere"}).as_published() is None

@@ -1,4 +1,4 @@
-"""What `lt-train data check` shows: numbers as JSON, bars by rank, findings with how many more there are."""
+"""The output of `lt-train data check`: JSON, bars by rank, and findings."""
 
 import torch
 
@@ -40,7 +40,7 @@ def test_many_classes_share_twenty_bars_and_no_class_is_left_out() -> None:
     assert shown[-1].startswith("rank 951-1000 ")
     lengths = [row.count("#") for row in shown]
     assert lengths == sorted(lengths, reverse=True)
-    assert shown[-1].endswith(".")  # too short for a mark, but not nothing
+    assert shown[-1].endswith(".")  # too short for a mark, but not empty
     assert [row.split()[1] for row in bars(TAIL[:21], [], 60, plain=True)][-1] == "20-21"
     assert max(map(len, shown)) <= 60
 
@@ -51,7 +51,7 @@ def test_a_terminal_has_finer_bars() -> None:
     assert max(map(len, bars(TAIL, [], 60, plain=False))) <= 60
 
 
-def test_a_finding_says_how_many_more_there_are() -> None:
+def test_a_finding_gives_the_number_of_further_items() -> None:
     findings = (Finding("images are missing", 22, ("a.jpg", "b.jpg")), Finding("the list is empty"))
     shown = lines(document(Inspection(None, {}, findings=findings)), 80, plain=True)
     assert shown[-5:] == [

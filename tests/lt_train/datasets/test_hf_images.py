@@ -12,7 +12,7 @@ import torch
 from support.images import encoded
 
 from lt_train.core.errors import DataError
-from lt_train.datasets._images.decoding import Decoding
+from lt_train.datasets._images.decode import Decoder
 from lt_train.datasets.base import DATASETS, ImageData
 
 
@@ -58,12 +58,12 @@ def test_files_of_a_part_are_joined_in_order(root: Path, in_memory: int) -> None
     assert data.val is not None
     assert (len(data.val), data.test.labels.tolist()) == (3, [2, 1, 0])
     for place, (label, seed) in {0: (0, 0), 7: (1, 7), 9: (0, 9), 13: (2, 13)}.items():
-        assert np.array_equal(data.train.inputs[place].numpy(), Decoding(8, 8)(encoded(label, seed)))
+        assert np.array_equal(data.train.inputs[place].numpy(), Decoder(8, 8)(encoded(label, seed)))
     assert data.train.inputs.names[9] == "data/train-00001-of-00002.parquet#0"
-    assert data.notes == ("classes are named: 0 ant, 1 bee, 2 cat",)
+    assert data.notes == ("class names: 0 ant, 1 bee, 2 cat",)
 
 
-def test_both_ways_of_holding_them_have_one_digest(root: Path) -> None:
+def test_files_and_memory_have_one_digest(root: Path) -> None:
     held, decoded_later = load(root), load(root, in_memory=0)
     assert held.train.digest() == decoded_later.train.digest()
     assert torch.equal(held.train.inputs[:], decoded_later.train.inputs[:])
@@ -74,11 +74,11 @@ def test_parts_may_be_folders_and_columns_have_other_names(tmp_path: Path) -> No
     write(tmp_path / "default/test/0000.parquet", [0, 1], "img", "fine_label")
     data = load(tmp_path, image="img", label="fine_label", cut={"n_max": 2, "imbalance_ratio": 2, "val_per_class": 1})
     assert data.class_counts().tolist() == [2, 1]
-    with pytest.raises(DataError, match=r"must have a column 'image', and has img, fine_label"):
+    with pytest.raises(DataError, match=r"must have a column 'image', got img, fine_label"):
         load(tmp_path)
     with pytest.raises(DataError, match=r"column 'fine_label' must hold structs \{bytes, path\}, got int64"):
         load(tmp_path, image="fine_label", label="fine_label")
-    with pytest.raises(DataError, match=r"column 'img' must hold whole numbers, got struct"):
+    with pytest.raises(DataError, match=r"column 'img' must hold integers, got struct"):
         load(tmp_path, image="img", label="img")
 
 
@@ -86,22 +86,22 @@ def test_bad_rows_are_named(root: Path) -> None:
     write(root / "data/test-00000-of-00001.parquet", [2, 1, 0], bad={0: None, 1: b"", 2: encoded(0, 0)[:200]})
     name = r"data/test-00000-of-00001\.parquet"
     with pytest.raises(
-        DataError, match=rf"used: 3 \(3 in test\): {name}#0 \(missing\), {name}#1 \(0 bytes\), {name}#2 \("
+        DataError, match=rf"unreadable images: 3 \(3 in test\): {name}#0 \(missing\), {name}#1 \(0 bytes\), {name}#2 \("
     ):
         load(root)
 
 
-def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"must hold parquet files named, or in folders named, train"):
+def test_invalid_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"must hold parquet files whose name or folder starts with train"):
         load(tmp_path)
     write(tmp_path / "train.parquet", [0, 1, None])
     with pytest.raises(DataError, match="must hold parquet files of a test or val part"):
         load(tmp_path)
     write(tmp_path / "test.parquet", [0, 1])
-    with pytest.raises(DataError, match=r"every row of label must be a label, and some are null"):
+    with pytest.raises(DataError, match=r"column 'label' must hold a label in every row, got null"):
         load(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(DataError, match=r"train\.parquet cannot be read"):
         load(tmp_path)
-    with pytest.raises(DataError, match=r"held in memory up to encoded_in_memory 10 bytes, and these have \d+"):
+    with pytest.raises(DataError, match=r"must have at most encoded_in_memory 10 bytes, got \d+"):
         load(tmp_path, encoded_in_memory=10)

@@ -1,4 +1,4 @@
-"""Folders of images: parts, classes by name, the long-tailed cut, bad images by policy, files and memory alike."""
+"""Folders of images: parts, classes, the long-tailed cut, unreadable images, and equality of files and memory."""
 
 import sys
 from pathlib import Path
@@ -30,28 +30,28 @@ def names(part: Any) -> list[str]:
     return part.inputs.names
 
 
-def test_parts_and_classes_are_folders_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_parts_and_classes_are_folders_in_alphabetical_order(tmp_path: Path) -> None:
     data = load(write_tree(tmp_path, PARTS))
     assert data.class_counts().tolist() == data.split_counts.tolist() == [7, 5, 9]
     assert data.val is not None
     assert (len(data.val), data.val.labels.tolist(), len(data.test)) == (4, [0, 0, 2, 2], 9)
     assert names(data.train)[:2] == ["train/auk/00.jpg", "train/auk/01.jpg"]
     assert data.train.inputs[:].shape == data.train.inputs.shape == (21, 3, 8, 8)
-    assert data.notes == ("classes are numbered in the order of their names: 0 auk, 1 crow, 2 owl",)
+    assert data.notes == ("classes are numbered in alphabetical order: 0 auk, 1 crow, 2 owl",)
     assert data.mean == (0.485, 0.456, 0.406)
 
 
-def test_images_lie_at_any_depth_and_other_files_are_told(tmp_path: Path) -> None:
+def test_images_are_found_at_any_depth_and_other_files_are_reported(tmp_path: Path) -> None:
     write_tree(tmp_path, PARTS)
     write_images(tmp_path, {"train/auk/more/9.JPEG": 0})
     (tmp_path / "train/auk/readme.txt").touch()
     (tmp_path / "train/auk/.DS_Store").touch()
     data = load(tmp_path)
     assert "train/auk/more/9.JPEG" in names(data.train)
-    assert data.notes[-1] == "files that are no images by their names were passed over: 1 (train/auk/readme.txt)"
+    assert data.notes[-1] == "files without an image suffix were ignored: 1 (train/auk/readme.txt)"
 
 
-def test_without_a_val_folder_some_are_held_out_and_without_test_val_is_it(tmp_path: Path) -> None:
+def test_without_a_test_folder_val_is_the_test_set_and_some_are_held_out(tmp_path: Path) -> None:
     parts = {"train": PARTS["train"], "val": PARTS["test"]}
     data = load(write_tree(tmp_path, parts), val_fraction=0.3)
     assert data.split_counts.tolist() == [7, 5, 9]
@@ -62,15 +62,15 @@ def test_without_a_val_folder_some_are_held_out_and_without_test_val_is_it(tmp_p
     assert load(tmp_path, val_fraction=0).val is None
 
 
-def test_a_tree_without_parts_gives_a_test_set_of_its_own(tmp_path: Path) -> None:
+def test_a_tree_without_parts_gets_a_test_set(tmp_path: Path) -> None:
     data = load(write_tree(tmp_path, {"": {"a": 10, "b": 5}}), val_fraction=0)
     assert torch.bincount(data.test.labels).tolist() == [2, 1]
     assert data.split_counts.tolist() == [8, 4]
     assert not {*names(data.train)} & {*names(data.test)}
-    assert "3 of 15 images were held out as test set" in data.notes[1]
+    assert "3 of 15 images were held out as the test set" in data.notes[1]
 
 
-def test_a_long_tail_is_cut_as_elsewhere(tmp_path: Path) -> None:
+def test_a_long_tail_can_be_cut(tmp_path: Path) -> None:
     parts = {"train": {"a": 12, "b": 12, "c": 12}, "test": {"a": 2, "b": 2, "c": 2}}
     data = load(write_tree(tmp_path, parts), cut={"n_max": 8, "imbalance_ratio": 4, "val_per_class": 3})
     assert data.class_counts().tolist() == data.split_counts.tolist() == [8, 4, 2]
@@ -118,30 +118,28 @@ def test_bad_images_are_refused_with_their_count_and_names(tmp_path: Path) -> No
     root = write_tree(tmp_path, PARTS, BAD)
     with pytest.raises(
         DataError,
-        match=r"^images that cannot be used: 3 \(2 in train, 1 in test\): train/auk/01\.jpg \(0 bytes\), "
-        r"train/auk/02\.jpg \(.*truncated.*\), test/owl/00\.jpg \(no image.*bad_images: skip$",
+        match=r"^unreadable images: 3 \(2 in train, 1 in test\): train/auk/01\.jpg \(0 bytes\), "
+        r"train/auk/02\.jpg \(.*truncated.*\), test/owl/00\.jpg \(not an image.*bad_images: skip$",
     ):
         load(root)
 
 
-def test_bad_images_may_be_left_out_and_are_named(tmp_path: Path) -> None:
+def test_bad_images_can_be_dropped_and_are_named(tmp_path: Path) -> None:
     data = load(write_tree(tmp_path, PARTS, BAD), bad_images="skip")
     assert data.split_counts.tolist() == [5, 5, 9]
     assert len(data.test) == 8
-    assert data.notes[1].startswith(
-        "left out (bad_images: skip): images that cannot be used: 3 (2 in train, 1 in test)"
-    )
+    assert data.notes[1].startswith("dropped (bad_images: skip): unreadable images: 3 (2 in train, 1 in test)")
     assert not {*BAD} & {*names(data.train), *names(data.test)}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a file whose disk fails is Linux's own")
-def test_an_image_that_the_machine_cannot_read_is_not_left_out_and_the_check_names_it(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="simulates an I/O error with a Linux file")
+def test_an_io_error_is_raised_and_not_skipped_and_the_check_names_it(tmp_path: Path) -> None:
     root = write_tree(tmp_path, PARTS)
     (root / "train/owl/03.jpg").unlink()
-    (root / "train/owl/03.jpg").symlink_to("/proc/self/mem")  # there, and reading it is an input/output error
+    (root / "train/owl/03.jpg").symlink_to("/proc/self/mem")  # exists, and reading it fails
     for bad_images in ("skip", "fail"):
         with pytest.raises(
-            StorageError, match=r"image train/owl/03\.jpg cannot be read \(\[Errno .* permissions and run again"
+            StorageError, match=r"image train/owl/03\.jpg cannot be read \(\[Errno .*check its disk and permissions"
         ):
             load(root, bad_images=bad_images)
     (finding,) = spec(root).inspect(lambda *_: None).findings
@@ -151,31 +149,29 @@ def test_an_image_that_the_machine_cannot_read_is_not_left_out_and_the_check_nam
 def test_of_many_bad_images_twenty_are_named(tmp_path: Path) -> None:
     broken = {f"train/a/{number:02}.jpg": "empty" for number in range(25)}
     root = write_tree(tmp_path, {"train": {"a": 30, "b": 3}, "test": {"a": 1, "b": 1}}, broken)
-    with pytest.raises(DataError, match=r"used: 25 \(25 in train\).*train/a/19\.jpg \(0 bytes\) and 5 more"):
+    with pytest.raises(DataError, match=r"25 \(25 in train\).*train/a/19\.jpg \(0 bytes\) and 5 more"):
         load(root)
 
 
 def test_a_class_that_loses_all_its_images_is_refused(tmp_path: Path) -> None:
     broken = {f"train/crow/{number:02}.jpg": "empty" for number in range(5)}
-    with pytest.raises(
-        DataError, match=r"every class needs a training image that can be read, and these have none: 1$"
-    ):
+    with pytest.raises(DataError, match=r"every class needs a readable training image, and these have none: 1$"):
         load(write_tree(tmp_path, PARTS, broken), bad_images="skip")
 
 
 def test_a_part_that_loses_all_its_images_is_refused(tmp_path: Path) -> None:
     broken = {f"val/{name}/{number:02}.jpg": "empty" for name in ("auk", "owl") for number in range(2)}
-    with pytest.raises(DataError, match="val must have images that can be read, and has none"):
+    with pytest.raises(DataError, match="val must have readable images, got none"):
         load(write_tree(tmp_path, PARTS, broken), bad_images="skip")
 
 
-def test_the_whole_check_finds_what_is_broken_inside(tmp_path: Path) -> None:
+def test_the_whole_check_finds_damage_inside_a_jpeg(tmp_path: Path) -> None:
     root = write_tree(tmp_path, PARTS)
     (root / "train/owl/03.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 90 + b"\xff\xd9")
     assert len(load(root, check="whole", bad_images="skip").train) == 20
-    with pytest.raises(DataError, match=r"that cannot be used: 1 \(1 in train\): train/owl/03\.jpg"):
+    with pytest.raises(DataError, match=r"unreadable images: 1 \(1 in train\): train/owl/03\.jpg"):
         load(root, check="whole")
-    held = load(root)  # its images are decoded, and the one that cannot be is whoever's who asks for it
+    held = load(root)  # decodes its images; the damaged one is reported on access
     with pytest.raises(DataError, match=r"image train/owl/03\.jpg cannot be decoded"):
         held.train.inputs[:]
     with pytest.raises(DataError, match=r"image train/owl/03\.jpg cannot be decoded"):
@@ -185,12 +181,12 @@ def test_the_whole_check_finds_what_is_broken_inside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"train": {"a": 2}, "test": {"a": 1}}, "must hold a folder for each of at least two classes, got a"),
+        ({"train": {"a": 2}, "test": {"a": 1}}, "must hold one folder per class for at least two classes, got a"),
         ({"train": {"a": 2, "b": 2}}, "must have a test or val folder beside it, and has neither"),
         ({"train": {"a": 2, "b": 2}, "test": {"b": 1, "c": 1}}, "must have the classes of train, and has others: c"),
     ],
 )
-def test_folders_that_are_no_dataset_are_told(tmp_path: Path, parts: dict[str, dict[str, int]], message: str) -> None:
+def test_invalid_folder_structures_are_refused(tmp_path: Path, parts: dict[str, dict[str, int]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(write_tree(tmp_path, parts))
 
@@ -202,8 +198,8 @@ def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere must be a folder of images, and is not"):
+def test_a_missing_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"root must be a folder of images, and .*nowhere is not one"):
         load(tmp_path / "nowhere")
 
 
@@ -218,15 +214,15 @@ def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
             {"augmentation": "resize_crop"},
             r"augmentation\.kind: unknown kind 'resize_crop'; did you mean 'resized_crop'",
         ),
-        ({"augmentation": 7}, r"augmentation: kind is required, but not given; known: pad_crop, resized_crop"),
+        ({"augmentation": 7}, r"augmentation: kind is required; known: pad_crop, resized_crop"),
         ({"augmentation": {"pad": -1, "flip": True}}, r"augmentation\.pad: must be at least 0, got -1"),
         (
             {"augmentation": {"kind": "resized_crop", "scale": [0.5, 0.2]}},
-            r"augmentation\.scale: must be two numbers above 0 that ascend, got \[0\.5, 0\.2\]",
+            r"augmentation\.scale: must be two numbers above 0 in ascending order, got \[0\.5, 0\.2\]",
         ),
         (
             {"augmentation": {"kind": "resized_crop", "scale": [0.5, 2]}},
-            r"augmentation\.scale: must be shares of the image, 1 at most, got \[0\.5, 2\.0\]",
+            r"augmentation\.scale: must be shares of the image, at most 1, got \[0\.5, 2\.0\]",
         ),
         (
             {"augmentation": {"kind": "resized_crop", "ratio": [0, 2]}},
@@ -234,6 +230,6 @@ def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_field_that_cannot_be_is_named(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_field_is_named(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         spec(tmp_path, **fields)

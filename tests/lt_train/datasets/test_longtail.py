@@ -1,4 +1,4 @@
-"""The cut and the hold-out: published counts, exact indices, and loud notes."""
+"""The cut and the hold-out: published counts, exact indices, and notes."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_validation_comes_from_the_left_over_first() -> None:
     assert notes == ()
 
 
-def test_a_short_left_over_is_made_up_from_training_and_said() -> None:
+def test_missing_validation_images_come_from_training_with_a_note() -> None:
     labels = torch.arange(100) % 2
     chosen, left_over = cut_longtail(labels, [48, 10])  # two of class 0 are left over
     train, val, notes = hold_out(labels, chosen, left_over, 8)
@@ -121,11 +121,11 @@ def test_a_fraction_takes_one_of_every_class_but_never_the_last() -> None:
     assert val is not None
     assert torch.bincount(labels[val], minlength=4).tolist() == [2, 1, 0, 0]
     assert torch.bincount(labels[train]).tolist() == [8, 1, 1, 1]
-    assert notes[0].endswith("Without a validation image, because they have one image only: class 2; class 3")
+    assert notes[0].endswith("because they have only one image: class 2; class 3")
     assert torch.bincount(labels[hold_out_fraction(labels, 1 - 1e-16)[0]]).tolist() == [1, 1, 1, 1]
 
 
-def test_a_fraction_of_classes_of_one_says_that_there_is_no_validation() -> None:
+def test_a_fraction_of_classes_with_one_image_gives_no_validation_set() -> None:
     train, val, notes = hold_out_fraction(torch.arange(3), 0.5)
     assert train.tolist() == [0, 1, 2]
     assert val is None

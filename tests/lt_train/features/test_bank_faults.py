@@ -1,4 +1,4 @@
-"""A bank that was damaged is refused by name; a disk that is full leaves nothing partial behind."""
+"""Damaged banks are refused with the name of the file; a full disk leaves nothing partial behind."""
 
 import dataclasses
 import json
@@ -12,10 +12,10 @@ from lt_train.core.errors import BankError, StorageError
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.files import bank_fingerprint, open_bank, open_test, write_bank
 
-INPUTS = {"dataset": "made up", "seed": 0}
+INPUTS = {"dataset": "synthetic", "seed": 0}
 
 
-def made_up(images: int = 12) -> FeatureBank:
+def make(images: int = 12) -> FeatureBank:
     stream = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % 3
     return FeatureBank(
@@ -33,11 +33,11 @@ def made_up(images: int = 12) -> FeatureBank:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return write_bank(tmp_path, INPUTS, made_up())
+    return write_bank(tmp_path, INPUTS, make())
 
 
 def test_a_round_trip_changes_nothing(path: Path) -> None:
-    bank, expected = open_bank(path), made_up()
+    bank, expected = open_bank(path), make()
     for field in dataclasses.fields(FeatureBank):
         value, original = getattr(bank, field.name), getattr(expected, field.name)
         if isinstance(original, torch.Tensor):
@@ -52,9 +52,9 @@ def test_a_round_trip_changes_nothing(path: Path) -> None:
     assert torch.equal(again.head[0], expected.head[0])
 
 
-def test_the_test_set_can_be_had_without_the_rest_and_is_checked(path: Path) -> None:
-    (path / "train.safetensors").unlink()  # many times larger, and none of its business
-    assert torch.equal(open_test(path).features, made_up().test.features)
+def test_the_test_set_can_be_opened_without_the_rest_and_is_checked(path: Path) -> None:
+    (path / "train.safetensors").unlink()  # much larger, and not needed
+    assert torch.equal(open_test(path).features, make().test.features)
     file = path / "test.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(BankError, match=r"test\.safetensors is truncated or altered"):
@@ -71,9 +71,9 @@ def test_a_flipped_bit_is_noticed(path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.safetensors", "test.safetensors", "head.safetensors"])
-def test_a_cut_file_is_noticed(path: Path, name: str) -> None:
+def test_a_truncated_file_is_noticed(path: Path, name: str) -> None:
     (path / name).write_bytes((path / name).read_bytes()[:-1])
-    with pytest.raises(BankError, match=rf"feature bank {path}: {name} is truncated or altered: \d+ bytes where"):
+    with pytest.raises(BankError, match=rf"feature bank {path}: {name} is truncated or altered: \d+ bytes instead of"):
         open_bank(path)
 
 
@@ -100,21 +100,21 @@ def test_an_edited_manifest_is_noticed(path: Path, key: str, value: object, matc
         open_bank(path)
 
 
-def test_a_cut_manifest_is_noticed(path: Path) -> None:
+def test_a_truncated_manifest_is_noticed(path: Path) -> None:
     file = path / "manifest.json"
     file.write_text(file.read_text()[:-20])
     with pytest.raises(BankError, match=r"manifest\.json is truncated or altered"):
         open_bank(path)
 
 
-def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BankError, match=rf"{tmp_path} is not a feature bank: it has no manifest.json"):
         open_bank(tmp_path)
 
 
-def test_a_bank_that_is_there_already_stays(path: Path) -> None:
+def test_an_existing_bank_is_not_rewritten(path: Path) -> None:
     before = (path / "manifest.json").stat().st_mtime_ns
-    assert write_bank(path.parent, INPUTS, made_up()) == path
+    assert write_bank(path.parent, INPUTS, make()) == path
     assert (path / "manifest.json").stat().st_mtime_ns == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -123,7 +123,7 @@ def test_a_full_disk_is_named_and_nothing_partial_stays(small_disk: Callable[[st
     disk = small_disk("64k")
     path = disk / bank_fingerprint(INPUTS)
     with pytest.raises(StorageError, match=rf"cannot write {path}: the disk is full; free some space and run the same"):
-        write_bank(disk, INPUTS, made_up(images=5000))
+        write_bank(disk, INPUTS, make(images=5000))
     assert list(disk.iterdir()) == []
-    write_bank(disk, INPUTS, made_up())  # the space is free again
+    write_bank(disk, INPUTS, make())  # the space is free again
     open_bank(path)

@@ -1,4 +1,4 @@
-"""`FeatureBank.check`: values that cannot be trained on are refused with how many they are and where the first is."""
+"""`FeatureBank.check`: the number of invalid values and the position of the first are reported."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def features_of(bank: FeatureBank, name: str) -> Tensor:
 every_set = pytest.mark.parametrize("name", ["train", "val", "test"])
 
 
-def test_a_sound_bank_passes() -> None:
+def test_a_valid_bank_passes() -> None:
     make_bank().check()
     make_bank(val_per_class=0, head=False).check()
 
@@ -57,7 +57,7 @@ def test_one_bad_feature_is_found(name: str, value: float) -> None:
 
 
 def test_all_are_counted_and_the_first_is_named() -> None:
-    """Over chunks and views; values that take each other out of a sum are no less bad."""
+    """Over chunks and views; values that cancel in a sum are found too."""
     bank = make_bank((5000, 5000), dim=2, views=2)
     places = [((0, 4095, 1), INF), ((0, 4096, 0), -INF), ((0, 9999, 1), NAN), ((1, 0, 0), INF), ((1, 0, 1), -INF)]
     bad = replace(bank, train_features=spoiled(bank.train_features, *places))
@@ -68,15 +68,15 @@ def test_all_are_counted_and_the_first_is_named() -> None:
         only_later.check()
 
 
-def test_large_numbers_are_no_fault() -> None:
-    """Their sum is infinite; they are not."""
+def test_large_numbers_are_valid() -> None:
+    """Although their sum is infinite."""
     bank = make_bank()
     replace(bank, train_features=torch.full_like(bank.train_features, 3e38)).check()
 
 
 @every_set
 @pytest.mark.parametrize("value", [-1, 6, 10**12])
-def test_a_label_that_is_no_class_is_found(name: str, value: int) -> None:
+def test_a_label_out_of_range_is_found(name: str, value: int) -> None:
     bank = make_bank()
     labels = (bank.train_labels if name == "train" else getattr(bank, name).labels).clone()
     labels[5] = value
@@ -100,7 +100,7 @@ def test_a_stage_1_head_that_is_not_finite_is_found(place: int, name: str, value
         replace(bank, head=(head[0], head[1])).check()
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     bank = make_bank()
     bad = with_features(bank, "val", spoiled(features_of(bank, "val"), ((0, 0, 0), NAN)))
     bad = with_labels(bad, "test", torch.full_like(bank.test.labels, 9))
@@ -108,7 +108,7 @@ def test_every_fault_is_told_at_once() -> None:
         bad.check()
 
 
-def test_the_scan_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bank_is_scanned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs of one sweep share a bank; a large one is on disk."""
     bank = make_bank()
     bank.check()
@@ -122,6 +122,6 @@ def test_the_scan_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(bank, notes=("another",)).check()
 
 
-def test_an_empty_set_has_no_fault() -> None:
+def test_an_empty_set_is_valid() -> None:
     bank = make_bank()
     replace(bank, val=EvalSet(torch.empty(1, 0, 8), torch.empty(0, dtype=torch.int64))).check()

@@ -1,4 +1,4 @@
-"""Extraction: what is stored is what the frozen network says, once, and only for data it was trained for."""
+"""Extraction: a bank stores the features of the frozen network, once, and only for a matching dataset."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.images import write_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -13,8 +14,8 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError
-from lt_train.datasets._images.transform import apply_views, draw_views, normalise
-from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
+from lt_train.datasets._images.transform import View, apply_views, draw_views, normalise
+from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData, ResizedCrop
 from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
 from lt_train.pretrain.base import RECIPES
@@ -41,12 +42,12 @@ def features(checkpoint: Path, data: ImageData, inputs: torch.Tensor) -> torch.T
         return load_checkpoint(checkpoint)[0].backbone(normalise(inputs, data.mean, data.std))
 
 
-def test_one_view_is_the_images_as_they_are(checkpoint: Path, tmp_path: Path) -> None:
+def test_one_view_is_the_images_without_augmentation(checkpoint: Path, tmp_path: Path) -> None:
     bank = open_bank(build_bank(DIGITS, checkpoint, FeaturesSpec(), tmp_path))
     data = images(DIGITS)
     assert bank.train_features.shape == (1, 369, 16)
     torch.testing.assert_close(bank.train_features[0], features(checkpoint, data, data.train.inputs))
-    assert bank.test.features.shape[0] == 1  # a mirrored digit is another digit
+    assert bank.test.features.shape[0] == 1  # digits are not mirrored
     assert bank.val is not None
     assert data.val is not None
     torch.testing.assert_close(bank.val.features[0], features(checkpoint, data, data.val.inputs))
@@ -67,7 +68,7 @@ def test_views_are_augmented_each_from_its_own_stream(checkpoint: Path, tmp_path
 
 
 class LargeTensors(TorchDispatchMode):
-    """Keeps every float32 memory of `size` bytes or more that is made, so that none can be made twice in one place."""
+    """Keeps every float32 storage of at least `size` bytes alive, so that no address is reused."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -85,17 +86,17 @@ class LargeTensors(TorchDispatchMode):
 
 
 def mapped_from(address: int) -> str:
-    """The file that lies at an address of this process, empty for memory of its own."""
+    """The file mapped at an address of this process; empty for anonymous memory."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, stop = (int(end, 16) for end in line.split()[0].split("-"))
         if start <= address < stop:
             return " ".join(line.split()[5:])
-    raise AssertionError("an address of nothing")
+    raise AssertionError("the address is not mapped")
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what lies where in memory")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="/proc/self/maps is specific to Linux")
 def test_a_bank_is_never_held_in_memory(checkpoint: Path, tmp_path: Path) -> None:
-    """Features go to disk batch by batch; what there is of a whole set is its file, mapped."""
+    """Features go to disk batch by batch; a whole set exists only as a memory-mapped file."""
     data = images(DIGITS)
     with LargeTensors(2 * 140 * 16 * 4) as large:  # the smallest set's
         spec = FeaturesSpec(views=3, test_flip=True, batch_size=4)
@@ -123,7 +124,7 @@ def test_the_same_inputs_are_not_extracted_again(checkpoint: Path, tmp_path: Pat
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_what_decides_the_contents_decides_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
+def test_everything_that_determines_the_contents_changes_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
     other = DATASETS.parse({"kind": "digits_lt", "n_max": 100})
     paths = {
         build_bank(DIGITS, checkpoint, FeaturesSpec(), tmp_path),
@@ -186,5 +187,56 @@ def test_features_become_a_bank_without_a_backbone(checkpoint: Path, tmp_path: P
     np.savez(moved, weight=2 * weight, **arrays)
     assert build_bank(again, None, FeaturesSpec(), tmp_path / "banks") != path
 
-    with pytest.raises(UserError, match="arrays brings features, so no backbone is used; drop checkpoint"):
+    with pytest.raises(UserError, match="arrays has features, so no backbone is used; remove checkpoint"):
         build_bank(again, checkpoint, FeaturesSpec(), tmp_path / "banks")
+
+
+TREE = {"train": {"auk": 9, "crow": 5, "owl": 3}, "test": {"auk": 2, "crow": 2, "owl": 2}}
+
+
+def folder(root: Path, augmentation: object) -> DatasetSpec:
+    return DATASETS.parse(
+        {"kind": "image_folder", "root": str(root), "size": 8, "resize": 9, "augmentation": augmentation}
+    )
+
+
+def test_a_bank_holds_the_resized_crops_drawn_for_each_view(tmp_path: Path) -> None:
+    spec = folder(write_tree(tmp_path / "birds", TREE), "resized_crop")
+    data = images(spec)
+    out = tmp_path / "stage1.safetensors"
+    train_backbone(
+        data, BACKBONES.parse({"kind": "small_cnn", "width": 4}), RECIPES.parse({"kind": "ce", "epochs": 1}), out
+    )
+    network = load_checkpoint(out)[0].backbone
+
+    def extracted(inputs: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return network(normalise(inputs, data.mean, data.std))
+
+    bank = open_bank(build_bank(spec, out, FeaturesSpec(views=2, seed=3, batch_size=5), tmp_path / "banks"))
+    for view in range(2):
+        rows = draw_views(len(data.train), ResizedCrop(), seeding.generator("feature view", 3, view))
+        expected = extracted(View(data.train.inputs, ResizedCrop(), rows)[:])
+        torch.testing.assert_close(bank.train_features[view], expected)
+    assert not torch.allclose(bank.train_features[0], bank.train_features[1])
+    assert bank.test.features.shape[0] == 2
+    torch.testing.assert_close(bank.test.features[0], extracted(data.test.inputs[:]))
+    unaugmented = open_bank(build_bank(spec, out, FeaturesSpec(), tmp_path / "banks"))
+    torch.testing.assert_close(unaugmented.train_features[0], extracted(data.train.inputs[:]))
+    narrower = folder(tmp_path / "birds", {"kind": "resized_crop", "scale": [0.5, 1]})
+    other = open_bank(build_bank(narrower, out, FeaturesSpec(views=2, seed=3), tmp_path / "banks"))
+    assert other.fingerprint != bank.fingerprint
+    assert not torch.allclose(other.train_features, bank.train_features)
+
+
+def test_training_images_of_a_resized_crop_stay_in_their_files(tmp_path: Path) -> None:
+    data = images(folder(write_tree(tmp_path, TREE), "resized_crop"))
+    assert not data.train.inputs.in_memory
+    assert data.test.inputs.in_memory
+    assert images(folder(tmp_path, {"pad": 1, "flip": True})).train.inputs.in_memory
+
+
+def test_pad_crop_is_stored_without_its_kind() -> None:
+    for augmentation in ({"pad": 2, "flip": False}, {"kind": "pad_crop", "pad": 2, "flip": False}):
+        assert folder(Path("x"), augmentation).identity()["augmentation"] == {"pad": 2, "flip": False}
+    assert DATASETS.parse({"kind": "digits_lt"}).identity()["augmentation"] == {"pad": 1, "flip": False}

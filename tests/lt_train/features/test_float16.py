@@ -1,4 +1,4 @@
-"""Banks of float16: half the bytes, trained in float32, and a refusal of what they cannot say."""
+"""Banks of float16: half the bytes, trained in float32, and features that overflow are refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def as_single(bank: FeatureBank) -> FeatureBank:
 
 @pytest.mark.parametrize("kind", ["los", "cosine", "disalign", "vanilla"])
 @pytest.mark.parametrize("engine", [fused, reference])
-def test_training_is_that_of_the_rounded_features_in_float32(kind: str, engine: object) -> None:
+def test_training_uses_the_rounded_features_in_float32(kind: str, engine: object) -> None:
     half = FeatureBank.from_arrays(halved(make_bank(views=2)).to_arrays())
     assert half.train_features.dtype == torch.float16
     runs = [Run(METHODS.parse({"kind": kind}), TrainingSpec(epochs=2), 0)]
@@ -75,7 +75,7 @@ def test_its_values_are_checked_too() -> None:
         replace(bank).check()
 
 
-def test_a_feature_beyond_float16_is_refused_with_where_it_is(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_feature_beyond_float16_is_refused_with_its_position(checkpoint: Path, tmp_path: Path) -> None:
     classifier, about = load_checkpoint(checkpoint)
     with torch.no_grad():
         for parameter in classifier.backbone.parameters():
@@ -83,13 +83,13 @@ def test_a_feature_beyond_float16_is_refused_with_where_it_is(checkpoint: Path, 
     save_checkpoint(tmp_path / "large.safetensors", classifier, about)
     open_bank(build_bank(DIGITS, tmp_path / "large.safetensors", FEATURES, tmp_path / "single")).check()
     with pytest.raises(
-        BankError, match=r"float16 holds magnitudes up to 65504, and feature \d+ of train image \d+ is .*use dtype"
+        BankError, match=r"float16 stores magnitudes up to 65504, and feature \d+ of train image \d+ is .*use dtype"
     ):
         build_bank(DIGITS, tmp_path / "large.safetensors", HALF, tmp_path / "half")
     assert list((tmp_path / "half").iterdir()) == []
 
 
-def test_an_extractor_that_has_travelled_says_the_same_in_any_order(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_pickled_extractor_gives_the_same_features_in_any_order(checkpoint: Path, tmp_path: Path) -> None:
     def elsewhere(extractor: Extractor, wanted: list[Shard]) -> list[ShardResult]:  # type: ignore[misc]
         copied = pickle.loads(pickle.dumps(extractor))
         done = [one for shard in reversed(wanted) for one in copied.run([shard])]

@@ -1,4 +1,4 @@
-"""An extraction that was killed anywhere is gone on with, to the very bytes of one that nobody disturbed."""
+"""An interrupted extraction is resumed, and its bank has the same bytes as that of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from support import extraction
 from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoint
 
 from lt_train.core.errors import StorageError
-from lt_train.core.tensor_file import allocate, tensor_offsets
+from lt_train.core.io import allocate, tensor_offsets
 from lt_train.features import extract, partial
 from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
-from lt_train.features.partial import alone
+from lt_train.features.partial import exclusive
 from lt_train.features.shards import Extractor, Shard, ShardResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ class Stop(Exception):
 
 
 def stopped_after(images: int, checkpoint: Path, store: Path, **options: Any) -> None:
-    """An extraction that somebody stops, in this process."""
+    """Run an extraction in this process and interrupt it."""
 
     def report(done: int, total: int, note: str) -> None:
         if done >= images:
@@ -51,39 +51,39 @@ def stopped_after(images: int, checkpoint: Path, store: Path, **options: Any) ->
         build_bank(DIGITS, checkpoint, options.pop("features", FEATURES), store, report=report, **options)
 
 
-def told(checkpoint: Path, store: Path, **options: Any) -> tuple[Path, list[tuple[int, int, str]]]:
-    said: list[tuple[int, int, str]] = []
+def extracted(checkpoint: Path, store: Path, **options: Any) -> tuple[Path, list[tuple[int, int, str]]]:
+    reports: list[tuple[int, int, str]] = []
     features = options.pop("features", FEATURES)
-    return build_bank(DIGITS, checkpoint, features, store, report=lambda *one: said.append(one), **options), said
+    return build_bank(DIGITS, checkpoint, features, store, report=lambda *one: reports.append(one), **options), reports
 
 
-def test_killed_at_random_it_is_gone_on_with_to_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
-    expected = extraction.extract(checkpoint, tmp_path / "undisturbed")
+def test_an_extraction_killed_at_random_resumes_to_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    expected = extraction.extract(checkpoint, tmp_path / "uninterrupted")
     store, chance = tmp_path / "banks", random.Random(5)
     for kill_after in sorted(chance.sample(range(50, TOTAL - 50), 3)):
         command = [sys.executable, extraction.__file__, str(checkpoint), str(store), str(kill_after)]
         assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert [entry.name for entry in store.iterdir()] == [f"{expected.name}.partial"]
-    path, said = told(checkpoint, store)
+    path, reports = extracted(checkpoint, store)
     assert bytes_of(path) == bytes_of(expected)
     assert [entry.name for entry in store.iterdir()] == [path.name]
-    done, total, note = said[0]
+    done, total, note = reports[0]
     assert total == TOTAL
-    assert kill_after <= done < kill_after + 50, "what was listed before the last kill is not done again"
+    assert kill_after <= done < kill_after + 50, "journalled work must not be repeated"
     assert note == f"resumed after {done} of {TOTAL} images"
-    assert said[-1][0] == TOTAL
-    assert "images/s" in said[-1][2]
+    assert reports[-1][0] == TOTAL
+    assert "images/s" in reports[-1][2]
 
 
-def test_a_stop_in_good_order_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    """Although what is done is listed every two seconds only."""
+def test_an_orderly_stop_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """Although the journal is synced only every two seconds."""
     stopped_after(500, checkpoint, tmp_path)
-    _, said = told(checkpoint, tmp_path)
-    assert said[0][0] >= 500
+    _, reports = extracted(checkpoint, tmp_path)
+    assert reports[0][0] >= 500
 
 
-def test_a_line_that_was_cut_short_says_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    expected, _ = told(checkpoint, tmp_path / "undisturbed")
+def test_a_truncated_journal_line_is_ignored(checkpoint: Path, tmp_path: Path) -> None:
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
     store = tmp_path / "banks"
     stopped_after(500, checkpoint, store)
     (journal,) = store.glob("*.partial/journal.jsonl")
@@ -93,18 +93,20 @@ def test_a_line_that_was_cut_short_says_nothing(checkpoint: Path, tmp_path: Path
     part, view, start, _ = json.loads(lines[-1])["shard"]
     assert part == "train"
     spoil = tensor_offsets(data)["features"] + (view * 369 + start) * 16 * 4
-    with data.open("r+b") as opened:  # what the line was about never reached the disk
+    with data.open("r+b") as opened:  # the rows of that line never reached the disk
         opened.seek(spoil)
         opened.write(b"\xff" * 16)
-    path, said = told(checkpoint, store)
-    assert said[0][0] == sum(stop - start for _, _, start, stop in (json.loads(line)["shard"] for line in lines[:-1]))
+    path, reports = extracted(checkpoint, store)
+    assert reports[0][0] == sum(
+        stop - start for _, _, start, stop in (json.loads(line)["shard"] for line in lines[:-1])
+    )
     assert bytes_of(path) == bytes_of(expected)
 
 
-def test_killed_while_the_bank_is_put_together_nothing_is_extracted_again(
+def test_an_extraction_killed_before_the_bank_is_written_is_not_repeated(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, _ = told(checkpoint, tmp_path / "undisturbed")
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
 
     def stop(*_: object) -> None:
         raise Stop
@@ -112,52 +114,52 @@ def test_killed_while_the_bank_is_put_together_nothing_is_extracted_again(
     with monkeypatch.context() as patch:
         patch.setattr(extract, "write_bank", stop)
         with pytest.raises(Stop):
-            told(checkpoint, tmp_path / "banks")
-    path, said = told(checkpoint, tmp_path / "banks")
-    assert said == [(TOTAL, TOTAL, f"resumed after {TOTAL} of {TOTAL} images")]
+            extracted(checkpoint, tmp_path / "banks")
+    path, reports = extracted(checkpoint, tmp_path / "banks")
+    assert reports == [(TOTAL, TOTAL, f"resumed after {TOTAL} of {TOTAL} images")]
     assert bytes_of(path) == bytes_of(expected)
 
 
 @pytest.mark.parametrize("change", ["batch_size", "threads"])
-def test_what_may_change_bits_is_not_mixed(checkpoint: Path, tmp_path: Path, change: str) -> None:
-    expected, _ = told(checkpoint, tmp_path / "undisturbed")
+def test_settings_that_change_bits_are_not_mixed(checkpoint: Path, tmp_path: Path, change: str) -> None:
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
     other = FEATURES.model_copy(update={"batch_size": 7}) if change == "batch_size" else FEATURES
     stopped_after(300, checkpoint, tmp_path / "banks", features=other, threads=2 if change == "threads" else None)
-    path, said = told(checkpoint, tmp_path / "banks")
-    assert said[0] == (
+    path, reports = extracted(checkpoint, tmp_path / "banks")
+    assert reports[0] == (
         0,
         TOTAL,
-        f"begun anew: what was half done was extracted with {change} {7 if change == 'batch_size' else 2}",
+        f"restarted: the interrupted extraction used {change} {7 if change == 'batch_size' else 2}",
     )
     assert bytes_of(path) == bytes_of(expected)
 
 
-def test_of_two_at_once_one_waits_and_says_for_whom(checkpoint: Path, tmp_path: Path) -> None:
-    bank, _ = told(checkpoint, tmp_path / "undisturbed")
-    store, said = tmp_path / "banks", list[tuple[int, int, str]]()
+def test_one_of_two_concurrent_calls_waits_and_names_the_owner(checkpoint: Path, tmp_path: Path) -> None:
+    bank, _ = extracted(checkpoint, tmp_path / "uninterrupted")
+    store, reports = tmp_path / "banks", list[tuple[int, int, str]]()
     waits = threading.Event()
 
     def report(done: int, total: int, note: str) -> None:
-        said.append((done, total, note))
+        reports.append((done, total, note))
         waits.set()
 
     found: list[Path] = []
     other = threading.Thread(
         target=lambda: found.append(build_bank(DIGITS, checkpoint, FEATURES, store, report=report))
     )
-    with alone(store / bank.name, lambda who: None):
+    with exclusive(store / bank.name, lambda who: None):
         other.start()
         assert waits.wait(60)
         time.sleep(0.1)
         assert not found
     other.join()
-    assert "waiting for process " in said[0][2]
+    assert "waiting for process " in reports[0][2]
     assert found[0].name == bank.name
     assert bytes_of(found[0]) == bytes_of(bank)
 
 
-def test_two_processes_make_one_bank(checkpoint: Path, tmp_path: Path) -> None:
-    expected, _ = told(checkpoint, tmp_path / "undisturbed")
+def test_two_processes_build_one_bank(checkpoint: Path, tmp_path: Path) -> None:
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
     store = tmp_path / "banks"
     command = [sys.executable, extraction.__file__, str(checkpoint), str(store), "0"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -166,21 +168,21 @@ def test_two_processes_make_one_bank(checkpoint: Path, tmp_path: Path) -> None:
     assert bytes_of(store / expected.name) == bytes_of(expected)
 
 
-def test_a_disk_without_room_for_all_is_told_before_anything_is_extracted(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_extracted(
     checkpoint: Path, small_disk: Callable[[str], Path]
 ) -> None:
-    disk, said = small_disk("64k"), list[int]()
+    disk, reports = small_disk("64k"), list[int]()
     with pytest.raises(StorageError, match=r"cannot write .*\.partial: the disk is full; free some space"):
-        build_bank(DIGITS, checkpoint, FEATURES, disk, report=lambda done, *_: said.append(done))
-    assert said == []
+        build_bank(DIGITS, checkpoint, FEATURES, disk, report=lambda done, *_: reports.append(done))
+    assert reports == []
     assert list(disk.iterdir()) == []
 
 
-def test_a_disk_that_others_fill_meanwhile_is_told_and_gone_on_with(
+def test_an_extraction_resumes_after_others_filled_the_disk(
     checkpoint: Path, tmp_path: Path, small_disk: Callable[[str], Path]
 ) -> None:
-    """The list of what was done no longer fits, nor does what closing it writes again."""
-    expected, _ = told(checkpoint, tmp_path / "undisturbed")
+    """Neither the journal fits nor what closing it writes again."""
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
     disk = small_disk("4m")
     others = disk / "others"
 
@@ -191,48 +193,48 @@ def test_a_disk_that_others_fill_meanwhile_is_told_and_gone_on_with(
         return extractor.run(wanted)
 
     with pytest.raises(StorageError, match=r"cannot write .*\.partial: the disk is full; free some space"):
-        told(checkpoint, disk, workers=fill)
+        extracted(checkpoint, disk, workers=fill)
     others.unlink()
-    assert bytes_of(told(checkpoint, disk)[0]) == bytes_of(expected)
+    assert bytes_of(extracted(checkpoint, disk)[0]) == bytes_of(expected)
 
 
-def test_a_bank_is_not_copied_where_the_disk_gives_a_file_two_names(
+def test_a_bank_is_hard_linked_where_possible_and_copied_otherwise(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inodes: list[int] = []
-    finished = partial.Partial.finished
+    finished = partial.PartialBank.finished
 
-    def spy(self: partial.Partial, kept: Any) -> dict[str, Path]:
+    def spy(self: partial.PartialBank, kept: Any) -> dict[str, Path]:
         files = finished(self, kept)
         inodes.extend(file.stat().st_ino for file in files.values())
         return files
 
-    monkeypatch.setattr(partial.Partial, "finished", spy)
-    path, _ = told(checkpoint, tmp_path / "linked")
+    monkeypatch.setattr(partial.PartialBank, "finished", spy)
+    path, _ = extracted(checkpoint, tmp_path / "linked")
     assert inodes == [(path / f"{name}.safetensors").stat().st_ino for name in ("train", "val", "test")]
 
     def refuse(self: Path, target: Path) -> None:
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    copied, _ = told(checkpoint, tmp_path / "copied")
+    copied, _ = extracted(checkpoint, tmp_path / "copied")
     assert bytes_of(copied) == bytes_of(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_file_that_is_filled_later_is_the_one_that_the_library_writes(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_an_allocated_file_equals_the_one_that_safetensors_writes(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"features": torch.randn(2, 7, 3).to(dtype), "labels": torch.arange(7)}
-    save_file(tensors, tmp_path / "theirs")
-    allocate(tmp_path / "ours", {"labels": tensors["labels"]}, {"features": (dtype, (2, 7, 3))})
-    with (tmp_path / "ours").open("r+b") as opened:
-        opened.seek(tensor_offsets(tmp_path / "ours")["features"])
+    save_file(tensors, tmp_path / "written")
+    allocate(tmp_path / "allocated", {"labels": tensors["labels"]}, {"features": (dtype, (2, 7, 3))})
+    with (tmp_path / "allocated").open("r+b") as opened:
+        opened.seek(tensor_offsets(tmp_path / "allocated")["features"])
         opened.write(tensors["features"].numpy().tobytes())
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-    assert tensor_offsets(tmp_path / "ours") == tensor_offsets(tmp_path / "theirs")
+    assert (tmp_path / "allocated").read_bytes() == (tmp_path / "written").read_bytes()
+    assert tensor_offsets(tmp_path / "allocated") == tensor_offsets(tmp_path / "written")
 
 
-def test_a_bank_opens_after_all_that(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_resumed_bank_opens(checkpoint: Path, tmp_path: Path) -> None:
     stopped_after(700, checkpoint, tmp_path)
-    bank = open_bank(told(checkpoint, tmp_path)[0])
+    bank = open_bank(extracted(checkpoint, tmp_path)[0])
     assert bank.train_features.shape == (2, 369, 16)
     bank.check()

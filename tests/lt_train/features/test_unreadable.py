@@ -1,4 +1,4 @@
-"""Images that turn out unreadable in the middle of an extraction: refused by name, or left out and told of."""
+"""Images that turn out unreadable during an extraction: refused by name, or dropped with a note."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from support.extraction import broken_inside, write_checkpoint
 from support.images import encoded, write_tree
 
 from lt_train.core.errors import DataError, StorageError
+from lt_train.core.progress import ProgressCallback
 from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.bank import FeatureBank
-from lt_train.features.extract import FeaturesSpec, Report, build_bank
+from lt_train.features.extract import FeaturesSpec, build_bank
 from lt_train.features.files import open_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult, Workers, in_this_process
 
@@ -33,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(root: Path, tmp_path: Path) -> Make:
-    """The bank of the tree; `spoil` is done to it after it was looked at and before it is extracted."""
+    """Builds the bank of the tree; `spoil` runs after the images were checked and before they are extracted."""
     checkpoint = write_checkpoint(tmp_path / "stage1.safetensors", channels=3, classes=3)
 
     def bank(
@@ -42,7 +43,7 @@ def make(root: Path, tmp_path: Path) -> Make:
         store: str = "banks",
         dataset: dict[str, Any] | None = None,
         workers: Workers = in_this_process,
-        report: Report | None = None,
+        report: ProgressCallback | None = None,
         **spec: Any,
     ) -> Any:
         folder = {"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory}
@@ -74,14 +75,12 @@ def spoiled(root: Path, how: str, name: str = "train/crow/02.jpg") -> None:
 @pytest.mark.parametrize(
     ("how", "why"), [("missing", "missing"), ("empty", "0 bytes"), ("truncated", "truncated"), ("inside", "")]
 )
-def test_by_default_the_first_is_named_and_nothing_is_left(
-    make: Make, root: Path, tmp_path: Path, how: str, why: str
-) -> None:
+def test_by_default_the_first_is_named(make: Make, root: Path, tmp_path: Path, how: str, why: str) -> None:
     with pytest.raises(DataError, match=rf"1 \(1 in train\): train/crow/02\.jpg \(.*{why}.*features\.unreadable: skip"):
         make(lambda: spoiled(root, how))
 
 
-def test_a_mended_image_is_extracted_with_what_was_done_before(make: Make, root: Path) -> None:
+def test_a_fixed_image_is_extracted_when_the_extraction_resumes(make: Make, root: Path) -> None:
     whole = make(store="whole")
     good = (root / "train/owl/02.jpg").read_bytes()
     with pytest.raises(DataError, match=r"train/owl/02\.jpg"):
@@ -91,7 +90,7 @@ def test_a_mended_image_is_extracted_with_what_was_done_before(make: Make, root:
 
 
 @pytest.mark.parametrize("in_memory", [0, 2**30])
-def test_skipped_images_are_left_out_and_told_of(make: Make, root: Path, in_memory: int) -> None:
+def test_skipped_images_are_dropped_with_a_note(make: Make, root: Path, in_memory: int) -> None:
     def spoil() -> None:
         for name in ("train/crow/02.jpg", "train/auk/00.jpg", "test/owl/01.jpg"):
             spoiled(root, "inside", name)
@@ -107,27 +106,27 @@ def test_skipped_images_are_left_out_and_told_of(make: Make, root: Path, in_memo
     assert bank.test.labels.tolist() == [0, 0, 1, 1, 2]
     assert bank.val is not None
     assert len(bank.val.labels) == 6
-    left_out, lacks = bank.notes[-2:]
-    assert left_out.startswith("left out (features.unreadable: skip): images that cannot be used: 3 (2 in train, 1 in")
-    assert all(name in left_out for name in ("train/crow/02.jpg", "train/auk/00.jpg", "test/owl/01.jpg"))
-    assert lacks == "test lacks images: accuracies on it compare with no published ones"
+    dropped, lacks = bank.notes[-2:]
+    assert dropped.startswith("dropped (features.unreadable: skip): unreadable images: 3 (2 in train, 1 in test)")
+    assert all(name in dropped for name in ("train/crow/02.jpg", "train/auk/00.jpg", "test/owl/01.jpg"))
+    assert lacks.startswith("test lacks images")
     bank.check()
 
 
-def test_who_wants_all_images_is_not_given_a_bank_that_lacks_some(make: Make, root: Path) -> None:
+def test_a_bank_that_lacks_images_is_not_reused_for_all_images(make: Make, root: Path) -> None:
     lacking = make(lambda: spoiled(root, "inside"), unreadable="skip")
     assert len(lacking.train_labels) == 17
     with pytest.raises(DataError, match=r"train/crow/02\.jpg"):
         make()
 
 
-def test_in_memory_it_is_known_before_anything_is_extracted(make: Make, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"image test/auk/01\.jpg cannot be decoded \(no image of a known format\)"):
+def test_in_memory_images_are_checked_before_anything_is_extracted(make: Make, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"image test/auk/01\.jpg cannot be decoded \(not an image of a known format\)"):
         make(lambda: spoiled(root, "inside", "test/auk/01.jpg"), 2**30)
     assert not (tmp_path / "banks").exists()
 
 
-def test_a_class_must_keep_an_image_and_a_set_one(make: Make, root: Path) -> None:
+def test_every_class_and_every_set_must_keep_an_image(make: Make, root: Path) -> None:
     def owls() -> None:
         for number in range(3):
             spoiled(root, "empty", f"train/owl/{number:02}.jpg")
@@ -141,11 +140,11 @@ def test_a_class_must_keep_an_image_and_a_set_one(make: Make, root: Path) -> Non
 
     for number in range(3):
         (root / f"train/owl/{number:02}.jpg").write_bytes(encoded(2, number))
-    with pytest.raises(DataError, match=r"test must have images that can be read, and has none"):
+    with pytest.raises(DataError, match=r"test must have readable images, got none"):
         make(tests, unreadable="skip")
 
 
-def test_images_that_came_back_are_read_where_the_extraction_goes_on(make: Make, root: Path) -> None:
+def test_images_that_reappear_are_read_when_the_extraction_resumes(make: Make, root: Path) -> None:
     whole = make(store="whole", unreadable="skip")
     with pytest.raises(DataError, match=r"3 \(3 in train\): .*every class needs a training image.* none: 2"):
         make(lambda: (root / "train/owl").rename(root / "gone"), unreadable="skip")
@@ -157,10 +156,8 @@ def test_images_that_came_back_are_read_where_the_extraction_goes_on(make: Make,
 
 @pytest.mark.parametrize("unreadable", ["fail", "skip"])
 @pytest.mark.parametrize("augmentation", [{"pad": 1, "flip": True}, "resized_crop"], ids=["pad_crop", "resized_crop"])
-def test_a_machine_without_the_images_leaves_none_out(
-    make: Make, root: Path, unreadable: str, augmentation: Any
-) -> None:
-    """It says of all of them that they are missing; here they are."""
+def test_a_machine_without_the_images_drops_none(make: Make, root: Path, unreadable: str, augmentation: Any) -> None:
+    """They are missing there and readable here."""
     augmented = {"augmentation": augmentation}
     whole = make(store="whole", dataset=augmented, unreadable=unreadable)
 
@@ -173,22 +170,22 @@ def test_a_machine_without_the_images_leaves_none_out(
 
     with pytest.raises(
         StorageError,
-        match=r"image train/auk/00\.jpg could not be read on node-7 \(missing\), and can be on .*must have all pict",
+        match=r"image train/auk/00\.jpg could not be read on node-7 \(missing\), but can be read on .*same path",
     ):
         make(workers=lacking, dataset=augmented, unreadable=unreadable)
-    said: list[tuple[int, int, str]] = []
-    bank = make(dataset=augmented, unreadable=unreadable, report=lambda *one: said.append(one))
-    assert said[0][2] == "resumed after 18 of 60 images"
+    reports: list[tuple[int, int, str]] = []
+    bank = make(dataset=augmented, unreadable=unreadable, report=lambda *one: reports.append(one))
+    assert reports[0][2] == "resumed after 18 of 60 images"
     assert torch.equal(bank.train_features, whole.train_features)
     assert bank.notes == whole.notes
 
 
-def test_a_disk_that_fails_is_no_reason_to_leave_images_out(make: Make, root: Path) -> None:
+def test_an_io_error_is_raised_and_not_skipped(make: Make, root: Path) -> None:
     def a_folder_in_its_place() -> None:
         (root / "train/crow/02.jpg").unlink()
         (root / "train/crow/02.jpg").mkdir()
 
-    with pytest.raises(StorageError, match=r"image train/crow/02\.jpg cannot be read \(.*see to its disk"):
+    with pytest.raises(StorageError, match=r"image train/crow/02\.jpg cannot be read \(.*check its disk"):
         make(a_folder_in_its_place, unreadable="skip")
 
 
@@ -200,7 +197,7 @@ def test_grey_and_cmyk_are_read(make: Make, root: Path, mode: str) -> None:
     assert len(make().train_labels) == 18
 
 
-def test_stage_1_refuses_what_is_known_to_be_unreadable(root: Path, tmp_path: Path) -> None:
+def test_stage_1_refuses_unreadable_images(root: Path, tmp_path: Path) -> None:
     from lt_train.backbones.base import BACKBONES
     from lt_train.pretrain.base import RECIPES
     from lt_train.pretrain.train import train_backbone

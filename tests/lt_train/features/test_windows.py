@@ -1,4 +1,4 @@
-"""Reading a bank that memory does not hold: the same rows as ever, a window at a time, in the order of the file."""
+"""Reading a bank that is not in memory: the same rows, one window at a time, in file order."""
 
 import ctypes
 import mmap
@@ -32,7 +32,7 @@ def cold(path: Path) -> Tensor:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    mapped.madvise(mmap.MADV_RANDOM)  # so that only what is asked for is read
+    mapped.madvise(mmap.MADV_RANDOM)  # read only the requested pages
     array: np.ndarray = np.frombuffer(mapped, dtype=np.float32).reshape(ROWS, DIM)
     features = torch.from_numpy(array)
     if windows.in_memory(features):
@@ -41,12 +41,12 @@ def cold(path: Path) -> Tensor:
 
 
 def batches_of(count: int = 300, size: int = 11) -> list[Tensor]:
-    """Rows at random, some twice, in batches `[1, n]` of which the last is short."""
+    """Random rows, some of them twice, in batches `[1, n]`; the last one is short."""
     stream = torch.Generator().manual_seed(0)
     return list(torch.randint(ROWS, (1, count * size - 4), generator=stream).split(size, dim=1))
 
 
-def test_what_was_not_read_yet_is_not_in_memory(features: Tensor) -> None:
+def test_rows_are_in_memory_after_they_were_read(features: Tensor) -> None:
     assert not windows.in_memory(features)
     assert float(features.sum()) > 0
     assert windows.in_memory(features)
@@ -57,12 +57,12 @@ def test_tensors_of_this_process_are_in_memory() -> None:
     assert windows.in_memory(torch.ones(0, 5))
 
 
-def test_where_nobody_can_say_all_is_taken_to_be_in_memory(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mincore_all_rows_count_as_in_memory(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "_libc", lambda: None)
     assert windows.in_memory(features)
 
 
-def test_a_system_that_refuses_to_say_is_taken_at_its_best(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_mincore_fails_all_rows_count_as_in_memory(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing:
         @staticmethod
         def mincore(*_: object) -> int:
@@ -72,12 +72,12 @@ def test_a_system_that_refuses_to_say_is_taken_at_its_best(features: Tensor, mon
     assert windows.in_memory(features)
 
 
-@pytest.mark.parametrize("rows_a_window", [1, 11, 100, 1_000_000])
-def test_batches_read_through_windows_are_those_of_an_index(
-    features: Tensor, rows_a_window: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rows_per_window", [1, 11, 100, 1_000_000])
+def test_windows_give_the_rows_of_an_index(
+    features: Tensor, rows_per_window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows smaller than a batch, of one, of some, and of all."""
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 4 * DIM * rows_a_window)
+    """Windows smaller than a batch, of one batch, of some and of all."""
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 4 * DIM * rows_per_window)
     monkeypatch.setattr(windows, "PASSES", ROWS * 2)
     fetched: list[Tensor] = []
     fetch = windows._fetch
@@ -92,19 +92,19 @@ def test_batches_read_through_windows_are_those_of_an_index(
     for batch, rows in zip(batches, windows.read_batches(features, batches), strict=True):
         assert torch.equal(rows, features[batch.flatten()])
     assert sum(map(len, fetched)) == sum(map(torch.numel, batches))
-    assert max(map(len, fetched)) <= max(rows_a_window, 11)
+    assert max(map(len, fetched)) <= max(rows_per_window, 11)
     for rows in fetched:
-        assert bool((rows[1:, 0] >= rows[:-1, 0]).all()), "in the order of the file"
+        assert bool((rows[1:, 0] >= rows[:-1, 0]).all()), "rows must be in file order"
 
 
 def test_a_large_file_gets_larger_windows(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOW_BYTES", 1)
     monkeypatch.setattr(windows, "PASSES", 4)
     sizes = [sum(map(torch.numel, window)) for window in windows._windows(features, batches_of())]
-    assert len(sizes) == 3  # 3296 rows asked for, 5000/4 in a window
+    assert len(sizes) == 3  # 3296 rows requested, 5000/4 per window
 
 
-def test_what_is_in_memory_goes_through_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_memory_use_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "_fetch", None)
     table, batches = torch.randn(ROWS, DIM), batches_of(3)
     assert all(
@@ -113,16 +113,16 @@ def test_what_is_in_memory_goes_through_no_window(monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_a_reader_that_is_left_early_ends(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_thread_ends_when_reading_stops_early(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOW_BYTES", 4 * DIM * 20)
     monkeypatch.setattr(windows, "PASSES", ROWS)
     reading = windows.read_batches(features, batches_of())
     next(reading)
     assert any(thread.name.startswith("bank") for thread in threading.enumerate())
-    reading.close()  # what a for loop does that is left by an error
+    reading.close()  # as a for loop does when it is left by an error
     assert not any(thread.name.startswith("bank") for thread in threading.enumerate())
 
 
-def test_an_error_in_the_reader_is_the_callers(features: Tensor) -> None:
+def test_an_error_in_the_reader_is_raised_to_the_caller(features: Tensor) -> None:
     with pytest.raises(IndexError, match="out of range"):
         list(windows.read_batches(features, [torch.tensor([0, ROWS])]))

@@ -1,4 +1,4 @@
-"""What all losses stand on: exponentials that do not overflow, tables by true class, gradients by autograd."""
+"""Helpers of all losses: exponentials without overflow, tables by true class, gradients by autograd."""
 
 import math
 
@@ -10,13 +10,13 @@ from lt_train.losses.base import Loss, add_at_, exponentials, label_index, of_la
 
 
 class Squares(Loss):
-    """`sum_k z_k^2 + z_y`, which knows no gradient of its own."""
+    """`sum_k z_k^2 + z_y`, without its own gradient."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.square().sum(dim=-1, keepdim=True) + logits.gather(-1, label_index(labels, logits))).squeeze(-1)
 
 
-def test_a_loss_without_a_gradient_of_its_own_asks_autograd() -> None:
+def test_the_default_gradient_uses_autograd() -> None:
     logits, labels = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[1]])
     with torch.no_grad():
         loss, gradient = Squares().with_gradient(logits, labels, torch.tensor([[1.0, 10.0]]))
@@ -32,7 +32,7 @@ def test_exponentials_are_those_of_the_distance_to_the_largest_logit() -> None:
     torch.testing.assert_close(powers, torch.tensor([[0.25, 0.5, 1.0], [1.0, 0.0, 1.0]], dtype=torch.float64))
     torch.testing.assert_close(total, torch.tensor([[1.75], [2.0]], dtype=torch.float64))
     torch.testing.assert_close(peak, torch.tensor([[math.log(4)], [1e4]], dtype=torch.float64))
-    assert logits[0, 0] == 0.0, "the logits are the caller's"
+    assert logits[0, 0] == 0.0, "the logits must not change"
 
 
 @pytest.mark.parametrize("size", [3.3, 1e4, 1e30])

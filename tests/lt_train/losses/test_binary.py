@@ -1,4 +1,4 @@
-"""Binary cross entropy on softmax or sigmoid probabilities: the originals' mean over N K, but no cancellation."""
+"""Binary cross entropy on softmax or sigmoid probabilities: the original mean over N K, without cancellation."""
 
 import math
 
@@ -16,7 +16,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def original(logits: Tensor, labels: Tensor, weight: Tensor, form: type[Loss]) -> Tensor:
-    """As LTWB's code has it: a weight by true class along each row, and torch's mean over N K."""
+    """As in the code of LTWB: one weight per row by true class, and the mean of torch over N K."""
     one_hot = functional.one_hot(labels, logits.shape[-1]).to(logits.dtype)
     weights = weight[labels].unsqueeze(1).expand_as(logits)
     if form is BinarySigmoid:
@@ -50,7 +50,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("lead", [0.5, 5.0, 17.0, 30.0, 60.0, 85.0])
 def test_what_a_wrong_class_leaves_over_is_not_lost_in_float32(lead: float) -> None:
-    """One class has nearly all the probability; torch's loss keeps its two digits of 1 - p up to a lead of 17."""
+    """One class has nearly all the probability; the loss of torch loses 1 - p when the logit leads by more than 17."""
     logits = torch.tensor([[lead, 0.0, -1.0, -0.5], [3.0, lead + 3.0, 2.0, 1.0]])
     for labels in (torch.tensor([1, 2]), torch.tensor([0, 1])):
         double = logits.double().requires_grad_()

@@ -1,6 +1,6 @@
 """The loss of every trained method: by hand, by finite differences, gradients, limits, lanes, propositions.
 
-The methods are the registry's, not a list's, and an option of a method makes a variant for each of its values.
+The methods are those of the registry, with one variant per value of each option.
 """
 
 import functools
@@ -22,7 +22,7 @@ COUNTS = torch.tensor([16, 4, 1])
 
 
 def variants(kind: str) -> list[dict[str, object]]:
-    """The method as it is by default, and with every value of each option of its own."""
+    """The method with its defaults, and with every value of each of its options."""
     found: list[dict[str, object]] = [{"kind": kind}]
     for name, field in METHODS.kinds()[kind].model_fields.items():
         options = typing.get_args(field.annotation)
@@ -40,7 +40,7 @@ every_loss = pytest.mark.parametrize("document", EVERY)
 def lanes_of(
     method: TrainedMethod, seeds: int = 0, lanes: int = 0, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
-    """The lane values: `[]` as they are, or `[S, 1, T]` between a half and the whole of them."""
+    """The lane values: `[]` as they are, or `[S, 1, T]` drawn between half and all of each value."""
     stream = torch.Generator().manual_seed(5)
     values = method.lane_values()
     if not lanes:
@@ -105,7 +105,7 @@ BY_HAND: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {
 }
 
 
-def test_no_trained_method_is_without_a_value_by_hand() -> None:
+def test_every_trained_method_has_a_hand_computed_value() -> None:
     assert sorted(BY_HAND) == sorted(TRAINED)
     assert TRAINED, "the registry is empty"
 
@@ -131,7 +131,7 @@ def test_gradient_by_finite_differences(document: dict[str, object]) -> None:
 @every_loss
 @pytest.mark.parametrize("spread", [0.0, 1.0, 12.0, 300.0])
 @pytest.mark.parametrize("classes", [2, 3, 40])
-def test_the_gradient_by_hand_is_autograds(document: dict[str, object], classes: int, spread: float) -> None:
+def test_the_gradient_equals_autograd(document: dict[str, object], classes: int, spread: float) -> None:
     seeds, batch, lanes = 2, 7, 3
     counts = torch.arange(classes, 0, -1) ** 2
     logits = spread * draw(seeds, batch, lanes, classes)
@@ -139,7 +139,7 @@ def test_the_gradient_by_hand_is_autograds(document: dict[str, object], classes:
     scale = draw(seeds, 1, lanes, seed=1)
     loss, before = loss_of(document, counts, seeds=seeds, lanes=lanes), logits.clone()
     found, expected = loss.with_gradient(logits, labels, scale), Loss.with_gradient(loss, logits, labels, scale)
-    assert torch.equal(logits, before), "the logits are the caller's"
+    assert torch.equal(logits, before), "the logits must not change"
     assert [tensor.shape for tensor in found] == [(seeds, batch, lanes), (seeds, batch, lanes, classes)]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
@@ -159,7 +159,7 @@ def test_float32_is_close_to_float64(document: dict[str, object], spread: float)
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_logits_leave_loss_and_gradient_finite(document: dict[str, object], dtype: torch.dtype) -> None:
-    """Leads of 200 on every side of the true class, whose probability underflows, and ties."""
+    """The logits differ by up to 200, so that probabilities underflow; ties included."""
     corners = torch.cartesian_prod(*[torch.tensor([-100.0, 0.0, 100.0])] * 3).to(dtype)
     logits, labels = corners.repeat(3, 1), torch.arange(3).repeat_interleave(len(corners))
     loss = loss_of(document, dtype=dtype)
@@ -174,7 +174,7 @@ def test_extreme_logits_leave_loss_and_gradient_finite(document: dict[str, objec
 
 
 @every_loss
-def test_a_lane_is_what_it_is_alone(document: dict[str, object]) -> None:
+def test_a_lane_does_not_depend_on_other_lanes(document: dict[str, object]) -> None:
     seeds, batch, lanes = 2, 5, 3
     method = METHODS.parse(document)
     assert isinstance(method, TrainedMethod)
@@ -192,13 +192,13 @@ def test_a_lane_is_what_it_is_alone(document: dict[str, object]) -> None:
 
 
 @every_loss
-def test_a_lane_that_is_not_a_number_is_alone(document: dict[str, object]) -> None:
+def test_nan_stays_in_its_lane(document: dict[str, object]) -> None:
     logits, labels = draw(1, 4, 3, 3), torch.tensor([[0, 1, 2, 0]])[..., None]
     loss = loss_of(document, seeds=1, lanes=3)
-    sound = loss.with_gradient(logits, labels)
+    finite = loss.with_gradient(logits, labels)
     logits[:, :, 1] = torch.nan
     broken = loss.with_gradient(logits, labels)
-    for before, after in zip(sound, broken, strict=True):
+    for before, after in zip(finite, broken, strict=True):
         assert not bool(after[:, :, 1].isfinite().any())
         assert torch.equal(before[:, :, [0, 2]], after[:, :, [0, 2]])
 
@@ -251,7 +251,7 @@ def test_smooth_to_1_is_cross_entropy_against_the_uniform_distribution(document:
 
 @functools.cache
 def trained_margins(classes: int, smooth_factor: float) -> Tensor:
-    """A linear head on features that a hyperplane can tell apart, trained with `los` until nothing changes."""
+    """A linear head on features that are linearly separable, trained with `los` to convergence."""
     features = draw(classes, classes + 8)
     weight, bias = torch.zeros(classes, classes + 8, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
@@ -278,7 +278,7 @@ def test_los_reaches_the_margin_of_the_formula(classes: int, smooth_factor: floa
     torch.testing.assert_close(margins, torch.full_like(margins, margin), atol=1e-3, rtol=0)
 
 
-# The paper's propositions, for every loss of cross entropy's family
+# The propositions of the paper, for every loss on softmax probabilities
 
 
 SOFTMAX = [param for param in EVERY if param.values[0].get("mode") != "sigmoid"]  # type: ignore[attr-defined]
@@ -289,7 +289,7 @@ seeds = st.integers(0, 10_000)
 @settings(max_examples=10, deadline=None)
 @given(seed=seeds, size=st.floats(-50, 50))
 def test_proposition_2_rows_of_arbitrary_length(document: dict[str, object], seed: int, size: float) -> None:
-    """One vector added to every row (Eq. 4, 5) changes neither probabilities nor loss, but every norm."""
+    """Adding one vector to every row (Eq. 4, 5) changes the norms, but neither probabilities nor loss."""
     features, labels = draw(9, 5, seed=seed), torch.arange(9) % 3
     weight, bias, delta = draw(3, 5, seed=seed + 1), draw(3, seed=seed + 2), size * draw(5, seed=seed + 3)
     loss = loss_of(document)
@@ -341,7 +341,7 @@ def test_where_the_bias_converges_no_other_is_better(seed: int, smooth_factor: f
     def mean(bias: Tensor) -> Tensor:
         return loss(fixed + bias, labels).mean()
 
-    for _ in range(20):  # Newton's steps; the Hessian knows nothing of a shift of all classes
+    for _ in range(20):  # Newton's steps; the Hessian is singular along a shift of all classes
         slopes = torch.autograd.functional.jacobian(mean, bias)
         bias = bias - torch.linalg.pinv(torch.autograd.functional.hessian(mean, bias)) @ slopes
     assert float(torch.autograd.functional.jacobian(mean, bias).abs().max()) < 1e-10

@@ -1,4 +1,4 @@
-"""Class priors: from counts or as given, and what is refused."""
+"""Class priors: from counts or as given, and invalid ones."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from lt_train.losses.priors import Prior, empty_classes, log_prior, unfit_prior
+from lt_train.losses.priors import Prior, empty_classes, log_prior, prior_incompatibility
 
 ADAPTER: TypeAdapter[tuple[float, ...] | None] = TypeAdapter(Prior)
 
@@ -43,7 +43,7 @@ def test_sound_priors(prior: tuple[float, ...] | None) -> None:
         ((0.5, 0.502), r"got a sum of 1\.002"),
     ],
 )
-def test_unsound_priors_are_refused(prior: tuple[float, ...], message: str) -> None:
+def test_unsound_priors_are_rejected(prior: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ADAPTER.validate_python(prior)
 
@@ -59,6 +59,6 @@ def test_classes_without_images_are_named() -> None:
 
 def test_a_prior_must_fit_the_classes() -> None:
     counts = torch.tensor([3, 0, 1])
-    assert "1 of 3 have none: 1" in unfit_prior(None, counts)
-    assert unfit_prior((0.2, 0.3, 0.5), counts) == ""
-    assert unfit_prior((0.5, 0.5), counts) == "prior must have one share for each of the 3 classes, got 2"
+    assert "1 of 3 have none: 1" in prior_incompatibility(None, counts)
+    assert prior_incompatibility((0.2, 0.3, 0.5), counts) == ""
+    assert prior_incompatibility((0.5, 0.5), counts) == "prior must have one share for each of the 3 classes, got 2"

@@ -1,4 +1,4 @@
-"""Any method with any head, sampler, constraint and adjustment: it can be trained, or it is refused with a reason."""
+"""Any method with any head, sampler, constraint and adjustment can be trained or is rejected with a reason."""
 
 import itertools
 import json
@@ -10,10 +10,10 @@ import torch
 
 from lt_train.core.errors import SpecError
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
-from lt_train.methods.constraints.base import CONSTRAINTS
+from lt_train.methods.constraints import CONSTRAINTS
 from lt_train.methods.heads.base import HEADS
-from lt_train.methods.post_hoc.base import POST_HOC
-from lt_train.methods.samplers.base import SAMPLERS
+from lt_train.methods.post_hoc import POST_HOC
+from lt_train.methods.samplers import SAMPLERS
 
 PARTS: dict[str, list[str | None]] = {
     "head": list(HEADS.kinds()),
@@ -41,10 +41,10 @@ def outcome(document: dict[str, Any]) -> MethodSpec | str:
 
 
 @every_method
-def test_it_can_be_trained_or_is_refused_with_a_reason(kind: str) -> None:
+def test_it_can_be_trained_or_is_rejected_with_a_reason(kind: str) -> None:
     found = [(document, outcome(document)) for document in documents(kind)]
     allowed = [(document, method) for document, method in found if isinstance(method, MethodSpec)]
-    assert allowed, f"{kind} goes with nothing"
+    assert allowed, f"{kind} has no valid combination"
     for document, reason in found:
         if isinstance(reason, str):
             named = [part["kind"] for part in document.values() if isinstance(part, dict)]
@@ -65,7 +65,7 @@ def test_it_can_be_trained_or_is_refused_with_a_reason(kind: str) -> None:
 
 
 @every_method
-def test_what_is_refused_is_what_makes_no_sense(kind: str) -> None:
+def test_exactly_the_invalid_combinations_are_rejected(kind: str) -> None:
     spec = METHODS.kinds()[kind]
     for document in documents(kind):
         head, constraint, adjustment = (
@@ -74,21 +74,21 @@ def test_what_is_refused_is_what_makes_no_sense(kind: str) -> None:
             document.get("post_hoc"),
         )
         post_hoc = POST_HOC.kinds()[adjustment["kind"]] if adjustment else None
-        fresh = spec.model_fields["init"].default == "random" if "init" in spec.model_fields else False
+        random = spec.model_fields["init"].default == "random" if "init" in spec.model_fields else False
         sampler = SAMPLERS.kinds().get((document.get("sampler") or {}).get("kind", ""))
         correcting = [getattr(one, "corrects_prior", False) for one in (spec, sampler, post_hoc)]
-        senseless = (
+        invalid = (
             not all(fixed(spec, name, document[name]) for name in document if name != "kind")
-            or (fresh and head.needs_classifier)
+            or (random and head.needs_classifier)
             or (constraint is not None and not head.has_rows)
             or (post_hoc is not None and post_hoc.needs_rows and not head.has_rows)
             or sum(correcting) > 1
         )
-        assert isinstance(outcome(document), str) == senseless, document
+        assert isinstance(outcome(document), str) == invalid, document
 
 
 def fixed(spec: type[MethodSpec], name: str, part: dict[str, str] | None) -> bool:
-    """Whether a part is what the method is made of, or the method leaves it open."""
+    """Whether the method accepts this part: it is free, or it is the part that defines the method."""
     default, annotation = spec.model_fields[name].default, spec.model_fields[name].annotation
     if annotation is type(None) or annotation is type(default):
         return (part or {}).get("kind") == (default.kind if default is not None else None)
@@ -103,7 +103,10 @@ def fixed(spec: type[MethodSpec], name: str, part: dict[str, str] | None) -> boo
             "maxnorm bounds the length .* cosine has none; use",
         ),
         ({"kind": "ce", "head": "lws", "post_hoc": "tau_norm"}, "tau_norm divides by the length .* lws has none; use"),
-        ({"kind": "ce", "head": "disalign", "init": "random"}, "disalign re-scales .* init must be checkpoint, got random"),
+        (
+            {"kind": "ce", "head": "disalign", "init": "random"},
+            "disalign re-scales .* init must be checkpoint, got random",
+        ),
         ({"kind": "crt", "head": "lws"}, "lws re-scales .* init must be checkpoint, got random"),
         (
             {"kind": "class_balanced", "sampler": "class_balanced"},
@@ -135,7 +138,7 @@ def test_reasons(document: dict[str, Any], reason: str) -> None:
 
 
 @every_method
-def test_every_part_may_be_left_out(kind: str) -> None:
+def test_every_part_has_a_default(kind: str) -> None:
     assert METHODS.parse({"kind": kind}) == METHODS.kinds()[kind]()
 
 
@@ -158,8 +161,8 @@ def getattr_path(spec: Any, path: str) -> Any:
 
 
 @every_method
-def test_a_class_without_images_is_refused_where_its_size_is_divided_by(kind: str) -> None:
-    """Either the method says which class is empty, or it can be trained without it."""
+def test_a_class_without_images_is_rejected_where_the_method_divides_by_its_size(kind: str) -> None:
+    """Either the method names the empty class, or it can be trained without it."""
     empty = torch.tensor([90, 0, 10, 2])
     method = METHODS.kinds()[kind]()
     reason = method.incompatibility(empty)

@@ -1,4 +1,4 @@
-"""A head file whose document was altered is refused by name."""
+"""A head file with an altered document is rejected with its path."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lt_train.methods.head_file import load_head
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
-def test_an_altered_document_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_altered_document_is_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "head.safetensors"
     save_file({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, path, metadata={"longtail-sweeps head": text})
     with pytest.raises(CheckpointError, match=f"head {path} cannot be read"):

@@ -1,4 +1,4 @@
-"""A training that ends at any step, in any way, goes on there and writes the very file of an undisturbed one."""
+"""A training interrupted at any step, in any way, resumes there and writes the same file as an undisturbed one."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lt_train.backbones.base import BACKBONES
-from lt_train.datasets.base import DATASETS, ImageData
+from lt_train.datasets.base import ImageData
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.state import resume_file
 from lt_train.pretrain.train import train_backbone
@@ -50,13 +50,6 @@ train_backbone(
 """
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    data = DATASETS.parse({"kind": "digits_lt"}).load()
-    assert isinstance(data, ImageData)
-    return data
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -83,7 +76,7 @@ def train(digits: ImageData) -> Train:
 
 
 @pytest.mark.parametrize(("backbone", "recipe"), [(CNN, "float32"), (WITH_DROPOUT, "float32"), (CNN, "bfloat16")])
-def test_stopped_every_few_steps_it_writes_the_very_file(
+def test_stopping_every_few_steps_gives_the_same_file(
     train: Train, tmp_path: Path, backbone: dict[str, Any], recipe: str
 ) -> None:
     train(tmp_path / "whole", backbone, recipe)
@@ -100,16 +93,14 @@ def test_stopped_every_few_steps_it_writes_the_very_file(
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_a_stop_within_an_epoch_is_told_by_its_step(train: Train, tmp_path: Path) -> None:
+def test_a_resumed_training_reports_its_step(train: Train, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out", stop=lambda: True)
     assert train(tmp_path / "out")[0] == "resumed in epoch 1 after 1 steps"
 
 
 @pytest.mark.parametrize("save", [3, 9, 30])
-def test_a_process_that_was_killed_between_two_steps_ends_with_the_very_file(
-    train: Train, tmp_path: Path, save: int
-) -> None:
+def test_killing_the_process_between_two_steps_gives_the_same_file(train: Train, tmp_path: Path, save: int) -> None:
     train(tmp_path / "whole")
     out = tmp_path / "killed"
     process = subprocess.run([sys.executable, "-c", KILLED, str(out), str(save)], check=False)
@@ -118,7 +109,7 @@ def test_a_process_that_was_killed_between_two_steps_ends_with_the_very_file(
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_how_often_a_state_is_saved_decides_nothing(train: Train, tmp_path: Path) -> None:
+def test_how_often_the_state_is_saved_has_no_effect(train: Train, tmp_path: Path) -> None:
     counts = {}
     for save_every in (0.0, 1e9):
         files: list[Path] = []
@@ -129,7 +120,7 @@ def test_how_often_a_state_is_saved_decides_nothing(train: Train, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_waits_for_the_step_and_is_handed_on(train: Train, tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupt_waits_for_the_step_and_is_raised(train: Train, tmp_path: Path, number: signal.Signals) -> None:
     before = signal.signal(number, signal.default_int_handler)
     try:
         train(tmp_path / "whole")
@@ -153,7 +144,7 @@ def test_a_second_interrupt_does_not_wait(train: Train, tmp_path: Path) -> None:
     def twice() -> bool:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("the second interrupt was to end this")
+        raise AssertionError("the second interrupt must end this")
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out", stop=twice)

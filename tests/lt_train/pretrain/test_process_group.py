@@ -1,4 +1,4 @@
-"""Two processes over gloo train what one trains: the same batches, and with no batch norm the same weights."""
+"""Two processes over gloo train on the same batches as one and, without batch norm, to the same weights."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ TRANSFORMER = {
 }
 """A network without batch norm."""
 
-# 31 images do not divide by two, and `weights` is a divisor that no rank could tell from its own images.
+# 31 images do not divide by two, and the divisor `weights` depends on the images of all ranks.
 REWEIGHTED = {"kind": "ce_drw", "epochs": 2, "batch_size": 31, "reweight_epoch": 0, "warmup_epochs": 0, "lr": 0.05}
 PLAIN = {"kind": "ce", "epochs": 2, "batch_size": 31, "lr": 0.05}
 LONG = PLAIN | {"batch_size": 6}
@@ -45,22 +45,22 @@ from lt_train.core.errors import UserError
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 
-place, rank, count, cases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+folder, rank, count, cases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 torch.set_num_threads(1)
 if count > 1:
-    distributed.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=count)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
 data = DATASETS.parse({"kind": "digits_lt"}).load()
 for name, (backbone, recipe) in cases.items():
-    # Each rank has a folder of its own, as on machines that share none.
-    out = place / f"{rank} of {count}" / name
+    # Each rank has its own folder, as on machines without a shared one.
+    out = folder / f"{rank} of {count}" / name
     job = data, BACKBONES.parse(backbone), RECIPES.parse(recipe), out
     if name.endswith("stopped") and not name.startswith("un"):
-        asked = itertools.count()
-        # The last rank alone is told to stop.
-        stop = lambda: rank == count - 1 and next(asked) > 25
+        calls = itertools.count()
+        # Only the last rank stops.
+        stop = lambda: rank == count - 1 and next(calls) > 25
         with contextlib.suppress(KeyboardInterrupt):
             train_backbone(*job, stop=stop)
-            raise AssertionError("it was to stop")
+            raise AssertionError("it must stop")
         assert out.with_name(out.name + ".resume").exists() == (rank == 0)
     notes = []
     train_backbone(*job, report=lambda done, total, note: notes.append(note))
@@ -74,70 +74,70 @@ if count > 1:
 """
 
 
-def processes(place: Path, count: int, cases: dict[str, Any]) -> list[dict[str, str]]:
-    """What each of `count` processes said of each case."""
+def processes(folder: Path, count: int, cases: dict[str, Any]) -> list[dict[str, str]]:
+    """The first note of every case, by process."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(place), str(rank), str(count), json.dumps(cases)],
+            [sys.executable, "-c", PROCESS, str(folder), str(rank), str(count), json.dumps(cases)],
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(count)
     ]
-    said = [process.communicate(timeout=600)[0] for process in started]
+    outputs = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0] * count
-    return [dict(json.loads(line) for line in text.splitlines()) for text in said]
+    return [dict(json.loads(line) for line in text.splitlines()) for text in outputs]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
-    place = tmp_path_factory.mktemp("ranks")
-    processes(place, 1, {name: CASES[name] for name in ("transformer", "reweighted")})
-    return place, processes(place, 2, CASES)
+    folder = tmp_path_factory.mktemp("ranks")
+    processes(folder, 1, {name: CASES[name] for name in ("transformer", "reweighted")})
+    return folder, processes(folder, 2, CASES)
 
 
 @pytest.mark.parametrize("case", ["transformer", "reweighted"])
 def test_without_batch_norm_two_processes_end_where_one_does(
     trained: tuple[Path, list[dict[str, str]]], case: str
 ) -> None:
-    place, _ = trained
-    one, two = (load_file(place / f"0 of {count}" / case) for count in (1, 2))
+    folder, _ = trained
+    one, two = (load_file(folder / f"0 of {count}" / case) for count in (1, 2))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
-    curves = [load_checkpoint(place / f"0 of {count}" / case)[1]["curve"] for count in (1, 2)]
+    curves = [load_checkpoint(folder / f"0 of {count}" / case)[1]["curve"] for count in (1, 2)]
     for alone, together in zip(*curves, strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert together["accuracy"] == pytest.approx(alone["accuracy"], abs=2e-3)
 
 
 @pytest.mark.parametrize(("case", "plain"), [("stopped", "unstopped"), ("batch norm stopped", "batch norm")])
-def test_ranks_that_were_stopped_in_an_epoch_end_with_the_same_weights(
+def test_ranks_stopped_within_an_epoch_end_with_the_same_weights(
     trained: tuple[Path, list[dict[str, str]]], case: str, plain: str
 ) -> None:
-    place, said = trained
-    assert "resumed in epoch" in said[0][case]
-    assert "resumed in epoch" in said[1][case]
-    assert (place / "0 of 2" / case).read_bytes() == (place / "0 of 2" / plain).read_bytes()
+    folder, notes = trained
+    assert "resumed in epoch" in notes[0][case]
+    assert "resumed in epoch" in notes[1][case]
+    assert (folder / "0 of 2" / case).read_bytes() == (folder / "0 of 2" / plain).read_bytes()
 
 
-def test_the_first_rank_alone_writes(trained: tuple[Path, list[dict[str, str]]]) -> None:
-    place, _ = trained
-    assert {path.name for path in (place / "0 of 2").iterdir()} == set(CASES)
-    assert not (place / "1 of 2").exists()
+def test_only_rank_0_writes(trained: tuple[Path, list[dict[str, str]]]) -> None:
+    folder, _ = trained
+    assert {path.name for path in (folder / "0 of 2").iterdir()} == set(CASES)
+    assert not (folder / "1 of 2").exists()
 
 
 def test_synchronous_batch_norm_is_refused_without_cuda(trained: tuple[Path, list[dict[str, str]]]) -> None:
-    _, said = trained
-    assert [one["sync"] for one in said] == ["recipe ce: sync_batch_norm needs CUDA devices, and these are cpu"] * 2
+    _, notes = trained
+    assert all("sync_batch_norm needs CUDA devices, got cpu" in one["sync"] for one in notes)
 
 
 @pytest.mark.parametrize(("size", "shares"), [(8, [3, 3, 2]), (6, [2, 2, 2]), (5, [5, 5, 5]), (31, [11, 10, 10])])
-def test_a_batch_is_shared_out_evenly_or_computed_by_everyone(size: int, shares: list[int]) -> None:
+def test_a_batch_is_divided_evenly_or_computed_by_every_rank(size: int, shares: list[int]) -> None:
     rows: list[list[int]] = []
     for rank in range(3):
-        ranks = ProcessGroup("cpu")
-        ranks.count, ranks.rank = 3, rank
-        rows.append(list(range(size))[ranks.share(size)])
+        group = ProcessGroup("cpu")
+        group.count, group.rank = 3, rank
+        rows.append(list(range(size))[group.share(size)])
     assert [len(part) for part in rows] == shares
-    if ranks.splits(size):
+    if group.splits(size):
         assert [row for part in rows for row in part] == list(range(size))

@@ -1,12 +1,12 @@
-"""LDAM's schedule: the published epochs, their shares of a shorter training, and epochs of one's own."""
+"""LDAM's schedule: the published epochs, their shares of a shorter training, and given epochs."""
 
 import pytest
 
 from lt_train.core.errors import SpecError
 from lt_train.pretrain.base import RECIPES
-from lt_train.pretrain.schedule import StepRecipe
+from lt_train.pretrain.schedule import StepSchedule
 
-KINDS = [name for name, kind in RECIPES.kinds().items() if issubclass(kind, StepRecipe)]
+KINDS = [name for name, kind in RECIPES.kinds().items() if issubclass(kind, StepSchedule)]
 
 
 def published_rate(epoch: int) -> float:
@@ -35,11 +35,9 @@ def test_a_shorter_training_has_the_same_shape() -> None:
     assert RECIPES.parse({"kind": "ce_drw", "epochs": 1}).learning_rate(0) == 0.1
 
 
-def test_epochs_of_ones_own() -> None:
+def test_given_epochs() -> None:
     fields = {"epochs": 10, "warmup_epochs": 2, "first_drop": 4, "second_drop": 5, "lr": 1.0}
     recipe = RECIPES.parse({"kind": "balanced_softmax"} | fields)
     assert [recipe.learning_rate(epoch) for epoch in range(7)] == [0.5, 1, 1, 1, 0.01, 1e-4, 1e-4]
-    with pytest.raises(
-        SpecError, match=r"first_drop and second_drop must not decrease, got 1, 39, 36 \(those not given"
-    ):
+    with pytest.raises(SpecError, match=r"first_drop and second_drop must not decrease, got 1, 39, 36 \(defaults are"):
         RECIPES.parse({"kind": "ce_drw", "epochs": 40, "first_drop": 39})

@@ -1,4 +1,4 @@
-"""Assertions of the shared helpers say what differed, as those in the tests do."""
+"""Rewrite the assertions of the shared helpers, so that a failure shows the values."""
 
 import pytest
 

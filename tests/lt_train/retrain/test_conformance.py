@@ -1,7 +1,7 @@
-"""The fused engine is the reference, for every method x head x sampler that a spec may name.
+"""The fused engine agrees with the reference for every valid method x head x sampler.
 
-Parametrised over the registry: a kind that is added is here without being named, in every composition that its spec
-allows. Values, gradients, final weights and predictions are compared; `support.engines.assert_same` says how closely.
+Parametrised over the registry, so that a new kind is tested in every valid composition. Values, gradients, final
+weights and predictions are compared to the tolerances of `support.engines.assert_same`.
 """
 
 from dataclasses import replace
@@ -14,10 +14,10 @@ from support.banks import make_bank
 from support.compositions import ALLOWED, DEFAULTS, OPTIONS, REFUSED, TRAINED, searchable, variants
 from support.engines import agree, distance, kept, make_runs, predict
 
-from lt_train.core.lanes import part_of
+from lt_train.core.fields import part_of
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
 from lt_train.methods.heads.base import HEADS
-from lt_train.methods.samplers.base import SAMPLERS
+from lt_train.methods.samplers import SAMPLERS
 from lt_train.retrain.base import EpochSelection
 
 every_composition = pytest.mark.parametrize("method", [*ALLOWED.values(), *OPTIONS.values()], ids=[*ALLOWED, *OPTIONS])
@@ -31,7 +31,7 @@ SEEDS = (0, 7, 0, 7, 5)
 """A stack of two seeds with two lanes each and, in a stack of its own, one lane of another seed."""
 
 
-# Which compositions there are
+# Compositions
 
 
 def test_every_composition_is_allowed_or_refused_with_a_reason() -> None:
@@ -46,11 +46,11 @@ def test_every_composition_is_allowed_or_refused_with_a_reason() -> None:
     assert not allowed & REFUSED.keys()
     assert all(reason.strip() for reason in REFUSED.values())
     for name in DEFAULTS:
-        assert DEFAULTS[name] in ALLOWED.values(), f"{name} is not compared at all"
+        assert DEFAULTS[name] in ALLOWED.values(), f"{name} is not compared"
 
 
 def test_many_losses_go_with_every_head_and_sampler() -> None:
-    """Guards the suite: were most compositions refused, it would compare little."""
+    """Guards the suite against comparing only a few compositions."""
     parts = len(HEADS.kinds()) * len(SAMPLERS.kinds())
     everywhere = [kind for kind in TRAINED if sum(name.startswith(f"{kind}-") for name in ALLOWED) == parts]
     assert len(everywhere) >= len(TRAINED) / 3
@@ -66,8 +66,8 @@ def test_the_lanes_that_are_compared_differ_in_every_value(method: MethodSpec) -
     for name in method.lane_values():
         differ = len({setting.lane_values()[name] for setting in settings})
         assert differ == (len(SEEDS) if name in searchable(method) else 1), name
-    # Whatever else may not be searched has to be named here with its reason.
-    reasons = {"gamma": "of mode focal alone"}
+    # Other lane values that cannot be searched must be listed here with a reason.
+    reasons = {"gamma": "mode focal only"}
     assert method.lane_values().keys() - searchable(method) <= reasons.keys()
 
 
@@ -80,12 +80,12 @@ def test_fused_is_the_reference(method: MethodSpec) -> None:
     results = agree(BANK, runs, EpochSelection("last"))
     logits = [predict(BANK, run, kept(result)) for run, result in zip(runs, results, strict=True)]
     for one, other in combinations(logits if method.lane_values() else [], 2):
-        assert distance(one, other) > 1e-4, "two lanes with other hyperparameters that came out the same show nothing"
+        assert distance(one, other) > 1e-4, "lanes with different hyperparameters must differ"
 
 
 @every_trained_composition
 def test_fused_is_the_reference_in_the_papers_setting(method: TrainedMethod) -> None:
-    """One momentum, which is folded into the matrix product, no decay to add, and the best epoch's head kept."""
+    """A shared momentum, folded into the matrix product, no decay, and the best epoch selected."""
     runs = make_runs(method, epochs=2, batch_size=32, seeds=SEEDS, alike=("momentum", "weight_decay"))
     agree(BANK, runs, EpochSelection("best", "test"))
 
@@ -94,8 +94,8 @@ def test_fused_is_the_reference_in_the_papers_setting(method: TrainedMethod) -> 
 
 
 @every_trained_composition
-def test_gradients_by_hand_are_autograds(method: TrainedMethod) -> None:
-    """In double precision, of the first batch: what a stack accumulates is momentum, gradient and decay of each run."""
+def test_gradients_agree_with_autograd(method: TrainedMethod) -> None:
+    """In double precision, on one batch: a stack accumulates momentum, gradient and decay of each run."""
     seeds, lanes, keep, decay = 2, 3, 0.5, torch.tensor([[[0.0, 0.1, 0.2]], [[0.3, 0.0, 0.4]]], dtype=torch.float64)
     settings = np.array(variants(method, seeds * lanes), dtype=object).reshape(seeds, lanes)
     values = [[setting.lane_values() for setting in row] for row in settings]
@@ -129,7 +129,7 @@ def test_gradients_by_hand_are_autograds(method: TrainedMethod) -> None:
         name: tensor - keep * before[name] - decay.unsqueeze(-1) * stacked.parameters[name]
         for name, tensor in into.items()
     }
-    stacked.parameters = gradient  # taken apart by run as the weights are
+    stacked.parameters = gradient  # split by run like the weights
     for (s, t), setting in np.ndenumerate(settings):
         module = modules[s][t]
         own = {name: value[s, 0, t] for name, value in by_lane.items()}
@@ -144,14 +144,14 @@ def test_gradients_by_hand_are_autograds(method: TrainedMethod) -> None:
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-8, msg=f"{name} of {s}, {t}")
 
 
-# All together
+# Mixed packs
 
 
-def test_everything_may_be_mixed_in_one_call() -> None:
+def test_all_methods_in_one_call() -> None:
     runs = [
         replace(run, training=run.training.model_copy(update={"epochs": 1 + number % 3, "batch_size": 40 + number % 2}))
         for method in DEFAULTS.values()
         for number, run in enumerate(make_runs(method, seeds=SEEDS[:3]))
     ]
     order = np.random.default_rng(0).permutation(len(runs))
-    agree(BANK, [runs[place] for place in order], EpochSelection("best"))
+    agree(BANK, [runs[index] for index in order], EpochSelection("best"))

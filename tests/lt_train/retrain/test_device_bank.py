@@ -1,4 +1,4 @@
-"""A bank as a loop reads it: orders that stacks share, batches by view, test views averaged where that is allowed."""
+"""Batch orders are shared by stacks, batches come from the epoch's view, test views are averaged for affine heads."""
 
 from dataclasses import replace
 
@@ -9,8 +9,7 @@ from support.banks import make_bank
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.heads.base import HEADS
 from lt_train.methods.heads.cosine import Cosine
-from lt_train.methods.samplers.base import SAMPLERS, SamplerSpec
-from lt_train.methods.samplers.instance import Instance
+from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
 from lt_train.retrain.device_bank import DeviceBank
 
 
@@ -39,7 +38,7 @@ def test_an_order_is_drawn_once_for_all_stacks_of_a_seed(
     assert drawn == [(4, 0), (9, 0), (4, 1), (9, 1)]
 
 
-def test_orders_of_two_samplers_are_kept_apart(bank: FeatureBank) -> None:
+def test_orders_of_different_samplers_are_cached_separately(bank: FeatureBank) -> None:
     data = DeviceBank(bank, "cpu")
     orders = {kind: data.order(spec(), 0, 0) for kind, spec in SAMPLERS.kinds().items()}
     for kind, order in orders.items():
@@ -54,7 +53,7 @@ def test_a_stack_that_is_an_epoch_behind_gets_its_own_order(bank: FeatureBank) -
 
 
 @pytest.mark.parametrize("epoch", range(7))
-def test_batches_are_of_the_view_of_their_epoch(bank: FeatureBank, epoch: int) -> None:
+def test_batches_come_from_the_view_of_their_epoch(bank: FeatureBank, epoch: int) -> None:
     orders = torch.tensor([[3, 200, 3, 7, 1], [0, 233, 100, 100, 9]])
     batches = list(DeviceBank(bank, "cpu").batches(epoch, orders, 3))
     assert [tuple(features.shape) for features, _ in batches] == [(2, 3, 8), (2, 2, 8)]  # the last one is short
@@ -74,8 +73,8 @@ def test_views_are_averaged_where_logits_are_affine_in_the_inputs(bank: FeatureB
     torch.testing.assert_close(images["test"].inputs, views.mean(dim=0, keepdim=True) if head.affine else views)
 
 
-def test_images_are_read_once_a_kind_of_inputs(bank: FeatureBank) -> None:
-    """Not once a scale, which may differ by lane; squashing gives other inputs."""
+def test_images_are_read_once_per_kind_of_inputs(bank: FeatureBank) -> None:
+    """Not once per scale, which is a lane value; squashing gives other inputs."""
     data = DeviceBank(bank, "cpu")
     one = data.images(Cosine(scale=30.0))
     assert data.images(Cosine(scale=10.0)) is one

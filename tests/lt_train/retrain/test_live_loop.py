@@ -1,4 +1,4 @@
-"""A bank of as many views as epochs trains the head that a live loop through the frozen backbone trains."""
+"""A bank with as many views as epochs trains the same head as a live loop through the frozen backbone."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.live_loop import Loop, Setting, accuracies, running_statistics, top1_correct, train_live
+from support.live_loop import HeadConfig, Loop, accuracies, running_statistics, top1_correct, train_live
 from torch import nn
 
 import lt_train
@@ -19,7 +19,7 @@ from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 EPOCHS, SEED = 4, 2
-SETTING = {"los": Setting(smooth_factor=0.8, lr=0.05)}
+SETTING = {"los": HeadConfig(smooth_factor=0.8, lr=0.05)}
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 KINDS = [
     "digits_lt",
@@ -51,7 +51,7 @@ def test_a_bank_and_a_live_loop_train_the_same_head(kind: str, tmp_path: Path) -
     drifting = deepcopy(network)
     head = train_live(network, start, data, SETTING, Loop(EPOCHS, 64), SEED)["los"]
     weight, bias = (torch.from_numpy(result.kept.state[name]) for name in ("weight", "bias"))
-    assert (head.weight - start[0]).abs().max() > 0.01  # it has gone somewhere
+    assert (head.weight - start[0]).abs().max() > 0.01  # training has changed the head
     torch.testing.assert_close(head.weight.detach(), weight, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(head.bias.detach(), bias, atol=2e-5, rtol=1e-4)
     live = accuracies(top1_correct(network, {"los": head}, data, flip)["los"], data)
@@ -59,7 +59,7 @@ def test_a_bank_and_a_live_loop_train_the_same_head(kind: str, tmp_path: Path) -
         assert np.isclose(live[split], accuracy, atol=1e-3, rtol=0), split
     assert all(map(torch.equal, running_statistics(network), before))
 
-    # What would be different is seen: with batch norm in train mode the same loop ends elsewhere.
+    # The comparison is sensitive: with batch norm in train mode the same loop gives another head.
     published = Loop(EPOCHS, 64, batch_norm_trains=True)
     other = train_live(drifting, start, data, SETTING, published, SEED)["los"]
     assert not torch.allclose(other.weight, weight, atol=1e-3)

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused with a reason before anything is trained, by both engines alike."""
+"""Both engines refuse runs that cannot be trained, with a reason, before training starts."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,17 +17,17 @@ from lt_train.retrain.base import Engine, EpochSelection, Halving, Run
 
 NAN = float("nan")
 FRESH = lone_run({"kind": "ce", "init": "random"})
-NO_HEAD = "and this bank has none; bring `weight` and `bias` with the features"
+NO_HEAD = "and this bank has none; provide `weight` and `bias` with the features"
 
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails a test in which either engine starts to train."""
+    """Fail a test in which an engine starts to train."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("training has started")
 
-    monkeypatch.setattr(fused._Pack, "__init__", refuse)
+    monkeypatch.setattr(fused._PackTraining, "__init__", refuse)
     monkeypatch.setattr(reference, "_fit_one", refuse)
     yield
     for engine in ENGINES.values():
@@ -59,8 +59,7 @@ def spoiled(name: str) -> FeatureBank:
 @pytest.mark.parametrize("name", ["train", "val", "test"])
 def test_features_that_are_not_finite(engine: Engine, name: str) -> None:
     view = 1 if name == "train" else 0
-    message = f"{name} features must be finite, but 2 values are NaN or infinite, the first at image 7, feature 2, "
-    with pytest.raises(BankError, match=f"{message}view {view}"):
+    with pytest.raises(BankError, match=f"{name} features must be finite.* 2 .*image 7, feature 2, view {view}"):
         engine(spoiled(name), [FRESH])
 
 
@@ -70,7 +69,7 @@ def test_labels_that_are_no_class(engine: Engine) -> None:
     bank = make_bank()
     labels = bank.train_labels.clone()
     labels[-1] = 6
-    with pytest.raises(BankError, match=r"train labels must be in 0\.\.5, but 1 of 234 are not, the first at pic.* 6"):
+    with pytest.raises(BankError, match=r"train labels must be in 0\.\.5, .*1 of 234 .* 6"):
         engine(replace(bank, train_labels=labels), [FRESH])
 
 
@@ -79,7 +78,7 @@ def test_labels_that_are_no_class(engine: Engine) -> None:
 def test_a_stage_1_head_that_is_not_finite(engine: Engine) -> None:
     bank = make_bank()
     assert bank.head is not None
-    with pytest.raises(BankError, match="the stage-1 bias must be finite, but 6 values are NaN or infinite"):
+    with pytest.raises(BankError, match=r"stage-1 bias must be finite.* 6 "):
         engine(replace(bank, head=(bank.head[0], torch.full((6,), NAN))), [lone_run({"kind": "vanilla"})])
 
 
@@ -95,7 +94,7 @@ def test_some_methods_need_counts_and_some_do_not() -> None:
 
 
 def without_images_of(*classes: int) -> FeatureBank:
-    """These classes have no training image; they are tested all the same."""
+    """A bank whose given classes have no training images, but test images."""
     bank = make_bank()
     there = torch.tensor([int(label) not in classes for label in bank.train_labels])
     counts = bank.class_counts.clone()
@@ -112,8 +111,7 @@ def without_images_of(*classes: int) -> FeatureBank:
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("kind", COUNTED)
 def test_classes_without_images_are_refused_where_counts_are_needed(engine: Engine, kind: str) -> None:
-    expected = f"method {kind}: every class must have training images, but 2 of 6 have none: 1, 5$"
-    with pytest.raises(BankError, match=expected):
+    with pytest.raises(BankError, match=f"method {kind}: every class must have training images.* 2 of 6 .*1, 5$"):
         engine(without_images_of(1, 5), [FRESH, run_of(DEFAULTS[kind])])
 
 
@@ -137,14 +135,12 @@ def test_other_methods_train_without_images_of_a_class(engine: Engine, kind: str
     ids=["loss", "untrained", "trained and adjusted"],
 )
 def test_a_prior_of_another_length(engine: Engine, document: dict[str, object]) -> None:
-    with pytest.raises(
-        BankError, match=f"method {document['kind']}: prior must have one share for each of the 6 classes, got 3"
-    ):
+    with pytest.raises(BankError, match=f"method {document['kind']}: prior must have .* 6 .*got 3"):
         engine(make_bank(), [lone_run(document)])
 
 
 @every_engine
-def test_a_prior_of_ones_own_needs_no_counts(engine: Engine) -> None:
+def test_a_given_prior_needs_no_counts(engine: Engine) -> None:
     prior = [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]
     document = {"kind": "logit_adjust", "post_hoc": {"prior": prior, "kind": "logit_adjust"}}
     assert engine(without_images_of(1), [lone_run(document)])[0].failure is None
@@ -167,26 +163,26 @@ def test_a_prior_of_ones_own_needs_no_counts(engine: Engine) -> None:
         ),
         (
             {"kind": "logit_adjust_loss", "prior": [0.5, 0.4]},
-            r"prior: .*shares must sum to 1 \(within 0\.001\), got a sum of 0\.9",
+            r"prior: .*sum to 1 .*0\.9",
         ),
-        ({"kind": "logit_adjust_loss", "prior": [1.0, 0.0]}, r"prior: .*every class must have a share > 0, got 0"),
+        ({"kind": "logit_adjust_loss", "prior": [1.0, 0.0]}, r"prior: .*> 0, got 0"),
         (
             {"kind": "ce", "head": "cosine", "post_hoc": "tau_norm"},
-            "tau_norm divides by the length of trained weight rows, and head cosine has none; use one of linear",
+            "tau_norm .*head cosine .*linear",
         ),
         (
             {"kind": "balanced_softmax", "post_hoc": "logit_adjust"},
-            "post_hoc logit_adjust would each correct for class frequencies; keep one of them",
+            "post_hoc logit_adjust .*class frequencies",
         ),
         (
             {"kind": "ce", "head": "lws", "init": "random"},
-            "re-scales a trained classifier; init must be checkpoint, got random",
+            "init must be checkpoint, got random",
         ),
         ({"kind": "los", "smooth_factor": float("nan")}, r"los\.smooth_factor: "),
     ],
     ids=str,
 )
-def test_a_method_that_makes_no_sense_is_refused_where_it_is_written(document: dict[str, object], message: str) -> None:
+def test_an_invalid_method_is_refused_when_it_is_parsed(document: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         METHODS.parse(document)
 
@@ -200,9 +196,8 @@ def test_a_method_that_makes_no_sense_is_refused_where_it_is_written(document: d
     "kind", [kind for kind in DEFAULTS if getattr(DEFAULTS[kind], "init", "checkpoint") == "checkpoint"]
 )
 def test_a_warm_start_needs_a_head(engine: Engine, kind: str) -> None:
-    way_out = "set init: random" if kind in TRAINED else "leave it out"
-    told = f"method {kind} starts from the stage-1 head, {NO_HEAD}, or {way_out}, in a sweep's baselines too$"
-    with pytest.raises(BankError, match=told):
+    remedy = "set init: random" if kind in TRAINED else "remove the method"
+    with pytest.raises(BankError, match=f"method {kind} starts from the stage-1 head, {NO_HEAD}, or {remedy}"):
         engine(make_bank(head=False), [FRESH, run_of(DEFAULTS[kind])])
 
 
@@ -222,7 +217,7 @@ def test_a_constraint_needs_a_head(engine: Engine, document: dict[str, object]) 
         engine(make_bank(head=False), [FRESH, lone_run(document)])
 
 
-def test_what_is_refused_without_a_head_is_trained_with_one() -> None:
+def test_every_method_is_trained_where_there_is_a_stage_1_head() -> None:
     runs = [run_of(method) for method in {**TRAINED, **PARTS}.values()]
     assert {result.failure for result in fused.fit(make_bank(), runs)} == {None}
 
@@ -240,13 +235,11 @@ def test_what_is_refused_without_a_head_is_trained_with_one() -> None:
     ],
     ids=["best", "halving", "both"],
 )
-def test_judging_on_val_needs_a_val_set(
+def test_selecting_on_val_needs_a_val_set(
     engine: Engine, rule: EpochSelection, halving: Halving | None, what: str
 ) -> None:
     bank = make_bank(val_per_class=0)
-    with pytest.raises(
-        BankError, match=f"^{what} on val needs a validation set, and this bank has none; judge on: test$"
-    ):
+    with pytest.raises(BankError, match=f"^{what} on val needs a validation set.*; select on: test$"):
         engine(bank, [FRESH], rule=rule, halving=halving)
     assert engine(bank, [FRESH], rule=replace(rule, on="test"), halving=halving)[0].failure is None
     assert engine(bank, [FRESH], rule=EpochSelection("last", "val"))[0].failure is None
@@ -254,7 +247,7 @@ def test_judging_on_val_needs_a_val_set(
 
 @every_engine
 @pytest.mark.usefixtures("untrained")
-def test_judging_on_an_empty_val_set(engine: Engine) -> None:
+def test_selecting_on_an_empty_val_set(engine: Engine) -> None:
     bank = replace(make_bank(), val=EvalSet(torch.empty(1, 0, 8), torch.empty(0, dtype=torch.int64)))
     with pytest.raises(BankError, match="acc_all cannot be selected on: the val set has no image of that split"):
         engine(bank, [FRESH], rule=EpochSelection("best", "val"))
@@ -264,7 +257,7 @@ def test_judging_on_an_empty_val_set(engine: Engine) -> None:
 @pytest.mark.parametrize("epoch", ["last", "best"])
 def test_a_split_without_classes_cannot_be_selected_on(engine: Engine, epoch: str) -> None:
     bank, rule = make_bank((120, 30)), EpochSelection(epoch, "test", "acc_few")  # type: ignore[arg-type]
-    with pytest.raises(BankError, match="acc_few cannot be selected on: no class of this dataset is in that split"):
+    with pytest.raises(BankError, match="acc_few cannot be selected on: this dataset has no class"):
         engine(bank, [FRESH], rule=rule)
     assert engine(bank, [FRESH], rule=replace(rule, metric="acc_medium"))[0].failure is None
 
@@ -285,25 +278,25 @@ def test_a_split_without_images_cannot_be_selected_on(engine: Engine, on: str) -
 @pytest.mark.parametrize(
     ("rungs", "factor", "message"),
     [
-        ((2, 1), 2.0, r"rungs must be whole numbers >= 1 that ascend, got \[2, 1\]"),
-        ((1, 1), 2.0, r"rungs must be whole numbers >= 1 that ascend, got \[1, 1\]"),
-        ((0, 2), 2.0, r"rungs must be whole numbers >= 1 that ascend, got \[0, 2\]"),
+        ((2, 1), 2.0, r"rungs must be ascending integers >= 1, got \[2, 1\]"),
+        ((1, 1), 2.0, r"rungs must be ascending integers >= 1, got \[1, 1\]"),
+        ((0, 2), 2.0, r"rungs must be ascending integers >= 1, got \[0, 2\]"),
         ((1,), 1.0, r"factor must be > 1, got 1\.0"),
         ((1,), NAN, r"factor must be > 1, got nan"),
     ],
 )
-def test_a_halving_that_makes_no_sense(rungs: tuple[int, ...], factor: float, message: str) -> None:
+def test_an_invalid_halving(rungs: tuple[int, ...], factor: float, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         Halving(rungs, factor)
 
 
 @every_engine
 def test_one_run_that_cannot_be_trained_refuses_them_all(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after the others have trained for an hour."""
+    """No run is trained if one is refused."""
     begun: list[object] = []
-    monkeypatch.setattr(fused._Pack, "__init__", lambda *_: begun.append("fused"))
+    monkeypatch.setattr(fused._PackTraining, "__init__", lambda *_: begun.append("fused"))
     monkeypatch.setattr(reference, "_fit_one", lambda *_: begun.append("reference"))
     wrong = lone_run({"kind": "logit_adjust_loss", "prior": [0.5, 0.5]})
-    with pytest.raises(BankError, match="prior must have one share for each of the 6 classes, got 2"):
+    with pytest.raises(BankError, match=r"prior must have .* 6 .*got 2"):
         engine(make_bank(), [FRESH, FRESH, wrong])
     assert begun == []

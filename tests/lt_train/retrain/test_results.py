@@ -1,4 +1,4 @@
-"""What a result says, and whose memory it is in; both engines."""
+"""Contents of a result and ownership of its memory, for both engines."""
 
 from dataclasses import replace
 
@@ -24,17 +24,17 @@ RULES = [
 ]
 
 
-# Which epoch's head is kept
+# The selected epoch
 
 
 @every_kind
-def test_fused_keeps_the_epoch_that_the_reference_keeps(kind: str) -> None:
+def test_both_engines_select_the_same_epoch(kind: str) -> None:
     agree(make_bank(), make_runs(kind), EpochSelection("best", "val"))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("kind", ["los", "disalign"])
-def test_the_kept_epoch_is_the_later_of_the_best(kind: str, rule: EpochSelection) -> None:
+def test_the_selected_epoch_is_the_later_of_the_best(kind: str, rule: EpochSelection) -> None:
     column = ("acc_all", "acc_many", "acc_medium", "acc_few").index(rule.metric)
     for result in agree(make_bank(test_images=60), make_runs(kind, epochs=8, seeds=(0, 7, 0)), rule=rule):
         assert result.val_accuracy is not None
@@ -44,21 +44,21 @@ def test_the_kept_epoch_is_the_later_of_the_best(kind: str, rule: EpochSelection
 
 
 @every_engine
-def test_the_rules_choose_different_epochs(engine: Engine) -> None:
-    """Guards the tests above: with these runs the rules are not all the same."""
+def test_the_rules_select_different_epochs(engine: Engine) -> None:
+    """Guards the tests above."""
     chosen = {
         tuple(kept(result).epoch for result in engine(make_bank(), make_runs("los"), rule=rule)) for rule in RULES
     }
     assert len(chosen) >= 4
 
 
-# What is in it
+# Contents
 
 
 @every_engine
 @every_kind
-def test_what_is_reported_is_what_the_classifier_does(kind: str, engine: Engine) -> None:
-    """Accuracy and LoMa by hand, from the predictions of the classifier that is handed out."""
+def test_reported_metrics_are_those_of_the_returned_classifier(kind: str, engine: Engine) -> None:
+    """Accuracy and LoMa by hand, from the predictions of the returned classifier."""
     bank, runs = make_bank(val_per_class=5, test_images=200), make_runs(kind, epochs=2, seeds=(0, 7, 0))
     labels, masks = bank.test.labels.numpy(), split_masks(bank.split_counts).numpy()
     for run, result in zip(runs, engine(bank, runs, rule=EpochSelection("best", "test")), strict=True):
@@ -76,7 +76,7 @@ def test_what_is_reported_is_what_the_classifier_does(kind: str, engine: Engine)
 
 @every_engine
 def test_val_weighs_classes_and_test_weighs_images(engine: Engine) -> None:
-    """The same unbalanced images as val and as test: macro on the one, micro on the other."""
+    """The same unbalanced images as val and test: macro average on val, micro average on test."""
     bank = make_bank(test_images=60, seed=2)
     chosen = torch.cat([(bank.test.labels == 0).nonzero()[:, 0], (bank.test.labels == 5).nonzero()[:2, 0]])
     images = EvalSet(bank.test.features[:, chosen], bank.test.labels[chosen])
@@ -131,7 +131,7 @@ def test_a_method_that_trains_nothing_has_one_epoch_and_no_loss(engine: Engine) 
 
 @every_engine
 def test_the_first_loss_is_the_mean_over_images(engine: Engine) -> None:
-    """With a rate too small to move anything the reported loss is the start's, whatever the batches."""
+    """With a negligible rate the reported loss is that of the start, whatever the batch size."""
     bank = make_bank(views=1)
     assert bank.head is not None
     logits = bank.train_features[0] @ bank.head[0].T + bank.head[1]
@@ -143,7 +143,7 @@ def test_the_first_loss_is_the_mean_over_images(engine: Engine) -> None:
 
 @every_engine
 def test_the_last_epoch_is_stepped_with_the_schedules_rate(engine: Engine) -> None:
-    """One batch an epoch, no momentum: the sum of all steps is known."""
+    """One batch per epoch and no momentum: the sum of all steps is known."""
     bank = make_bank(views=1)
     assert bank.head is not None
     run = lone_run({"kind": "ce", "lr": 1e-4, "momentum": 0.0}, epochs=4, batch_size=500)
@@ -169,11 +169,11 @@ def test_the_optimum_of_los_has_the_margin_of_the_formula(engine: Engine) -> Non
     np.testing.assert_allclose(gaps, np.log(1 + classes * (1 - smooth_factor) / smooth_factor), atol=1e-3)
 
 
-# Settings of a training
+# Precision
 
 
 @every_engine
-def test_tf32_is_taken_on_a_cpu_and_changes_nothing(engine: Engine) -> None:
+def test_tf32_is_accepted_on_a_cpu_and_has_no_effect(engine: Engine) -> None:
     bank, run = make_bank(), make_runs("los")[0]
     before = torch.backends.cuda.matmul.fp32_precision
     exact, fast = (
@@ -188,7 +188,7 @@ def test_float32_is_the_default_precision() -> None:
     assert TrainingSpec().matmul == "float32"
 
 
-# Whose memory it is in
+# Memory
 
 
 @every_engine
@@ -209,7 +209,7 @@ def test_the_bank_is_never_written_to(kind: str, engine: Engine) -> None:
 @every_engine
 @pytest.mark.parametrize("kind", TRAINED)
 def test_what_is_trained_does_not_share_memory_with_another_result(kind: str, engine: Engine) -> None:
-    """A frozen classifier may be one for all of a stack; it is never changed."""
+    """Lanes may share a frozen classifier, which is never changed."""
     first, second = (kept(result) for result in engine(make_bank(), make_runs(kind, epochs=1, seeds=(0, 0))))
     frozen = {"weight", "bias"} if DEFAULTS[kind].head.needs_classifier else set()
     for name in first.state.keys() - frozen:
@@ -221,7 +221,7 @@ def test_no_runs_no_results(engine: Engine) -> None:
     assert engine(make_bank(), []) == []
 
 
-def test_the_guards_of_this_suite_see_what_was_trained() -> None:
+def test_trained_parameters_differ_between_learning_rates() -> None:
     run = make_runs("lws")[0]
     assert isinstance(run.method, TrainedMethod)
     one, other = agree(make_bank(), [run, with_method(run, lr=0.5)])

@@ -1,4 +1,4 @@
-"""What defines a run, for both engines: its schedule, its start, and which runs may train in one loop."""
+"""What defines a run for both engines: schedule, start, and which runs share a stack."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from support.engines import lone_run, make_runs
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Run, diverged, learning_rate_factor, score_column, start_head
-from lt_train.retrain.fused import _Pack
+from lt_train.retrain.fused import _PackTraining
 
 FRESH = lone_run({"kind": "ce", "init": "random"})
 
@@ -47,14 +47,14 @@ def test_a_failure_counts_epochs_from_one_and_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(("metric", "column"), [("acc_all", 0), ("acc_many", 1), ("acc_medium", 2), ("acc_few", 3)])
-def test_a_rule_judges_by_its_column(metric: str, column: int) -> None:
+def test_a_rule_selects_by_its_column(metric: str, column: int) -> None:
     assert score_column(EpochSelection("last", "test", metric)) == column  # type: ignore[arg-type]
 
 
 # The start
 
 
-def test_a_fresh_head_is_torchs_uniform_and_the_seeds_own() -> None:
+def test_a_random_head_is_torchs_uniform_and_depends_on_the_seed() -> None:
     counts = torch.full((300,), 30)
     features = torch.zeros(1, 1, 64)
     images = EvalSet(features, torch.zeros(1, dtype=torch.int64))
@@ -68,24 +68,24 @@ def test_a_fresh_head_is_torchs_uniform_and_the_seeds_own() -> None:
     assert torch.equal(again[0], weight)
     assert not torch.equal(other[0], weight)
     los = lone_run({"kind": "los", "init": "random"})
-    assert torch.equal(start_head(bank, los)[0], weight), "methods with one seed start alike"
+    assert torch.equal(start_head(bank, los)[0], weight), "methods with equal seeds start alike"
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_a_start_is_a_copy_of_the_stage_1_head_or_fresh(kind: str) -> None:
+def test_a_start_is_a_copy_of_the_stage_1_head_or_random(kind: str) -> None:
     bank, run = make_bank(), Run(DEFAULTS[kind], TrainingSpec(), 0)
     assert bank.head is not None
     before = bank.head[0].clone(), bank.head[1].clone()
     start = start_head(bank, run)
-    fresh = isinstance(run.method, TrainedMethod) and run.method.init == "random"
+    random = isinstance(run.method, TrainedMethod) and run.method.init == "random"
     for mine, own in zip(start, bank.head, strict=True):
-        assert torch.equal(mine, own) != fresh
+        assert torch.equal(mine, own) != random
         mine.zero_()
     assert torch.equal(bank.head[0], before[0])
     assert torch.equal(bank.head[1], before[1])
 
 
-# Which runs train together
+# Which runs share a stack
 
 
 @pytest.mark.parametrize("method", {**ALLOWED, **OPTIONS, **PARTS}.values(), ids={**ALLOWED, **OPTIONS, **PARTS})
@@ -104,11 +104,11 @@ def test_runs_that_differ_in_anything_else_do_not() -> None:
     assert adjusted[0] != adjusted[1]
 
 
-def test_a_tau_that_is_searched_is_one_stack_and_its_bias_is_not() -> None:
-    """The whole grid of a post-hoc method is one stack, whatever the seeds say."""
+def test_a_grid_of_tau_is_one_stack_and_another_bias_is_not() -> None:
+    """The whole grid of a post-hoc method is one stack, whatever the seeds."""
     taus = [METHODS.parse({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "tau": tau / 10}}) for tau in range(21)]
     kept = METHODS.parse({"kind": "tau_norm", "post_hoc": {"kind": "tau_norm", "bias": "keep"}})
     runs = [Run(method, TrainingSpec(), seed) for seed, method in enumerate([*taus, kept])]
-    pack = _Pack(make_bank(), runs, "cpu", EpochSelection(), None)
+    pack = _PackTraining(make_bank(), runs, "cpu", EpochSelection(), None)
     assert [stack.shape for stack in pack._stacks(range(22))] == [(1, 21), (1, 1)]
     assert set_lane_value(taus[0], "post_hoc.tau", 2.0) == taus[20]

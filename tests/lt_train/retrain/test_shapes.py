@@ -1,4 +1,4 @@
-"""Both engines on every shape that a bank or a batch may have, for every kind of method."""
+"""Both engines on every shape of bank and batch, for every kind of method."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,17 +26,17 @@ def empty(features: int) -> EvalSet:
 
 SHAPES: dict[str, Callable[[], FeatureBank]] = {
     "one view": lambda: make_bank(views=1),
-    "a view an epoch, and more": lambda: make_bank(views=5),
+    "more views than epochs": lambda: make_bank(views=5),
     "one test view": lambda: make_bank(test_views=1),
     "no val": lambda: make_bank(val_per_class=0),
     "two views of val": lambda: replace(make_bank(), val=make_bank(seed=3, test_images=60).test),
     "an empty val": lambda: replace(make_bank(), val=empty(8)),
     "two classes": lambda: make_bank((110, 3), dim=5),
     "a class with one image, of two": lambda: make_bank((25, 1), dim=5),
-    "one image a class": lambda: make_bank((1, 1, 1, 1)),
+    "one image per class": lambda: make_bank((1, 1, 1, 1)),
     "two features": lambda: make_bank(dim=2),
     "no few class": lambda: make_bank((120, 30)),
-    "no test image of a class": lambda: make_bank(test_images=5),
+    "a class without test images": lambda: make_bank(test_images=5),
     "one test image": lambda: make_bank(test_images=1),
 }
 
@@ -50,7 +50,7 @@ def test_fused_is_the_reference_on_every_shape_of_bank(kind: str, shape: str) ->
 @every_kind
 @pytest.mark.parametrize("batch_size", [13, 117, 234, 1000])
 def test_fused_is_the_reference_for_every_batch_size(kind: str, batch_size: int) -> None:
-    """N = 234: a short last batch, two halves, exactly all, more than there are."""
+    """N = 234: a short last batch, two equal batches, one batch, a batch size above N."""
     agree(make_bank(), make_runs(kind, epochs=2, batch_size=batch_size, seeds=SEEDS[:4]))
 
 
@@ -60,7 +60,7 @@ def test_fused_is_the_reference_for_batches_of_one() -> None:
 
 @pytest.mark.parametrize("kind", ["los", "lws", "disalign", "maxnorm"])
 def test_fused_is_the_reference_on_a_single_feature(kind: str) -> None:
-    """Without methods that only see directions, of which one feature has two: their classes tie."""
+    """Without methods that use directions only: a single feature has two directions, so classes tie."""
     agree(make_bank(dim=1), make_runs(kind, seeds=SEEDS), EpochSelection("best", "test"))
 
 
@@ -76,8 +76,8 @@ def test_logits_are_averaged_over_test_views_not_features(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", ["cosine", "disalign"])
-def test_of_some_heads_the_views_may_not_be_averaged_before(head: str) -> None:
-    """Guards the test above: for these heads, to average features gives other logits."""
+def test_averaging_features_over_views_changes_the_logits_of_some_heads(head: str) -> None:
+    """Guards the test above."""
     bank, method = make_bank(test_views=3), METHODS.parse({"kind": "ce", "head": head})
     run = with_method(make_runs(method, epochs=5)[0], lr=2.0)
     averaged = replace(bank, test=EvalSet(bank.test.features.mean(dim=0, keepdim=True), bank.test.labels))
@@ -87,7 +87,7 @@ def test_of_some_heads_the_views_may_not_be_averaged_before(head: str) -> None:
 
 
 @every_engine
-def test_epochs_read_the_views_in_turn(engine: Engine) -> None:
+def test_epochs_cycle_through_the_views(engine: Engine) -> None:
     bank, run = make_bank(views=3), make_runs("ce", epochs=4)[0]
     turned = replace(bank, train_features=bank.train_features[torch.tensor([0, 1, 2, 0])])
     assert everything(engine(bank, [run])[0]) == everything(engine(turned, [run])[0])
@@ -99,8 +99,8 @@ FRESH = [kind for kind, method in TRAINED.items() if not method.head.needs_class
 
 
 @pytest.mark.parametrize("kind", FRESH)
-def test_a_fresh_start_needs_no_stage_1_head(kind: str) -> None:
-    """And is the same where there is one: it is drawn from the seed alone."""
+def test_a_random_start_needs_no_stage_1_head(kind: str) -> None:
+    """It is the same with a stage-1 head: it is drawn from the seed alone."""
     method = DEFAULTS[kind]
     runs = make_runs(method.model_copy(update={"init": "random"}), epochs=2, seeds=SEEDS)
     without = agree(make_bank(head=False), runs)
@@ -111,7 +111,7 @@ def test_a_fresh_start_needs_no_stage_1_head(kind: str) -> None:
 @pytest.mark.parametrize("logit_bytes", [1, 5000])
 @pytest.mark.parametrize("kind", ["los", "disalign", "tau_norm"])
 def test_evaluating_in_parts_gives_the_same(kind: str, logit_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One image at a time, or a few; more than one view, too."""
+    """One image at a time, or a few, with several views."""
     bank, runs = make_bank(test_images=100), make_runs(kind)
     expected = fused.fit(bank, runs)
     monkeypatch.setattr(stack, "LOGIT_BYTES", {"cpu": logit_bytes})

@@ -1,4 +1,4 @@
-"""A stack by itself: its steps are one torch.optim.SGD a run, and what it takes over from another is all of it."""
+"""The steps of a stack are those of one torch.optim.SGD per run, and lanes move between stacks unchanged."""
 
 from collections.abc import Sequence
 
@@ -18,16 +18,16 @@ SEEDS, LANES = (3, 8), 3
 
 
 def runs_of(method: dict[str, object], momentum: Sequence[float], weight_decay: Sequence[float]) -> list[Run]:
-    """Two seeds of three lanes, one seed after the other, with rates of their own."""
+    """Two seeds of three lanes, one seed after the other, each with its own rate."""
     runs = []
-    for place in range(len(SEEDS) * LANES):
-        one = METHODS.parse({**method, "lr": (0.01, 0.002, 0.05, 0.03, 0.001, 0.02)[place]})
-        one = set_lane_value(one, "momentum", momentum[place])
+    for index in range(len(SEEDS) * LANES):
+        one = METHODS.parse({**method, "lr": (0.01, 0.002, 0.05, 0.03, 0.001, 0.02)[index]})
+        one = set_lane_value(one, "momentum", momentum[index])
         runs.append(
             Run(
-                set_lane_value(one, "weight_decay", weight_decay[place]),
+                set_lane_value(one, "weight_decay", weight_decay[index]),
                 TrainingSpec(epochs=4, batch_size=8),
-                SEEDS[place // LANES],
+                SEEDS[index // LANES],
             )
         )
     return runs
@@ -47,14 +47,14 @@ def stack_of(runs: list[Run]) -> Stack:
 )
 @pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign"])
 def test_steps_are_torchs_sgd(momentum: list[float], weight_decay: list[float], head: str) -> None:
-    """Four epochs, so that the rate changes with momentum under way; the last batch of each is short."""
+    """Four epochs, so that the rate changes while momentum is nonzero; the last batch of each is short."""
     runs = runs_of({"kind": "los", "head": head}, momentum, weight_decay)
     stack = stack_of(runs)
     losses = torch.stack([stack.train_epoch() for _ in range(4)])
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         module = run.method.head.module(start_head(BANK, run))
         optimizer = torch.optim.SGD(
-            module.parameters(), run.method.lr, momentum[place], weight_decay=weight_decay[place]
+            module.parameters(), run.method.lr, momentum[index], weight_decay=weight_decay[index]
         )
         loss_of = run.method.loss(
             {name: torch.tensor(value) for name, value in run.method.lane_values().items()}, BANK.class_counts
@@ -68,15 +68,15 @@ def test_steps_are_torchs_sgd(momentum: list[float], weight_decay: list[float], 
                 loss.mean().backward()
                 optimizer.step()
                 total += float(loss.detach().sum())
-            assert float(losses[epoch, place // LANES, place % LANES]) == pytest.approx(total / 34, rel=1e-4)
-        state = stack.state(place // LANES, place % LANES)
+            assert float(losses[epoch, index // LANES, index % LANES]) == pytest.approx(total / 34, rel=1e-4)
+        state = stack.state(index // LANES, index % LANES)
         for name, tensor in module.state_dict().items():
             torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_the_first_step_is_the_gradient(kind: str) -> None:
-    """One batch of everything, from the start: the move over the rate is what autograd finds."""
+    """One batch of all images from the start: the step divided by the rate is autograd's gradient."""
     run = lone_run({"kind": kind, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, batch_size=50)
     free = run.method.model_copy(update={"constraint": None})  # a projection is no part of the gradient
     run = Run(free, run.training, run.seed)
@@ -96,35 +96,35 @@ def test_the_first_step_is_the_gradient(kind: str) -> None:
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign"])
-def test_lanes_that_move_to_another_stack_go_on_as_they_were(head: str) -> None:
-    """Weights, momentum, the rate that momentum is scaled by, the kept head, failures: nothing is left behind."""
+def test_lanes_that_move_to_another_stack_continue_unchanged(head: str) -> None:
+    """Weights, momentum, its scale, selected heads and failures are carried over."""
     momentum, decay = [0.9, 0.5, 0.3, 0.1, 0.8, 0.9], [0.0, 0.1, 0.3, 0.2, 0.0, 0.1]
     runs = runs_of({"kind": "los", "head": head}, momentum, decay)
     data = DeviceBank(BANK, "cpu")
-    stay, leave = stack_of(runs), stack_of(runs)
+    stays, leaves = stack_of(runs), stack_of(runs)
     chosen = torch.tensor([[True, False, True], [False, True, False]])
-    for stack in (stay, leave):
+    for stack in (stays, leaves):
         stack.train_epoch()
-        stack.keep(torch.ones_like(chosen))
+        stack.select(torch.ones_like(chosen))
         stack.train_epoch()
-        stack.keep(chosen)
-    leave.finite_ST = chosen.clone()
+        stack.select(chosen)
+    leaves.finite_ST = chosen.clone()
     fewer = Stack(data, runs, [[1, 2], [3, 5]])
-    fewer.take_over({place: (leave, place // LANES, place % LANES) for place in range(6)})
+    fewer.take_over({index: (leaves, index // LANES, index % LANES) for index in range(6)})
     assert (fewer.finished, fewer.epochs) == (2, 4)
-    stay.train_epoch(), fewer.train_epoch()
+    stays.train_epoch(), fewer.train_epoch()
     assert fewer.finite_ST.tolist() == [[False, True], [False, False]]
     old = {1: (0, 1), 2: (0, 2), 3: (1, 0), 5: (1, 2)}
-    for (s, t), place in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (1, 2, 3, 5), strict=True):
-        for name, tensor in stay.state(*old[place]).items():
+    for (s, t), index in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (1, 2, 3, 5), strict=True):
+        for name, tensor in stays.state(*old[index]).items():
             torch.testing.assert_close(fewer.state(s, t)[name], tensor, rtol=1e-5, atol=5e-6)
-    stay.measure(), fewer.measure()  # which puts the kept heads in place of the last
-    for (s, t), place in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (1, 2, 3, 5), strict=True):
-        for name, tensor in stay.state(*old[place]).items():
+    stays.measure(), fewer.measure()  # replaces the last heads by the selected ones
+    for (s, t), index in zip([(0, 0), (0, 1), (1, 0), (1, 1)], (1, 2, 3, 5), strict=True):
+        for name, tensor in stays.state(*old[index]).items():
             torch.testing.assert_close(fewer.state(s, t)[name], tensor, rtol=1e-5, atol=5e-6)
 
 
-def test_heads_that_are_not_trained_are_one() -> None:
+def test_untrained_heads_share_one_head() -> None:
     """A grid of adjustments takes the memory of one head."""
     runs = make_runs("tau_norm", seeds=range(21))
     stack = Stack(DeviceBank(BANK, "cpu"), runs, [range(21)])

@@ -1,4 +1,4 @@
-"""Logits of heads on the test images: histograms by hand, the image that was rescued, part of a large test set."""
+"""Logits of heads on the test images: histograms, the rescued image, a sample of a large test set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lt_train.features.bank import EvalSet
 from sweeps.analysis import logits
-from sweeps.analysis.logits import Scored, histograms, scored, telling_image
+from sweeps.analysis.logits import HeadLogits, head_logits, histograms, rescued_image
 
 
 def some_logits(images: int = 200, classes: int = 7) -> tuple[Tensor, Tensor]:
@@ -31,25 +31,25 @@ def test_histograms_count_every_logit_once_and_their_means_lie_a_loma_apart() ->
         assert mean == pytest.approx(float(chosen.mean()), abs=1e-5)
 
 
-def test_the_telling_image_is_the_one_that_gained_most_whatever_the_scale() -> None:
+def test_the_rescued_image_has_the_largest_gain_in_margin_at_any_scale() -> None:
     labels = torch.tensor([0, 1, 2])
     before = torch.tensor([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     after = torch.tensor([[2.0, 1.9, 0.0], [0.0, 30.0, 0.0], [0.0, 0.0, 1.0]])
-    both = Scored(torch.tensor([10, 11, 12]), labels, (before, after), 20)
-    found = telling_image(both, torch.ones(3, dtype=torch.bool))
+    both = HeadLogits(torch.tensor([10, 11, 12]), labels, (before, after), 20)
+    found = rescued_image(both, torch.ones(3, dtype=torch.bool))
     assert found is not None
     assert (found.index, found.label) == (11, 1)
     assert torch.equal(found.after, after[1])
-    only_the_first = telling_image(both, torch.tensor([True, False, True]))
+    only_the_first = rescued_image(both, torch.tensor([True, False, True]))
     assert only_the_first is not None
     assert only_the_first.index == 10
-    assert telling_image(both, torch.tensor([False, False, True])) is None
+    assert rescued_image(both, torch.tensor([False, False, True])) is None
 
 
 def test_logits_are_the_mean_over_test_views() -> None:
     head = nn.Linear(4, 3)
     test = EvalSet(torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1]))
-    found = scored([head], test, 3)
+    found = head_logits([head], test, 3)
     with torch.inference_mode():
         assert torch.allclose(found.logits[0], head(test.features.mean(dim=0)), atol=1e-6)
     assert found.images.tolist() == list(range(5))
@@ -58,8 +58,8 @@ def test_logits_are_the_mean_over_test_views() -> None:
 def test_of_a_very_large_test_set_a_part_is_scored_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "MOST_LOGITS", 30)
     test = EvalSet(torch.arange(80.0).reshape(1, 20, 4), torch.arange(20) % 3)
-    first, again = (scored([nn.Linear(4, 3)], test, 3) for _ in range(2))
+    first, again = (head_logits([nn.Linear(4, 3)], test, 3) for _ in range(2))
     assert len(first.images) == 10
-    assert first.there == 20
+    assert first.total == 20
     assert first.images.tolist() == again.images.tolist() == sorted(set(first.images.tolist()))
     assert torch.equal(first.labels, test.labels[first.images])

@@ -1,4 +1,4 @@
-"""One suite over every backend of the registry: the same packs, the same numbers, to the last bit."""
+"""One suite for all backends: they train the same packs and give bit-identical results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sweeps
 from lt_train.core.errors import BankError
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Pack, Run, RunResult
-from sweeps.config.backend import BACKENDS
+from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 
@@ -26,7 +26,7 @@ HALVED = {
 
 @pytest.mark.parametrize("sections", [WHOLE, HALVED], ids=["whole", "halved"])
 @pytest.mark.parametrize("kind", sorted(BACKENDS.kinds()))
-def test_every_backend_gives_what_a_plain_loop_gives(
+def test_all_backends_give_the_same_results(
     kind: str, sections: dict[str, Any], small_sweep: Callable[..., SweepSpec], request: pytest.FixtureRequest
 ):
     if kind == "ray":
@@ -45,10 +45,10 @@ def test_every_backend_gives_what_a_plain_loop_gives(
 
 
 class OnePack:
-    """A source of one pack that cannot be trained."""
+    """A source with one pack that cannot be trained."""
 
     def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
-        self.packs = [Pack("hopeless", runs, rule)]
+        self.packs = [Pack("invalid", runs, rule)]
 
     def next_pack(self) -> Pack | None:
         return self.packs.pop() if self.packs else None
@@ -61,7 +61,7 @@ class OnePack:
 
 
 @pytest.mark.parametrize("kind", sorted(BACKENDS.kinds()))
-def test_what_the_user_has_to_mend_is_raised_as_it_is(
+def test_user_errors_are_raised_unchanged(
     kind: str, small_sweep: Callable[..., SweepSpec], request: pytest.FixtureRequest
 ):
     if kind == "ray":

@@ -1,4 +1,4 @@
-"""Features extracted by Ray's processes: the bytes of one process, also when one of them is killed on the way."""
+"""Feature extraction in Ray processes: byte-identical to one process, also if a worker is killed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,19 @@ def checkpoint(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "stage1.safetensors")
 
 
-def test_two_workers_make_the_bytes_of_one_and_of_this_process(
-    checkpoint: Path, tmp_path: Path, local_ray: str
-) -> None:
+def test_workers_write_the_same_bytes_as_this_process(checkpoint: Path, tmp_path: Path, local_ray: str) -> None:
     expected = bytes_of(build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "here"))
     for count in (1, 2):
         pace = Throughput()
         workers = ray_workers(count, cpus=1, gpus=0)
         store = tmp_path / f"by {count}"
-        found = build_bank(DIGITS, checkpoint, FEATURES, store, workers=workers, threads=1, pace=pace)
+        found = build_bank(DIGITS, checkpoint, FEATURES, store, workers=workers, threads=1, throughput=pace)
         assert bytes_of(found) == expected
         assert pace.images == TOTAL
         assert all(seconds > 0 for seconds in pace.seconds.values())
 
 
-def test_images_in_files_are_read_where_the_worker_is_and_bad_ones_come_back(tmp_path: Path, local_ray: str) -> None:
+def test_workers_read_image_files_and_report_unreadable_ones(tmp_path: Path, local_ray: str) -> None:
     parts = {"train": {"auk": 9, "crow": 6}, "test": {"auk": 4, "crow": 4}}
     root = write_tree(tmp_path / "birds", parts)
     checkpoint = write_checkpoint(tmp_path / "stage1.safetensors", channels=3, classes=2)
@@ -65,7 +63,7 @@ def workers_of_ray_data() -> Iterator[psutil.Process]:
                 yield process
 
 
-def test_a_worker_that_is_killed_costs_time_and_nothing_else(checkpoint: Path, tmp_path: Path, local_ray: str) -> None:
+def test_results_do_not_change_if_a_worker_is_killed(checkpoint: Path, tmp_path: Path, local_ray: str) -> None:
     small = FEATURES.model_copy(update={"batch_size": 4})  # some 130 shards
     expected = bytes_of(build_bank(DIGITS, checkpoint, small, tmp_path / "here"))
     killed: list[int] = []
@@ -82,9 +80,7 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(checkpoint: Path, t
     assert bytes_of(found) == expected
 
 
-def test_what_this_process_had_done_is_not_done_again_by_workers(
-    checkpoint: Path, tmp_path: Path, local_ray: str
-) -> None:
+def test_workers_resume_an_extraction_that_this_process_began(checkpoint: Path, tmp_path: Path, local_ray: str) -> None:
     expected = bytes_of(build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "undisturbed"))
 
     def some(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
@@ -95,7 +91,7 @@ def test_what_this_process_had_done_is_not_done_again_by_workers(
         build_bank(DIGITS, checkpoint, FEATURES, tmp_path / "banks", workers=some)
     pace = Throughput()
     found = build_bank(
-        DIGITS, checkpoint, FEATURES, tmp_path / "banks", workers=ray_workers(2, 1, 0), threads=1, pace=pace
+        DIGITS, checkpoint, FEATURES, tmp_path / "banks", workers=ray_workers(2, 1, 0), threads=1, throughput=pace
     )
     assert bytes_of(found) == expected
     assert 0 < pace.images < TOTAL - 7 * 50
@@ -118,7 +114,7 @@ def sweep(tmp_path: Path, checkpoint: Path, **sections: Any) -> SweepSpec:
     )
 
 
-def test_a_sweep_asks_for_workers_and_its_results_do_not_depend_on_it(
+def test_the_number_of_workers_does_not_change_a_sweeps_bank(
     checkpoint: Path, tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = sweep(tmp_path / "many", checkpoint, backend="ray", resources={"extract_workers": 2})
@@ -130,12 +126,12 @@ def test_a_sweep_asks_for_workers_and_its_results_do_not_depend_on_it(
     assert bytes_of(found.path) == bytes_of(expected.path)
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a bank that is there needs no worker")
+        raise AssertionError("an existing bank needs no worker")
 
-    monkeypatch.setattr("sweeps.backends.ray.ray_workers", refuse)
+    monkeypatch.setattr("sweeps.backends.extraction.ray_workers", refuse)
     assert prepare(many).fingerprint == found.fingerprint
 
 
-def test_without_ray_there_are_no_workers(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(SpecError, match=r"resources\.extract_workers: must be 1 with backend inline.*got 2; set back"):
+def test_the_inline_backend_refuses_extraction_workers(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(SpecError, match=r"resources\.extract_workers: must be 1 with backend inline"):
         sweep(tmp_path, checkpoint, backend="inline", resources={"extract_workers": 2})

@@ -1,4 +1,4 @@
-"""The inline backend: what goes wrong in a pack goes wrong here."""
+"""The inline backend: errors of a pack are raised in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lt_train.retrain import fused
 from sweeps.config.spec import SweepSpec
 
 
-def test_a_pack_that_raises_in_this_process_ends_the_sweep_with_its_error(
+def test_an_error_in_a_pack_ends_the_sweep_with_that_error(
     small_sweep: Callable[..., SweepSpec], monkeypatch: pytest.MonkeyPatch
 ):
     calls = []
@@ -20,13 +20,13 @@ def test_a_pack_that_raises_in_this_process_ends_the_sweep_with_its_error(
     def broken(*arguments, **options):
         calls.append(arguments)
         if len(calls) > 2:
-            raise RuntimeError("out of luck")
+            raise RuntimeError("injected failure")
         return fit(*arguments, **options)
 
     fit = fused.fit
     spec = small_sweep()
     monkeypatch.setattr(fused, "fit", broken)
-    with pytest.raises(RuntimeError, match="out of luck"):
+    with pytest.raises(RuntimeError, match="injected failure"):
         sweeps.run(spec)
     finished = runs_by_key(spec)
     monkeypatch.undo()

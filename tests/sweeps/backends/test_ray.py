@@ -1,8 +1,9 @@
-"""The Ray backend: workers that die, packs that cannot be trained."""
+"""The Ray backend: dead workers, packs that fail, signals, resources."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -26,16 +27,14 @@ import sweeps
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Pack, Run, RunResult
-from sweeps.backends.ray import _check_room, _slots
+from sweeps.backends.ray import _check_resources, _slots
 from sweeps.backends.tune import is_own_fault
-from sweeps.config.backend import BACKENDS
+from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 
 
-def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
-    small_sweep: Callable[..., SweepSpec], local_ray: str
-):
+def test_a_dead_worker_is_replaced_and_its_pack_trained_again(small_sweep: Callable[..., SweepSpec], local_ray: str):
     sections = {"training": {"epochs": 400}, "search": {"trials": 4}}
     expected = sweeps.run(small_sweep(name="plain", **sections))
     killed: list[int] = []
@@ -62,10 +61,10 @@ def test_a_worker_that_dies_on_ray_is_replaced_and_its_pack_trained_again(
 
 
 class OnePack:
-    """A source of one pack that cannot be trained."""
+    """A source with one pack that cannot be trained."""
 
     def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
-        self.packs = [Pack("hopeless", runs, rule)]
+        self.packs = [Pack("invalid", runs, rule)]
         self.failures: list[tuple[str, str, bool]] = []
 
     def next_pack(self) -> Pack | None:
@@ -76,26 +75,24 @@ class OnePack:
 
     def failed(self, pack: Pack, why: str, *, own: bool) -> None:
         self.failures.append((pack.name, why, own))
-        raise LongtailError("enough is enough")
+        raise LongtailError("failed too often")
 
     def exhausted(self) -> bool:
         return False
 
 
-def test_of_a_pack_that_crashes_on_ray_the_source_hears_why_and_that_it_is_to_blame(
-    small_sweep: Callable[..., SweepSpec], local_ray: str
-):
+def test_the_source_is_notified_of_a_pack_that_crashes(small_sweep: Callable[..., SweepSpec], local_ray: str):
     ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
     source = OnePack(("no run",), EpochSelection())
-    with pytest.raises(LongtailError, match="enough is enough"):
+    with pytest.raises(LongtailError, match="failed too often"):
         ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
     ((name, why, own),) = source.failures
-    assert name == "hopeless"
+    assert name == "invalid"
     assert why.startswith("AttributeError: 'str' object has no attribute")
     assert own
 
 
-def test_workers_that_cannot_import_what_the_driver_can_end_the_sweep_at_once(
+def test_a_package_that_workers_lack_ends_the_sweep_at_once(
     small_sweep: Callable[..., SweepSpec], local_ray: str, monkeypatch: pytest.MonkeyPatch
 ):
     elsewhere = types.ModuleType("only_the_driver_has_it")
@@ -103,22 +100,26 @@ def test_workers_that_cannot_import_what_the_driver_can_end_the_sweep_at_once(
     monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
     ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
     source = OnePack((elsewhere.Run(),), EpochSelection())
-    with pytest.raises(UserError, match=r"a worker could not be started: .*only_the_driver_has_it.*every node needs"):
+    with pytest.raises(UserError, match=r"cannot start a worker: .*only_the_driver_has_it.*--ship-code"):
         ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
     assert source.failures == []
 
 
-def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str, capsys: pytest.CaptureFixture[str]):
-    _check_room(2, 0, local=True)
-    with pytest.raises(UserError, match=r"resources\.cpus_per_pack must be at most the 2 CPUs.*, got 99"):
-        _check_room(99, 0, local=True)
-    with pytest.raises(UserError, match=r"resources\.gpus_per_pack must be at most the 0 GPUs.*, got 0\.5"):
-        _check_room(1, 0.5, local=True)
-    assert capsys.readouterr().err == ""
-    _check_room(99, 0, local=False)  # a cluster may grow, and nobody is left to wonder
-    assert "no node of the cluster has the 99 CPUs and 0 GPUs of a pack, they have 2 and 0; waiting" in (
-        capsys.readouterr().err
-    )
+def test_packs_too_large_for_a_local_ray_are_refused_and_a_cluster_may_grow(
+    local_ray: str, caplog: pytest.LogCaptureFixture
+):
+    _check_resources(2, 0, local=True)
+    with pytest.raises(UserError, match=r"resources\.cpus_per_pack must be at most 2, .*, got 99"):
+        _check_resources(99, 0, local=True)
+    with pytest.raises(UserError, match=r"resources\.gpus_per_pack must be at most 0, .*, got 0\.5"):
+        _check_resources(1, 0.5, local=True)
+    with caplog.at_level(logging.WARNING, "sweeps"):
+        assert not caplog.messages
+        _check_resources(99, 0, local=False)
+    (message,) = caplog.messages
+    assert "99 CPUs and 0 GPUs" in message
+    assert "2 CPUs and 0 GPUs" in message
+    assert "resources.cpus_per_pack" in message
 
 
 @pytest.mark.parametrize(
@@ -139,18 +140,18 @@ def test_a_local_ray_is_not_asked_for_more_than_it_has(local_ray: str, capsys: p
         (None, False),
     ],
 )
-def test_a_machines_trouble_is_not_blamed_on_a_pack(error: Any, own: bool):
-    """A run to blame is recorded as failed for good."""
+def test_failures_are_attributed_to_the_pack_or_to_its_machine(error: Any, own: bool):
+    """A pack that fails by its own fault is recorded as failed for good."""
     assert is_own_fault(error) is own
 
 
-def test_a_tenth_of_a_device_is_ten_to_a_device(monkeypatch: pytest.MonkeyPatch):
+def test_slots_of_fractional_gpus(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 64.0, "GPU": 1.0})
     assert [_slots(1, gpus) for gpus in (0.1, 0.2, 0.3, 1, 0)] == [10, 5, 3, 1, 64]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test is about lacking")
-def test_a_driver_needs_no_device_where_packs_are_trained_elsewhere(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_driver_needs_no_gpu_if_a_cluster_trains(
     small_sweep: Callable[..., SweepSpec], monkeypatch: pytest.MonkeyPatch
 ):
     on_gpus = {"resources": {"gpus_per_pack": 1}}
@@ -163,7 +164,7 @@ def test_a_driver_needs_no_device_where_packs_are_trained_elsewhere(
 
 
 class Stopped(OnePack):
-    """A source in which a stop arrives while the first result is being recorded; another pack takes minutes."""
+    """A source that receives SIGINT while it records the first result; its other pack takes minutes."""
 
     def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         super().__init__(runs, rule)
@@ -176,27 +177,27 @@ class Stopped(OnePack):
         self.recorded = True
 
 
-def test_a_stop_while_a_result_is_recorded_does_not_wait_for_packs_in_flight(
+def test_a_stop_completes_recording_and_does_not_wait_for_packs_in_flight(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     bank = prepare(small_sweep())
     source = Stopped((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochSelection())
     begin = time.monotonic()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where pytest runs in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if pytest runs in the background
     try:
         with pytest.raises(KeyboardInterrupt):
             BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert source.recorded, "what was under way was done first"
+    assert source.recorded, "the result must be recorded completely"
     assert time.monotonic() - begin < 60
     while any(in_a_pack(psutil.Process().children(recursive=True))):
-        assert time.monotonic() - begin < 60, "and nothing goes on with them"
+        assert time.monotonic() - begin < 60, "the packs in flight must end"
         time.sleep(0.2)
 
 
 class Full(OnePack):
-    """A source that cannot record anything; another pack takes minutes."""
+    """A source that fails to record results; its other pack takes minutes."""
 
     def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         super().__init__(runs, rule)
@@ -207,7 +208,7 @@ class Full(OnePack):
         raise LongtailError("the disk is full")
 
 
-def test_a_driver_that_cannot_go_on_does_not_wait_for_packs_in_flight(
+def test_an_error_of_the_source_does_not_wait_for_packs_in_flight(
     small_sweep: Callable[..., SweepSpec], local_ray: str
 ):
     source = Full((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochSelection())
@@ -216,14 +217,14 @@ def test_a_driver_that_cannot_go_on_does_not_wait_for_packs_in_flight(
         BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(prepare(small_sweep()), source, cpus=1, gpus=0)
     assert time.monotonic() - begin < 60
     while any(in_a_pack(psutil.Process().children(recursive=True))):
-        assert time.monotonic() - begin < 60, "and nothing goes on with them"
+        assert time.monotonic() - begin < 60, "the packs in flight must end"
         time.sleep(0.2)
 
 
-def test_no_results_are_held_after_they_are_recorded(
+def test_results_are_released_once_they_are_recorded(
     small_sweep: Callable[..., SweepSpec], local_ray: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ray keeps what anybody refers to, and heads of a large model are 67 MB a run."""
+    """Ray keeps every object with a reference, and the heads of a large model take 67 MB per run."""
     grids = []
 
     class Kept(tune.Tuner):
@@ -238,19 +239,19 @@ def test_no_results_are_held_after_they_are_recorded(
     assert [result.metrics["outcome"] for result in grid] == [[]] * len(grid)
 
 
-def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
+def test_a_cluster_that_cannot_be_joined_is_a_user_error(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
     file = tmp_path / "away.yaml"
     file.write_text(yaml.safe_dump(small_sweep(backend={"kind": "ray", "address": "nowhere"}).resolved()))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "sweeps.cli.main", "run", str(file)]
+    command = [sys.executable, "-m", "sweeps", "run", str(file)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == UserError.exit_code
-    assert "the Ray cluster at nowhere cannot be joined: " in ran.stderr
+    assert "cannot join the Ray cluster at nowhere: " in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
 class Locked(OnePack):
-    """A source that cannot be copied, as one with a thread or an open file behind it."""
+    """A source that cannot be pickled, like one with a thread or an open file."""
 
     def __init__(self, runs: tuple[Any, ...], rule: EpochSelection) -> None:
         super().__init__(runs, rule)
@@ -265,9 +266,7 @@ class Locked(OnePack):
         return bool(self.done)
 
 
-def test_a_source_stays_in_its_process_when_tune_writes_its_settings_down(
-    small_sweep: Callable[..., SweepSpec], local_ray: str
-):
+def test_tune_does_not_pickle_the_source(small_sweep: Callable[..., SweepSpec], local_ray: str):
     bank = prepare(small_sweep())
     source = Locked((Run(METHODS.parse({"kind": "vanilla"}), TrainingSpec(), 0),), EpochSelection())
     BACKENDS.kinds()["ray"].model_validate({"kind": "ray"}).train(bank, source, cpus=1, gpus=0)
@@ -279,7 +278,7 @@ import gc, sys
 import ray
 import sweeps
 
-gc.disable()  # whatever is left would be collected at any later moment
+gc.disable()  # objects that are left would be collected at any time
 shutdown = ray.shutdown
 
 def counted(*arguments):
@@ -293,8 +292,8 @@ sweeps.run(sweeps.load(sys.argv[1]))
 """
 
 
-def test_nothing_of_tune_outlives_its_ray(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
-    """Ray ends a process without a word in which something asks it for anything during its shutdown, as Tune's does."""
+def test_no_object_of_tune_outlives_ray(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
+    """Ray ends a process silently if a finalizer calls it during its shutdown, as those of Tune do."""
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(small_sweep(search={"trials": 1}, backend={"kind": "ray"}).resolved()))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -1,9 +1,10 @@
-"""Stage 1 in two workers of a real Ray: the weights of one process, whatever dies or is interrupted meanwhile."""
+"""Stage 1 in two Ray workers: the same weights as in one process, also after kills and interruptions."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from lt_train.datasets.base import DATASETS, ImageData, Labelled
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.state import resume_file
 from lt_train.pretrain.train import train_backbone
-from sweeps.backends.training import _check_room, _Images
-from sweeps.config.backend import BACKENDS, BackboneJob
+from sweeps.backends.training import _check_resources, _JobImages
+from sweeps.config.backend import BackboneJob
+from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 
@@ -44,15 +46,15 @@ def job(backbone: dict[str, Any], **fields: Any) -> BackboneJob:
     return BackboneJob(data, dataset, BACKBONES.parse(backbone), recipe, {"dataset": "digits"})
 
 
-def train(one: BackboneJob, out: Path, report: Callable[[int, int, str], None] = lambda *said: None) -> None:
+def train(one: BackboneJob, out: Path, report: Callable[[int, int, str], None] = lambda *progress: None) -> None:
     ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
     ray_backend.train_backbone(one, out, workers=2, cpus=1, gpus=0, report=report)
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_two_workers_train_what_one_process_trains(tmp_path: Path):
-    one, said = job(TRANSFORMER), []
-    train(one, tmp_path / "two", lambda *progress: said.append(progress))
+def test_two_workers_give_the_weights_of_one_process(tmp_path: Path):
+    one, reported = job(TRANSFORMER), []
+    train(one, tmp_path / "two", lambda *progress: reported.append(progress))
     train_backbone(one.data, one.backbone, one.recipe, tmp_path / "one", about=one.about)
     weights, others = load_file(tmp_path / "one"), load_file(tmp_path / "two")
     for name in weights:
@@ -60,12 +62,12 @@ def test_two_workers_train_what_one_process_trains(tmp_path: Path):
     about = load_checkpoint(tmp_path / "two")[1]
     assert about["dataset"] == "digits"
     assert [point["epoch"] for point in about["curve"]] == [1, 2]
-    assert said[-1][:2] == (2, 2)
+    assert reported[-1][:2] == (2, 2)
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_worker_that_is_killed_and_a_driver_that_is_interrupted_change_no_bit(tmp_path: Path):
+def test_a_killed_worker_and_an_interrupted_driver_change_no_bit(tmp_path: Path):
     one = job(CNN, epochs=60)
     train(one, tmp_path / "whole")
     out, killed = tmp_path / "disturbed", []
@@ -104,8 +106,8 @@ def test_a_worker_that_is_killed_and_a_driver_that_is_interrupted_change_no_bit(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_what_the_user_has_to_mend_is_raised_as_it_is_and_once(tmp_path: Path):
-    with pytest.raises(UserError, match="precision float16 needs a CUDA device, and this is cpu"):
+def test_user_errors_are_raised_unchanged(tmp_path: Path):
+    with pytest.raises(UserError, match="float16 needs a CUDA device"):
         train(job(CNN, precision="float16"), tmp_path / "out")
 
 
@@ -118,29 +120,29 @@ def test_files_that_differ_from_the_drivers_are_refused(tmp_path: Path):
     one = dataclasses.replace(job(CNN), data=data, dataset=dataset)
     kept = torch.arange(8)
     fewer = dataclasses.replace(data, train=Labelled(data.train.inputs.take(kept), data.train.labels[kept]))
-    with pytest.raises(DataError, match="dataset image_folder must be the same on every machine that trains, and on "):
+    with pytest.raises(DataError, match="dataset image_folder must be the same on all machines"):
         train(dataclasses.replace(one, data=fewer), tmp_path / "out")
 
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("in_memory", [0, 2**20])
-def test_images_that_are_held_travel_and_are_read_from_files_once(tmp_path: Path, in_memory: int):
+def test_images_in_memory_are_sent_and_others_are_read_from_files(tmp_path: Path, in_memory: int):
     root = write_tree(tmp_path / "birds", {part: {"jay": 6, "owl": 6} for part in ("train", "test")})
     dataset = DATASETS.parse({"kind": "image_folder", "root": str(root), "size": 8, "in_memory": in_memory})
     data = dataset.load()
     assert isinstance(data, ImageData)
-    travelling = _Images(data)
+    images = _JobImages(data)
     root.rename(tmp_path / "away")
     if in_memory:
-        there = travelling.here(dataset)
+        there = images.load(dataset)
         assert torch.equal(there.train.inputs[:], data.train.inputs[:])
     else:
         with pytest.raises(DataError, match=f"{root}"):
-            travelling.here(dataset)
+            images.load(dataset)
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_sweep_keeps_what_several_workers_trained_at_an_address_of_its_own(small_sweep: Callable[..., SweepSpec]):
+def test_backbones_of_several_workers_have_a_cache_key_of_their_own(small_sweep: Callable[..., SweepSpec]):
     images = {
         "dataset": "digits_lt",
         "backbone": CNN,
@@ -155,14 +157,15 @@ def test_a_sweep_keeps_what_several_workers_trained_at_an_address_of_its_own(sma
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_more_workers_than_a_local_ray_has_room_for_are_refused(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(UserError, match="stage1_workers: 3 workers of 1 CPUs each do not fit into the 2 CPUs that Ray"):
-        _check_room(3, {"CPU": 1}, local=True)
-    _check_room(3, {"CPU": 1}, local=False)
-    assert "waiting for machines that have to join" in capsys.readouterr().err
-    _check_room(2, {"CPU": 1}, local=True)
+def test_too_many_workers_for_a_local_ray_are_refused(caplog: pytest.LogCaptureFixture):
+    with pytest.raises(UserError, match=r"resources\.stage1_workers: 3 workers with 1 CPUs each .* the 2 CPUs"):
+        _check_resources(3, {"CPU": 1}, local=True)
+    with caplog.at_level(logging.WARNING, "sweeps"):
+        _check_resources(3, {"CPU": 1}, local=False)
+    assert "waiting for machines to join" in caplog.text
+    _check_resources(2, {"CPU": 1}, local=True)
 
 
-def test_a_backend_of_one_process_refuses_several(small_sweep: Callable[..., SweepSpec]):
-    with pytest.raises(UserError, match="stage1_workers: must be 1 with backend inline, which is this process alone"):
+def test_the_inline_backend_refuses_several_workers(small_sweep: Callable[..., SweepSpec]):
+    with pytest.raises(UserError, match="stage1_workers: must be 1 with backend inline"):
         small_sweep(resources={"stage1_workers": 2})

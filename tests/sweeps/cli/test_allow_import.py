@@ -1,4 +1,4 @@
-"""Kinds of other packages: there where the person who runs a sweep says so, and never because a sweep file does."""
+"""Components of other packages: imported if the command line allows it, never because a sweep file names them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sweeps.config.spec import SweepSpec
 ROOT = Path(__file__).parents[3]
 
 SOURCE = '''
-"""A method of one's own."""
+"""A custom method."""
 from pathlib import Path
 from typing import Literal
 from lt_train.methods.base import TrainedMethod
@@ -25,7 +25,7 @@ from lt_train.losses.cross_entropy import CrossEntropy
 Path(__file__).with_name("was-imported").touch()
 
 class Mine(TrainedMethod):
-    """Cross entropy, by another name."""
+    """Cross entropy under another name."""
     kind: Literal["mine"] = "mine"
 
     def loss(self, lanes, class_counts):
@@ -36,23 +36,23 @@ class Mine(TrainedMethod):
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package that lies where the command is typed."""
-    room = tmp_path / "here" / "my_package" / "methods"
-    room.mkdir(parents=True)
-    (room.parent / "__init__.py").touch()
-    (room / "__init__.py").touch()
-    (room / "mine.py").write_text(SOURCE)
+    """A package in the current directory of the command."""
+    methods = tmp_path / "here" / "my_package" / "methods"
+    methods.mkdir(parents=True)
+    (methods.parent / "__init__.py").touch()
+    (methods / "__init__.py").touch()
+    (methods / "mine.py").write_text(SOURCE)
     return tmp_path / "here"
 
 
 def lt_sweep(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("LT_ALLOW_IMPORT", None)
-    command = [sys.executable, "-m", "sweeps.cli.main", *arguments]
+    command = [sys.executable, "-m", "sweeps", *arguments]
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_sweep_file_alone_has_no_code_imported(package: Path, small_sweep: Callable[..., SweepSpec]) -> None:
+def test_a_sweep_file_alone_imports_no_code(package: Path, small_sweep: Callable[..., SweepSpec]) -> None:
     document = {**small_sweep().resolved(), "method": {"kind": "mine"}}
     document["search"]["space"] = {"method.lr": {"loguniform": [1e-3, 1e-1]}}
     file = package / "sweep.yaml"
@@ -70,18 +70,11 @@ def test_a_sweep_file_alone_has_no_code_imported(package: Path, small_sweep: Cal
     assert "mine" in done.stdout
 
 
-def test_a_file_beside_a_package_stands_in_for_no_library(package: Path) -> None:
+def test_a_file_in_the_current_directory_shadows_no_library(package: Path) -> None:
     (package / "rich.py").write_text("raise SystemExit('imported')")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "sweeps.cli.main",
-        "kinds",
-        "--allow-import",
-        "my_package",
-    ]  # -P: as `lt-sweep`
+    # -P: Python does not put the current directory on its path, as for `lt-sweep`.
+    command = [sys.executable, "-P", "-m", "sweeps", "kinds", "--allow-import", "my_package"]
     done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "mine" in done.stdout
@@ -90,12 +83,12 @@ def test_a_file_beside_a_package_stands_in_for_no_library(package: Path) -> None
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("no_such_package", "--allow-import no_such_package: there is no such package on this machine's path"),
-        ("../my_package", "--allow-import takes the name of a package, got '../my_package'"),
-        ("my_package; rm", "--allow-import takes the name of a package, got 'my_package; rm'"),
+        ("no_such_package", "--allow-import no_such_package: there is no such package on the Python path"),
+        ("../my_package", "--allow-import must be the name of a package, got '../my_package'"),
+        ("my_package; rm", "--allow-import must be the name of a package, got 'my_package; rm'"),
     ],
 )
-def test_what_is_no_package_is_refused(name: str, problem: str, package: Path) -> None:
+def test_a_name_that_is_not_a_package_is_refused(name: str, problem: str, package: Path) -> None:
     refused = lt_sweep(package, "kinds", "--allow-import", name)
     assert refused.returncode == 2
     assert problem in refused.stderr
@@ -104,13 +97,15 @@ def test_what_is_no_package_is_refused(name: str, problem: str, package: Path) -
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("no_such_package", "--allow-import no_such_package: there is no such package on this machine's path"),
-        ("one_module", "--allow-import one_module: it is a module and no package"),
+        ("no_such_package", "--allow-import no_such_package: there is no such package on the Python path"),
+        ("one_module", "--allow-import one_module: it must be a package"),
     ],
 )
-def test_what_cannot_be_shipped_is_refused_before_the_cluster_is_asked(name: str, problem: str, package: Path) -> None:
+def test_code_that_cannot_be_shipped_is_refused_before_the_cluster_is_contacted(
+    name: str, problem: str, package: Path
+) -> None:
     (package / "one_module.py").touch()
-    nobody = ("--address", "http://127.0.0.1:1")
-    refused = lt_sweep(package, "resume", "mine", *nobody, "--ship-code", "--allow-import", name)
+    address = ("--address", "http://127.0.0.1:1")
+    refused = lt_sweep(package, "resume", "mine", *address, "--ship-code", "--allow-import", name)
     assert refused.returncode == 2
     assert problem in refused.stderr

@@ -1,4 +1,4 @@
-"""Bank stores: a bank arrives whole, once a machine, and trouble is told without keys."""
+"""Bank stores: complete downloads, once per machine; errors without credentials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from lt_train.core.errors import BankError, LongtailError, SpecError, StorageError
 from lt_train.features.files import open_bank
-from sweeps.cluster.bank_store import CACHE_VARIABLE, fetched, obtain, publish
+from sweeps.cluster.bank_store import CACHE_VARIABLE, fetch_bank, open_published_bank, publish_bank
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
@@ -35,23 +35,25 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-def test_from_a_shared_directory_a_bank_is_opened_where_it_lies(bank: Path, tmp_path: Path, cache: Path) -> None:
+def test_a_bank_in_a_shared_directory_is_opened_in_place(bank: Path, tmp_path: Path, cache: Path) -> None:
     store = str(tmp_path / "shared")
-    publish(bank, store)
-    publish(bank, store)
-    found = obtain(bank.name, store)
+    publish_bank(bank, store)
+    publish_bank(bank, store)
+    found = fetch_bank(bank.name, store)
     assert found == tmp_path / "shared" / bank.name
     assert contents(found) == contents(bank)
     assert not cache.exists()
 
 
-def test_from_a_url_a_bank_is_fetched_once_however_many_ask(bank: Path, tmp_path: Path, cache: Path) -> None:
+def test_concurrent_readers_download_a_bank_once(bank: Path, tmp_path: Path, cache: Path) -> None:
     place = tmp_path / "store"
     place.mkdir()
-    publish(bank, f"file://{place}")
-    publish(bank, f"file://{place}")
+    publish_bank(bank, f"file://{place}")
+    publish_bank(bank, f"file://{place}")
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(obtain(bank.name, f"file://{place}"))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch_bank(bank.name, f"file://{place}"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -60,48 +62,48 @@ def test_from_a_url_a_bank_is_fetched_once_however_many_ask(bank: Path, tmp_path
     assert contents(found[0]) == contents(bank)
     assert open_bank(found[0]).fingerprint == bank.name
     (place / bank.name / "manifest.json").unlink()
-    assert obtain(bank.name, f"file://{place}") == found[0], "it is here already"
+    assert fetch_bank(bank.name, f"file://{place}") == found[0], "the copy is used without the store"
 
 
-def test_a_bank_whose_manifest_is_not_there_yet_is_not_there(bank: Path, tmp_path: Path, cache: Path) -> None:
+def test_a_bank_without_a_manifest_is_not_published(bank: Path, tmp_path: Path, cache: Path) -> None:
     place = tmp_path / "store"
     place.mkdir()
-    publish(bank, f"file://{place}")
+    publish_bank(bank, f"file://{place}")
     (place / bank.name / "manifest.json").unlink()
     with pytest.raises(LongtailError, match=f"bank {bank.name[:12]} is not in file://"):
-        obtain(bank.name, f"file://{place}")
+        fetch_bank(bank.name, f"file://{place}")
     assert not (cache / bank.name).exists()
 
 
-def test_a_copy_that_was_damaged_is_fetched_again(bank: Path, tmp_path: Path, cache: Path) -> None:
-    """As a cleaner of temporary files leaves it; the machine would fail every pack for ever."""
+def test_a_damaged_copy_is_downloaded_again(bank: Path, tmp_path: Path, cache: Path) -> None:
+    """A cleaner of temporary files may remove a part of it; the machine would fail all further packs."""
     place = tmp_path / "store"
     place.mkdir()
-    publish(bank, f"file://{place}")
-    (obtain(bank.name, f"file://{place}") / "test.safetensors").unlink()
-    assert fetched(bank.name, f"file://{place}").fingerprint == bank.name
+    publish_bank(bank, f"file://{place}")
+    (fetch_bank(bank.name, f"file://{place}") / "test.safetensors").unlink()
+    assert open_published_bank(bank.name, f"file://{place}").fingerprint == bank.name
     (place / bank.name / "test.safetensors").write_bytes(b"no features")
     (cache / bank.name / "test.safetensors").unlink()
     with pytest.raises(BankError, match=r"test\.safetensors"):
-        fetched(bank.name, f"file://{place}")
+        open_published_bank(bank.name, f"file://{place}")
 
 
-def test_a_store_that_is_away_may_come_back(bank: Path, tmp_path: Path, cache: Path) -> None:
+def test_an_unreachable_store_is_a_storage_error(bank: Path, tmp_path: Path, cache: Path) -> None:
     place = tmp_path / "store"
     place.mkdir()
-    publish(bank, f"file://{place}")
+    publish_bank(bank, f"file://{place}")
     hidden = place / bank.name / "train.safetensors"
     hidden.rename(tmp_path / "hidden")
     hidden.mkdir()
-    with pytest.raises(StorageError, match=r"the bank store file://.* cannot be read"):
-        obtain(bank.name, f"file://{place}")
+    with pytest.raises(StorageError, match=r"cannot read from the bank store file://"):
+        fetch_bank(bank.name, f"file://{place}")
 
 
-def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(LongtailError, match="is that directory shared by all machines"):
-        obtain(bank.name, str(tmp_path / "nothing"))
-    with pytest.raises(LongtailError, match="the bank store nosuch://place cannot be written"):
-        publish(bank, "nosuch://place")
+def test_missing_banks_and_unknown_schemes(bank: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(LongtailError, match="all machines must share that directory"):
+        fetch_bank(bank.name, str(tmp_path / "nothing"))
+    with pytest.raises(LongtailError, match="cannot write to the bank store nosuch://place"):
+        publish_bank(bank, "nosuch://place")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +115,9 @@ def test_what_is_missing_is_said(bank: Path, tmp_path: Path, cache: Path) -> Non
         "https://ann.blob.core.windows.net/banks?sv=2026&sig=sesame",
     ],
 )
-def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) -> None:
+def test_a_store_url_must_not_contain_credentials(store: str, small_sweep: MakeSweep) -> None:
     assert holds_credentials(store)
-    with pytest.raises(SpecError, match="must hold no keys, and got some") as refused:
+    with pytest.raises(SpecError, match=r"backend.*must not contain keys") as refused:
         small_sweep(backend={"kind": "ray", "bank_store": store})
     assert "sesame" not in str(refused.value)
 
@@ -124,6 +126,6 @@ def test_keys_have_no_place_in_a_sweep_file(store: str, small_sweep: MakeSweep) 
     "store",
     ["s3://bucket/banks?region=eu-1", "gs://bucket", "abfs://banks@ann.dfs.core.windows.net", "/nfs/banks", "/nfs/a@b"],
 )
-def test_other_addresses_have(store: str, small_sweep: MakeSweep) -> None:
+def test_stores_without_credentials_are_accepted(store: str, small_sweep: MakeSweep) -> None:
     assert not holds_credentials(store)
     assert small_sweep(backend={"kind": "ray", "bank_store": store}).backend.bank_store == store

@@ -1,4 +1,4 @@
-"""Files with `matrix`: which sweeps they stand for, what is told of a wrong one, and once only."""
+"""Files with `matrix`: their sweeps, and how an invalid file is reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(tmp_path: Path, text: str) -> SweepMatrix:
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
-    """What is told of a wrong file, from the line on."""
+    """The problems of an invalid file, each from its line number on."""
     with pytest.raises(SpecError) as refused:
         load(tmp_path, text)
     return [problem.removeprefix(f"{tmp_path / 'fam.yaml'}:") for problem in refused.value.problems]
@@ -47,10 +47,10 @@ def test_each_value_of_a_field_makes_a_sweep(tmp_path: Path) -> None:
     assert [spec.dataset.imbalance_ratio for spec in matrix.sweeps] == [10, 50.5]  # type: ignore[attr-defined]
     alone = tmp_path / "alone.yaml"
     alone.write_text(GOOD.replace("matrix:\n" + MATRIX_KEY, "").replace("_lt}", "_lt, imbalance_ratio: 10}"))
-    assert load_sweep(alone).fingerprint() == matrix.sweeps[0].fingerprint(), "a member is an ordinary sweep"
+    assert load_sweep(alone).fingerprint() == matrix.sweeps[0].fingerprint(), "each is an ordinary sweep"
 
 
-def test_a_value_stands_in_the_place_of_a_section_whole(tmp_path: Path) -> None:
+def test_a_value_replaces_a_whole_section(tmp_path: Path) -> None:
     matrix = load(tmp_path, GOOD.replace(MATRIX_KEY, "  stage1:\n    - ce_drw\n    - {kind: ldam_drw, epochs: 7}\n"))
     assert [spec.name for spec in matrix.sweeps] == ["fam-ce_drw", "fam-ldam_drw"]
     assert [spec.stage1 and spec.stage1.epochs for spec in matrix.sweeps] == [200, 7]
@@ -64,7 +64,7 @@ def test_a_mapping_names_its_values(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_varied_need_not_be_given_elsewhere(tmp_path: Path) -> None:
+def test_what_varies_need_not_be_given_elsewhere(tmp_path: Path) -> None:
     text = GOOD.replace("stage1: {kind: ce, epochs: 3}\n", "").replace(MATRIX_KEY, "  stage1: [ce, ce_drw]\n")
     assert len(load(tmp_path, text).members) == 2
     no_features = GOOD.replace(MATRIX_KEY, "  features.views: [1, 2]\n")
@@ -72,33 +72,36 @@ def test_what_is_varied_need_not_be_given_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "told"),
+    ("axis", "expected"),
     [
-        ("  3\n", ["7: matrix: must be a mapping with one key, the section or dotted field that differs"]),
+        ("  3\n", ["7: matrix: must be a mapping with one key, a section or dotted field"]),
         ("  a: [1, 2]\n  b: [1, 2]\n", ["7: matrix: must be a mapping with one key"]),
         ("  training.epochs: [3]\n", ["8: matrix.training.epochs: must be a list of at least two values"]),
         ("  training.epochs: 3\n", ["8: matrix.training.epochs: must be a list of at least two values"]),
-        ("  storage: [a, b]\n", ["8: matrix.storage: decides no result; all sweeps of a matrix have the same storage"]),
+        (
+            "  storage: [a, b]\n",
+            ["8: matrix.storage: has no influence on results; all sweeps "],
+        ),
         ("  stagee1: [ce, ce_drw]\n", ["8: matrix.stagee1: unknown key; did you mean 'stage1'?"]),
         ("  training.epoch: [1, 2]\n", ["8: matrix.training.epoch: unknown key; did you mean 'epochs'?"]),
         ("  training.epochs: [1, 0]\n", ["8: matrix.training.epochs[1]: must be at least 1, got 0"]),
         ("  stage1:\n  - ce\n  - {kind: ce_drw, beta: 1}\n", ["10: matrix.stage1[1].beta: must be in [0, 1), got 1"]),
-        ("  stage1: [ce, ce]\n", ["8: matrix.stage1[1]: 'ce' is what stage1[0] is called already; write a mapping"]),
+        ("  stage1: [ce, ce]\n", ["8: matrix.stage1[1]: 'ce' is already the name of stage1[0]; use a mapping"]),
         (
             "  stage1: [{lr: 1}, ce]\n",
             ["8: matrix.stage1[0]: kind is required", "8: matrix.stage1[0]: must have a kind"],
         ),
-        ("  training.epochs: {a b: 1, c: 2}\n", ["8: matrix.training.epochs.a b: the sweep would be called 'fam-a b'"]),
+        ("  training.epochs: {a b: 1, c: 2}\n", ["8: matrix.training.epochs.a b: gives the sweep the name 'fam-a b'"]),
     ],
 )
-def test_what_is_wrong_with_across_is_told_where_it_stands(tmp_path: Path, axis: str, told: list[str]) -> None:
+def test_an_invalid_matrix_is_reported_with_its_line(tmp_path: Path, axis: str, expected: list[str]) -> None:
     found = problems(tmp_path, GOOD.replace(MATRIX_KEY, axis))
-    assert len(found) == len(told), found
-    for beginning in told:
+    assert len(found) == len(expected), found
+    for beginning in expected:
         assert any(problem.startswith(beginning) for problem in found), (beginning, found)
 
 
-def test_what_is_wrong_with_the_rest_is_told_once_beside_it(tmp_path: Path) -> None:
+def test_other_problems_are_reported_once_beside_it(tmp_path: Path) -> None:
     text = GOOD.replace("name: fam", "name: f m").replace("trials: 2", "trials: 0").replace("50.5", "0.5")
     assert [problem.partition(", got")[0] for problem in problems(tmp_path, text)] == [
         "2: name: must be at most 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
@@ -108,21 +111,21 @@ def test_what_is_wrong_with_the_rest_is_told_once_beside_it(tmp_path: Path) -> N
     assert len(problems(tmp_path, text.replace(MATRIX_KEY.replace("50.5", "0.5"), "  {}\n"))) == 3
 
 
-def test_a_rule_between_parts_that_all_members_break_is_told_once(tmp_path: Path) -> None:
+def test_a_rule_between_parts_that_all_sweeps_break_is_reported_once(tmp_path: Path) -> None:
     text = GOOD.replace("resnet32", "{kind: resnet32, checkpoint: x.safetensors}")
     (problem,) = problems(tmp_path, text)
-    assert problem.startswith("6: stage1: would train a backbone that backbone.checkpoint has already")
+    assert problem.startswith("6: stage1: must not be given together with backbone.checkpoint")
     (problem,) = problems(tmp_path, text.replace(MATRIX_KEY, "  stage1: [ce, ce_drw]\n"))
-    assert problem.startswith("8: matrix.stage1: would train a backbone")
+    assert problem.startswith("8: matrix.stage1: must not be given together with backbone.checkpoint")
 
 
-def test_one_sweep_and_several_are_not_mistaken(tmp_path: Path) -> None:
+def test_a_file_of_the_other_form_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "fam.yaml"
     file.write_text(GOOD)
-    with pytest.raises(SpecError, match=r"fam\.yaml:7: matrix: makes several sweeps, and one is wanted"):
+    with pytest.raises(SpecError, match=r"fam\.yaml:7: matrix: the file holds several sweeps, expected one"):
         load_sweep(file)
     file.write_text(GOOD.replace("matrix:\n" + MATRIX_KEY, ""))
-    with pytest.raises(SpecError, match="matrix: is not given, so this is one sweep"):
+    with pytest.raises(SpecError, match="matrix: is not given: the file holds one sweep"):
         load_matrix(file)
     assert load_file(file) == load_sweep(file)
 
@@ -139,8 +142,8 @@ def test_one_sweep_and_several_are_not_mistaken(tmp_path: Path) -> None:
         ("  stage1: [ce, ce_drw]\n  method: [ce, los]\n", False),
     ],
 )
-def test_the_schema_knows_families(axis: str, good: bool) -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="comes with a dependency of MLflow, not with us")
+def test_the_schema_covers_matrices(axis: str, good: bool) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="not a dependency of this project")
     validator = jsonschema.Draft202012Validator(schema())
 
     def errors(text: str) -> list[Any]:

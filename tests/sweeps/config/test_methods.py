@@ -1,4 +1,4 @@
-"""Whom a sweep compares: what each candidate gets of the sections of a sweep file."""
+"""Candidate methods: what each gets from the sections of a sweep file."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def by_name(spec: SweepSpec) -> dict[str, Candidate]:
     return {candidate.name: candidate for candidate in spec.candidates()}
 
 
-def test_one_method_is_a_contest_of_one_with_the_search_as_it_stands(tmp_path: Path) -> None:
+def test_a_single_method_is_one_candidate_with_the_seed_of_the_search(tmp_path: Path) -> None:
     text = HEAD + "method: los\nsearch: {trials: 4, seed: 3, space: {method.lr: {uniform: [0.1, 1]}}}\n"
     (alone,) = load(tmp_path, text).candidates()
     assert (alone.name, alone.seed, alone.prefix, list(alone.space)) == ("los", 3, "", ["method.lr"])
 
 
-def test_shared_ranges_are_for_whoever_has_the_field_and_own_ones_come_on_top(tmp_path: Path) -> None:
+def test_shared_ranges_apply_where_the_field_exists_and_own_ranges_are_added(tmp_path: Path) -> None:
     found = by_name(load(tmp_path, SEVERAL))
     assert {name: list(one.space) for name, one in found.items()} == {
         "vanilla": [],
@@ -65,7 +65,7 @@ def test_shared_ranges_are_for_whoever_has_the_field_and_own_ones_come_on_top(tm
     assert [one.prefix for one in found.values()] == ["vanilla-", "los-", "los-cosine-", "tau_norm-"]
 
 
-def test_training_differs_only_in_what_an_entry_says(tmp_path: Path) -> None:
+def test_an_entry_replaces_only_the_training_fields_that_it_gives(tmp_path: Path) -> None:
     spec = load(tmp_path, SEVERAL)
     found = by_name(spec)
     assert (found["los"].training.epochs, found["los"].training.batch_size) == (7, 32)
@@ -76,7 +76,7 @@ def test_training_differs_only_in_what_an_entry_says(tmp_path: Path) -> None:
     assert again.fingerprint() == spec.fingerprint()
 
 
-def test_values_arrive_in_parts(tmp_path: Path) -> None:
+def test_values_reach_the_parts_of_a_method(tmp_path: Path) -> None:
     one = by_name(load(tmp_path, SEVERAL))["los-cosine"]
     method, training = one.with_values({"method.head.scale": 7.5, "method.lr": 0.3, "training.epochs": 6})
     assert method.lane_values() | {"head.scale": 7.5, "lr": 0.3, "post_hoc.tau": 0.5} == method.lane_values()
@@ -85,7 +85,7 @@ def test_values_arrive_in_parts(tmp_path: Path) -> None:
         one.with_values({"method.head.scale": -1.0})
 
 
-def test_a_contestants_seed_depends_on_its_name_and_the_searchs_seed_alone(tmp_path: Path) -> None:
+def test_the_seed_of_a_candidate_depends_on_its_name_and_the_seed_of_the_search_only(tmp_path: Path) -> None:
     seeds = {name: one.seed for name, one in by_name(load(tmp_path, SEVERAL)).items()}
     assert len(set(seeds.values())) == 4
     fewer = by_name(load(tmp_path, SEVERAL.replace("  - vanilla\n", "")))
@@ -94,7 +94,7 @@ def test_a_contestants_seed_depends_on_its_name_and_the_searchs_seed_alone(tmp_p
     assert not set(seeds.values()) & {one.seed for one in other.values()}
 
 
-def test_baselines_beside_several_methods_are_the_old_head_alone(tmp_path: Path) -> None:
+def test_the_default_baseline_beside_several_methods_is_vanilla(tmp_path: Path) -> None:
     assert [method.kind for method in load(tmp_path, SEVERAL).baselines] == ["vanilla"]
     assert [method.kind for method in load(tmp_path, SEVERAL + "baselines: [ce]\n").baselines] == ["ce"]
 
@@ -109,7 +109,7 @@ def test_baselines_beside_several_methods_are_the_old_head_alone(tmp_path: Path)
         ("  - vanilla\n", ""),
     ],
 )
-def test_the_fingerprint_sees_every_entry(tmp_path: Path, before: str, after: str) -> None:
+def test_every_entry_is_part_of_the_fingerprint(tmp_path: Path, before: str, after: str) -> None:
     assert before in SEVERAL
     changed = load(tmp_path, SEVERAL.replace(before, after, 1)).fingerprint()
     assert changed != load(tmp_path, SEVERAL).fingerprint()

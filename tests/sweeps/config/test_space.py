@@ -1,4 +1,4 @@
-"""Values by dotted path: what may be searched of a method and of its parts, and values put in their places."""
+"""Fields by dotted path: which can be searched, and a spec with some values replaced."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from lt_train.methods.base import METHODS, MethodSpec
-from sweeps.config.space import searchable, substitute, why_not
+from sweeps.config.space import searchable, substitute, why_not_searchable
 
 COSINE = METHODS.parse({"kind": "los", "head": "cosine", "sampler": "class_balanced"})
-NO_VALUE = "is no single number or word; search what is in it, or list several in methods"
+NO_VALUE = "is not a single number or word; search its fields, or list several methods in methods"
 
 
 def test_fields_of_parts_are_searchable_by_path_and_kinds_are_not() -> None:
@@ -21,7 +21,7 @@ def test_fields_of_parts_are_searchable_by_path_and_kinds_are_not() -> None:
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, id=name) for name, kind in METHODS.kinds().items()])
-def test_every_lane_value_of_every_method_is_searchable_and_arrives_where_it_belongs(kind: type[MethodSpec]) -> None:
+def test_every_lane_value_of_every_method_can_be_searched(kind: type[MethodSpec]) -> None:
     method = kind()
     lanes = method.lane_values()
     assert set(lanes) <= set(searchable(method))
@@ -35,7 +35,7 @@ def test_every_lane_value_of_every_method_is_searchable_and_arrives_where_it_bel
         assert changed.static_fields() == method.static_fields()
 
 
-def test_values_are_put_in_together_and_judged_as_if_the_file_said_so() -> None:
+def test_values_are_replaced_together_and_validated() -> None:
     changed = substitute(COSINE, {"head.scale": 12.0, "lr": 0.1, "init": "random"})
     assert changed.lane_values() | {"head.scale": 12.0, "lr": 0.1} == changed.lane_values()
     assert changed.static_fields() == COSINE.static_fields() | {"init": "random"}
@@ -52,12 +52,9 @@ def test_values_are_put_in_together_and_judged_as_if_the_file_said_so() -> None:
         ("lr.x", ""),
         ("head.scael", ""),
         ("head", f"method.head {NO_VALUE}"),
-        ("post_hoc.tau", "nothing to search by this name, since method.post_hoc is not given"),
-        (
-            "constraint",
-            "method.constraint is no single number or word; search what is in it, or list several in methods",
-        ),
+        ("post_hoc.tau", "cannot be searched because method.post_hoc is not given"),
+        ("constraint", f"method.constraint {NO_VALUE}"),
     ],
 )
-def test_a_path_that_is_not_searchable_says_why_where_it_can(path: str, reason: str) -> None:
-    assert why_not(COSINE, path, "method") == reason
+def test_the_reason_why_a_path_cannot_be_searched(path: str, reason: str) -> None:
+    assert why_not_searchable(COSINE, path, "method") == reason

@@ -1,10 +1,8 @@
-"""The winner trained several times as long: what it is, that it decides nothing, and that it is a phase like others."""
+"""Extended training of the winner: it is a phase of the sweep like others and does not affect the result."""
 
 from __future__ import annotations
 
-import functools
 import json
-import random
 import subprocess
 import sys
 import time
@@ -13,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 import yaml
 from support.ledgers import pack_lines, runs_of
+from support.queues import in_random_order, train_all
+from support.stores import all_runs
 
 import sweeps
-from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import TrainingSpec
-from lt_train.retrain import fused, reference
-from lt_train.retrain.base import EpochSelection, Pack, Run
+from lt_train.retrain import reference
+from lt_train.retrain.base import EpochSelection, Run
 from sweeps.analysis import selection
 from sweeps.analysis.load import read_sweep
 from sweeps.analysis.result import Result
@@ -51,24 +49,11 @@ def directory(spec: SweepSpec) -> Path:
 
 
 def extended_runs(spec: SweepSpec) -> list[dict[str, Any]]:
-    """What the ledger holds of this phase, in seed order."""
+    """The runs of this phase in the ledger, in seed order."""
     return [run for line in pack_lines(directory(spec)) if line["pack"].startswith("extended") for run in line["runs"]]
 
 
-def work_through(queue: TrialQueue, bank: FeatureBank, choose: Callable[[list[Pack]], int]) -> list[Pack]:
-    """Train everything with three packs in flight, which are finished in the order that `choose` says."""
-    in_flight: list[Pack] = []
-    order: list[Pack] = []
-    while not queue.exhausted():
-        while len(in_flight) < 3 and (pack := queue.next_pack()) is not None:
-            in_flight.append(pack)
-        pack = in_flight.pop(choose(in_flight))
-        order.append(pack)
-        queue.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule, halving=pack.halving), 0.0)
-    return order
-
-
-def test_it_is_asked_for_by_default_and_the_default_is_in_no_fingerprint(small_sweep: MakeSweep) -> None:
+def test_it_is_on_by_default_and_the_default_is_not_in_the_fingerprint(small_sweep: MakeSweep) -> None:
     demo = load_sweep(Path(sweeps.__file__).parent / "specs" / "demo.yaml")
     assert demo.selection.extended_training == 3
     assert search_size(demo).extended_runs == 5
@@ -79,7 +64,7 @@ def test_it_is_asked_for_by_default_and_the_default_is_in_no_fingerprint(small_s
     assert len({one.fingerprint() for one in (three, two, none)}) == 3
 
 
-def test_the_winner_is_trained_once_more_on_the_seeds_of_its_numbers(small_sweep: MakeSweep) -> None:
+def test_the_winner_is_trained_longer_on_the_seeds_of_its_numbers(small_sweep: MakeSweep) -> None:
     spec = small_sweep(**WHOLE)
     result = sweeps.run(spec)
     winner, extended = result.winner, result.extended
@@ -87,20 +72,22 @@ def test_the_winner_is_trained_once_more_on_the_seeds_of_its_numbers(small_sweep
     assert extended is not None
     assert extended.seeds == winner.seeds == [2, 3]
     assert extended.params == winner.params | {"epochs": 9}
-    assert pack_lines(directory(spec))[-1]["pack"] == "longer-0", "nothing comes after it"
+    assert pack_lines(directory(spec))[-1]["pack"] == "extended-0", "it is the last pack"
     (method,) = {run.method for run in read_sweep(directory(spec)).extended.trial.runs()}
     runs = [Run(method, TrainingSpec(epochs=9), seed) for seed in (2, 3)]
     plain = reference.fit(prepare(spec), runs)
     for run, expected in zip(extended_runs(spec), plain, strict=True):
         assert np.array(run["test"]) == pytest.approx(expected.test_accuracy, abs=0.011)  # an image of a hundred
-    assert extended.mean.acc_all == pytest.approx(np.mean([run["test"][8][0] for run in extended_runs(spec)]))
+    assert extended.mean.acc_all.value == pytest.approx(np.mean([run["test"][8][0] for run in extended_runs(spec)]))
     assert extended.objective == pytest.approx(np.mean([run["val"][8][0] for run in extended_runs(spec)]))
-    assert extended.behind["acc_all"].mean == pytest.approx(extended.mean.acc_all - winner.mean.acc_all)
-    assert (extended.times, result.not_longer) == (3, "")
+    assert extended.test_change["acc_all"].difference.value == pytest.approx(
+        extended.mean.acc_all.value - winner.mean.acc_all.value
+    )
+    assert (extended.times, result.extended_skipped) == (3, "")
 
 
 @pytest.mark.parametrize("sections", [WHOLE, HALVED], ids=["whole", "halved"])
-def test_it_changes_nothing_that_is_reported_of_others(small_sweep: MakeSweep, sections: dict[str, Any]) -> None:
+def test_it_changes_no_other_number(small_sweep: MakeSweep, sections: dict[str, Any]) -> None:
     spec = small_sweep(**sections)
     without = sections["selection"] | {"extended_training": None}
     plain = sweeps.run(small_sweep(**sections | {"name": "plain", "selection": without}))
@@ -109,22 +96,21 @@ def test_it_changes_nothing_that_is_reported_of_others(small_sweep: MakeSweep, s
         assert getattr(result, part) == getattr(plain, part), part
     assert result.runs.finished == plain.runs.finished + 2
     assert result.runs.stopped == plain.runs.stopped
-    assert (plain.extended, plain.not_longer) == (None, "")
+    assert (plain.extended, plain.extended_skipped) == (None, "")
     for run in extended_runs(spec):
-        assert run["stopped"] is None, "no scheduler stops it"
+        assert run["stopped"] is None, "it is not stopped early"
 
 
-def test_it_does_not_depend_on_the_order_in_which_packs_come_back(small_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_it_does_not_depend_on_the_order_of_packs(small_sweep: MakeSweep, tmp_path: Path) -> None:
     spec = small_sweep(**WHOLE)
     bank = prepare(spec)
     found = []
     for seed in range(4):
         ledger = Ledger(tmp_path / str(seed))
         queue = TrialQueue(spec, bank, ledger)
-        choose = functools.partial(lambda chance, packs: chance.randrange(len(packs)), random.Random(seed))
-        order = work_through(queue, bank, choose)
+        packs = train_all(queue, bank, in_random_order(seed), workers=3)
         ledger.close()
-        assert [pack.name for pack in order if pack.name.startswith("extended")] == ["longer-0"]
+        assert [pack.name for pack in packs if pack.name.startswith("extended")] == ["extended-0"]
         winner = queue.winner()
         assert winner is not None
         assert queue.extended is not None
@@ -143,7 +129,9 @@ def test_its_last_epoch_counts_whatever_the_protocol(small_sweep: MakeSweep) -> 
     result = sweeps.run(spec)
     assert [run["epoch"] for run in extended_runs(spec)] == [11, 11]
     last = [run["test"][11][0] for run in extended_runs(spec)]
-    assert max(last) < min(max(row[0] for row in run["test"]) for run in extended_runs(spec)), "the best was another"
+    assert max(last) < min(max(row[0] for row in run["test"]) for run in extended_runs(spec)), (
+        "the best epoch is another"
+    )
     assert result.extended is not None
     assert result.extended.objective == pytest.approx(np.mean(last))
 
@@ -151,10 +139,10 @@ def test_its_last_epoch_counts_whatever_the_protocol(small_sweep: MakeSweep) -> 
 def test_one_seed(small_sweep: MakeSweep) -> None:
     result = sweeps.run(small_sweep(selection={"seeds": 1, "extended_training": 3}))
     assert result.extended is not None
-    assert (result.extended.objective_ci95, result.extended.change.ci95) == (None, None)
+    assert (result.extended.objective.low, result.extended.change.difference.low) == (None, None)
 
 
-def test_of_several_methods_the_winner_of_all_alone_is_trained_longer(small_sweep: MakeSweep) -> None:
+def test_of_several_methods_only_the_overall_winner_is_trained_longer(small_sweep: MakeSweep) -> None:
     methods = ["vanilla", "los", {"name": "short", "method": "ce", "training": {"epochs": 2}}]
     spec = small_sweep(
         method=None,
@@ -168,13 +156,13 @@ def test_of_several_methods_the_winner_of_all_alone_is_trained_longer(small_swee
     assert result.extended is not None
     assert result.winner.method != "vanilla"
     assert result.extended.params["epochs"] == 3 * result.winner.params["epochs"]
-    assert result.extended.over_start is None, "no baseline is there to compare with"
+    assert result.extended.over_start is None, "there is no baseline to compare with"
     (name,) = {line["pack"] for line in pack_lines(directory(spec)) if line["pack"].startswith("extended")}
-    assert name == f"longer-{result.winner.method}-0"
+    assert name == f"extended-{result.winner.method}-0"
     assert result.runs.finished == sum(row.runs for row in result.methods) + 2
 
 
-def test_what_trains_nothing_is_not_trained_longer(small_sweep: MakeSweep) -> None:
+def test_a_method_that_trains_nothing_is_not_trained_longer(small_sweep: MakeSweep) -> None:
     spec = small_sweep(
         method=None,
         methods=["los", {"method": "tau_norm", "space": {"method.post_hoc.tau": {"uniform": [0, 2]}}}],
@@ -184,7 +172,8 @@ def test_what_trains_nothing_is_not_trained_longer(small_sweep: MakeSweep) -> No
     result = sweeps.run(spec)
     assert result.winner is not None
     assert result.winner.method == "tau_norm"
-    assert (result.extended, result.not_longer) == (None, "the winner trains nothing")
+    assert result.extended is None
+    assert result.extended_skipped
     assert extended_runs(spec) == []
     progress = json.loads((directory(spec) / "progress.json").read_text())
     assert progress["runs_finished"] == progress["runs"] == search_size(spec).runs - 2
@@ -207,7 +196,7 @@ def test_progress_and_plan_count_it(small_sweep: MakeSweep) -> None:
     assert planned.train_seconds / plain.train_seconds == pytest.approx((16 * 3 + 2 * 9) / (16 * 3))
 
 
-def test_a_searched_number_of_epochs_is_multiplied_and_shared_with_a_trial_that_is_the_same_run(
+def test_a_searched_number_of_epochs_is_multiplied_and_may_equal_another_trial(
     small_sweep: MakeSweep,
 ) -> None:
     space = {"training.epochs": {"choice": [6, 18]}}
@@ -219,36 +208,38 @@ def test_a_searched_number_of_epochs_is_multiplied_and_shared_with_a_trial_that_
     )
     result = sweeps.run(spec)
     assert result.winner is not None
-    assert result.winner.params["epochs"] == 6, "the setting is chosen so that more epochs lose"
+    assert result.winner.params["epochs"] == 6, "the values are chosen so that more epochs are worse"
     assert result.extended is not None
-    assert result.extended.ends == "falls"
+    assert result.extended.trend == "declining"
     assert (extended_runs(spec), result.runs.finished, result.runs.cached) == ([], 4, 2)
-    assert result.extended.mean.acc_all == pytest.approx(np.mean([seed.acc_all for seed in result.trials[1].seeds]))
+    assert result.extended.mean.acc_all.value == pytest.approx(
+        np.mean([seed.acc_all for seed in result.trials[1].seeds])
+    )
     (trial,) = [one for one in read_sweep(directory(spec)).every if one.trial.phase == "extended"]
     assert trial.trial.params == {"training.epochs": 18}
 
 
-def test_its_heads_are_not_kept_and_the_winners_are(small_sweep: MakeSweep) -> None:
+def test_its_heads_are_removed_and_the_winners_are_kept(small_sweep: MakeSweep) -> None:
     spec = small_sweep(**WHOLE)
     sweeps.run(spec)
-    assert not list((directory(spec) / "heads").glob("longer*"))
+    assert not list((directory(spec) / "heads").glob("extended*"))
     sweep = read_sweep(directory(spec))
     assert sweep.winner is not None
     assert sweep.classifier(sweep.winner) is not None
 
 
 def without_the_phase(spec: SweepSpec) -> None:
-    """Leave a finished sweep as a version left it that did not know of longer runs."""
+    """Turn a finished sweep into one without extended training, as an earlier version wrote it."""
     place = directory(spec)
     lines = (place / "ledger.jsonl").read_text().splitlines(keepends=True)
-    (place / "ledger.jsonl").write_text("".join(line for line in lines if '"pack":"longer' not in line))
+    (place / "ledger.jsonl").write_text("".join(line for line in lines if '"pack":"extended' not in line))
     result, identity = (json.loads((place / name).read_text()) for name in ("result.json", "sweep.json"))
-    del result["extended_training"], result["not_longer"], identity["spec"]["selection"]["extended_training"]
+    del result["extended"], result["extended_skipped"], identity["spec"]["selection"]["extended_training"]
     (place / "result.json").write_text(json.dumps(result))
     (place / "sweep.json").write_text(json.dumps(identity))
 
 
-def test_a_sweep_finished_before_there_were_longer_runs_is_finished_and_a_resume_adds_it(
+def test_a_resume_adds_it_to_a_sweep_that_was_finished_without(
     small_sweep: MakeSweep,
 ) -> None:
     spec = small_sweep(**WHOLE)
@@ -257,19 +248,19 @@ def test_a_sweep_finished_before_there_were_longer_runs_is_finished_and_a_resume
     sweep = read_sweep(directory(spec))
     assert (sweep.state, sweep.extended) == ("finished", None)
     assert sweep.winner is not None
-    again = sweeps.resume(directory(spec))
-    assert again.extended == first.extended
-    assert again.winner == first.winner
-    assert again.runs.cached == first.runs.finished - 2
+    resumed = sweeps.resume(directory(spec))
+    assert resumed.extended == first.extended
+    assert resumed.winner == first.winner
+    assert resumed.runs.cached == first.runs.finished - 2
     assert Result.model_validate_json((directory(spec) / "result.json").read_text()).extended == first.extended
 
 
-def test_a_longer_run_that_fails_costs_no_winner(small_sweep: MakeSweep) -> None:
+def test_a_failure_does_not_cost_the_winner(small_sweep: MakeSweep) -> None:
     spec = small_sweep(**WHOLE)
     first = sweeps.run(spec)
     file = directory(spec) / "ledger.jsonl"
     lines = file.read_text().splitlines(keepends=True)
-    (place,) = [number for number, line in enumerate(lines) if '"pack":"longer' in line]
+    (place,) = [number for number, line in enumerate(lines) if '"pack":"extended' in line]
     line = json.loads(lines[place])
     line["runs"][1] |= {"failure": "diverged: in a test", "epoch": -1, "val": line["runs"][1]["val"][:2]}
     lines[place] = json.dumps(line, separators=(",", ":")) + "\n"
@@ -277,14 +268,15 @@ def test_a_longer_run_that_fails_costs_no_winner(small_sweep: MakeSweep) -> None
     (directory(spec) / "result.json").unlink()
     result = sweeps.resume(directory(spec))
     assert result.winner == first.winner
-    assert (result.extended, result.not_longer, result.runs.failed) == (None, "the longer run failed", 1)
-    assert any(note.startswith("longer-") and "diverged: in a test" in note for note in result.notes)
+    assert (result.extended, result.runs.failed) == (None, 1)
+    assert result.extended_skipped
+    assert any("diverged: in a test" in note for note in result.notes)
     assert extended_runs(spec)[0]["failure"] is None
 
 
-def test_each_member_of_a_family_has_its_own(small_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_each_sweep_of_a_matrix_has_its_own(small_sweep: MakeSweep, tmp_path: Path) -> None:
     document = small_sweep(search={"trials": 2}, selection={"extended_training": 2}).resolved() | {
-        "name": "fam",
+        "name": "grid",
         "matrix": {"training.epochs": [1, 2]},
     }
     file = tmp_path / "matrix.yaml"
@@ -299,31 +291,30 @@ def test_each_member_of_a_family_has_its_own(small_sweep: MakeSweep, tmp_path: P
     assert epochs == [2, 4]
 
 
-def test_in_mlflow_it_is_a_run_of_its_own_that_is_not_ranked(
+def test_in_mlflow_it_is_a_separate_run_without_objective(
     small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = small_sweep(**WHOLE, tracking={"kind": "mlflow", "experiment": "extended"})
+    spec = small_sweep(**WHOLE, tracking={"kind": "mlflow", "experiment": "tests"})
     result = sweeps.run(spec)
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{Path(spec.storage) / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'longer'")
-    runs = {run.data.tags["lt.key"]: run for run in client.search_runs([experiment.experiment_id], max_results=100)}
+    runs = {run.data.tags["lt.key"]: run for run in all_runs(spec)}
     assert result.winner is not None
     assert result.extended is not None
-    run = runs[f"longer-{result.winner.trial:04d}"]
-    assert run.info.run_name.endswith("(longer)")
+    extended = read_sweep(directory(spec)).extended
+    assert extended is not None
+    run = runs[extended.trial.name]
     assert (run.data.params["phase"], run.data.params["epochs"]) == ("extended", "9")
-    assert run.data.metrics["acc_all"] == pytest.approx(result.extended.mean.acc_all)
+    assert run.data.metrics["acc_all"] == pytest.approx(result.extended.mean.acc_all.value)
     assert "objective" not in run.data.metrics
     parent = runs["sweep"]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert parent.data.metrics["acc_all"] == pytest.approx(result.winner.mean.acc_all)
+    assert parent.data.metrics["acc_all"] == pytest.approx(result.winner.mean.acc_all.value)
     assert "extended_training" not in parent.data.params["selection"], (
         "MLflow refuses a value that changes with a resume"
     )
 
 
-def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undisturbed_result(
+def test_a_driver_killed_in_this_phase_is_resumed_to_the_undisturbed_result(
     small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
     sections = {
@@ -335,7 +326,7 @@ def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undist
     expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed"}))
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
-    driver = subprocess.Popen([sys.executable, "-m", "sweeps.cli.main", "run", file], stderr=subprocess.PIPE)
+    driver = subprocess.Popen([sys.executable, "-m", "sweeps", "run", file], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not any(line["pack"].startswith("finalist") for line in pack_lines(directory(spec))):
         assert driver.poll() is None, driver.communicate()
@@ -343,7 +334,7 @@ def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undist
         time.sleep(0.01)
     driver.kill()
     driver.communicate()
-    assert not extended_runs(spec), "it is killed within the phase"
+    assert not extended_runs(spec), "it is killed in the phase"
     assert not (directory(spec) / "result.json").exists()
     before = {run["key"]: run for run in runs_of(spec)}
     result = sweeps.resume(directory(spec))
@@ -354,7 +345,7 @@ def test_a_driver_killed_while_the_winner_trains_longer_is_resumed_to_the_undist
 
 
 def record(seed: int, *last: float, failure: str | None = None) -> Record:
-    """A run with these accuracies over all classes at its epochs, of which the last counts."""
+    """A run with these accuracies at its epochs, of which the last is selected."""
     rows = [[value] * 4 for value in last]
     nothing: list[float | None] = []
     return Record("", seed, failure, len(last) - 1, rows, rows, nothing, nothing, nothing, nothing, None, None)
@@ -370,74 +361,72 @@ SPREAD = [0.001, -0.001, 0.0005, -0.0005, 0.0]
 @pytest.mark.parametrize(
     ("after", "ends", "beside"),
     [
-        (0.70, "falls", "above"),
-        (0.60, "falls", "level"),
-        (0.55, "falls", "below"),
-        (0.80, "level", "above"),
-        (0.8009, "level", "above"),
-        (0.82, "gains", "above"),
+        (0.70, "declining", "better"),
+        (0.60, "declining", "tied"),
+        (0.55, "declining", "worse"),
+        (0.80, "stable", "better"),
+        (0.8009, "stable", "better"),
+        (0.82, "improving", "better"),
     ],
 )
-def test_a_longer_run_is_judged_by_what_the_seeds_agree_on(after: float, ends: str, beside: str) -> None:
+def test_the_trend_follows_from_the_interval_over_seeds(after: float, ends: str, beside: str) -> None:
     shorter = runs_at([0.8] * 5)
     extended = runs_at([after + gap for gap in SPREAD])
     found = selection.extended_training(extended, shorter, runs_at([0.6]), metric="acc_all", on="val")
     assert found is not None
-    assert (found.ends, found.beside_start) == (ends, beside)
-    assert found.change.mean == pytest.approx(after - 0.8)
+    assert (found.trend, found.over_start.verdict) == (ends, beside)
+    assert found.change.difference.value == pytest.approx(after - 0.8)
     assert found.over_start is not None
-    assert found.over_start.mean == pytest.approx(after - 0.6)
+    assert found.over_start.difference.value == pytest.approx(after - 0.6)
 
 
-def test_what_the_seeds_do_not_agree_on_is_unclear_and_with_one_seed_half_a_point_is() -> None:
+def test_seeds_that_disagree_are_inconclusive_and_so_is_half_a_point_with_one_seed() -> None:
     scattered = runs_at([0.8 + gap for gap in (0.05, -0.06, 0.04, -0.05, -0.02)])
     found = selection.extended_training(scattered, runs_at([0.8] * 5), None, metric="acc_all", on="test")
     assert found is not None
-    assert (found.ends, found.over_start, found.beside_start) == ("unclear", None, None)
-    for after, ends in ((0.796, "unclear"), (0.79, "falls"), (0.81, "gains")):
+    assert (found.trend, found.over_start) == ("inconclusive", None)
+    for after, ends in ((0.796, "inconclusive"), (0.79, "declining"), (0.81, "improving")):
         one = selection.extended_training(runs_at([after]), runs_at([0.8]), None, metric="acc_all", on="test")
         assert one is not None
-        assert (one.ends, one.ci95, one.change.p_value) == (ends, None, None)
+        assert (one.trend, one.accuracy.low, one.change.p_value) == (ends, None, None)
 
 
-def test_a_fall_that_two_seeds_cannot_tell_from_luck_is_not_called_level() -> None:
+def test_a_decline_within_the_noise_of_two_seeds_is_inconclusive() -> None:
     extended, head = runs_at([0.74, 0.78]), runs_at([0.77])
     found = selection.extended_training(extended, runs_at([0.8, 0.79]), head, metric="acc_all", on="val")
     assert found is not None
-    assert found.change.mean == pytest.approx(-0.035)
-    assert (found.ends, found.beside_start) == ("unclear", "unclear")
+    assert found.change.difference.value == pytest.approx(-0.035)
+    assert (found.trend, found.over_start.verdict) == ("inconclusive", "undecided")
 
 
-def test_it_is_level_only_where_the_interval_lies_within_a_point() -> None:
-    for spread, ends in ((0.003, "level"), (0.012, "unclear")):
+def test_it_is_stable_only_if_the_interval_lies_within_one_point() -> None:
+    for spread, ends in ((0.003, "stable"), (0.012, "inconclusive")):
         extended = runs_at([0.8 + spread * gap for gap in (1, -1, 0.5, -0.5, 0)])
         found = selection.extended_training(extended, runs_at([0.8] * 5), None, metric="acc_all", on="val")
         assert found is not None
-        assert found.ends == ends
+        assert found.trend == ends
 
 
-def test_the_last_epochs_are_compared_where_the_best_of_each_seed_counts() -> None:
-    """A level curve of a hundred epochs has its best above its last, whatever the training leads to."""
-    chance, told = np.random.default_rng(0), []
+def test_last_epochs_are_compared_also_if_the_best_epoch_counts() -> None:
+    """The best epoch of a stable, noisy curve is above its last."""
+    chance, ends = np.random.default_rng(0), []
     for _ in range(200):
         curves = chance.normal(0.8, 0.003, (5, 100))
         winner = [replace(record(seed, *row), epoch=int(row.argmax())) for seed, row in enumerate(curves)]
         extended = runs_at(chance.normal(0.8, 0.003, 5).tolist())
         found = selection.extended_training(extended, winner, None, metric="acc_all", on="val")
         assert found is not None
-        told.append(found.ends)
-    assert told.count("falls") / 200 <= 0.05
+        ends.append(found.trend)
+    assert ends.count("declining") / 200 <= 0.05
 
 
 @pytest.mark.parametrize(
     ("trials", "falls", "gains"),
     [(1, (0.01, 0.045), (0.01, 0.045)), (3, (0.04, 0.09), (0, 0.01)), (24, (0.12, 0.2), (0, 0))],
 )
-def test_how_many_winners_that_last_are_told_otherwise(
-    trials: int, falls: tuple[float, float], gains: tuple[float, float]
-) -> None:
-    """A thousand sweeps whose longer run leads where the winner stands; seeds are normal, and the best trial wins."""
-    chance, told = np.random.default_rng(0), []
+def test_error_rates_for_stable_winners(trials: int, falls: tuple[float, float], gains: tuple[float, float]) -> None:
+    """A thousand sweeps with equal mean accuracy; seeds are normally distributed and the best trial wins."""
+    chance, ends = np.random.default_rng(0), []
     for _ in range(1000):
         found = chance.normal(0.8, 0.003, (trials, 5))
         winner, extended = found[found.mean(axis=1).argmax()], chance.normal(0.8, 0.003, 5)
@@ -445,12 +434,12 @@ def test_how_many_winners_that_last_are_told_otherwise(
             runs_at(extended.tolist()), runs_at(winner.tolist()), None, metric="acc_all", on="val"
         )
         assert judged is not None
-        told.append(judged.ends)
-    for ends, (low, high) in (("falls", falls), ("gains", gains)):
-        assert low <= told.count(ends) / 1000 <= high
+        ends.append(judged.trend)
+    for end, (low, high) in (("declining", falls), ("improving", gains)):
+        assert low <= ends.count(end) / 1000 <= high
 
 
-def test_a_run_that_failed_says_nothing() -> None:
+def test_failed_runs_are_not_compared() -> None:
     broken = [record(0, 0.8), record(1, 0.8, failure="diverged")]
     sound = [record(0, 0.8), record(1, 0.8)]
     assert selection.extended_training(broken, sound, None, metric="acc_all", on="test") is None
@@ -459,10 +448,10 @@ def test_a_run_that_failed_says_nothing() -> None:
     assert found.over_start is None
 
 
-def test_its_pack_counts_the_last_epoch_and_is_stopped_by_no_scheduler(small_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_its_pack_selects_the_last_epoch_and_is_not_stopped_early(small_sweep: MakeSweep, tmp_path: Path) -> None:
     spec = small_sweep(**HALVED | {"selection": {"epoch": "best", "extended_training": 2}})
     bank, ledger = prepare(spec), Ledger(tmp_path)
-    packs = work_through(TrialQueue(spec, bank, ledger), bank, lambda waiting: 0)
+    packs = train_all(TrialQueue(spec, bank, ledger), bank, workers=3)
     ledger.close()
     assert (packs[-1].rule, packs[-1].halving) == (EpochSelection("last"), None)
     assert packs[0].rule == EpochSelection("best")

@@ -1,4 +1,4 @@
-"""A whole sweep on an image folder, from files to the winner; what of a dataset decides a checkpoint in the cache."""
+"""A whole sweep on an image folder, and which fields of a dataset determine a cached checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from support.images import write_tree
 
 from lt_train.pretrain.base import RECIPES
 from sweeps.config.spec import SweepSpec, load_resolved
-from sweeps.experiment import runner as driver
+from sweeps.experiment import runner
 from sweeps.experiment.prepare import prepare
 
 TREE = {"train": {"auk": 24, "crow": 12, "owl": 6}, "val": {"auk": 3, "crow": 3, "owl": 3}}
@@ -49,10 +49,10 @@ def checkpoints(tmp_path: Path) -> set[str]:
     return {file.name for file in (tmp_path / "runs/cache/checkpoints").iterdir()}
 
 
-def test_files_and_memory_lead_to_the_same_winner_through_one_bank(
+def test_files_and_memory_give_the_same_winner_and_share_a_bank(
     sweep: Callable[..., SweepSpec], tmp_path: Path
 ) -> None:
-    in_files, in_memory = driver.run(sweep("files", in_memory=0)), driver.run(sweep("memory"))
+    in_files, in_memory = runner.run(sweep("files", in_memory=0)), runner.run(sweep("memory"))
     assert in_files.winner is not None
     assert in_files.winner == in_memory.winner
     assert in_files.spec_fingerprint == in_memory.spec_fingerprint
@@ -61,13 +61,13 @@ def test_files_and_memory_lead_to_the_same_winner_through_one_bank(
     assert any("0 auk, 1 crow, 2 owl" in note for note in in_files.notes)
 
 
-def test_another_normalisation_is_another_backbone(sweep: Callable[..., SweepSpec], tmp_path: Path) -> None:
-    driver.run(sweep("one"))
-    driver.run(sweep("other", mean=[0.5, 0.5, 0.5]))
+def test_another_normalisation_trains_another_backbone(sweep: Callable[..., SweepSpec], tmp_path: Path) -> None:
+    runner.run(sweep("one"))
+    runner.run(sweep("other", mean=[0.5, 0.5, 0.5]))
     assert len(checkpoints(tmp_path)) == 2
 
 
-def test_what_changes_no_weight_of_the_backbone_trains_no_other(
+def test_fields_that_do_not_affect_the_weights_reuse_the_backbone(
     sweep: Callable[..., SweepSpec], tmp_path: Path
 ) -> None:
     spec, fields = sweep("one"), {"kind": "ce", "epochs": 2}

@@ -1,4 +1,4 @@
-"""A sweep over a model of others: no stage 1, its own head as the start, and a plan that knows its features."""
+"""A sweep on an imported backbone: no stage 1, its own head as the start, and a plan with its feature dimension."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,17 +32,17 @@ def imported_sweep(small_sweep: Callable[..., SweepSpec], tmp_path: Path) -> Cal
         }
 
     np.savez(tmp_path / "p.npz", **drawn("train", [30, 12, 6]), **drawn("val", [5] * 3), **drawn("test", [10] * 3))
-    save_file(torchvision.models.resnet18(num_classes=CLASSES).state_dict(), tmp_path / "theirs.safetensors")
+    save_file(torchvision.models.resnet18(num_classes=CLASSES).state_dict(), tmp_path / "imported.safetensors")
 
     def make(**fields: Any) -> SweepSpec:
         model = {"kind": "imported", "factory": "torchvision:resnet18", "arguments": {"num_classes": CLASSES}}
-        backbone = model | {"checkpoint": str(tmp_path / "theirs.safetensors")} | fields
+        backbone = model | {"checkpoint": str(tmp_path / "imported.safetensors")} | fields
         return small_sweep(dataset={"path": str(tmp_path / "p.npz")}, backbone=backbone)
 
     return make
 
 
-def test_a_sweep_runs_on_it_without_stage_1(imported_sweep: Callable[..., SweepSpec]) -> None:
+def test_a_sweep_runs_without_stage_1(imported_sweep: Callable[..., SweepSpec]) -> None:
     spec = imported_sweep()
     planned = plan(spec)
     assert (planned.feature_dim, planned.classes) == (512, CLASSES)
@@ -55,27 +55,23 @@ def test_a_sweep_runs_on_it_without_stage_1(imported_sweep: Callable[..., SweepS
     assert bank.head[0].shape == (CLASSES, 512)
 
 
-def test_features_alone_leave_methods_to_start_afresh(imported_sweep: Callable[..., SweepSpec]) -> None:
+def test_without_a_head_methods_start_from_random_weights(imported_sweep: Callable[..., SweepSpec]) -> None:
     other = {"arguments": {"num_classes": 7}, "allow_missing": ["fc.*"]}
-    with pytest.raises(
-        CheckpointError, match=r"of another shape: fc\.weight \[3, 512\] where the model has \[7, 512\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"fc\.weight \[3, 512\].*\[7, 512\]"):
         prepare(imported_sweep(**other))
     warm = imported_sweep(use_head=False, **other)
-    with pytest.raises(
-        BankError, match=r"starts from the stage-1 head, and this bank has none; .* or set init: random"
-    ):
+    with pytest.raises(BankError, match="set init: random"):
         prepare(warm)
     fresh = warm.resolved() | {"baselines": [], "method": {"kind": "los", "init": "random"}}
     assert prepare(load_resolved(fresh)).head is None
 
 
-def test_a_checkpoint_and_a_recipe_are_one_too_many(
+def test_a_checkpoint_and_a_recipe_are_refused_together(
     small_sweep: Callable[..., SweepSpec], imported_sweep: Callable[..., SweepSpec]
 ) -> None:
     spec = imported_sweep()
     assert spec.backbone is not None
-    with pytest.raises(SpecError, match=r"stage1: would train a backbone that backbone\.checkpoint has"):
+    with pytest.raises(SpecError, match="stage1: "):
         small_sweep(
             dataset=spec.dataset.model_dump(), backbone=spec.backbone.model_dump(mode="json"), stage1={"kind": "ce"}
         )

@@ -1,4 +1,4 @@
-"""The driver killed with -9 at random moments, on Ray with MLflow, then resumed: nothing lost, doubled or changed."""
+"""A driver killed at random moments, on Ray with MLflow, and resumed: no run is lost, repeated or changed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sweeps.config.spec import SweepSpec
 KILLS = 3
 
 
-def start(said: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    """A driver whose standard error goes to the end of a file."""
-    with said.open("ab") as stream:
-        return subprocess.Popen([sys.executable, "-m", "sweeps.cli.main", *map(str, arguments)], stderr=stream)
+def start(log: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    """Start a driver whose standard error is appended to a file."""
+    with log.open("ab") as stream:
+        return subprocess.Popen([sys.executable, "-m", "sweeps", *map(str, arguments)], stderr=stream)
 
 
 def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
@@ -44,17 +44,17 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
     )
     expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed", "tracking": "none"}))
 
-    directory, said = tmp_path / "runs" / "small", tmp_path / "stderr.txt"
-    moments = random.Random(time.time_ns())
+    directory, log = tmp_path / "runs" / "small", tmp_path / "stderr.txt"
+    chance = random.Random(time.time_ns())
     seen: dict[str, dict] = {}
     for kill in range(KILLS):
-        driver = start(said, "run", file) if kill == 0 else start(said, "resume", directory)
+        driver = start(log, "run", file) if kill == 0 else start(log, "resume", directory)
         before, deadline = len(pack_lines(directory)), time.monotonic() + 120
-        # Once it trains, at a moment of chance: within a pack, between packs, while MLflow is being written.
+        # At a random moment once it trains: within a pack, between packs, or while MLflow is being written.
         while len(pack_lines(directory)) == before and time.monotonic() < deadline:
-            assert driver.poll() is None, f"the sweep must not end before it is killed: {said.read_text()}"
+            assert driver.poll() is None, f"the sweep ended before it was killed: {log.read_text()}"
             time.sleep(0.01)
-        time.sleep(moments.random())
+        time.sleep(chance.random())
         driver.kill()
         driver.wait()
         lines = pack_lines(directory)
@@ -62,8 +62,8 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
             seen |= {run["key"]: run for run in line["runs"]}
     at_last_kill = len(seen)
 
-    last = start(said, "resume", directory)
-    assert last.wait(timeout=600) == 0, said.read_text()[-5000:]
+    last = start(log, "resume", directory)
+    assert last.wait(timeout=600) == 0, log.read_text()[-5000:]
     runs = [run for line in pack_lines(directory) for run in line["runs"]]
     keys = [run["key"] for run in runs]
     assert len(keys) == len(set(keys)), "a finished run was trained twice"

@@ -1,9 +1,11 @@
-"""Families run: members one after another, each an ordinary sweep; their table, and what becomes of one that fails."""
+"""A sweep matrix: its sweeps run one after another, their results form a table, and a failure stops no other."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,33 +16,33 @@ import pytest
 import yaml
 
 import sweeps
-import sweeps.cli.main
+import sweeps.cli.app
 from lt_train.core.errors import UserError
 from sweeps.analysis.matrix_table import MatrixTable, matrix_table
 from sweeps.config.matrix import SweepMatrix, load_matrix
 from sweeps.config.spec import SweepSpec
-from sweeps.experiment.matrix_runner import MembersFailed, resume_matrix, run_matrix
+from sweeps.experiment.matrix_runner import MatrixFailed, resume_matrix, run_matrix
 from sweeps.experiment.runner import run
 from sweeps.store.layout import leases, sweep_directory
-from sweeps.store.lease import held
+from sweeps.store.lease import acquire_lease
 from sweeps.store.status import JOB_VARIABLE
 
 MakeSweep = Callable[..., SweepSpec]
-MakeFamily = Callable[..., Path]
+MakeMatrix = Callable[..., Path]
 
 BIG_LR = {"methods": [{"method": "ce", "space": {"method.lr": {"loguniform": [1e37, 1e38]}}}]}
 
 
 @dataclass(frozen=True)
-class Ended:
+class Completed:
     returncode: int
     stdout: str
     stderr: str
 
 
 @pytest.fixture
-def family_file(small_sweep: MakeSweep, tmp_path: Path) -> MakeFamily:
-    """`family_file(across, search={...}, ...)`: the file of a small matrix that compares two methods."""
+def matrix_file(small_sweep: MakeSweep, tmp_path: Path) -> MakeMatrix:
+    """`matrix_file(axis, search={...}, ...)`: the file of a small matrix that compares two methods."""
 
     def make(axis: dict[str, Any], **sections: Any) -> Path:
         document = small_sweep(search={"trials": 2, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
@@ -54,70 +56,74 @@ def family_file(small_sweep: MakeSweep, tmp_path: Path) -> MakeFamily:
 
 
 @pytest.fixture
-def lt_sweep(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
-    def call(*arguments: object) -> Ended:
+def lt_sweep(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Iterator[Callable[..., Completed]]:
+    def call(*arguments: object) -> Completed:
         capsys.readouterr()
-        code = sweeps.cli.main.main([str(argument) for argument in arguments])
+        caplog.clear()
+        code = sweeps.cli.app.main([str(argument) for argument in arguments])
         shown = capsys.readouterr()
-        return Ended(code, shown.out, shown.err)
+        return Completed(code, shown.out, shown.err + caplog.text)
 
+    caplog.set_level(logging.INFO, "sweeps")
     handler = signal.getsignal(signal.SIGTERM)
     yield call
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_members_are_ordinary_sweeps_and_the_table_is_their_results(family_file: MakeFamily, tmp_path: Path) -> None:
-    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
+def test_each_is_an_ordinary_sweep_and_the_table_holds_their_results(matrix_file: MakeMatrix, tmp_path: Path) -> None:
+    matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
     table = run_matrix(matrix)
     assert (table.matrix, table.axis, table.methods) == ("fam", "training.epochs", ["vanilla", "ce", "los"])
     assert [(row.value, row.sweep, row.missing) for row in table.rows] == [("1", "fam-1", ""), ("2", "fam-2", "")]
     for row, spec in zip(table.rows, matrix.sweeps, strict=True):
         result = run(spec)
-        assert result.runs.cached == result.runs.finished, "a finished member is only summed up again"
+        assert result.runs.cached == result.runs.finished, "a finished sweep is not trained again"
         for method in result.methods:
             assert row.cells[method.method].mean == method.mean
             assert row.cells[method.method].searched == method.searched
         assert row.cells["vanilla"].mean == result.baselines["vanilla"].mean
-        highest = max(cell.mean.acc_all or 0 for cell in row.cells.values())
-        assert {cell.mean.acc_all for cell in row.cells.values() if cell.best} == {highest}
-    assert len(list((tmp_path / "runs" / "cache" / "banks").iterdir())) == 1, "members share what they have in common"
+        highest = max(cell.mean.acc_all.value or 0 for cell in row.cells.values())
+        assert {cell.mean.acc_all.value for cell in row.cells.values() if cell.best} == {highest}
+    assert len(list((tmp_path / "runs" / "cache" / "banks").iterdir())) == 1, "sweeps of a matrix share banks"
     assert matrix_table(matrix) == table
     assert resume_matrix(tmp_path / "runs" / "fam") == table
 
 
-def test_one_that_fails_does_not_stop_the_others(family_file: MakeFamily, features_file: Path, tmp_path: Path) -> None:
-    file = family_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
-    with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-gone: .*no\.npz") as failed:
+def test_a_failure_does_not_stop_the_others(matrix_file: MakeMatrix, features_file: Path, tmp_path: Path) -> None:
+    file = matrix_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
+    with pytest.raises(MatrixFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-gone: .*no\.npz") as failed:
         run_matrix(load_matrix(file))
     gone, here = failed.value.table.rows
     assert (gone.cells, list(here.cells)) == ({}, ["vanilla", "ce", "los"])
     assert gone.missing.startswith("failed: ")
-    assert failed.value.exit_code == UserError.exit_code, "only the user can mend it"
+    assert failed.value.exit_code == UserError.exit_code, "only the user can fix it"
 
 
-def test_a_member_without_a_winner_has_failed(family_file: MakeFamily) -> None:
+def test_a_sweep_without_a_winner_has_failed(matrix_file: MakeMatrix) -> None:
     sound = ["ce"]
-    with pytest.raises(MembersFailed, match="fam-broken: every trial, or every finalist, failed") as failed:
-        run_matrix(load_matrix(family_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
+    with pytest.raises(MatrixFailed, match="fam-broken: every trial") as failed:
+        run_matrix(load_matrix(matrix_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
     assert failed.value.exit_code == 1
     assert [list(row.cells) for row in failed.value.table.rows] == [["vanilla"], ["vanilla", "ce"]]
 
 
-def test_a_fresh_family_that_was_stopped_goes_on_afresh(
-    family_file: MakeFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fresh_run_that_was_stopped_resumes_the_fresh_sweeps(
+    matrix_file: MakeMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matrix, runs = load_matrix(family_file({"training.epochs": [1, 2]})), tmp_path / "runs"
+    matrix, runs = load_matrix(matrix_file({"training.epochs": [1, 2]})), tmp_path / "runs"
     run_matrix(matrix)
     before = {name: sweep_directory(runs / name).sweep_id for name in ("fam-1", "fam-2")}
-    with held(leases(runs), "fam-2"), pytest.raises(UserError, match="sweep fam-2 is being run by"):
+    with acquire_lease(leases(runs), "fam-2"), pytest.raises(UserError, match="sweep fam-2 is being run by"):
         run_matrix(matrix, fresh=True)
-    assert not (runs / "fam-1.previous-1").exists(), "nothing is touched where somebody is at work"
+    assert not (runs / "fam-1.previous-1").exists(), "nothing is archived while a sweep is being run"
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as at_once:
-        at_once.setattr("sweeps.experiment.runner.run", stopped)
+    with monkeypatch.context() as patched:
+        patched.setattr("sweeps.experiment.runner.run", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_matrix(matrix, fresh=True)
     resume_matrix(runs / "fam")
@@ -126,31 +132,28 @@ def test_a_fresh_family_that_was_stopped_goes_on_afresh(
         assert sweep_directory(runs / name).sweep_id != sweep_id
 
 
-def test_a_result_of_another_spec_is_no_success(family_file: MakeFamily, tmp_path: Path) -> None:
-    run_matrix(load_matrix(family_file({"training.epochs": [1, 2]})))
-    changed = load_matrix(family_file({"training.epochs": {"1": 1, "2": 3}}))
-    with pytest.raises(MembersFailed, match=r"fam-2: .* holds another sweep"):
+def test_a_result_of_another_spec_is_a_failure(matrix_file: MakeMatrix, tmp_path: Path) -> None:
+    run_matrix(load_matrix(matrix_file({"training.epochs": [1, 2]})))
+    changed = load_matrix(matrix_file({"training.epochs": {"1": 1, "2": 3}}))
+    with pytest.raises(MatrixFailed, match=r"fam-2: .* holds another sweep"):
         run_matrix(changed)
-    with pytest.raises(MembersFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-2: .* is of another spec") as failed:
+    with pytest.raises(MatrixFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-2: .*result\.json") as failed:
         resume_matrix(tmp_path / "runs" / "fam")
     assert failed.value.exit_code == UserError.exit_code
 
 
-def test_a_family_has_one_driver(family_file: MakeFamily, tmp_path: Path) -> None:
-    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
-    with (
-        held(leases(tmp_path / "runs"), "fam", told=lambda text: None),
-        pytest.raises(UserError, match=str(os.getpid())),
-    ):
+def test_a_matrix_has_one_driver(matrix_file: MakeMatrix, tmp_path: Path) -> None:
+    matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
+    with acquire_lease(leases(tmp_path / "runs"), "fam"), pytest.raises(UserError, match=str(os.getpid())):
         run_matrix(matrix)
     assert not (tmp_path / "runs" / "fam-1").exists()
 
 
-def test_a_family_and_a_sweep_do_not_share_a_directory(
-    family_file: MakeFamily, small_sweep: MakeSweep, tmp_path: Path
+def test_a_matrix_and_a_sweep_do_not_share_a_directory(
+    matrix_file: MakeMatrix, small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
     run(small_sweep(name="fam", search={"trials": 1}))
-    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
+    matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
     with pytest.raises(UserError, match="holds a sweep of this name"):
         run_matrix(matrix)
     run_matrix(SweepMatrix("other", matrix.axis, matrix.members))
@@ -158,29 +161,30 @@ def test_a_family_and_a_sweep_do_not_share_a_directory(
         run(small_sweep(name="other"))
 
 
-def test_the_table_says_what_is_not_there(family_file: MakeFamily) -> None:
-    matrix = load_matrix(family_file({"training.epochs": [1, 2]}))
+def test_the_table_reports_missing_results(matrix_file: MakeMatrix) -> None:
+    matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
     run(matrix.sweeps[1])
     assert [row.missing for row in matrix_table(matrix).rows] == ["not finished", ""]
-    changed = load_matrix(family_file({"training.epochs": [1, 2]}, selection={"seeds": 3}))
-    assert "is of another spec" in matrix_table(changed).rows[1].missing
+    changed = load_matrix(matrix_file({"training.epochs": [1, 2]}, selection={"seeds": 3}))
+    assert "result.json" in matrix_table(changed).rows[1].missing
 
 
-def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: MakeFamily, tmp_path: Path) -> None:
-    file, directory = family_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
-    assert "no sweep of fam has a result yet" in lt_sweep("table", file).stderr
-    assert lt_sweep("validate", file).stdout == "1 sweep file valid\n"
+def test_from_the_command_line(lt_sweep: Callable[..., Completed], matrix_file: MakeMatrix, tmp_path: Path) -> None:
+    file, directory = matrix_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
+    assert "no sweep of fam has a result" in lt_sweep("table", file).stderr
+    assert lt_sweep("validate", file).returncode == 0
     ran = lt_sweep("run", file)
     assert ran.returncode == 0, ran.stderr
     assert "fam-2: 2 of 2 sweeps of fam" in ran.stderr
-    assert "* the highest of its row" in ran.stdout
+    assert "*" in ran.stdout, "the best of each row is marked"
     assert all(len(line) <= 80 for line in ran.stdout.splitlines()), ran.stdout
     for again in (("table", file), ("table", directory), ("resume", directory), ("resume", file)):
         assert lt_sweep(*again).stdout == ran.stdout, again
     as_json = MatrixTable.model_validate_json(lt_sweep("table", file, "--json").stdout)
     assert as_json == matrix_table(load_matrix(file))
     markdown = lt_sweep("table", directory, "--markdown").stdout
-    assert markdown.startswith("| training.epochs | vanilla | ce | los |\n| --- |")
+    header = [cell.strip() for cell in markdown.splitlines()[0].strip("|").split("|")]
+    assert header == ["training.epochs", "vanilla", "ce", "los"]
     assert markdown.count("**") >= 4, "one in each row is bold"
     progress = json.loads(lt_sweep("status", directory, "--json").stdout)
     assert (progress["sweep"], progress["state"], progress["note"]) == ("fam", "finished", "2 of 2 sweeps finished")
@@ -190,45 +194,45 @@ def test_from_the_command_line(lt_sweep: Callable[..., Ended], family_file: Make
     )
     assert "sweep fam-2: finished" in lt_sweep("status", directory).stdout
     assert lt_sweep("status", directory, "--watch").returncode == 0
-    assert f"nobody is running {directory}" in lt_sweep("stop", directory).stdout
+    assert f"no driver is running {directory}" in lt_sweep("stop", directory).stdout
     fresh = lt_sweep("run", file, "--fresh")
     assert fresh.stdout == ran.stdout
     assert (tmp_path / "runs" / "fam-1.previous-1").is_dir()
 
 
-def test_every_protocol_is_said_with_its_rows(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
-    file = family_file({"selection.on": ["val", "test"]})
+def test_each_protocol_is_shown_with_its_rows(lt_sweep: Callable[..., Completed], matrix_file: MakeMatrix) -> None:
+    file = matrix_file({"selection.on": ["val", "test"]})
     ran = lt_sweep("run", file)
     as_printed, markdown = (" ".join(lt_sweep("table", file, *how).stdout.split()) for how in ((), ("--markdown",)))
     assert as_printed == " ".join(ran.stdout.split())
     for shown in (as_printed, markdown):
         assert "val: selected on val acc_all, last epoch, mean of 2 seeds" in shown
         assert "test: selected on test acc_all, last epoch, mean of 2 seeds" in shown
-        assert shown.count("flatter") == 1
+        assert len(re.findall("flatter|optimistic", shown)) == 1
     assert [row["protocol"]["on"] for row in json.loads(lt_sweep("table", file, "--json").stdout)["rows"]] == [
         "val",
         "test",
     ]
 
 
-def test_the_table_of_one_sweep_is_shown_again_too(
-    lt_sweep: Callable[..., Ended], small_sweep: MakeSweep, tmp_path: Path
+def test_the_table_of_a_single_sweep_can_be_shown(
+    lt_sweep: Callable[..., Completed], small_sweep: MakeSweep, tmp_path: Path
 ) -> None:
     run(small_sweep(search={"trials": 1}))
     shown = lt_sweep("table", tmp_path / "runs" / "small")
-    assert "small: test accuracy in %" in shown.stdout
+    assert "small: test accuracy" in shown.stdout
     assert json.loads(lt_sweep("table", tmp_path / "runs" / "small", "--json").stdout)["sweep"] == "small"
     assert lt_sweep("table", tmp_path).returncode == 2
 
 
-def test_failures_exit_as_a_sweep_of_their_kind_would(
-    lt_sweep: Callable[..., Ended], family_file: MakeFamily, features_file: Path, tmp_path: Path
+def test_exit_codes_are_those_of_a_single_sweep(
+    lt_sweep: Callable[..., Completed], matrix_file: MakeMatrix, features_file: Path, tmp_path: Path
 ) -> None:
-    file = family_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
+    file = matrix_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
     ran = lt_sweep("run", file)
     assert ran.returncode == 2
     assert "lt-sweep: 1 of 2 sweeps of fam failed" in ran.stderr
-    assert "Traceback" not in ran.stderr, "that is for bugs of ours"
+    assert "Traceback" not in ran.stderr, "a traceback is for bugs only"
     assert "fam-gone: failed" in ran.stdout
     assert "here" in ran.stdout
     state = json.loads(lt_sweep("status", tmp_path / "runs" / "fam", "--json").stdout)
@@ -242,29 +246,29 @@ def test_failures_exit_as_a_sweep_of_their_kind_would(
     assert "failed" not in lt_sweep("status", tmp_path / "runs" / "fam").stdout
 
 
-def test_a_file_that_went_with_a_job_is_asked_for_again(
-    family_file: MakeFamily, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_uploaded_with_an_earlier_job_is_requested_again(
+    matrix_file: MakeMatrix, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resume on a cluster: the directory that the files of the first job travelled in is removed."""
+    """On a cluster the files uploaded with a job are removed with it."""
     monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
-    travelled = tmp_path / "job" / "features.npz"
-    matrix = load_matrix(family_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(travelled)}))
-    told = r"dataset\.path travelled with an earlier job, `lt-sweep submit` of the sweep file brings it again"
-    with pytest.raises(MembersFailed, match=told) as failed:
+    uploaded = tmp_path / "job" / "features.npz"
+    matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(uploaded)}))
+    advice = r"dataset\.path was uploaded with an earlier job, upload it again with `lt-sweep submit`"
+    with pytest.raises(MatrixFailed, match=advice) as failed:
         run_matrix(matrix)
     assert failed.value.exit_code == UserError.exit_code
-    with pytest.raises(MembersFailed, match=told):
+    with pytest.raises(MatrixFailed, match=advice):
         resume_matrix(tmp_path / "runs" / "fam")
     monkeypatch.delenv(JOB_VARIABLE)
-    with pytest.raises(MembersFailed) as here:
+    with pytest.raises(MatrixFailed) as local:
         resume_matrix(tmp_path / "runs" / "fam")
-    assert "travelled" not in str(here.value)
+    assert "with an earlier job" not in str(local.value)
 
 
-def test_a_family_with_kinds_that_are_not_here_is_shown(
-    lt_sweep: Callable[..., Ended], family_file: MakeFamily, tmp_path: Path
+def test_a_matrix_with_unknown_kinds_is_shown(
+    lt_sweep: Callable[..., Completed], matrix_file: MakeMatrix, tmp_path: Path
 ) -> None:
-    lt_sweep("run", family_file({"training.epochs": [1, 2]}))
+    lt_sweep("run", matrix_file({"training.epochs": [1, 2]}))
     for file in (tmp_path / "runs").glob("fam*/*.json"):
         if file.name in ("matrix.json", "sweep.json"):
             file.write_text(file.read_text().replace('"kind": "los"', '"kind": "of_a_plugin"'))
@@ -276,14 +280,14 @@ def test_a_family_with_kinds_that_are_not_here_is_shown(
 
 
 @pytest.mark.parametrize("from_home", [False, True])
-def test_a_family_here_is_no_name_on_the_cluster(
+def test_a_local_matrix_is_not_looked_up_on_the_cluster(
     from_home: bool,
-    lt_sweep: Callable[..., Ended],
-    family_file: MakeFamily,
+    lt_sweep: Callable[..., Completed],
+    matrix_file: MakeMatrix,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file, directory = family_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
+    file, directory = matrix_file({"training.epochs": [1, 2]}), tmp_path / "runs" / "fam"
     lt_sweep("run", file)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -296,18 +300,20 @@ def test_a_family_here_is_no_name_on_the_cluster(
     assert "127.0.0.1:1" in lt_sweep("status", "fam").stderr
 
 
-def test_plan_adds_up_and_counts_what_is_shared_once(lt_sweep: Callable[..., Ended], family_file: MakeFamily) -> None:
-    file = family_file({"training.epochs": [1, 2]})
+def test_the_plan_adds_up_and_counts_shared_work_once(
+    lt_sweep: Callable[..., Completed], matrix_file: MakeMatrix
+) -> None:
+    file = matrix_file({"training.epochs": [1, 2]})
     planned = json.loads(lt_sweep("plan", file, "--json").stdout)
     one, two = planned["sweeps"]["fam-1"], planned["sweeps"]["fam-2"]
     assert planned["sum"]["runs"] == one["runs"] + two["runs"]
     assert planned["sum"]["bank_bytes"] == one["bank_bytes"] == two["bank_bytes"]
     shown = lt_sweep("plan", file, file, "--tflops", "10").stdout
-    assert "time of one worker at 10 TFLOP/s, estimated from operations" in shown
+    assert "10 TFLOP/s" in shown
     assert shown.count("fam-1") == 2
 
 
-def test_everything_is_a_call_in_python_too() -> None:
+def test_the_public_functions() -> None:
     assert sweeps.run_matrix is run_matrix
     assert sweeps.load_matrix is load_matrix
     assert sweeps.matrix_table is matrix_table

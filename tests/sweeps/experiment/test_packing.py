@@ -1,3 +1,5 @@
+"""Packs: which runs share one, and how many it holds."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,8 +11,7 @@ from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Halving, Run
 from sweeps.config.sections import ResourcesSpec
 from sweeps.experiment.packing import PackSize, pack_runs
-from sweeps.search.all_epochs import AllEpochs
-from sweeps.search.successive_halving import SuccessiveHalving
+from sweeps.search.early_stopping import NoEarlyStopping, SuccessiveHalving
 
 HALVING = Halving((5,))
 
@@ -27,9 +28,9 @@ def runs(trials: int, seeds: int, **training: int) -> list[Run]:
         (4, 5, 10, [10, 10]),
         (4, 5, 12, [10, 10]),  # whole trials: 12 lanes hold two trials of five seeds
         (5, 5, 10, [10, 10, 5]),
-        (12, 5, 50, [30, 30]),  # even: not ten trials and two left over
+        (12, 5, 50, [30, 30]),  # even: not ten trials and two
         (11, 5, 25, [20, 20, 15]),
-        (2, 5, 3, [3, 3, 2, 2]),  # a pack too small for a trial is filled run by run
+        (2, 5, 3, [3, 3, 2, 2]),  # too small for a trial: filled run by run
         (1, 1, 64, [1]),
     ],
 )
@@ -45,11 +46,11 @@ def test_every_run_is_packed_once_and_in_order():
     assert packed == given
 
 
-def test_no_run_makes_no_pack():
+def test_no_runs_give_no_packs():
     assert pack_runs("p", [], EpochSelection(), lambda run: 6) == []
 
 
-def test_static_fields_are_never_mixed_and_each_group_has_a_size_of_its_own():
+def test_static_fields_are_never_mixed_and_each_group_has_its_own_size():
     ce = Run(METHODS.parse({"kind": "ce"}), TrainingSpec(), 0)
     given = [*runs(2, 2), *runs(4, 2, epochs=3), ce]
 
@@ -62,7 +63,7 @@ def test_static_fields_are_never_mixed_and_each_group_has_a_size_of_its_own():
         assert len({(run.method.kind, run.training.epochs) for run in pack.runs}) == 1
 
 
-def test_packs_carry_how_their_trials_are_stopped():
+def test_packs_carry_their_early_stopping_rule():
     given = [*runs(2, 2), *runs(2, 2, epochs=3)]
     packs = pack_runs(
         "p", given, EpochSelection(), lambda run: 64, lambda run: HALVING if run.training.epochs > 5 else None
@@ -71,7 +72,7 @@ def test_packs_carry_how_their_trials_are_stopped():
 
 
 @pytest.mark.parametrize("lanes", range(10, 70, 5))
-def test_no_pack_is_left_with_one_trial_where_all_could_have_two(lanes: int):
+def test_no_pack_has_one_trial_if_all_can_have_two(lanes: int):
     packs = pack_runs("p", runs(12, 5), EpochSelection(), lambda run: lanes, lambda run: HALVING)
     trials = [len({run.method for run in pack.runs}) for pack in packs]
     assert sum(trials) == 12
@@ -83,10 +84,10 @@ def test_no_pack_is_left_with_one_trial_where_all_could_have_two(lanes: int):
 
 def size(memory: str = "2GiB", *, classes: int = 100, dim: int = 512, lanes: int | str = "auto") -> PackSize:
     resources = ResourcesSpec.model_validate_json(f'{{"memory_per_pack": "{memory}"}}')
-    return PackSize(resources.model_copy(update={"lanes_per_pack": lanes}), AllEpochs(), classes, dim)
+    return PackSize(resources.model_copy(update={"lanes_per_pack": lanes}), NoEarlyStopping(), classes, dim)
 
 
-def test_auto_takes_what_the_memory_holds_and_no_more():
+def test_auto_fills_the_memory():
     (run,) = runs(1, 1)
     each = size().run_bytes(run)
     # Weights and momentum at least; not ten times that.
@@ -96,23 +97,22 @@ def test_auto_takes_what_the_memory_holds_and_no_more():
     assert size(dim=2048).lanes(run) < size().lanes(run)
     (large,) = runs(1, 1, batch_size=4096)
     assert size().lanes(large) < size().lanes(run)
-    halved = dataclasses.replace(size(), scheduler=SuccessiveHalving())
-    assert halved.lanes(run) < size().lanes(run), "stacks that go on lie beside those they come from"
+    halved = dataclasses.replace(size(), early_stopping=SuccessiveHalving())
+    assert halved.lanes(run) < size().lanes(run), "halving copies the lanes that continue"
 
 
-def test_a_given_number_is_taken_whatever_the_memory():
+def test_a_given_number_of_lanes_overrides_the_memory():
     (run,) = runs(1, 1)
     assert size("1KiB", lanes=7).lanes(run) == 7
     size("1KiB", lanes=7).check(run, 5, None)
 
 
-def test_memory_that_holds_no_run_is_refused_with_the_numbers_and_the_way_out():
+def test_too_little_memory_for_a_run_is_refused_with_a_remedy():
     (run,) = runs(1, 1)
     small = size("10MiB", classes=8142, dim=2048)
     with pytest.raises(
         UserError,
-        match=r"resources\.memory_per_pack is 10 MiB, too little for one run: a run of method los takes \d+ MiB "
-        r"\(8142 classes, 2048 features, batches of 64\); set it to at least \d+MiB",
+        match=r"memory_per_pack is 10 MiB, .* one run: .*8142 classes, 2048 features, batches of 64.*at least \d+MiB",
     ) as caught:
         small.check(run, 5, None)
     enough = str(caught.value).split()[-1]
@@ -120,7 +120,7 @@ def test_memory_that_holds_no_run_is_refused_with_the_numbers_and_the_way_out():
     assert size(enough, classes=8142, dim=2048).lanes(run) == 1
 
 
-def test_memory_that_holds_one_trial_is_refused_where_two_are_compared():
+def test_too_little_memory_for_two_trials_is_refused_with_halving():
     (run,) = runs(1, 1)
     small = size("600MiB", classes=8142, dim=2048)
     small.check(run, 5, None)
@@ -132,9 +132,9 @@ def test_memory_that_holds_one_trial_is_refused_where_two_are_compared():
     size(enough, classes=8142, dim=2048).check(run, 5, HALVING)
 
 
-def test_sizes_are_told_in_one_line():
+def test_sizes_are_described_in_one_line():
     (run,) = runs(1, 1)
-    assert size().told(run, 60).startswith("packs of up to 60 runs: ")
-    assert size().told(run, 60).endswith("iB a run, 2 GiB a pack")
-    assert size(lanes=1).told(run, 1).endswith(" a run, resources.lanes_per_pack is 1")
-    assert size(lanes=1).told(run, 1).startswith("packs of up to 1 run: ")
+    assert size().describe(run, 60).startswith("packs of up to 60 runs: ")
+    assert size().describe(run, 60).endswith("iB per run, 2 GiB per pack")
+    assert size(lanes=1).describe(run, 1).endswith(" per run, resources.lanes_per_pack is 1")
+    assert size(lanes=1).describe(run, 1).startswith("packs of up to 1 run: ")

@@ -1,4 +1,4 @@
-"""A stop reaches the sweep wherever it comes."""
+"""SIGTERM interrupts a sweep wherever it arrives."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def stopped(action: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
 
 
-def test_a_stop_is_an_interrupt() -> None:
+def test_sigterm_is_an_interrupt() -> None:
     done = stopped("os.kill(os.getpid(), signal.SIGTERM)")
     assert (done.stdout, done.stderr) == ("stopped\n", "")
 
 
-def test_a_stop_while_something_is_collected_is_not_lost() -> None:
-    """Python drops what is raised within `__del__`."""
+def test_sigterm_during_garbage_collection_is_not_lost() -> None:
+    """Python discards an exception raised within `__del__`."""
     done = stopped("Collected()")
     assert (done.stdout, done.stderr) == ("stopped\n", "")

@@ -1,45 +1,48 @@
+"""The trial queue: trials and packs follow from the sweep file alone, and a replay of the ledger continues them."""
+
 from __future__ import annotations
 
-import functools
-import random
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support.ledgers import pack_lines
+from support.queues import first, in_random_order, last, train_all
 
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
-from lt_train.retrain.base import Pack
+from lt_train.retrain.base import Halving, Pack, RunResult
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import search_size
 from sweeps.experiment.prepare import prepare
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger
 
+MakeSweep = Callable[..., SweepSpec]
 
-def work_through(queue: TrialQueue, bank: FeatureBank, choose: Callable[[list[Pack]], int], workers: int) -> list[str]:
-    """Train everything with `workers` packs in flight, finishing them in the order that `choose` says."""
-    in_flight: list[Pack] = []
-    order: list[str] = []
-    while not queue.exhausted():
-        while len(in_flight) < workers and (pack := queue.next_pack()) is not None:
-            in_flight.append(pack)
-        assert in_flight, "a schedule that is not exhausted has work when none is in flight"
-        pack = in_flight.pop(choose(in_flight))
-        order.append(pack.name)
-        queue.complete(pack, fused.fit(bank, pack.runs, rule=pack.rule), 0.0)
-    assert queue.next_pack() is None
-    return order
-
-
-def any_of(generator: random.Random, packs: list[Pack]) -> int:
-    return generator.randrange(len(packs))
+HALVED: dict[str, Any] = {
+    "search": {
+        "trials": 18,
+        "proposal_batch": 8,
+        "early_stopping": {"kind": "successive_halving", "rungs": [1, 2]},
+    },
+    "selection": {"seeds": 2, "finalists": 2},
+    "resources": {"lanes_per_pack": 8},
+}
 
 
 @pytest.fixture
-def spec(small_sweep: Callable[..., SweepSpec]) -> SweepSpec:
+def spec(small_sweep: MakeSweep) -> SweepSpec:
     return small_sweep(selection={"seeds": 2, "finalists": 2}, resources={"lanes_per_pack": 2})
+
+
+@pytest.fixture
+def halved(small_sweep: MakeSweep) -> SweepSpec:
+    return small_sweep(**HALVED)
 
 
 @pytest.fixture
@@ -47,90 +50,105 @@ def bank(spec: SweepSpec) -> FeatureBank:
     return prepare(spec)
 
 
-def trial_values(queue: TrialQueue) -> list[tuple[str, dict[str, object], object]]:
-    return [(trial.name, trial.params, queue.objective(trial)) for trial in queue.trials.values()]
+def outcomes(queue: TrialQueue) -> list[tuple[Any, ...]]:
+    """Everything that may be reported of every trial, to the last bit."""
+    return [
+        (
+            trial.name,
+            trial.params,
+            queue.objective(trial),
+            queue.stopped(trial),
+            [(record.key, record.test, record.val) for record in queue.finished[trial.name]],
+        )
+        for trial in sorted(queue.trials.values(), key=lambda trial: trial.name)
+    ]
 
 
-def test_which_trials_are_tried_does_not_depend_on_workers_or_order(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
+def by_name(packs: Iterable[Pack]) -> dict[str, Pack]:
+    return {pack.name: pack for pack in packs}
+
+
+def truncate(ledger: Ledger, packs: int) -> None:
+    """Leave the first line, with the token, and the lines of some packs."""
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join(lines[: 1 + packs]))
+
+
+def test_trials_do_not_depend_on_workers_or_order(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path / "one")
     alone = TrialQueue(spec, bank, ledger)
-    first_order = work_through(alone, bank, lambda packs: 0, workers=1)
+    order = train_all(alone, bank)
     ledger.close()
     for seed in range(5):
-        choose = functools.partial(any_of, random.Random(seed))
         ledger = Ledger(tmp_path / f"many{seed}")
         many = TrialQueue(spec, bank, ledger)
-        order = work_through(many, bank, choose, workers=4)
+        packs = train_all(many, bank, in_random_order(seed), workers=4)
         ledger.close()
-        assert order != first_order, "the test must exercise another order"
-        assert trial_values(many) == trial_values(alone)
+        assert packs != order, "the test must exercise another order"
+        assert by_name(packs) == by_name(order)
+        assert outcomes(many) == outcomes(alone)
         assert many.winner() == alone.winner()
 
 
-def test_generation_g_plus_one_waits_for_g_minus_one(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
+def test_proposal_batch_g_plus_one_waits_for_g_minus_one(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path)
     queue = TrialQueue(spec, bank, ledger)
-    asked = [trial.number for trial in queue.trials.values() if trial.phase == "search"]
-    assert asked == [0, 1, 2, 3], "two proposal batches of two are asked before anything is known"
-    packs = [pack for _ in range(99) if (pack := queue.next_pack()) is not None]
-    assert queue.next_pack() is None
+    proposed = [trial.number for trial in queue.trials.values() if trial.phase == "search"]
+    assert proposed == [0, 1, 2, 3], "two batches of two are proposed before any outcome is known"
+    packs = by_name(iter(queue.next_pack, None))
     assert not queue.exhausted()
-    by_name = {pack.name: pack for pack in packs}
-    # The whole second proposal batch, and half of the first: nothing new may be asked.
+    # The whole second batch and half of the first.
     for name in ("search-0001-0", "search-0001-1", "search-0000-0"):
-        queue.complete(by_name[name], fused.fit(bank, by_name[name].runs), 0.0)
+        queue.complete(packs[name], fused.fit(bank, packs[name].runs), 0.0)
     assert queue.next_pack() is None
-    last = by_name["search-0000-1"]
-    queue.complete(last, fused.fit(bank, last.runs), 0.0)
+    queue.complete(packs["search-0000-1"], fused.fit(bank, packs["search-0000-1"].runs), 0.0)
     assert len([trial for trial in queue.trials.values() if trial.phase == "search"]) == 7
     ledger.close()
 
 
-@pytest.mark.parametrize("kept_lines", [0, 1, 3, 5, 8, 99])
-def test_a_replay_from_any_prefix_of_the_ledger_finds_the_same_and_trains_only_the_rest(
-    spec: SweepSpec, bank: FeatureBank, tmp_path: Path, kept_lines: int
+@pytest.mark.parametrize("kept", [0, 1, 3, 5, 8, 99])
+def test_a_replay_of_any_prefix_of_the_ledger_trains_only_the_rest(
+    spec: SweepSpec, bank: FeatureBank, tmp_path: Path, kept: int
 ):
     ledger = Ledger(tmp_path)
     whole = TrialQueue(spec, bank, ledger)
-    work_through(whole, bank, lambda packs: len(packs) - 1, workers=3)
+    train_all(whole, bank, last, workers=3)
     ledger.close()
-    lines = ledger.path.read_bytes().splitlines(keepends=True)
-    ledger.path.write_bytes(b"".join(lines[: 1 + kept_lines]))
+    truncate(ledger, kept)
     ledger = Ledger(tmp_path)
     finished = set(ledger.finished)
-    again = TrialQueue(spec, bank, ledger)
-    assert again.cached <= len(finished)
-    work_through(again, bank, lambda packs: 0, workers=2)
+    replayed = TrialQueue(spec, bank, ledger)
+    assert replayed.cached <= len(finished)
+    train_all(replayed, bank, first, workers=2)
     ledger.close()
-    assert trial_values(again) == trial_values(whole)
-    assert again.winner() == whole.winner()
+    assert outcomes(replayed) == outcomes(whole)
+    assert replayed.winner() == whole.winner()
     keys = [run["key"] for line in pack_lines(tmp_path) for run in line["runs"]]
     assert len(keys) == len(set(keys)), "no run is trained twice"
-    assert again.cached == len(finished)
+    assert replayed.cached == len(finished)
 
 
-def test_a_duplicate_proposal_is_not_trained_again(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
+def test_a_duplicate_proposal_is_not_trained_again(small_sweep: MakeSweep, tmp_path: Path):
     spec = small_sweep(
         search={"algorithm": "random", "trials": 8, "space": {"method.lr": {"choice": [1e-3, 1e-2]}}}, baselines=[]
     )
-    ledger = Ledger(tmp_path)
-    bank = prepare(spec)
+    ledger, bank = Ledger(tmp_path), prepare(spec)
     queue = TrialQueue(spec, bank, ledger)
-    work_through(queue, bank, lambda packs: 0, workers=2)
-    assert len(ledger.finished) == 4  # two settings with two seeds
+    train_all(queue, bank, workers=2)
+    assert len(ledger.finished) == 4  # two configurations with two seeds
     assert queue.cached == 12
     assert len([name for name in queue.finished if name.startswith("search")]) == 8
     winner = queue.winner()
     assert winner is not None
-    # The winner's heads are those of its duplicates too: they must have outlived them.
+    # Duplicates share the winner's heads, which must be kept although the duplicates do not win.
     assert queue.ledger.head(queue.finished[winner.name][0].key)["weight"].shape == (6, 12)
     ledger.close()
 
 
-def test_finalists_run_on_fresh_seeds_and_baselines_with_them(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
+def test_finalists_and_baselines_run_on_fresh_seeds(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path)
     queue = TrialQueue(spec, bank, ledger)
-    work_through(queue, bank, lambda packs: 0, workers=1)
+    train_all(queue, bank)
     finalists = [trial for trial in queue.trials.values() if trial.phase == "finalist"]
     assert [trial.number for trial in finalists] == [trial.number for trial in queue.ranking("search")[:2]]
     assert all(trial.seeds == (2, 3) for trial in finalists)
@@ -144,17 +162,217 @@ def test_finalists_run_on_fresh_seeds_and_baselines_with_them(spec: SweepSpec, b
     ledger.close()
 
 
-def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(small_sweep: Callable[..., SweepSpec], tmp_path: Path):
+def test_the_search_continues_after_a_diverged_trial(small_sweep: MakeSweep, tmp_path: Path):
     spec = small_sweep(
         search={"algorithm": "grid", "trials": 3, "space": {"method.lr": {"choice": [1e-2, 1e38, 2e-2]}}}, baselines=[]
     )
-    ledger = Ledger(tmp_path)
-    bank = prepare(spec)
+    ledger, bank = Ledger(tmp_path), prepare(spec)
     queue = TrialQueue(spec, bank, ledger)
-    work_through(queue, bank, lambda packs: 0, workers=1)
-    failed = queue.finished["search-0001"]
-    assert all("diverged" in (record.failure or "") for record in failed)
+    train_all(queue, bank)
+    assert all("diverged" in (record.failure or "") for record in queue.finished["search-0001"])
     winner = queue.winner()
     assert winner is not None
     assert winner.params["method.lr"] in (1e-2, 2e-2)
     ledger.close()
+
+
+# Packs and early stopping
+
+
+def test_only_trials_of_the_search_are_halved_in_even_packs(halved: SweepSpec, bank: FeatureBank, tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    queue = TrialQueue(halved, bank, ledger)
+    packs = by_name(train_all(queue, bank))
+    ledger.close()
+    searched = {f"search-{batch:04d}-{number}" for batch in (0, 1) for number in (0, 1)} | {"search-0002-0"}
+    assert {name for name, pack in packs.items() if pack.halving is not None} == searched
+    assert {packs[name].halving for name in searched} == {Halving((1, 2), 2.0)}
+    assert set(packs) == searched | {"baseline-0", "baseline-1", "finalist-0"}
+    for name in searched:
+        trials = len(packs[name].runs) // 2
+        stops = [queue.stopped(trial) for trial in queue.trials.values() if trial.runs()[0] in packs[name].runs]
+        assert len(stops) == trials
+        assert stops.count(1) == trials - -(-trials // 2), "half of them after the first rung"
+        assert stops.count(None) == 1
+    assert all(queue.stopped(trial) is None for trial in queue.trials.values() if trial.phase != "search")
+
+
+def test_early_stopping_does_not_depend_on_workers_or_order(halved: SweepSpec, bank: FeatureBank, tmp_path: Path):
+    ledger = Ledger(tmp_path / "one")
+    alone = TrialQueue(halved, bank, ledger)
+    order = train_all(alone, bank)
+    ledger.close()
+    for seed in range(3):
+        ledger = Ledger(tmp_path / f"many{seed}")
+        many = TrialQueue(halved, bank, ledger)
+        packs = train_all(many, bank, in_random_order(seed), workers=4)
+        ledger.close()
+        assert packs != order, "the test must exercise another order"
+        assert by_name(packs) == by_name(order)
+        assert outcomes(many) == outcomes(alone)
+        assert many.winner() == alone.winner()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 4, 6, 99])
+def test_a_resume_trains_the_same_packs_as_a_whole(halved: SweepSpec, bank: FeatureBank, tmp_path: Path, kept: int):
+    ledger = Ledger(tmp_path)
+    whole = TrialQueue(halved, bank, ledger)
+    packs = by_name(train_all(whole, bank, in_random_order(1), workers=3))
+    ledger.close()
+    truncate(ledger, kept)
+    ledger = Ledger(tmp_path)
+    resumed = TrialQueue(halved, bank, ledger)
+    rest = by_name(train_all(resumed, bank, in_random_order(2), workers=2))
+    ledger.close()
+    assert rest == {name: pack for name, pack in packs.items() if name in rest}
+    assert len(rest) == max(0, len(packs) - kept)
+    assert outcomes(resumed) == outcomes(whole)
+    assert resumed.winner() == whole.winner()
+
+
+def test_a_pack_of_which_the_ledger_has_a_part_is_trained_whole(halved: SweepSpec, bank: FeatureBank, tmp_path: Path):
+    """Only a manual edit leaves such a ledger."""
+    ledger = Ledger(tmp_path)
+    whole = TrialQueue(halved, bank, ledger)
+    packs = by_name(train_all(whole, bank))
+    ledger.close()
+    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    (edited,) = [line for line in lines if line.get("pack") == "search-0001-0"]
+    del edited["runs"][1:3]
+    ledger.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ledger = Ledger(tmp_path)
+    resumed = TrialQueue(halved, bank, ledger)
+    rest = train_all(resumed, bank)
+    ledger.close()
+    assert rest == [packs["search-0001-0"]]
+    assert outcomes(resumed) == outcomes(whole)
+
+
+def test_a_duplicate_is_packed_once_and_stopped_like_its_original(small_sweep: MakeSweep, tmp_path: Path):
+    space = {"method.lr": {"choice": [1e-4, 1e-3, 1e-2, 0.1]}}
+    search = HALVED["search"] | {"algorithm": "random", "space": space}
+    spec = small_sweep(**HALVED | {"search": search, "baselines": []})
+    bank = prepare(spec)
+    seen = []
+    for choose in (first, in_random_order(0), in_random_order(1)):
+        ledger = Ledger(tmp_path / str(len(seen)))
+        queue = TrialQueue(spec, bank, ledger)
+        packs = [pack for pack in train_all(queue, bank, choose, workers=3) if pack.halving]
+        ledger.close()
+        runs = [run for pack in packs for run in pack.runs]
+        assert len(runs) == len(set(runs)) == 8, "four configurations with two seeds, once each"
+        for trial in queue.trials.values():
+            twins = [other for other in queue.trials.values() if other.runs() == trial.runs()]
+            assert len({queue.stopped(twin) for twin in twins}) == 1
+        seen.append((by_name(packs), outcomes(queue)))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_a_stopped_trial_neither_wins_nor_becomes_a_finalist(
+    halved: SweepSpec, bank: FeatureBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The last trials of each pack are stopped with an accuracy that no other trial reaches."""
+
+    def train(bank: FeatureBank, pack: Pack) -> list[RunResult]:
+        results = fused.fit(bank, pack.runs, rule=pack.rule)
+        if pack.halving is None:
+            return results
+        perfect = np.ones((1, 4), dtype=np.float32)
+        stopped = [
+            replace(result, stopped=1, val_accuracy=perfect, test_accuracy=perfect, train_loss=result.train_loss[:1])
+            for result in results[2:]
+        ]
+        return [*results[:2], *(replace(r, kept=replace(r.kept, epoch=0)) for r in stopped if r.kept is not None)]
+
+    reported: dict[int, tuple[float | None, int | None]] = {}
+    start = type(halved.search.algorithm).start
+
+    class Listener:
+        def __init__(self, space: Any, seed: int) -> None:
+            self.search = start(halved.search.algorithm, space, seed)
+            self.ask = self.search.ask
+
+        def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
+            reported[number] = (value, stopped)
+            self.search.tell(number, value, stopped)
+
+    monkeypatch.setattr(type(halved.search.algorithm), "start", Listener)
+    ledger = Ledger(tmp_path)
+    queue = TrialQueue(halved, bank, ledger)
+    train_all(queue, bank, train=train)
+    searched = [trial for trial in queue.trials.values() if trial.phase == "search"]
+    stopped = {trial.number for trial in searched if queue.stopped(trial) == 1}
+    whole = {trial.number for trial in searched} - stopped
+    assert len(whole) == 5, "the first of each pack"
+    assert all(queue.objective(trial) == 1 for trial in searched if trial.number in stopped)
+    assert {number for number, (_, after) in reported.items() if after == 1} == stopped
+    assert all(reported[number][0] == 1 for number in stopped)
+    assert [trial.number for trial in queue.ranking("search")] == sorted(
+        whole, key=lambda number: (-(reported[number][0] or 0), number)
+    )
+    finalists = {trial.number for trial in queue.trials.values() if trial.phase == "finalist"}
+    assert finalists <= whole
+    assert len(finalists) == 2
+    winner = queue.winner()
+    assert winner is not None
+    assert winner.number in finalists
+    assert ledger.head(queue.finished[winner.name][0].key)["weight"].shape == (6, 12)
+    ledger.close()
+
+
+@pytest.mark.parametrize("early_stopping", [None, HALVED["search"]["early_stopping"]])
+def test_candidates_share_runs_with_baselines_but_not_with_each_other(
+    small_sweep: MakeSweep, tmp_path: Path, early_stopping: Any
+):
+    """Which of two candidates requests a run first depends on timing, so a shared run would change its pack."""
+    search = {
+        "algorithm": "grid",
+        "trials": 4,
+        "proposal_batch": 2,
+        "space": {"method.lr": {"choice": [1e-4, 1e-3, 1e-2, 0.1]}},
+    }
+    spec = small_sweep(
+        method=None,
+        methods=[{"name": "a", "method": {"kind": "los"}}, {"name": "b", "method": {"kind": "los"}}],
+        search=search | ({"early_stopping": early_stopping} if early_stopping else {}),
+        baselines=[{"kind": "los", "lr": 1e-3}],
+        selection={"seeds": 2},
+        resources={"lanes_per_pack": 8},
+    )
+    bank = prepare(spec)
+    seen = []
+    for choose in (first, *(in_random_order(seed) for seed in range(4))):
+        ledger = Ledger(tmp_path / str(len(seen)))
+        queue = TrialQueue(spec, bank, ledger)
+        packs = train_all(queue, bank, choose, workers=3)
+        ledger.close()
+        seen.append((by_name(packs), outcomes(queue)))
+        runs = [run for pack in packs for run in pack.runs]
+        # The baseline and each candidate's four configurations; one is the baseline's run unless it may be stopped.
+        assert len(runs) == 2 + 2 * 2 * (4 if early_stopping else 3)
+    assert all(one == seen[0] for one in seen)
+
+
+def test_pack_sizes_are_described_before_the_first_is_trained(halved: SweepSpec, bank: FeatureBank, tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    queue = TrialQueue(halved, bank, ledger)
+    assert queue.pack_sizes().startswith("packs of up to 8 runs: ")
+    assert "resources.lanes_per_pack is 8" in queue.pack_sizes()
+    train_all(queue, bank)
+    assert queue.pack_sizes() == ""
+    ledger.close()
+
+
+def test_automatic_packs_hold_a_proposal_batch_if_memory_allows(small_sweep: MakeSweep, tmp_path: Path):
+    sizes = {}
+    for memory, text in (("2GiB", "2 GiB per pack"), ("100KiB", "100 KiB per pack")):
+        spec = small_sweep(search={"trials": 12, "proposal_batch": 12}, resources={"memory_per_pack": memory})
+        ledger = Ledger(tmp_path / memory)
+        queue = TrialQueue(spec, prepare(spec), ledger)
+        assert text in queue.pack_sizes()
+        sizes[memory] = [len(pack.runs) for pack in iter(queue.next_pack, None) if pack.name.startswith("search")]
+        ledger.close()
+    assert sizes["2GiB"] == [24]
+    assert len(sizes["100KiB"]) > 1
+    assert sum(sizes["100KiB"]) == 24
+    assert max(sizes["100KiB"]) - min(sizes["100KiB"]) <= 2

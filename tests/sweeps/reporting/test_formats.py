@@ -1,4 +1,4 @@
-"""One table in three formats: what a reader, a paper and a program each get of the same cells."""
+"""Formats of cells, and one table as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import io
 
 import pytest
 
-from sweeps.analysis.estimate import Estimate
-from sweeps.reporting.formats import as_csv, as_latex, as_markdown, shown
+from sweeps.analysis.statistics import Estimate
+from sweeps.reporting.formats import as_csv, as_latex, as_markdown, format_cell
 from sweeps.reporting.model import Cell, Column, Kind, Table
 
 TABLE = Table(
@@ -43,15 +43,17 @@ TABLE = Table(
         (0.0009, "p", "< 0.001"),
         (0.05, "p", "0.050"),
         (0.1234567, "number", "0.123"),
+        (0.4384, "loma", "0.438"),
+        (1.17e29, "loma", "1.17e+29"),
         (12, "count", "12"),
         ("los", "text", "los"),
     ],
 )
-def test_cells_as_people_read_them(cell: Cell, kind: Kind, text: str) -> None:
-    assert shown(cell, kind) == text
+def test_cells_are_formatted_by_the_kind_of_their_column(cell: Cell, kind: Kind, text: str) -> None:
+    assert format_cell(cell, kind) == text
 
 
-def test_markdown_keeps_its_columns_whatever_is_in_a_cell() -> None:
+def test_markdown_escapes_cells_and_aligns_numbers() -> None:
     lines = as_markdown(TABLE).splitlines()
     assert lines[0] == "## Some & more"
     assert lines[3] == "| --- | ---: | ---: | ---: |"
@@ -59,12 +61,15 @@ def test_markdown_keeps_its_columns_whatever_is_in_a_cell() -> None:
     assert lines[-1] == "A note."
 
 
-def test_an_empty_cell_of_a_strong_row_has_no_stars() -> None:
+def test_strong_cells_are_bold_unless_empty() -> None:
     table = Table("t", "T", (Column("a"), Column("b")), (("x", ""),), strong=frozenset({0}))
     assert as_markdown(table).splitlines()[4] == "| **x** |  |"
+    one = Table("t", "T", (Column("a"), Column("b")), (("x", "y"),), strong_cells=frozenset({(0, 1)}))
+    assert as_markdown(one, heading="").splitlines()[2] == "| x | **y** |"
+    assert r"x & \textbf{y} \\" in as_latex(one)
 
 
-def test_latex_escapes_what_is_special_there_and_uses_booktabs() -> None:
+def test_latex_is_escaped_and_uses_booktabs() -> None:
     text = as_latex(TABLE)
     assert r"50\%\_\# & 25.00 & - & 0.040 \\" in text
     assert r"\textbf{50.00 $\pm$1.00}" in text
@@ -73,7 +78,7 @@ def test_latex_escapes_what_is_special_there_and_uses_booktabs() -> None:
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
 
 
-def test_csv_keeps_fractions_and_gives_an_interval_columns_of_its_own() -> None:
+def test_csv_has_unrounded_fractions_and_columns_for_intervals() -> None:
     found = list(csv.DictReader(io.StringIO(as_csv(TABLE))))
     assert list(found[0]) == ["method_x", "all", "all low", "all high", "gain", "gain low", "gain high", "p"]
     assert (found[0]["all"], found[0]["all low"]) == ("0.5", "0.49")

@@ -1,6 +1,6 @@
-"""The page of a report in a headless Chromium: it asks nobody, complains of nothing, fits, and can be read.
+"""The page of a report in a headless Chromium: no requests, no errors, no horizontal scrolling, enough contrast.
 
-Where there is no Chromium the tests are skipped; CI installs one. Images of the page are kept as test output.
+Skipped without Chromium; CI installs it. Screenshots are kept as test output.
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.devtools import Look, look
+from support.devtools import CHROMIUM, Look, look
 from support.features import write_features
 
 import sweeps
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.reporting.write import Written, write
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
 Seen = Callable[[int, bool], Look]
 
@@ -36,7 +32,7 @@ CONTRAST = """(() => {
   const words = [...document.querySelectorAll('p, th, td, li, h1, h2, figcaption')].map(e => getComputedStyle(e).color);
   return [Math.min(...[...new Set(marks)].map(ratio)), Math.min(...[...new Set(words)].map(ratio))];
 })()"""
-"""The least contrast, as WCAG counts it, of anything drawn and of anything written."""
+"""The lowest WCAG contrast of drawn elements and of text."""
 
 OUTSIDE = """[...document.querySelectorAll('p, h1, h2, figcaption, li')]
   .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.textContent)"""
@@ -79,7 +75,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(scope="module")
 def seen(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """`seen(width, dark)`: the page as it was opened once."""
+    """`seen(width, dark)`: the page as opened once."""
     kept: dict[tuple[int, bool], Look] = {}
 
     def open_once(width: int, dark: bool) -> Look:
@@ -97,17 +93,15 @@ windows = pytest.mark.parametrize(("width", "dark"), [(1400, False), (1400, True
 
 
 @windows
-def test_the_page_asks_no_network_and_complains_of_nothing(
-    seen: Seen, written: Written, width: int, dark: bool
-) -> None:
+def test_the_page_makes_no_requests_and_logs_no_errors(seen: Seen, written: Written, width: int, dark: bool) -> None:
     found = seen(width, dark)
     assert found.requests == [written.page.resolve().as_uri()]
-    assert found.complaints == []
+    assert found.errors == []
     assert found.image.startswith(b"\x89PNG")
 
 
 @windows
-def test_the_page_does_not_scroll_sideways_but_its_wide_tables_do(seen: Seen, width: int, dark: bool) -> None:
+def test_only_wide_tables_scroll_horizontally(seen: Seen, width: int, dark: bool) -> None:
     found = seen(width, dark)
     assert found.scroll_width <= width
     _, outside, scrolling, *_ = found.answers
@@ -116,26 +110,26 @@ def test_the_page_does_not_scroll_sideways_but_its_wide_tables_do(seen: Seen, wi
 
 
 @windows
-def test_everything_drawn_and_written_stands_out_from_the_paper(seen: Seen, width: int, dark: bool) -> None:
+def test_figures_and_text_have_enough_contrast(seen: Seen, width: int, dark: bool) -> None:
     (drawn, said), *_ = seen(width, dark).answers
-    assert drawn >= 3.0  # WCAG's least for graphics
+    assert drawn >= 3.0  # minimum of WCAG for graphics
     assert said >= 4.5  # and for text
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1400, False), (400, True)])
-def test_a_page_of_several_sweeps_is_as_quiet_and_as_narrow(
+def test_a_page_of_several_sweeps_meets_the_same_rules(
     written: Written, tmp_path: Path, width: int, dark: bool
 ) -> None:
     first = written.page.parent.parent
     shutil.copytree(
-        first, tmp_path / "runs" / "a-copy-by-another-and-rather-long-name", ignore=shutil.ignore_patterns("report")
+        first, tmp_path / "runs" / "a-copy-with-another-and-rather-long-name", ignore=shutil.ignore_patterns("report")
     )
-    page = sweeps.report(first, tmp_path / "runs" / "a-copy-by-another-and-rather-long-name", out=tmp_path / "out")
+    page = sweeps.report(first, tmp_path / "runs" / "a-copy-with-another-and-rather-long-name", out=tmp_path / "out")
     scripts = (CONTRAST, OUTSIDE, WITHOUT_NAME, DEAD_LINKS)
     found = look(CHROMIUM, page, tmp_path / "profile", width=width, dark=dark, scripts=scripts)
     (tmp_path / f"several-{width}-{'dark' if dark else 'light'}.png").write_bytes(found.image)
     assert found.requests == [page.resolve().as_uri()]
-    assert found.complaints == []
+    assert found.errors == []
     assert found.scroll_width <= width
     (drawn, said), outside, without_name, dead = found.answers
     assert (outside, without_name, dead) == ([], 0, [])
@@ -143,20 +137,20 @@ def test_a_page_of_several_sweeps_is_as_quiet_and_as_narrow(
     assert said >= 4.5
 
 
-def test_light_and_dark_are_two_images_of_one_file(seen: Seen) -> None:
+def test_light_and_dark_mode_differ(seen: Seen) -> None:
     assert seen(1400, False).image != seen(1400, True).image
 
 
-def test_every_figure_says_in_words_what_it_shows_and_every_link_leads_somewhere(seen: Seen) -> None:
+def test_every_figure_has_a_text_alternative_and_every_link_a_target(seen: Seen) -> None:
     *_, without_name, dead = seen(1400, False).answers
     assert without_name == 0
     assert dead == []
 
 
-def test_a_page_that_asks_and_complains_is_caught(tmp_path: Path) -> None:
+def test_requests_and_errors_of_a_page_are_detected(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text('<script>console.error("no")</script><img src="http://127.0.0.1:9/x.png" style="width:2000px">')
     found = look(CHROMIUM, page, tmp_path / "profile", width=400)
     assert "http://127.0.0.1:9/x.png" in found.requests
-    assert any("no" in complaint for complaint in found.complaints)
+    assert any("no" in message for message in found.errors)
     assert found.scroll_width > 400

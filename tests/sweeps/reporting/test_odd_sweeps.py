@@ -1,6 +1,6 @@
-"""Reports of sweeps as they come: unfinished, failed, of one seed or trial, of very few or many classes, thinned out.
+"""Reports of unusual sweeps: unfinished, failed, one seed or trial, few or many classes, missing files.
 
-Each test runs a small real sweep and reads facts off the files that `lt-sweep report` wrote.
+Each test runs a small sweep and checks the files that `lt-sweep report` wrote.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ MakeSweep = Callable[..., SweepSpec]
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random"])
-def test_an_unfinished_sweep_shows_what_it_has_and_takes_no_lease(
-    small_sweep: MakeSweep, sampler: str, monkeypatch: pytest.MonkeyPatch
+def test_an_unfinished_sweep_has_a_report_and_takes_no_lease(
+    small_sweep: MakeSweep, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = small_sweep(selection={"finalists": 2}, search={"trials": 8, "algorithm": sampler})
+    spec = small_sweep(selection={"finalists": 2}, search={"trials": 8, "algorithm": algorithm})
     result = sweeps.run(spec)
     before = {trial.number: trial.objective for trial in result.trials}
     cut_short(spec, 4)
     left = {file: file.read_bytes() for file in directory(spec).rglob("*") if file.is_file()}
-    monkeypatch.setattr("sweeps.store.lease.held", None)
+    monkeypatch.setattr("sweeps.store.lease.acquire_lease", None)
     sweep = read_sweep(directory(spec))
     assert sweep.state == "unfinished"
     assert 0 < len(sweep.searched) < 8
@@ -44,8 +44,8 @@ def test_an_unfinished_sweep_shows_what_it_has_and_takes_no_lease(
     assert "The leader" in page
     everything = [file.read_text() for file in written.page.parent.rglob("*") if file.is_file()]
     assert not any(re.search(r"[Ww]inner(?!\.(md|tex|csv)|})", NO_MARK_UP.sub(" ", one)) for one in everything)
-    assert f"Unfinished: {len(sweep.searched)} of 8 trials are done." in page
-    assert "(Welch)" in page  # baselines ran on the fresh seeds of finalists, which did not run yet
+    assert f"Unfinished: {len(sweep.searched)} of 8 trials are finished." in page
+    assert "(Welch)" in page  # baselines ran on the seeds of finalists, which did not run yet
     assert {file: file.read_bytes() for file in left} == left
     sweeps.resume(directory(spec))
     again = text(write([directory(spec)]))
@@ -53,13 +53,13 @@ def test_an_unfinished_sweep_shows_what_it_has_and_takes_no_lease(
     assert "leads so far" not in again
 
 
-def test_a_sweep_of_which_nothing_is_finished_has_a_page_that_says_so(small_sweep: MakeSweep) -> None:
+def test_a_sweep_without_a_finished_trial_has_a_page(small_sweep: MakeSweep) -> None:
     spec = small_sweep()
     sweeps.run(spec)
     cut_short(spec, 1)
     page = text(write([directory(spec)]))
-    assert "Nothing to show yet." in page
-    assert "Nothing is finished yet" in page
+    assert "No results yet." in page
+    assert "No trial has finished yet" in page
 
 
 def test_failed_runs_are_listed_with_the_reason_and_do_not_win(small_sweep: MakeSweep) -> None:
@@ -68,28 +68,28 @@ def test_failed_runs_are_listed_with_the_reason_and_do_not_win(small_sweep: Make
     written = reported(spec)
     page = text(written)
     failures = rows(written.page.parent / "tables" / "failures.csv")
-    assert {row["setting"] for row in failures} == {"los, trial 2", "los, trial 3"}
-    assert all("diverged" in row["why"] and row["seeds"] == "2 of 2" for row in failures)
+    assert {row["trial"] for row in failures} == {"los, trial 2", "los, trial 3"}
+    assert all("diverged" in row["reason"] and row["seeds"] == "2 of 2" for row in failures)
     assert "4 trials (2 failed) x 2 seeds" in page
-    assert "2 settings failed and cannot win" in page
+    assert "2 trials failed and cannot win" in page
     assert "No run failed." not in page
     (history,) = [figure for figure in written.reports[0].figures() if figure.name == "history"]
     assert [len(one.x) for one in history.panels[0].series if one.name == "failed"] == [2]
 
 
-def test_a_sweep_whose_trials_all_failed_has_no_winner_and_says_why(small_sweep: MakeSweep) -> None:
+def test_a_sweep_whose_trials_all_failed_has_no_winner(small_sweep: MakeSweep) -> None:
     space = {"method.lr": {"loguniform": [1e37, 1e38]}}
     page = text(reported(small_sweep(search={"trials": 2, "space": space}, selection={"finalists": 1})))
     assert "No winner: every trial, or every finalist, failed or was stopped." in page
     assert "diverged" in page
-    assert "ran again on fresh seeds" not in page
-    assert "Leading trials" not in page
+    assert "ran again on new seeds" not in page
+    assert "Best trials" not in page
 
 
 def test_one_seed_has_no_interval_no_test_and_no_best_of(small_sweep: MakeSweep) -> None:
     written = reported(small_sweep(selection={"seeds": 1}))
     page = text(written)
-    assert "One seed: no interval and no test" in page
+    assert "One seed: there is no interval and no test" in page
     assert "±" not in " ".join(row["winner minus"] for row in rows(written.page.parent / "tables" / "gains.csv"))
     assert "best of 1" not in " ".join(row["%"] for row in rows(written.page.parent / "tables" / "winner.csv"))
     assert {row["p"] for row in rows(written.page.parent / "tables" / "gains.csv")} == {""}
@@ -98,7 +98,7 @@ def test_one_seed_has_no_interval_no_test_and_no_best_of(small_sweep: MakeSweep)
 def test_one_trial_is_not_called_the_best_of_many(small_sweep: MakeSweep) -> None:
     written = reported(small_sweep(search={"trials": 1}))
     page = text(written)
-    assert "One setting was tried, so nothing was chosen among trials." in page
+    assert "One trial: nothing was selected among trials." in page
     assert "runner-up" not in page
     assert {"parallel", "slices", "importance", "smooth_factor"} & figures(written) == set()
 
@@ -108,22 +108,22 @@ def test_what_is_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seed
     space = {"method.lr": {"loguniform": [30.0, 60.0]}}
     written = reported(small_sweep(search={"trials": 1, "space": space}, selection={"seeds": seeds}))
     headline = written.reports[0].verdict.headline
-    assert headline.startswith("los is the best that was searched, and worse than vanilla and ce: ")
+    assert headline.startswith("los is the best of the searched methods, but is worse than vanilla and ce: ")
     assert "wins" not in headline
 
 
-def test_who_is_compared_with_nobody_does_not_win(small_sweep: MakeSweep) -> None:
+def test_a_winner_without_a_comparison_only_ranks_first(small_sweep: MakeSweep) -> None:
     alone = small_sweep(baselines=[], search={"trials": 2}, selection={"seeds": 2, "finalists": 1})
     written = reported(alone)
     verdict = written.reports[0].verdict
-    assert verdict.headline.startswith("los is first: ")
-    assert "; the best one ran again on fresh seeds, and these are those numbers." in verdict.selected
+    assert verdict.headline.startswith("los ranks first: ")
+    assert "; the best trial ran again on new seeds" in verdict.selected
 
 
-def test_nothing_searched_is_said(small_sweep: MakeSweep) -> None:
+def test_a_sweep_that_searches_nothing(small_sweep: MakeSweep) -> None:
     page = text(reported(small_sweep(method=None, methods=["los"], search={"trials": 3, "space": {}})))
     assert "nothing was searched" in page
-    assert "there is no importance to tell" in page
+    assert "at least two searched parameters" in page
 
 
 def test_no_few_classes_are_a_dash_and_never_zero(small_sweep: MakeSweep, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_eight_thousand_classes_are_grouped_and_the_page_stays_small(small_sweep
     written = reported(spec)
     page = text(written)
     assert "8142 classes" in page
-    assert "Selected on the test set, as the paper does: these accuracies flatter the winner." in page
+    assert "Selected on the test set, as in the paper: the accuracies of the winner are optimistic." in page
     assert written.page.stat().st_size < 5 * 2**20
     assert len(rows(written.page.parent / "data" / "per_class.csv")) == 8142
     for figure in written.reports[0].figures():
@@ -183,8 +183,10 @@ def test_eight_thousand_classes_are_grouped_and_the_page_stays_small(small_sweep
 
 
 def test_stopped_trials_are_shown_apart_and_do_not_win(small_sweep: MakeSweep) -> None:
-    scheduler = {"kind": "successive_halving", "rungs": [1]}
-    spec = small_sweep(search={"trials": 8, "proposal_batch": 8, "early_stopping": scheduler}, training={"epochs": 4})
+    early_stopping = {"kind": "successive_halving", "rungs": [1]}
+    spec = small_sweep(
+        search={"trials": 8, "proposal_batch": 8, "early_stopping": early_stopping}, training={"epochs": 4}
+    )
     result = sweeps.run(spec)
     stopped = sum(trial.stopped is not None for trial in result.trials)
     assert stopped
@@ -199,17 +201,17 @@ def test_stopped_trials_are_shown_apart_and_do_not_win(small_sweep: MakeSweep) -
 def test_failed_and_stopped_trials_are_counted_apart(small_sweep: MakeSweep) -> None:
     space = {"method.lr": {"choice": [0.01, 0.02, 0.03, 0.04, 0.05, 1e38]}}
     search = {"trials": 6, "proposal_batch": 6, "algorithm": "grid", "space": space}
-    scheduler = {"kind": "successive_halving", "rungs": [1]}
-    page = text(reported(small_sweep(search={**search, "early_stopping": scheduler}, training={"epochs": 4})))
+    early_stopping = {"kind": "successive_halving", "rungs": [1]}
+    page = text(reported(small_sweep(search={**search, "early_stopping": early_stopping}, training={"epochs": 4})))
     assert re.search(r"6 trials \(1 failed, [1-5] stopped early\)", page)
 
 
-def test_without_the_bank_or_the_heads_it_says_what_it_could_not_draw(small_sweep: MakeSweep) -> None:
+def test_missing_banks_and_heads_are_reported(small_sweep: MakeSweep) -> None:
     spec = small_sweep()
     sweeps.run(spec)
     shutil.rmtree(directory(spec) / "heads")
     written = write([directory(spec)])
-    assert "no longer kept, so no logits were drawn" in text(written)
+    assert "no longer stored, so there are no figures of logits" in text(written)
     assert {"loma", "class_accuracy"} <= figures(written)
     shutil.rmtree(Path(spec.storage) / "cache")
     written = write([directory(spec)])

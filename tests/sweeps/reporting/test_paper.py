@@ -1,4 +1,4 @@
-"""Where the paper's figures stand beside ours, and where they must not."""
+"""For which sweeps the report shows the results of the paper."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_los_of_table_two_at_each_ratio(ratio: float, los: float) -> None:
     found = printed(spec(cifar(ratio), "resnet34"))
     assert found is not None
     assert found.rows["los"] == (los, None, None, None)
-    assert "theirs is" not in found.where
+    assert "Backbone of the paper" not in found.where
 
 
 def test_table_one_at_ratio_100_without_the_row_that_repeats_another() -> None:
@@ -46,7 +46,7 @@ def test_table_one_at_ratio_100_without_the_row_that_repeats_another() -> None:
     assert len(TABLE1) == 10
 
 
-def test_table_four_by_recipe_where_the_backbone_is_its_own() -> None:
+def test_table_four_by_recipe_for_its_own_backbone() -> None:
     found = printed(spec(cifar(100), "resnet32", "ldam_drw"))
     assert found is not None
     assert found.where.startswith("Table 4, row ldam_drw")
@@ -54,12 +54,12 @@ def test_table_four_by_recipe_where_the_backbone_is_its_own() -> None:
     assert TABLE4["ldam_drw"]["los"] == 45.86
 
 
-def test_another_backbone_is_said() -> None:
+def test_another_backbone_is_named() -> None:
     found = printed(spec(cifar(50), "resnet32"))
     assert found is not None
-    assert found.where.endswith("theirs is a resnet34, ours resnet32")
+    assert found.where.endswith("Backbone of the paper: resnet34, ours: resnet32")
 
 
 @pytest.mark.parametrize("dataset", [cifar(20), cifar(100, n_max=400), {"kind": "digits_lt"}])
-def test_other_data_has_no_figures_of_the_paper(dataset: dict[str, Any]) -> None:
+def test_other_data_has_no_results_in_the_paper(dataset: dict[str, Any]) -> None:
     assert printed(spec(dataset, "small_cnn" if dataset["kind"] == "digits_lt" else "resnet34")) is None

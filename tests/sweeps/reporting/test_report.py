@@ -1,6 +1,6 @@
-"""What a report of a whole sweep, of several and of a matrix holds.
+"""Reports of a finished sweep, of several sweeps and of a matrix.
 
-Each test runs a small real sweep and reads facts off the files that `lt-sweep report` wrote.
+Each test runs a small sweep and checks the files that `lt-sweep report` wrote.
 """
 
 from __future__ import annotations
@@ -20,38 +20,37 @@ import sweeps
 from lt_train.core.errors import UserError
 from sweeps.analysis.load import read_sweep
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting import value_figures
-from sweeps.reporting.sections import compose
-from sweeps.reporting.value_figures import MOST_LINES, parallel
+from sweeps.reporting import search_figures
+from sweeps.reporting.search_figures import MOST_LINES, parallel
+from sweeps.reporting.sections import sweep_report
 from sweeps.reporting.write import write
-from sweeps.search.importance import importances
+from sweeps.search.optuna_study import importances
 
 MakeSweep = Callable[..., SweepSpec]
 
 
-def test_a_whole_sweep_says_what_its_result_says(small_sweep: MakeSweep) -> None:
+def test_the_report_of_a_finished_sweep_agrees_with_its_result(small_sweep: MakeSweep) -> None:
     spec = small_sweep(selection={"seeds": 3, "finalists": 2}, search={"trials": 12, "proposal_batch": 4})
     result = sweeps.run(spec)
     written = write([directory(spec) / "result.json"])
     assert written.page == directory(spec) / "report" / "index.html"
     assert result.winner is not None
     numbers = rows(written.page.parent / "tables" / "winner.csv")
-    assert float(numbers[0]["all"]) == pytest.approx(result.winner.mean.acc_all)
-    assert result.winner.ci95.acc_all is not None
-    assert float(numbers[0]["all low"]) == pytest.approx(result.winner.ci95.acc_all[0])
+    assert float(numbers[0]["all"]) == pytest.approx(result.winner.mean.acc_all.value)
+    assert float(numbers[0]["all low"]) == pytest.approx(result.winner.mean.by_split()[0].low)
     assert float(numbers[1]["all"]) == pytest.approx(result.winner.best_of.acc_all)
     gains = rows(written.page.parent / "tables" / "gains.csv")
     assert [row["winner minus"] for row in gains][:2] == ["vanilla", "ce"]
     for row, name in zip(gains, ("vanilla", "ce"), strict=False):
         gain = result.winner.gain[name]["acc_all"]
-        assert float(row["all"]) == pytest.approx(gain.mean)
+        assert float(row["all"]) == pytest.approx(gain.difference.value)
         assert float(row["p"]) == pytest.approx(gain.p_value, abs=1e-12)
     page = text(written)
     for said in (
-        "Selected on val acc_all, last epoch, mean of 3 seeds; the best 2 ran again on fresh seeds",
-        f"{100 * result.winner.mean.acc_all:.2f}",
-        "On fresh seeds the winner has",
-        "survive",
+        "Selected on val acc_all, last epoch, mean of 3 seeds; the best 2 trials ran again on new seeds",
+        f"{100 * result.winner.mean.acc_all.value:.2f}",
+        "On new seeds the winner reaches",
+        "confirmed",
         "12 trials x 3 seeds of los; data arrays, 6 classes",
         "No run failed.",
     ):
@@ -73,7 +72,7 @@ def test_a_whole_sweep_says_what_its_result_says(small_sweep: MakeSweep) -> None
     assert {row["seed"] for row in every if row["phase"] == "finalist"} == {"3", "4", "5"}
 
 
-def test_every_figure_lies_beside_the_page_with_the_numbers_it_was_drawn_from(small_sweep: MakeSweep) -> None:
+def test_every_figure_has_a_file_with_its_data(small_sweep: MakeSweep) -> None:
     written = reported(small_sweep(search={"trials": 12}))
     (report,) = written.reports
     for figure in report.figures():
@@ -87,7 +86,7 @@ def test_every_figure_lies_beside_the_page_with_the_numbers_it_was_drawn_from(sm
             assert (written.page.parent / "tables" / f"{table.name}.{ending}").stat().st_size
 
 
-def test_several_methods_are_ranked_as_in_the_result_and_ties_are_called_ties(small_sweep: MakeSweep) -> None:
+def test_several_methods_are_ranked_and_tied_as_in_the_result(small_sweep: MakeSweep) -> None:
     methods: list[Any] = [
         "vanilla",
         {"method": "los", "space": {"method.smooth_factor": {"uniform": [0.1, 0.95]}}},
@@ -99,22 +98,22 @@ def test_several_methods_are_ranked_as_in_the_result_and_ties_are_called_ties(sm
     written = write([directory(spec)])
     table = rows(written.page.parent / "tables" / "methods.csv")
     assert [row["method"].split(",")[0] for row in table] == [row.method for row in result.methods]
-    assert [row["is"] == "tied" for row in table[1:]] == [row.tied for row in result.methods[1:]]
-    assert table[0]["is"] == "first"
+    assert [row["verdict"] == "tied" for row in table[1:]] == [row.tied for row in result.methods[1:]]
+    assert table[0]["verdict"] == "best"
     assert f"runner-up ({table[1]['method']})" in text(written)
 
 
-def test_a_setting_against_itself_is_a_tie(small_sweep: MakeSweep) -> None:
+def test_equal_methods_are_tied(small_sweep: MakeSweep) -> None:
     methods = [{"name": "one", "method": "los"}, {"name": "two", "method": "los"}]
     spec = small_sweep(method=None, methods=methods, search={"trials": 1, "space": {}})
     written = reported(spec)
     page = text(written)
-    assert "one is first" in page
+    assert "one ranks first" in page
     assert "tied with runner-up (two, trial 0)" in page
-    assert rows(written.page.parent / "tables" / "methods.csv")[1]["is"] == "tied"
+    assert rows(written.page.parent / "tables" / "methods.csv")[1]["verdict"] == "tied"
 
 
-def test_a_baseline_that_was_trained_otherwise_is_another_setting(small_sweep: MakeSweep) -> None:
+def test_a_baseline_with_other_training_is_another_configuration(small_sweep: MakeSweep) -> None:
     brief = {"name": "brief", "method": "ce", "space": {"training.epochs": {"choice": [1]}}}
     spec = small_sweep(method=None, methods=[brief], search={"trials": 1, "space": {}}, baselines=["vanilla", "ce"])
     written = reported(spec)
@@ -123,7 +122,7 @@ def test_a_baseline_that_was_trained_otherwise_is_another_setting(small_sweep: M
     assert "ce class_accuracy" in rows(written.page.parent / "data" / "per_class.csv")[0]
 
 
-def test_thousands_of_trials_of_one_method_are_thinned_and_importance_is_told_once(
+def test_thousands_of_trials_are_thinned_and_importance_is_computed_once(
     small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = small_sweep(selection={"seeds": 1}, search={"trials": 10})
@@ -136,8 +135,8 @@ def test_thousands_of_trials_of_one_method_are_thinned_and_importance_is_told_on
     assert len(lines) <= MOST_LINES
     assert sum(one.name == "best tenth" for one in lines) >= MOST_LINES // 2
     calls: list[Any] = []
-    monkeypatch.setattr(value_figures, "importances", lambda *args: calls.append(args) or importances(*args))
-    assert "importance" in {one.name for one in compose(sweep).figures()}
+    monkeypatch.setattr(search_figures, "importances", lambda *args: calls.append(args) or importances(*args))
+    assert "importance" in {one.name for one in sweep_report(sweep).figures()}
     assert len(calls) == 1
 
 
@@ -146,12 +145,12 @@ def test_several_sweeps_stand_side_by_side_and_share_figure_four(small_sweep: Ma
     for spec in specs:
         sweeps.run(spec)
     places = [directory(spec) for spec in specs]
-    with pytest.raises(UserError, match="say where it goes with --out"):
+    with pytest.raises(UserError, match="give one with --out"):
         write(places)
-    with pytest.raises(UserError, match=r"each sweep may be given once, got .*/here more than once"):
+    with pytest.raises(UserError, match=r"given only once, got more than once: .*/here"):
         write([places[0], places[0]], tmp_path / "out")
     shutil.copytree(places[0], tmp_path / "copies" / "here")
-    with pytest.raises(UserError, match="must have names of their own, got here more than once"):
+    with pytest.raises(UserError, match="must have different names, got more than once: here"):
         write([places[0], tmp_path / "copies" / "here"], tmp_path / "out")
     written = write(places, tmp_path / "out")
     assert [report.name for report in written.reports] == ["here", "there"]
@@ -163,7 +162,7 @@ def test_several_sweeps_stand_side_by_side_and_share_figure_four(small_sweep: Ma
     assert len(ids) == len(set(ids))
 
 
-def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_a_matrix_stands_for_its_sweeps_and_has_a_table_by_method(small_sweep: MakeSweep, tmp_path: Path) -> None:
     document = small_sweep(search={"trials": 1, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}).resolved()
     del document["method"], document["baselines"]
     document |= {"name": "fam", "methods": ["ce", "los"], "matrix": {"training.epochs": [1, 2]}}
@@ -180,15 +179,15 @@ def test_a_family_stands_for_its_sweeps_and_shows_members_by_methods(small_sweep
         assert [row["training.epochs"] for row in shown] == ["1", "2"]
         for row, there in zip(shown, table.rows, strict=True):
             for method in ("vanilla", "ce", "los"):
-                assert float(row[method]) == getattr(there.cells[method].mean, f"acc_{name}")
+                assert float(row[method]) == getattr(there.cells[method].mean, f"acc_{name}").value
     assert "fam by training.epochs: all classes" in text(written)
-    assert "Winners trained 3x as long: " in text(written)
+    assert "winners trained 3x as long: " in text(written)
     shutil.rmtree(tmp_path / "runs" / "fam-2")
     written = write([place])
     assert [report.name for report in written.reports] == ["fam-1"]
     assert "fam-2: not finished." in text(written)
     shutil.rmtree(tmp_path / "runs" / "fam-1")
-    with pytest.raises(UserError, match="no sweep of fam has begun"):
+    with pytest.raises(UserError, match="no sweep of matrix fam was started"):
         write([place])
 
 
@@ -198,7 +197,7 @@ def test_a_grid_of_lr_and_weight_decay_is_a_heat_map(small_sweep: MakeSweep) -> 
     (figure,) = [one for one in written.reports[0].figures() if one.name == "lr_weight_decay"]
     (cells,) = figure.panels[0].series
     assert (cells.mark, len(cells.x)) == ("cells", 6)
-    assert figure.caption.startswith("A cell a pair of values")
+    assert figure.caption.startswith("One cell per pair of values")
 
 
 def test_every_value_of_a_grid_is_on_the_line_of_figure_four(small_sweep: MakeSweep) -> None:
@@ -211,8 +210,8 @@ def test_every_value_of_a_grid_is_on_the_line_of_figure_four(small_sweep: MakeSw
     assert sorted(trials.y, key=float) == sorted(line.y, key=float)
 
 
-def test_a_report_is_made_before_anything_is_drawn(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_of_a_report_needs_no_matplotlib(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = small_sweep(search={"trials": 2})
     sweeps.run(spec)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    assert compose(read_sweep(directory(spec))).verdict.headline.startswith("los ")
+    assert sweep_report(read_sweep(directory(spec))).verdict.headline.startswith("los ")

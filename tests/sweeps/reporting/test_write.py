@@ -1,4 +1,4 @@
-"""Where a report is written, what it may write over, and that names in it are text."""
+"""Where a report is written, what it may overwrite, and that text is escaped."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from support.reports import directory
 
 import sweeps
 from lt_train.core.errors import UserError
-from sweeps.cli.main import main
+from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.write import write
 
 MakeSweep = Callable[..., SweepSpec]
 
 
-def test_what_is_no_report_is_not_written_over(small_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_only_a_report_is_overwritten(small_sweep: MakeSweep, tmp_path: Path) -> None:
     spec = small_sweep(search={"trials": 1})
     sweeps.run(spec)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "index.html").write_text("my page")
-    with pytest.raises(UserError, match="is no report of ours and is not written over"):
+    with pytest.raises(UserError, match="is not overwritten; give another --out"):
         write([directory(spec)], mine)
     (mine / "index.html").rename(mine / "notes.html")
     with pytest.raises(UserError, match="must be a new or empty directory"):
@@ -36,7 +36,7 @@ def test_what_is_no_report_is_not_written_over(small_sweep: MakeSweep, tmp_path:
     assert not (tmp_path / "out" / "tables" / "stale.md").exists()
 
 
-def test_a_report_that_was_interrupted_is_made_anew_and_what_is_beside_it_is_kept(
+def test_an_interrupted_report_is_written_again_and_other_files_are_kept(
     small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spec = small_sweep(search={"trials": 2})
@@ -52,13 +52,13 @@ def test_a_report_that_was_interrupted_is_made_anew_and_what_is_beside_it_is_kep
     write([directory(spec)], tmp_path / "out")
     assert {file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*")} == names
     with monkeypatch.context() as patched:
-        patched.setattr("sweeps.reporting.html.draw", lambda *_: 1 / 0)
+        patched.setattr("sweeps.reporting.write.draw_svg", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write([directory(spec)], tmp_path / "next")
     assert not (tmp_path / "next").exists()
 
 
-def test_names_from_files_are_text_and_never_markup(small_sweep: MakeSweep) -> None:
+def test_text_from_files_is_escaped(small_sweep: MakeSweep) -> None:
     spec = small_sweep(search={"trials": 2})
     sweeps.run(spec)
     file = directory(spec) / "result.json"
@@ -78,9 +78,9 @@ def test_the_command_and_the_call_write_the_same(
     assert main(["report", str(directory(spec))]) == 0
     assert "small: los " in capsys.readouterr().out
     assert main(["report", str(directory(spec)), "--out", str(tmp_path / "by-command"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["sweeps"]["small"]["headline"].startswith("los ")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["sweeps"]["small"]["headline"].startswith("los ")
     by_call = sweeps.report(directory(spec), out=tmp_path / "by-call")
-    assert by_call.read_text() == Path(told["page"]).read_text()
+    assert by_call.read_text() == Path(printed["page"]).read_text()
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a sweep directory" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What every sampler must keep, whatever it is: run over the registry, never over a list."""
+"""The contract of every search algorithm in the registry."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ FINITE = """{
 }"""
 
 
-def space_for(sampler: AlgorithmSpec) -> Space:
-    """A space of every dimension, or of those the sampler can search."""
+def space_for(algorithm: AlgorithmSpec) -> Space:
+    """A space with every type of dimension, or with those that the algorithm can search."""
     mixed: Space = TypeAdapter(Space).validate_json(MIXED)
-    return mixed if not list(sampler.check(mixed)) else TypeAdapter(Space).validate_json(FINITE)
+    return mixed if not list(algorithm.check(mixed)) else TypeAdapter(Space).validate_json(FINITE)
 
 
 def outcome(number: int) -> float | None:
-    """Failures, ties and a spread, from the trial's number alone."""
+    """Failed, tied and different results, by the number of the trial."""
     return None if number % 7 == 3 else [0.5, 0.5, 0.25, 0.75, 0.5][number % 5]
 
 
 def stopped(number: int) -> int | None:
-    """Every third trial is stopped after some epochs, failed ones among them."""
+    """Every third trial is stopped early, including failed ones."""
     return 5 * (1 + number % 2) if number % 3 == 0 else None
 
 
 def play(search: Search, trials: int, lag: int) -> list[dict[str, Any] | None]:
-    """Ask `trials` trials, tell each `lag` asks later, so that `lag` are running all the time."""
+    """Ask for `trials` trials and report each one `lag` trials later, so that `lag` trials run at the same time."""
     asked = []
     for number in range(trials):
         asked.append(search.ask(number))
@@ -55,23 +55,23 @@ def play(search: Search, trials: int, lag: int) -> list[dict[str, Any] | None]:
     return asked
 
 
-def play_all(sampler: AlgorithmSpec) -> dict[str, Any]:
-    """Trials with no, some and a whole proposal batch of others running, as JSON holds them."""
-    return {str(lag): play(sampler.start(space_for(sampler), 7), 40, lag) for lag in (0, 5, 24)}
+def play_all(algorithm: AlgorithmSpec) -> dict[str, Any]:
+    """The trials with 0, 5 and 24 others running at the same time, as JSON."""
+    return {str(lag): play(algorithm.start(space_for(algorithm), 7), 40, lag) for lag in (0, 5, 24)}
 
 
-def test_there_are_samplers() -> None:
+def test_the_built_in_algorithms_are_registered() -> None:
     assert {"tpe", "random", "grid"} <= set(KINDS)
 
 
 @pytest.fixture(params=sorted(KINDS))
-def sampler(request: pytest.FixtureRequest) -> AlgorithmSpec:
+def algorithm(request: pytest.FixtureRequest) -> AlgorithmSpec:
     return KINDS[request.param](kind=request.param)
 
 
-def test_values_stay_inside_their_dimensions_and_are_plain(sampler: AlgorithmSpec) -> None:
-    space = space_for(sampler)
-    for values in play(sampler.start(space, 0), 40, lag=5):
+def test_values_stay_inside_their_dimensions_and_are_plain(algorithm: AlgorithmSpec) -> None:
+    space = space_for(algorithm)
+    for values in play(algorithm.start(space, 0), 40, lag=5):
         assert values is not None
         assert set(values) == set(space)
         for path, dimension in space.items():
@@ -87,8 +87,8 @@ def test_values_stay_inside_their_dimensions_and_are_plain(sampler: AlgorithmSpe
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> dict[str, Any]:
-    """What every sampler asks in another process: {kind: {lag: trials}}."""
+def other_process() -> dict[str, Any]:
+    """The trials of every algorithm in another process: {kind: {lag: trials}}."""
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_search_conformance import KINDS, play_all\n"
@@ -106,15 +106,15 @@ def elsewhere() -> dict[str, Any]:
 
 
 def test_the_same_asks_and_tells_give_the_same_trials_in_another_process(
-    sampler: AlgorithmSpec, elsewhere: dict[str, Any]
+    algorithm: AlgorithmSpec, other_process: dict[str, Any]
 ) -> None:
-    assert elsewhere[sampler.kind] == play_all(sampler)
+    assert other_process[algorithm.kind] == play_all(algorithm)
 
 
-def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: AlgorithmSpec) -> None:
-    space = space_for(sampler)
-    alone = play(sampler.start(space, 1), 20, lag=3)
-    first, second = sampler.start(space, 1), sampler.start(space, 2)
+def test_searches_in_one_process_are_independent(algorithm: AlgorithmSpec) -> None:
+    space = space_for(algorithm)
+    alone = play(algorithm.start(space, 1), 20, lag=3)
+    first, second = algorithm.start(space, 1), algorithm.start(space, 2)
     together = []
     for number in range(20):
         together.append(first.ask(number))
@@ -125,30 +125,30 @@ def test_two_searches_in_one_process_do_not_disturb_each_other(sampler: Algorith
     assert together == alone
 
 
-def test_a_search_survives_when_every_trial_is_stopped(sampler: AlgorithmSpec) -> None:
-    search = sampler.start(space_for(sampler), 0)
+def test_a_search_survives_when_every_trial_is_stopped(algorithm: AlgorithmSpec) -> None:
+    search = algorithm.start(space_for(algorithm), 0)
     for number in range(20):
         assert search.ask(number) is not None
         search.tell(number, 0.5, 5)
 
 
-def test_a_search_survives_when_every_trial_fails(sampler: AlgorithmSpec) -> None:
-    search = sampler.start(space_for(sampler), 0)
+def test_a_search_survives_when_every_trial_fails(algorithm: AlgorithmSpec) -> None:
+    search = algorithm.start(space_for(algorithm), 0)
     for number in range(20):
         assert search.ask(number) is not None
         search.tell(number, None)
 
 
-def test_size_is_where_asking_ends(sampler: AlgorithmSpec) -> None:
-    space = space_for(sampler)
-    size = sampler.size(space)
-    search = sampler.start(space, 0)
+def test_size_is_where_asking_ends(algorithm: AlgorithmSpec) -> None:
+    space = space_for(algorithm)
+    size = algorithm.size(space)
+    search = algorithm.start(space, 0)
     asked = [search.ask(number) for number in range(60)]
     assert asked.count(None) == (0 if size is None else 60 - size)
 
 
-def test_int_dimensions_are_searchable_by_all(sampler: AlgorithmSpec) -> None:
+def test_int_dimensions_are_searchable_by_all(algorithm: AlgorithmSpec) -> None:
     space = {"training.epochs": IntRange.model_validate_json('{"int": [3, 4]}')}
-    assert not list(sampler.check(space))
-    values = [values for values in play(sampler.start(space, 0), 20, lag=1) if values is not None]
+    assert not list(algorithm.check(space))
+    values = [values for values in play(algorithm.start(space, 0), 20, lag=1) if values is not None]
     assert {one["training.epochs"] for one in values} == {3, 4}, "both ends are included"

@@ -40,63 +40,63 @@ def packs(path: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, path.read_text().splitlines()) if "pack" in line]
 
 
-def test_what_is_appended_is_read_back_whole(tmp_path: Path):
+def test_appended_results_are_read_back(tmp_path: Path):
     ledger = Ledger(tmp_path)
-    told = ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(0.25), result(failure="diverged")], 1.5)
+    records = ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(0.25), result(failure="diverged")], 1.5)
     ledger.close()
-    again = Ledger(tmp_path)
-    assert again.finished == {"k0": told[0], "k1": told[1]}
-    assert again.finished["k0"].test == [[0.25, None, 0.25, 0.25]]
-    assert again.finished["k0"].loss == [None]
-    assert again.finished["k0"].loma_cv == pytest.approx(1 / 3)
-    assert again.finished["k1"].failure == "diverged"
-    assert again.seconds["train"] == 1.5
-    assert again.head("k0")["weight"].tolist() == [[0.25] * 3] * 2
-    again.close()
+    reopened = Ledger(tmp_path)
+    assert reopened.finished == {"k0": records[0], "k1": records[1]}
+    assert reopened.finished["k0"].test == [[0.25, None, 0.25, 0.25]]
+    assert reopened.finished["k0"].loss == [None]
+    assert reopened.finished["k0"].loma_cv == pytest.approx(1 / 3)
+    assert reopened.finished["k1"].failure == "diverged"
+    assert reopened.seconds["train"] == 1.5
+    assert reopened.head("k0")["weight"].tolist() == [[0.25] * 3] * 2
+    reopened.close()
 
 
-def test_a_run_that_was_stopped_is_kept_without_its_head(tmp_path: Path):
+def test_a_stopped_run_is_recorded_without_its_head(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), replace(result(0.75), stopped=5)], 1.0)
     ledger.close()
-    again = Ledger(tmp_path)
-    assert (again.finished["k0"].stopped, again.finished["k1"].stopped) == (None, 5)
-    assert again.finished["k1"].test == [[0.75, None, 0.75, 0.75]]
-    assert again.head("k0")
-    assert again.head("k1") == {}
-    again.close()
+    reopened = Ledger(tmp_path)
+    assert (reopened.finished["k0"].stopped, reopened.finished["k1"].stopped) == (None, 5)
+    assert reopened.finished["k1"].test == [[0.75, None, 0.75, 0.75]]
+    assert reopened.head("k0")
+    assert reopened.head("k1") == {}
+    reopened.close()
 
 
-def test_lines_of_before_there_were_schedulers_are_read(tmp_path: Path):
+def test_lines_without_stopped_and_term_are_read(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
     ledger.close()
     (line,) = packs(ledger.path)
     del line["runs"][0]["stopped"], line["term"]
     ledger.path.write_text(json.dumps(line) + "\n")
-    again = Ledger(tmp_path)
-    assert again.finished["k0"].stopped is None
-    again.close()
+    reopened = Ledger(tmp_path)
+    assert reopened.finished["k0"].stopped is None
+    reopened.close()
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
-def test_a_line_cut_short_by_a_crash_is_dropped_and_written_over(tmp_path: Path, cut: int):
+def test_an_incomplete_last_line_is_overwritten(tmp_path: Path, cut: int):
     ledger = Ledger(tmp_path)
     ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
     ledger.append(pack("b", 1), ["k1"], [result()], 1.0)
     ledger.close()
     whole = ledger.path.read_bytes()
     ledger.path.write_bytes(whole[:-cut])
-    again = Ledger(tmp_path)
-    assert list(again.finished) == ["k0"]
-    again.append(pack("b", 1), ["k1"], [result(0.75)], 1.0)
-    again.close()
+    reopened = Ledger(tmp_path)
+    assert list(reopened.finished) == ["k0"]
+    reopened.append(pack("b", 1), ["k1"], [result(0.75)], 1.0)
+    reopened.close()
     last = Ledger(tmp_path)
     assert list(last.finished) == ["k0", "k1"]
     last.close()
 
 
-def test_damage_in_the_middle_is_told_with_its_line(tmp_path: Path):
+def test_a_damaged_line_is_reported_with_its_number(tmp_path: Path):
     ledger = Ledger(tmp_path)
     for name in ("a", "b", "c"):
         ledger.append(pack(name, 0), [f"k{name}"], [result()], 1.0)
@@ -109,20 +109,20 @@ def test_damage_in_the_middle_is_told_with_its_line(tmp_path: Path):
     with pytest.raises(LongtailError, match=r"ledger\.jsonl:3: this line is damaged"):
         FinishedRuns(tmp_path)
     ledger.path.write_bytes(b"".join([lines[0], lines[1], lines[3]]))
-    mended = Ledger(tmp_path)
-    assert list(mended.finished) == ["ka", "kc"]
-    mended.close()
+    repaired = Ledger(tmp_path)
+    assert list(repaired.finished) == ["ka", "kc"]
+    repaired.close()
 
 
 # Two drivers
 
 
-def test_a_driver_that_was_taken_for_dead_is_told_at_its_next_line_and_writes_nothing(tmp_path: Path):
+def test_a_driver_that_was_replaced_cannot_append(tmp_path: Path):
     old = Ledger(tmp_path, driver="old")
     old.append(pack("a", 0), ["k0"], [result()], 1.0)
     new = Ledger(tmp_path, driver="new")
     before = new.path.read_bytes()
-    with pytest.raises(LeaseLost, match=r"ledger\.jsonl is written by another driver; this one stops"):
+    with pytest.raises(LeaseLost, match=r"ledger\.jsonl is now written by another driver"):
         old.append(pack("b", 1), ["k1"], [result()], 1.0)
     assert new.path.read_bytes() == before
     new.append(pack("b", 1), ["k1"], [result(0.75)], 1.0)
@@ -133,26 +133,26 @@ def test_a_driver_that_was_taken_for_dead_is_told_at_its_next_line_and_writes_no
     new.close()
 
 
-def test_what_an_earlier_driver_writes_after_a_later_one_has_begun_is_void(tmp_path: Path):
-    """As where its check and its write lay on either side of the takeover."""
+def test_lines_with_an_older_term_are_ignored(tmp_path: Path):
+    """As if the takeover had happened between the check and the write."""
     old = Ledger(tmp_path)
     old.append(pack("a", 0), ["k0"], [result()], 1.0)
     new = Ledger(tmp_path)
     old._end = new.path.stat().st_size  # its check has passed
     old.append(pack("b", 1), ["k1"], [result()], 1.0)
-    new.append(pack("c", 2), ["k2"], [result()], 1.0)  # and it does not cost the later driver its turn
+    new.append(pack("c", 2), ["k2"], [result()], 1.0)  # the newer driver continues
     old.close()
     new.close()
-    again = Ledger(tmp_path)
-    assert list(again.finished) == ["k0", "k2"]
+    reopened = Ledger(tmp_path)
+    assert list(reopened.finished) == ["k0", "k2"]
     assert list(FinishedRuns(tmp_path).finished) == ["k0", "k2"]
-    again.append(pack("b", 1), ["k1"], [result()], 1.0)
-    again.close()
+    reopened.append(pack("b", 1), ["k1"], [result()], 1.0)
+    reopened.close()
     assert list(FinishedRuns(tmp_path).finished) == ["k0", "k2", "k1"]
 
 
 class Lease:
-    """One that may be lost."""
+    """A lease that may be lost."""
 
     lost = False
 
@@ -172,7 +172,7 @@ def test_a_lost_lease_is_noticed_before_anything_is_written(tmp_path: Path):
     ledger.close()
 
 
-def test_a_driver_that_lost_its_lease_while_it_prepared_ends_nobody_elses_term(tmp_path: Path):
+def test_a_driver_without_the_lease_cannot_begin_a_term(tmp_path: Path):
     new = Ledger(tmp_path)
     late = Lease()
     late.lost = True
@@ -182,10 +182,10 @@ def test_a_driver_that_lost_its_lease_while_it_prepared_ends_nobody_elses_term(t
     new.close()
 
 
-def test_a_sync_that_fails_after_the_takeover_costs_the_later_driver_nothing(
+def test_a_sync_that_fails_after_a_takeover_does_not_harm_the_newer_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A shared disk that hangs: while this driver waits for it another begins a term and finishes a pack."""
+    """A shared disk that hangs while another driver begins a term and finishes a pack."""
     lease, sync = Lease(), os.fsync
     old = Ledger(tmp_path, lease.check)
 
@@ -204,22 +204,10 @@ def test_a_sync_that_fails_after_the_takeover_costs_the_later_driver_nothing(
     assert list(FinishedRuns(tmp_path).finished) == ["k1"]
 
 
-def test_those_who_only_look_see_what_is_finished_and_change_nothing(tmp_path: Path):
-    assert FinishedRuns(tmp_path).finished == {}
-    ledger = Ledger(tmp_path)
-    told = ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), result()], 1.0)
-    ledger.close()
-    with ledger.path.open("ab") as file:
-        file.write(b'{"pack": "cut sh')
-    before = ledger.path.read_bytes()
-    assert list(FinishedRuns(tmp_path).finished.values()) == told
-    assert ledger.path.read_bytes() == before
-
-
 # Heads
 
 
-def test_heads_that_cannot_win_are_dropped_a_pack_at_a_time(tmp_path: Path):
+def test_heads_are_dropped_per_pack(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(), result()], 1.0)
     ledger.append(pack("b", 2), ["k2"], [result()], 1.0)
@@ -233,7 +221,7 @@ def test_heads_that_cannot_win_are_dropped_a_pack_at_a_time(tmp_path: Path):
     ledger.close()
 
 
-def test_the_key_changes_with_everything_that_decides_a_result_and_nothing_else():
+def test_the_key_depends_on_what_determines_a_result_and_on_nothing_else():
     run = Run(METHODS.parse({"kind": "los"}), TrainingSpec(), 0)
     key = run_key("bank", run, EpochSelection())
     others = [
@@ -247,23 +235,23 @@ def test_the_key_changes_with_everything_that_decides_a_result_and_nothing_else(
         run_key("bank", run, EpochSelection(), Halving((5,))),
         run_key("bank", run, EpochSelection(), Halving((5,), 3.0)),
         run_key("bank", run, EpochSelection(), Halving((5, 10))),
-        run_key("bank", run, EpochSelection("last", "test"), Halving((5,))),  # judged at the rungs, so on what counts
+        run_key("bank", run, EpochSelection("last", "test"), Halving((5,))),  # rungs compare trials on this set
         run_key("bank", run, EpochSelection(), None, "a-"),
     ]
     assert len({key, *others}) == 1 + len(others)
-    assert run_key("bank", run, EpochSelection("last", "test")) == key  # the last epoch is the last on any set
+    assert run_key("bank", run, EpochSelection("last", "test")) == key  # the last epoch is the same on any set
 
 
-def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(small_disk: Callable[[str], Path]):
+def test_a_full_disk_loses_no_finished_run_and_leaves_no_partial_line(small_disk: Callable[[str], Path]):
     disk = small_disk("32k")
     ledger = Ledger(disk)
 
-    def append_without_end() -> None:
+    def append_forever() -> None:
         for number in range(1000):
             ledger.append(pack(f"p{number}", 0), [f"k{number}"], [result()], 1.0)
 
     with pytest.raises(StorageError, match=r"cannot write .*the disk is full; free some space") as caught:
-        append_without_end()
+        append_forever()
     assert str(disk) in str(caught.value)
     appended = len(ledger.finished)
     assert appended > 0
@@ -272,13 +260,13 @@ def test_a_full_disk_loses_nothing_finished_and_leaves_no_part_of_a_line(small_d
     assert [line["pack"] for line in packs(ledger.path)] == [f"p{number}" for number in range(appended)]
     for head in list((disk / "heads").glob("*"))[:2]:
         head.unlink()
-    again = Ledger(disk)
-    again.append(pack("after", 0), ["kafter"], [result()], 1.0)
-    assert len(again.finished) == appended + 1
-    again.close()
+    reopened = Ledger(disk)
+    reopened.append(pack("after", 0), ["kafter"], [result()], 1.0)
+    assert len(reopened.finished) == appended + 1
+    reopened.close()
 
 
-def test_who_only_looks_sees_what_is_finished_and_changes_nothing(tmp_path: Path):
+def test_finished_runs_are_read_without_changes(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append(pack("a", 0, 1), ["k0", "k1"], [result(0.25), result(0.75)], 1.5)
     with ledger.path.open("ab") as file:
@@ -290,7 +278,7 @@ def test_who_only_looks_sees_what_is_finished_and_changes_nothing(tmp_path: Path
     assert seen.seconds["train"] == 1.5
     assert seen.head("k1")["weight"].tolist() == [[0.75] * 3] * 2
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    with pytest.raises(AssertionError, match="is open to be read, not written"):
+    with pytest.raises(AssertionError, match="is open for reading, not for writing"):
         seen.append(pack("b", 2), ["k2"], [result()], 1.0)
     assert FinishedRuns(tmp_path / "nothing").finished == {}
     assert not (tmp_path / "nothing").exists()

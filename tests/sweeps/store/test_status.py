@@ -1,4 +1,4 @@
-"""How far a sweep is: true on disk while it runs, in the end, and after its driver has gone; and on a terminal."""
+"""Progress of a sweep on disk, on a terminal and in a job's log: while it runs, once it ends, after its driver died."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from rich.console import Console
 from support.ledgers import pack_lines
 
 import sweeps
-from sweeps.cli.main import main
+from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.progress import as_line, as_table
-from sweeps.store import status as telling
+from sweeps.store import status
 from sweeps.store.layout import leases
-from sweeps.store.lease import held
+from sweeps.store.lease import acquire_lease
 from sweeps.store.status import (
     JOB_VARIABLE,
-    MARK,
+    PREFIX,
     Best,
     Progress,
     Publisher,
-    last_printed,
+    last_progress,
     read_progress,
-    without_progress,
+    strip_progress,
 )
 
 MakeSweep = Callable[..., SweepSpec]
@@ -52,7 +52,7 @@ HALF = Progress(
     packs_lost=1,
     packs_failed=2,
     tracking_behind=3,
-    tracking_trouble="nobody is there",
+    tracking_error="no connection",
     note="a note",
     at_ms=1_700_000_000_000,
 )
@@ -64,7 +64,7 @@ def shown(progress: Progress) -> str:
     return console.export_text()
 
 
-def test_a_finished_sweep_says_so(small_sweep: MakeSweep, tmp_path: Path) -> None:
+def test_a_finished_sweep_reports_its_winner(small_sweep: MakeSweep, tmp_path: Path) -> None:
     spec = small_sweep(search={"trials": 4}, selection={"seeds": 2, "finalists": 1})
     result = sweeps.run(spec)
     progress = read_progress(tmp_path / "runs" / "small")
@@ -79,15 +79,17 @@ def test_a_finished_sweep_says_so(small_sweep: MakeSweep, tmp_path: Path) -> Non
     assert f"process {os.getpid()}" in progress.driver
     assert result.winner is not None
     assert progress.winner.startswith(f"trial {result.winner.trial}, d=")
-    assert f": test {100 * result.winner.mean.acc_all:.2f}" in progress.winner
+    assert f": test {100 * result.winner.mean.acc_all.value:.2f}" in progress.winner
     assert progress.winner.count(" over ") == 2
     text = shown(progress)
     assert " ".join(progress.winner.split()) in " ".join(text.split())
-    for of_the_way in ("best", "left", "note"):
-        assert of_the_way not in text
+    for row in ("best", "left", "note"):
+        assert row not in text
 
 
-def test_a_sweep_that_fails_says_why(small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sweep_reports_the_reason(
+    small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of ideas")
 
@@ -99,7 +101,7 @@ def test_a_sweep_that_fails_says_why(small_sweep: MakeSweep, tmp_path: Path, mon
     assert (progress.state, progress.note) == ("failed", "out of ideas")
 
 
-def test_status_of_a_sweep_that_runs_is_stopped_and_is_killed(
+def test_status_of_a_running_a_stopped_and_a_killed_sweep(
     small_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, directory = tmp_path / "sweep.yaml", tmp_path / "runs" / "small"
@@ -107,9 +109,7 @@ def test_status_of_a_sweep_that_runs_is_stopped_and_is_killed(
 
     def start() -> subprocess.Popen[bytes]:
         before = len(pack_lines(directory))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sweeps.cli.main", "run", str(file)], stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([sys.executable, "-m", "sweeps", "run", str(file)], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while len(pack_lines(directory)) == before:
             assert process.poll() is None
@@ -137,19 +137,19 @@ def test_status_of_a_sweep_that_runs_is_stopped_and_is_killed(
     assert running.wait(10) == 130
     assert ask()["state"] == "stopped"
     assert main(["stop", str(directory)]) == 0
-    assert "nobody is running" in capsys.readouterr().out
+    assert "no driver is running" in capsys.readouterr().out
 
     running = start()
     running.send_signal(signal.SIGKILL)
     running.wait()
     gone = ask()
     assert gone["state"] == "stopped"
-    assert gone["note"] == f"its driver is gone; `lt-sweep resume {directory}` goes on"
+    assert gone["note"] == f"its driver is gone; continue with `lt-sweep resume {directory}`"
     assert main(["status", str(directory), "--watch"]) == 1
     assert "sweep small: stopped" in capsys.readouterr().out
 
 
-def test_a_directory_that_is_no_sweep_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_without_a_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("status", "stop"):
         assert main([command, str(tmp_path)]) == 2
         assert "is not a sweep directory" in capsys.readouterr().err
@@ -157,7 +157,7 @@ def test_a_directory_that_is_no_sweep_is_told(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == f"no sweeps in {tmp_path}\n"
 
 
-def test_an_end_before_the_driver_at_work_is_not_its_own(
+def test_the_end_of_an_earlier_driver_is_not_that_of_the_current_one(
     small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "runs" / "small"
@@ -170,25 +170,25 @@ def test_an_end_before_the_driver_at_work_is_not_its_own(
 
     assert ask()["state"] == "finished"
     with contextlib.ExitStack() as lease:
-        again = lease.enter_context(held(leases(tmp_path / "runs"), "small"))
-        said = ask()
-        assert (said["state"], said["driver"], said["winner"]) == ("preparing", again.who, "")
-        assert said["note"] == "the last driver ended: finished"
-        looked = []
+        current = lease.enter_context(acquire_lease(leases(tmp_path / "runs"), "small"))
+        found = ask()
+        assert (found["state"], found["driver"], found["winner"]) == ("preparing", current.who, "")
+        assert found["note"] == "the last driver ended: finished"
+        polls = []
 
-        def look_again(_: float) -> None:
-            looked.append(1)
+        def wait(_: float) -> None:
+            polls.append(1)
             lease.close()
 
         with monkeypatch.context() as patched:
-            patched.setattr("sweeps.cli.jobs.time.sleep", look_again)
+            patched.setattr("sweeps.cli.status.time.sleep", wait)
             assert ask("--watch")["state"] == "finished"
-        assert looked, "the watch did not end while a driver was preparing"
-    own = {"driver": again.who, "started_ms": 2**50}
+        assert polls, "the watch did not end while a driver was preparing"
+    own = {"driver": current.who, "started_ms": 2**50}
     file = directory / "progress.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
-    with held(leases(tmp_path / "runs"), "small"):
-        assert ask()["state"] == "finished", "and is about to let go of the lease"
+    with acquire_lease(leases(tmp_path / "runs"), "small"):
+        assert ask()["state"] == "finished", "and is about to release the lease"
 
 
 def recorded(directory: Path, spec: dict[str, object]) -> Path:
@@ -198,7 +198,7 @@ def recorded(directory: Path, spec: dict[str, object]) -> Path:
     return directory
 
 
-def test_a_sweep_with_kinds_that_are_not_here_is_shown_and_stopped(
+def test_a_sweep_with_unknown_kinds_is_shown_and_stopped(
     small_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = small_sweep().resolved()
@@ -207,14 +207,14 @@ def test_a_sweep_with_kinds_that_are_not_here_is_shown_and_stopped(
     assert main(["status", str(directory)]) == 0
     assert "sweep mine: stopped" in capsys.readouterr().out
     assert main(["stop", str(directory)]) == 0
-    assert "nobody is running" in capsys.readouterr().out
+    assert "no driver is running" in capsys.readouterr().out
     assert main(["list", "--storage", str(directory.parent), "--json"]) == 0
     assert [row["sweep"] for row in json.loads(capsys.readouterr().out)] == ["mine"]
     assert main(["ui", str(directory)]) == 2
     assert "tracking is 'none', which has no user interface" in capsys.readouterr().err
 
 
-def test_a_directory_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_directory_does_not_hide_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded(tmp_path / "good", {})
     damaged = recorded(tmp_path / "damaged", {}) / "sweep.json"
     damaged.write_text("{")
@@ -226,7 +226,7 @@ def test_a_directory_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: 
     assert main(["status", str(damaged.parent)]) == 2
 
 
-def test_a_driver_of_another_user_is_told_and_one_that_has_just_ended_is_stopped(
+def test_stop_of_another_users_driver_and_of_one_that_has_just_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = recorded(tmp_path / "mine", {})
@@ -239,26 +239,28 @@ def test_a_driver_of_another_user_is_told_and_one_that_has_just_ended_is_stopped
         raise ProcessLookupError(3, "No such process")
 
     with contextlib.ExitStack() as lease:
-        lease.enter_context(held(leases(tmp_path), "mine"))
+        lease.enter_context(acquire_lease(leases(tmp_path), "mine"))
         monkeypatch.setattr(os, "kill", not_mine)
         assert main(["stop", str(directory)]) == 2
-        told = capsys.readouterr().err
-        assert f"process {os.getpid()}; that user alone may stop it" in told
+        assert f"process {os.getpid()}; only that user can stop it" in capsys.readouterr().err
         monkeypatch.setattr(os, "kill", gone)
         assert main(["stop", str(directory)]) == 0
         assert f"process {os.getpid()}" in capsys.readouterr().out
 
 
-def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
+def test_the_table_shows_counts_rates_and_errors() -> None:
     text = shown(HALF)
     for part in (
         "sweep half: running",
         "5 of 10 finished, 1 failed, 2 stopped early",
         "25 of 50",
         "val acc_all 81.25 % at los d=0.9",
-        "2.5 runs/s, about 10 s left",
-        "1 lost with their machines, 2 failed; tried again",
-        "3 trials behind, tried again: nobody is there",
+        "2.5 runs/s",
+        "10 s",
+        "1 lost",
+        "2 failed",
+        "3 trials behind",
+        "no connection",
         "a note",
         "runs/half",
     ):
@@ -269,7 +271,7 @@ def test_the_table_says_how_far_how_fast_and_what_went_wrong() -> None:
     assert line.startswith("sweep half: running; trials 5 of 10 finished")
 
 
-def test_what_a_note_holds_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_not_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     note = "cannot read [/data/x.npz] or [red]y[/red]"
     assert note in shown(HALF.model_copy(update={"note": note}))
     directory = recorded(tmp_path / "[" / "x]", {})
@@ -278,17 +280,17 @@ def test_what_a_note_holds_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFi
     assert "sweep x]: stopped" in capsys.readouterr().out
 
 
-def test_nothing_is_left_once_all_runs_are_finished() -> None:
+def test_no_rate_is_shown_once_all_runs_are_finished() -> None:
     done = HALF.model_copy(update={"trials_finished": 10, "runs_finished": 50, "seconds_left": 0.0})
     assert "rate" not in shown(done)
-    assert "3 trials behind, a resume tries again: nobody" in shown(done.model_copy(update={"state": "stopped"}))
+    assert "no connection" in shown(done.model_copy(update={"state": "stopped"}))
 
 
-def test_what_a_sweep_is_at_is_said_while_it_prepares(
+def test_notes_report_the_preparation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
-    monkeypatch.setattr(telling, "EVERY", {"file": 0.0, "line": 0.0})
+    monkeypatch.setattr(status, "INTERVALS", {"file": 0.0, "line": 0.0})
     file = tmp_path / "sweep.yaml"
     file.write_text(
         yaml.safe_dump(
@@ -307,51 +309,49 @@ def test_what_a_sweep_is_at_is_said_while_it_prepares(
             }
         )
     )
-    monkeypatch.chdir(tmp_path)  # a job leaves its directory
+    monkeypatch.chdir(tmp_path)  # a job changes its directory
     assert main(["run", str(file)]) == 0
-    said = [last_printed(line) for line in capsys.readouterr().out.splitlines() if MARK in line]
-    notes = [progress.note for progress in said if progress is not None]
+    printed = [last_progress(line) for line in capsys.readouterr().out.splitlines() if PREFIX in line]
+    notes = [progress.note for progress in printed if progress is not None]
     assert "" == notes[0] == notes[-1]
     assert notes[1].startswith("stage 1 (small_cnn, ce) on cpu: ")
-    assert notes[-2] == "writing the result, and what tracking does not show yet"
+    assert notes[-2] == "writing the result and the remaining trials to tracking"
 
 
-def test_before_anything_is_known_nothing_is_made_up() -> None:
+def test_unknown_counts_are_not_shown() -> None:
     text = shown(Progress(sweep="new", state="preparing", note="stage 1: 3/40 epochs"))
     assert "stage 1: 3/40 epochs" in text
     assert "trials" not in text
     assert "0 of 0" not in text
 
 
-def test_a_job_prints_lines_that_are_found_again_and_hidden_from_people(
+def test_a_job_prints_progress_that_is_parsed_and_hidden_from_people(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
-    monkeypatch.setattr(telling, "EVERY", {"file": 0.0, "line": 0.0})
+    monkeypatch.setattr(status, "INTERVALS", {"file": 0.0, "line": 0.0})
     publisher = Publisher(Progress(sweep="one", state="preparing"))
     print("a line for people")
     publisher.update(state="running", trials_finished=1)
     publisher.update(trials_finished=2)
     log = capsys.readouterr().out
-    assert log.count(MARK) == 3
-    said = last_printed(log)
-    assert said is not None
-    assert (said.state, said.trials_finished) == ("running", 2)
-    assert without_progress(log) == "a line for people\n"
-    assert last_printed("nothing\n") is None
-    assert last_printed(log + MARK + '{"cut sh') == said
-    assert last_printed(f"{MARK}{{}}\n") is None
+    assert log.count(PREFIX) == 3
+    found = last_progress(log)
+    assert found is not None
+    assert (found.state, found.trials_finished) == ("running", 2)
+    assert strip_progress(log) == "a line for people\n"
+    assert last_progress("nothing\n") is None
+    assert last_progress(log + PREFIX + '{"cut sh') == found
+    assert last_progress(f"{PREFIX}{{}}\n") is None
 
 
-def test_nothing_is_printed_outside_of_a_job(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_printed_outside_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
     Publisher(Progress(sweep="one", state="preparing")).update(state="running")
     assert capsys.readouterr().out == ""
 
 
-def test_progress_is_not_written_more_often_than_people_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_written_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publisher = Publisher(Progress(sweep="one", state="preparing"))
     publisher.directory = tmp_path
     publisher.update(state="running")
@@ -366,8 +366,8 @@ def test_progress_is_not_written_more_often_than_people_look(tmp_path: Path, mon
     assert (seen.state, seen.trials_finished) == ("finished", 999)
 
 
-def test_the_last_of_a_burst_is_told_a_moment_later(tmp_path: Path) -> None:
-    """A pack brings many trials at once, and the next one may take an hour."""
+def test_the_last_update_of_a_burst_is_published_later(tmp_path: Path) -> None:
+    """A pack finishes many trials at once, and the next pack may take an hour."""
     publisher = Publisher(Progress(sweep="one", state="preparing"))
     publisher.directory = tmp_path
     publisher.update(state="running")
@@ -379,14 +379,14 @@ def test_the_last_of_a_burst_is_told_a_moment_later(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_driver_that_lost_its_lease_says_nothing_of_the_sweep(tmp_path: Path) -> None:
+def test_a_driver_that_lost_its_lease_writes_no_progress(tmp_path: Path) -> None:
     publisher = Publisher(Progress(sweep="one", state="preparing"), may_write=lambda: False)
     publisher.directory = tmp_path
-    publisher.update(state="failed", note="I think")
+    publisher.update(state="failed", note="a note")
     assert read_progress(tmp_path) is None
 
 
-def test_a_full_disk_does_not_fail_a_sweep_over_its_progress(small_disk: Callable[[str], Path]) -> None:
+def test_a_full_disk_does_not_fail_the_publisher(small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("8k")
     with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
         while True:
@@ -396,12 +396,12 @@ def test_a_full_disk_does_not_fail_a_sweep_over_its_progress(small_disk: Callabl
     publisher.update(state="finished")
 
 
-def test_a_job_whose_log_cannot_be_written_goes_on(small_sweep: Callable[..., SweepSpec], tmp_path: Path) -> None:
-    """Ray keeps what a job prints on the head's disk, which may be full."""
+def test_a_job_continues_if_its_log_cannot_be_written(small_sweep: Callable[..., SweepSpec], tmp_path: Path) -> None:
+    """Ray keeps the log of a job on the head's disk, which may be full."""
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(small_sweep(search={"trials": 2}).resolved(), sort_keys=False))
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "sweeps.cli.main", "run", str(file)]
+        command = [sys.executable, "-m", "sweeps", "run", str(file)]
         subprocess.run(command, stdout=full, stderr=full, env={**os.environ, JOB_VARIABLE: "a job"}, check=False)
     progress = read_progress(tmp_path / "runs" / "small")
     assert progress is not None
@@ -409,6 +409,6 @@ def test_a_job_whose_log_cannot_be_written_goes_on(small_sweep: Callable[..., Sw
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"sweep": "x"}', '{"version": 2, "sweep": "x", "state": "running"}'])
-def test_what_cannot_be_read_is_as_good_as_nothing(tmp_path: Path, text: str) -> None:
+def test_unreadable_progress_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "progress.json").write_text(text)
     assert read_progress(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Sweeps that MLflow shows, in a SQLite store of their own."""
+"""Sweeps with MLflow tracking, in SQLite stores of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MakeSweep = Callable[..., SweepSpec]
 
 @pytest.fixture
 def tracked(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeSweep:
-    monkeypatch.chdir(tmp_path)  # whatever MLflow leaves in the working directory would be seen
+    monkeypatch.chdir(tmp_path)  # to detect files that MLflow writes to the working directory
     return lambda **sections: small_sweep(**{"tracking": {"kind": "mlflow", "experiment": "tests"}, **sections})
 
 

@@ -1,4 +1,4 @@
-"""Tracking in its thread: nobody waits for it, nothing is lost or shown twice, and it ends when told to."""
+"""The background tracker: no waiting, no loss, no duplicates, and a clean end."""
 
 from __future__ import annotations
 
@@ -10,55 +10,56 @@ from pathlib import Path
 
 import pytest
 
+from lt_train.core.errors import UserError
 from sweeps.config.tracking import Champion, TrialFinished
-from sweeps.tracking import background as patient
+from sweeps.tracking import background
 from sweeps.tracking.background import BackgroundTracker
 
 NOWHERE = Path("nowhere")
 
 
-def card(key: str) -> TrialFinished:
+def trial(key: str) -> TrialFinished:
     return TrialFinished(key, key, "search", {}, {}, {}, {}, failed=False, finished_ms=0)
 
 
 class Server:
-    """Answers when `open` is set; refuses as long as `away`; notes what it was told and by which thread.
+    """A fake tracker. Blocks unless `open` is set, fails while `error` is set, and records calls and their threads.
 
-    Told `hold_at`, it closes itself before it answers, and sets `held`.
+    At the call `block_at` it clears `open` and sets `blocked`.
     """
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.threads: set[str] = set()
         self.open = threading.Event()
         self.open.set()
-        self.away = False
+        self.error: Exception | None = None
         self.attempts = 0
-        self.hold_at = ""
-        self.held = threading.Event()
+        self.block_at = ""
+        self.blocked = threading.Event()
 
     def connect(self) -> Server:
-        self._answer("connected")
+        self._call("connected")
         return self
 
-    def log_trial(self, card: TrialFinished) -> None:
-        self._answer(card.key)
+    def log_trial(self, trial: TrialFinished) -> None:
+        self._call(trial.key)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
-        self._answer("finished")
+        self._call("finished")
 
     def interrupted(self) -> None:
-        self._answer("interrupted")
+        self._call("interrupted")
 
-    def _answer(self, what: str) -> None:
+    def _call(self, name: str) -> None:
         self.attempts += 1
-        if what == self.hold_at:
+        if name == self.block_at:
             self.open.clear()
-            self.held.set()
+            self.blocked.set()
         assert self.open.wait(20)
-        if self.away:
-            raise ConnectionError("nobody is there")
-        self.told.append(what)
+        if self.error is not None:
+            raise self.error
+        self.calls.append(name)
         self.threads.add(threading.current_thread().name)
 
 
@@ -69,8 +70,8 @@ def server() -> Iterator[Server]:
     server.open.set()
 
 
-def open_once_stopping(server: Server, tracker: BackgroundTracker) -> None:
-    """However late the caller gets to `interrupted`."""
+def open_when_stopping(server: Server, tracker: BackgroundTracker) -> None:
+    """Unblock the server once `interrupted` has been called."""
 
     def wait() -> None:
         while not tracker._stopping:
@@ -80,136 +81,145 @@ def open_once_stopping(server: Server, tracker: BackgroundTracker) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_everything_is_shown_once_in_order_by_one_thread(server: Server) -> None:
+def test_one_thread_makes_all_calls_once_and_in_order(server: Server) -> None:
     tracker = BackgroundTracker(server.connect)
     for number in range(20):
-        tracker.log_trial(partial(card, f"t{number}"))
+        tracker.log_trial(partial(trial, f"t{number}"))
     assert tracker.finish({}, NOWHERE, None)
-    assert server.told == ["connected", *(f"t{number}" for number in range(20)), "finished"]
+    assert server.calls == ["connected", *(f"t{number}" for number in range(20)), "finished"]
     assert len(server.threads) == 1
     assert threading.current_thread().name not in server.threads
-    assert tracker.trouble is None
+    assert tracker.last_error is None
     assert tracker.seconds > 0
 
 
-def test_nobody_waits_while_a_trial_is_being_shown(server: Server) -> None:
+def test_log_trial_does_not_wait(server: Server) -> None:
     server.open.clear()
     tracker = BackgroundTracker(server.connect)
     for number in range(3):
-        tracker.log_trial(partial(card, f"t{number}"))
-    assert server.told == []
+        tracker.log_trial(partial(trial, f"t{number}"))
+    assert server.calls == []
     server.open.set()
     assert tracker.finish({}, NOWHERE, None)
-    assert server.told == ["connected", "t0", "t1", "t2", "finished"]
+    assert server.calls == ["connected", "t0", "t1", "t2", "finished"]
 
 
-def test_a_server_that_comes_back_is_told_all_of_it(server: Server) -> None:
-    server.away = True
+def test_nothing_is_lost_if_the_server_comes_back(server: Server) -> None:
+    server.error = ConnectionError("no answer")
     tracker = BackgroundTracker(server.connect)
-    tracker.log_trial(partial(card, "t0"))
-    tracker.log_trial(partial(card, "t1"))
+    tracker.log_trial(partial(trial, "t0"))
+    tracker.log_trial(partial(trial, "t1"))
     deadline = time.monotonic() + 20
-    while tracker.trouble is None and time.monotonic() < deadline:
+    while tracker.last_error is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert isinstance(tracker.trouble, ConnectionError)
-    assert tracker.why_behind == "nobody is there"
-    server.away = False
+    assert isinstance(tracker.last_error, ConnectionError)
+    assert tracker.error_summary == "no answer"
+    server.error = None
     assert tracker.finish({}, NOWHERE, None)
-    assert server.told == ["connected", "t0", "t1", "finished"]
-    assert tracker.trouble is None
-    assert tracker.why_behind == ""
-    assert server.attempts == 1 + 4, "left alone for a while after it did not answer"
+    assert server.calls == ["connected", "t0", "t1", "finished"]
+    assert tracker.last_error is None
+    assert tracker.error_summary == ""
+    assert server.attempts == 1 + 4, "no call follows a failure at once"
 
 
-def test_a_server_is_tried_again_after_a_while(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patient, "RETRY_SECONDS", 0.0)
-    server.away = True
+def test_a_failed_server_is_tried_again_after_a_pause(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "RETRY_SECONDS", 0.0)
+    server.error = ConnectionError("no answer")
     tracker = BackgroundTracker(server.connect)
     for number in range(3):
-        tracker.log_trial(partial(card, f"t{number}"))
+        tracker.log_trial(partial(trial, f"t{number}"))
     assert not tracker.finish({}, NOWHERE, None)
-    assert str(tracker.trouble) == "nobody is there"
-    assert server.attempts == 6, "of connecting: first, after each of three, at the end, and to say that it is given up"
-    assert server.told == []
+    assert str(tracker.last_error) == "no answer"
+    assert server.attempts == 6, "connecting: first, for three trials, at the end, and to mark the sweep as stopped"
+    assert server.calls == []
 
 
-def test_what_cannot_be_shown_is_trouble_and_holds_up_nothing_behind_it(server: Server) -> None:
-    def spoiled() -> TrialFinished:
+def test_a_trial_that_cannot_be_built_does_not_delay_others(server: Server) -> None:
+    def unreadable() -> TrialFinished:
         raise OSError("its curve cannot be read")
 
     tracker = BackgroundTracker(server.connect)
-    for make in (partial(card, "t0"), spoiled, partial(card, "t2")):
+    for make in (partial(trial, "t0"), unreadable, partial(trial, "t2")):
         tracker.log_trial(make)
     assert not tracker.finish({}, NOWHERE, None)
-    assert [told for told in server.told if told != "connected"] == ["t0", "t2", "interrupted"]
-    assert tracker.behind == 1
-    assert tracker.why_behind == "its curve cannot be read"
+    assert [call for call in server.calls if call != "connected"] == ["t0", "t2", "interrupted"]
+    assert tracker.pending == 1
+    assert tracker.error_summary == "its curve cannot be read"
 
 
-def test_who_may_not_write_any_more_shows_no_more(server: Server) -> None:
-    """Another driver has the lease, and shows what is to be shown."""
-    tracker = BackgroundTracker(server.connect, may_write=lambda: "t2" not in server.told)
+def test_nothing_is_written_after_the_lease_is_lost(server: Server) -> None:
+    """The driver that has the lease writes it."""
+    tracker = BackgroundTracker(server.connect, may_write=lambda: "t2" not in server.calls)
     server.open.clear()
     for number in range(8):
-        tracker.log_trial(partial(card, f"t{number}"))
+        tracker.log_trial(partial(trial, f"t{number}"))
     server.open.set()
     assert not tracker.finish({}, NOWHERE, None)
-    assert server.told == ["connected", "t0", "t1", "t2"]
+    assert server.calls == ["connected", "t0", "t1", "t2"]
 
 
-def test_a_sweep_that_cannot_be_shown_is_not_left_as_running(server: Server) -> None:
+def test_a_sweep_whose_result_cannot_be_written_is_marked_as_stopped(server: Server) -> None:
     def refused(*arguments: object) -> None:
-        raise OSError("no artifact today")
+        raise OSError("artifact store unavailable")
 
-    heard: list[str] = []
-    tracker = BackgroundTracker(server.connect, told=lambda behind, why: heard.append(why))
+    reported: list[str] = []
+    tracker = BackgroundTracker(server.connect, on_change=lambda pending, error: reported.append(error))
     server.finish = refused  # type: ignore[assignment]
     assert not tracker.finish({}, NOWHERE, None)
-    assert server.told[-1] == "interrupted"
-    assert (str(tracker.trouble), heard[-1]) == ("no artifact today", "no artifact today")
+    assert server.calls[-1] == "interrupted"
+    assert (str(tracker.last_error), reported[-1]) == ("artifact store unavailable", "artifact store unavailable")
 
 
-def test_how_far_it_is_behind_is_told_whenever_that_changes(server: Server) -> None:
+def test_changes_of_the_pending_trials_are_reported(server: Server) -> None:
     server.open.clear()
-    heard: list[tuple[int, str]] = []
-    tracker = BackgroundTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
-    tracker.log_trial(partial(card, "t0"))
-    tracker.log_trial(partial(card, "t1"))
+    reported: list[tuple[int, str]] = []
+    tracker = BackgroundTracker(server.connect, on_change=lambda pending, error: reported.append((pending, error)))
+    tracker.log_trial(partial(trial, "t0"))
+    tracker.log_trial(partial(trial, "t1"))
     server.open.set()
     assert tracker.finish({}, NOWHERE, None)
-    assert [behind for behind, _ in heard][-1] == 0
-    assert {1, 2} & {behind for behind, _ in heard}
-    server.away = True
-    away = BackgroundTracker(server.connect, told=lambda behind, why: heard.append((behind, why)))
-    away.log_trial(partial(card, "t2"))
+    assert [pending for pending, _ in reported][-1] == 0
+    assert {1, 2} & {pending for pending, _ in reported}
+    server.error = ConnectionError("no answer")
+    away = BackgroundTracker(server.connect, on_change=lambda pending, error: reported.append((pending, error)))
+    away.log_trial(partial(trial, "t2"))
     assert not away.finish({}, NOWHERE, None)
-    assert heard[-1] == (1, "nobody is there")
+    assert reported[-1] == (1, "no answer")
 
 
-def test_an_interrupt_waits_for_one_trial_and_not_for_all(server: Server) -> None:
+def test_an_interrupt_waits_for_the_current_call_only(server: Server) -> None:
     server.open.clear()
     tracker = BackgroundTracker(server.connect)
     for number in range(50):
-        tracker.log_trial(partial(card, f"t{number}"))
-    open_once_stopping(server, tracker)
+        tracker.log_trial(partial(trial, f"t{number}"))
+    open_when_stopping(server, tracker)
     tracker.interrupted()
-    assert server.told == ["connected", "interrupted"]
+    assert server.calls == ["connected", "interrupted"]
 
 
 @pytest.mark.parametrize(
-    ("reached", "told"),
+    ("reached", "calls"),
     [("t0", ["connected", "t0", "interrupted"]), ("finished", ["connected", "t0", "t1", "finished"])],
 )
-def test_an_interrupt_of_the_end_is_no_end_half_told(server: Server, reached: str, told: list[str]) -> None:
-    """What was under way is waited for; a sweep that lacks trials is not called finished, one that is stays so."""
+def test_an_interrupted_finish_is_completed_or_marked(server: Server, reached: str, calls: list[str]) -> None:
+    """A sweep that lacks trials is not marked as finished; one that is finished stays so."""
     tracker = BackgroundTracker(server.connect)
-    server.hold_at = reached
-    tracker.log_trial(partial(card, "t0"))
-    tracker.log_trial(partial(card, "t1"))
+    server.block_at = reached
+    tracker.log_trial(partial(trial, "t0"))
+    tracker.log_trial(partial(trial, "t1"))
     ending = threading.Thread(target=lambda: tracker.finish({}, NOWHERE, None))
     ending.start()
-    assert server.held.wait(20)
-    open_once_stopping(server, tracker)
+    assert server.blocked.wait(20)
+    open_when_stopping(server, tracker)
     tracker.interrupted()
-    assert server.told == told
+    assert server.calls == calls
     ending.join(20)
+
+
+def test_a_user_error_is_not_retried(server: Server) -> None:
+    server.error = UserError("mlflow is not installed")
+    tracker = BackgroundTracker(server.connect, flush_timeout=60)
+    begin = time.monotonic()
+    assert not tracker.finish({}, NOWHERE, None)
+    assert time.monotonic() - begin < 10
+    assert tracker.error_summary == "mlflow is not installed"

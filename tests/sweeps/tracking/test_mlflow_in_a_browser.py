@@ -1,7 +1,7 @@
-"""What a newcomer sees of a real sweep in MLflow's pages: a headless Chromium, and the server of `lt-sweep ui`.
+"""MLflow's pages of a sweep in a headless Chromium, served by `lt-sweep ui`.
 
-Where there is no Chromium the tests are skipped; CI installs one. Images of the pages are kept as test output, and
-those of the docs in the directory that LT_SCREENSHOTS names as well:
+Skipped if there is no Chromium; CI installs one. Screenshots are kept as test output. Those of the documentation are
+also copied to the directory in LT_SCREENSHOTS:
 
     LT_SCREENSHOTS=docs/images python -m pytest tests/sweeps/tracking/test_mlflow_in_a_browser.py
 """
@@ -43,12 +43,12 @@ LINKS = "[...document.querySelectorAll('.ag-row a[href*=\"/runs/\"]')].map(e => 
 
 CLOSED = """localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
 localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true'); true"""
-"""MLflow's assistant, which opens beside every page until it is closed once."""
+"""Closes MLflow's assistant, which otherwise opens beside every page."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A finished sweep in a browser: the addresses that `lt-sweep ui` printed, by what it said of them."""
+    """A finished sweep in a browser; `pages` are the URLs that `lt-sweep ui` printed, by description."""
 
     result: Result
     pages: dict[str, str]
@@ -64,7 +64,7 @@ class Shown:
         return str(self.tab.ask("document.body.innerText"))
 
     def column(self, name: str) -> list[str]:
-        """What stands in a column of the runs table, from the top, as far as the window shows."""
+        """The visible cells of a column of the runs table, from the top."""
         cells = f"""[...document.querySelectorAll('.ag-row [col-id="{name}"]')]
           .map(e => [+e.closest('.ag-row').getAttribute('row-index'), e.innerText.trim().split('\\n').pop()])
           .sort((a, b) => a[0] - b[0]).map(e => e[1])"""
@@ -101,20 +101,20 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "sweeps.cli.main", "ui", str(place / "runs" / "digits"), "--port", str(port)]
+    command = [sys.executable, "-m", "sweeps", "ui", str(place / "runs" / "digits"), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        said = [server.stdout.readline().strip() for _ in range(5)]
-        assert said.pop() == "(Ctrl-C stops the server)"
-        pages = {about[1:-1]: address for address, about in (one.split(maxsplit=1) for one in said)}
+        lines = [server.stdout.readline().strip() for _ in range(5)]
+        assert lines.pop() == "(Ctrl-C stops the server)"
+        pages = {about[1:-1]: address for address, about in (line.split(maxsplit=1) for line in lines)}
         with opened(CHROMIUM, place / "profile") as tab:
             tab.visit(f"http://127.0.0.1:{port}/")
             tab.ask(CLOSED)
 
             def keep(name: str) -> None:
                 file = output / f"mlflow-{name}.png"
-                with Image.open(BytesIO(tab.image())) as image:  # in few colours: a third of the bytes
+                with Image.open(BytesIO(tab.image())) as image:  # fewer colours take a third of the bytes
                     image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
                 if name in OF_THE_DOCS and "LT_SCREENSHOTS" in os.environ:
                     shutil.copy(file, os.environ["LT_SCREENSHOTS"])
@@ -125,7 +125,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         server.wait(60)
 
 
-def test_the_runs_table_shows_what_matters_best_first(shown: Shown):
+def test_the_runs_table_shows_the_best_first(shown: Shown):
     shown.visit("runs, best first", TABLE)
     headers = shown.tab.ask("""[...document.querySelectorAll('.ag-header-cell')]
       .sort((a, b) => a.getAttribute('aria-colindex') - b.getAttribute('aria-colindex'))
@@ -133,7 +133,7 @@ def test_the_runs_table_shows_what_matters_best_first(shown: Shown):
     wanted = ["params.`method`", "params.`phase`", "metrics.`val_acc_all`"]
     wanted += [f"metrics.`acc_{split}`" for split in ("all", "many", "medium", "few")]
     columns = [name for name in headers if name.startswith(("params.", "metrics."))]
-    assert columns[: len(wanted)] == wanted[: len(columns)], "as far as the window shows them"
+    assert columns[: len(wanted)] == wanted[: len(columns)], "the visible columns"
     assert len(columns) >= 5
     ranks = [float(value) for value in shown.column("metrics.`val_acc_all`")]
     assert len(ranks) > 10
@@ -141,28 +141,28 @@ def test_the_runs_table_shows_what_matters_best_first(shown: Shown):
     assert shown.result.winner is not None
     assert ranks[0] == pytest.approx(shown.result.methods[0].objective, abs=1e-5)
     names = shown.column("attributes.`Run Name`")
-    assert "digits" in names[:3], "the sweep's own run stands beside its winner"
+    assert "digits" in names[:3], "the sweep's own run is next to its winner"
     assert any(re.match(r"los d=0\.\d+ lr=\S+ wd=\S+", name) for name in names)
     assert "30 matching runs" in shown.text(), "the sweep, a baseline, 24 trials, 4 finalists"
     shown.keep("runs")
 
 
-def test_searched_parameters_are_columns_too(shown: Shown):
+def test_searched_parameters_are_columns(shown: Shown):
     shown.visit("runs, best first", TABLE)
     shown.tab.ask("document.querySelector('.ag-body-horizontal-scroll-viewport').scrollLeft = 1e6")
     for name in ("smooth_factor", "lr", "weight_decay"):
         shown.tab.until(f"!!document.querySelector('.ag-header-cell[col-id=\"params.`{name}`\"]')")
 
 
-def test_trials_lie_below_the_sweeps_run(shown: Shown):
+def test_trials_are_nested_below_the_sweeps_run(shown: Shown):
     shown.visit("trials below the sweep's run", "document.querySelectorAll('.ag-row button').length > 0")
     assert shown.column("attributes.`Run Name`") == ["digits"]
     shown.tab.ask("document.querySelector('.ag-row button').click()")
     shown.tab.until(TABLE)
 
 
-def test_the_charts_are_parallel_coordinates_of_what_was_searched(shown: Shown):
-    shown.visit("charts of what was searched", f"{AXES}.length >= 11")
+def test_charts_show_parallel_coordinates_of_searched_parameters(shown: Shown):
+    shown.visit("charts of searched parameters", f"{AXES}.length >= 11")
     assert shown.tab.ask(AXES) == [
         *("smooth_factor", "log10_lr", "log10_weight_decay", "acc_few", "acc_all", "val_acc_all"),
         *("log10_lr", "log10_weight_decay", "acc_few", "acc_all", "val_acc_all"),
@@ -172,8 +172,8 @@ def test_the_charts_are_parallel_coordinates_of_what_was_searched(shown: Shown):
     shown.keep("compare")
 
 
-def test_below_them_each_parameter_is_drawn_against_what_trials_are_ranked_by(shown: Shown):
-    shown.visit("charts of what was searched", f"{AXES}.length >= 11")
+def test_charts_show_each_parameter_against_the_ranking_metric(shown: Shown):
+    shown.visit("charts of searched parameters", f"{AXES}.length >= 11")
     heading = "[...document.querySelectorAll('*')].filter(e => e.innerText == 'Each parameter against val_acc_all')"
     shown.tab.until(f"{heading}.length > 0 && ({heading}.pop().scrollIntoView(), true)")
     shown.tab.until("document.body.innerText.includes('log10_lr vs. val_acc_all')")
@@ -192,18 +192,18 @@ def test_selected_runs_are_compared_in_parallel_coordinates(shown: Shown):
     shown.tab.until(f"{titles}.includes('log10_lr')")
 
 
-def test_the_note_of_the_sweep_says_what_won(shown: Shown):
+def test_the_note_of_the_sweep_names_the_winner(shown: Shown):
     shown.visit("the sweep's run", "document.body.innerText.includes('Winner')")
     text = shown.text()
     assert "Ranked by acc_all on val, last epoch, mean of 3 seeds" in text
     assert "load_model" in text
     assert "digits_lt" in text
     cells = shown.tab.ask("[...document.querySelectorAll('table th')].map(e => e.innerText)")
-    assert "best of 3" in cells, "the table is drawn as one"
+    assert "best of 3" in cells, "the Markdown table is rendered"
     shown.keep("note")
 
 
-def test_the_note_of_a_trial_says_what_its_metrics_mean(shown: Shown):
+def test_the_note_of_a_trial_explains_its_metrics(shown: Shown):
     shown.visit("runs, best first", TABLE)
     href = next(href for name, href in shown.tab.ask(LINKS) if name.startswith("los"))
     shown.visit(href, "document.body.innerText.includes('Ranked by acc_all on val')")
@@ -225,14 +225,14 @@ def test_artifacts_open(file: str, there: str, shown: Shown):
     shown.keep(f"artifact-{file.partition('.')[0]}")
 
 
-def test_the_champion_is_in_the_registry_with_what_it_takes(shown: Shown):
+def test_the_registry_describes_the_champions_input(shown: Shown):
     server = shown.pages["the sweep's run"].partition("#")[0]
     shown.visit(f"{server}#/models/digits", "document.body.innerText.includes('champion-head')")
     assert "Selected by acc_all on val" in shown.text()
     shown.visit(f"{server}#/models/digits/versions/2", "document.body.innerText.includes('uint8')")
 
 
-def test_the_code_of_the_docs_loads_the_champion_and_predicts(shown: Shown):
+def test_the_code_of_the_documentation_loads_the_champion(shown: Shown):
     (code,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), flags=re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=shown.place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""No tracking: a sweep leaves its ledger and its result, and nothing else beside its caches."""
+"""Without tracking, a sweep writes its directory and its caches only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sweeps
 from sweeps.config.spec import SweepSpec
 
 
-def test_nothing_is_tracked_anywhere(small_sweep: Callable[..., SweepSpec]):
+def test_nothing_else_is_written(small_sweep: Callable[..., SweepSpec]):
     spec = small_sweep(tracking="none", search={"trials": 2})
     result = sweeps.run(spec)
     assert result.winner is not None

@@ -1,7 +1,7 @@
-"""Classifiers of several layers, and of cosines, start as one linear head that gives what the model itself returns.
+"""Several classifier layers, and cosine classifiers, start as one linear head that reproduces the model's output.
 
-A layer of `W f + b` alone gives it to the bit (`test_imported`). Here sums are in another order, or rows and features
-are divided by their lengths first, so logits are compared to a few float32 roundings: 1e-5 of the largest.
+A single layer `W f + b` reproduces it bit for bit (`test_backbone`). Here sums are in another order, or rows and
+features are normalised first, so logits are compared to 1e-5 of the largest.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.imported import CLASSES, make_bank, own_output, save_theirs, scrambled, theirs, warm_logits
-from support.their_models import CLASSIFIERS, Ride, Tiny
+from support.external_models import CLASSIFIERS, Ride, Tiny
+from support.imported import CLASSES, external_bank, make_bank, own_output, save_external, scrambled, warm_logits
 from torch import Tensor, nn
 
 from lt_train.backbones.imported.classifier import FeaturesOf, find_classifiers
@@ -47,23 +47,23 @@ def identity(bank: FeatureBank) -> dict[str, Any]:
 def test_experts_are_found_and_give_the_mean_that_the_model_returns(
     small: DatasetSpec, tmp_path: Path, allowed: str, arguments: dict[str, Any], note: str
 ) -> None:
-    model = save_theirs(Ride(**arguments), tmp_path)
-    bank = theirs(tmp_path, "Ride", arguments)
+    model = save_external(Ride(**arguments), tmp_path)
+    bank = external_bank(tmp_path, "Ride", arguments)
     own = own_output(model, small) if arguments.get("returns") != "named" else own_output(model, small).mean(1)
     assert_same_logits(bank, own[0] if isinstance(own, tuple) else own)
     assert bank.notes[-1].endswith(
-        f"the head starts from the mean of the logits of linears.0, linears.1, linears.2 {note}; features are theirs "
-        "side by side"
+        f"the head starts from the mean of the logits of linears.0, linears.1, linears.2 {note}; features are "
+        "concatenated"
     )
     named = ["linears.0", "linears.1", "linears.2"]
     assert identity(bank)["classifier"] == named
-    assert theirs(tmp_path, "Ride", arguments, classifier=named).fingerprint == bank.fingerprint
+    assert external_bank(tmp_path, "Ride", arguments, classifier=named).fingerprint == bank.fingerprint
 
 
-def test_the_head_of_experts_is_their_rows_side_by_side_over_their_number(tmp_path: Path, allowed: str) -> None:
-    model = save_theirs(Ride(dims=[6, 4]), tmp_path)
+def test_the_head_of_experts_is_the_mean_of_their_concatenated_rows(tmp_path: Path, allowed: str) -> None:
+    model = save_external(Ride(dims=[6, 4]), tmp_path)
     assert isinstance(model, Ride)
-    bank = theirs(tmp_path, "Ride", {"dims": [6, 4]})
+    bank = external_bank(tmp_path, "Ride", {"dims": [6, 4]})
     assert bank.head is not None
     first, second = model.linears
     torch.testing.assert_close(bank.head[0], torch.cat([first.weight, second.weight], dim=1).detach() / 2)
@@ -74,22 +74,22 @@ def test_the_head_of_experts_is_their_rows_side_by_side_over_their_number(tmp_pa
 def test_a_list_of_the_heads_logits_is_averaged_where_the_heads_are_named(
     small: DatasetSpec, tmp_path: Path, allowed: str
 ) -> None:
-    model = save_theirs(Ride(returns="list"), tmp_path)
+    model = save_external(Ride(returns="list"), tmp_path)
     own = own_output(model, small)
-    two = theirs(tmp_path, "Ride", {"returns": "list"}, classifier=["linears.2", "linears.0"])
+    two = external_bank(tmp_path, "Ride", {"returns": "list"}, classifier=["linears.2", "linears.0"])
     assert_same_logits(two, (own[0] + own[2]) / 2)
     for index in range(3):
-        one = theirs(tmp_path, "Ride", {"returns": "list"}, classifier=f"linears.{index}")
+        one = external_bank(tmp_path, "Ride", {"returns": "list"}, classifier=f"linears.{index}")
         assert torch.equal(warm_logits(one), own[index])
-        listed = theirs(tmp_path, "Ride", {"returns": "list"}, classifier=[f"linears.{index}"])
+        listed = external_bank(tmp_path, "Ride", {"returns": "list"}, classifier=[f"linears.{index}"])
         assert listed.fingerprint == one.fingerprint
 
 
 def test_a_published_model_of_two_heads(dataset: DatasetSpec, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     name, arguments = "deit_tiny_distilled_patch16_224", {"num_classes": CLASSES, "img_size": 32}
-    model = save_theirs(timm.create_model(name, **arguments), tmp_path)
-    file = str(tmp_path / "theirs.safetensors")
+    model = save_external(timm.create_model(name, **arguments), tmp_path)
+    file = str(tmp_path / "external.safetensors")
     bank = make_bank(dataset, tmp_path, factory=f"timm:{name}", arguments=arguments, checkpoint=file)
     assert_same_logits(bank, own_output(model, dataset))
     assert "the head starts from the mean of the logits of head, head_dist [5, 384]" in bank.notes[-1]
@@ -98,14 +98,14 @@ def test_a_published_model_of_two_heads(dataset: DatasetSpec, tmp_path: Path) ->
 @pytest.mark.parametrize("times", [1.0, 2.5])
 @pytest.mark.parametrize("hidden", [6, CLASSES], ids=["", "K = D"])
 @pytest.mark.parametrize(("layer", "scale"), [("normed", 1), ("cosine", 16)])
-def test_cosines_start_as_rows_of_one_length_on_directions(
+def test_cosines_start_as_rows_of_equal_length_on_normalised_features(
     small: DatasetSpec, tmp_path: Path, allowed: str, layer: str, scale: float, hidden: int, times: float
 ) -> None:
     arguments = {"layer": layer, "times": times, "hidden": hidden}
-    model = save_theirs(Tiny(**arguments), tmp_path)
+    model = save_external(Tiny(**arguments), tmp_path)
     if layer == "cosine":
         scale = float(model.state_dict()["classifier.scale"])
-    bank = theirs(tmp_path, "Tiny", arguments)
+    bank = external_bank(tmp_path, "Tiny", arguments)
     assert_same_logits(bank, own_output(model, small))
     assert bank.head is not None
     torch.testing.assert_close(bank.head[0].norm(dim=1), torch.full((CLASSES,), scale * times))
@@ -113,59 +113,54 @@ def test_cosines_start_as_rows_of_one_length_on_directions(
     torch.testing.assert_close(bank.test.features.norm(dim=-1), torch.ones(1, 10))
     assert bank.notes[-1].endswith(
         f"the head starts from classifier [5, {hidden}], with rows s W_k / |W_k|, s = {scale * times:.4g}, and bias 0; "
-        "features are directions f / |f|, for nothing else is seen"
+        "features are scaled to length 1"
     )
-    assert identity(bank)["directions"] == ["classifier"]
-    alone = theirs(tmp_path, "Tiny", arguments, use_head=False)
+    assert identity(bank)["normalised"] == ["classifier"]
+    alone = external_bank(tmp_path, "Tiny", arguments, use_head=False)
     torch.testing.assert_close(torch.nn.functional.normalize(alone.test.features, dim=-1), bank.test.features)
-    assert alone.test.features.norm(dim=-1).std() > 0.01, "taken alone they keep their lengths"
+    assert alone.test.features.norm(dim=-1).std() > 0.01, "without the head they keep their lengths"
 
 
-def test_experts_of_cosines_start_with_the_scale_that_comes_after_them(
+def test_experts_of_cosines_start_with_the_scale_applied_after_them(
     small: DatasetSpec, tmp_path: Path, allowed: str
 ) -> None:
     arguments: dict[str, Any] = {"layers": ["normed"] * 3, "s": 20, "dims": [6, 4, 6]}
-    model = save_theirs(Ride(**arguments), tmp_path)
-    bank = theirs(tmp_path, "Ride", arguments)
+    model = save_external(Ride(**arguments), tmp_path)
+    bank = external_bank(tmp_path, "Ride", arguments)
     assert_same_logits(bank, own_output(model, small))
     assert bank.notes[-1].endswith(
-        "linears.0, linears.1, linears.2 [5, 16], with rows s W_k / |W_k|, s = 20, and bias 0; features are theirs "
-        "side by side, as directions f / |f|, for nothing else is seen"
+        "linears.0, linears.1, linears.2 [5, 16], with rows s W_k / |W_k|, s = 20, and bias 0; features are "
+        "concatenated; features are scaled to length 1"
     )
-    assert identity(bank)["directions"] == ["linears.0", "linears.1", "linears.2"]
+    assert identity(bank)["normalised"] == ["linears.0", "linears.1", "linears.2"]
     each = bank.test.features.split([6, 4, 6], dim=-1)
     torch.testing.assert_close(torch.stack([part.norm(dim=-1) for part in each]), torch.ones(3, 1, 10))
 
 
-def test_experts_of_both_forms_start_each_by_its_own_rule(small: DatasetSpec, tmp_path: Path, allowed: str) -> None:
+def test_experts_of_both_forms(small: DatasetSpec, tmp_path: Path, allowed: str) -> None:
     arguments: dict[str, Any] = {"layers": ["linear", "cosine", "unbiased"], "s": 2}
-    model = save_theirs(Ride(**arguments), tmp_path)
-    bank = theirs(tmp_path, "Ride", arguments)
+    model = save_external(Ride(**arguments), tmp_path)
+    bank = external_bank(tmp_path, "Ride", arguments)
     assert_same_logits(bank, own_output(model, small))
-    assert identity(bank)["directions"] == ["linears.1"]
+    assert identity(bank)["normalised"] == ["linears.1"]
     assert bank.notes[-1].endswith(
-        ", and bias 0 of linears.1; features are theirs side by side, those of linears.1 as directions f / |f|, for "
-        "nothing else is seen"
+        ", and bias 0 of linears.1; features are concatenated; features of linears.1 are scaled to length 1"
     )
 
 
 @pytest.mark.parametrize("layer", ["weight_norm", "old_weight_norm", "lookalike"])
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
-def test_layers_that_are_linear_in_another_form_start_as_they_are(
-    small: DatasetSpec, tmp_path: Path, allowed: str, layer: str
-) -> None:
-    model = save_theirs(Tiny(layer), tmp_path)
-    bank = theirs(tmp_path, "Tiny", {"layer": layer})
+def test_other_forms_of_linear_layers(small: DatasetSpec, tmp_path: Path, allowed: str, layer: str) -> None:
+    model = save_external(Tiny(layer), tmp_path)
+    bank = external_bank(tmp_path, "Tiny", {"layer": layer})
     assert_same_logits(bank, own_output(model, small))
     assert bank.notes[-1].endswith("the head starts from classifier [5, 6]")
-    assert "directions" not in identity(bank)
+    assert "normalised" not in identity(bank)
 
 
-def test_what_the_model_multiplies_its_logits_by_is_in_the_head(
-    small: DatasetSpec, tmp_path: Path, allowed: str
-) -> None:
-    model = save_theirs(Tiny(times=0.25), tmp_path)
-    bank = theirs(tmp_path, "Tiny", {"times": 0.25})
+def test_a_factor_of_the_models_logits_is_part_of_the_head(small: DatasetSpec, tmp_path: Path, allowed: str) -> None:
+    model = save_external(Tiny(times=0.25), tmp_path)
+    bank = external_bank(tmp_path, "Tiny", {"times": 0.25})
     assert_same_logits(bank, own_output(model, small))
     assert bank.notes[-1].endswith("the head starts from classifier [5, 6], times 0.25 as in the model")
 
@@ -176,7 +171,7 @@ def test_classifiers_that_are_all_zero_do_not_show_which_the_model_uses() -> Non
     for parameter in model.linears.parameters():
         torch.nn.init.zeros_(parameter)
     with pytest.raises(
-        UserError, match=r"for it: .*, and 3 linear layers make it: linears\.0, linears\.1, linears\.2\."
+        UserError, match=r"for it, because 3 linear layers produce its output: linears\.0, linears\.1, linears\.2\."
     ):
         find_classifiers(model, torch.rand(2, 3, 8, 8), "it")
 
@@ -184,26 +179,30 @@ def test_classifiers_that_are_all_zero_do_not_show_which_the_model_uses() -> Non
 def test_a_layer_is_measured_on_features_of_other_lengths_than_the_models_too() -> None:
     squashed = CLASSIFIERS["squashed"](192, CLASSES)
     model = nn.Sequential(nn.Flatten(), nn.LayerNorm(192, elementwise_affine=False), squashed)
-    with pytest.raises(UserError, match="2 of it is a Squashed whose output is neither"):
+    with pytest.raises(UserError, match=r"2 of it \(Squashed\) must be linear"):
         warm_head(FeaturesOf(model, ["2"], 3), torch.rand(2, 3, 8, 8), "it")
 
 
-def test_where_the_model_returns_something_else_it_is_said(tmp_path: Path, allowed: str) -> None:
-    save_theirs(Ride(returns="softmax"), tmp_path)
-    bank = theirs(tmp_path, "Ride", {"returns": "softmax"}, classifier="linears.1")
-    assert bank.notes[-1].endswith("the head starts from linears.1 [5, 6]; what the model returns is not these logits")
+def test_a_note_if_the_model_returns_something_else(tmp_path: Path, allowed: str) -> None:
+    save_external(Ride(returns="softmax"), tmp_path)
+    bank = external_bank(tmp_path, "Ride", {"returns": "softmax"}, classifier="linears.1")
+    assert bank.notes[-1].endswith(
+        "the head starts from linears.1 [5, 6]; the model returns something else than these logits"
+    )
 
 
 def test_a_checkpoint_of_experts_behind_a_prefix_is_read(small: DatasetSpec, tmp_path: Path, allowed: str) -> None:
     arguments: dict[str, Any] = {"layers": ["normed"] * 3, "s": 30}
     model = scrambled(Ride(**arguments))
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_file(state, tmp_path / "theirs.safetensors")
-    assert_same_logits(theirs(tmp_path, "Ride", arguments), own_output(model, small))
+    save_file(state, tmp_path / "external.safetensors")
+    assert_same_logits(external_bank(tmp_path, "Ride", arguments), own_output(model, small))
 
 
-def test_features_of_several_layers_may_be_taken_alone(tmp_path: Path, allowed: str) -> None:
-    save_theirs(Ride(returns="softmax"), tmp_path)
-    bank = theirs(tmp_path, "Ride", {"returns": "softmax"}, classifier=["linears.0", "linears.2"], use_head=False)
+def test_features_of_several_layers_can_be_used_without_the_head(tmp_path: Path, allowed: str) -> None:
+    save_external(Ride(returns="softmax"), tmp_path)
+    bank = external_bank(
+        tmp_path, "Ride", {"returns": "softmax"}, classifier=["linears.0", "linears.2"], use_head=False
+    )
     assert (bank.head, bank.feature_dim) == (None, 12)
-    assert bank.notes[-1].endswith("features are what flows into linears.0, linears.2, whose weights are not used")
+    assert bank.notes[-1].endswith("features are the inputs of linears.0, linears.2, whose weights are not used")

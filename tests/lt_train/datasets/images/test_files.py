@@ -1,4 +1,4 @@
-"""Images in files: decoded as torchvision does it, the same from files and memory, and what is no image is told."""
+"""Images in files: decoding like torchvision, equality of files and memory, and the report of unreadable images."""
 
 import io
 import os
@@ -14,10 +14,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lt_train.core.errors import DataError
-from lt_train.datasets._images.decode_pool import decode_threads
-from lt_train.datasets._images.decoding import Decoding
-from lt_train.datasets._images.files import ImageFiles, read_ahead
-from lt_train.datasets._images.sources import Files, probe
+from lt_train.datasets._images.checks import probe
+from lt_train.datasets._images.decode import Decoder, set_decode_threads
+from lt_train.datasets._images.files import Files, ImageFiles, read_ahead
 from lt_train.datasets.base import Labelled
 from lt_train.datasets.longtail import take
 
@@ -45,10 +44,10 @@ def images(tmp_path: Path) -> ImageFiles:
 
 
 def opened(root: Path, names: list[str], size: int = 6, resize: int = 8) -> ImageFiles:
-    source, decoding = Files(root, names), Decoding(size, resize)
-    sizes, wrong = probe(source, decoding, whole=False)
+    source, decoder = Files(root, names), Decoder(size, resize)
+    sizes, wrong = probe(source, decoder, whole=False)
     assert wrong == {}
-    return ImageFiles(source, decoding, sizes)
+    return ImageFiles(source, decoder, sizes)
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 30), (30, 41), (17, 17), (8, 90)])
@@ -56,7 +55,7 @@ def opened(root: Path, names: list[str], size: int = 6, resize: int = 8) -> Imag
 def test_resize_and_crop_are_torchvisions(width: int, height: int, size: int, resize: int) -> None:
     image = make_image(width, height)
     expected = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), v2.PILToTensor()])(image)
-    assert torch.equal(torch.from_numpy(Decoding(size, resize)(encoded(image)).copy()), expected)
+    assert torch.equal(torch.from_numpy(Decoder(size, resize)(encoded(image)).copy()), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
@@ -64,18 +63,18 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     image = make_image(6, 6, mode)
     expected = np.asarray(image)
     colours = expected[..., :3] if mode.startswith("RGB") else np.stack([expected.reshape(6, 6, -1)[..., 0]] * 3, -1)
-    assert np.array_equal(Decoding(6, 6)(encoded(image)), colours.transpose(2, 0, 1))
+    assert np.array_equal(Decoder(6, 6)(encoded(image)), colours.transpose(2, 0, 1))
 
 
 def test_a_palette_becomes_its_colours() -> None:
     image = make_image(6, 6).quantize(8)
-    decoded = Decoding(6, 6)(encoded(image, transparency=b"\x00\x80" * 4))
+    decoded = Decoder(6, 6)(encoded(image, transparency=b"\x00\x80" * 4))
     assert np.array_equal(decoded, np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
 def test_cmyk_becomes_rgb() -> None:
     red = Image.new("CMYK", (6, 6), (0, 255, 255, 0))
-    decoded = Decoding(6, 6)(encoded(red, "JPEG", quality=100))
+    decoded = Decoder(6, 6)(encoded(red, "JPEG", quality=100))
     assert decoded.shape == (3, 6, 6)
     assert decoded[0].min() > 250
     assert decoded[1:].max() < 5
@@ -83,35 +82,36 @@ def test_cmyk_becomes_rgb() -> None:
 
 def test_of_sixteen_bits_the_upper_eight_are_taken() -> None:
     grey = np.arange(36, dtype=np.uint16).reshape(6, 6) * 1800
-    decoded = Decoding(6, 6)(encoded(Image.fromarray(grey)))
+    decoded = Decoder(6, 6)(encoded(Image.fromarray(grey)))
     assert np.array_equal(decoded[2], (grey >> 8).astype(np.uint8))
 
 
 @pytest.mark.parametrize("white", [65535, 1023])
 def test_a_grey_ramp_of_a_pgm_stays_a_ramp(white: int) -> None:
     ramp = np.linspace(0, white, 36).round().astype(np.uint16).reshape(6, 6)
-    decoded = Decoding(6, 6)(b"P5 6 6 %d\n" % white + ramp.astype(">u2").tobytes())
+    decoded = Decoder(6, 6)(b"P5 6 6 %d\n" % white + ramp.astype(">u2").tobytes())
     expected = np.floor(ramp / white * 255.999)
     assert np.abs(decoded - expected).max() <= 1
     assert (decoded.min(), decoded.max()) == (0, 255)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_pixels_of_32_bits_are_refused_for_nothing_says_which_is_white(tmp_path: Path, kind: type) -> None:
+def test_pixels_of_32_bits_are_refused(tmp_path: Path, kind: type) -> None:
     (tmp_path / "a.tif").write_bytes(encoded(Image.fromarray(np.ones((6, 6), kind)), "TIFF"))
-    _, wrong = probe(Files(tmp_path, ["a.tif"]), Decoding(6, 6), whole=False)
-    assert wrong == {0: "pixels of 32 bits have no scale; save it with 8 or 16 bits a channel"}
+    _, wrong = probe(Files(tmp_path, ["a.tif"]), Decoder(6, 6), whole=False)
+    assert list(wrong) == [0]
+    assert wrong[0].startswith("pixels of 32 bits")
 
 
-def test_a_rotation_in_exif_is_left_alone() -> None:
+def test_a_rotation_in_exif_is_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = make_image(12, 12)
     plain, turned = (encoded(image, "JPEG", quality=90, **extra) for extra in ({}, {"exif": exif}))
-    assert np.array_equal(Decoding(12, 12)(plain), Decoding(12, 12)(turned))
+    assert np.array_equal(Decoder(12, 12)(plain), Decoder(12, 12)(turned))
 
 
-def test_they_are_read_like_a_tensor(images: ImageFiles) -> None:
+def test_they_are_indexed_like_a_tensor(images: ImageFiles) -> None:
     whole = images[:]
     assert (len(images), images.shape, whole.shape, whole.dtype) == (7, whole.shape, (7, 3, 6, 6), torch.uint8)
     assert torch.equal(images[2:5], whole[2:5])
@@ -134,14 +134,14 @@ def test_files_and_memory_are_the_same(images: ImageFiles) -> None:
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_they_travel(images: ImageFiles, held: bool) -> None:
-    arrived = pickle.loads(pickle.dumps(images.hold() if held else images))
-    assert arrived.in_memory is held
-    assert torch.equal(arrived[:], images[:])
-    assert arrived.digest() == images.digest()
+def test_they_can_be_pickled(images: ImageFiles, held: bool) -> None:
+    unpickled = pickle.loads(pickle.dumps(images.hold() if held else images))
+    assert unpickled.in_memory is held
+    assert torch.equal(unpickled[:], images[:])
+    assert unpickled.digest() == images.digest()
 
 
-def test_labelled_images_are_taken_and_hashed_in_both_ways(images: ImageFiles) -> None:
+def test_taking_and_hashing_labelled_images_in_files_and_memory(images: ImageFiles) -> None:
     labels, chosen = torch.arange(7), torch.tensor([3, 2])
     in_files, in_memory = (take(Labelled(one, labels), chosen) for one in (images, images.hold()))
     tensor = take(Labelled(images[:], labels), chosen)
@@ -150,7 +150,7 @@ def test_labelled_images_are_taken_and_hashed_in_both_ways(images: ImageFiles) -
     assert in_files.digest() != take(Labelled(images, labels + 1), chosen).digest()
 
 
-def test_the_digest_follows_names_sizes_order_and_decoding_but_not_the_place(
+def test_the_digest_covers_names_sizes_order_and_decoding_but_not_the_location(
     tmp_path: Path, images: ImageFiles
 ) -> None:
     digest, names = images.digest(), images.names
@@ -176,7 +176,7 @@ def test_reading_ahead_gives_every_batch_in_order(images: ImageFiles, held: bool
         assert torch.equal(read, whole[batch])
 
 
-def test_reading_ahead_may_be_left_early_and_tells_what_broke(tmp_path: Path, images: ImageFiles) -> None:
+def test_reading_ahead_can_stop_early_and_raises_errors(tmp_path: Path, images: ImageFiles) -> None:
     batches = [slice(start, start + 1) for start in range(7)]
     assert len(next(read_ahead(images, batches))) == 1
     (tmp_path / "4.jpg").unlink()
@@ -185,35 +185,33 @@ def test_reading_ahead_may_be_left_early_and_tells_what_broke(tmp_path: Path, im
 
 
 @pytest.fixture
-def as_many_threads_as_before() -> Iterator[None]:
+def reset_threads() -> Iterator[None]:
     yield
-    decode_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    set_decode_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_as_many_threads_decode_as_were_asked_for(
-    images: ImageFiles, as_many_threads_as_before: None, count: int
-) -> None:
+def test_the_number_of_decode_threads_is_respected(images: ImageFiles, reset_threads: None, count: int) -> None:
     together, seen = threading.Barrier(count), set[int]()
 
     class Watched:
         names = images.names[:6]
 
         def read(self, index: int) -> bytes:
-            together.wait(60)  # breaks where fewer are there
+            together.wait(60)  # times out with fewer threads
             seen.add(threading.get_ident())
             return images.source.read(index)
 
         def ends(self, index: int) -> tuple[int, bytes, bytes]:
             return images.source.ends(index)
 
-    decode_threads(count)
-    watched = ImageFiles(Watched(), images.decoding, np.zeros(6, dtype=np.int64))
+    set_decode_threads(count)
+    watched = ImageFiles(Watched(), images.decoder, np.zeros(6, dtype=np.int64))
     assert torch.equal(watched[:], images[:6])
     assert len(seen) == count
 
 
-def test_what_is_wrong_is_told_of_each(tmp_path: Path) -> None:
+def test_every_defect_is_reported(tmp_path: Path) -> None:
     good = encoded(make_image(60, 60), "JPEG")
     contents = {
         "good.jpg": good,
@@ -230,13 +228,13 @@ def test_what_is_wrong_is_told_of_each(tmp_path: Path) -> None:
     (tmp_path / "itself.jpg").symlink_to("itself.jpg")
     names = [*contents, "folder.jpg", "itself.jpg", "long" * 99, "nul\0.jpg", "good.jpg/below.jpg", "missing.jpg"]
     done: list[int] = []
-    sizes, wrong = probe(Files(tmp_path, names), Decoding(6, 6), whole=False, report=done.append)
+    sizes, wrong = probe(Files(tmp_path, names), Decoder(6, 6), whole=False, on_checked=done.append)
     reasons = {names[index]: reason for index, reason in wrong.items()}
     assert list(reasons) == names[3:]
     assert (reasons["empty.jpg"], reasons["missing.jpg"]) == ("0 bytes", "missing")
     assert reasons["good.jpg/below.jpg"] == "missing"
     assert "truncated" in reasons["truncated.jpg"]
-    assert reasons["page.jpg"] == "no image of a known format"
+    assert reasons["page.jpg"] == "not an image of a known format"
     assert sizes[:2].tolist() == [len(good), len(good) + 9]
     assert sum(done) == len(names)
 
@@ -245,23 +243,23 @@ def test_an_image_that_is_a_program_is_refused_and_not_run(tmp_path: Path) -> No
     trace = tmp_path / "it ran"
     program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n({trace}) (w) file closefile\n"
     (tmp_path / "a.jpg").write_text(program)
-    assert probe(Files(tmp_path, ["a.jpg"]), Decoding(6, 6), whole=True)[1] == {0: "no image of a known format"}
+    assert probe(Files(tmp_path, ["a.jpg"]), Decoder(6, 6), whole=True)[1] == {0: "not an image of a known format"}
     assert not trace.exists()
 
 
-def test_what_breaks_inside_a_jpeg_is_found_by_the_whole_check_and_else_when_read(tmp_path: Path) -> None:
+def test_damage_inside_a_jpeg_is_found_by_the_whole_check_or_when_read(tmp_path: Path) -> None:
     good = encoded(make_image(60, 60), "JPEG")
     (tmp_path / "a.jpg").write_bytes(good[: len(good) // 2] + b"\xff\xd9")
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 50 + b"\xff\xd9")
-    source, decoding = Files(tmp_path, ["a.jpg", "b.jpg"]), Decoding(6, 6)
-    sizes, wrong = probe(source, decoding, whole=False)
+    source, decoder = Files(tmp_path, ["a.jpg", "b.jpg"]), Decoder(6, 6)
+    sizes, wrong = probe(source, decoder, whole=False)
     assert wrong == {}
-    assert 1 in probe(source, decoding, whole=True)[1]
+    assert 1 in probe(source, decoder, whole=True)[1]
     with pytest.raises(DataError, match=r"image b\.jpg cannot be decoded .* check: whole"):
-        ImageFiles(source, decoding, sizes)[:]
+        ImageFiles(source, decoder, sizes)[:]
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "PPM", "TIFF", "WEBP"])
 def test_other_formats_are_read(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").write_bytes(encoded(make_image(6, 6), kind))
-    assert probe(Files(tmp_path, ["a"]), Decoding(6, 6), whole=False)[1] == {}
+    assert probe(Files(tmp_path, ["a"]), Decoder(6, 6), whole=False)[1] == {}

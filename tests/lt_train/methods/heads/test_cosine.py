@@ -1,4 +1,4 @@
-"""The cosine head sees directions only. Stacking: see test_every_head.py."""
+"""The cosine head depends on directions only. Stacks are tested in test_every_head.py."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ START = (torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([5.0, 6.0]))
 
 
 def test_by_hand() -> None:
-    # Rows are (.6, .8) and (0, -1); the feature's direction is (.8, .6). The bias is dropped.
+    # Rows are (0.6, 0.8) and (0, -1); the feature's direction is (0.8, 0.6). The bias is dropped.
     module = Cosine(scale=10.0).module(START)
     assert module(torch.tensor([4.0, 3.0])).tolist() == pytest.approx([9.6, -6.0])
     # OLTR's squashing keeps |f| / (1 + |f|) = 5/6 of it.
@@ -23,7 +23,7 @@ def test_rows_start_as_unit_directions() -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-3, 7.0, 1e4])
-def test_the_lengths_of_rows_and_features_do_not_count(factor: float) -> None:
+def test_the_norms_of_rows_and_features_do_not_matter(factor: float) -> None:
     features = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
     module = Cosine().module(START)
     expected = module(features).detach()
@@ -34,7 +34,7 @@ def test_the_lengths_of_rows_and_features_do_not_count(factor: float) -> None:
 
 
 @pytest.mark.parametrize("squash", [False, True])
-def test_a_feature_of_zeros_has_no_opinion(squash: bool) -> None:
+def test_a_feature_of_zeros_has_logits_0(squash: bool) -> None:
     spec = Cosine(squash=squash)
     zeros = torch.zeros(1, 3, 2)
     assert spec.module(START)(zeros).tolist() == [[[0.0, 0.0]] * 3]
@@ -42,7 +42,7 @@ def test_a_feature_of_zeros_has_no_opinion(squash: bool) -> None:
     assert stacked.logits(spec.inputs(zeros, None)).tolist() == [[[[0.0, 0.0]]] * 3]
 
 
-def test_a_row_of_zeros_has_no_opinion() -> None:
+def test_a_row_of_zeros_has_logit_0() -> None:
     module = Cosine().module((torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2)))
     stacked = Cosine().stack([[module]], {"scale": torch.full((1, 1, 1), 30.0)}, "cpu")
     features = torch.tensor([[[4.0, 3.0]]])

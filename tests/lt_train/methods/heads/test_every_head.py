@@ -1,6 +1,6 @@
-"""Every head, as a plain module and stacked: equal logits, autograd's gradients, states that go round.
+"""Every head, as a plain module and stacked: equal logits, gradients of autograd, states that round-trip.
 
-The heads are the registry's, and an option of a head makes a variant for each of its values.
+The heads are those of the registry, with one variant per value of each option.
 """
 
 import copy
@@ -16,7 +16,7 @@ SEEDS, BATCH, LANES, CLASSES, DIM = 2, 5, 3, 4, 6
 
 
 def variants() -> list[typing.Any]:
-    """Every head as it is by default, and with every value of each of its options."""
+    """Every head with its defaults, and with every value of each of its options."""
     found = []
     for kind, spec in HEADS.kinds().items():
         found.append(pytest.param(spec(), id=kind))
@@ -38,7 +38,7 @@ def draw_start(seed: int, classes: int = CLASSES, dim: int = DIM) -> Classifier:
 
 
 class Case:
-    """S x T modules with parameters of their own, what they were stacked to, and a batch."""
+    """S x T modules with different parameters, their stack, and a batch."""
 
     def __init__(self, spec: HeadSpec, classes: int = CLASSES, dim: int = DIM, batch: int = BATCH) -> None:
         self.start = draw_start(100, classes, dim)
@@ -55,7 +55,7 @@ class Case:
     def _module(self, spec: HeadSpec, s: int, t: int, classes: int, dim: int) -> nn.Module:
         own = spec.model_copy(update={name: float(value[s, 0, t]) for name, value in self.lanes.items()})
         seed = 10 * s + t
-        # A head that only re-scales a classifier shares it with every other lane.
+        # Heads that re-scale a classifier share it between lanes.
         module = own.module(self.start if spec.needs_classifier else draw_start(seed, classes, dim)).double()
         with torch.no_grad():
             for number, parameter in enumerate(module.parameters()):
@@ -83,7 +83,7 @@ def test_stacked_logits_are_those_of_every_module(spec: HeadSpec) -> None:
 @pytest.mark.parametrize("keep", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("decays", [False, True])
 @pytest.mark.parametrize(("classes", "dim", "batch"), [(CLASSES, DIM, BATCH), (2, 3, 1), (3, 1, 2)])
-def test_accumulated_gradients_are_autograds(
+def test_accumulated_gradients_equal_autograd(
     spec: HeadSpec, keep: float, decays: bool, classes: int, dim: int, batch: int
 ) -> None:
     case = Case(spec, classes, dim, batch)
@@ -95,7 +95,7 @@ def test_accumulated_gradients_are_autograds(
     logits = head.logits(case.inputs_SBI)
     head.accumulate(into, case.inputs_SBI, logits, grad, keep, decay if decays else None)
     for name, tensor in head.parameters.items():
-        assert torch.equal(tensor, unchanged[name]), "only `into` is to be changed"
+        assert torch.equal(tensor, unchanged[name]), "only `into` may change"
     for s, row in enumerate(case.modules_ST):
         for t, module in enumerate(row):
             parameters = dict(module.named_parameters())
@@ -112,7 +112,7 @@ def test_accumulated_gradients_are_autograds(
 
 
 @every_head
-def test_a_state_makes_the_same_module_again(spec: HeadSpec) -> None:
+def test_a_state_restores_the_module(spec: HeadSpec) -> None:
     case = Case(spec)
     for s, row in enumerate(case.modules_ST):
         for t, module in enumerate(row):
@@ -126,7 +126,7 @@ def test_a_state_makes_the_same_module_again(spec: HeadSpec) -> None:
 
 
 @every_head
-def test_what_is_trained_is_copied_into_a_state(spec: HeadSpec) -> None:
+def test_states_are_copies(spec: HeadSpec) -> None:
     stacked = Case(spec).stacked
     before = {name: tensor.clone() for name, tensor in stacked.state(1, 2).items()}
     for name in stacked.parameters:
@@ -136,7 +136,7 @@ def test_what_is_trained_is_copied_into_a_state(spec: HeadSpec) -> None:
 
 
 @every_head
-def test_a_module_keeps_copies_of_what_it_starts_from(spec: HeadSpec) -> None:
+def test_a_module_copies_its_start(spec: HeadSpec) -> None:
     start = draw_start(7)
     module, kept = spec.module(start), (start[0].clone(), start[1].clone())
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_a_module_keeps_copies_of_what_it_starts_from(spec: HeadSpec) -> None:
 
 
 @every_head
-def test_the_mean_over_views_may_be_taken_on_the_inputs_where_the_head_says_so(spec: HeadSpec) -> None:
+def test_the_mean_over_views_may_be_taken_of_the_inputs_of_affine_heads(spec: HeadSpec) -> None:
     case = Case(spec)
     views_VSBI = torch.stack([case.inputs_SBI, spec.inputs(draw(SEEDS, BATCH, DIM, seed=8), case.start)])
     mean = torch.stack([case.stacked.logits(view).clone() for view in views_VSBI]).mean(dim=0)
@@ -156,7 +156,7 @@ def test_the_mean_over_views_may_be_taken_on_the_inputs_where_the_head_says_so(s
 
 
 @pytest.mark.parametrize("spec", [param for param in variants() if type(param.values[0]).has_rows])
-def test_rows_are_measured_where_there_are_any(spec: HeadSpec) -> None:
+def test_row_norms(spec: HeadSpec) -> None:
     case = Case(spec)
     norms, bias = case.stacked.row_norms()
     assert norms.shape == bias.shape == (SEEDS, 1, LANES, CLASSES)
@@ -167,7 +167,7 @@ def test_rows_are_measured_where_there_are_any(spec: HeadSpec) -> None:
 
 
 @every_head
-def test_a_warm_head_judges_as_stage_1_did_unless_it_sees_directions(spec: HeadSpec) -> None:
+def test_a_head_starts_with_the_logits_of_stage_1_unless_it_normalises(spec: HeadSpec) -> None:
     start, features = draw_start(7), draw(20, DIM)
     expected = nn.functional.linear(features, *start)
     found = spec.module(start).double()(features)
@@ -176,6 +176,6 @@ def test_a_warm_head_judges_as_stage_1_did_unless_it_sees_directions(spec: HeadS
 
 
 @every_head
-def test_says_how_many_numbers_are_trained(spec: HeadSpec) -> None:
+def test_num_parameters(spec: HeadSpec) -> None:
     module: nn.Module = spec.module(draw_start(0))
-    assert spec.trained_numbers(CLASSES, DIM) == sum(parameter.numel() for parameter in module.parameters())
+    assert spec.num_parameters(CLASSES, DIM) == sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""The linear head is torch.nn.Linear, drawn from nobody's generator. Stacking: see test_every_head.py."""
+"""The linear head is torch.nn.Linear and draws no random numbers. Stacks are tested in test_every_head.py."""
 
 import torch
 
@@ -12,13 +12,13 @@ def test_it_is_torchs_linear_layer() -> None:
     assert module(torch.tensor([3.0, 4.0])).tolist() == [21.0, 16.0]
 
 
-def test_making_one_leaves_the_global_generator_alone() -> None:
+def test_construction_does_not_use_the_global_generator() -> None:
     state = torch.random.get_rng_state()
     Linear().module((torch.zeros(3, 4), torch.zeros(3)))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_stacked_weights_of_all_lanes_stand_side_by_side() -> None:
+def test_stacks_concatenate_the_weights_of_all_lanes() -> None:
     modules = [[Linear().module((torch.full((3, 5), float(lane)), torch.zeros(3))) for lane in range(2)]]
     stacked = Linear().stack(modules, {}, "cpu")
     weight = stacked.parameters["weight"]

@@ -1,0 +1,124 @@
+"""Residual networks: `resnet32` and `resnet34` for small images, `resnet50` and `resnext50` for ImageNet-sized ones.
+
+ResNet-32 is He et al.'s CIFAR form as used by LDAM; ResNet-34 is the ImageNet form with a stem for small images as
+used by LTWB and the paper. Both take images of at least 16 x 16 pixels. ResNet-50 and ResNeXt-50 are torchvision's, for
+images of about 224 pixels, as ImageNet-LT, iNaturalist and Places-LT papers use them. To use a checkpoint trained
+elsewhere, see `backbones.imported`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lt_train.backbones.base import BackboneSpec
+from lt_train.backbones.imported.factory import make_model
+
+__all__ = ["BasicBlock", "ResNeXt50", "ResNet32", "ResNet34", "ResNet50"]
+
+
+class ResNet32(BackboneSpec):
+    """Three stages of five basic blocks, widths 16, 32, 64, parameter-free shortcuts (option A); D = 64."""
+
+    kind: Literal["resnet32"] = "resnet32"
+
+    def build(self, in_channels: int) -> tuple[nn.Module, int]:
+        """The network and its D, with He initialisation as in LDAM's code."""
+        network = _network(in_channels, widths=(16, 32, 64), depths=(5, 5, 5), projected=False)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        return network, 64
+
+
+class ResNet34(BackboneSpec):
+    """Stages of 3, 4, 6, 3 basic blocks, widths 64 to 512, 3 x 3 stem without max-pooling; D = 512."""
+
+    kind: Literal["resnet34"] = "resnet34"
+
+    def build(self, in_channels: int) -> tuple[nn.Module, int]:
+        """The network and its D, with torch's initialisation of convolutions."""
+        return _network(in_channels, widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), projected=True), 512
+
+
+class ResNet50(BackboneSpec):
+    """ResNet-50 (He et al. 2016), 7 x 7 stem with max-pooling; D = 2048."""
+
+    kind: Literal["resnet50"] = "resnet50"
+
+    def build(self, in_channels: int) -> tuple[nn.Module, int]:
+        """The network without its classifier, with torchvision's initialisation, and its D."""
+        return _torchvision_network("resnet50", in_channels)
+
+
+class ResNeXt50(BackboneSpec):
+    """ResNeXt-50 32x4d (Xie et al. 2017), 7 x 7 stem with max-pooling; D = 2048."""
+
+    kind: Literal["resnext50"] = "resnext50"
+
+    def build(self, in_channels: int) -> tuple[nn.Module, int]:
+        """The network without its classifier, with torchvision's initialisation, and its D."""
+        return _torchvision_network("resnext50_32x4d", in_channels)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch norm around a shortcut (He et al. 2016, Fig. 2).
+
+    Where the shape changes, the shortcut is a 1 x 1 convolution with batch norm (`projected`, option B), or every
+    second pixel, zero-padded to the new number of channels on both sides (option A).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, projected: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride, self.added = stride, out_channels - in_channels
+        self.projection: nn.Module | None = None
+        if projected and (stride != 1 or self.added):
+            self.projection = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[B, in, H, W] -> [B, out, H/stride, W/stride]`."""
+        outputs = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(inputs)))))
+        if self.projection is not None:
+            shortcut = self.projection(inputs)
+        elif self.added or self.stride != 1:
+            before = self.added // 2
+            subsampled = inputs[:, :, :: self.stride, :: self.stride]
+            shortcut = functional.pad(subsampled, (0, 0, 0, 0, before, self.added - before))
+        else:
+            shortcut = inputs
+        return torch.relu(outputs + shortcut)
+
+
+def _network(in_channels: int, widths: tuple[int, ...], depths: tuple[int, ...], projected: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(inplace=True),
+    ]
+    channels = widths[0]
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        for block in range(depth):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(BasicBlock(channels, width, stride, projected))
+            channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _torchvision_network(name: str, in_channels: int) -> tuple[nn.Module, int]:
+    """The torchvision network `name` with a stem for `in_channels` and an identity as last layer, and its D."""
+    network: Any = make_model(f"torchvision:{name}", {})
+    if in_channels != 3:
+        network.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as in torchvision
+    dim: int = network.fc.in_features
+    network.fc = nn.Identity()
+    return network, dim

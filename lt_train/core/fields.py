@@ -1,0 +1,197 @@
+"""What the fields of a specification declare about themselves, and the functions that read it.
+
+A declaration is an object in the field's `Annotated`: a marker such as `PATH` or `BATCHED`, or a `Shorthand`. The core
+reads declarations and needs no list of kinds or of field names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+__all__ = [
+    "BATCHED",
+    "NOT_IDENTITY",
+    "PATH",
+    "STATIC",
+    "Marker",
+    "Shorthand",
+    "expand",
+    "has_marker",
+    "lane_values",
+    "marked_fields",
+    "part_of",
+    "static_fields",
+]
+
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A declaration without parameters, for example `data: Annotated[str, PATH]`."""
+
+    name: str
+
+
+PATH = Marker("path")
+"""The value is a path in the file system (or a list of paths). Relative paths are relative to the sweep file."""
+
+NOT_IDENTITY = Marker("not identity")
+"""The value changes how something is computed, not what: it is left out of fingerprints."""
+
+BATCHED = Marker("batched")
+"""The value may differ between the lanes of one fused pack. For float fields of methods and of their parts."""
+
+STATIC = Marker("static")
+"""Only runs that agree on the value share a pack."""
+
+
+def has_marker(field: FieldInfo, marker: Marker) -> bool:
+    """Whether a field declares `marker`, itself or inside a union or a list, as `Annotated[str, PATH] | None` does."""
+    return marker in field.metadata or _has_marker(field.annotation, marker)
+
+
+def _has_marker(annotation: Any, marker: Marker) -> bool:
+    if marker in getattr(annotation, "__metadata__", ()):
+        return True
+    return any(_has_marker(inner, marker) for inner in get_args(annotation))
+
+
+def marked_fields(model: type[BaseModel], marker: Marker) -> tuple[str, ...]:
+    """Names of the fields of `model` that declare `marker`, in the order of declaration; nested models not included."""
+    return tuple(name for name, field in model.model_fields.items() if has_marker(field, marker))
+
+
+def _is_batched(field: FieldInfo) -> bool:
+    """Whether a field is a lane value; a plain float that declares neither `BATCHED` nor `STATIC` is one."""
+    return field.annotation is float and not has_marker(field, STATIC)
+
+
+def lane_values(spec: BaseModel) -> dict[str, float]:
+    """The batched fields by dotted path, for example `lr` and `head.scale`."""
+    return dict(_lane_values(spec))
+
+
+def _lane_values(spec: BaseModel) -> Iterator[tuple[str, float]]:
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        if _is_batched(field):
+            yield name, value
+        elif isinstance(value, BaseModel):
+            yield from ((f"{name}.{inner}", number) for inner, number in _lane_values(value))
+
+
+def static_fields(spec: BaseModel) -> dict[str, Any]:
+    """All other fields, nested, as in the JSON document."""
+    document = spec.model_dump(mode="json")
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        if _is_batched(field):
+            del document[name]
+        elif isinstance(value, BaseModel):
+            document[name] = static_fields(value)
+    return document
+
+
+def part_of(lanes: Mapping[str, ValueT], part: str) -> dict[str, ValueT]:
+    """The lane values of one part by their own names: `head.scale` becomes `scale` for the part `head`."""
+    return {name.removeprefix(f"{part}."): value for name, value in lanes.items() if name.startswith(f"{part}.")}
+
+
+@dataclass(frozen=True)
+class Shorthand:
+    """Declares short forms of a field: a bare word instead of a mapping, or a mapping without its kind.
+
+    Attributes:
+        words: the bare words that the JSON schema offers.
+        meanings: what each word stands for, where that is not `{kind: word}`.
+        default_kind: the kind of a mapping that names none.
+        each: the field is a list, and the shorthand applies to its items.
+        inside: the field of the mapping whose kind the word names, if it does not name the mapping's own.
+    """
+
+    words: tuple[str, ...]
+    meanings: Mapping[str, Mapping[str, Any]] | None = None
+    default_kind: str | None = None
+    each: bool = False
+    inside: str | None = None
+
+    def expand(self, value: Any) -> Any:
+        """The long form of `value`. Any other value is returned unchanged and is left to the schema to validate."""
+        if self.each and isinstance(value, list):
+            return [self._expand(item) for item in value]
+        return value if self.each else self._expand(value)
+
+    def _expand(self, value: Any) -> Any:
+        if isinstance(value, str):
+            if self.meanings is None:
+                return {"kind": value} if self.inside is None else {self.inside: {"kind": value}}
+            return dict(self.meanings[value]) if value in self.meanings else value
+        if self.default_kind is not None and isinstance(value, dict) and "kind" not in value:
+            return {"kind": self.default_kind, **value}
+        return value
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The long form or one of the words."""
+        long = handler(schema)
+        word = {"type": "string", "enum": list(self.words)}
+        if not self.each:
+            return {"anyOf": [long, word]}
+        lists = [option for option in long.get("anyOf", [long]) if "items" in option]
+        for option in lists:
+            option["items"] = {"anyOf": [option["items"], word]}
+        return long
+
+
+def expand(model: type[BaseModel], document: Any) -> Any:
+    """`document` with all short forms of `model` and of its nested models written out.
+
+    Documents are validated as JSON (see `lt_train.core.registry.Spec`). pydantic does not support that behind a
+    validator that rewrites its input, so short forms are expanded before validation. Other values stay unchanged and
+    are left to the schema to validate.
+    """
+    if not isinstance(document, dict):
+        return document
+    expanded = dict(document)
+    for name, field in model.model_fields.items():
+        if name not in expanded:
+            continue
+        for mark in field.metadata:
+            if isinstance(mark, Shorthand):
+                expanded[name] = mark.expand(expanded[name])
+        if isinstance(expanded[name], str) and _is_kind(field.annotation):
+            # A method may narrow a part to one kind. Its word is accepted too, and a wrong word is reported as a kind.
+            expanded[name] = {"kind": expanded[name]}
+        expanded[name] = _expand_inside(_models(field.annotation), expanded[name])
+    return expanded
+
+
+def _is_kind(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel) and "kind" in annotation.model_fields
+
+
+def _expand_inside(models: Mapping[str, type[BaseModel]], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expand_inside(models, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    model = next(iter(models.values())) if len(models) == 1 else models.get(str(value.get("kind")))
+    return value if model is None else expand(model, value)
+
+
+def _models(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The models that an annotation allows, by kind: itself, or the members of a union or a list, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        kind = annotation.model_fields.get("kind")
+        return {str(kind.default) if kind else "": annotation}
+    found: dict[str, type[BaseModel]] = {}
+    for inner in get_args(annotation):
+        found |= _models(inner)
+    return found

@@ -1,1 +1,0 @@
-"""Constraints on a head's weights during training: one file a kind."""

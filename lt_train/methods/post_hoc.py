@@ -1,0 +1,125 @@
+"""Post-hoc adjustments: affine maps of the logits, `z'_k = scale_k z_k + offset_k`, applied at evaluation only.
+
+They need no training, so a whole grid of adjustments is evaluated on one set of logits.
+
+Shapes: K classes, `...` any lane axes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lt_train.core.fields import BATCHED
+from lt_train.core.registry import KindSpec, Registry
+from lt_train.losses.priors import Prior, log_prior, prior_incompatibility
+
+__all__ = ["POST_HOC", "Adjusted", "LogitAdjust", "PostHocSpec", "TauNorm"]
+
+
+class PostHocSpec(KindSpec):
+    """Base class of post-hoc adjustments.
+
+    Class attributes:
+        needs_rows: it reads the norms of weight rows, so the head must have weight rows whose norm matters.
+        corrects_prior: it removes the class frequencies from the logits. A method must not do that twice.
+    """
+
+    needs_rows: ClassVar[bool] = False
+    corrects_prior: ClassVar[bool] = False
+
+    @abstractmethod
+    def affine(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, row_norms: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`(scale, offset)`, each broadcastable to `[..., K]`.
+
+        Args:
+            lanes: the batched fields of this spec, each broadcastable to `[..., 1]`.
+            class_counts: int64 `[K]`, training images per class.
+            row_norms: `[..., K]`, norms of the weight rows of the head; None unless `needs_rows`.
+            bias: `[..., K]`, bias of the head; None unless `needs_rows`.
+        """
+
+    def incompatibility(self, class_counts: Tensor) -> str:
+        """Why this adjustment cannot be applied to data with these class counts `[K]`; empty if it can."""
+        return ""
+
+
+class Adjusted(nn.Module):
+    """A head with its adjustment: `scale head(f) + offset`, both `[K]` and not trained."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, head: nn.Module, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[..., K]` of features `[..., D]`."""
+        logits: Tensor = self.head(features)
+        return self.scale * logits + self.offset
+
+
+class LogitAdjust(PostHocSpec):
+    """Subtracts the log prior from the logits, `z_k - tau log p_k`; tau = 0 leaves them unchanged.
+
+    Source: Menon et al. 2021, Long-tail learning via logit adjustment; paper, Table 1.
+    """
+
+    corrects_prior: ClassVar[bool] = True
+
+    kind: Literal["logit_adjust"] = "logit_adjust"
+    tau: Annotated[float, BATCHED, Field(ge=0, description="factor of the log prior that is subtracted, >= 0")] = 1.0
+    prior: Prior = None
+
+    def affine(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, row_norms: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `PostHocSpec.affine`."""
+        offset = -lanes["tau"] * log_prior(self.prior, class_counts)
+        return torch.ones_like(offset), offset
+
+    def incompatibility(self, class_counts: Tensor) -> str:
+        """See `PostHocSpec.incompatibility`."""
+        return prior_incompatibility(self.prior, class_counts)
+
+
+class TauNorm(PostHocSpec):
+    """Divides each weight row by its norm to the power tau, `z_k = (W_k / |W_k|^tau) f`; tau = 1 gives unit rows.
+
+    Source: Kang et al. 2020, Decoupling Representation and Classifier; paper, Table 1.
+    """
+
+    needs_rows: ClassVar[bool] = True
+
+    kind: Literal["tau_norm"] = "tau_norm"
+    tau: Annotated[
+        float, BATCHED, Field(ge=0, description="exponent of the row norm, >= 0; usually searched from 0 to 2")
+    ] = 1.0
+    bias: Annotated[
+        Literal["drop", "keep"],
+        Field(description="drop: leave out the bias, as the original does; keep: keep it unscaled, as LTWB does"),
+    ] = "drop"
+
+    def affine(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, row_norms: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `PostHocSpec.affine`."""
+        assert row_norms is not None, "a head without rows is rejected"
+        assert bias is not None, "a head without rows is rejected"
+        scale = row_norms.clamp(min=1e-12).pow(-lanes["tau"])  # finite for a row of zeros, whose logit is 0
+        # The logits contain the bias: the offset removes it, or restores it unscaled.
+        return scale, -scale * bias if self.bias == "drop" else (1.0 - scale) * bias
+
+
+POST_HOC = Registry("lt_train.methods.post_hoc", PostHocSpec)  # type: ignore[type-abstract]
+"""The plugin group of post-hoc adjustments."""

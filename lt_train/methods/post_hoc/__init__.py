@@ -1,1 +1,0 @@
-"""Adjustments of a finished head that cost no training: one file a kind."""

@@ -1,0 +1,59 @@
+"""Methods that re-scale the frozen stage-1 classifier: `LWS` and `DisAlign`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lt_train.core.fields import BATCHED
+from lt_train.losses.base import Loss
+from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.methods import heads
+from lt_train.methods.base import CrossEntropyMethod, LearningRate, Sampler, TrainedMethod, WeightDecay
+from lt_train.methods.samplers import ClassBalanced
+
+__all__ = ["LWS", "DisAlign"]
+
+
+class LWS(CrossEntropyMethod):
+    """Learnable weight scaling: trains one factor per class on the stage-1 logits, with class-balanced batches.
+
+    Source: Kang et al. 2020, Decoupling Representation and Classifier; learning rate 0.2 and weight decay 5e-4 are from
+    its code. Other samplers are allowed. Paper, Table 1.
+    """
+
+    kind: Literal["lws"] = "lws"
+    lr: LearningRate = 0.2
+    weight_decay: WeightDecay = 5e-4
+    head: heads.LWS = Field(default=heads.LWS(), description="one factor per class on the stage-1 logits")
+    sampler: Sampler = Field(default=ClassBalanced(), description="order in which training images are visited")
+
+
+class DisAlign(TrainedMethod):
+    """Distribution alignment: trains a factor and an offset per class and a confidence gate on the frozen stage-1 head.
+
+    Cross entropy is weighted by `K n_y^-rho / sum_k n_k^-rho`. Source: Zhang et al. 2021, Distribution Alignment: A
+    Unified Framework for Long-tail Visual Recognition (rho 1.5 on ImageNet-LT; the released configuration has rho 1.2,
+    learning rate 0.1, weight decay 5e-4, batches of 256 and 10 epochs); paper, Table 2.
+    """
+
+    corrects_prior: ClassVar[bool] = True
+    needs_all_classes: ClassVar[bool] = True
+
+    kind: Literal["disalign"] = "disalign"
+    head: heads.DisAlign = Field(
+        default=heads.DisAlign(), description="factors, offsets and gate on the logits of the stage-1 classifier"
+    )
+    rho: Annotated[
+        float,
+        BATCHED,
+        Field(ge=0, description="exponent of the class sizes in the weights, >= 0; 0 gives equal weights"),
+    ] = 1.5
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        shares = (-lanes["rho"].unsqueeze(-1) * class_counts.log()).softmax(dim=-1)
+        return CrossEntropy(weight=len(class_counts) * shares)

@@ -1,0 +1,89 @@
+"""Losses that weight images: `Focal`, and `ClassBalanced` by the effective number of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lt_train.core.fields import BATCHED
+from lt_train.losses.base import Loss
+from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
+from lt_train.losses.cross_entropy import CrossEntropy, FocalLoss
+from lt_train.losses.priors import effective_number_weights
+from lt_train.methods.base import TrainedMethod
+
+__all__ = ["Beta", "ClassBalanced", "EffectiveNumberMethod", "Focal", "Gamma"]
+
+Gamma = Annotated[
+    float, BATCHED, Field(ge=0, description="focusing exponent of the focal loss, >= 0; 0 is cross entropy")
+]
+Beta = Annotated[
+    float,
+    BATCHED,
+    Field(
+        ge=0,
+        lt=1,
+        description="beta of the effective number (1 - beta^n) / (1 - beta), in [0, 1); 0 gives equal weights",
+    ),
+]
+
+
+class Focal(TrainedMethod):
+    """Focal loss on softmax probabilities: well-classified images count less, by the factor `(1 - p_y)^gamma`.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection (gamma 2; the code of LDAM uses 1); paper, Table 1.
+    """
+
+    kind: Literal["focal"] = "focal"
+    gamma: Gamma = 2.0
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        return FocalLoss(lanes["gamma"].unsqueeze(-1))
+
+
+class EffectiveNumberMethod(TrainedMethod):
+    """Base class of methods whose loss is weighted by the effective number of images of the true class."""
+
+    corrects_prior: ClassVar[bool] = True
+    needs_all_classes: ClassVar[bool] = True
+
+    beta: Beta = 0.9999
+    mode: Literal["bce_softmax", "sigmoid", "ce", "focal"] = Field(
+        default="bce_softmax",
+        description="the weighted loss: binary cross entropy on softmax probabilities (bce_softmax, as in the code of "
+        "LTWB) or on sigmoids (sigmoid, the original), both as mean over classes; cross entropy (ce); or focal loss on "
+        "softmax probabilities (focal)",
+    )
+    gamma: Gamma = Field(default=2.0, description="focusing exponent, >= 0; used in mode focal only")
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        weight = effective_number_weights(lanes["beta"], class_counts)
+        match self.mode:
+            case "bce_softmax":
+                return BinarySoftmax(weight)
+            case "sigmoid":
+                return BinarySigmoid(weight)
+            case "ce":
+                return CrossEntropy(weight=weight)
+            case "focal":
+                return FocalLoss(lanes["gamma"].unsqueeze(-1), weight)
+
+    def validate_combination(self) -> Iterator[str]:
+        """See `MethodSpec.validate_combination`."""
+        yield from super().validate_combination()
+        if self.mode != "focal" and self.gamma != type(self).model_fields["gamma"].default:
+            yield f"gamma is the exponent of mode focal and changes nothing in mode {self.mode}; leave it out"
+
+
+class ClassBalanced(EffectiveNumberMethod):
+    """Class-balanced loss: weights `(1 - beta) / (1 - beta^n)` by class, scaled to mean 1 over classes.
+
+    Source: Cui et al. 2019, Class-Balanced Loss Based on Effective Number of Samples; paper, Table 1.
+    """
+
+    kind: Literal["class_balanced"] = "class_balanced"

@@ -1,1 +1,0 @@
-"""Orders in which training images are visited: one file a kind."""

@@ -1,0 +1,106 @@
+"""Installs the built wheel into empty environments, outside the checkout, and uses it as a newcomer would.
+
+Usage: python tools/check_install.py [CASE ...]
+
+Cases: `core` (without extras) and `all` (with `[all]`) on the locked versions; `oldest-core` and `oldest-all` on the
+oldest versions that pyproject.toml allows (requirements-oldest.lock). Each environment is removed afterwards. Needs uv
+(`UV`, or on PATH) and the package registry or uv's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+UV = os.environ.get("UV") or shutil.which("uv") or str(ROOT / ".tools" / "bin" / "uv")
+
+CASES = {
+    "core": ("", "requirements.lock"),
+    "all": ("[all]", "requirements.lock"),
+    "oldest-core": ("", "requirements-oldest.lock"),
+    "oldest-all": ("[all]", "requirements-oldest.lock"),
+}
+"""Extras and the file of version constraints, by case."""
+
+EXPECTED = {"vanilla": 0.828, "ce": 0.828, "los": 0.906}
+"""Test accuracy over all classes that the demo ends with, by method."""
+
+COMMANDS = """
+import typer, {package}.cli.app as cli
+for name in sorted(typer.main.get_command(cli.app).commands):
+    print(name)
+"""
+
+
+def run(command: list[str | Path], folder: Path, environment: dict[str, str]) -> str:
+    """Run a command in `folder`; its standard output. Ends the program with all that it printed when it fails."""
+    done = subprocess.run(
+        [str(word) for word in command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def build(place: Path) -> Path:
+    """The wheel, built from the source distribution, so that both are complete."""
+    run([UV, "build", "--quiet", "--out-dir", place, ROOT], ROOT, dict(os.environ))
+    (wheel,) = place.glob("*.whl")
+    return wheel
+
+
+def accuracies(result: Path) -> dict[str, float]:
+    """Mean accuracy over all classes by method, from a `result.json`."""
+    document = json.loads(result.read_text())
+    rows = [*document["baselines"], document["winner"]]
+    return {row["method"]: round(row["mean"]["acc_all"], 4) for row in rows}
+
+
+def check(case: str, wheel: Path, place: Path) -> None:
+    """One environment: install, import, every `--help`, the demo and a bundled sweep file."""
+    extras, constraints = CASES[case]
+    start = time.monotonic()
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["HOME"] = str(place)
+    venv = place / "venv"
+    run([UV, "venv", "--quiet", "--python", sys.executable, venv], place, environment)
+    install = [UV, "pip", "install", "--quiet", "--python", venv / "bin" / "python", "--constraint", ROOT / constraints]
+    run([*install, f"longtail-sweeps{extras} @ {wheel.as_uri()}"], place, dict(os.environ))
+    python, sweep, train = (venv / "bin" / name for name in ("python", "lt-sweep", "lt-train"))
+    names = run([python, "-c", "import sweeps, lt_train; print(*dir(sweeps), sweeps.__version__)"], place, environment)
+    for word in ("run", "load", "SweepSpec"):
+        if word not in names.split():
+            sys.exit(f"{case}: dir(sweeps) lacks {word}")
+    for program, package in ((sweep, "sweeps"), (train, "lt_train")):
+        run([program, "--version"], place, environment)
+        for command in run([python, "-c", COMMANDS.format(package=package)], place, environment).split():
+            run([program, command, "--help"], place, environment)
+    run([sweep, "validate", "table1"], place, environment)
+    printed = run([sweep, "demo"], place, environment)
+    found = accuracies(place / "runs" / "demo" / "result.json")
+    if found != EXPECTED:
+        sys.exit(f"{case}: the demo ends with {found}, expected {EXPECTED}\n{printed}")
+    print(f"{case}: installed and used in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def main(names: list[str]) -> int:
+    """Check the named cases, or all."""
+    with tempfile.TemporaryDirectory(prefix="lt-install-") as folder:
+        wheel = build(Path(folder) / "dist")
+        for case in names or CASES:
+            place = Path(folder) / case
+            place.mkdir()
+            check(case, wheel, place)
+            shutil.rmtree(place)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
