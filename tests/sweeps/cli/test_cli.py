@@ -146,7 +146,7 @@ def test_validate_counts_files_and_prints_all_problems_of_all_files(lt_sweep: Co
 def test_plan_prints_trials_runs_and_times(lt_sweep: Command, spec_file: Path):
     planned = json.loads(lt_sweep("plan", "--json", spec_file).stdout)
     assert planned["trials"] == 7
-    assert planned["batches"] == 4
+    assert planned["proposal_batches"] == 4
     assert planned["runs"] == 7 * 2 + 3
     assert planned["classes"] == 6
     assert planned["feature_dim"] == 12
