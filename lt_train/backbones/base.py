@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.registry import KindSpec, Registry
 
 __all__ = ["BACKBONES", "BackboneSpec", "Classifier", "FrozenBackbone", "L2Normalize"]
@@ -57,6 +58,8 @@ class BackboneSpec(KindSpec):
 
     checkpoint: Annotated[
         str | None,
+        PATH,
+        NOT_IDENTITY,
         Field(description="safetensors file written by `lt-train backbone`; null: train one with the stage-1 recipe"),
     ] = None
 

@@ -25,6 +25,7 @@ from lt_train.backbones.imported.head import warm_head
 from lt_train.backbones.imported.weights import KeyReport, fit_weights, read_weights
 from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError, first_line
+from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.io import sha256_file
 from lt_train.core.validation import named
 
@@ -50,7 +51,7 @@ class Imported(BackboneSpec):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="arguments of the factory, such as {num_classes: 100}"
     )
-    checkpoint: str | None = Field(
+    checkpoint: Annotated[str | None, PATH, NOT_IDENTITY] = Field(
         default=None,
         description="weights: a safetensors file, a file of torch.save with tensors and plain values only, or a "
         "checkpoint of `lt-train backbone` with this factory, which sets the other fields itself; null: train the "
