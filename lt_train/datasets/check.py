@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lt_train.core.extras import require
 from lt_train.core.io import atomic_file
 from lt_train.datasets.base import Inspection
 from lt_train.metrics.accuracy import SPLITS, split_masks
@@ -117,7 +118,9 @@ def plot(counts: Sequence[int], file: Path) -> None:
 
     Raises:
         StorageError: the file cannot be written.
+        UserError: matplotlib is not installed.
     """
+    require("matplotlib")
     # Imported here because matplotlib takes a second to import and most checks draw nothing.
     from matplotlib.figure import Figure
 

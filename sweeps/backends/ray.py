@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from lt_train.core.errors import UserError, first_line
+from lt_train.core.extras import require
 from lt_train.core.registry import PATH
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.config.backend import BackboneJob, BackendSpec, PackSource
-from sweeps.config.extras import require
 from sweeps.config.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _without_credentials(store: str | None) -> str | None:
 class RayBackend(BackendSpec):
     """Packs as Ray Tune trials, on a local Ray or on the cluster at `address`."""
 
-    library: ClassVar[str | None] = "ray"
+    libraries: ClassVar[tuple[str, ...]] = ("ray",)
     has_workers: ClassVar[bool] = True
 
     kind: Literal["ray"] = "ray"
@@ -118,7 +118,7 @@ class RayBackend(BackendSpec):
     @contextlib.contextmanager
     def _ray(self) -> Iterator[bool]:
         """Join a cluster or start a local Ray; yields True for a local Ray that this call has started."""
-        require(self.library)
+        require(*self.libraries)
         # Otherwise Ray hides all GPUs from workers that reserve none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray

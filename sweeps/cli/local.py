@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-import importlib.util
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from rich.text import Text
 
 from lt_train.cli.program import AsJson, command, log_notes, positive
 from lt_train.core.errors import SpecError, UserError
+from lt_train.core.extras import is_installed
 from lt_train.core.io import writing
 from sweeps.cli.options import Fresh, Results, Spec, Specs, app
 
@@ -140,7 +140,7 @@ def demo(*, as_json: AsJson = False) -> int:
     from sweeps.experiment import runner
 
     document = load_yaml(bundled_specs()["demo"]).document
-    missing = [name for name in ("ray", "mlflow") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("ray", "mlflow") if not is_installed(name)]
     if "ray" in missing:
         document["backend"] = "inline"
     if "mlflow" in missing:

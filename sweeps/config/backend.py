@@ -76,8 +76,8 @@ class BackboneJob:
 class BackendSpec(KindSpec):
     """Base of all backends."""
 
-    library: ClassVar[str | None] = None
-    """The optional library that the backend needs; see `sweeps.config.extras.require`."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The optional libraries that the backend needs; see `lt_train.core.extras.require`."""
 
     has_workers: ClassVar[bool] = False
     """Whether the backend has other processes that can train a backbone or extract features."""

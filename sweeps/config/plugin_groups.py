@@ -5,10 +5,10 @@ No other module of the core names a kind.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 
 from lt_train.backbones.base import BACKBONES
+from lt_train.core.extras import is_installed
 from lt_train.core.registry import KindSpec, Registry
 from lt_train.datasets.base import DATASETS
 from lt_train.methods.base import METHODS, MethodSpec
@@ -73,13 +73,13 @@ def plugin_groups() -> dict[str, Mapping[str, type[KindSpec]]]:
 
 def default_backend() -> BackendSpec:
     """`ray` where Ray is installed, else `inline`."""
-    kind = "ray" if _is_installed("ray") else "inline"
+    kind = "ray" if is_installed("ray") else "inline"
     return BACKENDS.kinds()[kind](kind=kind)
 
 
 def default_tracking() -> TrackingSpec:
     """`mlflow` where MLflow is installed, else `none`."""
-    kind = DEFAULT_TRACKER if _is_installed("mlflow") else "none"
+    kind = DEFAULT_TRACKER if is_installed("mlflow") else "none"
     return TRACKERS.kinds()[kind](kind=kind)
 
 
@@ -87,9 +87,3 @@ def default_baselines(*, several_methods: bool = False) -> list[MethodSpec]:
     """`vanilla` and `ce`; beside several methods `vanilla` alone, because others can be listed among them and tuned."""
     kinds = ("vanilla",) if several_methods else ("vanilla", "ce")
     return [METHODS.kinds()[kind](kind=kind) for kind in kinds]
-
-
-def _is_installed(package: str) -> bool:
-    """Whether `package` can be imported; does not import it. A plain folder of that name is not a package."""
-    found = importlib.util.find_spec(package)
-    return found is not None and found.origin is not None

@@ -183,8 +183,8 @@ class Tracker(Protocol):
 class TrackingSpec(KindSpec):
     """Base of all trackers."""
 
-    library: ClassVar[str | None] = None
-    """The optional library that the tracker needs; see `sweeps.config.extras.require`."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The optional libraries that the tracker needs; see `lt_train.core.extras.require`."""
 
     flush_timeout: float = Field(
         default=300.0,

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import CheckpointError, DataError, LongtailError, UserError
+from lt_train.core.extras import require
 from lt_train.core.io import atomic_file
 from lt_train.core.progress import progress
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.labels import ranked_by
 from sweeps.analysis.result import Result
 from sweeps.analysis.summary import summarise
-from sweeps.config.extras import require
 from sweeps.config.spec import SweepSpec
 from sweeps.config.tracking import Champion, SweepStarted
 from sweeps.experiment.prepare import Prepared, open_cached_bank, prepare_all
@@ -84,8 +84,7 @@ def resume(directory: str | Path) -> Result:
 
 def _run(spec: SweepSpec, *, fresh: bool = False, resuming: bool = False) -> Result:
     check_name(spec)
-    for library in (spec.backend.library, spec.tracking.library):
-        require(library)
+    require(*spec.backend.libraries, *spec.tracking.libraries)
     job = os.environ.get(JOB_VARIABLE)
     with (
         sigterm_as_interrupt(),

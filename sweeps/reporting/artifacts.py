@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 
+from lt_train.core.extras import is_installed
 from lt_train.core.io import writing
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.load import class_order, finished_trials
@@ -27,6 +28,8 @@ def write_artifacts(
 ) -> None:
     """Write `artifacts/`: spec.yaml, result.json, table.md, trials.csv, per_class.csv, loma.png, class_accuracy.png.
 
+    The figures need matplotlib (extra `report`) and are left out without it.
+
     Raises:
         StorageError: the disk is full.
     """
@@ -40,7 +43,7 @@ def write_artifacts(
         (place / "table.md").write_text(result_markdown(result))
         (place / "trials.csv").write_text(as_csv(all_runs(finished_trials(queue))))
         (place / "per_class.csv").write_text(as_csv(_per_class(shown, counts)))
-        if shown:
+        if shown and is_installed("matplotlib"):
             drawn = dict(list(shown.items())[:MOST_LINES])
             loma = {name: record.loma for name, record in drawn.items()}
             title = f"{spec.name}: Logits Magnitude (Eq. 6) on test"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.core.errors import UserError
+from lt_train.core.extras import require
 from lt_train.core.io import atomic_file, writing
 from sweeps.analysis.load import Sweep, read_sweeps
 from sweeps.analysis.matrix_table import matrix_table
@@ -57,6 +58,7 @@ def write_report(*runs: str | Path, out: str | Path | None = None) -> Path:
 
 def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
     """Like `write_report`, but return the content too."""
+    require("jinja2", "matplotlib")
     if not runs:
         raise UserError("a report needs at least one sweep directory, got none")
     matrices = [load_matrix_directory(Path(run)) for run in runs if is_matrix(Path(run))]

@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from lt_train.core.errors import LongtailError
+from lt_train.core.extras import require
 from lt_train.core.registry import PATH
 from sweeps.cluster.secret_files import holds_credentials
-from sweeps.config.extras import require
 from sweeps.config.tracking import SweepStarted, Tracker, TrackingSpec
 
 __all__ = ["MlflowTracking"]
@@ -30,7 +30,7 @@ def _without_password(uri: str | None) -> str | None:
 class MlflowTracking(TrackingSpec):
     """MLflow, on a local SQLite store (default) or on a tracking server."""
 
-    library: ClassVar[str | None] = "mlflow"
+    libraries: ClassVar[tuple[str, ...]] = ("mlflow",)
 
     kind: Literal["mlflow"] = "mlflow"
     uri: Annotated[str | None, PATH, AfterValidator(_without_password)] = Field(
@@ -61,7 +61,7 @@ class MlflowTracking(TrackingSpec):
             UserError: MLflow is not installed.
             LongtailError: the server refuses the login or its access to the experiment.
         """
-        require(self.library)
+        require(*self.libraries)
         from mlflow.exceptions import MlflowException
 
         from sweeps.tracking.mlflow.tracker import MlflowTracker
@@ -75,7 +75,7 @@ class MlflowTracking(TrackingSpec):
 
     def serve(self, sweep: str, storage: Path, port: int) -> int:
         """Run MLflow's pages of a sweep; see `pages.serve`."""
-        require(self.library)
+        require(*self.libraries)
         from sweeps.tracking.mlflow.pages import serve
 
         return serve(self.resolved_uri(storage), self.experiment or sweep, sweep, port)

@@ -9,7 +9,7 @@ import pytest
 
 SPECS = """
 from lt_train.core.errors import UserError
-from sweeps.config.extras import require
+from lt_train.core.extras import require
 from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.plugin_groups import TRACKERS
 assert {"inline", "ray"} <= set(BACKENDS.kinds())
@@ -19,12 +19,12 @@ assert "torch" not in sys.modules, "reading a sweep file does not need torch"
 
 USES = {
     "ray": [
-        "require(BACKENDS.kinds()['ray'].library)",
+        "require(*BACKENDS.kinds()['ray'].libraries)",
         "BACKENDS.parse({'kind': 'ray'}).train(None, None, cpus=1, gpus=0)",
         "from sweeps.cluster.jobs import Cluster; Cluster('http://127.0.0.1:1')",
     ],
     "mlflow": [
-        "require(TRACKERS.kinds()['mlflow'].library)",
+        "require(*TRACKERS.kinds()['mlflow'].libraries)",
         "TRACKERS.parse({'kind': 'mlflow'}).open(None, None)",
         "from pathlib import Path; TRACKERS.parse({'kind': 'mlflow'}).serve('x', Path(), 1)",
     ],
