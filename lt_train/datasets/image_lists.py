@@ -1,8 +1,8 @@
 """Images from list files with lines `relative/path label`: `image_list` and three published benchmarks.
 
-`imagenet_lt`, `inaturalist18` and `places_lt` know the published counts and numbering. Lists with other counts are read
-with a note, because a miniature is legitimate. Lists with another numbering are refused, because heads and checkpoints
-belong to one numbering. Labels are never renumbered.
+`imagenet_lt`, `inaturalist18` and `places_lt` check for the published counts and numbering. Lists with other counts
+are read with a note, because a small subset is legitimate. Lists with another numbering are refused, because heads and
+checkpoints belong to one numbering. Labels are never renumbered.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 _REMEDY = (
-    "heads and checkpoints of the published numbering would not fit: get the published lists, or read these as "
-    "image_list"
+    "heads and checkpoints of the published numbering would not fit: use the published lists, or read these with "
+    "kind image_list"
 )
 
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -75,7 +75,7 @@ class ListSpec(ImagesSpec):
     sha256: Annotated[
         ListHashes,
         NOT_IDENTITY,
-        Field(description="hashes that pin the lists, {train, val, test}; another file is refused"),
+        Field(description="expected hashes of the lists, {train, val, test}; files with other hashes are refused"),
     ] = ListHashes()
 
     def listing(self) -> Listing:
@@ -116,7 +116,7 @@ class PublishedSpec(ListSpec):
         Field(
             ge=1,
             validate_default=True,
-            description="length of the shorter side before the centre crop, in pixels; null is size",
+            description="length of the shorter side before the centre crop, in pixels; null: size",
         ),
     ] = 256
     augmentation: Annotated[AnyAugmentation, Shorthand(("resized_crop",)), Field(description=AUGMENTATION)] = (

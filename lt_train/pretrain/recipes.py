@@ -40,7 +40,7 @@ __all__ = [
 class DeferredReweighting(RecipeSpec):
     """The part that weights losses by the effective number of images of the true class, from some epoch on (DRW).
 
-    Source: Cao et al. 2019. Features form under the plain loss first; class-balanced weights follow.
+    Source: Cao et al. 2019. The features are first learned with the plain loss; the weights are applied afterwards.
     """
 
     reweight_epoch: Epoch | None = Field(

@@ -98,7 +98,7 @@ def job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
     if job.state == "stopped":
         state, note = "stopped", f"continue with `lt-sweep resume {where}`"
     elif job.state == "succeeded":
-        state, note = "finished", f"`lt-sweep logs {where}` prints its table"
+        state, note = "finished", f"`lt-sweep logs {where}` prints its results"
         if printed.sweep == job.sweep:  # the results of a matrix are in the directories of its sweeps
             note += f"; the results are in {job.storage}/{job.sweep}/result.json"
         else:

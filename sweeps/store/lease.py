@@ -1,9 +1,9 @@
-"""The lease that keeps a sweep to one driver: renewed while its owner lives, taken over once the owner is gone.
+"""The lease that limits a sweep to one driver: its owner renews it, and another driver takes over if the owner is dead.
 
 A lease is a numbered file in a directory that the machines of a cluster may share. A process acquires the lease by
 creating the file with the next number, which only one process can do on any file system. Clocks of different machines
-are never compared: an owner on another machine is alive if its file changes. An owner that was wrongly taken for dead
-notices in `Lease.check`; until then the ledger's fencing (`sweeps.store.ledger`) keeps it from corrupting anything.
+are never compared: an owner on another machine is alive if its file changes. An owner that was wrongly considered dead
+detects this in `Lease.check`; until then fencing (`sweeps.store.ledger`) prevents it from corrupting the ledger.
 """
 
 from __future__ import annotations

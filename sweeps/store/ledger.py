@@ -1,7 +1,7 @@
 """The ledger: the durable record of finished runs, from which search and tracking are resumed.
 
-A sweep directory holds one `ledger.jsonl` with one line per pack. The line is written and synced before the search or
-tracking learn of the pack; a line cut short by a crash is dropped when the ledger is next opened.
+A sweep directory holds one `ledger.jsonl` with one line per pack. The line is written and synced before the pack is
+reported to the search or tracking; a line cut short by a crash is dropped when the ledger is next opened.
 
 Opening the ledger for writing appends a fencing token, `term`. Records with an older token that follow it are ignored,
 so a driver that lost its lease cannot corrupt the ledger.

@@ -135,8 +135,8 @@ def test_a_truncated_pickle_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"data": [1, 2]}, r"must hold `data`, a uint8 array \[N, 3072\]"),
-        ({"fine_labels": [100] * 2500}, r"must hold `fine_labels`, a list of classes from 0 to 99"),
+        ({"data": [1, 2]}, r"must contain `data`, a uint8 array \[N, 3072\]"),
+        ({"fine_labels": [100] * 2500}, r"must contain `fine_labels`, a list of classes from 0 to 99"),
         ({"fine_labels": [0]}, r"as many labels as images, got 1 and 2500"),
     ],
 )
