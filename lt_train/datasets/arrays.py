@@ -1,4 +1,4 @@
-"""`arrays`: your own features or images in one `.npz` or `.safetensors` file, long-tailed as they are.
+"""`arrays`: your own features or images in one `.npz` or `.safetensors` file, used without a long-tailed cut.
 
 Features need no backbone and become a bank directly. Everything is checked here, so that a bank is always finite,
 labelled and complete. Shapes: V views, A test views, N images, D features, K classes.
@@ -45,7 +45,7 @@ def _stem(name: str) -> str:
 
 
 class Arrays(DatasetSpec):
-    """Your own features or images in one .npz or .safetensors file, long-tailed as they are."""
+    """Your own features or images in one .npz or .safetensors file, used without a long-tailed cut."""
 
     kind: Literal["arrays"] = "arrays"
     path: Annotated[str, PATH, NOT_IDENTITY, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]

@@ -150,7 +150,7 @@ def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) ->
     """Images uint8 `[N, 3, 32, 32]` and labels of one published pickle.
 
     Raises:
-        DataError: the pickle is truncated, asks for anything but numpy arrays, or has another layout; `file` is named.
+        DataError: the pickle is truncated, refers to anything but numpy arrays, or has another layout; `file` is named.
     """
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()

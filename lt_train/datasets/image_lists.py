@@ -50,7 +50,7 @@ TrainList = Annotated[str, NOT_IDENTITY, Field(description="list file of the tra
 ValList = Annotated[
     str | None,
     NOT_IDENTITY,
-    Field(description="list file of the validation images; null holds out val_fraction of the training images"),
+    Field(description="list file of the validation images; null: hold out val_fraction of the training images"),
 ]
 TestList = Annotated[str, NOT_IDENTITY, Field(description="list file of the test images")]
 
@@ -183,7 +183,10 @@ class PublishedSpec(ListSpec):
 
 
 class ImageNetLT(PublishedSpec):
-    """ImageNet-LT (Liu et al. 2019): 1000 classes, 115846 training images (1280 to 5 per class), val 20, test 50."""
+    """ImageNet-LT (Liu et al. 2019): 1000 classes, 115846 training images (1280 to 5 per class).
+
+    20 validation and 50 test images per class.
+    """
 
     published: ClassVar[Mapping[str, int]] = {"train": 115_846, "val": 20_000, "test": 50_000}
     classes: ClassVar[int] = 1000
@@ -196,7 +199,10 @@ class ImageNetLT(PublishedSpec):
 
 
 class INaturalist18(PublishedSpec):
-    """iNaturalist 2018 (Van Horn et al. 2018): 8142 classes, 437513 training images; tests on its val, 3 per class."""
+    """iNaturalist 2018 (Van Horn et al. 2018): 8142 classes, 437513 training images.
+
+    Its validation set, 3 images per class, serves as the test set.
+    """
 
     published: ClassVar[Mapping[str, int]] = {"train": 437_513, "test": 24_426}
     classes: ClassVar[int] = 8142
@@ -215,7 +221,10 @@ class INaturalist18(PublishedSpec):
 
 
 class PlacesLT(PublishedSpec):
-    """Places-LT (Liu et al. 2019): 365 classes, 62500 training images (4980 to 5 per class), val 20, test 100."""
+    """Places-LT (Liu et al. 2019): 365 classes, 62500 training images (4980 to 5 per class).
+
+    20 validation and 100 test images per class.
+    """
 
     published: ClassVar[Mapping[str, int]] = {"train": 62_500, "val": 7_300, "test": 36_500}
     classes: ClassVar[int] = 365

@@ -162,7 +162,7 @@ def hold_out(
     """A validation set of `val_per_class` images per class, from the images left over where there are enough.
 
     If too few images of a class are left over, the rest is held out from its training images, evenly spaced among them:
-    at most a fifth, so never the last one. The training set then differs from the published one, and a note says so.
+    at most a fifth, so never the last one. The training set then differs from the published one, which a note reports.
 
     Args:
         labels: int64 `[N]` of the pool.

@@ -124,7 +124,7 @@ def directory_progress(directory: Path) -> tuple[Progress, str]:
         note = f"the last driver ended: {written.state}"
         written = Progress(sweep=path.name, state="preparing", note=note, driver=driver.who, started_ms=driver.since_ms)
     if driver is None and written.state in ("running", "preparing"):
-        note = f"its driver is gone; continue with `lt-sweep resume {directory}`"
+        note = f"its driver no longer runs; continue with `lt-sweep resume {directory}`"
         written = written.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
     return written, f"{directory}" + (f", run by {driver.who}" if driver is not None else "")
 

@@ -132,7 +132,7 @@ def _algorithm_problems(search: SearchSpec, searched: Sequence[_Searched]) -> It
 
 
 def _early_stopping_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Problem]:
-    """Early stopping compares trials of one pack at the same epochs: there must be some, with runs of one length."""
+    """Early stopping compares the trials of a pack: a pack must hold at least two, with runs of equal length."""
     search = parts["search"]
     trained = [one for one in searched if one.candidate.method.trains]
     stopped = [one for one in trained if search.early_stopping.halving(one.candidate.training) is not None]

@@ -105,7 +105,7 @@ class SweepSpec(Spec):
     dataset: Dataset = Field(description="the long-tailed data")
     backbone: Backbone = Field(default=None, description="the frozen network; null: the dataset contains features")
     stage1: Recipe = Field(
-        default=None, description="how the backbone is trained first; null: backbone.checkpoint is given"
+        default=None, description="the recipe that trains the backbone; null: backbone.checkpoint is given"
     )
     features: FeaturesSpec = Field(default=FeaturesSpec(), description="how the features are extracted")
     method: Method = Field(

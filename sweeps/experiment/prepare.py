@@ -156,7 +156,7 @@ def _features(
 
 
 def open_cached_bank(spec: SweepSpec, fingerprint: str) -> Prepared | None:
-    """The bank with this fingerprint from the cache, which a resume can use without the data; None if it is gone."""
+    """The bank with this fingerprint from the cache, which a resume can use without the data; None if it is missing."""
     path = Path(spec.storage) / CACHE / "banks" / fingerprint
     if not path.is_dir():
         return None

@@ -45,7 +45,7 @@ class TreeParzen(AlgorithmSpec):
 
 
 class RandomSearch(AlgorithmSpec):
-    """Independent random draws; results have no influence. Suited to sensitivity plots and as a baseline."""
+    """Independent random draws, regardless of results. Suited to sensitivity plots and as a baseline."""
 
     kind: Literal["random"] = "random"
 

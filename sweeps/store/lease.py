@@ -135,17 +135,17 @@ class Lease:
 
 @contextlib.contextmanager
 def acquire_lease(directory: Path, name: str, *, job: str | None = None) -> Iterator[Lease]:
-    """Own the lease of a sweep for the duration of the block.
+    """Acquire the lease of a sweep for the duration of the block.
 
     Waits up to `EXPIRY` seconds where an owner on another machine may be dead.
 
     Args:
         directory: where the leases are kept; created if it does not exist.
         name: name of the sweep; a single path component.
-        job: the Ray job that this process is, shown to people who ask who owns the lease.
+        job: the id of this process's Ray job, shown as part of the lease's owner.
 
     Raises:
-        UserError: a living process owns the lease; the message names it.
+        UserError: a running process owns the lease; the message names it.
         StorageError: the directory cannot be written.
     """
     lease = _acquire(directory, name, job)
@@ -253,7 +253,7 @@ def _latest(directory: Path, name: str) -> tuple[int, LeaseOwner] | None:
         except FileNotFoundError:
             continue  # taken over in the meantime, so there is a higher number
         except (ValueError, TypeError):
-            # Damaged, or being written on a file system without hard links. A living owner will change the file.
+            # Damaged, or being written on a file system without hard links. A live owner will change the file.
             return max(numbers), LeaseOwner(f"a process that left {path} unreadable", "", 0, "", 0)
 
 

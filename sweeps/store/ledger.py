@@ -268,7 +268,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
     term = end = 0
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not text.endswith(b"\n"):
-            return  # cut short by a crash, before the search or tracking learned of the pack
+            return  # cut short by a crash, before the pack was reported to the search or tracking
         end += len(text)
         try:
             line = json.loads(text)

@@ -81,7 +81,8 @@ class Imported(BackboneSpec):
         description="patterns of tensors in the checkpoint that are ignored if the model has none of that name",
     )
     mean: PerChannel = Field(
-        default=(0.485, 0.456, 0.406), description="mean per channel in its training, 0..1 scale; default: ImageNet's"
+        default=(0.485, 0.456, 0.406),
+        description="mean per channel that the model was trained with, on the 0..1 scale; default: ImageNet's",
     )
     std: PerChannel = Field(
         default=(0.229, 0.224, 0.225), description="standard deviation per channel, > 0; default: ImageNet's"

@@ -262,7 +262,7 @@ class CutImagesSpec(ImagesSpec):
     cut: Annotated[
         Cut | None,
         Field(
-            description="cut a long tail out of the training images, {n_max, imbalance_ratio}; null uses all of them"
+            description="cut a long tail out of the training images, {n_max, imbalance_ratio}; null: use all of them"
         ),
     ] = None
 

@@ -99,7 +99,7 @@ class ResizedCrop(Augmentation):
         Field(description="smallest and largest share of the area, 0 < smallest <= largest <= 1"),
     ] = (0.08, 1.0)
     ratio: Annotated[
-        tuple[float, float], Field(description="smallest and largest width over height, 0 < smallest <= largest")
+        tuple[float, float], Field(description="smallest and largest ratio of width to height, 0 < smallest <= largest")
     ] = (3 / 4, 4 / 3)
     flip: Flip = True
 
