@@ -153,7 +153,7 @@ class _File:
     def check_names(self, inputs: str, head: tuple[str, ...] = ()) -> None:
         """Refuse half of a pair and likely typos of missing names; other names are ignored."""
         known = [*(f"{part}_{what}" for part in ("train", "val", "test") for what in (inputs, "labels")), *head]
-        names_read = f"allowed names: {', '.join(known)}"
+        names_read = f"recognised names: {', '.join(known)}"
         for half, other in (("val_labels", f"val_{inputs}"), ("bias", "weight")):
             if half in known and half in self.tensors and other not in self.tensors:
                 raise DataError(f"{self.path}: {half} requires {other}, which is missing; {names_read}")
@@ -161,7 +161,7 @@ class _File:
         for name in sorted(self.tensors.keys() - {*known}):
             if near := difflib.get_close_matches(_stem(name), absent, n=1, cutoff=_TYPO_CUTOFF):
                 raise DataError(
-                    f"{self.path}: {name} is not an allowed name; did you mean {absent[near[0]]!r}? Rename or "
+                    f"{self.path}: {name} is not a recognised name; did you mean {absent[near[0]]!r}? Rename or "
                     f"remove it; {names_read}"
                 )
 

@@ -92,9 +92,9 @@ class ImagesSpec(DatasetSpec):
         NOT_IDENTITY,
         Field(
             ge=0,
-            description="memory for decoded images, in bytes. They (3 * size * size bytes each) are kept in memory if "
-            "all fit, and otherwise decoded on every access, as training images with resized_crop always are. Affects "
-            "speed only",
+            description="memory for decoded images, in bytes (3 * size * size per image). If all images fit, they are "
+            "kept in memory, otherwise decoded on every access. Training images with resized_crop are always decoded "
+            "on access. Affects speed only",
         ),
     ] = 2**30
     augmentation: Annotated[

@@ -351,7 +351,7 @@ def test_data_check_decodes_every_image_and_exits_with_2(tmp_path: Path, capsys:
     assert wrong["train images are empty (0 bytes)"]["names"] == ["train/auk/01.jpg"]
     assert wrong["train images are unreadable"]["count"] == 2
     assert wrong["test images are unreadable"]["names"] == ["test/auk/00.jpg (not an image of a known format)"]
-    (gap,) = [finding for what, finding in wrong.items() if "classes without training images" in what]
+    (gap,) = [finding for what, finding in wrong.items() if "classes have no training images" in what]
     assert gap["names"] == ["2 (dodo)"]
     assert "lt-train: dataset image_folder is invalid: 4 findings" in captured.err
     assert main(shlex.split(line)) == 2

@@ -113,7 +113,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
             return (os.mkdir, (str(trace),))
 
     (folder / "train").write_bytes(pickle.dumps({"data": Malicious(), "fine_labels": []}, protocol=2))
-    with pytest.raises(DataError, match=r"train was refused: it asks for posix\.mkdir, and only numpy arrays"):
+    with pytest.raises(DataError, match=r"train was refused: it refers to posix\.mkdir, but only numpy arrays"):
         load({"kind": "cifar100_lt", "root": str(tmp_path)})
     assert not trace.exists()
 

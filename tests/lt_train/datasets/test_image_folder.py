@@ -199,7 +199,7 @@ def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"root must be a folder of images, and .*nowhere is not one"):
+    with pytest.raises(DataError, match=r"root must be a folder of images, but .*nowhere is not a folder"):
         load(tmp_path / "nowhere")
 
 

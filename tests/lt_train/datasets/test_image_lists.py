@@ -71,7 +71,7 @@ def test_white_space_tabs_blank_lines_and_a_byte_order_mark_are_read(tmp_path: P
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"a": 0, "b": 1, "c": 3}, r"labels must be 0 \.\. 3 without gaps, .* without training images: 1 \(2\)"),
+        ({"a": 0, "b": 1, "c": 3}, r"labels must be 0 \.\. 3 without gaps, .* no training images: 1 \(2\)"),
         ({"a": 1, "b": 2}, r"labels must be 0 \.\. 2 without gaps.*: 1 \(0\)"),
         ({"a": 0, "b": 900000000}, r"without gaps.*: 899999999 \(1, 2, .*19, 20 and 899999979 more\)"),
         (
