@@ -66,8 +66,8 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         if _is_pickle(path):
             raise CheckpointError(
-                f"checkpoint {path} is a PyTorch pickle, which is not read here; give the safetensors file that "
-                "`lt-train backbone` writes, or read weights trained elsewhere with backbone imported"
+                f"checkpoint {path} is a PyTorch pickle, which is not supported here; give a safetensors file written "
+                "by `lt-train backbone`, or use backbone imported for weights trained elsewhere"
             ) from None
         raise CheckpointError(
             f"checkpoint {path} cannot be read ({error}): it is truncated, altered or not a safetensors file; "
@@ -75,14 +75,14 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
         ) from None
     if _KEY not in metadata:
         raise CheckpointError(
-            f"checkpoint {path} was not written by `lt-train backbone`; train one with that command, or read weights "
-            "trained elsewhere with backbone imported"
+            f"checkpoint {path} was not written by `lt-train backbone`; train one with that command, or use "
+            "backbone imported for weights trained elsewhere"
         )
     document = _document(path, metadata[_KEY])
     try:
         backbone = BACKBONES.parse(document["backbone"])
     except SpecError as error:
-        raise CheckpointError(f"checkpoint {path}: its backbone is unknown to this version: {error}") from None
+        raise CheckpointError(f"checkpoint {path}: its backbone is not supported by this version: {error}") from None
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; keep the global generator as it is
             # Older files do not have this key.
@@ -111,9 +111,9 @@ def _document(path: Path, text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: its document is not JSON ({error}); train it again") from None
+        raise CheckpointError(f"checkpoint {path}: its metadata is not JSON ({error}); train it again") from None
     if not isinstance(document, dict):
-        raise CheckpointError(f"checkpoint {path}: its document must be a mapping, got {text[:80]}; train it again")
+        raise CheckpointError(f"checkpoint {path}: its metadata must be a mapping, got {text[:80]}; train it again")
     if document.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path}: format must be {FORMAT}, got {document.get('format')}; train it again"

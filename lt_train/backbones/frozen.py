@@ -62,8 +62,8 @@ def _refuse_other(wanted: BackboneSpec, found: Mapping[str, Any], path: Path) ->
         expected = getattr(wanted, name, None)
         if expected is not None and expected != found.get(name):
             raise CheckpointError(
-                f"checkpoint {path} is of another backbone: {name} must be {expected}, got {found.get(name)}; "
-                "change the backbone or the checkpoint"
+                f"checkpoint {path} was trained with another backbone: {name} must be {expected}, got "
+                f"{found.get(name)}; change the backbone or the checkpoint"
             )
 
 

@@ -136,7 +136,7 @@ def backbone(
             "--save-every",
             metavar="MINUTES",
             callback=_finite,
-            help="Save the training state this often within an epoch. It is also saved after each epoch and on Ctrl-C.",
+            help="Minutes between saves of the training state. It is also saved after each epoch and on Ctrl-C.",
         ),
     ] = 10.0,
     device: Device = "cpu",
@@ -161,7 +161,7 @@ def backbone(
     backbone_spec, recipe_spec = BACKBONES.parse(component(backbone)), RECIPES.parse(component(recipe))
     data = data_spec.load()
     if not isinstance(data, ImageData):
-        raise UserError(f"dataset {data_spec.kind} holds features; a backbone is trained on images only")
+        raise UserError(f"dataset {data_spec.kind} contains features; a backbone is trained on images only")
     log_notes(data.notes)
     with progress(f"training {backbone_spec.kind}") as report:
         train_backbone(
@@ -191,7 +191,7 @@ def features(
             "--checkpoint",
             parser=user_path,
             metavar="FILE",
-            help="Checkpoint written by lt-train backbone. Not needed for a dataset that holds features.",
+            help="Checkpoint written by lt-train backbone. Not needed for a dataset that contains features.",
         ),
     ] = None,
     backbone: Annotated[

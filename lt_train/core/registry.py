@@ -119,7 +119,7 @@ class Registry(Generic[SpecT]):
 
     Args:
         package: the package or module that holds the built-in kinds, for example `lt_train.methods`. The last part of
-            its name is the name of the group in the packages that `--allow-import` admits.
+            its name is the name of the group in packages given with `--allow-import`.
         base: the base class of the group's kinds.
         modules: the modules of `package` that define kinds; None for all of them, including those in subpackages.
     """
@@ -210,7 +210,7 @@ def allowed_names() -> list[str]:
 
 
 def allowed_package(package: str) -> Path:
-    """The directory of a package that `--allow-import` names. Nothing in it is imported.
+    """The directory of a package given with `--allow-import`. Nothing in it is imported.
 
     Raises:
         UserError: it is not a valid package name, or there is no such package.

@@ -1,4 +1,4 @@
-"""`arrays`: your own features or images in one `.npz` or `.safetensors` file, long-tailed as they are.
+"""`arrays`: your own features or images in one `.npz` or `.safetensors` file, used without a long-tailed cut.
 
 Features need no backbone and become a bank directly. Everything is checked here, so that a bank is always finite,
 labelled and complete. Shapes: V views, A test views, N images, D features, K classes.
@@ -45,7 +45,7 @@ def _stem(name: str) -> str:
 
 
 class Arrays(DatasetSpec):
-    """Your own features or images in one .npz or .safetensors file, long-tailed as they are."""
+    """Your own features or images in one .npz or .safetensors file, used without a long-tailed cut."""
 
     kind: Literal["arrays"] = "arrays"
     path: Annotated[str, PATH, NOT_IDENTITY, Field(description=f"an .npz or .safetensors file with {_LAYOUT}")]
@@ -59,7 +59,7 @@ class Arrays(DatasetSpec):
         ),
     ] = 0.2
     augmentation: Annotated[
-        PadCrop, Field(description="for images only: what stage 1 and the bank's views apply, {pad, flip}")
+        PadCrop, Field(description="for images only: augmentation in stage 1 and of the bank's views, {pad, flip}")
     ] = PadCrop(pad=0, flip=False)
 
     def load(self) -> FeatureData | ImageData:
@@ -76,7 +76,7 @@ class Arrays(DatasetSpec):
             arrays.check_names("images")
             return self._images(arrays)
         held = ", ".join(sorted(arrays.tensors)) or "nothing"
-        raise DataError(f"{arrays.path} must hold {_LAYOUT}; got {held}")
+        raise DataError(f"{arrays.path} must contain {_LAYOUT}; got {held}")
 
     def _features(self, arrays: _File) -> FeatureData:
         train, test = arrays.features("train"), arrays.features("test")
@@ -138,7 +138,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise DataError(f"path {path} must be an .npz or .safetensors file, and does not exist; correct path")
+            raise DataError(f"path {path} does not exist; correct path, which must be an .npz or .safetensors file")
         try:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as archive:
@@ -153,15 +153,15 @@ class _File:
     def check_names(self, inputs: str, head: tuple[str, ...] = ()) -> None:
         """Refuse half of a pair and likely typos of missing names; other names are ignored."""
         known = [*(f"{part}_{what}" for part in ("train", "val", "test") for what in (inputs, "labels")), *head]
-        names_read = f"the names read are {', '.join(known)}"
+        names_read = f"recognised names: {', '.join(known)}"
         for half, other in (("val_labels", f"val_{inputs}"), ("bias", "weight")):
             if half in known and half in self.tensors and other not in self.tensors:
-                raise DataError(f"{self.path}: {half} must come with {other}, which is missing; {names_read}")
+                raise DataError(f"{self.path}: {half} requires {other}, which is missing; {names_read}")
         absent = {_stem(name): name for name in known if name not in self.tensors}
         for name in sorted(self.tensors.keys() - {*known}):
             if near := difflib.get_close_matches(_stem(name), absent, n=1, cutoff=_TYPO_CUTOFF):
                 raise DataError(
-                    f"{self.path}: {name} is not a name that is read; did you mean {absent[near[0]]!r}? Rename or "
+                    f"{self.path}: {name} is not a recognised name; did you mean {absent[near[0]]!r}? Rename or "
                     f"remove it; {names_read}"
                 )
 
@@ -182,7 +182,7 @@ class _File:
             raise self._wrong(name, "uint8 [N, H, W] or [N, C, H, W], all sizes above 0", images)
         if images.dim() == 4 and images.shape[3] in _CHANNELS and images.shape[1] not in _CHANNELS:
             raise self._wrong(
-                name, "[N, C, H, W], and these look like channels last; transpose to [N, C, H, W]", images
+                name, "[N, C, H, W], but its channels appear to be last; transpose to [N, C, H, W]", images
             )
         return self._labelled(part, images if images.dim() == 4 else images.unsqueeze(1), axis=0)
 
@@ -233,7 +233,7 @@ class _File:
 
     def _get(self, name: str) -> Tensor:
         if name not in self.tensors:
-            raise DataError(f"{self.path}: {name} is missing; the file must hold {_LAYOUT}")
+            raise DataError(f"{self.path}: {name} is missing; the file must contain {_LAYOUT}")
         return self.tensors[name]
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:

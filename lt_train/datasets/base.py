@@ -84,7 +84,7 @@ class ImageData:
         num_classes: K.
         split_counts: int64 `[K]`, training images per class before any hold-out; defines many / medium / few.
         mean, std: per-channel statistics on the 0..1 scale, each of length C.
-        augmentation: what stage 1 and the bank's views apply to training images.
+        augmentation: applied to training images in stage 1 and in the bank's views.
         notes: facts about the cut that a user must know; shown wherever the data is used.
     """
 

@@ -75,7 +75,7 @@ def lines(document: dict[str, Any], width: int, *, plain: bool) -> list[str]:
         shown += [f"    {name}" for name in wrong["names"]]
         if wrong["names"] and wrong["count"] > len(wrong["names"]):
             shown.append(f"    and {wrong['count'] - len(wrong['names'])} more")
-    return [*shown, *([] if document["wrong"] else ["", "nothing is wrong"])]
+    return [*shown, *([] if document["wrong"] else ["", "no problems found"])]
 
 
 def bars(counts: Sequence[int], classes: Sequence[str], width: int, *, plain: bool) -> list[str]:

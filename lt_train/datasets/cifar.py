@@ -150,7 +150,7 @@ def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) ->
     """Images uint8 `[N, 3, 32, 32]` and labels of one published pickle.
 
     Raises:
-        DataError: the pickle is truncated, asks for anything but numpy arrays, or has another layout; `file` is named.
+        DataError: the pickle is truncated, refers to anything but numpy arrays, or has another layout; `file` is named.
     """
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -161,11 +161,11 @@ def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) ->
     images = batch.get("data") if isinstance(batch, dict) else None
     labels = batch.get(label_key) if isinstance(batch, dict) else None
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
-        raise DataError(f"{file} must hold `data`, a uint8 array [N, 3072], as the published pickles do")
+        raise DataError(f"{file} must contain `data`, a uint8 array [N, 3072], as the published pickles do")
     if not isinstance(labels, list) or not all(isinstance(k, int) and 0 <= k < num_classes for k in labels):
-        raise DataError(f"{file} must hold `{label_key}`, a list of classes from 0 to {num_classes - 1}")
+        raise DataError(f"{file} must contain `{label_key}`, a list of classes from 0 to {num_classes - 1}")
     if len(labels) != len(images):
-        raise DataError(f"{file} must hold as many labels as images, got {len(labels)} and {len(images)}")
+        raise DataError(f"{file} must contain as many labels as images, got {len(labels)} and {len(images)}")
     planes = torch.from_numpy(np.ascontiguousarray(images).reshape(-1, 3, 32, 32))
     return Labelled(planes, torch.tensor(labels, dtype=torch.int64))
 
@@ -173,7 +173,7 @@ def read_pickle(content: bytes, file: Path, label_key: str, num_classes: int) ->
 def _latin1(text: str, encoding: str) -> bytes:
     """`_codecs.encode` for the one encoding with which Python 3 writes bytes in protocol 2."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
+        raise pickle.UnpicklingError(f"it uses the codec {encoding!r}")
     return text.encode("latin1")
 
 
@@ -192,5 +192,5 @@ class _ArrayUnpickler(pickle.Unpickler):
         """The allowed global of that name."""
         found = self._allowed.get((module_name, global_name))
         if found is None:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, and only numpy arrays are allowed")
+            raise pickle.UnpicklingError(f"it refers to {module_name}.{global_name}, but only numpy arrays are allowed")
         return found

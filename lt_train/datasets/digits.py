@@ -43,7 +43,7 @@ class DigitsLT(LongTailSpec):
 
         digits = load_digits()
         # The file is ordered by writer. One fixed shuffle gives train, val and test the same distribution; without it
-        # a validation set would say little about the test set.
+        # a validation set would not be representative of the test set.
         order = torch.randperm(len(digits.target), generator=seeding.generator("digits_lt order"))
         images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)[order]
         labels = torch.from_numpy(digits.target).long()[order]

@@ -27,7 +27,7 @@ _UBYTE = 0x08
 
 
 class FashionMnistLT(LongTailSpec):
-    """FashionMNIST at n_max 500, where a ratio of 100 gives many, medium and few classes (at 6000 there are no few)."""
+    """FashionMNIST at n_max 500, where a ratio of 100 gives many, medium and few classes (6000 gives no few)."""
 
     kind: Literal["fashion_mnist_lt"] = "fashion_mnist_lt"
     root: Annotated[
@@ -55,7 +55,7 @@ class FashionMnistLT(LongTailSpec):
         folder = _find(root)
         if folder is None:
             raise DataError(
-                f"root {root} must hold the four FashionMNIST idx files (train-images-idx3-ubyte and so on, .gz or "
+                f"root {root} must contain the four FashionMNIST idx files (train-images-idx3-ubyte and so on, .gz or "
                 "not), directly or in FashionMNIST/raw; correct root or set download: true"
             )
         train, test = _labelled(folder, "train"), _labelled(folder, "t10k")

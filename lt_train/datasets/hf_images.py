@@ -39,7 +39,7 @@ class HfImages(CutImagesSpec):
     encoded_in_memory: Annotated[
         int,
         NOT_IDENTITY,
-        Field(ge=1, description="largest total size of the parquet files, in bytes, as they are held in memory"),
+        Field(ge=1, description="maximum total size of the parquet files, in bytes, because they are kept in memory"),
     ] = 2**33
 
     def listing(self) -> Listing:
@@ -55,7 +55,7 @@ class HfImages(CutImagesSpec):
             if part:
                 files[part].append(file)
         if not files["train"]:
-            raise DataError(f"root {root} must hold parquet files whose name or folder starts with train, got none")
+            raise DataError(f"root {root} must contain parquet files whose name or folder starts with train, got none")
         size = sum(file.stat().st_size for file in itertools.chain(*files.values()))
         if size > self.encoded_in_memory:
             raise DataError(
@@ -65,7 +65,7 @@ class HfImages(CutImagesSpec):
         notes = []
         if not files["test"]:
             if not files["val"]:
-                raise DataError(f"root {root} must hold parquet files of a test or val part, got only train")
+                raise DataError(f"root {root} must contain parquet files of a test or val part, got only train")
             files["test"], files["val"] = files["val"], []
             notes.append(f"{root} has no test files, so val is the test set")
         train, classes = self._read(root, files["train"])
@@ -92,7 +92,7 @@ class HfImages(CutImagesSpec):
                 raise DataError(f"{file} cannot be read ({first_line(error)}); download it again") from None
             classes = classes or _class_names(schema, self.label)
             if table.column(self.label).null_count:
-                raise DataError(f"{file}: column {self.label!r} must hold a label in every row, got null in some")
+                raise DataError(f"{file}: column {self.label!r} must contain a label in every row, got null in some")
             labels.append(table.column(self.label).to_numpy().astype(np.int64))
             chunks += [chunk.field("bytes") for chunk in table.column(self.image).chunks]
             names += [f"{file.relative_to(root).as_posix()}#{row}" for row in range(len(table))]
@@ -108,10 +108,10 @@ class HfImages(CutImagesSpec):
         kind = schema.field(self.image).type
         inside = [kind.field(i).name for i in range(kind.num_fields)] if pyarrow.types.is_struct(kind) else []
         if "bytes" not in inside:
-            raise DataError(f"{file}: column {self.image!r} must hold structs {{bytes, path}}, got {kind}")
+            raise DataError(f"{file}: column {self.image!r} must contain structs {{bytes, path}}, got {kind}")
         if not pyarrow.types.is_integer(schema.field(self.label).type):
             raise DataError(
-                f"{file}: column {self.label!r} must hold integers, got {schema.field(self.label).type}; "
+                f"{file}: column {self.label!r} must contain integers, got {schema.field(self.label).type}; "
                 "set label to another column"
             )
 

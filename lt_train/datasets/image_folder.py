@@ -53,12 +53,12 @@ class ImageFolder(CutImagesSpec):
         """
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise DataError(f"root must be a folder of images, and {root} is not one; correct root")
+            raise DataError(f"root must be a folder of images, but {root} is not a folder; correct root")
         divided = (root / "train").is_dir()
         classes = _classes(root / "train" if divided else root)
         if len(classes) < 2:
             raise DataError(
-                f"{root / 'train' if divided else root} must hold one folder per class for at least two classes, "
+                f"{root / 'train' if divided else root} must contain one folder per class for at least two classes, "
                 f"got {named(classes) or 'none'}"
             )
         notes = [f"classes are numbered in alphabetical order: {named([f'{k} {c}' for k, c in enumerate(classes)])}"]
@@ -77,7 +77,7 @@ class ImageFolder(CutImagesSpec):
             ignored += more
             notes.append(f"{root} has no test folder, so val is the test set")
         else:
-            raise DataError(f"{root} has a train folder and must have a test or val folder beside it, and has neither")
+            raise DataError(f"{root} has a train folder, but neither test nor val beside it; add one of them")
         if ignored:
             notes.append(f"files without an image suffix were ignored: {len(ignored)} ({named(ignored, 5)})")
         return Listing(train, val, test, tuple(classes), tuple(notes))
@@ -108,7 +108,7 @@ def _listed(root: Path, part: str, classes: list[str]) -> tuple[ListedImages, li
     """The images of one part, by class and name, and the names of the other files."""
     unknown = sorted(set(_classes(root / part)) - set(classes))
     if unknown:
-        raise DataError(f"{root / part} must have the classes of train, and has others: {named(unknown)}")
+        raise DataError(f"{root / part} must have the classes of train, but has others: {named(unknown)}")
     names, labels, others = [], [], []
     for label, name in enumerate(classes):
         found = sorted(_files_below(root, os.path.join(part, name)))

@@ -1,8 +1,8 @@
 """Images from list files with lines `relative/path label`: `image_list` and three published benchmarks.
 
-`imagenet_lt`, `inaturalist18` and `places_lt` know the published counts and numbering. Lists with other counts are read
-with a note, because a miniature is legitimate. Lists with another numbering are refused, because heads and checkpoints
-belong to one numbering. Labels are never renumbered.
+`imagenet_lt`, `inaturalist18` and `places_lt` check for the published counts and numbering. Lists with other counts
+are read with a note, because a small subset is legitimate. Lists with another numbering are refused, because heads and
+checkpoints belong to one numbering. Labels are never renumbered.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 _REMEDY = (
-    "heads and checkpoints of the published numbering would not fit: get the published lists, or read these as "
-    "image_list"
+    "heads and checkpoints of the published numbering would not fit: use the published lists, or read these with "
+    "kind image_list"
 )
 
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -50,7 +50,7 @@ TrainList = Annotated[str, NOT_IDENTITY, Field(description="list file of the tra
 ValList = Annotated[
     str | None,
     NOT_IDENTITY,
-    Field(description="list file of the validation images; null holds out val_fraction of the training images"),
+    Field(description="list file of the validation images; null: hold out val_fraction of the training images"),
 ]
 TestList = Annotated[str, NOT_IDENTITY, Field(description="list file of the test images")]
 
@@ -75,7 +75,7 @@ class ListSpec(ImagesSpec):
     sha256: Annotated[
         ListHashes,
         NOT_IDENTITY,
-        Field(description="hashes that pin the lists, {train, val, test}; another file is refused"),
+        Field(description="expected hashes of the lists, {train, val, test}; files with other hashes are refused"),
     ] = ListHashes()
 
     def listing(self) -> Listing:
@@ -116,7 +116,7 @@ class PublishedSpec(ListSpec):
         Field(
             ge=1,
             validate_default=True,
-            description="length of the shorter side before the centre crop, in pixels; null is size",
+            description="length of the shorter side before the centre crop, in pixels; null: size",
         ),
     ] = 256
     augmentation: Annotated[AnyAugmentation, Shorthand(("resized_crop",)), Field(description=AUGMENTATION)] = (
@@ -183,7 +183,10 @@ class PublishedSpec(ListSpec):
 
 
 class ImageNetLT(PublishedSpec):
-    """ImageNet-LT (Liu et al. 2019): 1000 classes, 115846 training images (1280 to 5 per class), val 20, test 50."""
+    """ImageNet-LT (Liu et al. 2019): 1000 classes, 115846 training images (1280 to 5 per class).
+
+    20 validation and 50 test images per class.
+    """
 
     published: ClassVar[Mapping[str, int]] = {"train": 115_846, "val": 20_000, "test": 50_000}
     classes: ClassVar[int] = 1000
@@ -196,7 +199,10 @@ class ImageNetLT(PublishedSpec):
 
 
 class INaturalist18(PublishedSpec):
-    """iNaturalist 2018 (Van Horn et al. 2018): 8142 classes, 437513 training images; tests on its val, 3 per class."""
+    """iNaturalist 2018 (Van Horn et al. 2018): 8142 classes, 437513 training images.
+
+    Its validation set, 3 images per class, serves as the test set.
+    """
 
     published: ClassVar[Mapping[str, int]] = {"train": 437_513, "test": 24_426}
     classes: ClassVar[int] = 8142
@@ -215,7 +221,10 @@ class INaturalist18(PublishedSpec):
 
 
 class PlacesLT(PublishedSpec):
-    """Places-LT (Liu et al. 2019): 365 classes, 62500 training images (4980 to 5 per class), val 20, test 100."""
+    """Places-LT (Liu et al. 2019): 365 classes, 62500 training images (4980 to 5 per class).
+
+    20 validation and 100 test images per class.
+    """
 
     published: ClassVar[Mapping[str, int]] = {"train": 62_500, "val": 7_300, "test": 36_500}
     classes: ClassVar[int] = 365

@@ -38,11 +38,17 @@ _NAMED_IN_NOTES = 20
 
 # Annotations of fields, for kinds that have other defaults.
 LargestClass = Annotated[int, Field(ge=1, description="training images of class 0, the largest class")]
-ImbalanceRatio = Annotated[float, Field(ge=1, description="size of the largest class over the smallest; 1 is balanced")]
-ValPerClass = Annotated[
-    int, Field(ge=0, description="validation images per class; 0 trains on the whole cut, without a validation set")
+ImbalanceRatio = Annotated[
+    float, Field(ge=1, description="size of the largest class / size of the smallest; 1: balanced")
 ]
-PadCropField = Annotated[PadCrop, Field(description="what stage 1 and the bank's views apply, {pad, flip}")]
+ValPerClass = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="validation images per class; 0: no validation set, all images of the cut are used for training",
+    ),
+]
+PadCropField = Annotated[PadCrop, Field(description="augmentation in stage 1 and of the bank's views, {pad, flip}")]
 
 
 class Cut(Spec):
@@ -53,7 +59,7 @@ class Cut(Spec):
     val_per_class: ValPerClass = 20
     shuffle_seed: Annotated[
         int | None,
-        Field(description="null takes the first n_k images of class k; a seed shuffles each class before the cut"),
+        Field(description="null: use the first n_k images of class k; a seed: shuffle each class before the cut"),
     ] = None
 
     def split(
@@ -156,7 +162,7 @@ def hold_out(
     """A validation set of `val_per_class` images per class, from the images left over where there are enough.
 
     If too few images of a class are left over, the rest is held out from its training images, evenly spaced among them:
-    at most a fifth, so never the last one. The training set then differs from the published one, and a note says so.
+    at most a fifth, so never the last one. The training set then differs from the published one, which a note reports.
 
     Args:
         labels: int64 `[N]` of the pool.

@@ -43,13 +43,15 @@ class FeaturesSpec(Spec):
         int,
         Field(
             ge=1,
-            description="1 stores the training images without augmentation; V > 1 stores V augmented views, used in "
-            "turn by the epochs: as many views as epochs is equal to live augmentation with a frozen backbone",
+            description="views per training image, >= 1; 1: the images without augmentation; V > 1: V augmented views, "
+            "which the epochs use in turn. As many views as epochs are equivalent to live augmentation",
         ),
     ] = 1
     test_flip: Annotated[
         bool | None,
-        Field(description="test on each image and its mirror; null uses the dataset's augmentation.flip"),
+        Field(
+            description="average over each test image and its mirror image; null: as augmentation.flip of the dataset"
+        ),
     ] = None
     seed: Annotated[int, Field(description="seed of the augmented views")] = 0
     batch_size: Annotated[int, Field(ge=1, description="images per forward pass; affects speed and memory only")] = 256
@@ -63,9 +65,9 @@ class FeaturesSpec(Spec):
     unreadable: Annotated[
         Literal["fail", "skip"],
         Field(
-            description="what to do if an image turns out missing, empty or damaged when it is decoded: fail stops at "
-            "the first one, skip drops it and records a note; images found by bad_images of the dataset are not "
-            "decoded at all"
+            description="what to do if an image cannot be decoded because it is missing, empty or damaged: fail stops "
+            "at the first one, skip drops it and records a note; images already dropped by bad_images of the dataset "
+            "are not decoded"
         ),
     ] = "fail"
 
@@ -123,7 +125,7 @@ def build_bank(
         return _import(dataset, data, store)
     if checkpoint is None:
         raise CheckpointError(
-            f"dataset {dataset.kind} holds images and needs a checkpoint; train one with `lt-train backbone`"
+            f"dataset {dataset.kind} contains images and needs a checkpoint; train one with `lt-train backbone`"
         )
     _, channels, height, width = data.train.inputs.shape
     frozen = load_frozen(checkpoint, (channels, height, width))

@@ -208,7 +208,7 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.format != FORMAT:
         raise BankError(f"{file}: bank format must be {FORMAT}, got {manifest.format}; extract it again")
     if manifest.sealed().seal != manifest.seal or bank_fingerprint(manifest.inputs) != manifest.fingerprint:
-        raise _damaged(path, "manifest.json is altered: it does not match its own seal")
+        raise _damaged(path, "manifest.json is altered: its content does not match its seal")
     return manifest
 
 

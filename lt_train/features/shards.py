@@ -123,7 +123,7 @@ class Extractor:
     """A frozen network and the images to extract; the network is moved to the device with the first shard.
 
     The network runs in evaluation mode, without gradients, in float32. Several threads may run shards concurrently:
-    they take turns at the network while the images of the others are decoded.
+    they take turns using the network while the images of the others are decoded.
     """
 
     def __init__(

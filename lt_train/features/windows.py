@@ -2,8 +2,8 @@
 
 Training visits rows in random order. From a file that is not in memory, each batch would wait for the disk to find its
 rows one by one. Instead, the rows of many batches are fetched in ascending order, which a disk does at full speed, by a
-thread that is one window ahead. Results do not depend on it. If the system has no `mincore`, or does not answer
-truthfully (Linux, for files that the user neither owns nor may write), all rows are assumed to be in memory.
+thread that is one window ahead. Results do not depend on it. If the system has no `mincore`, or its answer is
+unreliable (Linux, for files that the user neither owns nor may write), all rows are assumed to be in memory.
 
 Shapes: N rows of D features.
 """

@@ -177,7 +177,7 @@ class TrainedMethod(MethodSpec):
         if self.post_hoc is not None and self.post_hoc.corrects_prior:
             correcting.append(f"post_hoc {self.post_hoc.kind}")
         if len(correcting) > 1:
-            yield f"{' and '.join(correcting)} would each correct for class frequencies; keep one of them"
+            yield f"{' and '.join(correcting)} each correct for class frequencies; keep only one of them"
 
 
 class CrossEntropyMethod(TrainedMethod):

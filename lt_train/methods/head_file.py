@@ -47,7 +47,7 @@ def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         with safe_open(path, framework="pt") as contents:
             about = json.loads((contents.metadata() or {})[_KEY])
             if not isinstance(about, dict):
-                raise ValueError(f"its document must be a mapping, got {about!r}")
+                raise ValueError(f"its metadata must be a mapping, got {about!r}")
             return {name: contents.get_tensor(name) for name in contents.keys()}, about
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(

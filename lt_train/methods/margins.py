@@ -67,7 +67,7 @@ class LDAM(TrainedMethod):
     needs_all_classes: ClassVar[bool] = True
 
     kind: Literal["ldam"] = "ldam"
-    head: Head = Field(default=heads.Cosine(), description="the classifier; only on `cosine` are margins in cosines")
+    head: Head = Field(default=heads.Cosine(), description="the classifier; margins are in cosines only with `cosine`")
     max_margin: Annotated[
         float, BATCHED, Field(ge=0, description="margin of the smallest class, >= 0; 0 means no margin")
     ] = 0.5

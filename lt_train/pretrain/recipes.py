@@ -40,7 +40,7 @@ __all__ = [
 class DeferredReweighting(RecipeSpec):
     """The part that weights losses by the effective number of images of the true class, from some epoch on (DRW).
 
-    Source: Cao et al. 2019. Features form under the plain loss first; class-balanced weights follow.
+    Source: Cao et al. 2019. The features are first learned with the plain loss; the weights are applied afterwards.
     """
 
     reweight_epoch: Epoch | None = Field(
@@ -104,8 +104,8 @@ class DeferredCrossEntropy(StepSchedule, DeferredReweighting):
 class LdamRecipe(StepSchedule, DeferredReweighting):
     """LDAM with deferred re-weighting: margins that grow for rare classes on a normalised head (Cao et al. 2019).
 
-    Logits are `s cos(W_k, f)`; in training the true one is lowered by `s m_y`. The backbone's features are the
-    directions f / |f|, because the head uses nothing else. Re-training starts from the linear head with rows
+    Logits are `s cos(W_k, f)`; in training the true one is lowered by `s m_y`. The backbone's features are
+    normalised, f / |f|, because the head uses only their direction. Re-training starts from the linear head with rows
     s W_k / |W_k| and bias 0, which gives exactly the logits of stage 1.
     """
 

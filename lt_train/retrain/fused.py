@@ -3,7 +3,7 @@
 Runs that agree on all static fields form a stack; lanes of a stack that share a seed share mini-batches and one matrix
 product per step. Stacks are kept small enough for the CPU's cache and are trained in parallel, one per core; they wait
 for one another only where successive halving compares all runs of a pack. A lane's result does not depend on its
-neighbours, except for the rounding of matrix products of another width.
+neighbours, except for the different rounding of matrix products of another width.
 
 This module forms stacks and records results; `retrain.stack` trains one stack.
 

@@ -98,7 +98,7 @@ def job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
     if job.state == "stopped":
         state, note = "stopped", f"continue with `lt-sweep resume {where}`"
     elif job.state == "succeeded":
-        state, note = "finished", f"`lt-sweep logs {where}` prints its table"
+        state, note = "finished", f"`lt-sweep logs {where}` prints its results"
         if printed.sweep == job.sweep:  # the results of a matrix are in the directories of its sweeps
             note += f"; the results are in {job.storage}/{job.sweep}/result.json"
         else:
@@ -124,7 +124,7 @@ def directory_progress(directory: Path) -> tuple[Progress, str]:
         note = f"the last driver ended: {written.state}"
         written = Progress(sweep=path.name, state="preparing", note=note, driver=driver.who, started_ms=driver.since_ms)
     if driver is None and written.state in ("running", "preparing"):
-        note = f"its driver is gone; continue with `lt-sweep resume {directory}`"
+        note = f"its driver no longer runs; continue with `lt-sweep resume {directory}`"
         written = written.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
     return written, f"{directory}" + (f", run by {driver.who}" if driver is not None else "")
 

@@ -62,7 +62,7 @@ def checked_environment(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not NAME.fullmatch(name):
-            raise UserError(f"--env takes NAME=VALUE, got {name!r}{' without a value' if not equals else ''}")
+            raise UserError(f"--env must be NAME=VALUE, got {name!r}{' without a value' if not equals else ''}")
         path = PATH_NAME.fullmatch(name) and value.startswith("/")
         if (SECRET_NAME.search(name) and not path) or holds_credentials(value):
             raise UserError(
@@ -84,7 +84,7 @@ def secret_files(pairs: list[str]) -> dict[str, str]:
         name, _, path = pair.partition("=")
         if not NAME.fullmatch(name) or not path.startswith("/"):
             raise UserError(
-                f"--secret-file takes NAME=/path of a file on the cluster, got {name!r}"
+                f"--secret-file must be NAME=/path of a file on the cluster, got {name!r}"
                 + (" with a path that is not absolute" if path else " without a path")
             )
         found[FILE_PREFIX + name] = path

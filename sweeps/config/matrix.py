@@ -158,7 +158,9 @@ def _name_problems(sweep_name: Any, axis: str, values: list[_Value]) -> Iterator
     for value in values:
         name = value.name
         if name is None:
-            yield Problem(value.loc, f"must have a kind, or be a word or a number, to have a name; or {remedy}")
+            yield Problem(
+                value.loc, f"must have a kind, or be a word or a number, so that its sweep can be named; or {remedy}"
+            )
         elif name in first:
             yield Problem(value.loc, f"{name!r} is already the name of {axis}[{first[name].loc[-1]}]; {remedy}")
         elif not isinstance(sweep_name, str) or not re.fullmatch(NAME, sweep_name):

@@ -50,7 +50,7 @@ KINDS_BY_DEFAULT = frozenset({DEFAULT_TRACKER, "pad_crop"})
 
 BASELINES_DEFAULT = "default: vanilla, and with a single method also ce"
 BACKEND_DEFAULT = "default: ray where it is installed, else inline"
-TRACKING_DEFAULT = "default: mlflow where it is installed, else none; a mapping without kind is of the kind mlflow"
+TRACKING_DEFAULT = "default: mlflow where it is installed, else none; in a mapping, kind defaults to mlflow"
 
 
 def plugin_groups() -> dict[str, Mapping[str, type[KindSpec]]]:

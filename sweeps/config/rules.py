@@ -50,7 +50,7 @@ def _backbone_problems(parts: Parts) -> Iterator[Problem]:
     dataset, backbone, stage1 = parts["dataset"], parts["backbone"], parts["stage1"]
     if backbone is None:
         if not _may_hold_features(dataset):
-            yield Problem(("backbone",), f"is required, because dataset {dataset.kind} holds images, not features")
+            yield Problem(("backbone",), f"is required, because dataset {dataset.kind} contains images, not features")
         elif stage1 is not None:
             yield Problem(("stage1",), "has no backbone to train; set backbone, or remove stage1")
         return
@@ -132,7 +132,7 @@ def _algorithm_problems(search: SearchSpec, searched: Sequence[_Searched]) -> It
 
 
 def _early_stopping_problems(parts: Parts, searched: Sequence[_Searched]) -> Iterator[Problem]:
-    """Early stopping compares trials of one pack at the same epochs: there must be some, with runs of one length."""
+    """Early stopping compares the trials of a pack: a pack must hold at least two, with runs of equal length."""
     search = parts["search"]
     trained = [one for one in searched if one.candidate.method.trains]
     stopped = [one for one in trained if search.early_stopping.halving(one.candidate.training) is not None]
@@ -144,8 +144,8 @@ def _early_stopping_problems(parts: Parts, searched: Sequence[_Searched]) -> Ite
     for loc in dict.fromkeys(one.locs[path] for one in stopped for path in one.static()):
         yield Problem(
             loc,
-            f"cannot be searched with {kind}, which compares the trials of a pack: all runs of a pack have the same "
-            "value; list the values as several methods, or search without early stopping",
+            f"cannot be searched with {kind}, which compares the trials of a pack, because all runs of a pack have the "
+            "same value; list the values as several methods, or search without early stopping",
         )
     if search.proposal_batch < 2:
         yield Problem(

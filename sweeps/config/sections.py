@@ -31,13 +31,13 @@ class SearchSpec(Spec):
 
     algorithm: Algorithm = Field(
         default=TreeParzen(),
-        description="how configurations are proposed",
+        description="search algorithm: how trials are proposed",
     )
     early_stopping: EarlyStopping = Field(
         default=NoEarlyStopping(),
-        description="which trials are stopped before their last epoch; none: no trial is",
+        description="which trials are stopped before their last epoch; none: all trials run to the end",
     )
-    trials: int = Field(ge=1, description="number of configurations to try per method, >= 1")
+    trials: int = Field(ge=1, description="number of trials per method, >= 1")
     proposal_batch: int = Field(
         default=12,
         ge=1,
@@ -54,7 +54,7 @@ class SearchSpec(Spec):
 
 
 class SelectionSpec(Spec):
-    """The protocol: by which number the winner is chosen. It is shown with every result."""
+    """The protocol: how trials are ranked and the winner is selected. It is shown with every result."""
 
     metric: Literal["acc_all", "acc_many", "acc_medium", "acc_few"] = Field(
         default="acc_all", description="top-1 accuracy over all classes or one split of the classes"
@@ -82,7 +82,7 @@ class SelectionSpec(Spec):
         default=3,
         ge=2,
         description="the winner is trained again for this many times its epochs, >= 2, to check whether its accuracy "
-        "has converged; influences neither who wins nor the winner's numbers; null: no extended training",
+        "has converged; affects neither the selection nor the winner's results; null: no extended training",
     )
 
     def epoch_rule(self) -> EpochSelection:

@@ -97,15 +97,15 @@ class SweepSpec(Spec):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    version: Literal[1] = Field(default=1, description="version of this format; 1")
+    version: Literal[1] = Field(default=1, description="version of the file format; must be 1")
     name: Annotated[str, NOT_IDENTITY] = Field(
         pattern=NAME,
         description="at most 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
     )
     dataset: Dataset = Field(description="the long-tailed data")
-    backbone: Backbone = Field(default=None, description="the frozen network; null: the dataset holds features")
+    backbone: Backbone = Field(default=None, description="the frozen network; null: the dataset contains features")
     stage1: Recipe = Field(
-        default=None, description="how the backbone is trained first; null: backbone.checkpoint is given"
+        default=None, description="the recipe that trains the backbone; null: backbone.checkpoint is given"
     )
     features: FeaturesSpec = Field(default=FeaturesSpec(), description="how the features are extracted")
     method: Method = Field(
@@ -124,7 +124,7 @@ class SweepSpec(Spec):
     search: SearchSpec = Field(description="which configurations are tried")
     selection: Selection = Field(
         default=SelectionSpec(),
-        description="by which number the winner is chosen; paper stands for the protocol of the paper",
+        description="how trials are ranked and the winner is selected; paper: as in the paper",
     )
     baselines: Baselines = Field(
         default_factory=default_baselines,

@@ -221,9 +221,9 @@ def _short_tag(tag: str) -> str:
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or "it cannot be read"
+    problem = error.problem or "it cannot be parsed"
     if "'\\t'" in problem:
         return "tabs must not be used for indentation; use spaces"
     if "single document" in (error.context or ""):
-        return "a file must hold one document; a second one starts here"
+        return "a file must contain one document; a second one starts here"
     return f"{error.context}, {problem}" if error.context else problem

@@ -1,9 +1,9 @@
 """Group the runs of trials into packs.
 
 A pack is one Ray Tune trial: runs that train together in one loop. Which runs share a pack follows from the sweep file
-and the shape of the bank alone, so that a resumed sweep, one worker and a cluster agree to the last bit: the width of a
-matrix product may change its rounding, and early stopping compares the trials of a pack. For the same reason memory is
-computed from shapes, never measured.
+and the shape of the bank alone, so that a resumed sweep, one worker and a cluster give bit-identical
+results: the width of a matrix product may change its rounding, and early stopping compares the trials of a pack. For
+the same reason memory is computed from shapes, never measured.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
         test_views, itemsize = int(data.test.inputs.shape[0]), data.train.inputs.element_size()
     else:
         if spec.backbone is None:
-            raise UserError(f"dataset {spec.dataset.kind} holds images; set backbone to extract features")
+            raise UserError(f"dataset {spec.dataset.kind} contains images; set backbone to extract features")
         network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
         views = spec.features.views
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip

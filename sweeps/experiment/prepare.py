@@ -37,7 +37,7 @@ __all__ = ["Prepared", "check_packs", "open_cached_bank", "prepare", "prepare_al
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep's feature bank, and the source of its images; None if the dataset holds features or is not available."""
+    """A sweep's feature bank, and the source of its images; None if the dataset contains features or is missing."""
 
     bank: FeatureBank
     images: ImageSource | None = None
@@ -94,10 +94,10 @@ def _backbone(
     """The given backbone, or the checkpoint of one trained by the stage-1 recipe; None for a dataset of features."""
     if isinstance(data, FeatureData):
         if spec.backbone is not None:
-            raise UserError(f"dataset {spec.dataset.kind} holds features; remove backbone and stage1")
+            raise UserError(f"dataset {spec.dataset.kind} contains features; remove backbone and stage1")
         return None
     if spec.backbone is None:
-        raise UserError(f"dataset {spec.dataset.kind} holds images; set backbone to extract features")
+        raise UserError(f"dataset {spec.dataset.kind} contains images; set backbone to extract features")
     if spec.backbone.checkpoint is not None:
         return spec.backbone
     assert spec.stage1 is not None, "a spec without checkpoint has a stage-1 recipe"
@@ -156,7 +156,7 @@ def _features(
 
 
 def open_cached_bank(spec: SweepSpec, fingerprint: str) -> Prepared | None:
-    """The bank with this fingerprint from the cache, which a resume can use without the data; None if it is gone."""
+    """The bank with this fingerprint from the cache, which a resume can use without the data; None if it is missing."""
     path = Path(spec.storage) / CACHE / "banks" / fingerprint
     if not path.is_dir():
         return None

@@ -1,7 +1,8 @@
 """Run one sweep from its spec to its result.
 
-Prepare the feature bank, open the ledger, let the backend train packs, select, report, track. A finished pack is in the
-ledger before the search or tracking learn of it, so an interruption costs at most the packs in flight.
+Prepare the feature bank, open the ledger, let the backend train packs, select, report, track. A finished pack is
+written to the ledger before it is reported to the search or tracking, so an interruption costs at most the packs in
+flight.
 """
 
 from __future__ import annotations

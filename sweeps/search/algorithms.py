@@ -16,7 +16,7 @@ __all__ = ["Grid", "RandomSearch", "TreeParzen"]
 class TreeParzen(AlgorithmSpec):
     """Multivariate Tree-structured Parzen Estimator of Optuna (Bergstra et al., 2011; Falkner et al., 2018).
 
-    Fits a model of where good trials lie, jointly over all dimensions. Trials that are still running count as poor
+    Models the location of good trials, jointly over all dimensions. Trials that are still running count as poor
     ones, so that trials that run at the same time differ.
     """
 
@@ -45,7 +45,7 @@ class TreeParzen(AlgorithmSpec):
 
 
 class RandomSearch(AlgorithmSpec):
-    """Independent random draws; results have no influence. Suited to sensitivity plots and as a baseline."""
+    """Independent random draws, regardless of results. Suited to sensitivity plots and as a baseline."""
 
     kind: Literal["random"] = "random"
 

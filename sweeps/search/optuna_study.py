@@ -35,7 +35,9 @@ class OptunaSearch:
 
     def ask(self, number: int) -> dict[str, Any] | None:
         """See `Search.ask`; never None."""
-        assert number == len(self._trials), f"trials are asked in order: expected {len(self._trials)}, got {number}"
+        assert number == len(self._trials), (
+            f"trials must be requested in order: expected {len(self._trials)}, got {number}"
+        )
         trial = self._study.ask(fixed_distributions=self._distributions)
         self._trials.append(trial)
         return {path: trial.params[path] for path in self._distributions}

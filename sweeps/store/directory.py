@@ -2,7 +2,7 @@
 
 `<storage>/<name>/` of a sweep holds `sweep.json` (identity and resolved spec), `ledger.jsonl`, `heads/`, `artifacts/`
 and, once the sweep is finished, `result.json`. The directory of a matrix holds `matrix.json`, the list of its sweeps,
-whose own directories lie beside it.
+whose own directories are beside it.
 """
 
 from __future__ import annotations

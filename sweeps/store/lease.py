@@ -1,9 +1,9 @@
-"""The lease that keeps a sweep to one driver: renewed while its owner lives, taken over once the owner is gone.
+"""The lease that limits a sweep to one driver: its owner renews it, and another driver takes over if the owner is dead.
 
 A lease is a numbered file in a directory that the machines of a cluster may share. A process acquires the lease by
 creating the file with the next number, which only one process can do on any file system. Clocks of different machines
-are never compared: an owner on another machine is alive if its file changes. An owner that was wrongly taken for dead
-notices in `Lease.check`; until then the ledger's fencing (`sweeps.store.ledger`) keeps it from corrupting anything.
+are never compared: an owner on another machine is alive if its file changes. An owner that was wrongly considered dead
+detects this in `Lease.check`; until then fencing (`sweeps.store.ledger`) prevents it from corrupting the ledger.
 """
 
 from __future__ import annotations
@@ -135,17 +135,17 @@ class Lease:
 
 @contextlib.contextmanager
 def acquire_lease(directory: Path, name: str, *, job: str | None = None) -> Iterator[Lease]:
-    """Own the lease of a sweep for the duration of the block.
+    """Acquire the lease of a sweep for the duration of the block.
 
     Waits up to `EXPIRY` seconds where an owner on another machine may be dead.
 
     Args:
         directory: where the leases are kept; created if it does not exist.
         name: name of the sweep; a single path component.
-        job: the Ray job that this process is, shown to people who ask who owns the lease.
+        job: the id of this process's Ray job, shown as part of the lease's owner.
 
     Raises:
-        UserError: a living process owns the lease; the message names it.
+        UserError: a running process owns the lease; the message names it.
         StorageError: the directory cannot be written.
     """
     lease = _acquire(directory, name, job)
@@ -253,7 +253,7 @@ def _latest(directory: Path, name: str) -> tuple[int, LeaseOwner] | None:
         except FileNotFoundError:
             continue  # taken over in the meantime, so there is a higher number
         except (ValueError, TypeError):
-            # Damaged, or being written on a file system without hard links. A living owner will change the file.
+            # Damaged, or being written on a file system without hard links. A live owner will change the file.
             return max(numbers), LeaseOwner(f"a process that left {path} unreadable", "", 0, "", 0)
 
 

@@ -1,7 +1,7 @@
 """The ledger: the durable record of finished runs, from which search and tracking are resumed.
 
-A sweep directory holds one `ledger.jsonl` with one line per pack. The line is written and synced before the search or
-tracking learn of the pack; a line cut short by a crash is dropped when the ledger is next opened.
+A sweep directory holds one `ledger.jsonl` with one line per pack. The line is written and synced before the pack is
+reported to the search or tracking; a line cut short by a crash is dropped when the ledger is next opened.
 
 Opening the ledger for writing appends a fencing token, `term`. Records with an older token that follow it are ignored,
 so a driver that lost its lease cannot corrupt the ledger.
@@ -268,7 +268,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
     term = end = 0
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not text.endswith(b"\n"):
-            return  # cut short by a crash, before the search or tracking learned of the pack
+            return  # cut short by a crash, before the pack was reported to the search or tracking
         end += len(text)
         try:
             line = json.loads(text)

@@ -1,6 +1,6 @@
 """Progress of a sweep as one small JSON document, kept current by its driver.
 
-The driver writes it to `progress.json` beside the ledger. A driver that runs as a Ray job also prints it now and then,
+The driver writes it to `progress.json` beside the ledger. A driver that runs as a Ray job also prints it periodically,
 so that the sweep can be followed from a machine without access to the cluster's disks.
 """
 
@@ -57,7 +57,9 @@ class Progress(BaseModel):
     trials: int = Field(default=0, description="total number of trials")
     runs_finished: int = 0
     runs: int = Field(default=0, description="total number of runs")
-    part: str = Field(default="", description="what trials and runs count where it is not all, as of a sweep matrix")
+    part: str = Field(
+        default="", description="what `trials` and `runs` count, such as 3 of 5 sweeps of a matrix; empty: all"
+    )
     runs_per_second: float | None = Field(default=None, description="rate of this driver since its first trial")
     seconds_left: float | None = None
     best: Best | None = Field(default=None, description="best trial of the search; a finalist may win over it")

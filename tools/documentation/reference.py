@@ -94,8 +94,8 @@ def _kinds_page() -> str:
     ]
     parts = [
         f"# Kinds\n\n{GENERATED}",
-        "Everything that a sweep file, or `lt-train` as `KIND NAME=VALUE`, refers to by name. `lt-sweep kinds` prints "
-        "the same list, with the kinds of packages given with `--allow-import`.\n",
+        "Everything that a sweep file, or an option `KIND NAME=VALUE` of `lt-train`, can refer to by name. "
+        "`lt-sweep kinds` prints the same list, with the kinds of packages given with `--allow-import`.\n",
         "\n".join(contents) + "\n",
     ]
     for group, kinds in groups.items():

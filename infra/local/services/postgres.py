@@ -58,7 +58,7 @@ class Postgres(Service):
         self._run_sql("SELECT 1 FROM pg_database WHERE datname='mlflow'", "CREATE DATABASE mlflow")
 
     def kill(self) -> None:
-        """Kill it like a crash, including its child processes, which would otherwise keep using the files."""
+        """Kill it as in a crash, including its child processes, which would otherwise keep using the files."""
         super().kill()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 

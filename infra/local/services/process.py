@@ -28,7 +28,7 @@ BIN = Path(sys.executable).parent
 
 
 class ServiceError(RuntimeError):
-    """A service did not start; the message contains the end of its log."""
+    """A service did not start; the message contains the last lines of its log."""
 
 
 def free_port() -> int:

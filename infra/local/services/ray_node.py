@@ -118,7 +118,7 @@ class RayWorker(_RayNode):
         return [str(BIN / "ray"), "start", *options, *self._options()]
 
     def wait(self) -> None:
-        for _ in range(2):  # a head may answer before it has registered its own node, and then refuses others
+        for _ in range(2):  # a head that has not registered its own node yet may already answer, but refuses others
             try:
                 return super().wait()
             except ServiceError:

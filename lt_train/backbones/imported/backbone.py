@@ -36,7 +36,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Imported(BackboneSpec):
-    """A model of torchvision or timm, or of a package that `--allow-import` names, with its own checkpoint.
+    """A model of torchvision or timm, or of a package given with `--allow-import`, with its own checkpoint.
 
     The number of channels is the length of `mean`; grey images are repeated in all channels. Without a checkpoint the
     model is trained with the stage-1 recipe, and its classifier is replaced by a new one.
@@ -45,7 +45,7 @@ class Imported(BackboneSpec):
     kind: Literal["imported"] = "imported"
     factory: str = Field(
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
-        description="torchvision:NAME, timm:NAME, or package.module:function of a package that --allow-import names",
+        description="torchvision:NAME, timm:NAME, or package.module:function of a package given with --allow-import",
         examples=["torchvision:resnet18"],
     )
     arguments: dict[str, JsonValue] = Field(
@@ -81,7 +81,8 @@ class Imported(BackboneSpec):
         description="patterns of tensors in the checkpoint that are ignored if the model has none of that name",
     )
     mean: PerChannel = Field(
-        default=(0.485, 0.456, 0.406), description="mean per channel in its training, 0..1 scale; default: ImageNet's"
+        default=(0.485, 0.456, 0.406),
+        description="mean per channel that the model was trained with, on the 0..1 scale; default: ImageNet's",
     )
     std: PerChannel = Field(
         default=(0.229, 0.224, 0.225), description="standard deviation per channel, > 0; default: ImageNet's"

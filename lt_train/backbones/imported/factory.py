@@ -1,7 +1,7 @@
 """Creating a model from the `factory` of an imported backbone.
 
 A sweep file must not be able to run arbitrary code. A factory is therefore a model of torchvision's or timm's registry,
-without their arguments for downloading or reading weights, or a function defined in a package of `--allow-import`.
+without their arguments for downloading or reading weights, or a function of a package given with `--allow-import`.
 """
 
 from __future__ import annotations

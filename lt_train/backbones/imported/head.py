@@ -159,7 +159,7 @@ def _note(layers: Sequence[_Layer], shape: list[int], times: Sequence[float], as
         text += "; features are concatenated"
     if cosine:
         text += f"; features{which} are scaled to length 1"
-    return text if as_returned else f"{text}; the model returns something else than these logits"
+    return text if as_returned else f"{text}; the model's output differs from these logits"
 
 
 def _numbers(numbers: Sequence[float]) -> str:

@@ -99,7 +99,7 @@ class KeyReport:
         text = f"{self.matched} of the model's {self.total} tensors match"
         if self.prefix:
             text += f" (without the prefix {''.join(self.prefix)})"
-        parts = (("missing", self.missing), ("left over", self.left_over), ("of another shape", self.reshaped))
+        parts = (("missing", self.missing), ("left over", self.left_over), ("with another shape", self.reshaped))
         return "; ".join([text, *(f"{what}: {named(names, _MOST_NAMES)}" for what, names in parts if names)])
 
 
@@ -122,7 +122,7 @@ def fit_weights(
         ignored: layers that are not used, whose tensors may differ in any way.
 
     Raises:
-        CheckpointError: other tensors are missing, left over or of another shape; the message lists all.
+        CheckpointError: other tensors are missing, left over or with another shape; the message lists all.
     """
     wanted = model.state_dict()
     if strip_prefix is None:

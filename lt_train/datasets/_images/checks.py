@@ -77,7 +77,7 @@ def label_findings(listing: Listing) -> list[Finding]:
     num_classes = max(int(labels.max()) + 1 if len(labels) else 0, len(listing.classes))
     for part, listed in listing.parts().items():
         if not len(listed.labels):
-            findings.append(Finding(f"{part} must have images, got none"))
+            findings.append(Finding(f"{part} must contain images, got none"))
             continue
         outside = torch.nonzero((listed.labels < 0) | (listed.labels >= num_classes)).flatten().tolist()
         if outside:
@@ -92,7 +92,7 @@ def label_findings(listing: Listing) -> list[Finding]:
         names = [f"{k} ({listing.classes[k]})" if k < len(listing.classes) else str(k) for k in gaps]
         findings.append(
             Finding(
-                f"labels must be 0 .. {num_classes - 1} without gaps, and there are classes without training images",
+                f"labels must be 0 .. {num_classes - 1} without gaps, but some classes have no training images",
                 num_classes - len(labels[labels >= 0].unique()),
                 tuple(names),
             )
@@ -119,7 +119,7 @@ def duplicate_findings(listing: Listing) -> list[Finding]:
     for part, counter in names.items():
         twice = [name for name, count in counter.items() if count > 1]
         if twice:
-            findings.append(Finding(f"{part} has images more than once", len(twice), tuple(twice[:20])))
+            findings.append(Finding(f"{part} contains images more than once", len(twice), tuple(twice[:20])))
         both = [name for name in names["train"] if name in counter] if part != "train" else []
         if both:
             findings.append(Finding(f"train and {part} share images", len(both), tuple(both[:20])))

@@ -1,6 +1,6 @@
 """Images that stay in files: where their bytes are (`Source`), and a tensor-like view that decodes on access.
 
-`ImageFiles` stands where a uint8 tensor `[N, 3, H, W]` would. Shapes: N images, B a batch of them, H = W = `size`.
+`ImageFiles` takes the place of a uint8 tensor `[N, 3, H, W]`. Shapes: N images, B a batch of them, H = W = `size`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def error_reason(error: Exception) -> str:
 class ImageFiles:
     """Images of a `Source`, indexed like a uint8 tensor `[N, 3, H, W]`; indexing decodes the selected images.
 
-    `hold` decodes all of them once and keeps them in memory, which changes speed and nothing else.
+    `hold` decodes all of them once and keeps them in memory, which affects speed only.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class ImageFiles:
     def _undecodable(self, row: int, why: str) -> DataError:
         return DataError(
             f"image {self.source.names[row]} cannot be decoded ({why}); fix or remove it. "
-            "`lt-train data check` finds all unreadable images, and so does check: whole before training starts"
+            "To find all unreadable images, run `lt-train data check`, or set check: whole in the dataset"
         )
 
 

@@ -1,6 +1,6 @@
-"""Base specs of the datasets whose images are files: shared fields, and the way from a `Listing` to `ImageData`.
+"""Base specs of the datasets whose images are files: shared fields, and the conversion of a `Listing` to `ImageData`.
 
-A kind implements `listing`: which images there are, with which labels. Everything after that is here.
+A kind implements `listing`: which images there are, with which labels. This module does the rest.
 Shapes: N images, K classes.
 """
 
@@ -35,7 +35,9 @@ from lt_train.datasets.longtail import Cut, split_fraction
 
 __all__ = ["AUGMENTATION", "CutImagesSpec", "ImagesSpec", "ValFraction"]
 
-AUGMENTATION = "what stage 1 and the bank's views apply: {pad, flip}, or {kind: resized_crop, scale, ratio, flip}"
+AUGMENTATION = (
+    "augmentation in stage 1 and of the bank's views: {pad, flip}, or {kind: resized_crop, scale, ratio, flip}"
+)
 
 # The annotation of the field, for kinds that have another default.
 ValFraction = Annotated[
@@ -58,13 +60,15 @@ class ImagesSpec(DatasetSpec):
     size: Annotated[int, Field(ge=1, description="side of the square centre crop, in pixels")] = 224
     resize: Annotated[
         int | None,
-        Field(ge=1, description="length of the shorter side before the centre crop, in pixels; null is size"),
+        Field(ge=1, description="length of the shorter side before the centre crop, in pixels; null: size"),
     ] = None
     mean: Annotated[
-        tuple[float, float, float], Field(description="of red, green and blue on the 0..1 scale; ImageNet's by default")
+        tuple[float, float, float],
+        Field(description="mean of red, green and blue on the 0..1 scale; default: ImageNet's"),
     ] = (0.485, 0.456, 0.406)
     std: Annotated[
-        tuple[float, float, float], Field(description="of red, green and blue on the 0..1 scale; ImageNet's by default")
+        tuple[float, float, float],
+        Field(description="standard deviation of red, green and blue on the 0..1 scale, > 0; default: ImageNet's"),
     ] = (0.229, 0.224, 0.225)
     val_fraction: ValFraction = 0.2
     bad_images: Annotated[
@@ -79,8 +83,8 @@ class ImagesSpec(DatasetSpec):
         Literal["ends", "whole"],
         NOT_IDENTITY,
         Field(
-            description="how images are checked when the dataset is loaded: ends trusts files with the first and last "
-            "bytes of a JPEG and decodes other formats, whole decodes every image"
+            description="how images are checked when the dataset is loaded: ends accepts files with the first and "
+            "last bytes of a JPEG without decoding them, and decodes all others; whole decodes every image"
         ),
     ] = "ends"
     in_memory: Annotated[
@@ -88,8 +92,9 @@ class ImagesSpec(DatasetSpec):
         NOT_IDENTITY,
         Field(
             ge=0,
-            description="bytes: decoded images (3 * size * size bytes each) are held in memory if all of them fit, "
-            "otherwise decoded on every access, as training images of a resized_crop always are; affects speed only",
+            description="memory for decoded images, in bytes (3 * size * size per image). If all images fit, they are "
+            "kept in memory, otherwise decoded on every access. Training images with resized_crop are always decoded "
+            "on access. Affects speed only",
         ),
     ] = 2**30
     augmentation: Annotated[
@@ -257,7 +262,7 @@ class CutImagesSpec(ImagesSpec):
     cut: Annotated[
         Cut | None,
         Field(
-            description="cut a long tail out of the training images, {n_max, imbalance_ratio}; null uses all of them"
+            description="cut a long tail out of the training images, {n_max, imbalance_ratio}; null: use all of them"
         ),
     ] = None
 

@@ -1,4 +1,4 @@
-"""Augmentations, and the way from stored images to network input: random crop, random mirror, normalisation to float.
+"""Augmentations, and the conversion of stored images to network input: random crop, random mirror, normalisation.
 
 Random numbers are drawn first, for all images of an epoch or view (`draw`), and applied as images are read (`View`).
 A result therefore depends neither on the batch size nor on the process that reads a batch.
@@ -38,14 +38,14 @@ __all__ = [
 _TRIES = 10
 """Areas and aspect ratios drawn per image, of which the first that fits is used; torchvision's number."""
 
-Flip = Annotated[bool, Field(description="mirror at random; false if a mirrored image belongs to another class")]
+Flip = Annotated[bool, Field(description="mirror images at random; false: for data where mirroring changes the class")]
 
 
 class Augmentation(Spec):
     """Base of the augmentations: what is drawn for an image, and how it is applied.
 
     Attributes:
-        flip: whether images are mirrored at even odds. Test-time flipping follows it by default.
+        flip: whether images are mirrored with probability 0.5. Test-time flipping follows it by default.
         needs_files: whether crops are taken from the whole image, so that each view decodes the files again.
     """
 
@@ -74,7 +74,7 @@ class PadCrop(Augmentation):
     """
 
     kind: Annotated[Literal["pad_crop"], Field(exclude=True)] = "pad_crop"
-    pad: Annotated[int, Field(ge=0, description="pixels of zero padding before the random crop; 0 does not crop")]
+    pad: Annotated[int, Field(ge=0, description="pixels of zero padding before the random crop; 0: no crop")]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """int64 `[N, 2]`: row and column offset of the crop in `0 .. 2*pad`."""
@@ -99,7 +99,7 @@ class ResizedCrop(Augmentation):
         Field(description="smallest and largest share of the area, 0 < smallest <= largest <= 1"),
     ] = (0.08, 1.0)
     ratio: Annotated[
-        tuple[float, float], Field(description="smallest and largest width over height, 0 < smallest <= largest")
+        tuple[float, float], Field(description="smallest and largest ratio of width to height, 0 < smallest <= largest")
     ] = (3 / 4, 4 / 3)
     flip: Flip = True
 

@@ -42,8 +42,8 @@ class MlflowTracking(TrackingSpec):
     seed_runs: bool = Field(default=False, description="also log a grandchild run for every seed")
     champion: Literal["images", "features"] = Field(
         default="images",
-        description="models logged of the winner: images, one with the backbone and one of the head alone; features, "
-        "the head alone, which is small",
+        description="models of the winner that are logged; images: one with the backbone and one of the head alone; "
+        "features: only that of the head, which is small",
     )
 
     def resolved_uri(self, storage: Path) -> str:

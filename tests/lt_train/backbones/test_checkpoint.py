@@ -55,7 +55,7 @@ def test_a_checkpoint_of_another_backbone_is_refused(
     for document in ({"kind": "resnet32"}, {"kind": "imported", "factory": "torchvision:resnet18"}):
         with pytest.raises(
             CheckpointError,
-            match=rf"stage1\.safetensors is of another backbone: kind must be {document['kind']}, got small_cnn",
+            match=rf"stage1\.safetensors was .* another backbone: kind must be {document['kind']}, got small_cnn",
         ):
             load_frozen(BACKBONES.parse(document | named), (1, 8, 8))
 
@@ -98,7 +98,7 @@ def test_a_file_of_another_tool_is_named(tmp_path: Path) -> None:
         ({"std": ["x"]}, "std must be a list of one finite number per input channel"),
         ({"num_classes": 5}, "tensors do not fit backbone small_cnn with 5 classes"),
         ({"backbone": {"kind": "small_cnn", "width": 4}}, "tensors do not fit backbone small_cnn"),
-        ({"backbone": {"kind": "vgg"}}, "its backbone is unknown to this version: .*'vgg'"),
+        ({"backbone": {"kind": "vgg"}}, "its backbone is not supported by this version: .*'vgg'"),
     ],
 )
 def test_a_document_that_does_not_fit_is_refused(
@@ -112,8 +112,8 @@ def test_a_document_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("{", "its document is not JSON"),
-        ("[1]", r"its document must be a mapping, got \[1\]"),
+        ("{", "its metadata is not JSON"),
+        ("[1]", r"its metadata must be a mapping, got \[1\]"),
         ("{}", "format must be 1, got None"),
         ('{"format": 1}', "backbone must be a mapping with a kind, got None"),
     ],

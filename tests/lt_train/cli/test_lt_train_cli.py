@@ -86,7 +86,7 @@ def test_features_of_an_imported_model(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["train"] == [1, 369, 512]
     assert "122 of the model's 122 tensors match; the head starts from fc [10, 512]" in found["notes"][-1]
     assert main(shlex.split(command)) == 2
-    assert "of another shape: fc.weight [10, 512] where the model has [1000, 512]" in capsys.readouterr().err
+    assert "with another shape: fc.weight [10, 512] where the model has [1000, 512]" in capsys.readouterr().err
 
 
 def test_models_of_a_package_need_allow_import(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_results_are_printed_as_tables(bank: Path, capsys: pytest.CaptureFixture
             """arguments: must be JSON, as in 'arguments={"a": true}', got {a: 1}""",
         ),
         ("evaluate --bank BANK --head /nowhere.safetensors", "head /nowhere.safetensors does not exist"),
-        ("features --dataset digits_lt", "digits_lt holds images and needs a checkpoint"),
+        ("features --dataset digits_lt", "digits_lt contains images and needs a checkpoint"),
         ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
         ("backbone --dataset arrays path=/nowhere.npz --out OUT", "path /nowhere.npz must be an .npz"),
         ("backbone --dataset digits_lt --recipe ce lr=-1 --out OUT", "ce.lr"),
@@ -351,7 +351,7 @@ def test_data_check_decodes_every_image_and_exits_with_2(tmp_path: Path, capsys:
     assert wrong["train images are empty (0 bytes)"]["names"] == ["train/auk/01.jpg"]
     assert wrong["train images are unreadable"]["count"] == 2
     assert wrong["test images are unreadable"]["names"] == ["test/auk/00.jpg (not an image of a known format)"]
-    (gap,) = [finding for what, finding in wrong.items() if "classes without training images" in what]
+    (gap,) = [finding for what, finding in wrong.items() if "classes have no training images" in what]
     assert gap["names"] == ["2 (dodo)"]
     assert "lt-train: dataset image_folder is invalid: 4 findings" in captured.err
     assert main(shlex.split(line)) == 2
@@ -382,7 +382,7 @@ def test_data_check_names_images_that_are_listed_twice(tmp_path: Path, capsys: p
     assert main(shlex.split(f"data check --dataset image_list root={tmp_path} size=8 --json")) == 2
     wrong = json.loads(capsys.readouterr().out)["wrong"]
     assert [(finding["what"], finding["names"]) for finding in wrong] == [
-        ("train has images more than once", ["train/owl/01.jpg"]),
+        ("train contains images more than once", ["train/owl/01.jpg"]),
         ("train and test share images", ["train/crow/02.jpg"]),
     ]
 

@@ -70,7 +70,7 @@ def test_one_file_may_hold_several_kinds(package: Package) -> None:
 
 
 def test_a_plain_module_is_a_group_too(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages that `--allow-import` admits extend a group by a module or a package of its name."""
+    """Packages given with `--allow-import` extend a group by a module or a package of its name."""
     package.add("heads.py", "ant")
     other = Package(package.folder.parent / f"other_{package.name}")
     other.add("heads.py", "bee")

@@ -62,4 +62,4 @@ def test_a_finding_gives_the_number_of_further_items() -> None:
         "- the list is empty",
     ]
     assert str(findings[0]) == "images are missing: 22 (a.jpg, b.jpg and 20 more)"
-    assert lines(document(Inspection(torch.tensor([2, 1]), {"train": 3})), 80, plain=True)[-1] == "nothing is wrong"
+    assert lines(document(Inspection(torch.tensor([2, 1]), {"train": 3})), 80, plain=True)[-1] == "no problems found"

@@ -113,7 +113,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
             return (os.mkdir, (str(trace),))
 
     (folder / "train").write_bytes(pickle.dumps({"data": Malicious(), "fine_labels": []}, protocol=2))
-    with pytest.raises(DataError, match=r"train was refused: it asks for posix\.mkdir, and only numpy arrays"):
+    with pytest.raises(DataError, match=r"train was refused: it refers to posix\.mkdir, but only numpy arrays"):
         load({"kind": "cifar100_lt", "root": str(tmp_path)})
     assert not trace.exists()
 
@@ -135,8 +135,8 @@ def test_a_truncated_pickle_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"data": [1, 2]}, r"must hold `data`, a uint8 array \[N, 3072\]"),
-        ({"fine_labels": [100] * 2500}, r"must hold `fine_labels`, a list of classes from 0 to 99"),
+        ({"data": [1, 2]}, r"must contain `data`, a uint8 array \[N, 3072\]"),
+        ({"fine_labels": [100] * 2500}, r"must contain `fine_labels`, a list of classes from 0 to 99"),
         ({"fine_labels": [0]}, r"as many labels as images, got 1 and 2500"),
     ],
 )

@@ -61,7 +61,7 @@ def test_both_layouts_are_found_packed_or_not(tmp_path: Path, inside: str, packe
 
 
 def test_a_missing_folder_is_named_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"root {tmp_path}/nowhere must hold .* set download: true"):
+    with pytest.raises(DataError, match=rf"root {tmp_path}/nowhere must contain .* set download: true"):
         load(tmp_path / "nowhere")
 
 

@@ -76,9 +76,9 @@ def test_parts_may_be_folders_and_columns_have_other_names(tmp_path: Path) -> No
     assert data.class_counts().tolist() == [2, 1]
     with pytest.raises(DataError, match=r"must have a column 'image', got img, fine_label"):
         load(tmp_path)
-    with pytest.raises(DataError, match=r"column 'fine_label' must hold structs \{bytes, path\}, got int64"):
+    with pytest.raises(DataError, match=r"column 'fine_label' must contain structs \{bytes, path\}, got int64"):
         load(tmp_path, image="fine_label", label="fine_label")
-    with pytest.raises(DataError, match=r"column 'img' must hold integers, got struct"):
+    with pytest.raises(DataError, match=r"column 'img' must contain integers, got struct"):
         load(tmp_path, image="img", label="img")
 
 
@@ -92,13 +92,13 @@ def test_bad_rows_are_named(root: Path) -> None:
 
 
 def test_invalid_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"must hold parquet files whose name or folder starts with train"):
+    with pytest.raises(DataError, match=r"must contain parquet files whose name or folder starts with train"):
         load(tmp_path)
     write(tmp_path / "train.parquet", [0, 1, None])
-    with pytest.raises(DataError, match="must hold parquet files of a test or val part"):
+    with pytest.raises(DataError, match="must contain parquet files of a test or val part"):
         load(tmp_path)
     write(tmp_path / "test.parquet", [0, 1])
-    with pytest.raises(DataError, match=r"column 'label' must hold a label in every row, got null"):
+    with pytest.raises(DataError, match=r"column 'label' must contain a label in every row, got null"):
         load(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(DataError, match=r"train\.parquet cannot be read"):

@@ -181,9 +181,9 @@ def test_the_whole_check_finds_damage_inside_a_jpeg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"train": {"a": 2}, "test": {"a": 1}}, "must hold one folder per class for at least two classes, got a"),
-        ({"train": {"a": 2, "b": 2}}, "must have a test or val folder beside it, and has neither"),
-        ({"train": {"a": 2, "b": 2}, "test": {"b": 1, "c": 1}}, "must have the classes of train, and has others: c"),
+        ({"train": {"a": 2}, "test": {"a": 1}}, "must contain one folder per class for at least two classes, got a"),
+        ({"train": {"a": 2, "b": 2}}, "has a train folder, but neither test nor val"),
+        ({"train": {"a": 2, "b": 2}, "test": {"b": 1, "c": 1}}, "must have the classes of train, but has others: c"),
     ],
 )
 def test_invalid_folder_structures_are_refused(tmp_path: Path, parts: dict[str, dict[str, int]], message: str) -> None:
@@ -194,12 +194,12 @@ def test_invalid_folder_structures_are_refused(tmp_path: Path, parts: dict[str, 
 def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path, PARTS)
     (tmp_path / "train/bat").mkdir()
-    with pytest.raises(DataError, match=r"there are classes without training images: 1 \(1 \(bat\)\)"):
+    with pytest.raises(DataError, match=r"some classes have no training images: 1 \(1 \(bat\)\)"):
         load(tmp_path)
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"root must be a folder of images, and .*nowhere is not one"):
+    with pytest.raises(DataError, match=r"root must be a folder of images, but .*nowhere is not a folder"):
         load(tmp_path / "nowhere")
 
 

@@ -71,7 +71,7 @@ def test_white_space_tabs_blank_lines_and_a_byte_order_mark_are_read(tmp_path: P
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"a": 0, "b": 1, "c": 3}, r"labels must be 0 \.\. 3 without gaps, .* without training images: 1 \(2\)"),
+        ({"a": 0, "b": 1, "c": 3}, r"labels must be 0 \.\. 3 without gaps, .* no training images: 1 \(2\)"),
         ({"a": 1, "b": 2}, r"labels must be 0 \.\. 2 without gaps.*: 1 \(0\)"),
         ({"a": 0, "b": 900000000}, r"without gaps.*: 899999999 \(1, 2, .*19, 20 and 899999979 more\)"),
         (
@@ -79,7 +79,7 @@ def test_white_space_tabs_blank_lines_and_a_byte_order_mark_are_read(tmp_path: P
             r"train labels must be in 0 \.\. 1, the classes of the training set: 1 \(b has -1\)",
         ),
         ({"a": 0, "b": 1}, r"test labels must be in 0 \.\. 1, .*: 2 \(pics/e2\.jpg has 2, pics/e5\.jpg has 2\)"),
-        ({}, "train must have images, got none"),
+        ({}, "train must contain images, got none"),
     ],
 )
 def test_invalid_labels_are_named(tmp_path: Path, train: dict[str, int], message: str) -> None:
@@ -183,8 +183,8 @@ def test_a_missing_image_of_a_published_list_is_named(tmp_path: Path) -> None:
 def test_labels_that_were_renumbered_are_refused(tmp_path: Path) -> None:
     root = write_imagenet(tmp_path, labels=(1, 0, 2))
     message = (
-        r"labels must ascend with the class folders.*; heads .* would not fit: get the published lists, or read these "
-        r"as image_list: 1 \(n01440761 has 0, after n01440760 with 1\)"
+        r"labels must ascend with the class folders.*; heads .* would not fit: use the published lists, or read these "
+        r"with kind image_list: 1 \(n01440761 has 0, after n01440760 with 1\)"
     )
     with pytest.raises(DataError, match=message):
         load(root, "imagenet_lt")

@@ -86,9 +86,9 @@ def test_a_missing_file_is_noticed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        ("class_counts", [1, 1, 1], "it does not match its own seal"),
-        ("inputs", {"dataset": "another"}, "it does not match its own seal"),
-        ("files", {}, "it does not match its own seal"),
+        ("class_counts", [1, 1, 1], "its content does not match its seal"),
+        ("inputs", {"dataset": "another"}, "its content does not match its seal"),
+        ("files", {}, "its content does not match its seal"),
         ("num_classes", "three", "manifest.json is truncated or altered"),
         ("format", 99, "bank format must be 1, got 99"),
     ],

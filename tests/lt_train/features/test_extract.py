@@ -159,7 +159,7 @@ def test_a_checkpoint_of_another_dataset_is_refused(
 
 
 def test_images_need_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="digits_lt holds images and needs a checkpoint"):
+    with pytest.raises(CheckpointError, match="digits_lt contains images and needs a checkpoint"):
         build_bank(DIGITS, None, FeaturesSpec(), tmp_path)
 
 

@@ -21,7 +21,7 @@ def test_balanced_softmax_equal_logits_are_optimal_on_the_training_set() -> None
 def test_balanced_softmax_rejected_values() -> None:
     assert BalancedSoftmax().incompatibility(torch.tensor([5, 1])) == ""
     assert "1 of 2 have none: 1" in BalancedSoftmax().incompatibility(torch.tensor([5, 0]))
-    with pytest.raises(SpecError, match="and post_hoc logit_adjust would each correct for class frequencies"):
+    with pytest.raises(SpecError, match="and post_hoc logit_adjust each correct for class frequencies"):
         METHODS.parse({"kind": "balanced_softmax", "post_hoc": "logit_adjust"})
     with pytest.raises(SpecError, match=r"balanced_softmax\.tau: unknown key"):
         METHODS.parse({"kind": "balanced_softmax", "tau": 1.0})
@@ -44,7 +44,7 @@ def test_logit_adjust_loss_rejected_values() -> None:
     for field, value, message in (
         ("tau", -1.0, r"tau: must be at least 0, got -1\.0"),
         ("prior", [0.5, 0.4], r"prior: shares must sum to 1 .* got a sum of 0\.9"),
-        ("post_hoc", "logit_adjust", "and post_hoc logit_adjust would each correct for class frequencies"),
+        ("post_hoc", "logit_adjust", "and post_hoc logit_adjust each correct for class frequencies"),
     ):
         with pytest.raises(SpecError, match=message):
             METHODS.parse({"kind": "logit_adjust_loss", field: value})

@@ -73,7 +73,7 @@ def test_urls_with_secrets_are_refused_without_their_value(value: str) -> None:
 
 @pytest.mark.parametrize("pair", ["NAME", "1NAME=x", "=x", "A B=x"])
 def test_malformed_pairs_are_refused_without_their_value(pair: str) -> None:
-    with pytest.raises(UserError, match="--env takes NAME=VALUE"):
+    with pytest.raises(UserError, match="--env must be NAME=VALUE"):
         checked_environment([pair])
 
 
@@ -106,7 +106,7 @@ def test_secrets_of_a_job_add_to_those_of_its_machine(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("pair", ["NAME", "NAME=relative", "NAME=", "A B=/x"])
 def test_malformed_secret_files_are_refused(pair: str) -> None:
-    with pytest.raises(UserError, match="--secret-file takes NAME=/path of a file on the cluster"):
+    with pytest.raises(UserError, match="--secret-file must be NAME=/path of a file on the cluster"):
         secret_files([pair])
 
 

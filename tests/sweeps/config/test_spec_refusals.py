@@ -176,7 +176,7 @@ REFUSALS = {
     "no backbone": (
         "backbone: {kind: small_cnn}\n",
         "",
-        "s.yaml:1: backbone: is required, because dataset digits_lt holds images",
+        "s.yaml:1: backbone: is required, because dataset digits_lt contains images",
     ),
     "backbone without weights": (
         "stage1: {kind: ce}\n",

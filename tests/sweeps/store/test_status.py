@@ -144,7 +144,7 @@ def test_status_of_a_running_a_stopped_and_a_killed_sweep(
     running.wait()
     gone = ask()
     assert gone["state"] == "stopped"
-    assert gone["note"] == f"its driver is gone; continue with `lt-sweep resume {directory}`"
+    assert gone["note"] == f"its driver no longer runs; continue with `lt-sweep resume {directory}`"
     assert main(["status", str(directory), "--watch"]) == 1
     assert "sweep small: stopped" in capsys.readouterr().out
 

@@ -208,7 +208,7 @@ def test_without_a_checkpoint_it_is_trained_by_a_recipe(
     with pytest.raises(CheckpointError, match="backbone imported has no weights; give it a checkpoint"):
         build_bank(small, BACKBONES.parse(model), FeaturesSpec(), tmp_path / "banks")
     other = {"factory": f"{allowed}.external_models:Heads", "checkpoint": str(out)}
-    with pytest.raises(CheckpointError, match=f"is of another backbone: factory must be .*:Heads, got .*:{name}"):
+    with pytest.raises(CheckpointError, match=f"with another backbone: factory must be .*:Heads, got .*:{name}"):
         build_bank(small, BACKBONES.parse(model | other), FeaturesSpec(), tmp_path / "banks")
 
 

@@ -187,7 +187,7 @@ def test_a_note_if_the_model_returns_something_else(tmp_path: Path, allowed: str
     save_external(Ride(returns="softmax"), tmp_path)
     bank = external_bank(tmp_path, "Ride", {"returns": "softmax"}, classifier="linears.1")
     assert bank.notes[-1].endswith(
-        "the head starts from linears.1 [5, 6]; the model returns something else than these logits"
+        "the head starts from linears.1 [5, 6]; the model's output differs from these logits"
     )
 
 
