@@ -77,10 +77,12 @@ def _incomparable(a: Sweep, b: Sweep, *, same_test: bool) -> str:
     """Why accuracies are not comparable; empty if they are."""
     kinds = [one.spec.dataset.kind for one in (a, b)]
     if not same_test and kinds[0] != kinds[1]:
-        return f"Different data ({kinds[0]}, not {kinds[1]}): accuracies are not comparable and not subtracted."
+        return (
+            f"Different data ({kinds[0]}, not {kinds[1]}): accuracies are not comparable, so no differences are shown."
+        )
     classes = [one.num_classes for one in (a, b)]
     if None not in classes and classes[0] != classes[1]:
-        return f"Different classes ({classes[0]}, not {classes[1]}): accuracies are not comparable and not subtracted."
+        return f"Different classes ({classes[0]}, not {classes[1]}): accuracies are not comparable, so no differences are shown."
     return ""
 
 
@@ -98,7 +100,7 @@ def _selection(ours: tuple[str, Sweep], reference: tuple[str, Sweep], column: in
     mine, theirs = (one.spec.selection.model_dump(exclude={"extended_training"}) for one in (a, b))
     if differ := [f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]:
         yield (
-            f"{label} used another selection than {reference_label}, which may explain the difference: "
+            f"{label} was selected by another protocol than {reference_label}, which may explain the difference: "
             f"{'; '.join(differ)}."
         )
     yield from _optimistic(ours, reference)

@@ -114,12 +114,12 @@ class ExtendedRun(Row):
     """The winner's configuration trained several times as long, at its last epoch. It does not affect selection."""
 
     times: int = Field(description="training length as a multiple of the winner's")
-    objective: Estimate = Field(description="in the metric and on the set that are selected on")
+    objective: Estimate = Field(description="in the selection metric, on the set used for selection")
     change: Comparison = Field(
         description="minus the winner at its own last epoch, in the selection metric; tied: the 95% interval lies "
         "within one point"
     )
-    trend: Trend = Field(description="verdict of `change`; improving or declining: the winner is not converged")
+    trend: Trend = Field(description="verdict of `change`; improving or declining: the winner has not converged")
     over_start: Comparison | None = Field(
         description="minus the stage-1 head (vanilla), in the selection metric, by the same test"
     )
@@ -156,7 +156,7 @@ class RunCounts(ResultModel):
     finished: int = Field(description="trained to the end")
     stopped: int = Field(default=0, description="stopped early")
     failed: int
-    cached: int = Field(description="requested again after they were done, as duplicates or by a resumed sweep")
+    cached: int = Field(description="finished runs that were reused, as duplicates or by a resumed sweep")
 
 
 class Result(ResultModel):
@@ -179,10 +179,10 @@ class Result(ResultModel):
         default="", description="why there is no extended run although one was requested; else empty"
     )
     seconds: dict[str, float] = Field(
-        description="of this call: total; prepare (data, stage 1, bank); backend (wall clock, with process starts); "
+        description="seconds by activity. Of this call: total; prepare (data, stage 1, bank); backend (wall clock, with process starts); "
         "search (search algorithm); tracking (in parallel); ledger. Of all calls, summed over workers: train"
     )
-    notes: list[str] = Field(description="remarks on the data, and failed runs of other phases than the search")
+    notes: list[str] = Field(description="remarks on the data, and failed runs outside the search")
 
     def other_baselines(self) -> dict[str, Row]:
         """Baselines whose configuration is not that of a method's row."""

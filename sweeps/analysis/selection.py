@@ -104,7 +104,7 @@ class ExtendedTraining:
 
     @property
     def trend(self) -> Trend:
-        """Trend of the accuracy with more training. The winner is not converged if it is improving or declining."""
+        """Trend of the accuracy with more training. The winner has not converged if it is improving or declining."""
         return TREND_OF[self.change.verdict]
 
 

@@ -94,7 +94,7 @@ def _extended(queue: TrialQueue, baselines: list[Trial]) -> tuple[ExtendedRun | 
     if winner is None or chosen.extended_training is None:
         return None, ""
     if not queue.extended:
-        return None, "the winner trains nothing"
+        return None, "the winning method has no training"
     (trial,) = queue.extended
     start = next((one for one in baselines if one.name == "baseline-vanilla"), None)
     found = selection.extended_training(

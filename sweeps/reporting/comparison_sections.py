@@ -134,7 +134,7 @@ def _class_text(classes: ClassChanges) -> str:
     up, down, count = len(classes.changed(1)), len(classes.changed(-1)), len(classes.changes)
     text = f"Of {count} classes {up} gained, {down} lost and {count - up - down} are equal."
     if classes.test == "none":
-        return f"{text} With one run on a side, no class can be tested."
+        return f"{text} If either sweep has only one run, no class can be tested."
     found = [len(classes.changed(sign, significant=True)) for sign in (1, -1)]
     how = f"paired over {classes.pairs} seeds" if classes.test == "paired" else "Welch's, over seeds"
     return (
@@ -173,7 +173,7 @@ def _named(pair: SweepPair, classes: ClassChanges, number: int) -> Table | None:
     )
     note = (
         f"Up to {MOST_NAMED} classes that gained most and {MOST_NAMED} that lost most, significant ones first. "
-        "Accuracy on test, mean over seeds. p is of the class alone; significance takes all classes into account."
+        "Accuracy on test, mean over seeds. p refers to the class alone; significance is corrected for the number of classes."
     )
     return Table(f"compared_{number}_classes", "Classes that changed most", columns, rows, note)
 

@@ -200,7 +200,7 @@ def plan_table(spec: SweepSpec, planned: Plan) -> RichTable:
         ("data", f"{planned.train_images} train, {planned.val_images} val, {planned.test_images} test images"),
         ("head", f"{planned.classes} classes x {planned.feature_dim} features"),
         ("bank", f"{format_bytes(planned.bank_bytes)}, {planned.views} training view{'s' * (planned.views > 1)}"),
-        ("memory per pack", f"up to {format_bytes(planned.pack_bytes)}, besides the bank"),
+        ("memory per pack", f"up to {format_bytes(planned.pack_bytes)}, in addition to the bank"),
         *_times(spec, planned),
         ("result", f"{Path(spec.storage).expanduser() / spec.name / 'result.json'}"),
     ]

@@ -1,4 +1,4 @@
-"""The start of a report: the winner, its gains with tests, whether it is converged, and the limits of these numbers."""
+"""The start of a report: the winner, its gains with tests, whether it has converged, and the limits of these numbers."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def _same(one: TrialRuns, other: TrialRuns) -> bool:
 
 
 def convergence(sweep: Sweep, runs: TrialRuns) -> str:
-    """Whether a trial is converged, by extended training and by its accuracy curve; empty if it trains nothing.
+    """Whether a trial has converged, by extended training and by its accuracy curve; empty if it trains nothing.
 
     Smoothed labels can gain early in training and lose later, even below the stage-1 head. Extended training shows
     where more training leads.
@@ -274,7 +274,7 @@ def _by_extended_training(sweep: Sweep, found: selection.ExtendedTraining) -> st
     epoch = " at its own last epoch" * (chosen.epoch == "best")
     outcome = f"inconclusive with {seeds_text(len(extended.records))}"
     if found.trend is not Trend.INCONCLUSIVE:
-        outcome = f"{found.trend}, so the winner is {'' if found.trend is Trend.STABLE else 'not '}converged"
+        outcome = f"{found.trend}, so the winner has {'' if found.trend is Trend.STABLE else 'not '}converged"
     text = (
         f"Trained {times_as_long(sweep)}: {100 * found.accuracy.value:.2f} %{span} {chosen.on} {chosen.metric} at the "
         f"last epoch, {_points(found.change)} against the winner{epoch}{on_test}: "
@@ -285,7 +285,7 @@ def _by_extended_training(sweep: Sweep, found: selection.ExtendedTraining) -> st
     if found.over_start is not None:
         where = {
             "worse": "below the stage-1 head",
-            "tied": "level with the stage-1 head",
+            "tied": "tied with the stage-1 head",
             "better": "above the stage-1 head",
             "undecided": "not distinguishable from the stage-1 head",
         }[found.over_start.verdict]
@@ -316,17 +316,17 @@ def _no_extended_run(sweep: Sweep) -> str:
 def _by_curve(sweep: Sweep, curve: CurveTrend) -> str:
     who = role(sweep)
     if curve.trend is Trend.INCONCLUSIVE:
-        return f"Whether the {who} is converged is inconclusive: its accuracy curve has only {curve.epochs} epochs."
+        return f"It is inconclusive whether the {who} has converged: its accuracy curve has only {curve.epochs} epochs."
     if curve.trend is Trend.DECLINING:
         which = "that epoch" if sweep.spec.selection.epoch == "best" else "the last epoch"
         return (
-            f"The {who} is not converged: its accuracy curve peaks at epoch {curve.peak} "
+            f"The {who} has not converged: its accuracy curve peaks at epoch {curve.peak} "
             f"({100 * curve.peak_value:.2f} %) and declines to {100 * curve.last_value:.2f} %; {which} is reported. "
-            "Longer training may lose more."
+            "Longer training may reduce the accuracy further."
         )
     if curve.trend is Trend.IMPROVING:
         return (
-            f"The {who} is not converged: its accuracy curve is still improving at epoch {curve.epochs}. Longer "
+            f"The {who} has not converged: its accuracy curve is still improving at epoch {curve.epochs}. Longer "
             "training may gain more."
         )
     return (

@@ -63,7 +63,7 @@ def test_a_winner_that_declines_with_more_training_is_not_converged(small_sweep:
     assert f"Trained 3x as long: {100 * extended.objective.value:.2f} %" in page
     assert (
         f"val acc_all at the last epoch, {points(extended.change)} against the winner "
-        f"({points(extended.test_change['acc_all'])} on test): declining, so the winner is not converged." in page
+        f"({points(extended.test_change['acc_all'])} on test): declining, so the winner has not converged." in page
     )
     assert f"It ends below the stage-1 head: {points(extended.over_start)}." in page
     assert "The accuracy curve of the winner peaks at epoch " in page
@@ -86,8 +86,8 @@ def test_a_winner_that_declines_with_more_training_is_not_converged(small_sweep:
 @pytest.mark.parametrize(
     ("lr", "epochs", "trend", "text"),
     [
-        (0.01, 2, "improving", "improving, so the winner is not converged."),
-        (1e-6, 4, "stable", "stable, so the winner is converged."),
+        (0.01, 2, "improving", "improving, so the winner has not converged."),
+        (1e-6, 4, "stable", "stable, so the winner has converged."),
     ],
 )
 def test_a_winner_that_improves_or_stays(small_sweep: MakeSweep, lr: float, epochs: int, trend: str, text: str) -> None:
