@@ -77,12 +77,10 @@ def _incomparable(a: Sweep, b: Sweep, *, same_test: bool) -> str:
     """Why accuracies are not comparable; empty if they are."""
     kinds = [one.spec.dataset.kind for one in (a, b)]
     if not same_test and kinds[0] != kinds[1]:
-        return (
-            f"Different data ({kinds[0]}, not {kinds[1]}): accuracies are not comparable, so no differences are shown."
-        )
+        return f"Different data ({kinds[0]}, not {kinds[1]}): accuracies are not comparable; no differences."
     classes = [one.num_classes for one in (a, b)]
     if None not in classes and classes[0] != classes[1]:
-        return f"Different classes ({classes[0]}, not {classes[1]}): accuracies are not comparable, so no differences are shown."
+        return f"Different classes ({classes[0]}, not {classes[1]}): accuracies are not comparable; no differences."
     return ""
 
 

@@ -179,7 +179,8 @@ class Result(ResultModel):
         default="", description="why there is no extended run although one was requested; else empty"
     )
     seconds: dict[str, float] = Field(
-        description="seconds by activity. Of this call: total; prepare (data, stage 1, bank); backend (wall clock, with process starts); "
+        description="seconds by activity. Of this call: "
+        "total; prepare (data, stage 1, bank); backend (wall clock, with process starts); "
         "search (search algorithm); tracking (in parallel); ledger. Of all calls, summed over workers: train"
     )
     notes: list[str] = Field(description="remarks on the data, and failed runs outside the search")

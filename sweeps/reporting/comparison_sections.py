@@ -173,7 +173,8 @@ def _named(pair: SweepPair, classes: ClassChanges, number: int) -> Table | None:
     )
     note = (
         f"Up to {MOST_NAMED} classes that gained most and {MOST_NAMED} that lost most, significant ones first. "
-        "Accuracy on test, mean over seeds. p refers to the class alone; significance is corrected for the number of classes."
+        "Accuracy on test, mean over seeds. p refers to the class alone; significance is "
+        "corrected for the number of classes."
     )
     return Table(f"compared_{number}_classes", "Classes that changed most", columns, rows, note)
 

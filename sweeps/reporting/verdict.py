@@ -1,4 +1,4 @@
-"""The start of a report: the winner, its gains with tests, whether it has converged, and the limits of these numbers."""
+"""The start of a report: the winner, its gains with tests, its convergence, and the limits of these numbers."""
 
 from __future__ import annotations
 
