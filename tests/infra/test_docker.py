@@ -37,7 +37,7 @@ def test_only_known_instructions_are_used() -> None:
 
 
 def test_the_base_image_is_the_python_of_the_lock_file() -> None:
-    (locked,) = re.findall(r"--python-version (\S+)", (ROOT / "Makefile").read_text())
+    (locked,) = set(re.findall(r"--python-version (\S+)", (ROOT / "Makefile").read_text()))
     for base in of("FROM"):
         assert base.split()[0] == f"python:{locked}-slim"
     assert PROJECT["project"]["requires-python"] == f">={locked}"

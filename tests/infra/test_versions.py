@@ -10,7 +10,7 @@ import pytest
 from infra.manifests import INFRA, ROOT, documents, pods_of
 
 LOCKED = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE))
-(PYTHON,) = re.findall(r"--python-version (\S+)", (ROOT / "Makefile").read_text())
+(PYTHON,) = set(re.findall(r"--python-version (\S+)", (ROOT / "Makefile").read_text()))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = f"{PROJECT['name']}:{PROJECT['version']}"
 TEXTS = [

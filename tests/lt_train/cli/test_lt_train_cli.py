@@ -159,7 +159,7 @@ def test_results_are_printed_as_tables(bank: Path, capsys: pytest.CaptureFixture
         ("evaluate --bank BANK --head /nowhere.safetensors", "head /nowhere.safetensors does not exist"),
         ("features --dataset digits_lt", "digits_lt contains images and needs a checkpoint"),
         ("features --dataset digits_lt --checkpoint /nowhere", "checkpoint /nowhere does not exist"),
-        ("backbone --dataset arrays path=/nowhere.npz --out OUT", "path /nowhere.npz must be an .npz"),
+        ("backbone --dataset arrays path=/nowhere.npz --out OUT", "path /nowhere.npz does not exist"),
         ("backbone --dataset digits_lt --recipe ce lr=-1 --out OUT", "ce.lr"),
         ("backbone --dataset digits_lt --out .", ". is a directory, but the output must be a file; add a file name"),
         ("backbone --dataset digits_lt --out ..", ".. is a directory"),
@@ -408,7 +408,7 @@ def test_data_check_reports_a_huge_label(tmp_path: Path, capsys: pytest.CaptureF
 def test_data_check_works_for_other_datasets(capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "data check --dataset digits_lt")["class_counts"] == [110, 78, 56, 40, 29, 20, 14, 10, 7, 5]
     assert main(shlex.split("data check --dataset arrays path=/nowhere.npz --json")) == 2
-    assert json.loads(capsys.readouterr().out)["wrong"][0]["what"].startswith("path /nowhere.npz must be an .npz")
+    assert json.loads(capsys.readouterr().out)["wrong"][0]["what"].startswith("path /nowhere.npz does not exist")
 
 
 @pytest.mark.parametrize("augmentation", ["", "augmentation=resized_crop"])

@@ -158,7 +158,7 @@ def test_plan_prints_trials_runs_and_times(lt_sweep: Command, spec_file: Path):
     spec_file.write_text(spec_file.read_text().replace("extended_training: null", "extended_training: 4"))
     extended = lt_sweep("plan", spec_file).stdout
     assert "19: search 14 (2 seeds), baselines 3, finalists 0" in extended
-    assert "and 2 of the winner, 4 times as long" in extended
+    assert "and 2 of the winner, trained 4x as long" in extended
 
 
 def test_run_prints_the_table_and_the_next_commands_and_resume_agrees(
