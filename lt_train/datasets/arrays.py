@@ -9,20 +9,21 @@ from __future__ import annotations
 import difflib
 import zipfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
+from lt_train.core.lazy import torch
 from lt_train.datasets._images.checks import note_untested
 from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import hold_out_fraction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Arrays"]
 
@@ -144,6 +145,8 @@ class _File:
                 with np.load(path, allow_pickle=False) as archive:
                     self.tensors = {name: torch.from_numpy(archive[name]) for name in archive.files}
             elif path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
                 self.tensors = load_file(path)
             else:
                 raise DataError(f"path must end in .npz or .safetensors, got {path}")

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from torch import Tensor, nn
-
+from lt_train.core.lazy import nn
 from lt_train.core.registry import KindSpec, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "HEADS",
@@ -24,7 +26,7 @@ __all__ = [
     "StackedHead",
 ]
 
-Classifier = tuple[Tensor, Tensor]
+Classifier: TypeAlias = "tuple[Tensor, Tensor]"
 """A linear classifier `(weight [K, D], bias [K])`, such as the stage-1 head that every head starts from."""
 
 
