@@ -137,6 +137,8 @@ class _File:
     """The tensors of one file, and the checks that each of them must pass."""
 
     def __init__(self, path: Path) -> None:
+        from safetensors.torch import load_file  # imports torch
+
         self.path = path
         if not path.is_file():
             raise DataError(f"path {path} must be an .npz or .safetensors file, and does not exist; correct path")
@@ -145,8 +147,6 @@ class _File:
                 with np.load(path, allow_pickle=False) as archive:
                     self.tensors = {name: torch.from_numpy(archive[name]) for name in archive.files}
             elif path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
                 self.tensors = load_file(path)
             else:
                 raise DataError(f"path must end in .npz or .safetensors, got {path}")

@@ -39,7 +39,6 @@ from sweeps.cli.status import (
 )
 from sweeps.cluster.jobs import GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.cluster.secret_files import checked_environment, secret_files
-from sweeps.cluster.upload import prepare_upload
 from sweeps.reporting.progress import as_line, as_table
 from sweeps.store.layout import IDENTITY, is_matrix, sweep_directory
 from sweeps.store.lease import LeaseOwner
@@ -152,6 +151,8 @@ def submit(
     allow_import: Sequence[str] = (),
 ) -> int:
     """Run or resume a sweep as a job of a Ray cluster."""
+    from sweeps.cluster.upload import prepare_upload
+
     flags = JobFlags(env or (), secret_file or (), ship_code, image, cpus, gpus, allow_import)
     options = flags.options()
     cluster = Cluster(address)
