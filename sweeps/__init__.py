@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Comparison": "sweeps.analysis.comparison",
+    "SweepComparison": "sweeps.analysis.comparison",
     "MatrixTable": "sweeps.analysis.matrix_table",
     "Result": "sweeps.analysis.result",
     "SweepMatrix": "sweeps.config.matrix",
@@ -59,6 +60,9 @@ _MODULES = {
     "run_matrix": "sweeps.experiment.matrix_runner",
 }
 _ORIGINAL_NAMES = {"load": "load_sweep", "report": "write_report"}
+
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ RULES = {
     r"\bwhoever\b|\bnobody\b": "use a noun and an active verb",
     r"\bto be had\b|\bat hand\b": "write available or optional",
     r"\bof before\b": "write earlier or previous",
-    r"\bis no (?!longer|more|less|other|such)[a-z]+": "write is not a ...",
+    r"(?<![Tt]here )\bis no (?!longer|more|less|other|such)[a-z]+": "write is not a ...",
     r"\b[Kk]nows [a-z ,]+[;.] (knows|it )?": "delete: the import contract states it",
     r"\b[Kk]nows nothing\b|\bKnows [a-z]+": "delete: the import contract states it",
     r"\bTouch this\b": "delete",

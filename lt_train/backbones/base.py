@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.lazy import nn
 from lt_train.core.registry import KindSpec, Registry
 
@@ -59,6 +60,8 @@ class BackboneSpec(KindSpec):
 
     checkpoint: Annotated[
         str | None,
+        PATH,
+        NOT_IDENTITY,
         Field(description="safetensors file written by `lt-train backbone`; null: train one with the stage-1 recipe"),
     ] = None
 

@@ -41,7 +41,7 @@ class Marker:
 
 
 PATH = Marker("path")
-"""The value is a path in the file system (or a list of paths). Relative paths are relative to the sweep file."""
+"""The value is a path in the file system (or a list of paths). Relative paths are relative to the working directory."""
 
 NOT_IDENTITY = Marker("not identity")
 """The value changes how something is computed, not what: it is left out of fingerprints."""

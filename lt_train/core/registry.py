@@ -36,6 +36,7 @@ __all__ = [
     "Spec",
     "allowed_names",
     "allowed_package",
+    "as_document",
     "marked_fields",
 ]
 
@@ -65,7 +66,7 @@ class Spec(BaseModel):
             super().__init__(**values)
         except ValidationError:
             try:
-                document = json.loads(json.dumps(values, default=_to_document))
+                document = json.loads(json.dumps(as_document(values)))
             except TypeError:  # a value that has no JSON form: the first error is the right one
                 document = None
             if document is None:
@@ -82,12 +83,20 @@ class Spec(BaseModel):
         return {name for name in names if getattr(self, name) == fields[name].default}
 
 
-def _to_document(value: Any) -> Any:
+def as_document(value: Any) -> Any:
+    """`value` in the form of a sweep file: specifications become mappings of the fields that were given."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+        given = {
+            field.alias or name: getattr(value, name)
+            for name, field in type(value).model_fields.items()
+            if name in value.model_fields_set or name == "kind"
+        }
+        return as_document(given)
+    if isinstance(value, Mapping):
+        return {key: as_document(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_document(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class KindSpec(Spec):

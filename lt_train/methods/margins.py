@@ -71,7 +71,7 @@ class LDAM(TrainedMethod):
     kind: Literal["ldam"] = "ldam"
     head: Head = Field(default=heads.Cosine(), description="the classifier; only on `cosine` are margins in cosines")
     max_margin: Annotated[
-        float, BATCHED, Field(ge=0, description="margin of the smallest class, >= 0; 0 is no margin")
+        float, BATCHED, Field(ge=0, description="margin of the smallest class, >= 0; 0 means no margin")
     ] = 0.5
 
     def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:

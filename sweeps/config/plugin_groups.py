@@ -24,9 +24,12 @@ from sweeps.search.early_stopping import EARLY_STOPPING
 
 __all__ = [
     "BACKENDS",
+    "BACKEND_DEFAULT",
+    "BASELINES_DEFAULT",
     "DEFAULT_TRACKER",
     "KINDS_BY_DEFAULT",
     "TRACKERS",
+    "TRACKING_DEFAULT",
     "default_backend",
     "default_baselines",
     "default_tracking",
@@ -44,6 +47,10 @@ DEFAULT_TRACKER = "mlflow"
 
 KINDS_BY_DEFAULT = frozenset({DEFAULT_TRACKER, "pad_crop"})
 """The kinds of mappings without `kind`: in `tracking`, and in `augmentation` of a dataset."""
+
+BASELINES_DEFAULT = "default: vanilla, and with a single method also ce"
+BACKEND_DEFAULT = "default: ray where it is installed, else inline"
+TRACKING_DEFAULT = "default: mlflow where it is installed, else none; a mapping without kind is of the kind mlflow"
 
 
 def plugin_groups() -> dict[str, Mapping[str, type[KindSpec]]]:

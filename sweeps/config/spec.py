@@ -18,7 +18,7 @@ from lt_train.backbones.base import BACKBONES, BackboneSpec
 from lt_train.core.errors import SpecError
 from lt_train.core.fields import Shorthand, expand
 from lt_train.core.io import fingerprint
-from lt_train.core.registry import NOT_IDENTITY, PATH, Spec, marked_fields
+from lt_train.core.registry import NOT_IDENTITY, PATH, Spec, as_document, marked_fields
 from lt_train.core.validation import Problem, dotted, explain
 from lt_train.datasets.base import DATASETS, DatasetSpec
 from lt_train.features.spec import FeaturesSpec
@@ -28,10 +28,13 @@ from sweeps.config.backend import BackendSpec
 from sweeps.config.methods import Candidate, Methods, candidates
 from sweeps.config.partial import valid_parts
 from sweeps.config.plugin_groups import (
+    BACKEND_DEFAULT,
     BACKENDS,
+    BASELINES_DEFAULT,
     DEFAULT_TRACKER,
     KINDS_BY_DEFAULT,
     TRACKERS,
+    TRACKING_DEFAULT,
     default_backend,
     default_baselines,
     default_tracking,
@@ -125,18 +128,16 @@ class SweepSpec(Spec):
     )
     baselines: Baselines = Field(
         default_factory=default_baselines,
-        description="methods that are run without search on the same seeds, for comparison; default: vanilla, and with "
-        "a single method also ce",
+        description=f"methods that are run without search on the same seeds, for comparison; {BASELINES_DEFAULT}",
     )
     backend: Backend = Field(
         default_factory=default_backend,
-        description="where packs are trained; default: ray where it is installed, else inline",
+        description=f"where packs are trained; {BACKEND_DEFAULT}",
     )
     resources: ResourcesSpec = Field(default=ResourcesSpec(), description="the resources of one pack")
     tracking: Tracking = Field(
         default_factory=default_tracking,
-        description="where finished trials are shown; default, and the kind of a mapping without kind: mlflow; without "
-        "MLflow installed the default is none",
+        description=f"where finished trials are shown; {TRACKING_DEFAULT}",
     )
     storage: Annotated[str, PATH, NOT_IDENTITY] = Field(
         default="runs",
@@ -145,7 +146,7 @@ class SweepSpec(Spec):
     )
 
     def __init__(self, **sections: Any) -> None:
-        document = _complete(_as_document(sections))
+        document = _complete(as_document(sections))
         try:
             self.__pydantic_validator__.validate_json(json.dumps(document, default=repr), self_instance=self)
         except ValidationError as error:
@@ -284,24 +285,8 @@ def _complete(document: Mapping[str, Any]) -> dict[str, Any]:
     """`document` with shorthands written out, and with the default that depends on another section."""
     complete: dict[str, Any] = expand(SweepSpec, dict(document))
     if complete.get("methods") is not None:
-        complete.setdefault("baselines", _as_document(default_baselines(several_methods=True)))
+        complete.setdefault("baselines", as_document(default_baselines(several_methods=True)))
     return complete
-
-
-def _as_document(value: Any) -> Any:
-    """`value` in the form of a sweep file: specifications become mappings of the fields that were given."""
-    if isinstance(value, BaseModel):
-        given = {
-            field.alias or name: getattr(value, name)
-            for name, field in type(value).model_fields.items()
-            if name in value.model_fields_set or name == "kind"
-        }
-        return _as_document(given)
-    if isinstance(value, Mapping):
-        return {key: _as_document(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_document(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _explain(error: ValidationError, document: dict[str, Any]) -> list[Problem]:

@@ -22,6 +22,7 @@ from lt_train.features.bank import FeatureBank
 from sweeps.analysis.labels import ranked_by
 from sweeps.analysis.result import Result
 from sweeps.analysis.summary import summarise
+from sweeps.config.extras import require
 from sweeps.config.spec import SweepSpec
 from sweeps.config.tracking import Champion, SweepStarted
 from sweeps.experiment.prepare import Prepared, open_cached_bank, prepare_all
@@ -83,6 +84,8 @@ def resume(directory: str | Path) -> Result:
 
 def _run(spec: SweepSpec, *, fresh: bool = False, resuming: bool = False) -> Result:
     check_name(spec)
+    for library in (spec.backend.library, spec.tracking.library):
+        require(library)
     job = os.environ.get(JOB_VARIABLE)
     with (
         sigterm_as_interrupt(),

@@ -156,9 +156,9 @@ def test_every_folder_of_infra_is_in_its_table() -> None:
 
 def test_every_command_of_infras_table_is_typed_in_a_page() -> None:
     text = (ROOT / "infra" / "README.md").read_text()
-    told = re.findall(r"^\| .* \| `([^`]+)` \|$", text, flags=re.MULTILINE)
-    assert len(told) >= 7
-    assert [one for one in told if not any(command.startswith(one) for _, command in TYPED)] == []
+    listed = re.findall(r"^\| .* \| `([^`]+)` \|$", text, flags=re.MULTILINE)
+    assert len(listed) >= 7
+    assert [one for one in listed if not any(command.startswith(one) for _, command in TYPED)] == []
 
 
 def test_every_ready_sweep_of_the_paper_has_its_plan() -> None:

@@ -19,6 +19,7 @@ from lt_train.backbones.base import BackboneSpec, FrozenBackbone
 from lt_train.backbones.imported.factory import make_model
 from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError, first_line
+from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.io import sha256_file
 from lt_train.core.lazy import nn, torch
 from lt_train.core.validation import named
@@ -51,7 +52,7 @@ class Imported(BackboneSpec):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="arguments of the factory, such as {num_classes: 100}"
     )
-    checkpoint: str | None = Field(
+    checkpoint: Annotated[str | None, PATH, NOT_IDENTITY] = Field(
         default=None,
         description="weights: a safetensors file, a file of torch.save with tensors and plain values only, or a "
         "checkpoint of `lt-train backbone` with this factory, which sets the other fields itself; null: train the "

@@ -108,7 +108,7 @@ def find_classifiers(model: nn.Module, images: Tensor, model_name: str) -> tuple
     found: dict[str, None] = {}
     for output in returned_logits(returned):
         logits = {name: outputs[name] for name in layers if name in outputs and _same_shape(outputs[name], output)}
-        # Zeros are the mean of any zeros: classifiers initialised to zero cannot be told apart.
+        # Zeros are the mean of any zeros: classifiers initialised to zero cannot be distinguished.
         if len(logits) > 1 and output.any() and multiple(output, torch.stack([*logits.values()]).mean(0)):
             return tuple(logits)
         found |= dict.fromkeys(name for name, own in logits.items() if multiple(output, own))

@@ -216,7 +216,7 @@ def apply_views(images: Tensor, views: Tensor, pad: int) -> Tensor:
 
     Args:
         images: `[B, C, H, W]`, any dtype.
-        views: int64 `[B, 3]` from `draw_views`; offset `pad` is no shift.
+        views: int64 `[B, 3]` from `draw_views`; an offset of `pad` means no shift.
         pad: pixels of zero padding on each side.
 
     Returns:

@@ -18,7 +18,7 @@ def test_from_counts() -> None:
 
 
 def test_counts_beyond_float32_are_told_apart() -> None:
-    # 2^24 + 1 is no float32: counts are divided in double precision.
+    # 2^24 + 1 is not a float32: counts are divided in double precision.
     found = log_prior(None, torch.tensor([2**24 + 1, 2**24 + 1, 2]))
     assert found.exp().double().sum().item() == pytest.approx(1.0, abs=1e-7)
 

@@ -78,7 +78,7 @@ def test_steps_are_torchs_sgd(momentum: list[float], weight_decay: list[float], 
 def test_the_first_step_is_the_gradient(kind: str) -> None:
     """One batch of all images from the start: the step divided by the rate is autograd's gradient."""
     run = lone_run({"kind": kind, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}, batch_size=50)
-    free = run.method.model_copy(update={"constraint": None})  # a projection is no part of the gradient
+    free = run.method.model_copy(update={"constraint": None})  # a projection is not part of the gradient
     run = Run(free, run.training, run.seed)
     stack = Stack(DeviceBank(BANK, "cpu"), [run], [[0]])
     stack.train_epoch()

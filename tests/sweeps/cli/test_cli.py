@@ -117,12 +117,12 @@ def test_the_demo_runs_without_optional_packages(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sweeps.experiment.runner.run", run)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name))
-    said = lt_sweep("demo")
+    ended = lt_sweep("demo")
     assert ran == [("inline" if "ray" in missing else "ray", "none" if "mlflow" in missing else "mlflow")]
-    assert said.stderr.count("\n") == (2 if missing else 1)
+    assert ended.stderr.count("\n") == (2 if missing else 1)
     if missing:
-        assert f"{' and '.join(missing)} not installed: running inline" in said.stderr
-        assert f"pip install 'longtail-sweeps[{','.join(missing)}]'" in said.stderr
+        assert f"{' and '.join(missing)} not installed: running inline" in ended.stderr
+        assert f"pip install 'longtail-sweeps[{','.join(missing)}]'" in ended.stderr
 
 
 def test_validate_counts_files_and_prints_all_problems_of_all_files(lt_sweep: Command, tmp_path: Path):
