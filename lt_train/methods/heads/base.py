@@ -1,8 +1,8 @@
 """Base classes of classifier heads: `HeadSpec`, and `StackedHead` for many runs at once.
 
-A head kind consists of a `HeadSpec` subclass, a `torch.nn.Module` that defines what the head computes, and a
-`StackedHead` that computes the same for S x T runs at once, with hand-written gradients. The reference engine trains
-the modules. Results are stored as module states, and stacks are built from modules and split into module states.
+A head kind consists of a `HeadSpec` subclass, a `torch.nn.Module` that defines what the head computes (in `_modules`),
+and a `StackedHead` that computes the same for S x T runs at once, with hand-written gradients. The reference engine
+trains the modules. Results are stored as module states, and stacks are built from modules and split into module states.
 
 Shapes: S seeds, B batch, T lanes (trials), K classes, D features, I inputs of the product of a stacked head.
 """
