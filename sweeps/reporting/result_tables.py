@@ -111,9 +111,9 @@ def matrix_tables(table: MatrixTable) -> tuple[Table, ...]:
             rows.append((row.value, *(None if one is None else getattr(one.mean, f"acc_{split}") for one in cells)))
             best |= {(number, column) for column, one in enumerate(cells, 1) if one is not None and one.best}
         if split == "all" or any(cell is not None for row in rows for cell in row[1:]):
-            marked = ["bold: the highest of its row"] if split == "all" else []
+            more = ["bold: the highest of its row", *notes] if split == "all" else []
             what = f"Test accuracy in % over {split} classes, mean and half width of its 95% interval"
-            note = "; ".join([what, *marked, *notes]) + "."
+            note = "; ".join([what, *more]) + "."
             name, title = f"{table.matrix}_{split}", f"{table.matrix} by {table.axis}: {split} classes"
             strong = frozenset(best if split == "all" else ())
             found.append(Table(name, title, columns, tuple(rows), note, strong_cells=strong))

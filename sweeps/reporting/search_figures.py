@@ -38,7 +38,7 @@ BINS = 8
 """Bins of a continuous range for the line through its trials."""
 
 MOST_LINES = 200
-"""Most lines of parallel coordinates: they can still be told apart, and the page stays small."""
+"""Most lines of parallel coordinates: they can still be distinguished, and the page stays small."""
 
 NEAR = 0.005
 """Trials within half a point of the best count as near it."""

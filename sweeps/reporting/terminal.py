@@ -73,7 +73,7 @@ def summary(result: Result, console: Console, below: int) -> Group:
 
 def matrix_overview(table: MatrixTable) -> Group:
     """Accuracy over all classes and over few classes, by sweep and method; `*` marks the highest of a row."""
-    title = f"{table.matrix}: test accuracy in %, mean ±95% over seeds; * is the highest of its row"
+    title = f"{table.matrix}: test accuracy in %, mean ±95% over seeds; * the highest of its row"
     parts = [_rich_table(one, padding=1) for one in matrix_tables(table)]
     return Group(Text(title), *parts, *map(Text, matrix_notes(table)))
 
@@ -189,7 +189,7 @@ def plan_table(spec: SweepSpec, planned: Plan) -> RichTable:
     if planned.extended_runs:
         rows.append(("", f"and {planned.extended_runs} of the winner, trained {planned.extended_factor}x as long"))
     if planned.epochs_saved:
-        saved = f"{spec.search.early_stopping.kind} saves {planned.epochs_saved:.0%} of the epochs of the search"
+        saved = f"{spec.search.early_stopping.kind} saves {planned.epochs_saved:.0%} of the search's epochs"
         rows.append(("early stopping", saved))
     rows += [
         (
