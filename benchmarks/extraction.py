@@ -17,13 +17,15 @@ import torch
 from measure import interleaved, ratio
 from settings import Settings
 
-from lt_train.backbones.base import BACKBONES, Classifier
+from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
+from lt_train.backbones.layers import Classifier
 from lt_train.datasets._images.transform import normalise
 from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.datasets.longtail import take
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
 from lt_train.features.shards import Throughput
+from lt_train.features.spec import FeaturesSpec
 
 __all__ = ["extraction"]
 

@@ -29,7 +29,8 @@ from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
 from lt_train.datasets.longtail import take
 from lt_train.features.bank import FeatureBank
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
+from lt_train.features.spec import FeaturesSpec
 from lt_train.methods.base import MethodSpec
 from lt_train.metrics.accuracy import SPLITS
 from lt_train.pretrain.base import RECIPES

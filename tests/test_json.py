@@ -20,7 +20,8 @@ from support.features import write_features
 import lt_train.cli.app
 import sweeps.cli.app
 from lt_train.datasets.base import DATASETS
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
+from lt_train.features.spec import FeaturesSpec
 
 PROGRAMS: dict[str, Any] = {"lt-sweep": sweeps.cli.app, "lt-train": lt_train.cli.app}
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lt_train.backbones.base import BACKBONES, Classifier
+from lt_train.backbones.base import BACKBONES
+from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError, SpecError
 from lt_train.core.io import atomic_file, write_tensors
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from lt_train.backbones.base import BackboneSpec
 from lt_train.backbones.imported.factory import make_model
+from lt_train.core.lazy import nn
 
-__all__ = ["BasicBlock", "ResNeXt50", "ResNet32", "ResNet34", "ResNet50"]
+__all__ = ["ResNeXt50", "ResNet32", "ResNet34", "ResNet50"]
 
 
 class ResNet32(BackboneSpec):
@@ -64,41 +61,9 @@ class ResNeXt50(BackboneSpec):
         return _torchvision_network("resnext50_32x4d", in_channels)
 
 
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch norm around a shortcut (He et al. 2016, Fig. 2).
-
-    Where the shape changes, the shortcut is a 1 x 1 convolution with batch norm (`projected`, option B), or every
-    second pixel, zero-padded to the new number of channels on both sides (option A).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, projected: bool) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.stride, self.added = stride, out_channels - in_channels
-        self.projection: nn.Module | None = None
-        if projected and (stride != 1 or self.added):
-            self.projection = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """`[B, in, H, W] -> [B, out, H/stride, W/stride]`."""
-        outputs = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(inputs)))))
-        if self.projection is not None:
-            shortcut = self.projection(inputs)
-        elif self.added or self.stride != 1:
-            before = self.added // 2
-            subsampled = inputs[:, :, :: self.stride, :: self.stride]
-            shortcut = functional.pad(subsampled, (0, 0, 0, 0, before, self.added - before))
-        else:
-            shortcut = inputs
-        return torch.relu(outputs + shortcut)
-
-
 def _network(in_channels: int, widths: tuple[int, ...], depths: tuple[int, ...], projected: bool) -> nn.Sequential:
+    from lt_train.backbones.layers import BasicBlock
+
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
         nn.BatchNorm2d(widths[0]),

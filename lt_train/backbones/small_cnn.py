@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
 
 from lt_train.backbones.base import BackboneSpec
+from lt_train.core.lazy import nn
 
 __all__ = ["SmallCnn"]
 

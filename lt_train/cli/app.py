@@ -236,9 +236,10 @@ def features(
     from lt_train.core.device import check_device
     from lt_train.core.progress import progress
     from lt_train.datasets.base import DATASETS
-    from lt_train.features.extract import FeaturesSpec, build_bank
+    from lt_train.features.extract import build_bank
     from lt_train.features.files import open_bank
     from lt_train.features.shards import Throughput
+    from lt_train.features.spec import FeaturesSpec
 
     check_device(device)
     data_spec = DATASETS.parse(component(dataset))

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
-
 from lt_train.core.io import fingerprint
+from lt_train.core.lazy import torch
 
 __all__ = ["generator", "global_stream"]
 

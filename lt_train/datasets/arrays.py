@@ -9,20 +9,21 @@ from __future__ import annotations
 import difflib
 import zipfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
+from lt_train.core.lazy import torch
 from lt_train.datasets._images.checks import note_untested
 from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import hold_out_fraction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Arrays"]
 
@@ -136,6 +137,8 @@ class _File:
     """The tensors of one file, and the checks that each of them must pass."""
 
     def __init__(self, path: Path) -> None:
+        from safetensors.torch import load_file  # imports torch
+
         self.path = path
         if not path.is_file():
             raise DataError(f"path {path} does not exist; correct path, which must be an .npz or .safetensors file")

@@ -10,17 +10,18 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, marked_fields
+from lt_train.core.lazy import torch
 from lt_train.core.progress import ProgressCallback
 from lt_train.core.registry import KindSpec, Registry
 from lt_train.datasets._images.files import ImageFiles, Images
 from lt_train.datasets._images.transform import AnyAugmentation, Augmentation, PadCrop, ResizedCrop
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "DATASETS",

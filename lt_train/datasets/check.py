@@ -11,10 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lt_train.core.extras import require
 from lt_train.core.io import atomic_file
+from lt_train.core.lazy import torch
 from lt_train.datasets.base import Inspection
 from lt_train.metrics.accuracy import SPLITS, split_masks
 

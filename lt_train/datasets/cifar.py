@@ -12,17 +12,19 @@ import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
+from lt_train.core.lazy import torch
 from lt_train.datasets.base import ImageData, Labelled, placeholder_images
 from lt_train.datasets.longtail import LargestClass, LongTailSpec, ValPerClass
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Cifar10LT", "Cifar100LT", "CifarSpec", "read_pickle"]
 

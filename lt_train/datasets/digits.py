@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 
 from lt_train.core import seeding
+from lt_train.core.lazy import torch
 from lt_train.datasets.base import ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import (
     ImbalanceRatio,

@@ -9,17 +9,19 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
+from lt_train.core.lazy import torch
 from lt_train.datasets.base import ImageData, Labelled, PadCrop, placeholder_images
 from lt_train.datasets.longtail import LargestClass, LongTailSpec, PadCropField, ValPerClass
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FashionMnistLT"]
 

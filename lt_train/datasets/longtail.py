@@ -7,17 +7,19 @@ base of the datasets that are always cut. Shapes: N images, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.core import seeding
 from lt_train.core.errors import DataError
+from lt_train.core.lazy import torch
 from lt_train.core.registry import Spec
 from lt_train.datasets._images.files import Images
 from lt_train.datasets.base import DatasetSpec, ImageData, Labelled, PadCrop
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Cut",
@@ -259,5 +261,5 @@ def split_fraction(
 
 def take(pool: Labelled[Images], indices: Tensor) -> Labelled[Images]:
     """The images at `indices`, int64 or bool; images in files stay there."""
-    inputs = pool.inputs[indices] if isinstance(pool.inputs, Tensor) else pool.inputs.take(indices)
+    inputs = pool.inputs[indices] if isinstance(pool.inputs, torch.Tensor) else pool.inputs.take(indices)
     return Labelled(inputs, pool.labels[indices])

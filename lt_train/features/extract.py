@@ -11,16 +11,14 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from lt_train.backbones.base import BackboneSpec, FrozenBackbone
 from lt_train.backbones.frozen import load_frozen
 from lt_train.core.errors import CheckpointError, DataError, StorageError, UserError
 from lt_train.core.progress import ProgressCallback
-from lt_train.core.registry import Spec
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import describe_unreadable
 from lt_train.datasets._images.files import ImageFiles, Images
@@ -29,51 +27,12 @@ from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.files import bank_fingerprint, map_set, write_bank
 from lt_train.features.partial import PartialBank, SetShape, exclusive
 from lt_train.features.shards import Extractor, ShardResult, Throughput, Workers, in_this_process, shards
+from lt_train.features.spec import FeaturesSpec
 
-__all__ = ["FeaturesSpec", "build_bank"]
+__all__ = ["build_bank"]
 
 _SHARD_BATCHES = 4
 """Batches per shard when other processes extract."""
-
-
-class FeaturesSpec(Spec):
-    """Which views of the images a bank stores, and in which dtype."""
-
-    views: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="views per training image, >= 1; 1: the images without augmentation; V > 1: V augmented views, "
-            "which the epochs use in turn. As many views as epochs are equivalent to live augmentation",
-        ),
-    ] = 1
-    test_flip: Annotated[
-        bool | None,
-        Field(
-            description="average over each test image and its mirror image; null: as augmentation.flip of the dataset"
-        ),
-    ] = None
-    seed: Annotated[int, Field(description="seed of the augmented views")] = 0
-    batch_size: Annotated[int, Field(ge=1, description="images per forward pass; affects speed and memory only")] = 256
-    dtype: Annotated[
-        Literal["float32", "float16"],
-        Field(
-            description="type of the features on disk; float16 halves their size; features are always computed, and "
-            "trained on, in float32"
-        ),
-    ] = "float32"
-    unreadable: Annotated[
-        Literal["fail", "skip"],
-        Field(
-            description="what to do if an image cannot be decoded because it is missing, empty or damaged: fail stops "
-            "at the first one, skip drops it and records a note; images already dropped by bad_images of the dataset "
-            "are not decoded"
-        ),
-    ] = "fail"
-
-    def identity(self) -> dict[str, Any]:
-        """The spec as JSON, without `dtype` and `unreadable` at their defaults: earlier versions did not have them."""
-        return self.model_dump(mode="json", exclude=self.at_default("dtype", "unreadable"))
 
 
 def build_bank(

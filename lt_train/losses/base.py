@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+from lt_train.core.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Loss", "Table", "add_at_", "column", "exponentials", "label_index", "of_label"]
 
-Table = Tensor | float
+Table: TypeAlias = "Tensor | float"
 """A hyperparameter: a number, or a tensor that broadcasts to `[..., K]`; one column applies to all classes."""
 
 
@@ -46,7 +49,7 @@ class Loss(ABC):
 
 def column(scale: Tensor | float) -> Tensor | float:
     """A value that broadcasts to `[...]`, reshaped to broadcast to `[..., 1]`."""
-    return scale.unsqueeze(-1) if isinstance(scale, Tensor) else scale
+    return scale.unsqueeze(-1) if isinstance(scale, torch.Tensor) else scale
 
 
 def label_index(labels: Tensor, logits: Tensor) -> Tensor:
@@ -56,14 +59,14 @@ def label_index(labels: Tensor, logits: Tensor) -> Tensor:
 
 def of_label(table: Table, index: Tensor, logits: Tensor) -> Table:
     """The table entry of the true class of each sample, broadcastable to `[..., 1]`."""
-    if not isinstance(table, Tensor) or table.ndim == 0 or table.shape[-1] == 1:
+    if not isinstance(table, torch.Tensor) or table.ndim == 0 or table.shape[-1] == 1:
         return table
     return table.expand(logits.shape).gather(-1, index)
 
 
 def add_at_(values: Tensor, index: Tensor, amount: Tensor | float) -> Tensor:
     """Add `amount`, broadcastable to `[..., 1]`, to `values` at `index`, in place."""
-    if isinstance(amount, Tensor):
+    if isinstance(amount, torch.Tensor):
         return values.scatter_add_(-1, index, amount.to(values.dtype).expand(index.shape))
     # Filled on the device: copying a number to it would synchronise.
     return values.scatter_add_(-1, index, torch.full(index.shape, amount, dtype=values.dtype, device=values.device))

@@ -8,12 +8,13 @@ over N K in the original code.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from lt_train.core.lazy import functional, torch
 from lt_train.losses.base import Loss, Table, add_at_, column, exponentials, label_index, of_label
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["BinarySigmoid", "BinarySoftmax"]
 

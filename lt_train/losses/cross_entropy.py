@@ -6,10 +6,13 @@ re-weighted cross entropy are one function with different tables, so they share 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from lt_train.core.lazy import torch
 from lt_train.losses.base import Loss, Table, add_at_, column, exponentials, label_index, of_label
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CrossEntropy", "FocalLoss"]
 
@@ -57,7 +60,7 @@ class CrossEntropy(Loss):
         loss = (peak - true).add_(total.log())
         amount = column(scale) * weight
         gradient.mul_(amount / total)
-        if isinstance(smooth, Tensor) or smooth != 0.0:
+        if isinstance(smooth, torch.Tensor) or smooth != 0.0:
             loss.add_(true.sub_(shifted.mean(dim=-1, keepdim=True)).mul_(smooth))
             gradient.sub_(amount * smooth / logits.shape[-1])
         add_at_(gradient, index, amount * (smooth - 1.0))

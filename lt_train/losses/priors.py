@@ -6,11 +6,14 @@ Shapes: K classes.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
+
+from lt_train.core.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Prior", "effective_number_weights", "empty_classes", "log_prior", "prior_incompatibility"]
 

@@ -15,19 +15,22 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
+import numpy as np
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from lt_train.core.fields import BATCHED, Shorthand, lane_values, static_fields
+from lt_train.core.lazy import nn, torch
 from lt_train.core.registry import KindSpec, Registry, Spec
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.losses.priors import empty_classes
 from lt_train.methods.constraints import CONSTRAINTS, ConstraintSpec
 from lt_train.methods.heads import HEADS, HeadSpec, Linear
-from lt_train.methods.post_hoc import POST_HOC, Adjusted, PostHocSpec
+from lt_train.methods.post_hoc import POST_HOC, PostHocSpec
 from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "METHODS",
@@ -99,6 +102,8 @@ class MethodSpec(KindSpec):
         Raises:
             RuntimeError: the tensors do not belong to the head of this method.
         """
+        from lt_train.methods.heads._modules import Adjusted
+
         inner = (
             state
             if self.post_hoc is None
@@ -123,7 +128,8 @@ class MethodSpec(KindSpec):
     def validate_combination(self) -> Iterator[str]:
         """Reasons why the values and parts of this method are invalid together."""
         for path, value in self.lane_values().items():
-            stored = torch.tensor(value, dtype=torch.float32).item()
+            with np.errstate(over="ignore"):
+                stored = float(np.float32(value))
             if not math.isfinite(stored) or (value < 1.0 <= stored) or (value > 0.0 >= stored):
                 yield f"{path} must not round to {stored:g} in float32, got {value!r}"
         if self.post_hoc is not None and self.post_hoc.needs_rows and not self.head.has_rows:

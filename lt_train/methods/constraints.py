@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.core.fields import BATCHED
 from lt_train.core.registry import KindSpec, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CONSTRAINTS", "ConstraintSpec", "MaxNorm"]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.losses.base import Loss
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.methods.base import CrossEntropyMethod, Sampler, SmoothFactor, TrainedMethod
 from lt_train.methods.samplers import ClassBalanced
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CE", "LAS", "LOS"]
 

@@ -9,13 +9,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lt_train.core.errors import CheckpointError
 from lt_train.core.io import atomic_file, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["load_head", "save_head"]
 

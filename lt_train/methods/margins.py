@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.core.fields import BATCHED, part_of
 from lt_train.losses.base import Loss
@@ -14,6 +13,9 @@ from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.losses.priors import Prior, log_prior, prior_incompatibility
 from lt_train.methods import heads
 from lt_train.methods.base import Head, TrainedMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["LDAM", "BalancedSoftmax", "LogitAdjustLoss"]
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from lt_train.core.fields import BATCHED
+from lt_train.core.lazy import torch
 from lt_train.core.registry import KindSpec, Registry
 from lt_train.losses.priors import Prior, log_prior, prior_incompatibility
 
-__all__ = ["POST_HOC", "Adjusted", "LogitAdjust", "PostHocSpec", "TauNorm"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["POST_HOC", "LogitAdjust", "PostHocSpec", "TauNorm"]
 
 
 class PostHocSpec(KindSpec):
@@ -49,24 +51,6 @@ class PostHocSpec(KindSpec):
     def incompatibility(self, class_counts: Tensor) -> str:
         """Why this adjustment cannot be applied to data with these class counts `[K]`; empty if it can."""
         return ""
-
-
-class Adjusted(nn.Module):
-    """A head with its adjustment: `scale head(f) + offset`, both `[K]` and not trained."""
-
-    scale: Tensor
-    offset: Tensor
-
-    def __init__(self, head: nn.Module, scale: Tensor, offset: Tensor) -> None:
-        super().__init__()
-        self.head = head
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `[..., K]` of features `[..., D]`."""
-        logits: Tensor = self.head(features)
-        return self.scale * logits + self.offset
 
 
 class LogitAdjust(PostHocSpec):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.core.fields import BATCHED
 from lt_train.losses.base import Loss
@@ -14,6 +13,9 @@ from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
 from lt_train.losses.cross_entropy import CrossEntropy, FocalLoss
 from lt_train.losses.priors import effective_number_weights
 from lt_train.methods.base import TrainedMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Beta", "ClassBalanced", "EffectiveNumberMethod", "Focal", "Gamma"]
 

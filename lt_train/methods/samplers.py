@@ -9,13 +9,14 @@ Shapes: N training images.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
+from lt_train.core.lazy import torch
 from lt_train.core.registry import KindSpec, Registry
 from lt_train.core.seeding import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["SAMPLERS", "ClassBalanced", "Instance", "SamplerSpec"]
 

@@ -5,10 +5,12 @@ Shapes: N images, B a batch of them, K classes, L any lane axes (possibly none).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from lt_train.core.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["SPLITS", "correct_per_class", "split_accuracy", "split_masks", "top1_correct"]
 

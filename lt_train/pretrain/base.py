@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from lt_train.core.registry import KindSpec, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["RECIPES", "RecipeSpec"]
 

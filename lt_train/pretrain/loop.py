@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_train.backbones.base import Classifier
+from lt_train.backbones.layers import Classifier
 from lt_train.core import seeding
 from lt_train.datasets._images.files import Images, read_ahead
 from lt_train.datasets._images.transform import View, draw_views, normalise

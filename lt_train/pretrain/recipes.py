@@ -15,17 +15,18 @@ Shapes: B batch, K classes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
+from lt_train.core.lazy import functional, torch
 from lt_train.losses.cross_entropy import CrossEntropy
 from lt_train.losses.priors import effective_number_weights, empty_classes
 from lt_train.pretrain.base import RecipeSpec
 from lt_train.pretrain.schedule import Epoch, StepSchedule, share
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "BalancedSoftmaxRecipe",

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from lt_train.backbones.base import BackboneSpec, Classifier
+from lt_train.backbones.base import BackboneSpec
 from lt_train.backbones.checkpoint import save_checkpoint
+from lt_train.backbones.layers import Classifier
 from lt_train.core import seeding
 from lt_train.core.device import check_precision, repeatable_convolutions
 from lt_train.core.errors import UserError, first_line

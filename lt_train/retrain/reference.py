@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from lt_train.core.fields import part_of
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod
-from lt_train.methods.post_hoc import Adjusted
+from lt_train.methods.heads._modules import Adjusted
 from lt_train.metrics.accuracy import SPLITS, correct_per_class, split_accuracy, split_masks
 from lt_train.metrics.logits import LogitStatistics
 from lt_train.retrain.base import (

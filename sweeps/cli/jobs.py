@@ -151,7 +151,7 @@ def submit(
     allow_import: Sequence[str] = (),
 ) -> int:
     """Run or resume a sweep as a job of a Ray cluster."""
-    from sweeps.cluster.upload import prepare_upload  # reads the spec, which imports torch
+    from sweeps.cluster.upload import prepare_upload
 
     flags = JobFlags(env or (), secret_file or (), ship_code, image, cpus, gpus, allow_import)
     options = flags.options()

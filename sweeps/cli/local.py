@@ -114,10 +114,12 @@ def plan(
     Nothing is trained. Several sweeps are listed with one line each and their sum.
     """
     from sweeps.config.matrix import SweepMatrix, load_file
-    from sweeps.experiment import plan as planning
-    from sweeps.reporting.terminal import plan_table, plans_document, plans_table
 
     loaded = [load_file(find_spec(spec)) for spec in specs]
+
+    from sweeps.experiment import plan as planning  # imports torch, which takes longer than reading the files
+    from sweeps.reporting.terminal import plan_table, plans_document, plans_table
+
     sweeps = [sweep for one in loaded for sweep in (one.sweeps if isinstance(one, SweepMatrix) else [one])]
     plans = [(sweep, planning.plan(sweep, tflops)) for sweep in sweeps]
     ((sweep, planned), *more) = plans

@@ -21,7 +21,7 @@ from lt_train.core.io import fingerprint
 from lt_train.core.registry import NOT_IDENTITY, PATH, Spec, as_document, marked_fields
 from lt_train.core.validation import Problem, dotted, explain
 from lt_train.datasets.base import DATASETS, DatasetSpec
-from lt_train.features.extract import FeaturesSpec
+from lt_train.features.spec import FeaturesSpec
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from lt_train.pretrain.base import RECIPES, RecipeSpec
 from sweeps.config.backend import BackendSpec

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import torch
 
-from lt_train.backbones.base import BACKBONES, Classifier
+from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import save_checkpoint
+from lt_train.backbones.layers import Classifier
 from lt_train.datasets.base import DATASETS
 from lt_train.features import partial
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
+from lt_train.features.spec import FeaturesSpec
 
 __all__ = ["DIGITS", "FEATURES", "TOTAL", "broken_inside", "bytes_of", "extract", "write_checkpoint"]
 

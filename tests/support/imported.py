@@ -14,8 +14,9 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.datasets._images.transform import normalise
 from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
 from lt_train.features.bank import FeatureBank
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
+from lt_train.features.spec import FeaturesSpec
 
 __all__ = [
     "CLASSES",

@@ -11,23 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field, JsonValue, field_validator, model_validator
-from torch import Tensor, nn
 
 from lt_train.backbones.base import BackboneSpec, FrozenBackbone
-from lt_train.backbones.checkpoint import is_own_checkpoint
-from lt_train.backbones.imported.classifier import FeaturesOf, check_classifier, find_classifiers
 from lt_train.backbones.imported.factory import make_model
-from lt_train.backbones.imported.head import warm_head
-from lt_train.backbones.imported.weights import KeyReport, fit_weights, read_weights
 from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError, first_line
 from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.io import sha256_file
+from lt_train.core.lazy import nn, torch
 from lt_train.core.validation import named
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lt_train.backbones.imported.classifier import FeaturesOf
+    from lt_train.backbones.imported.weights import KeyReport
 
 __all__ = ["Imported"]
 
@@ -112,6 +113,8 @@ class Imported(BackboneSpec):
 
         D is read from named linear classifiers, or found by running the model on images of its own size, 224 or 32.
         """
+        from lt_train.backbones.imported.classifier import FeaturesOf
+
         channels = len(self.mean)
         if in_channels not in (1, channels):
             raise UserError(f"{self.factory} takes images with {channels} channels or 1 channel, got {in_channels}")
@@ -132,6 +135,11 @@ class Imported(BackboneSpec):
             CheckpointError: the file is missing, damaged or pickled, or its tensors do not fit the model.
             UserError: the model cannot be created or run on these images, or its classifiers are missing or not linear.
         """
+        from lt_train.backbones.checkpoint import is_own_checkpoint
+        from lt_train.backbones.imported.classifier import FeaturesOf
+        from lt_train.backbones.imported.head import warm_head
+        from lt_train.backbones.imported.weights import fit_weights, read_weights
+
         assert self.checkpoint is not None, "called for a backbone with a checkpoint"
         path = Path(self.checkpoint).expanduser()
         if is_own_checkpoint(path):
@@ -175,6 +183,8 @@ class Imported(BackboneSpec):
 
     def _split(self, model: nn.Module, shapes: Iterable[tuple[int, int, int]]) -> tuple[FeaturesOf, list[int]]:
         """The model up to its classifiers and the D of each, found with images of the first shape that it accepts."""
+        from lt_train.backbones.imported.classifier import FeaturesOf, check_classifier, find_classifiers
+
         for name in self._names():
             check_classifier(model, name, self.factory, self.use_head)
         problems = []

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lt_train.backbones.base import L2Normalize
+from lt_train.backbones.layers import L2Normalize
 from lt_train.core.errors import UserError
 from lt_train.core.validation import named
 

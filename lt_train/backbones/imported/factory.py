@@ -12,10 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import nn
-
 from lt_train.core.errors import UserError, first_line
+from lt_train.core.lazy import nn, torch
 from lt_train.core.registry import allowed_names, allowed_package
 from lt_train.core.validation import nearest
 
@@ -23,8 +21,6 @@ __all__ = ["make_model"]
 
 _LOADERS = re.compile(r"weights\w*|pretrained\w*|checkpoint_path|cache_dir")
 """Arguments with which torchvision and timm download or read weights themselves."""
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def make_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -56,8 +52,8 @@ def make_model(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"{factory} must return a torch.nn.Module, got {type(model).__name__}")
     tensors = itertools.chain(model.parameters(), model.buffers())
-    # Features and heads are float32.
-    return model.float() if any(tensor.dtype in _HALF for tensor in tensors) else model
+    half = (torch.float16, torch.bfloat16)  # features and heads are float32
+    return model.float() if any(tensor.dtype in half for tensor in tensors) else model
 
 
 def _of_torchvision(factory: str, name: str) -> Callable[..., Any]:

@@ -9,16 +9,19 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from lt_train.core.lazy import torch
 from lt_train.core.validation import named
 from lt_train.datasets._images.decode import Decoder, chunks, map_in_threads
 from lt_train.datasets._images.files import EMPTY, MISSING, Source, error_reason, io_error_reason, try_decode
 from lt_train.datasets.base import Finding
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ListedImages",

@@ -13,14 +13,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lt_train.core.errors import DataError, StorageError, first_line
+from lt_train.core.lazy import torch
 from lt_train.datasets._images.decode import Decoder, Framing, chunks, map_in_threads, prefetch, thread_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "EMPTY",
@@ -146,10 +148,13 @@ class ImageFiles:
         self._unreadable = unreadable or {}
         self._rows = np.arange(len(source.names)) if rows is None else rows
 
-    dtype = torch.uint8
-
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Always uint8."""
+        return torch.uint8
 
     @property
     def shape(self) -> torch.Size:
@@ -275,10 +280,10 @@ class ImageFiles:
 
 
 def _as_numpy(index: slice | Tensor) -> slice | np.ndarray[Any, Any]:
-    return index.numpy() if isinstance(index, Tensor) else index
+    return index.numpy() if isinstance(index, torch.Tensor) else index
 
 
-Images = Tensor | ImageFiles
+Images: TypeAlias = "Tensor | ImageFiles"
 """Images in memory or in files. Both have a `shape` and a length and support indexing."""
 
 
@@ -302,7 +307,7 @@ def shared_tensor(array: np.ndarray[Any, Any]) -> Tensor:
 
 def read_ahead(images: Tensor | Readable, batches: Iterable[slice | Tensor]) -> Iterator[Tensor]:
     """Yield `images[batch]` for every batch; the next batch of images in files is decoded while the caller works."""
-    if isinstance(images, Tensor) or images.in_memory:
+    if isinstance(images, torch.Tensor) or images.in_memory:
         yield from (images[batch] for batch in batches)
     else:
         yield from prefetch(functools.partial(images.__getitem__, batch) for batch in batches)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Tensor
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, Shorthand
+from lt_train.core.lazy import torch
 from lt_train.core.progress import ProgressCallback, progress
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import (
@@ -32,6 +31,9 @@ from lt_train.datasets._images.decode import Decoder
 from lt_train.datasets._images.files import ImageFiles, Images
 from lt_train.datasets.base import AnyAugmentation, DatasetSpec, Finding, ImageData, Inspection, Labelled, PadCrop
 from lt_train.datasets.longtail import Cut, split_fraction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["AUGMENTATION", "CutImagesSpec", "ImagesSpec", "ValFraction"]
 

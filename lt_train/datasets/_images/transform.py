@@ -12,16 +12,18 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Discriminator, Field, Tag, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Tensor
 
+from lt_train.core.lazy import torch
 from lt_train.core.registry import Spec
 from lt_train.datasets._images.decode import Box, Framing
 from lt_train.datasets._images.files import ImageFiles, Images
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "AnyAugmentation",
@@ -183,7 +185,7 @@ class View:
     @property
     def in_memory(self) -> bool:
         """Whether indexing decodes nothing."""
-        return not self.augmentation.needs_files and (isinstance(self.images, Tensor) or self.images.in_memory)
+        return not self.augmentation.needs_files and (isinstance(self.images, torch.Tensor) or self.images.in_memory)
 
     def __getitem__(self, batch: slice | Tensor) -> Tensor:
         """uint8 `[B, C, H, W]`.

@@ -1,8 +1,8 @@
 """Base classes of classifier heads: `HeadSpec`, and `StackedHead` for many runs at once.
 
-A head kind consists of a `HeadSpec` subclass, a `torch.nn.Module` that defines what the head computes, and a
-`StackedHead` that computes the same for S x T runs at once, with hand-written gradients. The reference engine trains
-the modules. Results are stored as module states, and stacks are built from modules and split into module states.
+A head kind consists of a `HeadSpec` subclass, a `torch.nn.Module` that defines what the head computes (in `_modules`),
+and a `StackedHead` that computes the same for S x T runs at once, with hand-written gradients. The reference engine
+trains the modules. Results are stored as module states, and stacks are built from modules and split into module states.
 
 Shapes: S seeds, B batch, T lanes (trials), K classes, D features, I inputs of the product of a stacked head.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from torch import Tensor, nn
-
+from lt_train.core.lazy import nn
 from lt_train.core.registry import KindSpec, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "HEADS",
@@ -24,7 +26,7 @@ __all__ = [
     "StackedHead",
 ]
 
-Classifier = tuple[Tensor, Tensor]
+Classifier: TypeAlias = "tuple[Tensor, Tensor]"
 """A linear classifier `(weight [K, D], bias [K])`, such as the stage-1 head that every head starts from."""
 
 

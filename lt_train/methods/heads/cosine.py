@@ -9,35 +9,23 @@ Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here normali
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from lt_train.core.fields import BATCHED
+from lt_train.core.lazy import nn, torch
 from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lt_train.methods.heads._modules import CosineModule
 
 __all__ = ["Cosine"]
 
 TINY = 1e-12
 """Lower bound of norms, so that a feature of zeros has logits 0."""
-
-
-class CosineModule(nn.Module):
-    """`weight [K, D]`, no bias; rows start as the normalised rows of the classifier."""
-
-    def __init__(self, weight: Tensor, scale: float, squash: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(nn.functional.normalize(weight.clone(), dim=-1, eps=TINY))
-        self.scale, self.squash = scale, squash
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `[..., K]` of features `[..., D]`."""
-        norm = features.norm(dim=-1, keepdim=True)
-        directions = features / (1.0 + norm) if self.squash else features / norm.clamp(min=TINY)
-        logits: Tensor = self.scale * directions @ nn.functional.normalize(self.weight, dim=-1, eps=TINY).T
-        return logits
 
 
 class StackedCosine(StackedHead):
@@ -91,6 +79,8 @@ class Cosine(HeadSpec):
 
     def module(self, start: Classifier) -> nn.Module:
         """A `CosineModule` with the normalised rows of `start`, without its bias."""
+        from lt_train.methods.heads._modules import CosineModule
+
         return CosineModule(start[0], self.scale, self.squash)
 
     def num_parameters(self, num_classes: int, feature_dim: int) -> int:

@@ -6,12 +6,13 @@ Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (here the fea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
+from lt_train.core.lazy import nn, torch
 from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Linear", "StackedLinear"]
 

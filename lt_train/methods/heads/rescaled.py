@@ -10,31 +10,17 @@ logits followed by the features (DisAlign).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
+from lt_train.core.lazy import nn, torch
 from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lt_train.methods.heads._modules import AlignedModule, ScaledModule
+
 __all__ = ["LWS", "DisAlign"]
-
-
-class ScaledModule(nn.Module):
-    """`c_k (W_k f + b_k)`: `scale [K]` is trained, `weight [K, D]` and `bias [K]` are buffers."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.clone())
-        self.register_buffer("bias", bias.clone())
-        self.scale = nn.Parameter(torch.ones_like(bias))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `[..., K]` of features `[..., D]`."""
-        return self.scale * nn.functional.linear(features, self.weight, self.bias)
 
 
 class StackedScaling(StackedHead):
@@ -79,6 +65,8 @@ class LWS(HeadSpec):
 
     def module(self, start: Classifier) -> nn.Module:
         """A `ScaledModule` with all factors equal to 1."""
+        from lt_train.methods.heads._modules import ScaledModule
+
         return ScaledModule(*start)
 
     def num_parameters(self, num_classes: int, feature_dim: int) -> int:
@@ -97,30 +85,6 @@ class LWS(HeadSpec):
         """Logits of the stage-1 classifier, `[..., K]`."""
         assert start is not None, "a method with this head is rejected for a bank without a classifier"
         return nn.functional.linear(features, *start)
-
-
-class AlignedModule(nn.Module):
-    """`z + g (alpha_k z + beta_k - z)` with the gate g = sigmoid(v f + v_0) and z the frozen classifier's logits.
-
-    `alpha [K]`, `beta [K]`, `gate [D]` and `gate_bias []` are trained. They start from 1, 0, 0 and 0, which gives the
-    logits of the classifier.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.clone())
-        self.register_buffer("bias", bias.clone())
-        self.alpha, self.beta = nn.Parameter(torch.ones_like(bias)), nn.Parameter(torch.zeros_like(bias))
-        self.gate, self.gate_bias = nn.Parameter(torch.zeros_like(weight[0])), nn.Parameter(torch.zeros_like(bias[0]))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `[..., K]` of features `[..., D]`."""
-        logits = nn.functional.linear(features, self.weight, self.bias)
-        confidence = torch.sigmoid(features @ self.gate + self.gate_bias).unsqueeze(-1)
-        return confidence * (self.alpha * logits + self.beta) + (1.0 - confidence) * logits
 
 
 class StackedAlignment(StackedHead):
@@ -191,6 +155,8 @@ class DisAlign(HeadSpec):
 
     def module(self, start: Classifier) -> nn.Module:
         """An `AlignedModule` that returns the logits of the classifier."""
+        from lt_train.methods.heads._modules import AlignedModule
+
         return AlignedModule(*start)
 
     def num_parameters(self, num_classes: int, feature_dim: int) -> int:

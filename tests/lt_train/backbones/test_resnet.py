@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lt_train.backbones.base import BACKBONES, Classifier
-from lt_train.backbones.resnet import BasicBlock
+from lt_train.backbones.base import BACKBONES
+from lt_train.backbones.layers import BasicBlock, Classifier
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lt_train.backbones.base import BACKBONES, Classifier
+from lt_train.backbones.base import BACKBONES
+from lt_train.backbones.layers import Classifier
 
 
 def test_kinds_are_found() -> None:

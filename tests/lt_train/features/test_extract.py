@@ -16,8 +16,9 @@ from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError
 from lt_train.datasets._images.transform import View, apply_views, draw_views, normalise
 from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData, ResizedCrop
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
+from lt_train.features.spec import FeaturesSpec
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 

@@ -18,9 +18,10 @@ from lt_train.core.errors import DataError, StorageError
 from lt_train.core.progress import ProgressCallback
 from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.bank import FeatureBank
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult, Workers, in_this_process
+from lt_train.features.spec import FeaturesSpec
 
 TREE = {"train": {"auk": 9, "crow": 6, "owl": 3}, "val": {"auk": 2, "crow": 2, "owl": 2}}
 

@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 
 import sweeps
-from lt_train.backbones.base import BACKBONES, Classifier
+from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
+from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import SpecError
 from lt_train.datasets._images.transform import normalise
 from lt_train.datasets.base import DATASETS, ImageData
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
+from lt_train.features.spec import FeaturesSpec
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 

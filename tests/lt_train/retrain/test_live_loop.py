@@ -13,7 +13,8 @@ import lt_train
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import DATASETS, ImageData
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
+from lt_train.features.spec import FeaturesSpec
 from lt_train.metrics.accuracy import SPLITS
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone

@@ -15,8 +15,9 @@ from support.images import write_tree
 
 from lt_train.core.errors import SpecError
 from lt_train.datasets.base import DATASETS
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult, Throughput
+from lt_train.features.spec import FeaturesSpec
 from sweeps.backends.extraction import ray_workers
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.experiment.prepare import prepare

@@ -32,9 +32,10 @@ from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.backbones.imported.classifier import FeaturesOf
 from lt_train.core.errors import CheckpointError
 from lt_train.datasets.base import DATASETS, DatasetSpec, ImageData
-from lt_train.features.extract import FeaturesSpec, build_bank
+from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult
+from lt_train.features.spec import FeaturesSpec
 from lt_train.pretrain.base import RECIPES
 from lt_train.pretrain.train import train_backbone
 
