@@ -254,16 +254,18 @@ class _Stderr(logging.Handler):
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
     handler, loggers = _Stderr(), [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
+        logger.propagate = False  # libraries add handlers to the root logger, which would print each message twice
     _set_level(logging.INFO)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)
+            logger.propagate = propagate
 
 
 def _set_level(level: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import shlex
 import signal
@@ -219,6 +220,17 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == importlib.metadata.version("longtail-sweeps") + "\n"
+
+
+def test_messages_are_printed_once_beside_a_handler_of_the_root_logger(capfd: pytest.CaptureFixture[str]) -> None:
+    """Libraries call `logging.basicConfig`."""
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        assert main(shlex.split("evaluate --bank /nowhere")) == 2
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert capfd.readouterr().err.count("/nowhere") == 1
 
 
 def test_an_unwritable_place_exits_with_1(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
