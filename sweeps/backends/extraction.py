@@ -7,6 +7,7 @@ order does not matter, because every result names its rows.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,10 +43,7 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
             _Worker,
             fn_constructor_args=(reference, list(wanted)),
             batch_size=1,
-            # Two shards at a time: images of the second are decoded while the first is in the network.
-            compute=ray.data.ActorPoolStrategy(
-                size=min(count, len(wanted)), max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
-            ),
+            compute=_actor_pool(min(count, len(wanted))),
             num_cpus=cpus,
             num_gpus=gpus,
         )
@@ -86,3 +84,15 @@ class _Worker:
         column = np.empty(len(results), dtype=object)
         column[:] = results
         return {"result": column}
+
+
+def _actor_pool(size: int) -> Any:
+    """A pool in which an actor decodes the images of its next shard while the first is in the network.
+
+    Ray versions without concurrent calls per actor extract the same features one shard at a time.
+    """
+    import ray.data
+
+    options: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
+    known = inspect.signature(ray.data.ActorPoolStrategy).parameters
+    return ray.data.ActorPoolStrategy(size=size, **{name: options[name] for name in options if name in known})

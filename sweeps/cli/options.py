@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lt_train.cli.program import Program, group
 from sweeps.experiment.signals import interrupt
+
+_ORDER = (
+    *("demo", "validate", "plan", "run", "resume", "status", "stop"),
+    *("table", "report", "compare", "ui", "kinds", "schema", "submit", "list", "logs"),
+)
+"""The commands: running sweeps, their results, reference, clusters."""
 
 
 class LtSweep(Program):
@@ -16,6 +22,10 @@ class LtSweep(Program):
 
     interrupted = "interrupted; continue with `lt-sweep resume`"
     on_sigterm = staticmethod(interrupt)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order in which a newcomer needs them."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
 
 app = group(LtSweep, "Run hyperparameter sweeps over classifier re-training for long-tailed recognition.")
