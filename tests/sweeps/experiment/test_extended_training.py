@@ -79,7 +79,7 @@ def test_the_winner_is_trained_longer_on_the_seeds_of_its_numbers(small_sweep: M
     for run, expected in zip(extended_runs(spec), plain, strict=True):
         assert np.array(run["test"]) == pytest.approx(expected.test_accuracy, abs=0.011)  # an image of a hundred
     assert extended.mean.acc_all.value == pytest.approx(np.mean([run["test"][8][0] for run in extended_runs(spec)]))
-    assert extended.objective == pytest.approx(np.mean([run["val"][8][0] for run in extended_runs(spec)]))
+    assert extended.objective.value == pytest.approx(np.mean([run["val"][8][0] for run in extended_runs(spec)]))
     assert extended.test_change["acc_all"].difference.value == pytest.approx(
         extended.mean.acc_all.value - winner.mean.acc_all.value
     )
@@ -133,7 +133,7 @@ def test_its_last_epoch_counts_whatever_the_protocol(small_sweep: MakeSweep) -> 
         "the best epoch is another"
     )
     assert result.extended is not None
-    assert result.extended.objective == pytest.approx(np.mean(last))
+    assert result.extended.objective.value == pytest.approx(np.mean(last))
 
 
 def test_one_seed(small_sweep: MakeSweep) -> None:

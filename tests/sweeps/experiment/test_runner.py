@@ -219,10 +219,11 @@ def test_accuracies_are_fractions_of_whole_images(small_sweep: MakeSweep):
 def test_no_module_shadows_a_public_name():
     """A module with the name of a public function would shadow it once it is imported."""
     importlib.import_module("sweeps.cli.app")
-    for package in (sweeps, lt_train):
+    for package, public_modules in ((sweeps, set()), (lt_train, {"methods"})):
+        names = {*package.__all__} - public_modules
         for module in pkgutil.iter_modules(package.__path__):
-            assert module.name not in package.__all__, f"{package.__name__}.{module.name} shadows a public name"
-        for name in package.__all__:
+            assert module.name not in names, f"{package.__name__}.{module.name} shadows a public name"
+        for name in names:
             assert not isinstance(getattr(package, name), ModuleType)
 
 
