@@ -18,6 +18,8 @@ from lt_train.methods.base import METHODS, TrainedMethod
 from lt_train.retrain import reference
 from sweeps.config.spec import load_resolved
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[2] / "benchmarks"
 
 

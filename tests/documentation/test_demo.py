@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from documentation.pages import ROOT, blocks
 from documentation.running import alike
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:

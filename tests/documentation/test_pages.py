@@ -19,6 +19,8 @@ import sweeps
 import sweeps.cli.app
 from sweeps.config.matrix import load_file
 
+pytestmark = pytest.mark.slow
+
 MADE = ("infra/kuberay/secrets", "infra/mlflow/secrets")
 """Places that a command before makes."""
 

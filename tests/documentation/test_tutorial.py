@@ -10,6 +10,8 @@ from documentation.elsewhere import typed_in
 from documentation.pages import ROOT, blocks
 from documentation.running import alike, walk
 
+pytestmark = pytest.mark.slow
+
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 
 

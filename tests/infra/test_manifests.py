@@ -11,6 +11,8 @@ from infra.manifests import INFRA, documents, problems, read
 
 import sweeps
 
+pytestmark = pytest.mark.slow
+
 FREE = {
     # Kubernetes
     "annotations", "data", "labels", "limits", "matchLabels", "requests", "selector",

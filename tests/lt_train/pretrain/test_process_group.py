@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.pretrain.process_group import ProcessGroup
 
+pytestmark = pytest.mark.slow
+
 TRANSFORMER = {
     "kind": "imported",
     "factory": "timm:vit_tiny_patch16_224",

@@ -22,6 +22,8 @@ from sweeps.config.spec import SweepSpec
 from sweeps.reporting.comparison_sections import comparison_sections
 from sweeps.reporting.write import write
 
+pytestmark = pytest.mark.slow
+
 MakeSweep = Callable[..., SweepSpec]
 ONE_LR = {"method.lr": {"loguniform": [1e-3, 1e-1]}}
 

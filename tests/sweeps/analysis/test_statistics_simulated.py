@@ -8,6 +8,8 @@ import pytest
 from sweeps.analysis import statistics
 from sweeps.analysis.statistics import Comparison, class_gains, curve_trend, estimate, paired, welch
 
+pytestmark = pytest.mark.slow
+
 REPETITIONS = 1000
 TRUE = 0.60
 SPREAD = 0.01

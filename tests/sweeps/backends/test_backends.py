@@ -17,6 +17,8 @@ from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 
+pytestmark = pytest.mark.slow
+
 WHOLE = {"resources": {"lanes_per_pack": 2}}
 HALVED = {
     "search": {"trials": 14, "proposal_batch": 8, "early_stopping": {"kind": "successive_halving", "rungs": [1, 2]}},

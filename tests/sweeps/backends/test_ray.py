@@ -33,6 +33,8 @@ from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_dead_worker_is_replaced_and_its_pack_trained_again(small_sweep: Callable[..., SweepSpec], local_ray: str):
     sections = {"training": {"epochs": 400}, "search": {"trials": 4}}

@@ -30,6 +30,8 @@ from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 
+pytestmark = pytest.mark.slow
+
 TRANSFORMER = {
     "kind": "imported",
     "factory": "timm:vit_tiny_patch16_224",

@@ -13,6 +13,8 @@ import yaml
 
 from sweeps.config.spec import SweepSpec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 SOURCE = '''

@@ -27,6 +27,8 @@ from lt_train.core.errors import LongtailError
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.plan import plan
 
+pytestmark = pytest.mark.slow
+
 SPECS = Path(__file__).parents[3] / "sweeps" / "specs"
 
 

@@ -34,6 +34,8 @@ from sweeps.experiment.prepare import prepare
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger, Record
 
+pytestmark = pytest.mark.slow
+
 MakeSweep = Callable[..., SweepSpec]
 
 WHOLE = {"selection": {"seeds": 2, "finalists": 2, "extended_training": 3}, "resources": {"lanes_per_pack": 2}}

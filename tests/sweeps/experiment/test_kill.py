@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import pytest
 import yaml
 from support.ledgers import pack_lines
 
 import sweeps
 from sweeps.analysis.result import Result
 from sweeps.config.spec import SweepSpec
+
+pytestmark = pytest.mark.slow
 
 KILLS = 3
 

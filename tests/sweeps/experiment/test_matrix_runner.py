@@ -27,6 +27,8 @@ from sweeps.store.layout import leases, sweep_directory
 from sweeps.store.lease import acquire_lease
 from sweeps.store.status import JOB_VARIABLE
 
+pytestmark = pytest.mark.slow
+
 MakeSweep = Callable[..., SweepSpec]
 MakeMatrix = Callable[..., Path]
 

@@ -21,6 +21,8 @@ from sweeps.config.spec import SweepSpec
 from sweeps.reporting.class_figures import MOST_CLASSES
 from sweeps.reporting.write import Written, write
 
+pytestmark = pytest.mark.slow
+
 MakeSweep = Callable[..., SweepSpec]
 
 

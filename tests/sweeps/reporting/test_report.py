@@ -26,6 +26,8 @@ from sweeps.reporting.sections import sweep_report
 from sweeps.reporting.write import write
 from sweeps.search.optuna_study import importances
 
+pytestmark = pytest.mark.slow
+
 MakeSweep = Callable[..., SweepSpec]
 
 

@@ -26,6 +26,8 @@ from sweeps.experiment.runner import TrackingBehind
 from sweeps.tracking import champion
 from sweeps.tracking.champion import ImageClassifier
 
+pytestmark = pytest.mark.slow
+
 MakeSweep = Callable[..., SweepSpec]
 
 

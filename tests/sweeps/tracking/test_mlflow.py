@@ -28,6 +28,8 @@ from sweeps.config.spec import SweepSpec
 from sweeps.experiment.runner import TrackingBehind
 from sweeps.tracking.mlflow.store import open_client
 
+pytestmark = pytest.mark.slow
+
 MakeSweep = Callable[..., SweepSpec]
 NO_WAIT = {"kind": "mlflow", "flush_timeout": 0.0}
 

@@ -19,6 +19,8 @@ from lt_train.core.errors import LongtailError, StorageError
 from sweeps.config.spec import SweepSpec
 from sweeps.tracking.mlflow.store import create_store, open_client
 
+pytestmark = pytest.mark.slow
+
 KILLED = """
 import os, signal, sys
 from sqlalchemy import event
