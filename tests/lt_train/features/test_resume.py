@@ -28,7 +28,7 @@ from lt_train.features.files import open_bank
 from lt_train.features.partial import exclusive
 from lt_train.features.shards import Extractor, Shard, ShardResult
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ train_backbone(
 """
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 Train = Callable[..., list[str]]

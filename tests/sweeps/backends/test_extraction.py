@@ -22,7 +22,7 @@ from sweeps.backends.extraction import ray_workers
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.experiment.prepare import prepare
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import sweeps
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.reporting.write import Written, write
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed"), pytest.mark.slow]
 
 Seen = Callable[[int, bool], Look]
 

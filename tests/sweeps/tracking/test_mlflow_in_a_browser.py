@@ -29,7 +29,7 @@ import sweeps
 from sweeps.analysis.result import Result
 from sweeps.config.spec import load_resolved
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine"), pytest.mark.slow]
 
 OF_THE_DOCS = ("runs", "compare")
 
