@@ -82,8 +82,10 @@ def check(case: str, wheel: Path, place: Path) -> None:
         run([program, "--version"], place, environment)
         for command in run([python, "-c", COMMANDS.format(package=package)], place, environment).split():
             run([program, command, "--help"], place, environment)
+    run([train, "data", "check", "--help"], place, environment)
     run([sweep, "validate", "table1"], place, environment)
     printed = run([sweep, "demo"], place, environment)
+    run([sweep, "run", "demo"], place, environment)  # by name; it is finished, so nothing is trained
     found = accuracies(place / "runs" / "demo" / "result.json")
     if found != EXPECTED:
         sys.exit(f"{case}: the demo ends with {found}, expected {EXPECTED}\n{printed}")

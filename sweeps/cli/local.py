@@ -74,7 +74,7 @@ def bundled_specs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(str(file)) for file in files) if path.suffix == ".yaml"}
 
 
-@command(app, "validate", "lt-sweep validate sweeps/specs/*.yaml")
+@command(app, "validate", "lt-sweep validate sweep.yaml")
 def validate(specs: Specs, *, as_json: AsJson = False) -> int:
     """Check sweep files and print all problems."""
     from sweeps.config.matrix import load_file
@@ -237,11 +237,12 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         # As it was typed: after `make demo` the program is not on the PATH.
         program = sys.argv[0] if Path(sys.argv[0]).name == "lt-sweep" else "lt-sweep"
         has_ui = hasattr(load_tracking(sweep_directory(directory)), "serve")
+        can_report = is_installed("jinja2") and is_installed("matplotlib")
         after = [
             "",
             f"Results: {directory / 'result.json'}. Next steps:",
             *[f"  {program} ui {directory}     compare trials in MLflow"] * has_ui,
-            f"  {program} report {directory}     HTML report with tables and figures",
+            *[f"  {program} report {directory}     HTML report with tables and figures"] * can_report,
             f"  {program} plan SPEC.yaml     estimated cost of your own sweep",
             f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec",
         ]

@@ -36,7 +36,7 @@ LOGIN = "--env MLFLOW_TRACKING_USERNAME=sweeps --secret-file MLFLOW_TRACKING_PAS
 ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
     "README.md": {
         "make demo": ("tests/documentation/test_demo.py::test_the_demo_prints_what_the_readme_shows",),
-        "pip install 'longtail-sweeps[all]'": INSTALL,
+        "pip install '.[all]'": INSTALL,
     },
     "docs/tutorial.md": {"make env": MAKE, 'export PATH="$PWD/.venv/bin:$PATH"': SHELL},
     "docs/frozen.md": {

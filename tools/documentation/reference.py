@@ -292,8 +292,8 @@ def leaves(command: TyperCommand | TyperGroup, name: str) -> Iterator[tuple[str,
     if isinstance(command, TyperCommand):
         yield name, command
     else:
-        for word, inner in command.commands.items():
-            yield from leaves(inner, f"{name} {word}")
+        for word in command.list_commands(None):
+            yield from leaves(command.commands[word], f"{name} {word}")
 
 
 def _commands_page() -> str:
