@@ -11,8 +11,8 @@ UNIT := tests --ignore=tests/cluster --ignore=tests/faults
 
 help:
 	@echo "make demo          a small sweep on bundled data, with its result table (3 minutes the first time)"
-	@echo "make test          unit tests (12 minutes on two cores)"
-	@echo "make test-quick    unit tests without the slow ones (3 minutes)"
+	@echo "make test          unit tests (about 15 minutes on two cores)"
+	@echo "make test-quick    unit tests without the slow ones (a few minutes)"
 	@echo "make test-cluster  tests on a local cluster, and each fault once (20 minutes)"
 	@echo "make test-install  installs the wheel into empty environments, newest and oldest versions, and runs the demo"
 	@echo "make lint          ruff, mypy, import contracts, language"
