@@ -137,16 +137,11 @@ def demo(*, as_json: AsJson = False) -> int:
 
     Writes to runs/demo in the current directory. Earlier results are moved to runs/demo.previous-N.
     """
-    from sweeps.config.spec import load_resolved
-    from sweeps.config.yaml_source import load_yaml
+    from sweeps.config.spec import load_sweep
     from sweeps.experiment import runner
 
-    document = load_yaml(bundled_specs()["demo"]).document
+    spec = load_sweep(bundled_specs()["demo"])  # its default backend and tracker are those that are installed
     missing = [name for name in ("ray", "mlflow") if not is_installed(name)]
-    if "ray" in missing:
-        document["backend"] = "inline"
-    if "mlflow" in missing:
-        document["tracking"] = "none"
     if missing:
         how = {"ray": "inline", "mlflow": "without tracking"}
         _log.info(
@@ -155,7 +150,6 @@ def demo(*, as_json: AsJson = False) -> int:
             " and ".join(how[name] for name in missing),
             ",".join(missing),
         )
-    spec = load_resolved(document)
     return _show(lambda: runner.run(spec, fresh=True), Path(spec.storage) / spec.name, as_json)
 
 
