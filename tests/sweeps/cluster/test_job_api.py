@@ -27,7 +27,7 @@ def test_a_tunnel_without_an_answer_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 class SlowApi(http.server.BaseHTTPRequestHandler):
-    """Accepts an upload at 10 MB/s, without long pauses."""
+    """Takes the first half of an upload at 5 MiB/s and the rest, which may be in buffers by then, at once."""
 
     got = 0
 
@@ -35,11 +35,12 @@ class SlowApi(http.server.BaseHTTPRequestHandler):
         self._answer({"version": "4", "ray_version": ray.__version__, "ray_commit": ray.__commit__})
 
     def do_PUT(self) -> None:
-        left = int(self.headers["Content-Length"])
+        size = left = int(self.headers["Content-Length"])
         while left > 0:
             piece = len(self.rfile.read(min(left, 1 << 20)))
             left, type(self).got = left - piece, type(self).got + piece
-            time.sleep(0.1)
+            if left > size // 2:
+                time.sleep(0.2)
         self._answer({})
 
     def _answer(self, document: dict[str, str]) -> None:
@@ -54,10 +55,10 @@ class SlowApi(http.server.BaseHTTPRequestHandler):
 
 
 def test_an_upload_may_take_longer_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 3)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SlowApi) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = Cluster(f"http://127.0.0.1:{server.server_port}")._client
-        answer = client._do_request("PUT", "/api/packages/gcs/x.zip", data=bytes(20 << 20))
+        answer = client._do_request("PUT", "/api/packages/gcs/x.zip", data=bytes(40 << 20))
         server.shutdown()
-    assert (answer.status_code, SlowApi.got) == (200, 20 << 20)
+    assert (answer.status_code, SlowApi.got) == (200, 40 << 20)
