@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from lt_train.core.fields import NOT_IDENTITY, PATH
-from lt_train.core.lazy import nn
+from lt_train.core.imports import nn
 from lt_train.core.registry import KindSpec, Registry
 
 if TYPE_CHECKING:
@@ -84,5 +84,5 @@ class BackboneSpec(KindSpec):
         return None
 
 
-BACKBONES = Registry("lt_train.backbones", BackboneSpec, modules=["resnet", "small_cnn", "imported.backbone"])  # type: ignore[type-abstract]
+BACKBONES = Registry("lt_train.backbones", BackboneSpec, modules=["convnets", "imported.backbone"])  # type: ignore[type-abstract]
 """The backbones."""

@@ -1,4 +1,4 @@
-"""Torch modules: the classifier of stage 1, its layers, and the block of residual networks.
+"""Torch modules: the classifier of stage 1, its layers, the block of residual networks, and what a network costs.
 
 Shapes: B images, C channels, H x W pixels, D features, K classes.
 """
@@ -14,7 +14,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from lt_train.backbones.base import BackboneSpec
 
-__all__ = ["BasicBlock", "Classifier", "L2Normalize", "NormalisedHead"]
+__all__ = ["BasicBlock", "Classifier", "L2Normalize", "NormalisedHead", "forward_flops"]
 
 
 class Classifier(nn.Module):
@@ -116,3 +116,16 @@ class BasicBlock(nn.Module):
         else:
             shortcut = inputs
         return torch.relu(outputs + shortcut)
+
+
+def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of the forward pass of one image `(C, H, W)`, two per multiply-add.
+
+    Only convolutions and matrix products are counted. The network is moved to the device `meta`, which discards its
+    weights.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler
+
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network.eval().to("meta")(torch.empty(1, *image_shape, device="meta"))
+    return int(counter.get_total_flops())

@@ -152,7 +152,7 @@ def backbone(
     from lt_train.core.device import check_device
     from lt_train.core.progress import progress
     from lt_train.datasets.base import DATASETS, ImageData
-    from lt_train.pretrain.base import RECIPES
+    from lt_train.pretrain.recipes import RECIPES
     from lt_train.pretrain.train import train_backbone
 
     check_device(device)
@@ -310,7 +310,7 @@ def retrain(
     from lt_train.core.device import check_device
     from lt_train.features.files import open_bank
     from lt_train.methods.base import METHODS, TrainingSpec
-    from lt_train.methods.head_file import save_head
+    from lt_train.methods.heads.base import save_head
     from lt_train.retrain import fused, reference
     from lt_train.retrain.base import EpochSelection, Run
 

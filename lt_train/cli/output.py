@@ -19,7 +19,7 @@ from rich.text import Text
 from lt_train.core.errors import CheckpointError, UserError
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import METHODS
-from lt_train.methods.head_file import load_head
+from lt_train.methods.heads.base import load_head
 from lt_train.metrics.accuracy import SPLITS, split_accuracy, split_masks
 from lt_train.retrain.base import Run, RunResult, SelectedHead
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from lt_train.core.imports import torch
 from lt_train.core.io import fingerprint
-from lt_train.core.lazy import torch
 
 __all__ = ["generator", "global_stream"]
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.datasets._images.checks import note_untested
 from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import hold_out_fraction

@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lt_train.core.extras import require
+from lt_train.core.imports import require, torch
 from lt_train.core.io import atomic_file
-from lt_train.core.lazy import torch
 from lt_train.datasets.base import Inspection
 from lt_train.metrics.accuracy import SPLITS, split_masks
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lt_train.core import seeding
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.datasets.base import ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import (
     ImbalanceRatio,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.datasets.base import ImageData, Labelled, PadCrop, placeholder_images
 from lt_train.datasets.longtail import LargestClass, LongTailSpec, PadCropField, ValPerClass
 

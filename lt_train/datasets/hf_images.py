@@ -19,7 +19,7 @@ from pydantic import Field
 
 from lt_train.core.errors import DataError, first_line
 from lt_train.core.fields import NOT_IDENTITY, PATH
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import ListedImages, Listing
 from lt_train.datasets._images.spec import CutImagesSpec

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH, Shorthand
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.core.registry import Spec
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import ListedImages, Listing

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lt_train.core import seeding
 from lt_train.core.errors import DataError
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.core.registry import Spec
 from lt_train.datasets._images.files import Images
 from lt_train.datasets.base import DatasetSpec, ImageData, Labelled, PadCrop

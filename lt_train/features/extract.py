@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lt_train.backbones.base import BackboneSpec, FrozenBackbone
-from lt_train.backbones.frozen import load_frozen
+from lt_train.backbones.checkpoint import load_frozen
 from lt_train.core.errors import CheckpointError, DataError, StorageError, UserError
 from lt_train.core.progress import ProgressCallback
 from lt_train.core.validation import named

@@ -3,13 +3,10 @@
 The parts of a method are in `heads`, `samplers`, `constraints` and `post_hoc`.
 """
 
+from lt_train.methods.adjustment import LWS, DisAlign, LogitAdjust, TauNorm, Vanilla
 from lt_train.methods.base import METHODS, CrossEntropyMethod, MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.methods.cross_entropy import CE, LAS, LOS
-from lt_train.methods.margins import LDAM, BalancedSoftmax, LogitAdjustLoss
-from lt_train.methods.rescaling import LWS, DisAlign
-from lt_train.methods.reweighting import ClassBalanced, Focal
-from lt_train.methods.sampling import CRT, Resample
-from lt_train.methods.untrained import LogitAdjust, TauNorm, Vanilla
+from lt_train.methods.cross_entropy import CE, LAS, LDAM, LOS, BalancedSoftmax, LogitAdjustLoss
+from lt_train.methods.rebalancing import CRT, ClassBalanced, Focal, Resample
 from lt_train.methods.weight_norms import LTWB, Cosine, MaxNorm
 
 __all__ = [

@@ -1,22 +1,28 @@
-"""Cross entropy with plain or smoothed labels: `CE`, `LOS` (the method of the paper) and `LAS`."""
+"""Cross entropy: plain, with smoothed labels, or with shifted logits.
+
+`CE` is plain, `LOS` (the method of the paper) and `LAS` smooth the labels, and `BalancedSoftmax`, `LogitAdjustLoss` and
+`LDAM` shift the logits in training.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lt_train.losses.base import Loss
+from lt_train.core.fields import BATCHED, part_of
+from lt_train.losses.base import Loss, Prior, log_prior, prior_incompatibility
 from lt_train.losses.cross_entropy import CrossEntropy
-from lt_train.methods.base import CrossEntropyMethod, Sampler, SmoothFactor, TrainedMethod
+from lt_train.methods import heads
+from lt_train.methods.base import CrossEntropyMethod, Head, Sampler, SmoothFactor, TrainedMethod
 from lt_train.methods.samplers import ClassBalanced
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CE", "LAS", "LOS"]
+__all__ = ["CE", "LAS", "LDAM", "LOS", "BalancedSoftmax", "LogitAdjustLoss"]
 
 
 class CE(CrossEntropyMethod):
@@ -61,3 +67,64 @@ class LAS(TrainedMethod):
         # If all classes have the same size, each of them is the largest.
         places = ((class_counts - fewest) / (class_counts.max() - fewest)).nan_to_num(1.0)
         return CrossEntropy(smooth_factor=tail + (head - tail) * (math.pi / 2 * places).sin())
+
+
+class BalancedSoftmax(TrainedMethod):
+    """Cross entropy of `z + log n`: log class sizes are added to the logits, so that the head does not learn them.
+
+    Source: Ren et al. 2020, Balanced Meta-Softmax for Long-Tailed Visual Recognition; paper, Table 1.
+    """
+
+    corrects_prior: ClassVar[bool] = True
+    needs_all_classes: ClassVar[bool] = True
+
+    kind: Literal["balanced_softmax"] = "balanced_softmax"
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        return CrossEntropy(shift=class_counts.log())
+
+
+class LogitAdjustLoss(TrainedMethod):
+    """Cross entropy of `z + tau log p` in training; tau = 1 is `balanced_softmax`, tau = 0 is `ce`.
+
+    Source: Menon et al. 2021, Long-tail learning via logit adjustment, Eq. 10.
+    """
+
+    corrects_prior: ClassVar[bool] = True
+
+    kind: Literal["logit_adjust_loss"] = "logit_adjust_loss"
+    tau: Annotated[float, BATCHED, Field(ge=0, description="factor of the log prior added in training, >= 0")] = 1.0
+    prior: Prior = None
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        return CrossEntropy(shift=lanes["tau"].unsqueeze(-1) * log_prior(self.prior, class_counts))
+
+    def incompatibility(self, class_counts: Tensor) -> str:
+        """See `MethodSpec.incompatibility`."""
+        return super().incompatibility(class_counts) or prior_incompatibility(self.prior, class_counts)
+
+
+class LDAM(TrainedMethod):
+    """Label-distribution-aware margin: the true logit is lowered in training by `max_margin (n_min / n_y)^(1/4)`.
+
+    On the cosine head the margin is in cosines and is multiplied by the scale of the head. On a head without a scale,
+    such as `linear`, it is in logits: the literal form of Table 1 of the paper, which omits the bias from every row
+    "for simplicity"; here the bias is trained. Source: Cao et al. 2019, Learning Imbalanced Datasets with
+    Label-Distribution-Aware Margin Loss; paper, Table 1.
+    """
+
+    needs_all_classes: ClassVar[bool] = True
+
+    kind: Literal["ldam"] = "ldam"
+    head: Head = Field(default=heads.Cosine(), description="the classifier; margins are in cosines only with `cosine`")
+    max_margin: Annotated[
+        float, BATCHED, Field(ge=0, description="margin of the smallest class, >= 0; 0 means no margin")
+    ] = 0.5
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        """See `TrainedMethod.loss`."""
+        scale = self.head.logit_scale(part_of(lanes, "head"))
+        shares = (class_counts.min() / class_counts) ** 0.25
+        return CrossEntropy(margin=(lanes["max_margin"] * scale).unsqueeze(-1) * shares)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lt_train.core.fields import BATCHED
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.core.registry import KindSpec, Registry
-from lt_train.losses.priors import Prior, log_prior, prior_incompatibility
+from lt_train.losses.base import Prior, log_prior, prior_incompatibility
 
 if TYPE_CHECKING:
     from torch import Tensor

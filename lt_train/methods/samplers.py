@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.core.registry import KindSpec, Registry
 from lt_train.core.seeding import generator
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lt_train.methods import constraints, heads
 from lt_train.methods.base import CrossEntropyMethod, LearningRate, WeightDecay
-from lt_train.methods.reweighting import EffectiveNumberMethod
+from lt_train.methods.rebalancing import EffectiveNumberMethod
 
 __all__ = ["LTWB", "Cosine", "MaxNorm"]
 

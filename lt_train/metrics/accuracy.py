@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,8 +22,8 @@ from lt_train.datasets._images.files import Images, read_ahead
 from lt_train.datasets._images.transform import View, draw_views, normalise
 from lt_train.datasets.base import ImageData, Labelled
 from lt_train.metrics.accuracy import SPLITS, correct_per_class, split_accuracy, split_masks, top1_correct
-from lt_train.pretrain.base import RecipeSpec
 from lt_train.pretrain.process_group import ProcessGroup
+from lt_train.pretrain.recipes import RecipeSpec
 
 __all__ = ["Training", "accuracy"]
 

@@ -9,33 +9,162 @@
 | `balanced_softmax` | cross entropy of z + log n  | LDAM's steps | none         |
 
 `ce` is the paper's stage 1, and LTWB's strong baseline when weight decay is large. The others are those of Table 4.
+`pretrain.loop` trains with a recipe, `pretrain.train` saves and resumes.
 
 Shapes: B batch, K classes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lt_train.core.lazy import functional, torch
+from lt_train.core.imports import functional, torch
+from lt_train.core.registry import KindSpec, Registry
+from lt_train.losses.base import effective_number_weights, empty_classes
 from lt_train.losses.cross_entropy import CrossEntropy
-from lt_train.losses.priors import effective_number_weights, empty_classes
-from lt_train.pretrain.base import RecipeSpec
-from lt_train.pretrain.schedule import Epoch, StepSchedule, share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "RECIPES",
     "BalancedSoftmaxRecipe",
     "CrossEntropyRecipe",
     "CrossEntropySteps",
     "DeferredCrossEntropy",
     "DeferredReweighting",
+    "Epoch",
     "LdamRecipe",
+    "RecipeSpec",
+    "StepSchedule",
+    "share",
 ]
+
+
+class RecipeSpec(KindSpec):
+    """Base of every recipe kind: SGD with momentum, a cosine schedule and, unless overridden, a linear head."""
+
+    epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 60
+    batch_size: Annotated[int, Field(ge=2, description="images per step; a last batch of one image is dropped")] = 32
+    lr: Annotated[float, Field(gt=0, description="learning rate of SGD at the first epoch, > 0")] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of SGD, in [0, 1)")] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty on every parameter, >= 0 (torch.optim.SGD)")] = (
+        5e-4
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="precision of the network's forward and backward pass (torch.autocast); weights, losses and "
+        "features stay float32. float16 uses gradient scaling and needs CUDA",
+    )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="share batch norm statistics between workers on CUDA devices; false: each worker uses its own",
+    )
+    val_every: Annotated[
+        int,
+        Field(ge=0, description="epochs between measurements of the accuracy on val, for the training curve; 0: never"),
+    ] = 0
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor, class_counts: Tensor, epoch: int) -> Tensor:
+        """Per-sample loss; a step minimises its plain mean over the batch.
+
+        The loss of an image may depend on the labels of the whole batch, for example through a common divisor, but
+        only on its own logits: with several workers, each sees the logits of its own images only.
+
+        Args:
+            logits: float `[B, K]`.
+            labels: int64 `[B]`.
+            class_counts: int64 `[K]`, training images per class.
+            epoch: from 0; for recipes that change their weights during training.
+
+        Returns:
+            float `[B]`.
+        """
+
+    def cosine_scale(self) -> float | None:
+        """The factor s of a head whose logits are `s cos(W_k, f)`; None for a linear head."""
+        return None
+
+    def incompatibility(self, class_counts: Tensor) -> str:
+        """Why the recipe cannot train with these class counts (int64 `[K]`); empty if it can."""
+        return ""
+
+    def identity(self, *, workers: int | None = None) -> dict[str, Any]:
+        """The fields that determine the trained weights, as JSON.
+
+        Fields that were added later are left out at their defaults, so that existing checkpoints are still recognised.
+
+        Args:
+            workers: number of processes that train together; with one, `sync_batch_norm` has no effect. None: unknown.
+        """
+        excluded = self.at_default("precision", "sync_batch_norm") | {"val_every"}
+        return self.model_dump(mode="json", exclude=excluded | ({"sync_batch_norm"} if workers == 1 else set()))
+
+    def learning_rate(self, epoch: int) -> float:
+        """Cosine from `lr`, stepped after each epoch: `lr * (1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""
+        return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+Epoch = Annotated[int, Field(ge=0)]
+
+
+class StepSchedule(RecipeSpec):
+    """The part that sets the learning rate: of 200 epochs, warm-up over 5, x 0.01 from 160 on, x 1e-4 from 180 on.
+
+    Epochs that are not given are shares of `epochs`, so that a shorter training has the same shape: warm-up takes one
+    fortieth, the drops come after four fifths and nine tenths. Epochs count from 0.
+    """
+
+    epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 200
+    batch_size: Annotated[int, Field(ge=2, description="images per step; a last batch of one image is dropped")] = 128
+    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty on every parameter, >= 0 (torch.optim.SGD)")] = (
+        2e-4
+    )
+    warmup_epochs: Epoch | None = Field(
+        default=None, description="epochs over which lr grows linearly to its full value; null: epochs / 40, 5 of 200"
+    )
+    first_drop: Epoch | None = Field(
+        default=None, description="first epoch at lr / 100; null: 4/5 of epochs, 160 of 200"
+    )
+    second_drop: Epoch | None = Field(
+        default=None, description="first epoch at lr / 10000; null: 9/10 of epochs, 180 of 200"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StepSchedule:
+        warmup, first, second = self.milestones()
+        if not warmup <= first <= second:
+            raise ValueError(
+                f"warmup_epochs, first_drop and second_drop must not decrease, got {warmup}, {first}, {second} "
+                "(defaults are shares of epochs)"
+            )
+        return self
+
+    def milestones(self) -> tuple[int, int, int]:
+        """The first epochs after warm-up, at the first drop and at the second."""
+        shares = self.epochs // 40, share(self.epochs, 4, 5), share(self.epochs, 9, 10)
+        given = self.warmup_epochs, self.first_drop, self.second_drop
+        warmup, first, second = (
+            own if own is not None else default for own, default in zip(given, shares, strict=True)
+        )
+        return warmup, first, second
+
+    def learning_rate(self, epoch: int) -> float:
+        """`lr (e + 1) / warmup` during warm-up, then lr, lr / 100 from the first drop, lr / 10000 from the second."""
+        warmup, first, second = self.milestones()
+        if epoch < warmup:
+            return self.lr * (epoch + 1) / warmup
+        return self.lr * (1e-4 if epoch >= second else 1e-2 if epoch >= first else 1.0)
+
+
+def share(epochs: int, numerator: int, denominator: int) -> int:
+    """`epochs * numerator / denominator`, rounded up."""
+    return -(-epochs * numerator // denominator)
 
 
 class DeferredReweighting(RecipeSpec):
@@ -147,3 +276,7 @@ class BalancedSoftmaxRecipe(StepSchedule):
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
+
+
+RECIPES = Registry("lt_train.pretrain", RecipeSpec, modules=["recipes"])  # type: ignore[type-abstract]
+"""The stage-1 recipes."""

@@ -1,22 +1,27 @@
 """Stage 1: train a backbone and its first head on a long-tailed training set and write a checkpoint.
 
-`pretrain.loop` is the training loop; this module checks the inputs, saves and resumes. A durable state is written
-beside the checkpoint after every epoch, every few minutes within a long one, and on interrupt. A training that was
-killed resumes from the saved step and ends with exactly the weights of an undisturbed one (on the same machine with the
-same number of threads). Processes that train together (`torch.distributed`) each call `train_backbone`; rank 0 writes.
+`pretrain.loop` is the training loop; this module checks the inputs, saves and resumes. A durable state, one safetensors
+file beside the checkpoint, is replaced after every epoch, every few minutes within a long one, and on interrupt. Only
+the training that wrote it, recognised by its identity, resumes from it. A training that was killed resumes from the
+saved step and ends with exactly the weights of an undisturbed one (on the same machine with the same number of
+threads). Processes that train together (`torch.distributed`) each call `train_backbone`; rank 0 writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from lt_train.backbones.base import BackboneSpec
 from lt_train.backbones.checkpoint import save_checkpoint
@@ -24,17 +29,61 @@ from lt_train.backbones.layers import Classifier
 from lt_train.core import seeding
 from lt_train.core.device import check_precision, repeatable_convolutions
 from lt_train.core.errors import UserError, first_line
-from lt_train.core.io import check_output, fingerprint
+from lt_train.core.io import atomic_file, check_output, fingerprint, write_tensors
 from lt_train.core.progress import ProgressCallback
 from lt_train.datasets._images.files import ImageFiles
 from lt_train.datasets._images.transform import normalise
 from lt_train.datasets.base import ImageData
-from lt_train.pretrain.base import RecipeSpec
 from lt_train.pretrain.loop import Training, accuracy
 from lt_train.pretrain.process_group import ProcessGroup
-from lt_train.pretrain.state import StateFile, resume_file
+from lt_train.pretrain.recipes import RecipeSpec
 
-__all__ = ["SAVE_EVERY", "resume_file", "train_backbone"]
+__all__ = ["SAVE_EVERY", "StateFile", "resume_file", "train_backbone"]
+
+
+_KEY = "longtail-sweeps training state"
+
+
+def resume_file(out: Path) -> Path:
+    """The path of the state file of an unfinished training of `out`."""
+    return out.with_name(out.name + ".resume")
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The state file of one training; `identity` is the hash of everything that determines its weights."""
+
+    path: Path
+    identity: str
+
+    def save(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        """Replace the file atomically.
+
+        Raises:
+            StorageError: it could not be written; the previous file is kept.
+        """
+        metadata = {_KEY: json.dumps({"identity": self.identity, "state": document})}
+        with atomic_file(self.path) as temporary:
+            write_tensors(temporary, tensors, metadata)
+
+    def load(self) -> tuple[tuple[dict[str, Tensor], dict[str, Any]] | None, str]:
+        """The saved state, or None if there is none of this training, and a note that says why a file is ignored."""
+        if not self.path.is_file():
+            return None, ""
+        try:
+            with safe_open(self.path, framework="pt") as contents:
+                about = json.loads((contents.metadata() or {}).get(_KEY, "{}"))
+                if not isinstance(about, dict) or about.get("identity") != self.identity:
+                    return None, f"{self.path} belongs to another training and is ignored"
+                tensors = {name: contents.get_tensor(name) for name in contents.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            return None, f"{self.path} cannot be read ({error}) and is ignored"
+        return (tensors, about["state"]), ""
+
+    def remove(self) -> None:
+        """Delete the file, once the checkpoint is written."""
+        self.path.unlink(missing_ok=True)
+
 
 SAVE_EVERY = 10.0
 """Minutes between two saves of the state within an epoch."""

@@ -35,9 +35,8 @@ from lt_train.retrain.base import (
     overflowed,
     score_column,
 )
-from lt_train.retrain.device_bank import DeviceBank
 from lt_train.retrain.halving import Trials
-from lt_train.retrain.memory import fit_in_memory
+from lt_train.retrain.memory import DeviceBank, fit_in_memory
 from lt_train.retrain.stack import Stack
 
 __all__ = ["fit", "in_parallel"]

@@ -21,7 +21,7 @@ from lt_train.methods.base import TrainedMethod
 from lt_train.metrics.accuracy import split_accuracy, top1_correct
 from lt_train.metrics.logits import LogitStatistics
 from lt_train.retrain.base import Array, Run, learning_rate_factor, start_head
-from lt_train.retrain.device_bank import DeviceBank, Images
+from lt_train.retrain.memory import DeviceBank, Images
 
 __all__ = ["Measured", "Stack"]
 

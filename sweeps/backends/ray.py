@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from lt_train.core.errors import UserError, first_line
-from lt_train.core.extras import require
+from lt_train.core.imports import require
 from lt_train.core.registry import PATH
+from lt_train.core.text import format_bytes
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.config.backend import BackboneJob, BackendSpec, PackSource
-from sweeps.config.sizes import format_bytes
 
 if TYPE_CHECKING:
     from lt_train.core.progress import ProgressCallback

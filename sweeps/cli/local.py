@@ -23,7 +23,7 @@ from rich.text import Text
 
 from lt_train.cli.program import AsJson, command, log_notes, positive
 from lt_train.core.errors import SpecError, UserError
-from lt_train.core.extras import is_installed
+from lt_train.core.imports import is_installed
 from lt_train.core.io import writing
 from sweeps.cli.options import Fresh, Results, Spec, Specs, app
 

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from lt_train.core.errors import UserError
-from sweeps.config.sizes import format_bytes
+from lt_train.core.text import format_bytes
 
 __all__ = ["inline_environment", "unpack"]
 

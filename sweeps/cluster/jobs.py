@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import lt_train
 from lt_train.core.errors import LongtailError, UserError, first_line
-from lt_train.core.extras import require
+from lt_train.core.imports import require
 from sweeps.cluster.inline_files import inline_environment
 from sweeps.store.status import JOB_VARIABLE
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.core.errors import UserError
+from lt_train.core.text import format_bytes
 from sweeps.config.matrix import SweepMatrix, load_file
-from sweeps.config.sizes import format_bytes
 from sweeps.config.spec import SweepSpec
 
 __all__ = ["Upload", "prepare_upload"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # these modules import torch, which reading a sweep file does
     from lt_train.datasets.base import DatasetSpec, ImageData
     from lt_train.features.bank import FeatureBank
     from lt_train.features.shards import Workers
-    from lt_train.pretrain.base import RecipeSpec
+    from lt_train.pretrain.recipes import RecipeSpec
     from lt_train.retrain.base import Pack, RunResult
 
 __all__ = [
@@ -77,7 +77,7 @@ class BackendSpec(KindSpec):
     """Base of all backends."""
 
     libraries: ClassVar[tuple[str, ...]] = ()
-    """The optional libraries that the backend needs; see `lt_train.core.extras.require`."""
+    """The optional libraries that the backend needs; see `lt_train.core.imports.require`."""
 
     has_workers: ClassVar[bool] = False
     """Whether the backend has other processes that can train a backbone or extract features."""

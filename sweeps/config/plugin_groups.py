@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lt_train.backbones.base import BACKBONES
-from lt_train.core.extras import is_installed
+from lt_train.core.imports import is_installed
 from lt_train.core.registry import KindSpec, Registry
 from lt_train.datasets.base import DATASETS
 from lt_train.methods.base import METHODS, MethodSpec
@@ -16,7 +16,7 @@ from lt_train.methods.constraints import CONSTRAINTS
 from lt_train.methods.heads.base import HEADS
 from lt_train.methods.post_hoc import POST_HOC
 from lt_train.methods.samplers import SAMPLERS
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from sweeps.config.backend import BackendSpec
 from sweeps.config.tracking import TrackingSpec
 from sweeps.search.base import ALGORITHMS

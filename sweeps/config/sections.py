@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from lt_train.core.fields import Shorthand
 from lt_train.core.registry import NOT_IDENTITY, Spec, marked_fields
-from sweeps.config.sizes import MemorySize
+from lt_train.core.text import MemorySize
 from sweeps.search.algorithms import TreeParzen
 from sweeps.search.base import ALGORITHMS, AlgorithmSpec, Space
 from sweeps.search.early_stopping import EARLY_STOPPING, EarlyStoppingSpec, NoEarlyStopping

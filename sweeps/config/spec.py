@@ -23,7 +23,7 @@ from lt_train.core.validation import Problem, dotted, explain
 from lt_train.datasets.base import DATASETS, DatasetSpec
 from lt_train.features.spec import FeaturesSpec
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
-from lt_train.pretrain.base import RECIPES, RecipeSpec
+from lt_train.pretrain.recipes import RECIPES, RecipeSpec
 from sweeps.config.backend import BackendSpec
 from sweeps.config.methods import Candidate, Methods, candidates
 from sweeps.config.partial import valid_parts

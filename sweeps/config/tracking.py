@@ -184,7 +184,7 @@ class TrackingSpec(KindSpec):
     """Base of all trackers."""
 
     libraries: ClassVar[tuple[str, ...]] = ()
-    """The optional libraries that the tracker needs; see `lt_train.core.extras.require`."""
+    """The optional libraries that the tracker needs; see `lt_train.core.imports.require`."""
 
     flush_timeout: float = Field(
         default=300.0,

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lt_train.core.errors import UserError
+from lt_train.core.text import format_bytes, whole_mebibytes
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run
 from lt_train.retrain.memory import lane_bytes
 from sweeps.config.sections import ResourcesSpec
-from sweeps.config.sizes import format_bytes, whole_mebibytes
 from sweeps.search.early_stopping import EarlyStoppingSpec
 
 __all__ = ["PackSize", "pack_runs", "split_evenly", "split_trials"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lt_train.backbones.flops import forward_flops
+from lt_train.backbones.layers import forward_flops
 from lt_train.core.errors import DataError, UserError
 from lt_train.core.io import fingerprint
 from lt_train.datasets.base import FeatureData, ImageData

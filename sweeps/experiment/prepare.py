@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lt_train.backbones.base import BackboneSpec
-from lt_train.backbones.frozen import ImageSource
+from lt_train.backbones.checkpoint import ImageSource
 from lt_train.core.device import check_device
 from lt_train.core.errors import UserError
 from lt_train.core.io import fingerprint

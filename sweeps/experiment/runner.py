@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import CheckpointError, DataError, LongtailError, UserError
-from lt_train.core.extras import require
+from lt_train.core.imports import require
 from lt_train.core.io import atomic_file
 from lt_train.core.progress import progress
 from lt_train.features.bank import FeatureBank

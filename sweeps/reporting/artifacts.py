@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from lt_train.core.extras import is_installed
+from lt_train.core.imports import is_installed
 from lt_train.core.io import writing
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.load import class_order, finished_trials

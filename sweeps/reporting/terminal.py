@@ -10,13 +10,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from lt_train.core.text import format_duration
+from lt_train.core.text import format_bytes, format_duration
 from sweeps.analysis.labels import seeds_text, short_params, trend_text
 from sweeps.analysis.matrix_table import MatrixTable
 from sweeps.analysis.plan import Plan
 from sweeps.analysis.result import Result, Winner
 from sweeps.analysis.statistics import Comparison
-from sweeps.config.sizes import format_bytes
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.formats import format_cell
 from sweeps.reporting.model import Section, Table

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.core.errors import UserError
-from lt_train.core.extras import require
+from lt_train.core.imports import require
 from lt_train.core.io import atomic_file, writing
 from sweeps.analysis.load import Sweep, read_sweeps
 from sweeps.analysis.matrix_table import matrix_table

@@ -16,7 +16,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from lt_train.backbones.frozen import ImageSource, load_frozen
+from lt_train.backbones.checkpoint import ImageSource, load_frozen
 from lt_train.core.errors import UserError, first_line
 from lt_train.features.bank import FeatureBank
 from lt_train.features.files import read_manifest

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.core.validation import named
 from lt_train.datasets._images.decode import Decoder, chunks, map_in_threads
 from lt_train.datasets._images.files import EMPTY, MISSING, Source, error_reason, io_error_reason, try_decode

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from lt_train.core.errors import DataError, StorageError, first_line
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.datasets._images.decode import Decoder, Framing, chunks, map_in_threads, prefetch, thread_count
 
 if TYPE_CHECKING:

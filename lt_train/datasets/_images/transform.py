@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from lt_train.core.lazy import torch
+from lt_train.core.imports import torch
 from lt_train.core.registry import Spec
 from lt_train.datasets._images.decode import Box, Framing
 from lt_train.datasets._images.files import ImageFiles, Images

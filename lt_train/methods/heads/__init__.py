@@ -1,8 +1,7 @@
 """Classifier heads, as plain modules and stacked over lanes."""
 
 from lt_train.methods.heads.base import HEADS, HeadSpec, StackedHead
-from lt_train.methods.heads.cosine import Cosine
-from lt_train.methods.heads.linear import Linear
+from lt_train.methods.heads.linear import Cosine, Linear
 from lt_train.methods.heads.rescaled import LWS, DisAlign
 
 __all__ = ["HEADS", "LWS", "Cosine", "DisAlign", "HeadSpec", "Linear", "StackedHead"]

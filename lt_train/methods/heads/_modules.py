@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lt_train.methods.heads.cosine import TINY
+from lt_train.methods.heads.linear import TINY
 
 __all__ = ["Adjusted", "AlignedModule", "CosineModule", "ScaledModule"]
 

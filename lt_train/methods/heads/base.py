@@ -1,4 +1,4 @@
-"""Base classes of classifier heads: `HeadSpec`, and `StackedHead` for many runs at once.
+"""Base classes of classifier heads: `HeadSpec`, and `StackedHead` for many runs at once; files of trained heads.
 
 A head kind consists of a `HeadSpec` subclass, a `torch.nn.Module` that defines what the head computes (in `_modules`),
 and a `StackedHead` that computes the same for S x T runs at once, with hand-written gradients. The reference engine
@@ -9,22 +9,25 @@ Shapes: S seeds, B batch, T lanes (trials), K classes, D features, I inputs of t
 
 from __future__ import annotations
 
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from lt_train.core.lazy import nn
+from safetensors import SafetensorError, safe_open
+
+from lt_train.core.errors import CheckpointError
+from lt_train.core.imports import nn
+from lt_train.core.io import atomic_file, write_tensors
 from lt_train.core.registry import KindSpec, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "HEADS",
-    "Classifier",
-    "HeadSpec",
-    "StackedHead",
-]
+__all__ = ["HEADS", "Classifier", "HeadSpec", "StackedHead", "load_head", "save_head"]
+
 
 Classifier: TypeAlias = "tuple[Tensor, Tensor]"
 """A linear classifier `(weight [K, D], bias [K])`, such as the stage-1 head that every head starts from."""
@@ -120,3 +123,40 @@ class HeadSpec(KindSpec):
 
 HEADS = Registry("lt_train.methods.heads", HeadSpec)  # type: ignore[type-abstract]
 """The plugin group of heads."""
+
+
+_KEY = "longtail-sweeps head"
+
+
+def save_head(path: str | os.PathLike[str], state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write the state of a classifier (see `MethodSpec.classifier`) and a JSON document to `path`, atomically.
+
+    Raises:
+        StorageError: the disk is full or not writable; an existing file is left unchanged.
+    """
+    with atomic_file(Path(path)) as temporary:
+        write_tensors(temporary, dict(state), {_KEY: json.dumps(dict(about))})
+
+
+def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`(tensors, document)` of a file written by `save_head`.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not a head file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"head {path} does not exist; write one with `lt-train retrain --out` or correct the path"
+        )
+    try:
+        with safe_open(path, framework="pt") as contents:
+            about = json.loads((contents.metadata() or {})[_KEY])
+            if not isinstance(about, dict):
+                raise ValueError(f"its metadata must be a mapping, got {about!r}")
+            return {name: contents.get_tensor(name) for name in contents.keys()}, about
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"head {path} cannot be read ({error}): it is truncated, altered or not a head file; write it again with "
+            "`lt-train retrain --out`"
+        ) from None

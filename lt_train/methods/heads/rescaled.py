@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lt_train.core.lazy import nn, torch
+from lt_train.core.imports import nn, torch
 from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from lt_train.core.errors import LongtailError
-from lt_train.core.extras import require
+from lt_train.core.imports import require
 from lt_train.core.registry import PATH
 from sweeps.cluster.secret_files import holds_credentials
 from sweeps.config.tracking import SweepStarted, Tracker, TrackingSpec

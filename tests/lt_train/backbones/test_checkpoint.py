@@ -9,8 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lt_train.backbones.base import BACKBONES, BackboneSpec
-from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
-from lt_train.backbones.frozen import load_frozen
+from lt_train.backbones.checkpoint import load_checkpoint, load_frozen, save_checkpoint
 from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError
 

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from lt_train.backbones.base import BACKBONES
-from lt_train.backbones.flops import forward_flops
+from lt_train.backbones.layers import forward_flops
 
 
 def test_a_convolution_by_hand() -> None:

@@ -200,7 +200,7 @@ def test_grey_and_cmyk_are_read(make: Make, root: Path, mode: str) -> None:
 
 def test_stage_1_refuses_unreadable_images(root: Path, tmp_path: Path) -> None:
     from lt_train.backbones.base import BACKBONES
-    from lt_train.pretrain.base import RECIPES
+    from lt_train.pretrain.recipes import RECIPES
     from lt_train.pretrain.train import train_backbone
 
     spoiled(root, "inside", "test/owl/00.jpg")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from lt_train.core.errors import CheckpointError
-from lt_train.methods.head_file import load_head
+from lt_train.methods.heads.base import load_head
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from lt_train.core.errors import SpecError
-from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
-from lt_train.losses.cross_entropy import CrossEntropy, FocalLoss
-from lt_train.losses.priors import effective_number_weights
+from lt_train.losses.base import effective_number_weights
+from lt_train.losses.cross_entropy import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss
 from lt_train.methods import ClassBalanced, Focal
 from lt_train.methods.base import METHODS
 

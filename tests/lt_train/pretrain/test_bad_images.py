@@ -13,7 +13,7 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.core.errors import DataError
 from lt_train.datasets._images.files import ImageFiles, Images
 from lt_train.datasets.base import DATASETS, ImageData, Labelled
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 

@@ -13,9 +13,8 @@ import pytest
 
 from lt_train.backbones.base import BACKBONES
 from lt_train.datasets.base import ImageData
-from lt_train.pretrain.base import RECIPES
-from lt_train.pretrain.state import resume_file
-from lt_train.pretrain.train import train_backbone
+from lt_train.pretrain.recipes import RECIPES
+from lt_train.pretrain.train import resume_file, train_backbone
 
 CNN = {"kind": "small_cnn", "width": 4}
 WITH_DROPOUT = {
@@ -37,7 +36,7 @@ import torch
 torch.set_num_threads(1)
 from lt_train.backbones.base import BACKBONES
 from lt_train.datasets.base import DATASETS
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 saves = itertools.count()

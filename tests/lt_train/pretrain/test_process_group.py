@@ -44,7 +44,7 @@ from torch import distributed
 from lt_train.backbones.base import BACKBONES
 from lt_train.datasets.base import DATASETS
 from lt_train.core.errors import UserError
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 folder, rank, count, cases = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])

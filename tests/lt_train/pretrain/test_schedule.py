@@ -3,8 +3,7 @@
 import pytest
 
 from lt_train.core.errors import SpecError
-from lt_train.pretrain.base import RECIPES
-from lt_train.pretrain.schedule import StepSchedule
+from lt_train.pretrain.recipes import RECIPES, StepSchedule
 
 KINDS = [name for name, kind in RECIPES.kinds().items() if issubclass(kind, StepSchedule)]
 

@@ -16,7 +16,7 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import SpecError, UserError
 from lt_train.datasets.base import ImageData
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import resume_file, train_backbone
 
 BACKBONE = {"kind": "small_cnn", "width": 8}
@@ -27,7 +27,7 @@ import torch
 torch.set_num_threads(1)
 from lt_train.backbones.base import BACKBONES
 from lt_train.datasets.base import DATASETS
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 def report(done, total, note):

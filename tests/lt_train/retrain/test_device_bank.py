@@ -8,9 +8,9 @@ from support.banks import make_bank
 
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.heads.base import HEADS
-from lt_train.methods.heads.cosine import Cosine
+from lt_train.methods.heads.linear import Cosine
 from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
-from lt_train.retrain.device_bank import DeviceBank
+from lt_train.retrain.memory import DeviceBank
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.extract import build_bank
 from lt_train.features.spec import FeaturesSpec
 from lt_train.metrics.accuracy import SPLITS
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 EPOCHS, SEED = 4, 2

@@ -10,7 +10,7 @@ from support.engines import lone_run, make_runs
 
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import Run, learning_rate_factor, start_head
-from lt_train.retrain.device_bank import DeviceBank
+from lt_train.retrain.memory import DeviceBank
 from lt_train.retrain.stack import Stack
 
 BANK = make_bank((20, 9, 4, 1), dim=5, views=1, test_images=40)

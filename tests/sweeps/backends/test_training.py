@@ -21,9 +21,8 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import DataError, UserError
 from lt_train.datasets.base import DATASETS, ImageData, Labelled
-from lt_train.pretrain.base import RECIPES
-from lt_train.pretrain.state import resume_file
-from lt_train.pretrain.train import train_backbone
+from lt_train.pretrain.recipes import RECIPES
+from lt_train.pretrain.train import resume_file, train_backbone
 from sweeps.backends.training import _check_resources, _JobImages
 from sweeps.config.backend import BackboneJob
 from sweeps.config.plugin_groups import BACKENDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sweeps.config.sizes import MemorySize, format_bytes, whole_mebibytes
+from lt_train.core.text import MemorySize, format_bytes, whole_mebibytes
 
 ADAPTER: TypeAdapter[int] = TypeAdapter(MemorySize)
 

@@ -16,7 +16,7 @@ import sweeps
 from lt_train.core.errors import SpecError
 from lt_train.methods import LOS
 from lt_train.methods.constraints import MaxNorm
-from lt_train.methods.heads.cosine import Cosine
+from lt_train.methods.heads.linear import Cosine
 from lt_train.methods.post_hoc import LogitAdjust, TauNorm
 from lt_train.methods.samplers import ClassBalanced
 from sweeps.config.matrix import SweepMatrix, load_file

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.images import write_tree
 
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.experiment import runner
 from sweeps.experiment.prepare import prepare

@@ -36,7 +36,7 @@ from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult
 from lt_train.features.spec import FeaturesSpec
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 

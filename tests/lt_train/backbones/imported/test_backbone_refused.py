@@ -16,7 +16,7 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.core.errors import CheckpointError, SpecError, UserError
 from lt_train.core.registry import ALLOWED_VARIABLE
 from lt_train.datasets.base import DatasetSpec
-from lt_train.pretrain.base import RECIPES
+from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 
 

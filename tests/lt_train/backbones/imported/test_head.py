@@ -15,8 +15,7 @@ from support.external_models import CLASSIFIERS, Ride, Tiny
 from support.imported import CLASSES, external_bank, make_bank, own_output, save_external, scrambled, warm_logits
 from torch import Tensor, nn
 
-from lt_train.backbones.imported.classifier import FeaturesOf, find_classifiers
-from lt_train.backbones.imported.head import warm_head
+from lt_train.backbones.imported.classifier import FeaturesOf, find_classifiers, warm_head
 from lt_train.core.errors import UserError
 from lt_train.datasets.base import DatasetSpec
 from lt_train.features.bank import FeatureBank

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lt_train.methods.heads.cosine import Cosine
+from lt_train.methods.heads.linear import Cosine
 
 START = (torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([5.0, 6.0]))
 

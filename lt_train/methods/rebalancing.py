@@ -1,4 +1,4 @@
-"""Losses that weight images: `Focal`, and `ClassBalanced` by the effective number of images."""
+"""Methods that change how much an image counts: `Resample` and `CRT` by balanced batches, the others by weights."""
 
 from __future__ import annotations
 
@@ -8,16 +8,41 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lt_train.core.fields import BATCHED
-from lt_train.losses.base import Loss
-from lt_train.losses.binary import BinarySigmoid, BinarySoftmax
-from lt_train.losses.cross_entropy import CrossEntropy, FocalLoss
-from lt_train.losses.priors import effective_number_weights
-from lt_train.methods.base import TrainedMethod
+from lt_train.losses.base import Loss, effective_number_weights
+from lt_train.losses.cross_entropy import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss
+from lt_train.methods import samplers
+from lt_train.methods.base import CrossEntropyMethod, TrainedMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Beta", "ClassBalanced", "EffectiveNumberMethod", "Focal", "Gamma"]
+__all__ = ["CRT", "Beta", "ClassBalanced", "EffectiveNumberMethod", "Focal", "Gamma", "Resample"]
+
+
+class Resample(CrossEntropyMethod):
+    """Trains the stage-1 head further with all classes equally frequent in a batch. Paper, Table 1."""
+
+    kind: Literal["resample"] = "resample"
+    sampler: samplers.ClassBalanced = Field(
+        default=samplers.ClassBalanced(), description="class-balanced batches, the only difference from `ce`"
+    )
+
+
+class CRT(CrossEntropyMethod):
+    """Classifier re-training: trains a randomly initialised head with all classes equally frequent in a batch.
+
+    Source: Kang et al. 2020, Decoupling Representation and Classifier (there with learning rate 0.2, weight decay 5e-4,
+    batches of 512 and 10 epochs); paper, Table 2.
+    """
+
+    kind: Literal["crt"] = "crt"
+    init: Literal["random"] = Field(
+        default="random", description="random initialisation, the only difference from `resample`"
+    )
+    sampler: samplers.ClassBalanced = Field(
+        default=samplers.ClassBalanced(), description="class-balanced batches: all classes equally frequent"
+    )
+
 
 Gamma = Annotated[
     float, BATCHED, Field(ge=0, description="focusing exponent of the focal loss, >= 0; 0 is cross entropy")

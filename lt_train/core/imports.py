@@ -1,0 +1,58 @@
+"""Imports at first use: torch, which specs can be read without, and optional libraries.
+
+A module that is imported to read a sweep file writes `from lt_train.core.imports import nn, torch` instead of
+`import torch`, and imports types for annotations under `TYPE_CHECKING`. Classes that inherit from `nn.Module` are
+defined in modules of their own, which import torch directly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import types
+from typing import TYPE_CHECKING, Any
+
+from lt_train.core.errors import UserError
+
+__all__ = ["functional", "is_installed", "nn", "require", "torch"]
+
+
+EXTRAS = {"ray": "ray", "mlflow": "mlflow", "matplotlib": "report", "jinja2": "report"}
+"""The extra of the package that installs each optional library."""
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported, without importing it. A plain folder of that name is not a library."""
+    found = importlib.util.find_spec(library)
+    return found is not None and found.origin is not None
+
+
+def require(*libraries: str) -> None:
+    """Check that optional libraries are installed, without importing them.
+
+    Raises:
+        UserError: one is not; the message has the command that installs it.
+    """
+    for library in libraries:
+        if not is_installed(library):
+            raise UserError(f"{library} is not installed; run: pip install 'longtail-sweeps[{EXTRAS[library]}]'")
+
+
+class _LazyModule(types.ModuleType):
+    """Stands for a module, which is imported when an attribute is first read. Attributes that were read are kept."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(importlib.import_module(self.__name__), name)
+        setattr(self, name, value)
+        return value
+
+    def __reduce__(self) -> tuple[type[_LazyModule], tuple[str]]:
+        return _LazyModule, (self.__name__,)  # by name, in functions that cloudpickle sends by value
+
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.nn import functional
+else:
+    functional, nn, torch = (_LazyModule(name) for name in ("torch.nn.functional", "torch.nn", "torch"))
