@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from lt_train.core.errors import SpecError
 from lt_train.core.fields import part_of
 from lt_train.features.bank import FeatureBank
-from lt_train.losses.base import Loss
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy, Loss
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Run, RunResult, start_head

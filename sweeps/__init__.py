@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sweeps.analysis.comparison import SweepComparison, compare
-    from sweeps.analysis.matrix_table import MatrixTable, matrix_table
-    from sweeps.analysis.result import Result
+    from sweeps.analysis.result import MatrixTable, Result, matrix_table
     from sweeps.config.matrix import SweepMatrix, load_matrix
     from sweeps.config.spec import SweepSpec
     from sweeps.config.spec import load_sweep as load
-    from sweeps.experiment.matrix_runner import resume_matrix, run_matrix
-    from sweeps.experiment.runner import resume, run
+    from sweeps.experiment.runner import resume, resume_matrix, run, run_matrix
     from sweeps.reporting.write import write_report as report
 
     __version__: str
@@ -45,19 +43,19 @@ __all__ = [
 
 _MODULES = {
     "SweepComparison": "sweeps.analysis.comparison",
-    "MatrixTable": "sweeps.analysis.matrix_table",
+    "MatrixTable": "sweeps.analysis.result",
     "Result": "sweeps.analysis.result",
     "SweepMatrix": "sweeps.config.matrix",
     "SweepSpec": "sweeps.config.spec",
     "compare": "sweeps.analysis.comparison",
     "load": "sweeps.config.spec",
     "load_matrix": "sweeps.config.matrix",
-    "matrix_table": "sweeps.analysis.matrix_table",
+    "matrix_table": "sweeps.analysis.result",
     "report": "sweeps.reporting.write",
     "resume": "sweeps.experiment.runner",
-    "resume_matrix": "sweeps.experiment.matrix_runner",
+    "resume_matrix": "sweeps.experiment.runner",
     "run": "sweeps.experiment.runner",
-    "run_matrix": "sweeps.experiment.matrix_runner",
+    "run_matrix": "sweeps.experiment.runner",
 }
 _ORIGINAL_NAMES = {"load": "load_sweep", "report": "write_report"}
 

@@ -85,7 +85,7 @@ def data_check(
     from rich.text import Text
 
     from lt_train.cli.output import component
-    from lt_train.core.progress import progress
+    from lt_train.core.text import progress
     from lt_train.datasets import check as checking
     from lt_train.datasets.base import DATASETS
 
@@ -150,7 +150,7 @@ def backbone(
     from lt_train.backbones.checkpoint import load_checkpoint
     from lt_train.cli.output import SPLITS, component, percents, print_table
     from lt_train.core.device import check_device
-    from lt_train.core.progress import progress
+    from lt_train.core.text import progress
     from lt_train.datasets.base import DATASETS, ImageData
     from lt_train.pretrain.recipes import RECIPES
     from lt_train.pretrain.train import train_backbone
@@ -234,7 +234,7 @@ def features(
     from lt_train.backbones.base import BACKBONES
     from lt_train.cli.output import component
     from lt_train.core.device import check_device
-    from lt_train.core.progress import progress
+    from lt_train.core.text import progress
     from lt_train.datasets.base import DATASETS
     from lt_train.features.extract import build_bank
     from lt_train.features.files import open_bank

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, marked_fields
 from lt_train.core.imports import torch
-from lt_train.core.progress import ProgressCallback
 from lt_train.core.registry import KindSpec, Registry
+from lt_train.core.text import ProgressCallback
 from lt_train.datasets._images.files import ImageFiles, Images
 from lt_train.datasets._images.transform import AnyAugmentation, Augmentation, PadCrop, ResizedCrop
 

@@ -18,7 +18,7 @@ import torch
 from lt_train.backbones.base import BackboneSpec, FrozenBackbone
 from lt_train.backbones.checkpoint import load_frozen
 from lt_train.core.errors import CheckpointError, DataError, StorageError, UserError
-from lt_train.core.progress import ProgressCallback
+from lt_train.core.text import ProgressCallback
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import describe_unreadable
 from lt_train.datasets._images.files import ImageFiles, Images

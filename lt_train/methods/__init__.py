@@ -5,9 +5,8 @@ The parts of a method are in `heads`, `samplers`, `constraints` and `post_hoc`.
 
 from lt_train.methods.adjustment import LWS, DisAlign, LogitAdjust, TauNorm, Vanilla
 from lt_train.methods.base import METHODS, CrossEntropyMethod, MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.methods.cross_entropy import CE, LAS, LDAM, LOS, BalancedSoftmax, LogitAdjustLoss
-from lt_train.methods.rebalancing import CRT, ClassBalanced, Focal, Resample
-from lt_train.methods.weight_norms import LTWB, Cosine, MaxNorm
+from lt_train.methods.cross_entropy import CE, LAS, LDAM, LOS, BalancedSoftmax, Cosine, LogitAdjustLoss, MaxNorm
+from lt_train.methods.rebalancing import CRT, LTWB, ClassBalanced, Focal, Resample
 
 __all__ = [
     "CE",

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lt_train.core.fields import BATCHED
-from lt_train.losses.base import Loss
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy, Loss
 from lt_train.methods import heads
 from lt_train.methods import post_hoc as adjustments
 from lt_train.methods.base import CrossEntropyMethod, LearningRate, MethodSpec, Sampler, TrainedMethod, WeightDecay

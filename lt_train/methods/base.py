@@ -21,8 +21,7 @@ from pydantic import Field, model_validator
 from lt_train.core.fields import BATCHED, Shorthand, lane_values, static_fields
 from lt_train.core.imports import nn, torch
 from lt_train.core.registry import KindSpec, Registry, Spec
-from lt_train.losses.base import Loss, empty_classes
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy, Loss, empty_classes
 from lt_train.methods.constraints import CONSTRAINTS, ConstraintSpec
 from lt_train.methods.heads import HEADS, HeadSpec, Linear
 from lt_train.methods.post_hoc import POST_HOC, PostHocSpec

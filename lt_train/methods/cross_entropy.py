@@ -1,7 +1,7 @@
-"""Cross entropy: plain, with smoothed labels, or with shifted logits.
+"""Cross entropy: plain, with smoothed labels, with shifted logits, or with limited norms.
 
-`CE` is plain, `LOS` (the method of the paper) and `LAS` smooth the labels, and `BalancedSoftmax`, `LogitAdjustLoss` and
-`LDAM` shift the logits in training.
+`CE` is plain, `LOS` (the method of the paper) and `LAS` smooth the labels, `BalancedSoftmax`, `LogitAdjustLoss` and
+`LDAM` shift the logits in training, and `Cosine` and `MaxNorm` limit the norms of weight rows.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lt_train.core.fields import BATCHED, part_of
-from lt_train.losses.base import Loss, Prior, log_prior, prior_incompatibility
-from lt_train.losses.cross_entropy import CrossEntropy
-from lt_train.methods import heads
+from lt_train.losses import CrossEntropy, Loss, Prior, log_prior, prior_incompatibility
+from lt_train.methods import constraints, heads
 from lt_train.methods.base import CrossEntropyMethod, Head, Sampler, SmoothFactor, TrainedMethod
 from lt_train.methods.samplers import ClassBalanced
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CE", "LAS", "LDAM", "LOS", "BalancedSoftmax", "LogitAdjustLoss"]
+__all__ = ["CE", "LAS", "LDAM", "LOS", "BalancedSoftmax", "Cosine", "LogitAdjustLoss", "MaxNorm"]
 
 
 class CE(CrossEntropyMethod):
@@ -128,3 +127,29 @@ class LDAM(TrainedMethod):
         scale = self.head.logit_scale(part_of(lanes, "head"))
         shares = (class_counts.min() / class_counts) ** 0.25
         return CrossEntropy(margin=(lanes["max_margin"] * scale).unsqueeze(-1) * shares)
+
+
+class Cosine(CrossEntropyMethod):
+    """Cross entropy of cosine logits, so the norms of weight rows have no effect.
+
+    Rows start as the normalised rows of the stage-1 head.
+
+    Source: Liu et al. 2019, Large-Scale Long-Tailed Recognition in an Open World (OLTR, with `head.squash`); paper,
+    Table 1.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    head: heads.Cosine = Field(default=heads.Cosine(), description="the cosine classifier")
+
+
+class MaxNorm(CrossEntropyMethod):
+    """Cross entropy with bounded weight rows: rows longer than a radius are scaled to it during training.
+
+    Source: Alshammari et al. 2022, Long-Tailed Recognition via Weight Balancing; `ltwb` is its complete stage 2. Paper,
+    Table 1.
+    """
+
+    kind: Literal["maxnorm"] = "maxnorm"
+    constraint: constraints.MaxNorm = Field(
+        default=constraints.MaxNorm(), description="radius of the weight rows, and when they are projected"
+    )

@@ -16,7 +16,7 @@ from pydantic import Field
 from lt_train.core.fields import BATCHED
 from lt_train.core.imports import torch
 from lt_train.core.registry import KindSpec, Registry
-from lt_train.losses.base import Prior, log_prior, prior_incompatibility
+from lt_train.losses import Prior, log_prior, prior_incompatibility
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lt_train.core.fields import BATCHED
-from lt_train.losses.base import Loss, effective_number_weights
-from lt_train.losses.cross_entropy import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss
-from lt_train.methods import samplers
-from lt_train.methods.base import CrossEntropyMethod, TrainedMethod
+from lt_train.losses import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss, Loss, effective_number_weights
+from lt_train.methods import constraints, samplers
+from lt_train.methods.base import CrossEntropyMethod, LearningRate, TrainedMethod, WeightDecay
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CRT", "Beta", "ClassBalanced", "EffectiveNumberMethod", "Focal", "Gamma", "Resample"]
+__all__ = ["CRT", "LTWB", "Beta", "ClassBalanced", "EffectiveNumberMethod", "Focal", "Gamma", "Resample"]
 
 
 class Resample(CrossEntropyMethod):
@@ -114,3 +113,18 @@ class ClassBalanced(EffectiveNumberMethod):
     """
 
     kind: Literal["class_balanced"] = "class_balanced"
+
+
+class LTWB(EffectiveNumberMethod):
+    """Weight balancing, stage 2: `maxnorm` and `class_balanced` together, with a strong weight decay.
+
+    Source: Alshammari et al. 2022, Long-Tailed Recognition via Weight Balancing; paper, Table 2. The original trains 10
+    epochs. Epochs are not part of a method; set `training: {epochs: 10}`.
+    """
+
+    kind: Literal["ltwb"] = "ltwb"
+    lr: LearningRate = 0.01
+    weight_decay: WeightDecay = 0.1
+    constraint: constraints.MaxNorm = Field(
+        default=constraints.MaxNorm(), description="radius of the weight rows, and when they are projected"
+    )

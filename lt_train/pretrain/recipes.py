@@ -24,8 +24,7 @@ from pydantic import Field, model_validator
 
 from lt_train.core.imports import functional, torch
 from lt_train.core.registry import KindSpec, Registry
-from lt_train.losses.base import effective_number_weights, empty_classes
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy, effective_number_weights, empty_classes
 
 if TYPE_CHECKING:
     from torch import Tensor

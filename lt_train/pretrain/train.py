@@ -30,12 +30,11 @@ from lt_train.core import seeding
 from lt_train.core.device import check_precision, repeatable_convolutions
 from lt_train.core.errors import UserError, first_line
 from lt_train.core.io import atomic_file, check_output, fingerprint, write_tensors
-from lt_train.core.progress import ProgressCallback
+from lt_train.core.text import ProgressCallback
 from lt_train.datasets._images.files import ImageFiles
 from lt_train.datasets._images.transform import normalise
 from lt_train.datasets.base import ImageData
-from lt_train.pretrain.loop import Training, accuracy
-from lt_train.pretrain.process_group import ProcessGroup
+from lt_train.pretrain.loop import ProcessGroup, Training, accuracy
 from lt_train.pretrain.recipes import RecipeSpec
 
 __all__ = ["SAVE_EVERY", "StateFile", "resume_file", "train_backbone"]

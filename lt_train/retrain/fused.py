@@ -30,12 +30,12 @@ from lt_train.retrain.base import (
     Run,
     RunResult,
     SelectedHead,
+    Trials,
     check_runs,
     diverged,
     overflowed,
     score_column,
 )
-from lt_train.retrain.halving import Trials
 from lt_train.retrain.memory import DeviceBank, fit_in_memory
 from lt_train.retrain.stack import Stack
 

@@ -53,13 +53,13 @@ from lt_train.retrain.base import (
     Run,
     RunResult,
     SelectedHead,
+    Trials,
     check_runs,
     diverged,
     overflowed,
     score_column,
     start_head,
 )
-from lt_train.retrain.halving import Trials
 
 __all__ = ["fit", "measure"]
 

@@ -1,23 +1,32 @@
-"""The result of a sweep as a pydantic model: the content of `result.json`.
+"""Documents of a sweep as pydantic models: `result.json`, the table of a matrix, and the plan.
 
 Accuracies are fractions of 1. An empty split is null. Every mean and difference is an `Estimate`: its value and the
-ends of its 95% interval over seeds, which are null for a single run.
+ends of its 95% interval over seeds, which are null for a single run. The table of a matrix has one row per sweep and
+one column per method, and is read from the `result.json` files.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate
+from sweeps.config.matrix import SweepMatrix
+from sweeps.config.spec import SweepSpec
 
 __all__ = [
     "Accuracies",
+    "Cell",
     "ExtendedRun",
     "Loma",
+    "MatrixRow",
+    "MatrixTable",
     "MethodRow",
+    "Plan",
     "Protocol",
     "Result",
     "ResultModel",
@@ -26,6 +35,8 @@ __all__ = [
     "SeedAccuracies",
     "TrialRow",
     "Winner",
+    "matrix_table",
+    "read_result",
 ]
 
 
@@ -189,3 +200,152 @@ class Result(ResultModel):
         """Baselines whose configuration is not that of a method's row."""
         shown = [row.params for row in self.methods]
         return {name: row for name, row in self.baselines.items() if row.params not in shown}
+
+
+class Cell(ResultModel):
+    """The selected trial of one method in one sweep."""
+
+    mean: Accuracies = Field(description="on test, over the seeds of the finalists if there are any")
+    seeds: list[int]
+    searched: dict[str, Any] = Field(description="searched values by dotted path; empty if nothing was searched")
+    best: bool = Field(description="whether no method of the row has a higher mean of acc_all")
+
+
+class MatrixRow(ResultModel):
+    """One sweep of the matrix."""
+
+    value: str = Field(description="name of the value that distinguishes this sweep")
+    sweep: str
+    protocol: Protocol | None = Field(default=None, description="how trials were ranked; null without a result")
+    extended: ExtendedRun | None = Field(default=None, description="extended training of the winner")
+    cells: dict[str, Cell] = Field(description="by method; failed methods are absent; empty without a result")
+    missing: str = Field(default="", description="why there is no result; empty if there is one")
+    notes: list[str] = Field(default=[], description="notes of the result: remarks on the data, failed runs")
+
+
+class MatrixTable(ResultModel):
+    """What `lt-sweep table --json` prints for a matrix."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    matrix: str
+    axis: str = Field(description="section or dotted field that differs between the rows")
+    methods: list[str] = Field(description="columns: baselines that are not a method of the sweep, then the methods")
+    rows: list[MatrixRow]
+
+
+def matrix_table(matrix: SweepMatrix) -> MatrixTable:
+    """The results of a matrix that exist; a sweep without a result has a row with the reason."""
+    found = {value: read_result(spec) for value, spec in matrix.members.items()}
+    results = [result for result in found.values() if isinstance(result, Result)]
+    methods = dict.fromkeys(one.name for spec in matrix.sweeps for one in spec.candidates())
+    baselines = dict.fromkeys(name for result in results for name in _reported(result) if name not in methods)
+    return MatrixTable(
+        matrix=matrix.name,
+        axis=matrix.axis,
+        methods=[*baselines, *methods],
+        rows=[_row(value, spec.name, found[value]) for value, spec in matrix.members.items()],
+    )
+
+
+def read_result(spec: SweepSpec) -> Result | str:
+    """The result of a sweep, or why there is none."""
+    file = Path(spec.storage).expanduser() / spec.name / "result.json"
+    try:
+        result = Result.model_validate_json(file.read_text())
+    except FileNotFoundError:
+        return "not finished"
+    except (OSError, ValidationError):
+        return f"{file} cannot be read"
+    if result.spec_fingerprint != spec.fingerprint():
+        return f"{file} belongs to an earlier version of the sweep file"
+    return result
+
+
+def _row(value: str, sweep: str, result: Result | str) -> MatrixRow:
+    if isinstance(result, str):
+        return MatrixRow(value=value, sweep=sweep, cells={}, missing=result)
+    rows = _reported(result)
+    best = max((row.mean.acc_all.value for row in rows.values() if row.mean.acc_all is not None), default=None)
+    cells = {
+        name: Cell(
+            mean=row.mean,
+            seeds=row.seeds,
+            searched=row.searched if isinstance(row, MethodRow) else {},
+            best=row.mean.acc_all is not None and row.mean.acc_all.value == best,
+        )
+        for name, row in rows.items()
+    }
+    return MatrixRow(
+        value=value, sweep=sweep, protocol=result.protocol, cells=cells, extended=result.extended, notes=result.notes
+    )
+
+
+def _reported(result: Result) -> dict[str, Row]:
+    """Rows by method: the baselines whose configuration is not that of a method, then the methods."""
+    methods = {row.method: row for row in result.methods}
+    baselines = {name: row for name, row in result.other_baselines().items() if name not in methods}
+    return {**baselines, **methods}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Size and estimated cost of a sweep. Memory is in bytes, time in seconds on one `device`.
+
+    Attributes:
+        methods: trials per method.
+        proposal_batches: number of proposal batches.
+        extended_runs: runs of extended training, `extended_factor` times as long as the winner, which is assumed to be
+            the method with most epochs; 0 if there are none.
+        packs: of the whole sweep; `packs_per_batch` of one proposal batch of all methods.
+        lanes_per_pack, pack_bytes: of the largest pack.
+        run_bytes, pack_bytes: memory beside the bank.
+        epochs_saved: share of the search's epochs that early stopping saves.
+        stage1_seconds: None if no stage 1 is trained. An existing checkpoint in the storage is not considered.
+        feature_seconds: None if the features are given. An existing bank in the storage is not considered.
+        backbone, bank: identities; equal for sweeps that share them.
+    """
+
+    methods: dict[str, int]
+    trials: int
+    proposal_batches: int
+    seeds: int
+    search_runs: int
+    baseline_runs: int
+    finalist_runs: int
+    extended_runs: int
+    extended_factor: int
+    packs: int
+    packs_per_batch: int
+    lanes_per_pack: int
+    pack_sizes: str
+    run_bytes: int
+    pack_bytes: int
+    train_images: int
+    val_images: int
+    test_images: int
+    classes: int
+    feature_dim: int
+    views: int
+    bank_bytes: int
+    epochs_saved: float
+    device: str
+    stage1_seconds: float | None
+    feature_seconds: float | None
+    train_seconds: float
+    backbone: str
+    bank: str
+    notes: tuple[str, ...]
+
+    @property
+    def runs(self) -> int:
+        """All runs."""
+        return self.search_runs + self.baseline_runs + self.finalist_runs + self.extended_runs
+
+    @property
+    def seconds(self) -> float:
+        """Of stage 1, feature extraction and re-training."""
+        return (self.stage1_seconds or 0.0) + (self.feature_seconds or 0.0) + self.train_seconds
+
+    def document(self) -> dict[str, Any]:
+        """The plan as a JSON document."""
+        return asdict(self) | {"runs": self.runs}

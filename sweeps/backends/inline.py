@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal
 
-from sweeps.config.backend import BackendSpec, PackSource
+from sweeps.config.interfaces import BackendSpec, PackSource
 
 if TYPE_CHECKING:
     from lt_train.features.bank import FeatureBank

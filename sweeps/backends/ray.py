@@ -26,11 +26,11 @@ from lt_train.core.errors import UserError, first_line
 from lt_train.core.imports import require
 from lt_train.core.registry import PATH
 from lt_train.core.text import format_bytes
-from sweeps.cluster.secret_files import holds_credentials
-from sweeps.config.backend import BackboneJob, BackendSpec, PackSource
+from sweeps.cluster.environment import holds_credentials
+from sweeps.config.interfaces import BackboneJob, BackendSpec, PackSource
 
 if TYPE_CHECKING:
-    from lt_train.core.progress import ProgressCallback
+    from lt_train.core.text import ProgressCallback
     from lt_train.features.bank import FeatureBank
     from lt_train.features.shards import Workers
 
@@ -100,7 +100,7 @@ class RayBackend(BackendSpec):
         self, job: BackboneJob, out: Path, *, workers: int, cpus: int, gpus: float, report: ProgressCallback
     ) -> None:
         """See `BackendSpec.train_backbone`. Ray Train starts the workers, and restarts them when one dies."""
-        from sweeps.backends.training import train_together
+        from sweeps.backends.workers import train_together
 
         with contextlib.redirect_stdout(sys.stderr), self._ray() as local:
             train_together(job, out, workers=workers, cpus=cpus, gpus=gpus, report=report, local=local)
@@ -108,7 +108,7 @@ class RayBackend(BackendSpec):
     @contextlib.contextmanager
     def extractors(self, count: int, *, cpus: int, gpus: float) -> Iterator[Workers]:
         """See `BackendSpec.extractors`; the processes are Ray actors."""
-        from sweeps.backends.extraction import ray_workers
+        from sweeps.backends.workers import ray_workers
 
         # Ray prints reports of its nodes; standard output is reserved for results.
         with contextlib.redirect_stdout(sys.stderr), self._ray() as local:

@@ -12,8 +12,8 @@ from typing import Any
 from lt_train.core.errors import LongtailError, StorageError, UserError
 from lt_train.features.bank import FeatureBank
 from sweeps.cluster.bank_store import open_published_bank
-from sweeps.cluster.secret_files import load_secret_files
-from sweeps.config.backend import PackSource
+from sweeps.cluster.environment import load_secret_files
+from sweeps.config.interfaces import PackSource
 
 __all__ = ["error_listener", "is_own_fault", "searcher", "stopper", "trainable_class"]
 

@@ -20,8 +20,7 @@ __all__ = ["app", "main", "parse"]
 @app.callback()
 def _prepare(version: Version = False) -> None:
     """Unpack what a cluster job carries in its environment: secrets in files, and small local files."""
-    from sweeps.cluster.inline_files import unpack
-    from sweeps.cluster.secret_files import load_secret_files
+    from sweeps.cluster.environment import load_secret_files, unpack
 
     load_secret_files()
     unpack()

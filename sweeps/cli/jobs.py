@@ -37,12 +37,11 @@ from sweeps.cli.status import (
     progress_of,
     stopped_following,
 )
+from sweeps.cluster.environment import checked_environment, secret_files
 from sweeps.cluster.jobs import GRACE_SECONDS, Cluster, Job, JobOptions
-from sweeps.cluster.secret_files import checked_environment, secret_files
 from sweeps.reporting.progress import as_line, as_table
-from sweeps.store.layout import IDENTITY, is_matrix, sweep_directory
+from sweeps.store.layout import IDENTITY, Progress, is_matrix, strip_progress, sweep_directory
 from sweeps.store.lease import LeaseOwner
-from sweeps.store.status import Progress, strip_progress
 
 __all__ = ["JobFlags", "list_sweeps", "logs", "resume", "status", "stop", "submit"]
 

@@ -168,9 +168,9 @@ def run(
     from sweeps.cli.matrix import show_matrix
     from sweeps.config.matrix import SweepMatrix, load_file
     from sweeps.experiment import runner
-    from sweeps.experiment.matrix_runner import run_matrix
+    from sweeps.experiment.runner import run_matrix
     from sweeps.store.directory import with_backend
-    from sweeps.store.status import JOB_VARIABLE
+    from sweeps.store.layout import JOB_VARIABLE
 
     loaded = load_file(find_spec(spec))
     if backend is not None:
@@ -194,7 +194,7 @@ def resume_here(target: Path, *, as_json: bool) -> int:
     from sweeps.cli.matrix import show_matrix
     from sweeps.config.matrix import SweepMatrix
     from sweeps.experiment import runner
-    from sweeps.experiment.matrix_runner import resume_matrix, run_matrix
+    from sweeps.experiment.runner import resume_matrix, run_matrix
     from sweeps.store.directory import load_target
 
     target = target.expanduser()
@@ -300,7 +300,7 @@ def compare(runs: Results, *, as_json: AsJson = False) -> int:
     Prints the settings that differ, the differences in accuracy and the classes that gain or lose.
     """
     from sweeps.analysis.comparison import compare
-    from sweeps.reporting.comparison_sections import comparison_sections
+    from sweeps.reporting.sections import comparison_sections
     from sweeps.reporting.terminal import sections_shown
 
     found = compare(*runs)

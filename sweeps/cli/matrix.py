@@ -10,10 +10,10 @@ from rich.console import Console
 
 from lt_train.cli.program import log_notes
 from lt_train.core.errors import UserError
-from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result
+from sweeps.analysis.result import MatrixTable, matrix_table, read_result
 from sweeps.config.matrix import SweepMatrix
-from sweeps.experiment.matrix_runner import MatrixFailed
-from sweeps.reporting.notes import matrix_markdown, result_markdown
+from sweeps.experiment.runner import MatrixFailed
+from sweeps.reporting.artifacts import matrix_markdown, result_markdown
 from sweeps.reporting.terminal import comparison, matrix_overview
 from sweeps.store.directory import load_target
 

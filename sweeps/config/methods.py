@@ -1,15 +1,18 @@
-"""The candidate methods of a sweep: one `method`, or several `methods` that are compared.
+"""The candidate methods of a sweep, and the fields of a method that can be searched.
 
-Other modules see only `Candidate`s, one or more.
+A sweep has one `method`, or several `methods` that are compared. Other modules see only `Candidate`s, one or more. A
+searched field has a dotted path through the parts of the method: `lr`, `head.scale`, `post_hoc.tau`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import Field, ValidationError, field_serializer
+from pydantic import BaseModel, Field, ValidationError, field_serializer
 from pydantic.fields import FieldInfo
 
 from lt_train.core.errors import SpecError
@@ -18,10 +21,93 @@ from lt_train.core.io import fingerprint
 from lt_train.core.registry import Spec
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from sweeps.config.sections import SearchSpec
-from sweeps.config.space import searchable, substitute
 from sweeps.search.base import Dimension, Space
 
-__all__ = ["Candidate", "Method", "MethodEntry", "Methods", "candidates"]
+__all__ = [
+    "Candidate",
+    "Method",
+    "MethodEntry",
+    "Methods",
+    "candidates",
+    "searchable",
+    "substitute",
+    "types_of",
+    "why_not_searchable",
+]
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def searchable(model: BaseModel) -> dict[str, FieldInfo]:
+    """The fields with a single number, string or boolean, in this model and nested ones, by dotted path.
+
+    `kind` is excluded, because each kind has different fields.
+    """
+    found: dict[str, FieldInfo] = {}
+    for name, field in type(model).model_fields.items():
+        inner = getattr(model, name)
+        if isinstance(inner, BaseModel):
+            found |= {f"{name}.{path}": nested for path, nested in searchable(inner).items()}
+        elif name != "kind" and {*types_of(field)} & {int, float, str, bool, Literal}:
+            found[name] = field
+    return found
+
+
+def substitute(model: ModelT, values: Mapping[str, Any]) -> ModelT:
+    """`model` with the values of some `searchable` fields replaced.
+
+    Raises:
+        ValidationError: a value, or the combination of values, is not valid.
+    """
+    document = model.model_dump(mode="json")
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        target = document
+        for parent in parents:
+            target = target[parent]
+        target[name] = value
+    return type(model).model_validate_json(json.dumps(document))
+
+
+def why_not_searchable(model: BaseModel, path: str, prefix: str) -> str:
+    """The reason why `path` cannot be searched; empty if it is only misspelled.
+
+    Args:
+        model: where the path starts.
+        path: the dotted path from `model` on.
+        prefix: the dotted path of `model`, for the message.
+    """
+    names = path.split(".")
+    for depth, name in enumerate(names, start=1):
+        if name not in type(model).model_fields:
+            return ""
+        inner, full_path = getattr(model, name), ".".join([prefix, *names[:depth]])
+        if depth == len(names):
+            return f"{full_path} is not a single number or word; search its fields, or list several methods in methods"
+        if inner is None:
+            return f"cannot be searched because {full_path} is not given"
+        if not isinstance(inner, BaseModel):
+            return ""
+        model = inner
+    return ""
+
+
+def types_of(field: FieldInfo) -> list[Any]:
+    """The types that a field allows, with unions flattened: `[float]`, `[int, NoneType]`, `[Literal]`."""
+    return list(_members(field.annotation))
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield origin or annotation
+
 
 if TYPE_CHECKING:
     Method = MethodSpec

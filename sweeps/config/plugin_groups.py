@@ -17,10 +17,8 @@ from lt_train.methods.heads.base import HEADS
 from lt_train.methods.post_hoc import POST_HOC
 from lt_train.methods.samplers import SAMPLERS
 from lt_train.pretrain.recipes import RECIPES
-from sweeps.config.backend import BackendSpec
-from sweeps.config.tracking import TrackingSpec
-from sweeps.search.base import ALGORITHMS
-from sweeps.search.early_stopping import EARLY_STOPPING
+from sweeps.config.interfaces import BackendSpec, TrackingSpec
+from sweeps.search.base import ALGORITHMS, EARLY_STOPPING
 
 __all__ = [
     "BACKENDS",

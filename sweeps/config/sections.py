@@ -10,8 +10,7 @@ from lt_train.core.fields import Shorthand
 from lt_train.core.registry import NOT_IDENTITY, Spec, marked_fields
 from lt_train.core.text import MemorySize
 from sweeps.search.algorithms import TreeParzen
-from sweeps.search.base import ALGORITHMS, AlgorithmSpec, Space
-from sweeps.search.early_stopping import EARLY_STOPPING, EarlyStoppingSpec, NoEarlyStopping
+from sweeps.search.base import ALGORITHMS, EARLY_STOPPING, AlgorithmSpec, EarlyStoppingSpec, NoEarlyStopping, Space
 
 __all__ = ["PAPER_PROTOCOL", "ResourcesSpec", "SearchSpec", "SelectionSpec"]
 

@@ -24,9 +24,8 @@ from lt_train.datasets.base import DATASETS, DatasetSpec
 from lt_train.features.spec import FeaturesSpec
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from lt_train.pretrain.recipes import RECIPES, RecipeSpec
-from sweeps.config.backend import BackendSpec
+from sweeps.config.interfaces import BackendSpec, TrackingSpec
 from sweeps.config.methods import Candidate, Methods, candidates
-from sweeps.config.partial import valid_parts
 from sweeps.config.plugin_groups import (
     BACKEND_DEFAULT,
     BACKENDS,
@@ -39,9 +38,8 @@ from sweeps.config.plugin_groups import (
     default_baselines,
     default_tracking,
 )
-from sweeps.config.rules import broken_rules
+from sweeps.config.rules import broken_rules, valid_parts
 from sweeps.config.sections import PAPER_PROTOCOL, ResourcesSpec, SearchSpec, SelectionSpec
-from sweeps.config.tracking import TrackingSpec
 from sweeps.config.yaml_source import Source, load_yaml
 
 __all__ = [

@@ -19,7 +19,7 @@ from lt_train.core.errors import DataError, UserError
 from lt_train.core.io import fingerprint
 from lt_train.datasets.base import FeatureData, ImageData
 from lt_train.retrain.base import Halving, Run
-from sweeps.analysis.plan import Plan
+from sweeps.analysis.result import Plan
 from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import SearchSize, baseline_trials, search_size, search_sizes

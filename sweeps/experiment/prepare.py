@@ -18,7 +18,7 @@ from lt_train.backbones.checkpoint import ImageSource
 from lt_train.core.device import check_device
 from lt_train.core.errors import UserError
 from lt_train.core.io import fingerprint
-from lt_train.core.progress import progress
+from lt_train.core.text import progress
 from lt_train.datasets.base import FeatureData, ImageData
 from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import build_bank
@@ -27,7 +27,7 @@ from lt_train.features.shards import Extractor, Shard, ShardResult
 from lt_train.metrics.accuracy import SPLITS, split_masks
 from lt_train.pretrain.train import train_backbone
 from lt_train.retrain.base import Run, check_runs
-from sweeps.config.backend import BackboneJob
+from sweeps.config.interfaces import BackboneJob
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.packing import PackSize
 from sweeps.store.layout import CACHE

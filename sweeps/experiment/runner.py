@@ -1,8 +1,11 @@
-"""Run one sweep from its spec to its result.
+"""Run one sweep from its spec to its result, or the sweeps of a matrix one after another.
 
 Prepare the feature bank, open the ledger, let the backend train packs, select, report, track. A finished pack is
 written to the ledger before it is reported to the search or tracking, so an interruption costs at most the packs in
 flight.
+
+A sweep that fails does not stop the other sweeps of a matrix. A finished sweep is not trained again, so a run may be
+repeated until all sweeps are finished.
 """
 
 from __future__ import annotations
@@ -11,39 +14,46 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lt_train.core.errors import CheckpointError, DataError, LongtailError, UserError
+from lt_train.core.errors import CheckpointError, DataError, LongtailError, StorageError, UserError, first_line
 from lt_train.core.imports import require
 from lt_train.core.io import atomic_file
-from lt_train.core.progress import progress
+from lt_train.core.text import progress
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.labels import ranked_by
-from sweeps.analysis.result import Result
+from sweeps.analysis.result import MatrixTable, Result, matrix_table
 from sweeps.analysis.summary import summarise
+from sweeps.config.interfaces import Champion, SweepStarted
+from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
-from sweeps.config.tracking import Champion, SweepStarted
 from sweeps.experiment.prepare import Prepared, open_cached_bank, prepare_all
 from sweeps.experiment.signals import sigterm_as_interrupt
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.experiment.watcher import Watcher
-from sweeps.reporting.artifacts import write_artifacts
-from sweeps.reporting.notes import champion_note, finished_note, running_note
+from sweeps.reporting.artifacts import champion_note, finished_note, running_note, write_artifacts
 from sweeps.reporting.terminal import winner_line
 from sweeps.store import directory as directories
-from sweeps.store.directory import check_name, interrupted_sweep, load_spec, open_directory, recorded_bank
-from sweeps.store.layout import SweepDirectory, leases
+from sweeps.store.directory import (
+    check_name,
+    interrupted_sweep,
+    load_matrix_directory,
+    load_spec,
+    open_directory,
+    recorded_bank,
+    save_matrix,
+)
+from sweeps.store.layout import IDENTITY, JOB_VARIABLE, Progress, Publisher, SweepDirectory, leases
 from sweeps.store.lease import Lease, acquire_lease
 from sweeps.store.ledger import Ledger
-from sweeps.store.status import JOB_VARIABLE, Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
-from sweeps.tracking.champion import image_classifier
-from sweeps.tracking.events import dataset_infos, runs_view, stage1_series
+from sweeps.tracking.events import dataset_infos, image_classifier, runs_view, stage1_series
 
-__all__ = ["TrackingBehind", "archive", "resume", "run"]
+__all__ = ["MatrixFailed", "TrackingBehind", "archive", "resume", "resume_matrix", "run", "run_matrix"]
+
 
 logger = logging.getLogger(__name__)
 
@@ -286,3 +296,86 @@ def _parent_metrics(spec: SweepSpec, result: Result) -> dict[str, float]:
     values |= {"loma_mean": winner.loma.mean, "loma_cv": winner.loma.cv}
     values |= {ranked_by(spec): result.methods[0].objective, "objective": result.methods[0].objective}
     return {name: round(value, 6) for name, value in values.items() if value is not None}
+
+
+class MatrixFailed(LongtailError):
+    """All sweeps were run and some failed. `table` holds the results of the others, `errors` the reasons by value."""
+
+    def __init__(self, table: MatrixTable, errors: Mapping[str, Exception]) -> None:
+        self.table, self.errors = table, dict(errors)
+        why = "".join(f"\n  {table.matrix}-{value}: {first_line(error)}" for value, error in errors.items())
+        super().__init__(f"{len(errors)} of {len(table.rows)} sweeps of {table.matrix} failed:{why}")
+        invalid_input = all(isinstance(error, UserError) for error in errors.values())
+        self.exit_code = UserError.exit_code if invalid_input else LongtailError.exit_code
+
+
+def run_matrix(matrix: SweepMatrix, *, fresh: bool = False) -> MatrixTable:
+    """Run the sweeps of a matrix, or resume them after an earlier call was interrupted.
+
+    Args:
+        matrix: the sweeps.
+        fresh: start all sweeps over and keep earlier results of these names as `<name>.previous-<N>`.
+
+    Returns:
+        Their results side by side; `matrix_table` reads them again at any time.
+
+    Raises:
+        UserError: the name of the matrix is taken, or another driver runs the matrix or, with `fresh`, one of its
+            sweeps.
+        MatrixFailed: some sweeps failed; the others are finished.
+    """
+    return _run_all(matrix.with_absolute_paths(Path.cwd()), run, fresh=fresh)
+
+
+def resume_matrix(directory: str | Path) -> MatrixTable:
+    """Resume the matrix in `directory`; see `run_matrix`."""
+
+    def run_or_resume(spec: SweepSpec) -> Result:
+        path = Path(spec.storage) / spec.name
+        return resume(path) if (path / IDENTITY).exists() else run(spec)
+
+    return _run_all(load_matrix_directory(Path(directory)), run_or_resume)
+
+
+def _run_all(matrix: SweepMatrix, run_one: Callable[[SweepSpec], Result], *, fresh: bool = False) -> MatrixTable:
+    errors: dict[str, Exception] = {}
+    with _lease(matrix, matrix.name):
+        save_matrix(matrix, failed={})
+        if fresh:
+            _archive_all(matrix)
+        for number, (value, spec) in enumerate(matrix.members.items(), start=1):
+            logger.info("%s: %d of %d sweeps of %s", spec.name, number, len(matrix.members), matrix.name)
+            try:
+                if run_one(spec).winner is None:
+                    errors[value] = LongtailError("every trial, or every finalist, failed; see its result.json")
+            except LongtailError as error:
+                errors[value] = error
+                logger.error("%s: %s", spec.name, error)
+            except Exception as error:  # a bug in one sweep must not stop the others
+                errors[value] = error
+                logger.exception("%s failed", spec.name)
+            if value in errors:
+                with contextlib.suppress(StorageError):  # a full disk must not stop the others
+                    save_matrix(matrix, failed={value: first_line(error) for value, error in errors.items()})
+    table = matrix_table(matrix)
+    rows = list(table.rows)
+    for index, row in enumerate(rows):
+        if not row.cells and row.value in errors:
+            rows[index] = row.model_copy(update={"missing": f"failed: {first_line(errors[row.value])}"})
+        elif not row.cells:  # its result belongs to another version of the sweep file
+            errors[row.value] = UserError(f"{row.missing}; restore it, or start over with --fresh")
+    if errors:
+        raise MatrixFailed(table.model_copy(update={"rows": rows}), errors)
+    return table
+
+
+def _archive_all(matrix: SweepMatrix) -> None:
+    """Archive all directories before the first sweep runs: a resume cannot tell an old one from a fresh one."""
+    with contextlib.ExitStack() as stack:
+        acquired = [(spec, stack.enter_context(_lease(matrix, spec.name))) for spec in matrix.sweeps]
+        for spec, lease in acquired:
+            archive(spec, lease)
+
+
+def _lease(matrix: SweepMatrix, name: str) -> contextlib.AbstractContextManager[Lease]:
+    return acquire_lease(leases(Path(matrix.storage)), name, job=os.environ.get(JOB_VARIABLE))

@@ -21,8 +21,7 @@ from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.analysis import selection
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Study, Trial, baseline_trials
-from sweeps.experiment.packing import PackSize, pack_runs
-from sweeps.experiment.retries import Outcome, Retries
+from sweeps.experiment.packing import Outcome, PackSize, Retries, pack_runs
 from sweeps.search.base import Search
 from sweeps.store.ledger import FinishedRuns, Record, run_key
 
@@ -46,7 +45,7 @@ class BankShape(Protocol):
 
 
 class TrialQueue:
-    """Decides what to train next and records what is finished. Implements `sweeps.config.backend.PackSource`.
+    """Decides what to train next and records what is finished. Implements `sweeps.config.interfaces.PackSource`.
 
     Args:
         spec: the sweep.

@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from lt_train.core.progress import ProgressCallback
+from lt_train.core.text import ProgressCallback
 from sweeps.analysis.labels import short_params
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import SearchSize, Trial, search_size
 from sweeps.experiment.trial_queue import TrialQueue
+from sweeps.store.layout import Best, Publisher
 from sweeps.store.ledger import Record
-from sweeps.store.status import Best, Publisher
 from sweeps.tracking.background import BackgroundTracker
 from sweeps.tracking.events import trial_finished
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lt_train.core.text import format_duration, format_time
-from sweeps.store.status import Progress
+from sweeps.store.layout import Progress
 
 __all__ = ["as_line", "as_table", "sum_progress"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis.labels import best_text, finalists_text, objective_text, short_params
-from sweeps.analysis.matrix_table import MatrixRow, MatrixTable
-from sweeps.analysis.result import MethodRow, Protocol, Result, Row
+from sweeps.analysis.result import MatrixRow, MatrixTable, MethodRow, Protocol, Result, Row
 from sweeps.reporting.model import Cell, Column, Table
 
 __all__ = [

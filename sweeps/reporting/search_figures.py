@@ -19,8 +19,8 @@ from sweeps.analysis.selection import accuracy_curves
 from sweeps.config.methods import Candidate
 from sweeps.reporting.model import Column, Figure, Line, Panel, Series, Table
 from sweeps.reporting.verdict import convergence
+from sweeps.search.algorithms import MIN_TRIALS, importances
 from sweeps.search.base import LogUniform, Uniform
-from sweeps.search.optuna_study import MIN_TRIALS, importances
 
 __all__ = [
     "MOST_LINES",

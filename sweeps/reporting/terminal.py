@@ -12,13 +12,10 @@ from rich.text import Text
 
 from lt_train.core.text import format_bytes, format_duration
 from sweeps.analysis.labels import seeds_text, short_params, trend_text
-from sweeps.analysis.matrix_table import MatrixTable
-from sweeps.analysis.plan import Plan
-from sweeps.analysis.result import Result, Winner
+from sweeps.analysis.result import MatrixTable, Plan, Result, Winner
 from sweeps.analysis.statistics import Comparison
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting.formats import format_cell
-from sweeps.reporting.model import Section, Table
+from sweeps.reporting.model import Section, Table, format_cell
 from sweeps.reporting.result_tables import (
     matrix_notes,
     matrix_tables,

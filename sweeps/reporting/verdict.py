@@ -33,8 +33,7 @@ from sweeps.analysis.statistics import (
     expected_best,
     paired,
 )
-from sweeps.reporting.formats import format_cell, points
-from sweeps.reporting.model import Cell, Column, Table, Verdict
+from sweeps.reporting.model import Cell, Column, Table, Verdict, format_cell, points
 
 __all__ = ["BY_SPLIT", "accuracy_cells", "convergence", "extended_table", "selected", "verdict"]
 

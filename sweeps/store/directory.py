@@ -17,10 +17,10 @@ from typing import Any
 
 from lt_train.core.errors import UserError
 from lt_train.core.io import atomic_file, writing
+from sweeps.config.interfaces import TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.plugin_groups import BACKENDS, TRACKERS
 from sweeps.config.spec import SweepSpec, load_resolved
-from sweeps.config.tracking import TrackingSpec
 from sweeps.store.layout import (
     CACHE,
     IDENTITY,
@@ -29,9 +29,9 @@ from sweeps.store.layout import (
     is_matrix,
     read_identity,
     read_matrix,
+    read_progress,
     sweep_directory,
 )
-from sweeps.store.status import read_progress
 
 __all__ = [
     "archive",

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from lt_train.core.errors import UserError, first_line
-from sweeps.config.tracking import Champion, Tracker, TrialFinished
+from sweeps.config.interfaces import Champion, Tracker, TrialFinished
 
 __all__ = ["BackgroundTracker"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from sweeps.config.tracking import Champion, SweepStarted, Tracker, TrackingSpec, TrialFinished
+from sweeps.config.interfaces import Champion, SweepStarted, Tracker, TrackingSpec, TrialFinished
 
 __all__ = ["NullTracking"]
 

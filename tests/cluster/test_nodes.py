@@ -128,7 +128,7 @@ KILLER = '''
 """Cross entropy that kills its process if the learning rate is high: a lane that cannot be trained."""
 import os
 from typing import Literal
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy
 from lt_train.methods.base import TrainedMethod
 
 class Killer(TrainedMethod):

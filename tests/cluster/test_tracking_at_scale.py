@@ -26,7 +26,7 @@ WRITER = """
 import json, sys, time
 from functools import partial
 from pathlib import Path
-from sweeps.config.tracking import SweepStarted, TrialFinished
+from sweeps.config.interfaces import SweepStarted, TrialFinished
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.tracking.background import BackgroundTracker
 

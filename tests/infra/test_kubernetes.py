@@ -14,9 +14,9 @@ from infra.manifests import INFRA, Document, documents, pods_of
 
 import sweeps
 import sweeps.cli.app
+from sweeps.cluster.environment import FILE_PREFIX, SECRET_NAME
 from sweeps.cluster.jobs import STORAGE, SWEEP
-from sweeps.cluster.secret_files import FILE_PREFIX, SECRET_NAME
-from sweeps.store.status import JOB_VARIABLE
+from sweeps.store.layout import JOB_VARIABLE
 
 PODS = {f"{name}: {pod}": spec for name, document in documents().items() for pod, spec in pods_of(document)}
 CLUSTER = documents()["kuberay/raycluster.yaml/RayCluster/sweeps"]

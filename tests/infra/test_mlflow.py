@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import pytest
 from infra.manifests import INFRA, documents, pods_of
 
-from sweeps.cluster.secret_files import SECRET_NAME
+from sweeps.cluster.environment import SECRET_NAME
 
 MLFLOW = INFRA / "mlflow"
 COMPOSE = documents()["mlflow/compose.yaml"]

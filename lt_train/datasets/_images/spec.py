@@ -16,7 +16,7 @@ from pydantic_core.core_schema import ValidationInfo
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, Shorthand
 from lt_train.core.imports import torch
-from lt_train.core.progress import ProgressCallback, progress
+from lt_train.core.text import ProgressCallback, progress
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import (
     Listing,

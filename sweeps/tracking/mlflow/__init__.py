@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field
 from lt_train.core.errors import LongtailError
 from lt_train.core.imports import require
 from lt_train.core.registry import PATH
-from sweeps.cluster.secret_files import holds_credentials
-from sweeps.config.tracking import SweepStarted, Tracker, TrackingSpec
+from sweeps.cluster.environment import holds_credentials
+from sweeps.config.interfaces import SweepStarted, Tracker, TrackingSpec
 
 __all__ = ["MlflowTracking"]
 

@@ -16,10 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.config.tracking import Champion, DatasetInfo, SweepStarted, TrialFinished
-from sweeps.tracking.champion import champion_digest, is_exportable
-from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, view_tags
-from sweeps.tracking.mlflow.store import open_client
+from sweeps.config.interfaces import Champion, DatasetInfo, SweepStarted, TrialFinished
+from sweeps.tracking.events import champion_digest, is_exportable
+from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, open_client, view_tags
 
 if TYPE_CHECKING:
     from sweeps.tracking.mlflow import MlflowTracking
@@ -45,7 +44,7 @@ class _KnownRun:
 
 
 class MlflowTracker:
-    """An open connection for one sweep; see `sweeps.config.tracking.Tracker`."""
+    """An open connection for one sweep; see `sweeps.config.interfaces.Tracker`."""
 
     def __init__(self, spec: MlflowTracking, sweep: SweepStarted, storage: Path) -> None:
         self.spec, self.sweep = spec, sweep

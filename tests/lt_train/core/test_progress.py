@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lt_train.core.progress import progress
+from lt_train.core.text import progress
 
 
 def test_messages_are_few(caplog: pytest.LogCaptureFixture) -> None:

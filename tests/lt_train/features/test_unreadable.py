@@ -15,7 +15,7 @@ from support.extraction import broken_inside, write_checkpoint
 from support.images import encoded, write_tree
 
 from lt_train.core.errors import DataError, StorageError
-from lt_train.core.progress import ProgressCallback
+from lt_train.core.text import ProgressCallback
 from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import build_bank

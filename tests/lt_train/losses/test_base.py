@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lt_train.losses.base import Loss, add_at_, exponentials, label_index, of_label
+from lt_train.losses import Loss, add_at_, exponentials, label_index, of_label
 
 
 class Squares(Loss):

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lt_train.losses.base import Loss
-from lt_train.losses.cross_entropy import BinarySigmoid, BinarySoftmax
+from lt_train.losses import BinarySigmoid, BinarySoftmax, Loss
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lt_train.losses.cross_entropy import CrossEntropy, FocalLoss
+from lt_train.losses import CrossEntropy, FocalLoss
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lt_train.losses.base import Loss
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy, Loss
 from lt_train.methods.base import METHODS, TrainedMethod
 
 TRAINED = [kind for kind, spec in METHODS.kinds().items() if spec.trains]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from lt_train.losses.base import Prior, empty_classes, log_prior, prior_incompatibility
+from lt_train.losses import Prior, empty_classes, log_prior, prior_incompatibility
 
 ADAPTER: TypeAdapter[tuple[float, ...] | None] = TypeAdapter(Prior)
 

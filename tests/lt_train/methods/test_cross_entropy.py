@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lt_train.core.errors import SpecError
-from lt_train.losses.base import Loss
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy, Loss
 from lt_train.methods import LAS
 from lt_train.methods.base import METHODS, TrainedMethod, TrainingSpec
 from lt_train.metrics.logits import LogitStatistics

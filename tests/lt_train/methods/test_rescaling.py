@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lt_train.core.errors import SpecError
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy
 from lt_train.methods import LWS, DisAlign
 from lt_train.methods.base import METHODS
 from lt_train.methods.samplers import Instance

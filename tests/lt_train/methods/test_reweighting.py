@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from lt_train.core.errors import SpecError
-from lt_train.losses.base import effective_number_weights
-from lt_train.losses.cross_entropy import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss
+from lt_train.losses import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss, effective_number_weights
 from lt_train.methods import ClassBalanced, Focal
 from lt_train.methods.base import METHODS
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lt_train.backbones.checkpoint import load_checkpoint
-from lt_train.pretrain.process_group import ProcessGroup
+from lt_train.pretrain.loop import ProcessGroup
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,7 @@ from support.engines import agree, assert_same, every_engine, kept, lone_run, ma
 
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused
-from lt_train.retrain.base import Engine, EpochSelection, Halving, Run
-from lt_train.retrain.halving import Trials
+from lt_train.retrain.base import Engine, EpochSelection, Halving, Run, Trials
 from lt_train.retrain.stack import Stack
 
 BANK = make_bank()

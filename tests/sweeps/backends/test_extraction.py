@@ -18,7 +18,7 @@ from lt_train.datasets.base import DATASETS
 from lt_train.features.extract import build_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult, Throughput
 from lt_train.features.spec import FeaturesSpec
-from sweeps.backends.extraction import ray_workers
+from sweeps.backends.workers import ray_workers
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.experiment.prepare import prepare
 
@@ -129,7 +129,7 @@ def test_the_number_of_workers_does_not_change_a_sweeps_bank(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an existing bank needs no worker")
 
-    monkeypatch.setattr("sweeps.backends.extraction.ray_workers", refuse)
+    monkeypatch.setattr("sweeps.backends.workers.ray_workers", refuse)
     assert prepare(many).fingerprint == found.fingerprint
 
 

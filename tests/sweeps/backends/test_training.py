@@ -23,8 +23,8 @@ from lt_train.core.errors import DataError, UserError
 from lt_train.datasets.base import DATASETS, ImageData, Labelled
 from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import resume_file, train_backbone
-from sweeps.backends.training import _check_resources, _JobImages
-from sweeps.config.backend import BackboneJob
+from sweeps.backends.workers import _check_resources, _JobImages
+from sweeps.config.interfaces import BackboneJob
 from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare

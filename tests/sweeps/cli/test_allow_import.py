@@ -22,7 +22,7 @@ SOURCE = '''
 from pathlib import Path
 from typing import Literal
 from lt_train.methods.base import TrainedMethod
-from lt_train.losses.cross_entropy import CrossEntropy
+from lt_train.losses import CrossEntropy
 
 Path(__file__).with_name("was-imported").touch()
 

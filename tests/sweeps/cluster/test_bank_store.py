@@ -11,7 +11,7 @@ import pytest
 from lt_train.core.errors import BankError, LongtailError, SpecError, StorageError
 from lt_train.features.files import open_bank
 from sweeps.cluster.bank_store import CACHE_VARIABLE, fetch_bank, open_published_bank, publish_bank
-from sweeps.cluster.secret_files import holds_credentials
+from sweeps.cluster.environment import holds_credentials
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 

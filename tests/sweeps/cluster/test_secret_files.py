@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lt_train.core.errors import UserError
-from sweeps.cluster.secret_files import FILE_PREFIX, checked_environment, load_secret_files, secret_files
+from sweeps.cluster.environment import FILE_PREFIX, checked_environment, load_secret_files, secret_files
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from support.sweep_files import GOOD, problems
 from torch import Tensor
 
 from lt_train.core.errors import SpecError
-from lt_train.losses.base import Loss
+from lt_train.losses import Loss
 from lt_train.methods.base import TrainedMethod, TrainingSpec
 from sweeps.config.methods import candidates
 from sweeps.config.rules import broken_rules

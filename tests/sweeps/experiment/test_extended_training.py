@@ -28,9 +28,9 @@ from sweeps.analysis.result import Result
 from sweeps.config.matrix import load_matrix
 from sweeps.config.spec import SweepSpec, load_sweep
 from sweeps.config.trials import search_size
-from sweeps.experiment.matrix_runner import run_matrix
 from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
+from sweeps.experiment.runner import run_matrix
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger, Record
 

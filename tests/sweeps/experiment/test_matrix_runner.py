@@ -18,14 +18,12 @@ import yaml
 import sweeps
 import sweeps.cli.app
 from lt_train.core.errors import UserError
-from sweeps.analysis.matrix_table import MatrixTable, matrix_table
+from sweeps.analysis.result import MatrixTable, matrix_table
 from sweeps.config.matrix import SweepMatrix, load_matrix
 from sweeps.config.spec import SweepSpec
-from sweeps.experiment.matrix_runner import MatrixFailed, resume_matrix, run_matrix
-from sweeps.experiment.runner import run
-from sweeps.store.layout import leases, sweep_directory
+from sweeps.experiment.runner import MatrixFailed, resume_matrix, run, run_matrix
+from sweeps.store.layout import JOB_VARIABLE, leases, sweep_directory
 from sweeps.store.lease import acquire_lease
-from sweeps.store.status import JOB_VARIABLE
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Halving, Run
 from sweeps.config.sections import ResourcesSpec
 from sweeps.experiment.packing import PackSize, pack_runs
-from sweeps.search.early_stopping import NoEarlyStopping, SuccessiveHalving
+from sweeps.search.base import NoEarlyStopping, SuccessiveHalving
 
 HALVING = Halving((5,))
 

@@ -7,7 +7,7 @@ import pytest
 from lt_train.core.errors import LongtailError
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
-from sweeps.experiment.retries import MAX_FAILURES, MAX_LOSSES, Outcome, Retries
+from sweeps.experiment.packing import MAX_FAILURES, MAX_LOSSES, Outcome, Retries
 
 
 def pack_of(trials: int, seeds: int, halving: Halving | None = None) -> Pack:

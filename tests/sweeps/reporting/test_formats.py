@@ -8,8 +8,7 @@ import io
 import pytest
 
 from sweeps.analysis.statistics import Estimate
-from sweeps.reporting.formats import as_csv, as_latex, as_markdown, format_cell
-from sweeps.reporting.model import Cell, Column, Kind, Table
+from sweeps.reporting.model import Cell, Column, Kind, Table, as_csv, as_latex, as_markdown, format_cell
 
 TABLE = Table(
     "some",

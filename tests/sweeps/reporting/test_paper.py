@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sweeps.config.spec import SweepSpec, load_resolved
-from sweeps.reporting.paper import TABLE1, TABLE4, printed
+from sweeps.reporting.tables import TABLE1, TABLE4, printed
 
 
 def spec(dataset: dict[str, Any], backbone: str, stage1: str | None = "ce") -> SweepSpec:

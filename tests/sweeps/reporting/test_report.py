@@ -24,7 +24,7 @@ from sweeps.reporting import search_figures
 from sweeps.reporting.search_figures import MOST_LINES, parallel
 from sweeps.reporting.sections import sweep_report
 from sweeps.reporting.write import write
-from sweeps.search.optuna_study import importances
+from sweeps.search.algorithms import importances
 
 pytestmark = pytest.mark.slow
 

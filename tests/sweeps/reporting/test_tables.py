@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeps.analysis.matrix_table import Cell, MatrixRow, MatrixTable
 from sweeps.analysis.result import (
     Accuracies,
+    Cell,
     ExtendedRun,
     Loma,
+    MatrixRow,
+    MatrixTable,
     MethodRow,
     Protocol,
     Result,
@@ -26,7 +28,7 @@ from sweeps.analysis.result import (
 )
 from sweeps.analysis.statistics import Comparison, Estimate, Trend
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting.notes import matrix_markdown, result_markdown, running_note
+from sweeps.reporting.artifacts import matrix_markdown, result_markdown, running_note
 from sweeps.reporting.terminal import comparison, matrix_overview, summary
 
 LONGEST_NAME = "logit_adjust_loss"

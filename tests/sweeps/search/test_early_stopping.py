@@ -7,7 +7,7 @@ import pytest
 from lt_train.core.errors import SpecError
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain.base import Halving
-from sweeps.search.early_stopping import EARLY_STOPPING, EarlyStoppingSpec, NoEarlyStopping, SuccessiveHalving
+from sweeps.search.base import EARLY_STOPPING, EarlyStoppingSpec, NoEarlyStopping, SuccessiveHalving
 
 
 @pytest.mark.parametrize("epochs", [1, 20])

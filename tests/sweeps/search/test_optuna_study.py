@@ -12,8 +12,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
+from sweeps.search.algorithms import MIN_TRIALS, OptunaSearch, importances
 from sweeps.search.base import Choice, Dimension, LogUniform, Space, Uniform
-from sweeps.search.optuna_study import MIN_TRIALS, OptunaSearch, importances
 
 
 class Listener(RandomSampler):

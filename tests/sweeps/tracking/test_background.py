@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lt_train.core.errors import UserError
-from sweeps.config.tracking import Champion, TrialFinished
+from sweeps.config.interfaces import Champion, TrialFinished
 from sweeps.tracking import background
 from sweeps.tracking.background import BackgroundTracker
 

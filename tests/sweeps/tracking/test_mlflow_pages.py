@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from sweeps.config.interfaces import RunsView, SweepStarted
 from sweeps.config.spec import SweepSpec
-from sweeps.config.tracking import RunsView, SweepStarted
 from sweeps.tracking.events import runs_view
 from sweeps.tracking.mlflow.pages import sweep_urls, view_tags
 

@@ -1,34 +1,44 @@
-"""Stage 1 in several processes of a Ray cluster: Ray Train starts workers that train one backbone together.
+"""Stage 1 and feature extraction in several processes of a Ray cluster.
 
-The training loop is that of lt_train, which uses `torch.distributed` only. Workers and driver share nothing but a state
-actor on the driver's machine. It stores the training state and the checkpoint as files there, so that no shared file
-system is needed and the death of a worker or of the driver costs at most the steps since the last state. Ray Train's
-own checkpoints are not used, because they need shared storage.
+Ray Train starts workers that train one backbone together, with the training loop of lt_train, which uses
+`torch.distributed` only. Workers and driver share nothing but a state actor on the driver's machine. It stores the
+training state and the checkpoint as files there, so that no shared file system is needed and the death of a worker or
+of the driver costs at most the steps since the last state. Ray Train's own checkpoints are not used, because they need
+shared storage.
+
+Ray Data distributes the shards of an extraction to actors, which run the backbone. The extractor, including the network
+and images in memory, goes through the object store once per machine. Image files are opened by their paths on the
+machine of the actor. An actor that dies is restarted and repeats its shards. Their order does not matter, because every
+result names its rows.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from lt_train.core.errors import DataError, LongtailError, UserError, first_line
 from lt_train.core.io import atomic_file
-from lt_train.core.progress import ProgressCallback
+from lt_train.core.text import ProgressCallback
 from lt_train.datasets._images.decode import set_decode_threads
 from lt_train.datasets.base import DatasetSpec, ImageData
+from lt_train.features.shards import Extractor, Shard, ShardResult, Workers
 from lt_train.pretrain.train import resume_file, train_backbone
-from sweeps.config.backend import BackboneJob
+from sweeps.config.interfaces import BackboneJob
 
-__all__ = ["train_together"]
+__all__ = ["ray_workers", "train_together"]
+
 
 logger = logging.getLogger(__name__)
 
@@ -272,3 +282,80 @@ def _check_resources(workers: int, each: dict[str, int], *, local: bool) -> None
                     f"resources.stage1_workers: {text} of this machine; lower stage1_workers or cpus_per_pack"
                 )
             logger.warning("resources.stage1_workers: %s of the cluster; waiting for machines to join", text)
+
+
+def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
+    """`count` actors on the Ray that this process has joined, with `cpus` threads and `gpus` GPUs each."""
+
+    def extract(extractor: Extractor, wanted: Sequence[Shard]) -> Iterator[ShardResult]:
+        import ray
+        import ray.data
+        import ray.data.exceptions
+
+        if not wanted:
+            return
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # we show our own
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # One shard per block, the unit that Ray schedules and repeats.
+        blocks = ray.data.from_items(
+            [{"shard": number} for number in range(len(wanted))], override_num_blocks=len(wanted)
+        )
+        reference = ray.put(extractor)
+        results = blocks.map_batches(
+            _Worker,
+            fn_constructor_args=(reference, list(wanted)),
+            batch_size=1,
+            compute=_actor_pool(min(count, len(wanted))),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        try:
+            for row in results.iter_rows():
+                yield row["result"]
+        except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
+            raise _unwrap(error) from error
+
+    return extract
+
+
+def _unwrap(error: BaseException) -> LongtailError:
+    """The `LongtailError` that a worker raised, without Ray's wrappers; any other error as one line."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, LongtailError):
+            return inner
+        deepest, inner = inner, getattr(inner, "cause", None) or inner.__cause__
+    return LongtailError(f"a feature extraction worker failed: {first_line(deepest)}; finished shards are kept")
+
+
+class _Worker:
+    """Runs shards in an actor, with as many threads for torch and for decoding as the extractor sets."""
+
+    def __init__(self, extractor: Any, wanted: list[Shard]) -> None:
+        import ray
+
+        self.extractor: Extractor = ray.get(extractor)
+        set_decode_threads(self.extractor.threads)
+        self.wanted = wanted
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+        import torch
+
+        torch.set_num_threads(self.extractor.threads)
+        results = list(self.extractor.run([self.wanted[number] for number in batch["shard"].tolist()]))
+        column = np.empty(len(results), dtype=object)
+        column[:] = results
+        return {"result": column}
+
+
+def _actor_pool(size: int) -> Any:
+    """A pool in which an actor decodes the images of its next shard while the first is in the network.
+
+    Ray versions without concurrent calls per actor extract the same features one shard at a time.
+    """
+    import ray.data
+
+    options: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
+    known = inspect.signature(ray.data.ActorPoolStrategy).parameters
+    return ray.data.ActorPoolStrategy(size=size, **{name: options[name] for name in options if name in known})

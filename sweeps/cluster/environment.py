@@ -1,19 +1,37 @@
-"""Secrets in files: read from where a cluster mounts them into the environment of the process that needs them.
+"""The environment of a job: secrets in files, and small files in a variable.
 
-Everyone who may list jobs can read a job's environment. It therefore contains paths of secret files, never secrets.
+Everyone who may list jobs can read a job's environment. It therefore contains paths of secret files, never secrets;
+the process that needs them reads them from where a cluster mounts them. Jobs in containers, which Ray sends no files
+to, carry a few small files as text.
 """
 
 from __future__ import annotations
 
+import atexit
+import base64
+import io
 import os
 import re
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
 from lt_train.core.errors import UserError
+from lt_train.core.text import format_bytes
 
-__all__ = ["FILE_PREFIX", "checked_environment", "holds_credentials", "load_secret_files", "secret_files"]
+__all__ = [
+    "FILE_PREFIX",
+    "checked_environment",
+    "holds_credentials",
+    "inline_environment",
+    "load_secret_files",
+    "secret_files",
+    "unpack",
+]
+
 
 FILE_PREFIX = "LT_SWEEP_SECRET_FILE_"
 """Prefix of environment variables with paths: PREFIX + NAME holds the path of the file with the value of NAME. There is
@@ -104,3 +122,42 @@ def load_secret_files(environment: Mapping[str, str] = os.environ) -> None:
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise UserError(f"cannot read the secret {name} from {path}: {why}") from None
+
+
+FILES_VARIABLE = "LT_SWEEP_JOB_FILES"
+"""Environment variable with the files, as a base64 zip."""
+
+MAX_BYTES = 48 * 2**10
+"""Limit of its text: Linux allows 128 KiB per argument, and Ray passes a job's environment twice in one."""
+
+
+def inline_environment(directory: Path) -> dict[str, str]:
+    """The environment from which `unpack` restores the files of `directory`.
+
+    Raises:
+        UserError: they are too large.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(directory.rglob("*")):
+            if file.is_file():
+                archive.write(file, str(file.relative_to(directory)))
+    text = base64.b64encode(buffer.getvalue()).decode()
+    if len(text) > MAX_BYTES:
+        raise UserError(
+            f"the files of a sweep in a container must take at most {format_bytes(MAX_BYTES)} as compressed text, got "
+            f"{format_bytes(len(text))}; put them where the cluster can read them, and give absolute paths"
+        )
+    return {FILES_VARIABLE: text}
+
+
+def unpack() -> None:
+    """Restore this process's inline files, if any, to a temporary directory, and make it the working directory."""
+    text = os.environ.pop(FILES_VARIABLE, None)
+    if text is None:
+        return
+    directory = tempfile.mkdtemp(prefix="lt-sweep-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(text))) as archive:
+        archive.extractall(directory)
+    os.chdir(directory)

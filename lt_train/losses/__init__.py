@@ -1,1 +1,0 @@
-"""Per-sample losses over logits `[..., K]`, class priors and class weights."""
