@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from lt_train.backbones.base import BackboneSpec
@@ -121,11 +122,9 @@ class BasicBlock(nn.Module):
 def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Floating-point operations of the forward pass of one image `(C, H, W)`, two per multiply-add.
 
-    Only convolutions and matrix products are counted. The network is moved to the device `meta`, which discards its
-    weights.
+    Only convolutions and matrix products are counted. The cheapest device to count on is `meta`, where nothing is
+    computed.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler
-
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.eval().to("meta")(torch.empty(1, *image_shape, device="meta"))
+        network.eval()(torch.empty(1, *image_shape, device=next(network.parameters()).device))
     return int(counter.get_total_flops())

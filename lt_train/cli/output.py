@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lt_train.core.errors import CheckpointError, UserError
 from lt_train.features.bank import FeatureBank
+from lt_train.methods.adjustment import Vanilla
 from lt_train.methods.base import METHODS
 from lt_train.methods.heads.base import load_head
 from lt_train.metrics.accuracy import SPLITS, split_accuracy, split_masks
@@ -43,7 +44,7 @@ def load_classifier(bank: FeatureBank, file: Path | None) -> torch.nn.Module:
     if file is None:
         if bank.head is None:
             raise UserError("this bank has no stage-1 head to evaluate; pass a head file with --head")
-        return METHODS.parse({"kind": "vanilla"}).classifier({"weight": bank.head[0], "bias": bank.head[1]})
+        return Vanilla().classifier({"weight": bank.head[0], "bias": bank.head[1]})
     state, about = load_head(file)
     try:
         classifier = METHODS.parse(about["method"]).classifier(state)

@@ -77,11 +77,6 @@ class Spec(BaseModel):
     # Documents are validated without this constructor, as with the one of pydantic.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
-    def at_default(self, *names: str) -> set[str]:
-        """Those of `names` that have their default value, which fingerprints leave out: new fields keep identities."""
-        fields = type(self).model_fields
-        return {name for name in names if getattr(self, name) == fields[name].default}
-
 
 def as_document(value: Any) -> Any:
     """`value` in the form of a sweep file: specifications become mappings of the fields that were given."""

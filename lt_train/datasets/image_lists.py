@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lt_train.core.errors import DataError
-from lt_train.core.fields import NOT_IDENTITY, PATH, Shorthand
+from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import torch
 from lt_train.core.registry import Spec
 from lt_train.core.validation import named
@@ -119,9 +119,7 @@ class PublishedSpec(ListSpec):
             description="length of the shorter side before the centre crop, in pixels; null: size",
         ),
     ] = 256
-    augmentation: Annotated[AnyAugmentation, Shorthand(("resized_crop",)), Field(description=AUGMENTATION)] = (
-        ResizedCrop()
-    )
+    augmentation: Annotated[AnyAugmentation, Field(description=AUGMENTATION)] = ResizedCrop()
 
     def as_published(self) -> ImageData:
         """See `DatasetSpec.as_published`; labels are balanced, which affects how many images a hold-out takes."""

@@ -20,13 +20,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lt_train.core.errors import BankError
+from lt_train.core.imports import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["EvalSet", "FeatureBank", "in_memory", "read_batches"]
 

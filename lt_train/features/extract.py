@@ -101,8 +101,7 @@ def build_bank(
         "test_flip": test_flip,
         "seed": features.seed,
         "dtype": features.dtype,
-        # A request for all images must not be served by a bank that lacks some.
-        **({} if features.unreadable == "fail" else {"unreadable": features.unreadable}),
+        "unreadable": features.unreadable,  # a request for all images must not be served by a bank that lacks some
     }
     path = store / bank_fingerprint(inputs)
     if path.is_dir():

@@ -13,16 +13,18 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from lt_train.core.errors import BankError
+from lt_train.core.imports import torch
 from lt_train.core.io import atomic_directory, fingerprint, sha256_file, write_tensors
 from lt_train.features.bank import EvalSet, FeatureBank
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FORMAT",
@@ -70,6 +72,7 @@ class Manifest(BaseModel):
     dtype: str
     class_counts: list[int]
     split_counts: list[int]
+    test_counts: list[int]
     notes: list[str]
     files: dict[str, FileEntry]
     seal: str = ""
@@ -132,6 +135,7 @@ def write_bank(
             dtype=str(bank.train_features.dtype).removeprefix("torch."),
             class_counts=bank.class_counts.tolist(),
             split_counts=bank.split_counts.tolist(),
+            test_counts=bank.test.labels.bincount(minlength=bank.num_classes).tolist(),
             notes=list(bank.notes),
             files=entries,
         ).sealed()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -45,7 +45,3 @@ class FeaturesSpec(Spec):
             "are not decoded"
         ),
     ] = "fail"
-
-    def identity(self) -> dict[str, Any]:
-        """The spec as JSON, without `dtype` and `unreadable` at their defaults: earlier versions did not have them."""
-        return self.model_dump(mode="json", exclude=self.at_default("dtype", "unreadable"))

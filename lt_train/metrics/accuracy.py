@@ -12,7 +12,7 @@ from lt_train.core.imports import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SPLITS", "correct_per_class", "split_accuracy", "split_masks", "top1_correct"]
+__all__ = ["SPLITS", "correct_per_class", "split_accuracy", "split_masks", "split_of", "top1_correct"]
 
 SPLITS = ("all", "many", "medium", "few")
 """Columns of every accuracy array."""
@@ -32,6 +32,11 @@ def split_masks(split_counts: Tensor) -> Tensor:
     """
     many, few = split_counts > MANY_ABOVE, split_counts < FEW_BELOW
     return torch.stack([torch.ones_like(many), many, ~many & ~few, few])
+
+
+def split_of(count: int) -> str:
+    """The split of a class with `count` training images, as in `split_masks`: `many`, `medium` or `few`."""
+    return "many" if count > MANY_ABOVE else "few" if count < FEW_BELOW else "medium"
 
 
 def top1_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ Shapes: N images, B a batch of them, K classes, L any lane axes (possibly none).
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
-from torch import Tensor
+from lt_train.core.imports import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["LogitStatistics", "loma_by_group", "loma_cv"]
 

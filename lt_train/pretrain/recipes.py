@@ -96,13 +96,11 @@ class RecipeSpec(KindSpec):
     def identity(self, *, workers: int | None = None) -> dict[str, Any]:
         """The fields that determine the trained weights, as JSON.
 
-        Fields that were added later are left out at their defaults, so that existing checkpoints are still recognised.
-
         Args:
             workers: number of processes that train together; with one, `sync_batch_norm` has no effect. None: unknown.
         """
-        excluded = self.at_default("precision", "sync_batch_norm") | {"val_every"}
-        return self.model_dump(mode="json", exclude=excluded | ({"sync_batch_norm"} if workers == 1 else set()))
+        unused = {"val_every", "sync_batch_norm"} if workers == 1 else {"val_every"}
+        return self.model_dump(mode="json", exclude=unused)
 
     def learning_rate(self, epoch: int) -> float:
         """Cosine from `lr`, stepped after each epoch: `lr * (1 + cos(pi e / E)) / 2` for e = 0 .. E-1."""

@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lt_train.core.errors import BankError, SpecError
+from lt_train.core.imports import torch
 from lt_train.core.io import fingerprint
 from lt_train.core.seeding import generator
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.metrics.accuracy import SPLITS, split_masks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "NUMERICS_VERSION",

@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lt_train.core.errors import OutOfMemory
 from lt_train.core.fields import static_fields
+from lt_train.core.imports import torch
 from lt_train.core.io import fingerprint
 from lt_train.features.bank import EvalSet, FeatureBank, read_batches
 from lt_train.methods.base import MethodSpec, TrainingSpec
@@ -24,6 +23,9 @@ from lt_train.methods.heads.base import Classifier, HeadSpec
 from lt_train.methods.samplers import SamplerSpec
 from lt_train.metrics.accuracy import split_masks
 from lt_train.retrain.base import Run, RunResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DeviceBank", "Images", "fit_in_memory", "is_out_of_memory", "lane_bytes"]
 

@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from lt_train.metrics.accuracy import SPLITS, split_masks
+from lt_train.metrics.accuracy import SPLITS, split_of
 from sweeps.analysis.labels import role, unfinished
 from sweeps.analysis.load import Sweep
 from sweeps.config.methods import Candidate
@@ -69,8 +67,7 @@ def _same_splits(a: Sweep, b: Sweep) -> bool:
     """Whether many, medium and few are known to be the same classes in both."""
     if a.manifest is None or b.manifest is None:
         return a.bank == b.bank
-    masks = [split_masks(torch.tensor(one.split_counts)) for one in (a.manifest, b.manifest)]
-    return masks[0].shape == masks[1].shape and bool((masks[0] == masks[1]).all())
+    return list(map(split_of, a.manifest.split_counts)) == list(map(split_of, b.manifest.split_counts))
 
 
 def _incomparable(a: Sweep, b: Sweep, *, same_test: bool) -> str:

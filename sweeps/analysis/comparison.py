@@ -170,7 +170,7 @@ def _sweep(label: str, sweep: Sweep) -> ComparedSweep:
         data=sweep.spec.dataset.kind,
         stage1=None if sweep.spec.stage1 is None else sweep.spec.stage1.kind,
         winner=None if sweep.winner is None else _trial(sweep.winner),
-        baselines={name: _trial(one) for name, one in sweep.sound_baselines.items()},
+        baselines={name: _trial(one) for name, one in sweep.finished_baselines.items()},
         missing=list(sweep.missing),
     )
 
@@ -219,9 +219,9 @@ def _shared(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, TrialRuns, Tri
     for name, one in own.items():
         if name in theirs and one.trial.method.kind == theirs[name].trial.method.kind:
             yield name, one, theirs[name]
-    for name, one in ours.sound_baselines.items():
-        if name in reference.sound_baselines:
-            yield f"{name} (baseline)", one, reference.sound_baselines[name]
+    for name, one in ours.finished_baselines.items():
+        if name in reference.finished_baselines:
+            yield f"{name} (baseline)", one, reference.finished_baselines[name]
 
 
 def _gain(what: str, ours: TrialRuns, theirs: TrialRuns, common: Comparability) -> TrialGain:
@@ -234,12 +234,12 @@ def _classes(ours: Sweep, reference: Sweep, common: Comparability) -> ClassChang
     """The winners by class; None if class sizes or the numbers of test images are unknown."""
     assert ours.winner is not None
     assert reference.winner is not None
-    if ours.manifest is None or reference.manifest is None or ours.test is None or reference.test is None:
+    if ours.manifest is None or reference.manifest is None:
         return None
     a, b, paired = match_seeds(ours.winner, reference.winner, _class_accuracy, pair=common.same_test)
     classes = ours.manifest.num_classes
-    images = [np.bincount(test.labels.numpy(), minlength=classes) for test in (ours.test, reference.test)]
-    found = class_gains(a, b, np.minimum(*images), paired=paired)
+    images = np.minimum(ours.manifest.test_counts, reference.manifest.test_counts)
+    found = class_gains(a, b, images, paired=paired)
     accuracy, before = a.mean(axis=0), b.mean(axis=0)
     changes = [
         ClassChange(

@@ -6,23 +6,22 @@ against the ledger: with the trials of `result.json` if the sweep is finished, e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import ValidationError
-from torch import nn
 
 from lt_train.core.errors import LongtailError, UserError
-from lt_train.features.bank import EvalSet
 from lt_train.features.files import Manifest, open_test, read_manifest
 from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.result import Result
 from sweeps.analysis.statistics import Array
+from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Trial, search_size
 from sweeps.experiment.trial_queue import TrialQueue
@@ -30,6 +29,11 @@ from sweeps.search.base import Search
 from sweeps.store.directory import load_matrix_directory, load_spec, recorded_bank
 from sweeps.store.layout import CACHE, IDENTITY, is_matrix, sweep_directory
 from sweeps.store.ledger import FinishedRuns, Record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lt_train.features.bank import EvalSet
 
 __all__ = ["Sweep", "TrialRuns", "class_order", "finished_trials", "read_sweep", "read_sweeps"]
 
@@ -96,7 +100,6 @@ class Sweep:
     result: Result | None
     bank: str
     manifest: Manifest | None
-    test: EvalSet | None
     missing: tuple[str, ...]
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
@@ -108,6 +111,25 @@ class Sweep:
         """Trials of every phase."""
         last = () if self.extended is None else (self.extended,)
         return (*self.baselines, *self.searched, *self.finalists, *last)
+
+    @property
+    def test(self) -> EvalSet | None:
+        """The test features of the bank; None if there are none, see `unreadable`."""
+        return self._test[0]
+
+    @property
+    def unreadable(self) -> str:
+        """Why the test features cannot be read; empty if they can, or if there is no bank at all."""
+        return self._test[1]
+
+    @functools.cached_property
+    def _test(self) -> tuple[EvalSet | None, str]:
+        if self.manifest is None:
+            return None, ""
+        try:
+            return open_test(_bank_path(self.spec, self.bank)), ""
+        except (LongtailError, KeyError) as error:
+            return None, f"The test features of the bank cannot be read, so figures of logits are missing: {error}"
 
     @property
     def winner(self) -> TrialRuns | None:
@@ -123,16 +145,21 @@ class Sweep:
         return tuple(best.values())
 
     @property
-    def sound_baselines(self) -> dict[str, TrialRuns]:
+    def finished_baselines(self) -> dict[str, TrialRuns]:
         """Baselines that did not fail, by name."""
         return {one.trial.name.removeprefix("baseline-"): one for one in self.baselines if not one.failed}
+
+    @property
+    def stage1_head(self) -> TrialRuns | None:
+        """The baseline that is the stage-1 head itself; None if the sweep has none or it failed."""
+        return self.finished_baselines.get(STAGE1_HEAD)
 
     @property
     def extended_training(self) -> selection.ExtendedTraining | None:
         """The extended training compared with the winner; None if there is none or it failed."""
         if self.extended is None or self.winner is None:
             return None
-        chosen, start = self.spec.selection, self.sound_baselines.get("vanilla")
+        chosen, start = self.spec.selection, self.stage1_head
         records = None if start is None else start.records
         return selection.extended_training(
             self.extended.records, self.winner.records, records, metric=chosen.metric, on=chosen.on
@@ -175,13 +202,20 @@ def read_sweep(run: str | Path) -> Sweep:
     spec = load_spec(directory.path)
     result = _result(directory.result)
     fingerprint = recorded_bank(spec) or ""
-    manifest, test, missing = _bank(Path(spec.storage) / CACHE / "banks" / fingerprint)
+    missing = []
+    try:
+        manifest = read_manifest(_bank_path(spec, fingerprint))
+    except LongtailError:
+        manifest = None
+        missing.append(
+            "The storage no longer has the feature bank (cache/banks): figures of class sizes and logits are missing."
+        )
     ledger = FinishedRuns(directory.path)
     queue = TrialQueue(spec, _Shape(fingerprint, manifest, ledger), ledger, searches=_recorded(result, spec))
     trials = finished_trials(queue)
     if not trials:
         why = "No trial has finished yet" if result is None else "The ledger has no run of this sweep"
-        missing = [*missing, f"{why}: there are no results to show."]
+        missing.append(f"{why}: there are no results to show.")
     phase: Phase = "finalist" if spec.selection.finalists and result is not None else "search"
     ranked = [trial.name for trial in queue.ranking(phase)]
     by_name = {one.trial.name: one for one in trials}
@@ -200,7 +234,6 @@ def read_sweep(run: str | Path) -> Sweep:
         result=result,
         bank=fingerprint,
         manifest=manifest,
-        test=test,
         missing=tuple(missing),
         notes=tuple(result.notes if result else manifest.notes if manifest else ()),
         seconds=result.seconds if result else {"train": ledger.seconds["train"]},
@@ -276,22 +309,8 @@ def _result(file: Path) -> Result | None:
         ) from None
 
 
-def _bank(path: Path) -> tuple[Manifest | None, EvalSet | None, list[str]]:
-    try:
-        manifest = read_manifest(path)
-    except LongtailError:
-        gone = (
-            "The storage no longer has the feature bank (cache/banks): figures of class sizes and logits are missing."
-        )
-        return None, None, [gone]
-    try:
-        return manifest, open_test(path), []
-    except (LongtailError, KeyError) as error:
-        return (
-            manifest,
-            None,
-            [f"The test features of the bank cannot be read, so figures of logits are missing: {error}"],
-        )
+def _bank_path(spec: SweepSpec, fingerprint: str) -> Path:
+    return Path(spec.storage) / CACHE / "banks" / fingerprint
 
 
 def finished_trials(queue: TrialQueue) -> list[TrialRuns]:
@@ -306,4 +325,4 @@ def _of(phase: Phase, trials: Sequence[TrialRuns]) -> tuple[TrialRuns, ...]:
 
 def class_order(sizes: Sequence[int]) -> list[int]:
     """Classes by descending size; of equal sizes the lower number first."""
-    return torch.tensor(sizes).argsort(descending=True, stable=True).tolist()
+    return sorted(range(len(sizes)), key=lambda k: -sizes[k])

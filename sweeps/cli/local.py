@@ -300,7 +300,7 @@ def compare(runs: Results, *, as_json: AsJson = False) -> int:
     Prints the settings that differ, the differences in accuracy and the classes that gain or lose.
     """
     from sweeps.analysis.comparison import compare
-    from sweeps.reporting.sections import comparison_sections
+    from sweeps.reporting.result_tables import comparison_sections
     from sweeps.reporting.terminal import sections_shown
 
     found = compare(*runs)

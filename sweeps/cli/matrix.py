@@ -12,8 +12,8 @@ from lt_train.cli.program import log_notes
 from lt_train.core.errors import UserError
 from sweeps.analysis.result import MatrixTable, matrix_table, read_result
 from sweeps.config.matrix import SweepMatrix
-from sweeps.experiment.runner import MatrixFailed
-from sweeps.reporting.artifacts import matrix_markdown, result_markdown
+from sweeps.reporting.model import as_markdown
+from sweeps.reporting.result_tables import matrix_tables, method_table
 from sweeps.reporting.terminal import comparison, matrix_overview
 from sweeps.store.directory import load_target
 
@@ -22,6 +22,9 @@ __all__ = ["show_matrix", "show_results"]
 
 def show_matrix(run: Callable[[], MatrixTable], *, as_json: bool) -> int:
     """Run a matrix and print its table, even if some of its sweeps failed."""
+    # Imports torch, which the table of recorded results does not need.
+    from sweeps.experiment.runner import MatrixFailed
+
     failed: MatrixFailed | None = None
     try:
         table = run()
@@ -58,7 +61,7 @@ def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
     if as_json:
         print(result.model_dump_json(by_alias=True))
     elif markdown:
-        print(result_markdown(result), end="")
+        print(as_markdown(method_table(result), heading="# "), end="")
     else:
         Console().print(comparison(result))
     return 0
@@ -68,6 +71,6 @@ def _print(table: MatrixTable, *, as_json: bool, markdown: bool) -> None:
     if as_json:
         print(json.dumps(table.model_dump(mode="json", by_alias=True)))
     elif markdown:
-        print(matrix_markdown(table), end="")
+        print("\n".join(as_markdown(one, heading="") for one in matrix_tables(table)), end="")
     else:
         Console().print(matrix_overview(table))

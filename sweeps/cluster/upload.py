@@ -103,8 +103,10 @@ def _check(spec: SweepSpec) -> None:
             f"backend.bank_store must be an absolute path or a URL for a submitted sweep, got {store}; give a "
             "directory that all machines of the cluster share, or a URL such as s3://bucket/banks"
         )
-    if spec.backend.kind != "ray":
-        raise UserError(f"backend must be ray for a submitted sweep, got {spec.backend.kind}; use ray, or leave it out")
+    if not spec.backend.has_workers:
+        raise UserError(
+            f"backend must train on the cluster for a submitted sweep, got {spec.backend.kind}; leave backend out"
+        )
 
 
 def _local_files(spec: SweepSpec) -> Iterator[tuple[str, Path]]:

@@ -292,6 +292,9 @@ class TrackingSpec(KindSpec):
     libraries: ClassVar[tuple[str, ...]] = ()
     """The optional libraries that the tracker needs; see `lt_train.core.imports.require`."""
 
+    own_files: ClassVar[str] = ""
+    """Prefix of the names of its files in the storage, which no sweep may have; empty if it has none."""
+
     flush_timeout: float = Field(
         default=300.0,
         ge=0,

@@ -24,8 +24,10 @@ __all__ = [
     "BACKENDS",
     "BACKEND_DEFAULT",
     "BASELINES_DEFAULT",
+    "BASELINE_KINDS",
     "DEFAULT_TRACKER",
     "KINDS_BY_DEFAULT",
+    "STAGE1_HEAD",
     "TRACKERS",
     "TRACKING_DEFAULT",
     "default_backend",
@@ -45,6 +47,12 @@ DEFAULT_TRACKER = "mlflow"
 
 KINDS_BY_DEFAULT = frozenset({DEFAULT_TRACKER, "pad_crop"})
 """The kinds of mappings without `kind`: in `tracking`, and in `augmentation` of a dataset."""
+
+STAGE1_HEAD = "vanilla"
+"""The method that is the stage-1 head itself, which others are compared with."""
+
+BASELINE_KINDS = (STAGE1_HEAD, "ce")
+"""The baselines of a sweep with a single method: the stage-1 head, and re-training with the original loss."""
 
 BASELINES_DEFAULT = "default: vanilla, and with a single method also ce"
 BACKEND_DEFAULT = "default: ray where it is installed, else inline"
@@ -83,5 +91,5 @@ def default_tracking() -> TrackingSpec:
 
 def default_baselines(*, several_methods: bool = False) -> list[MethodSpec]:
     """`vanilla` and `ce`; beside several methods `vanilla` alone, because others can be listed among them and tuned."""
-    kinds = ("vanilla",) if several_methods else ("vanilla", "ce")
+    kinds = BASELINE_KINDS[:1] if several_methods else BASELINE_KINDS
     return [METHODS.kinds()[kind](kind=kind) for kind in kinds]

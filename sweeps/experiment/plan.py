@@ -59,7 +59,8 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     else:
         if spec.backbone is None:
             raise UserError(f"dataset {spec.dataset.kind} contains images; set backbone to extract features")
-        network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
+        with torch.device("meta"):  # weights are not needed
+            network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
         views = spec.features.views
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
         test_views, itemsize = 1 + flip, getattr(torch, spec.features.dtype).itemsize

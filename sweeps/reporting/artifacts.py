@@ -11,29 +11,19 @@ from lt_train.core.io import writing
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.labels import best_text, protocol, seeds_text
 from sweeps.analysis.load import class_order, finished_trials
-from sweeps.analysis.result import MatrixTable, Result, Row
+from sweeps.analysis.result import Result, Row
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.reporting.class_figures import MOST_LINES
 from sweeps.reporting.model import Cell, Column, Figure, Panel, Series, Table, as_csv, as_markdown
-from sweeps.reporting.result_tables import matrix_tables, method_table
+from sweeps.reporting.result_tables import method_table
 from sweeps.reporting.svg import draw_png
 from sweeps.reporting.tables import all_runs
 from sweeps.reporting.terminal import winner_line
 from sweeps.store.layout import SweepDirectory
 from sweeps.store.ledger import Record
 
-__all__ = ["champion_note", "finished_note", "matrix_markdown", "result_markdown", "running_note", "write_artifacts"]
-
-
-def result_markdown(result: Result) -> str:
-    """The table of methods of a finished sweep, under its name."""
-    return as_markdown(method_table(result), heading="# ")
-
-
-def matrix_markdown(table: MatrixTable) -> str:
-    """The tables of a matrix."""
-    return "\n".join(as_markdown(one, heading="") for one in matrix_tables(table))
+__all__ = ["champion_note", "finished_note", "running_note", "write_artifacts"]
 
 
 def running_note(spec: SweepSpec, directory: Path) -> str:
@@ -105,7 +95,7 @@ def write_artifacts(
         place.mkdir(exist_ok=True)
         (place / "spec.yaml").write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
         (place / "result.json").write_text(directory.result.read_text())
-        (place / "table.md").write_text(result_markdown(result))
+        (place / "table.md").write_text(as_markdown(method_table(result), heading="# "))
         (place / "trials.csv").write_text(as_csv(all_runs(finished_trials(queue))))
         (place / "per_class.csv").write_text(as_csv(_per_class(shown, counts)))
         if shown and is_installed("matplotlib"):

@@ -19,6 +19,7 @@ from lt_train.metrics.logits import loma_by_group
 from sweeps.analysis.labels import role
 from sweeps.analysis.load import Sweep, TrialRuns, class_order
 from sweeps.analysis.logits import HeadLogits, head_logits, histograms, rescued_image
+from sweeps.config.plugin_groups import BASELINE_KINDS
 from sweeps.reporting.model import Figure, Panel, Series
 from sweeps.reporting.tables import over_seeds
 
@@ -51,7 +52,7 @@ def classes_shown(sweep: Sweep) -> dict[str, TrialRuns]:
     for rank, one in enumerate(sweep.methods):
         shown[one.trial.display_name if rank else f"{one.trial.display_name} ({role(sweep)})"] = one
     recipes = [one.recipe for one in shown.values()]
-    for name, one in sweep.sound_baselines.items():
+    for name, one in sweep.finished_baselines.items():
         if one.recipe not in recipes:
             shown[name if name not in shown else f"{name} (baseline)"] = one
     return shown
@@ -107,7 +108,7 @@ def class_accuracy(sweep: Sweep, shown: dict[str, TrialRuns]) -> Figure | None:
     sizes = sweep.manifest.class_counts
     groups = [group.tolist() for group in np.array_split(class_order(sizes), min(MOST_CLASSES, len(sizes)))]
     x = [float(max(1.0, np.mean([sizes[k] for k in group]))) for group in groups]
-    chosen = [name for name in shown if name in list(shown)[:1] or name in ("vanilla", "ce")][:3]
+    chosen = [name for name in shown if name in list(shown)[:1] or name in BASELINE_KINDS][:3]
     series = []
     for style, name in enumerate(chosen):
         accuracy = over_seeds(shown[name], "class_accuracy")
@@ -170,7 +171,7 @@ def two_heads(sweep: Sweep) -> TwoHeads | None:
     new = None if winner is None else sweep.classifier(winner)
     if winner is None or new is None or sweep.manifest is None or sweep.test is None:
         return None
-    for name, one in sweep.sound_baselines.items():
+    for name, one in sweep.finished_baselines.items():
         old = sweep.classifier(one)
         if old is not None and one.recipe != winner.recipe:
             method = winner.trial.display_name
@@ -257,9 +258,9 @@ def missing_heads(sweep: Sweep) -> str:
     """Why there are no figures of logits."""
     if sweep.winner is None or sweep.test is None:
         return ""
-    if not sweep.sound_baselines:
+    if not sweep.finished_baselines:
         return f"Figures of logits need a baseline beside the {role(sweep)}."
-    if all(one.recipe == sweep.winner.recipe for one in sweep.sound_baselines.values()):
+    if all(one.recipe == sweep.winner.recipe for one in sweep.finished_baselines.values()):
         return f"The {role(sweep)} is itself the baseline, so there are no figures of logits."
     return (
         f"The heads of the {role(sweep)} or of the baselines are no longer stored, so there are no figures of logits."

@@ -105,9 +105,9 @@ def epochs(sweep: Sweep) -> Figure | None:
         if extended is not None:
             name = f"{SPLITS[sweep.column]}, {times_as_long(sweep)}"
             series.append(replace(_along(name, extended, on, sweep.column), style=4))
-        vanilla = sweep.sound_baselines.get("vanilla")
-        if vanilla is not None and (on == "test" or vanilla.records[0].val):
-            start = accuracy_curves(vanilla.records, on, sweep.column).mean()
+        head = sweep.stage1_head
+        if head is not None and (on == "test" or head.records[0].val):
+            start = accuracy_curves(head.records, on, sweep.column).mean()
             lines.append(Line(f"stage-1 head, {SPLITS[sweep.column]}", y=100 * float(start), style=5))
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
     outcome = convergence(sweep, winner)

@@ -157,7 +157,7 @@ def methods(sweep: Sweep) -> Table:
     first = sweep.winner
     shown = [*sweep.methods]
     recipes = [one.recipe for one in shown]
-    shown += [one for one in sweep.sound_baselines.values() if one.recipe not in recipes]
+    shown += [one for one in sweep.finished_baselines.values() if one.recipe not in recipes]
     rows: list[tuple[Cell, ...]] = []
     for one in shown:
         baseline = one.trial.phase == "baseline"
@@ -201,7 +201,7 @@ def beside_paper(sweep: Sweep) -> Table | None:
     if theirs is None:
         return None
     ours: dict[str, TrialRuns] = {}
-    for one in (*sweep.methods, *sweep.sound_baselines.values()):
+    for one in (*sweep.methods, *sweep.finished_baselines.values()):
         ours.setdefault(one.trial.method.kind, one)
     order = [kind for kind in (*TABLE1_ORDER, *theirs.rows, *ours) if kind in ours or kind in theirs.rows]
     rows: list[tuple[Cell, ...]] = []
@@ -223,12 +223,12 @@ def finalists(sweep: Sweep) -> Table | None:
     if not sweep.finalists:
         return None
     searched = {(one.trial.candidate, one.trial.number): one for one in sweep.searched}
-    vanilla = sweep.sound_baselines.get("vanilla")
+    head = sweep.stage1_head
     rows: list[tuple[Cell, ...]] = []
     for one in sweep.finalists:
         before = searched.get((one.trial.candidate, one.trial.number))
         old, new = None if before is None else before.objective, one.objective
-        gap = None if vanilla is None or one.failed else compare_trials(one, vanilla)[sweep.column]
+        gap = None if head is None or one.failed else compare_trials(one, head)[sweep.column]
         change = None if old is None or new is None else new - old
         over = (None if gap is None else gap.difference, "failed" if one.failed else verdict_text(gap))
         rows.append((trial_label(one), old, new, change, *over, short_params(one.trial.params)))

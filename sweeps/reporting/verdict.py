@@ -33,6 +33,7 @@ from sweeps.analysis.statistics import (
     expected_best,
     paired,
 )
+from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.reporting.model import Cell, Column, Table, Verdict, format_cell, points
 
 __all__ = ["BY_SPLIT", "accuracy_cells", "convergence", "extended_table", "selected", "verdict"]
@@ -76,7 +77,7 @@ def _rivals(sweep: Sweep) -> list[tuple[str, TrialRuns]]:
     """What the winner is compared with: the baselines, and the runner-up by the selection metric."""
     several = len(sweep.methods) > 1
     runners = (sweep.methods if several else sweep.ranked)[1:2]
-    found = [(name, one) for name, one in sweep.sound_baselines.items()]
+    found = [(name, one) for name, one in sweep.finished_baselines.items()]
     return found + [(f"runner-up ({trial_label(one)})", one) for one in runners]
 
 
@@ -90,10 +91,10 @@ def _headline(sweep: Sweep) -> str:
     split = SPLITS[sweep.column]
     gaps = {name: compare_trials(winner, one)[sweep.column] for name, one in _rivals(sweep)}
     ties = [name for name, gap in gaps.items() if gap is not None and gap.verdict == "tied"]
-    ahead = [name for name in sweep.sound_baselines if (gap := gaps[name]) is not None and gap.behind]
-    vanilla, over = sweep.sound_baselines.get("vanilla"), ""
-    if vanilla is not None and vanilla.recipe != winner.recipe and (gap := gaps["vanilla"]) is not None:
-        over = f", {points(gap.difference.value)} points over vanilla"
+    ahead = [name for name in sweep.finished_baselines if (gap := gaps[name]) is not None and gap.behind]
+    head, over = sweep.stage1_head, ""
+    if head is not None and head.recipe != winner.recipe and (gap := gaps[STAGE1_HEAD]) is not None:
+        over = f", {points(gap.difference.value)} points over {STAGE1_HEAD}"
     if sweep.state == "unfinished":
         leads = "leads so far"
     elif ahead:
@@ -172,8 +173,9 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     winner, chosen = sweep.winner, sweep.spec.selection
     if sweep.state == "unfinished":
         yield f"Unfinished: {unfinished(sweep)}"
+    missing = [*sweep.missing, *filter(None, [sweep.unreadable])]
     if winner is None:
-        yield from sweep.missing
+        yield from missing
         return
     yield _new_seeds(sweep, winner)
     if chosen.on == "test":
@@ -193,7 +195,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     failed = [one for one in sweep.every if one.failed and one is not sweep.extended]
     if failed:
         yield f"{len(failed)} trial{'s' * (len(failed) > 1)} failed and cannot win; see Failures."
-    yield from sweep.missing
+    yield from missing
 
 
 def _new_seeds(sweep: Sweep, winner: TrialRuns) -> str:
@@ -216,8 +218,8 @@ def _new_seeds(sweep: Sweep, winner: TrialRuns) -> str:
         f"On new seeds the {role(sweep)} reaches {100 * winner.objective:.2f} % {chosen.on} {chosen.metric}, against "
         f"{100 * before.objective:.2f} % in the search ({points(winner.objective - before.objective)})"
     )
-    vanilla = sweep.sound_baselines.get("vanilla")
-    gain = None if vanilla is None else compare_trials(winner, vanilla)[sweep.column]
+    head = sweep.stage1_head
+    gain = None if head is None else compare_trials(winner, head)[sweep.column]
     if gain is None:
         return f"{text}."
     outcome = {
@@ -339,14 +341,14 @@ def extended_table(sweep: Sweep) -> Table | None:
     winner, extended, found = sweep.winner, sweep.extended, sweep.extended_training
     if winner is None or extended is None or found is None:
         return None
-    chosen, vanilla, split = sweep.spec.selection, sweep.sound_baselines.get("vanilla"), SPLITS[sweep.column]
+    chosen, head, split = sweep.spec.selection, sweep.stage1_head, SPLITS[sweep.column]
     rows: list[tuple[Cell, ...]] = []
     if chosen.on == "val":
         before, after = (selection.ended(one.records, "val")[:, sweep.column] for one in (winner, extended))
         over = None if found.over_start is None else found.over_start.difference
         rows.append((f"val {split}", estimate(before), estimate(after), found.change.difference, over))
     change = _test_change(winner, extended)
-    start = (None,) * len(SPLITS) if vanilla is None else compare_trials(extended, vanilla)
+    start = (None,) * len(SPLITS) if head is None else compare_trials(extended, head)
     for column, name in enumerate(SPLITS):
         means = (estimate(selection.ended(one.records)[:, column]) for one in (winner, extended))
         gaps = (None if gap is None else gap.difference for gap in (change[column], start[column]))

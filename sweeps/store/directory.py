@@ -127,7 +127,8 @@ def check_name(spec: SweepSpec) -> None:
     Raises:
         UserError: the name is reserved.
     """
-    if spec.name == CACHE or spec.name.startswith("mlflow") or re.search(r"\.previous-\d+$", spec.name):
+    taken = tuple(kind.own_files for kind in TRACKERS.kinds().values() if kind.own_files)
+    if spec.name == CACHE or spec.name.startswith(taken) or re.search(r"\.previous-\d+$", spec.name):
         raise UserError(f"name: {spec.name!r} is reserved for the storage itself; choose another name")
 
 

@@ -19,17 +19,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
 
 from lt_train.core.errors import LongtailError
+from lt_train.core.imports import torch
 from lt_train.core.io import atomic_file, fingerprint, sync, write_tensors, writing
 from lt_train.metrics.logits import loma_cv
 from lt_train.retrain.base import NUMERICS_VERSION, EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.store.lease import LeaseLost
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FinishedRuns", "Ledger", "Record", "run_key"]
 
@@ -124,7 +126,7 @@ class FinishedRuns:
         self.seconds = {"train": 0.0, "ledger": 0.0}
         self._term = self._end = 0
         for line, records, end in _lines(self.path) if self.path.exists() else ():
-            self._term, self._end = max(self._term, line.get("term", 0)), end
+            self._term, self._end = max(self._term, line["term"]), end
             if "pack" in line:
                 self._add(line, records)
 
@@ -132,7 +134,7 @@ class FinishedRuns:
         """Not possible; see `Ledger.append`."""
         raise AssertionError(f"{self.path} is open for reading, not for writing")
 
-    def head(self, key: str) -> dict[str, torch.Tensor]:
+    def head(self, key: str) -> dict[str, Tensor]:
         """The head of a finished run, in the form that `MethodSpec.classifier` takes.
 
         Raises:
@@ -141,6 +143,8 @@ class FinishedRuns:
         file = self.heads / f"{self.finished[key].pack}.safetensors"
         if not file.exists():
             raise LongtailError(f"head {file} is missing; start the sweep over with --fresh to train it again")
+        from safetensors.torch import load_file
+
         tensors = load_file(file)
         prefix = f"{key}/"
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -218,7 +222,7 @@ class Ledger(FinishedRuns):
             (self.heads / f"{pack}.safetensors").unlink(missing_ok=True)
 
     def _save_heads(self, pack: Pack, keys: Sequence[str], results: Sequence[RunResult]) -> None:
-        tensors: dict[str, torch.Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for key, result in zip(keys, results, strict=True):
             if result.kept is not None and result.stopped is None:  # a stopped run cannot win
                 # Copied, because arrays from a worker's shared memory are not writable.
@@ -254,7 +258,7 @@ class Ledger(FinishedRuns):
         """Raise if another driver has begun a newer term; skip lines of a driver with an older one."""
         end = term = 0
         for line, _, line_end in _lines(self.path):
-            term, end = max(term, line.get("term", 0)), line_end
+            term, end = max(term, line["term"]), line_end
         if term != self._term:
             raise LeaseLost(
                 f"{self.path} is now written by another driver; this process stops, its finished runs are kept"
@@ -272,7 +276,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
         end += len(text)
         try:
             line = json.loads(text)
-            own = line.get("term", 0)
+            own = line["term"]
             records = _records(line) if "pack" in line else []
         except (ValueError, KeyError, TypeError, AttributeError):
             raise LongtailError(

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from lt_train.core.errors import DataError
-from lt_train.core.fields import NOT_IDENTITY, Shorthand
+from lt_train.core.fields import NOT_IDENTITY
 from lt_train.core.imports import torch
 from lt_train.core.text import ProgressCallback, progress
 from lt_train.core.validation import named
@@ -101,7 +101,6 @@ class ImagesSpec(DatasetSpec):
     ] = 2**30
     augmentation: Annotated[
         AnyAugmentation,
-        Shorthand(("resized_crop",)),
         Field(description=AUGMENTATION),
     ] = PadCrop(pad=16, flip=True)
 

@@ -12,11 +12,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from lt_train.core.fields import Shorthand
 from lt_train.core.imports import torch
 from lt_train.core.registry import Spec
 from lt_train.datasets._images.decode import Box, Framing
@@ -71,11 +72,10 @@ class Augmentation(Spec):
 class PadCrop(Augmentation):
     """Zero padding by `pad` pixels, a random crop and a random mirror (paper, Appendix D): for small images.
 
-    The default kind: a mapping without `kind` means this one. Its stored form has no `kind` either, because the
-    fingerprints of feature banks depend on it.
+    A mapping without `kind` means this kind.
     """
 
-    kind: Annotated[Literal["pad_crop"], Field(exclude=True)] = "pad_crop"
+    kind: Literal["pad_crop"] = "pad_crop"
     pad: Annotated[int, Field(ge=0, description="pixels of zero padding before the random crop; 0: no crop")]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -133,15 +133,8 @@ class ResizedCrop(Augmentation):
         return [partial(part_of_image, row, self.ratio) for row in drawn.tolist()]
 
 
-def _kind_of(value: Any) -> str | None:
-    """The kind of a mapping or an instance; `pad_crop` for a mapping without one."""
-    if isinstance(value, dict):
-        return str(value.get("kind", "pad_crop"))
-    return getattr(value, "kind", None)
-
-
 AnyAugmentation = Annotated[
-    Annotated[PadCrop, Tag("pad_crop")] | Annotated[ResizedCrop, Tag("resized_crop")], Discriminator(_kind_of)
+    PadCrop | ResizedCrop, Field(discriminator="kind"), Shorthand(("resized_crop",), default_kind="pad_crop")
 ]
 """A field that takes any augmentation, for datasets whose images are files."""
 

@@ -31,6 +31,7 @@ class MlflowTracking(TrackingSpec):
     """MLflow, on a local SQLite store (default) or on a tracking server."""
 
     libraries: ClassVar[tuple[str, ...]] = ("mlflow",)
+    own_files: ClassVar[str] = "mlflow"
 
     kind: Literal["mlflow"] = "mlflow"
     uri: Annotated[str | None, PATH, AfterValidator(_without_password)] = Field(

@@ -36,11 +36,10 @@ PACKAGE = "longtail-sweeps"
 
 @dataclass(frozen=True)
 class _KnownRun:
-    """A run that exists in MLflow: whether it was written completely, and whether it has a description."""
+    """A run that exists in MLflow, and whether it was written completely."""
 
     run_id: str
     ended: bool
-    has_note: bool
 
 
 class MlflowTracker:
@@ -101,9 +100,7 @@ class MlflowTracker:
                 [self.experiment], f"tags.`lt.sweep_id` = '{self.sweep.sweep_id}'", max_results=1000, page_token=token
             )
             known |= {
-                run.data.tags["lt.key"]: _KnownRun(
-                    run.info.run_id, run.info.status in ("FINISHED", "FAILED"), NOTE in run.data.tags
-                )
+                run.data.tags["lt.key"]: _KnownRun(run.info.run_id, run.info.status in ("FINISHED", "FAILED"))
                 for run in page
             }
             token = page.token
@@ -128,17 +125,13 @@ class MlflowTracker:
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment, start_time=start_ms, tags=tags, run_name=name)
-        self.known[key] = _KnownRun(run.info.run_id, ended=False, has_note=False)
+        self.known[key] = _KnownRun(run.info.run_id, ended=False)
         return self.known[key].run_id
 
     def _log(self, trial: TrialFinished, parent: str, role: str) -> str:
         found = self.known.get(trial.key)
         params = {**trial.params, "phase": trial.phase}
         if found is not None and found.ended:
-            if trial.note and not found.has_note:  # written by an earlier version
-                existing = self.client.get_run(found.run_id).data.params  # MLflow does not allow changing them
-                new = {key: value for key, value in params.items() if key not in existing}
-                self._batch(found.run_id, {}, {}, new, trial.finished_ms, _note(trial.note))
             return found.run_id
         run_id = found.run_id if found else self._create(trial.key, trial.name, role, parent, trial.finished_ms)
         tags = _note(trial.note) | ({} if trial.stopped is None else {"stopped_after_epoch": trial.stopped})
@@ -146,7 +139,7 @@ class MlflowTracker:
         for name, text in trial.tables.items():
             self.client.log_text(run_id, text, name)
         self.client.set_terminated(run_id, "FAILED" if trial.failed else "FINISHED", trial.finished_ms)
-        self.known[trial.key] = _KnownRun(run_id, ended=True, has_note=True)
+        self.known[trial.key] = _KnownRun(run_id, ended=True)
         return run_id
 
     def _batch(

@@ -171,7 +171,7 @@ def test_defaults_of_published_sets() -> None:
     with pytest.raises(SpecError, match=r"imagenet_lt\.resize: must be at least size \(288\), got 256"):
         DATASETS.parse({"kind": "imagenet_lt", "root": "x", "size": 288})
     padded = DATASETS.parse({"kind": "imagenet_lt", "root": "x", "augmentation": {"pad": 16, "flip": True}})
-    assert padded.identity()["augmentation"] == {"pad": 16, "flip": True}
+    assert padded.identity()["augmentation"] == {"kind": "pad_crop", "pad": 16, "flip": True}
 
 
 def test_a_missing_image_of_a_published_list_is_named(tmp_path: Path) -> None:

@@ -237,7 +237,8 @@ def test_training_images_of_a_resized_crop_stay_in_their_files(tmp_path: Path) -
     assert images(folder(tmp_path, {"pad": 1, "flip": True})).train.inputs.in_memory
 
 
-def test_pad_crop_is_stored_without_its_kind() -> None:
+def test_pad_crop_is_stored_with_its_kind() -> None:
+    stored = {"kind": "pad_crop", "pad": 2, "flip": False}
     for augmentation in ({"pad": 2, "flip": False}, {"kind": "pad_crop", "pad": 2, "flip": False}):
-        assert folder(Path("x"), augmentation).identity()["augmentation"] == {"pad": 2, "flip": False}
-    assert DATASETS.parse({"kind": "digits_lt"}).identity()["augmentation"] == {"pad": 1, "flip": False}
+        assert folder(Path("x"), augmentation).identity()["augmentation"] == stored
+    assert DATASETS.parse({"kind": "digits_lt"}).identity()["augmentation"] == stored | {"pad": 1}

@@ -19,7 +19,7 @@ from lt_train.core.errors import UserError
 from sweeps.analysis.comparison import SweepComparison, SweepPair
 from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting.sections import comparison_sections
+from sweeps.reporting.result_tables import comparison_sections
 from sweeps.reporting.write import write
 
 pytestmark = pytest.mark.slow

@@ -28,10 +28,16 @@ from sweeps.analysis.result import (
 )
 from sweeps.analysis.statistics import Comparison, Estimate, Trend
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting.artifacts import matrix_markdown, result_markdown, running_note
+from sweeps.reporting.artifacts import running_note
+from sweeps.reporting.model import as_markdown
+from sweeps.reporting.result_tables import matrix_tables, method_table
 from sweeps.reporting.terminal import comparison, matrix_overview, summary
 
 LONGEST_NAME = "logit_adjust_loss"
+
+
+def markdown(shown: Result) -> str:
+    return as_markdown(method_table(shown), heading="")
 
 
 def around(value: float, half: float | None) -> Estimate:
@@ -137,7 +143,7 @@ def test_a_baseline_is_shown_unless_it_equals_a_method() -> None:
     methods = method("los", 0.8), method("vanilla", 0.7, half=None), method("ce", 0.75)
     shown = result(*methods, baselines=baselines)
     assert [line.split()[0] for line in lines_of(shown) if "(baseline)" in line] == ["ce"]
-    assert [line.split()[1] for line in result_markdown(shown).splitlines() if "(baseline)" in line] == ["ce"]
+    assert [line.split()[1] for line in markdown(shown).splitlines() if "(baseline)" in line] == ["ce"]
 
 
 def test_a_single_method_is_shown_with_its_baselines() -> None:
@@ -156,8 +162,8 @@ def test_texts_for_a_single_finalist_and_seed(small_sweep: Callable[..., SweepSp
     )
     spec = small_sweep(selection={"finalists": 1, "seeds": 1})
     assert "one finalist on new seeds" in " ".join(line.strip() for line in lines_of(shown))
-    assert "; the best trial of each method ran again on new seeds" in result_markdown(shown)
-    assert "one finalist of each method on new seeds" in matrix_markdown(matrix)
+    assert "; the best trial of each method ran again on new seeds" in markdown(shown)
+    assert "one finalist of each method on new seeds" in as_markdown(matrix_tables(matrix)[-1], heading="")
     note = running_note(spec, Path("s"))
     assert "one seed per trial" in note
     assert "The best trial ran again on new seeds, and results are from those runs." in note
@@ -180,7 +186,7 @@ def test_extreme_loma_values_do_not_break_the_table() -> None:
 
 def test_the_markdown_table_has_gains_and_parameters() -> None:
     baselines = {"vanilla": row(0.7, None, kind="vanilla")}
-    text = result_markdown(result(method("los", 0.8), method("las", 0.799, tied=True), baselines=baselines))
+    text = markdown(result(method("los", 0.8), method("las", 0.799, tied=True), baselines=baselines))
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     header = [cell.strip() for cell in lines[0].strip("|").split("|")]
@@ -206,7 +212,7 @@ def test_one_seed_has_no_interval(seeds: int) -> None:
     assert f"selected on val acc_all, last epoch, {over}, 3 finalists on new seeds" in lines
     title = "one seed" if seeds == 1 else "mean ±95% over 5 seeds"
     assert f"table: test accuracy in %, {title}, best first" in lines
-    assert not any("1 seeds" in line for line in [*lines, *result_markdown(shown).splitlines()])
+    assert not any("1 seeds" in line for line in [*lines, *markdown(shown).splitlines()])
 
 
 def extended(trend: str = "declining", over_start: Any = "worse") -> ExtendedRun:

@@ -67,18 +67,6 @@ def test_a_stopped_run_is_recorded_without_its_head(tmp_path: Path):
     reopened.close()
 
 
-def test_lines_without_stopped_and_term_are_read(tmp_path: Path):
-    ledger = Ledger(tmp_path)
-    ledger.append(pack("a", 0), ["k0"], [result()], 1.0)
-    ledger.close()
-    (line,) = packs(ledger.path)
-    del line["runs"][0]["stopped"], line["term"]
-    ledger.path.write_text(json.dumps(line) + "\n")
-    reopened = Ledger(tmp_path)
-    assert reopened.finished["k0"].stopped is None
-    reopened.close()
-
-
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_an_incomplete_last_line_is_overwritten(tmp_path: Path, cut: int):
     ledger = Ledger(tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -327,28 +326,6 @@ def test_options_of_a_sqlite_uri_are_not_part_of_the_file_name(tracked: MakeSwee
     found = open_client(f"sqlite:///{store}?timeout=30")
     assert found.search_experiments()[0].name == "Default"
     assert {path.name for path in store.parent.iterdir()} - {"m.db-shm", "m.db-wal"} == {"m.db"}
-
-
-def test_runs_of_an_earlier_version_are_completed(tracked: MakeSweep):
-    space = {"method.lr": {"loguniform": [1e-3, 1e-1]}}
-    spec = tracked(search={"trials": 2, "space": space}, baselines=[])
-    sweeps.run(spec)
-    before = {run.info.run_id: run for run in all_runs(spec)}
-    store = sqlite3.connect(Path(spec.storage) / "mlflow.db")
-    with store:
-        store.execute("delete from params where key like 'log10_%'")
-        store.execute("delete from tags where key = 'mlflow.note.content'")
-        store.execute("update params set value = '1e-2' where key = 'lr'")  # another version may format it differently
-    store.close()
-    sweeps.resume(Path(spec.storage) / "small")
-    after = {run.info.run_id: run for run in all_runs(spec)}
-    assert after.keys() == before.keys()
-    for run_id, run in after.items():
-        assert run.data.tags["mlflow.note.content"] == before[run_id].data.tags["mlflow.note.content"]
-        was = dict(before[run_id].data.params)
-        assert run.data.params == was | ({"lr": "1e-2"} if "lr" in was else {})
-        assert run.info.status == "FINISHED"
-    assert sum("log10_lr" in run.data.params for run in after.values()) == 2
 
 
 def test_a_stopped_trial_is_finished_with_its_last_epoch(tracked: MakeSweep):
