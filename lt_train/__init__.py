@@ -6,10 +6,10 @@ Names are imported on first use, so that `import lt_train` does not import torch
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lt_train.core.imports import lazy_exports
 
 if TYPE_CHECKING:
     __version__: str
@@ -27,35 +27,29 @@ __all__ = [
     "Run",
     "RunResult",
     "TrainingSpec",
+    "__version__",
     "fit",
     "methods",
     "open_bank",
 ]
 
-_MODULES = {
-    "METHODS": "lt_train.methods.base",
-    "EpochSelection": "lt_train.retrain.base",
-    "FeatureBank": "lt_train.features.bank",
-    "Run": "lt_train.retrain.base",
-    "RunResult": "lt_train.retrain.base",
-    "TrainingSpec": "lt_train.methods.base",
-    "fit": "lt_train.retrain.fused",
-    "open_bank": "lt_train.features.files",
-}
-
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "METHODS": "lt_train.methods.base",
+        "EpochSelection": "lt_train.retrain.base",
+        "FeatureBank": "lt_train.features.bank",
+        "Run": "lt_train.retrain.base",
+        "RunResult": "lt_train.retrain.base",
+        "TrainingSpec": "lt_train.methods.base",
+        "fit": "lt_train.retrain.fused",
+        "methods": "",
+        "open_bank": "lt_train.features.files",
+    },
+)
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
-def __getattr__(name: str) -> Any:
-    if name == "methods":
-        return importlib.import_module("lt_train.methods")
-    if name == "__version__":
-        return importlib.metadata.version("longtail-sweeps")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'lt_train' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
-
-
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted(__all__)

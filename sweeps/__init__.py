@@ -7,10 +7,10 @@ imported on first use, so that `import sweeps` does not import torch.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lt_train.core.imports import lazy_exports
 
 if TYPE_CHECKING:
     from sweeps.analysis.comparison import SweepComparison, compare
@@ -41,37 +41,28 @@ __all__ = [
     "run_matrix",
 ]
 
-_MODULES = {
-    "SweepComparison": "sweeps.analysis.comparison",
-    "MatrixTable": "sweeps.analysis.result",
-    "Result": "sweeps.analysis.result",
-    "SweepMatrix": "sweeps.config.matrix",
-    "SweepSpec": "sweeps.config.spec",
-    "compare": "sweeps.analysis.comparison",
-    "load": "sweeps.config.spec",
-    "load_matrix": "sweeps.config.matrix",
-    "matrix_table": "sweeps.analysis.result",
-    "report": "sweeps.reporting.write",
-    "resume": "sweeps.experiment.runner",
-    "resume_matrix": "sweeps.experiment.runner",
-    "run": "sweeps.experiment.runner",
-    "run_matrix": "sweeps.experiment.runner",
-}
-_ORIGINAL_NAMES = {"load": "load_sweep", "report": "write_report"}
-
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "SweepComparison": "sweeps.analysis.comparison",
+        "MatrixTable": "sweeps.analysis.result",
+        "Result": "sweeps.analysis.result",
+        "SweepMatrix": "sweeps.config.matrix",
+        "SweepSpec": "sweeps.config.spec",
+        "compare": "sweeps.analysis.comparison",
+        "load": "sweeps.config.spec",
+        "load_matrix": "sweeps.config.matrix",
+        "matrix_table": "sweeps.analysis.result",
+        "report": "sweeps.reporting.write",
+        "resume": "sweeps.experiment.runner",
+        "resume_matrix": "sweeps.experiment.runner",
+        "run": "sweeps.experiment.runner",
+        "run_matrix": "sweeps.experiment.runner",
+    },
+    renamed={"load": "load_sweep", "report": "write_report"},
+)
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        try:
-            return importlib.metadata.version("longtail-sweeps")
-        except importlib.metadata.PackageNotFoundError:
-            return "0+unknown"
-    if name not in _MODULES:
-        raise AttributeError(f"module 'sweeps' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), _ORIGINAL_NAMES.get(name, name))
 
 
 def __dir__() -> list[str]:

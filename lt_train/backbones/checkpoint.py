@@ -6,13 +6,13 @@ A JSON document in the file describes the classifier. Files are written atomical
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.utils import parametrize
@@ -21,11 +21,11 @@ from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
 from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError, SpecError
 from lt_train.core.io import atomic_file, sha256_file, write_tensors
+from lt_train.core.validation import dotted, explain
 
-__all__ = ["FORMAT", "ImageSource", "is_own_checkpoint", "load_checkpoint", "load_frozen", "save_checkpoint"]
+__all__ = ["ImageSource", "is_own_checkpoint", "load_checkpoint", "load_frozen", "save_checkpoint"]
 
 
-FORMAT = 1
 _KEY = "longtail-sweeps checkpoint"
 
 
@@ -43,7 +43,7 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
     """
     document = {
         **about,
-        "format": FORMAT,
+        "format": 1,
         "backbone": classifier.spec.model_dump(mode="json", exclude={"checkpoint"}),
         "in_channels": classifier.in_channels,
         "num_classes": classifier.num_classes,
@@ -90,9 +90,9 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
         raise CheckpointError(f"checkpoint {path}: its backbone is not supported by this version: {error}") from None
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; keep the global generator as it is
-            # Older files do not have this key.
-            scale = document.get("cosine_scale")
-            classifier = Classifier(backbone, document["in_channels"], document["num_classes"], scale)
+            classifier = Classifier(
+                backbone, document["in_channels"], document["num_classes"], document["cosine_scale"]
+            )
         classifier.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
@@ -111,49 +111,37 @@ def is_own_checkpoint(path: Path) -> bool:
         return False
 
 
+class _Document(BaseModel):
+    """What a checkpoint says of its classifier. Other entries describe its training."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    format: Literal[1]
+    backbone: dict[str, Any]
+    in_channels: PositiveInt
+    num_classes: PositiveInt
+    cosine_scale: PositiveFloat | None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _one_per_channel(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.in_channels:
+                raise ValueError(f"{name} must have one number per input channel, got {values}")
+        return self
+
+
 def _document(path: Path, text: str) -> dict[str, Any]:
     """The JSON document of a checkpoint, validated."""
     try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: its metadata is not JSON ({error}); train it again") from None
-    if not isinstance(document, dict):
-        raise CheckpointError(f"checkpoint {path}: its metadata must be a mapping, got {text[:80]}; train it again")
-    if document.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path}: format must be {FORMAT}, got {document.get('format')}; train it again"
-        )
-    backbone = document.get("backbone")
-    checks: dict[str, tuple[bool, str]] = {
-        "backbone": (isinstance(backbone, dict) and isinstance(backbone.get("kind"), str), "a mapping with a kind"),
-        **{
-            name: (_is_positive_integer(document.get(name)), "an integer above 0")
-            for name in ("in_channels", "num_classes")
-        },
-    }
-    if document.get("cosine_scale") is not None:
-        valid = _are_numbers([document["cosine_scale"]], 1) and document["cosine_scale"] > 0
-        checks["cosine_scale"] = valid, "null or a finite number above 0"
-    for name in ("mean", "std"):
-        if name in document:
-            valid = _are_numbers(document[name], document.get("in_channels"))
-            checks[name] = valid, "a list of one finite number per input channel"
-    for name, (valid, rule) in checks.items():
-        if not valid:
-            raise CheckpointError(
-                f"checkpoint {path}: {name} must be {rule}, got {document.get(name)!r}; train it again"
-            )
+        _Document.model_validate_json(text)
+    except ValidationError as error:
+        loc, message = explain(error, _Document)[0]
+        field = f"{dotted(loc)}: " if loc else ""
+        raise CheckpointError(f"checkpoint {path}: its metadata is invalid: {field}{message}; train it again") from None
+    document: dict[str, Any] = json.loads(text)
     return document
-
-
-def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _are_numbers(values: Any, count: Any) -> bool:
-    if not isinstance(values, list) or len(values) != count:
-        return False
-    return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
 
 
 def _is_pickle(path: Path) -> bool:

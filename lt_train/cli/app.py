@@ -20,8 +20,6 @@ from lt_train.cli.program import parse as parse_words
 from lt_train.core.errors import DataError, LongtailError, UserError
 from lt_train.core.io import check_output
 
-__all__ = ["app", "main", "parse"]
-
 _log = logging.getLogger(__name__)
 
 app = group(Program, "Train backbones, extract features and re-train classifiers on long-tailed data, step by step.")
@@ -148,10 +146,11 @@ def backbone(
     """
     from lt_train.backbones.base import BACKBONES
     from lt_train.backbones.checkpoint import load_checkpoint
-    from lt_train.cli.output import SPLITS, component, percents, print_table
+    from lt_train.cli.output import component, percents, print_table
     from lt_train.core.device import check_device
     from lt_train.core.text import progress
     from lt_train.datasets.base import DATASETS, ImageData
+    from lt_train.metrics.accuracy import SPLITS
     from lt_train.pretrain.recipes import RECIPES
     from lt_train.pretrain.train import train_backbone
 
@@ -306,11 +305,12 @@ def retrain(
     """
     import torch
 
-    from lt_train.cli.output import SPLITS, component, means_by_split, percent, percents, print_table, run_row
+    from lt_train.cli.output import component, means_by_split, percent, percents, print_table, run_row
     from lt_train.core.device import check_device
     from lt_train.features.files import open_bank
     from lt_train.methods.base import METHODS, TrainingSpec
     from lt_train.methods.heads.base import save_head
+    from lt_train.metrics.accuracy import SPLITS
     from lt_train.retrain import fused, reference
     from lt_train.retrain.base import EpochSelection, Run
 
@@ -382,9 +382,10 @@ def evaluate(
 
     Prints accuracy, LoMa and regularised std per class split.
     """
-    from lt_train.cli.output import SPLITS, load_classifier, measures, percents, print_table
+    from lt_train.cli.output import load_classifier, measures, percents, print_table
     from lt_train.core.device import check_device
     from lt_train.features.files import open_bank
+    from lt_train.metrics.accuracy import SPLITS
     from lt_train.retrain import reference
 
     check_device(device)

@@ -24,18 +24,6 @@ from lt_train.methods.heads.base import load_head
 from lt_train.metrics.accuracy import SPLITS, split_accuracy, split_masks
 from lt_train.retrain.base import Run, RunResult, SelectedHead
 
-__all__ = [
-    "SPLITS",
-    "component",
-    "load_classifier",
-    "means_by_split",
-    "measures",
-    "percent",
-    "percents",
-    "print_table",
-    "run_row",
-]
-
 _log = logging.getLogger(__name__)
 
 

@@ -24,21 +24,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from lt_train.core.errors import LongtailError, SpecError
 
-__all__ = [
-    "EXIT_CODES",
-    "KIND",
-    "AsJson",
-    "Program",
-    "Version",
-    "command",
-    "group",
-    "log_notes",
-    "parse",
-    "positive",
-    "run_program",
-    "user_path",
-]
-
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 invalid input, 130 interrupted."
 
 KIND = "KIND [NAME=VALUE]..."

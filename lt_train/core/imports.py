@@ -1,4 +1,4 @@
-"""Imports at first use: torch, which specs can be read without, and optional libraries.
+"""Imports at first use: torch, which specs can be read without, optional libraries, and the names of a package.
 
 A module that is imported to read a sweep file writes `from lt_train.core.imports import nn, torch` instead of
 `import torch`, and imports types for annotations under `TYPE_CHECKING`. Classes that inherit from `nn.Module` are
@@ -8,17 +8,49 @@ defined in modules of their own, which import torch directly.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import types
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lt_train.core.errors import UserError
 
-__all__ = ["functional", "is_installed", "nn", "require", "torch"]
+__all__ = ["functional", "is_installed", "lazy_exports", "nn", "require", "torch"]
 
 
 EXTRAS = {"ray": "ray", "mlflow": "mlflow", "matplotlib": "report", "jinja2": "report"}
 """The extra of the package that installs each optional library."""
+
+
+def lazy_exports(
+    package: str, modules: Mapping[str, str], renamed: Mapping[str, str] | None = None
+) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that imports its public names at first use.
+
+    Args:
+        package: its name.
+        modules: the module of each name; an empty string for a module of the package itself.
+        renamed: what a name is called in its module, where it differs.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return _version()
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if not modules[name]:
+            return importlib.import_module(f"{package}.{name}")
+        return getattr(importlib.import_module(modules[name]), (renamed or {}).get(name, name))
+
+    return __getattr__
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("longtail-sweeps")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
 
 
 def is_installed(library: str) -> bool:

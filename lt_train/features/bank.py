@@ -15,17 +15,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lt_train.core.errors import BankError
 from lt_train.core.imports import torch
+from lt_train.datasets._images.files import shared_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,11 +124,7 @@ class FeatureBank:
         """The inverse of `to_arrays`; the tensors are views of the read-only arrays and must not be written to."""
 
         def tensor(name: str) -> Tensor:
-            array: np.ndarray[Any, Any] = arrays[name]
-            # torch warns about read-only memory. A bank is only read, and a copy would defeat the object store.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                return torch.from_numpy(array)
+            return shared_tensor(arrays[name])
 
         return cls(
             fingerprint=arrays["fingerprint"],

@@ -16,14 +16,7 @@ from sweeps.analysis.comparability import Comparability, comparability, differin
 from sweeps.analysis.labels import NO_WIDTH, role, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns, read_sweeps
 from sweeps.analysis.result import Accuracies, ResultModel
-from sweeps.analysis.statistics import (
-    FALSE_DISCOVERY_RATE,
-    Comparison,
-    Test,
-    class_gains,
-    compare_trials,
-    match_seeds,
-)
+from sweeps.analysis.statistics import FALSE_DISCOVERY_RATE, Comparison, Test, class_gains, compare_trials, match_seeds
 
 __all__ = [
     "ClassChange",

@@ -14,8 +14,6 @@ from lt_train.cli.program import parse as parse_words
 from sweeps.cli import jobs, local  # noqa: F401 (importing registers the commands)
 from sweeps.cli.options import app
 
-__all__ = ["app", "main", "parse"]
-
 
 @app.callback()
 def _prepare(version: Version = False) -> None:

@@ -43,8 +43,6 @@ from sweeps.reporting.progress import as_line, as_table
 from sweeps.store.layout import IDENTITY, Progress, is_matrix, strip_progress, sweep_directory
 from sweeps.store.lease import LeaseOwner
 
-__all__ = ["JobFlags", "list_sweeps", "logs", "resume", "status", "stop", "submit"]
-
 PER_JOB_PREFIXES = ("RAY_", "LT_SWEEP_JOB")
 """Prefixes of environment variables that belong to one job and are not passed on to the job that resumes it."""
 

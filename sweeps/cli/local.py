@@ -30,22 +30,6 @@ from sweeps.cli.options import Fresh, Results, Spec, Specs, app
 if TYPE_CHECKING:
     from sweeps.analysis.result import Result
 
-__all__ = [
-    "bundled_specs",
-    "compare",
-    "demo",
-    "find_spec",
-    "kinds",
-    "plan",
-    "report",
-    "resume_here",
-    "run",
-    "schema",
-    "table",
-    "ui",
-    "validate",
-]
-
 OUTPUT_COLUMNS = 100
 """Width of comparisons that are not printed to a terminal."""
 

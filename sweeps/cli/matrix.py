@@ -17,8 +17,6 @@ from sweeps.reporting.result_tables import matrix_tables, method_table
 from sweeps.reporting.terminal import comparison, matrix_overview
 from sweeps.store.directory import load_target
 
-__all__ = ["show_matrix", "show_results"]
-
 
 def show_matrix(run: Callable[[], MatrixTable], *, as_json: bool) -> int:
     """Run a matrix and print its table, even if some of its sweeps failed."""

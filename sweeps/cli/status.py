@@ -32,17 +32,6 @@ from sweeps.store.layout import (
 )
 from sweeps.store.lease import LeaseOwner, lease_owner
 
-__all__ = [
-    "cluster_of",
-    "directory_progress",
-    "driver_of",
-    "follow_progress",
-    "job_progress",
-    "matrix_members",
-    "progress_of",
-    "stopped_following",
-]
-
 Ask = Callable[[], tuple[Progress, str]]
 """Returns the current progress, and where the sweep runs."""
 

@@ -23,8 +23,6 @@ from sweeps.reporting.terminal import winner_line
 from sweeps.store.layout import SweepDirectory
 from sweeps.store.ledger import Record
 
-__all__ = ["champion_note", "finished_note", "running_note", "write_artifacts"]
-
 
 def running_note(spec: SweepSpec, directory: Path) -> str:
     """Description of a sweep that has no result yet."""

@@ -23,19 +23,6 @@ from sweeps.config.plugin_groups import BASELINE_KINDS
 from sweeps.reporting.model import Figure, Panel, Series
 from sweeps.reporting.tables import over_seeds
 
-__all__ = [
-    "MOST_CLASSES",
-    "MOST_LINES",
-    "TwoHeads",
-    "class_accuracy",
-    "classes_shown",
-    "logit_histograms",
-    "loma",
-    "missing_heads",
-    "one_image",
-    "two_heads",
-]
-
 MOST_LINES = 8
 """Most methods in one figure."""
 

@@ -16,26 +16,6 @@ from typing import Literal
 
 from sweeps.analysis.statistics import Estimate
 
-__all__ = [
-    "Cell",
-    "Column",
-    "Figure",
-    "Line",
-    "Panel",
-    "Section",
-    "Series",
-    "SweepReport",
-    "Table",
-    "Verdict",
-    "as_csv",
-    "as_latex",
-    "as_markdown",
-    "format_cell",
-    "percent",
-    "points",
-]
-
-
 Kind = Literal["text", "percent", "points", "gain", "number", "loma", "count", "p"]
 """Format of a column. Percent, points and gain show fractions times 100; points and gain have a sign. Estimates are
 shown with half the width of their interval, in a points column with its ends. A number has 3 significant digits, loma

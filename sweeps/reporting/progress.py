@@ -10,8 +10,6 @@ from rich.text import Text
 from lt_train.core.text import format_duration, format_time
 from sweeps.store.layout import Progress
 
-__all__ = ["as_line", "as_table", "sum_progress"]
-
 
 def as_table(progress: Progress, *, where: str = "") -> Table:
     """Finished trials, the best so far, rate, remaining time and, if there are any, problems."""

@@ -12,28 +12,11 @@ import numpy as np
 
 from lt_train.metrics.accuracy import SPLITS
 from sweeps.analysis.comparability import differing_rows
-from sweeps.analysis.comparison import (
-    ClassChange,
-    ClassChanges,
-    ComparedTrial,
-    SweepComparison,
-    SweepPair,
-    TrialGain,
-)
+from sweeps.analysis.comparison import ClassChange, ClassChanges, ComparedTrial, SweepComparison, SweepPair, TrialGain
 from sweeps.analysis.labels import best_text, finalists_text, objective_text, short_params, verdict_text
 from sweeps.analysis.result import MatrixRow, MatrixTable, MethodRow, Protocol, Result, Row
 from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.reporting.model import Cell, Column, Figure, Line, Panel, Section, Series, Table
-
-__all__ = [
-    "comparison_sections",
-    "matrix_notes",
-    "matrix_tables",
-    "method_table",
-    "ranking_table",
-    "selection_text",
-    "winner_table",
-]
 
 BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
 LOMA = (Column("LoMa", "loma"), Column("cv", "loma"))

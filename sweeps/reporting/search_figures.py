@@ -22,18 +22,6 @@ from sweeps.reporting.verdict import convergence
 from sweeps.search.algorithms import MIN_TRIALS, importances
 from sweeps.search.base import LogUniform, Uniform
 
-__all__ = [
-    "MOST_LINES",
-    "epochs",
-    "history",
-    "importance",
-    "lr_weight_decay",
-    "near_best",
-    "parallel",
-    "slices",
-    "smooth_factor",
-]
-
 BINS = 8
 """Bins of a continuous range for the line through its trials."""
 

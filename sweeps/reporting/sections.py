@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from sweeps.analysis.comparison import (
-    compare_sweeps,
-)
+from sweeps.analysis.comparison import compare_sweeps
 from sweeps.analysis.load import Sweep
 from sweeps.analysis.result import MatrixTable
 from sweeps.reporting import class_figures, search_figures, tables
@@ -19,9 +17,6 @@ from sweeps.reporting.model import Figure, Section, SweepReport, Table
 from sweeps.reporting.result_tables import comparison_sections, matrix_tables
 from sweeps.reporting.verdict import extended_table, verdict
 from sweeps.search.algorithms import MIN_TRIALS
-
-__all__ = ["shared_sections", "sweep_report"]
-
 
 Part = TypeVar("Part", Figure, Table)
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from sweeps.reporting.model import Figure, Panel, Series
 
-__all__ = ["draw_png", "draw_svg"]
-
 INK = "#010203"
 """Placeholder for `currentColor` in the SVG."""
 

@@ -23,23 +23,6 @@ from sweeps.config.spec import SweepSpec
 from sweeps.reporting.model import Cell, Column, Table
 from sweeps.reporting.verdict import BY_SPLIT, accuracy_cells
 
-__all__ = [
-    "TABLE1_ORDER",
-    "Printed",
-    "all_runs",
-    "beside_paper",
-    "best_trials",
-    "cost",
-    "failures",
-    "finalists",
-    "methods",
-    "over_seeds",
-    "per_class",
-    "phases",
-    "printed",
-]
-
-
 Splits = tuple[float | None, float | None, float | None, float | None]
 
 TABLE1_ORDER = (

@@ -16,24 +16,7 @@ from sweeps.analysis.result import MatrixTable, Plan, Result, Winner
 from sweeps.analysis.statistics import Comparison
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.model import Section, Table, format_cell
-from sweeps.reporting.result_tables import (
-    matrix_notes,
-    matrix_tables,
-    ranking_table,
-    selection_text,
-    winner_table,
-)
-
-__all__ = [
-    "comparison",
-    "matrix_overview",
-    "plan_table",
-    "plans_document",
-    "plans_table",
-    "sections_shown",
-    "summary",
-    "winner_line",
-]
+from sweeps.reporting.result_tables import matrix_notes, matrix_tables, ranking_table, selection_text, winner_table
 
 SCREEN = 24
 """Lines of the smallest common terminal."""

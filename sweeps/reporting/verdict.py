@@ -36,8 +36,6 @@ from sweeps.analysis.statistics import (
 from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.reporting.model import Cell, Column, Table, Verdict, format_cell, points
 
-__all__ = ["BY_SPLIT", "accuracy_cells", "convergence", "extended_table", "selected", "verdict"]
-
 BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
 
 

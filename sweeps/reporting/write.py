@@ -24,8 +24,6 @@ from sweeps.reporting.tables import all_runs, per_class
 from sweeps.store.directory import load_matrix_directory
 from sweeps.store.layout import is_matrix
 
-__all__ = ["Written", "write", "write_report"]
-
 PAGE = Path("index.html")
 
 GENERATOR = "lt-sweep report"
