@@ -2,7 +2,7 @@
 PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 UNIT := tests --ignore=tests/cluster --ignore=tests/faults
 
 .PHONY: help env demo docs test test-quick test-cluster test-install lint bench bench-quick scale faults cluster-up \

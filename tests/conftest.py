@@ -15,6 +15,12 @@ from support.features import write_features
 from sweeps.config.spec import SweepSpec, load_resolved
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, so that no worker is left with one at the end; needs `--no-loadscope-reorder` with xdist."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of `write_features`, written once per session."""

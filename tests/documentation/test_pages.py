@@ -86,7 +86,7 @@ def test_make_targets_exist(page: str, command: str) -> None:
 
 
 @pages
-def test_what_its_sentences_call_a_command_is_one(page: Path) -> None:
+def test_commands_named_in_sentences_exist(page: Path) -> None:
     for program, rest in re.findall(r"`(lt-sweep|lt-train|make) ([^`]+)`", prose(page.read_text())):
         words = rest.split()
         if program == "make":

@@ -146,7 +146,7 @@ def test_an_io_error_is_raised_and_not_skipped_and_the_check_names_it(tmp_path: 
     assert str(finding).startswith("train images are unreadable: 1 (train/owl/03.jpg (")
 
 
-def test_of_many_bad_images_twenty_are_named(tmp_path: Path) -> None:
+def test_at_most_twenty_bad_images_are_named(tmp_path: Path) -> None:
     broken = {f"train/a/{number:02}.jpg": "empty" for number in range(25)}
     root = write_tree(tmp_path, {"train": {"a": 30, "b": 3}, "test": {"a": 1, "b": 1}}, broken)
     with pytest.raises(DataError, match=r"25 \(25 in train\).*train/a/19\.jpg \(0 bytes\) and 5 more"):

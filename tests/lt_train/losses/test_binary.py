@@ -48,7 +48,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("lead", [0.5, 5.0, 17.0, 30.0, 60.0, 85.0])
-def test_what_a_wrong_class_leaves_over_is_not_lost_in_float32(lead: float) -> None:
+def test_small_probabilities_are_not_lost_in_float32(lead: float) -> None:
     """One class has nearly all the probability; the loss of torch loses 1 - p when the logit leads by more than 17."""
     logits = torch.tensor([[lead, 0.0, -1.0, -0.5], [3.0, lead + 3.0, 2.0, 1.0]])
     for labels in (torch.tensor([1, 2]), torch.tensor([0, 1])):

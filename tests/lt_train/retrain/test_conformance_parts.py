@@ -50,7 +50,7 @@ def test_every_kind_of_part_is_compared_on_some_head() -> None:
     assert both == {"epoch", "step"}
 
 
-def test_what_is_refused_has_a_reason() -> None:
+def test_a_refused_combination_has_a_reason() -> None:
     assert len(PARTS) >= len(METHODS.kinds()) * 3
     assert REFUSED_PARTS
     assert all(reason.strip() for reason in REFUSED_PARTS.values())

@@ -208,7 +208,7 @@ def test_the_bank_is_never_written_to(kind: str, engine: Engine) -> None:
 
 @every_engine
 @pytest.mark.parametrize("kind", TRAINED)
-def test_what_is_trained_does_not_share_memory_with_another_result(kind: str, engine: Engine) -> None:
+def test_results_do_not_share_memory(kind: str, engine: Engine) -> None:
     """Lanes may share a frozen classifier, which is never changed."""
     first, second = (kept(result) for result in engine(make_bank(), make_runs(kind, epochs=1, seeds=(0, 0))))
     frozen = {"weight", "bias"} if DEFAULTS[kind].head.needs_classifier else set()

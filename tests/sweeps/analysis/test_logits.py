@@ -55,7 +55,7 @@ def test_logits_are_the_mean_over_test_views() -> None:
     assert found.images.tolist() == list(range(5))
 
 
-def test_of_a_very_large_test_set_a_part_is_scored_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_of_a_very_large_test_set_is_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "MOST_LOGITS", 30)
     test = EvalSet(torch.arange(80.0).reshape(1, 20, 4), torch.arange(20) % 3)
     first, again = (head_logits([nn.Linear(4, 3)], test, 3) for _ in range(2))

@@ -111,7 +111,7 @@ def test_one_seed_says_of_a_difference_only_that_it_is_there() -> None:
     assert (found.verdict, found.p_value) == ("undecided", None)
 
 
-def test_what_trains_nothing_stands_for_every_seed() -> None:
+def test_an_untrained_method_stands_for_every_seed() -> None:
     found = compared(trial({5: 0.6, 6: 0.61}), trial({5: 0.5}, Vanilla()))
     assert (found.pairs, found.verdict) == (2, "better")
     assert compared(trial({5: 0.5}, Vanilla()), trial({0: 0.6, 1: 0.61})).verdict == "worse"
@@ -126,7 +126,7 @@ def test_seeds_that_differ_by_the_same_images_have_no_spread_to_test_with() -> N
     assert compared(theirs, ours).behind
 
 
-def test_what_trains_nothing_is_not_called_paired_where_nothing_may_be() -> None:
+def test_an_untrained_method_is_not_paired_without_permission() -> None:
     ours, theirs = trial({5: 0.6, 6: 0.61}), trial({5: 0.5}, Vanilla())
     welch, paired = (compared(ours, theirs, pair=pair) for pair in (False, True))
     assert (welch.test, welch.pairs, welch.verdict) == ("welch", 0, "better")
@@ -151,7 +151,7 @@ def test_one_run_with_another_seed_is_no_test() -> None:
     assert found.difference.value == pytest.approx(0.05)
 
 
-def test_of_seeds_that_are_shared_in_part_those_are_paired_and_of_one_alone_none_is() -> None:
+def test_shared_seeds_are_paired_unless_there_is_only_one() -> None:
     found = compared(trial({0: 0.6, 1: 0.7, 2: 0.1}), trial({0: 0.5, 1: 0.6, 7: 0.9}))
     assert (found.test, found.pairs) == ("paired", 2)
     assert compared(trial({0: 0.6, 1: 0.7}), trial({1: 0.5, 2: 0.6})).test == "welch"

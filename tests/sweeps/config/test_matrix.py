@@ -64,7 +64,7 @@ def test_a_mapping_names_its_values(tmp_path: Path) -> None:
     ]
 
 
-def test_what_varies_need_not_be_given_elsewhere(tmp_path: Path) -> None:
+def test_a_section_of_the_matrix_need_not_be_given_elsewhere(tmp_path: Path) -> None:
     text = GOOD.replace("stage1: {kind: ce, epochs: 3}\n", "").replace(MATRIX_KEY, "  stage1: [ce, ce_drw]\n")
     assert len(load(tmp_path, text).members) == 2
     no_features = GOOD.replace(MATRIX_KEY, "  features.views: [1, 2]\n")

@@ -21,7 +21,7 @@ ADAPTER: TypeAdapter[int] = TypeAdapter(MemorySize)
         ("1024", 1024, "1KiB"),
     ],
 )
-def test_what_is_written_out_is_read_back_exactly(text: str, count: int, written: str | int) -> None:
+def test_a_written_size_is_read_back_exactly(text: str, count: int, written: str | int) -> None:
     assert ADAPTER.validate_json(text) == count
     assert ADAPTER.dump_python(count, mode="json") == written
     assert ADAPTER.validate_json(ADAPTER.dump_json(count)) == count

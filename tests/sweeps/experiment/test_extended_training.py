@@ -144,7 +144,7 @@ def test_one_seed(small_sweep: MakeSweep) -> None:
     assert (result.extended.objective.low, result.extended.change.difference.low) == (None, None)
 
 
-def test_of_several_methods_only_the_overall_winner_is_trained_longer(small_sweep: MakeSweep) -> None:
+def test_extended_training_is_only_for_the_overall_winner(small_sweep: MakeSweep) -> None:
     methods = ["vanilla", "los", {"name": "short", "method": "ce", "training": {"epochs": 2}}]
     spec = small_sweep(
         method=None,

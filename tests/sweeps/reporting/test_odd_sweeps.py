@@ -106,7 +106,7 @@ def test_one_trial_is_not_called_the_best_of_many(small_sweep: MakeSweep) -> Non
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_what_is_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seeds: int) -> None:
+def test_a_method_worse_than_a_baseline_does_not_win(small_sweep: MakeSweep, seeds: int) -> None:
     space = {"method.lr": {"loguniform": [30.0, 60.0]}}
     written = reported(small_sweep(search={"trials": 1, "space": space}, selection={"seeds": seeds}))
     headline = written.reports[0].verdict.headline

@@ -65,7 +65,7 @@ def trials(count: int, slope: float = 1.0) -> list[tuple[dict[str, Any], float]]
     return found
 
 
-def test_what_determines_the_objective_comes_first_and_shares_sum_to_one() -> None:
+def test_the_most_important_parameter_comes_first_and_shares_sum_to_one() -> None:
     shares = importances(SPACE, trials(60))
     assert next(iter(shares)) == "method.smooth_factor"
     assert shares["method.smooth_factor"] > 0.8

@@ -69,7 +69,7 @@ def test_an_incomplete_store_is_an_error_with_the_remedy(small_sweep: Callable[.
         open_client(f"sqlite:///{store}")
 
 
-def test_of_two_concurrent_creations_the_first_stays(tmp_path: Path):
+def test_the_first_of_two_concurrent_creations_stays(tmp_path: Path):
     file, made, waiting = tmp_path / "store.db", threading.Barrier(2, timeout=30), []
 
     def make(name: str) -> None:

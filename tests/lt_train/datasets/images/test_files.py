@@ -80,7 +80,7 @@ def test_cmyk_becomes_rgb() -> None:
     assert decoded[1:].max() < 5
 
 
-def test_of_sixteen_bits_the_upper_eight_are_taken() -> None:
+def test_images_of_sixteen_bits_keep_their_upper_eight() -> None:
     grey = np.arange(36, dtype=np.uint16).reshape(6, 6) * 1800
     decoded = Decoder(6, 6)(encoded(Image.fromarray(grey)))
     assert np.array_equal(decoded[2], (grey >> 8).astype(np.uint8))

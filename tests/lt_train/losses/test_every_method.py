@@ -333,7 +333,7 @@ def test_the_hessian_is_that_of_equation_3(seed: int, smooth_factor: float) -> N
 
 @settings(max_examples=10, deadline=None)
 @given(seed=seeds, smooth_factor=st.floats(0.1, 0.99))
-def test_where_the_bias_converges_no_other_is_better(seed: int, smooth_factor: float) -> None:
+def test_no_bias_is_better_than_the_converged_one(seed: int, smooth_factor: float) -> None:
     fixed, labels = draw(9, 3, seed=seed), torch.arange(9) % 3
     loss, bias = CrossEntropy(smooth_factor), torch.zeros(3, dtype=torch.float64)
 
