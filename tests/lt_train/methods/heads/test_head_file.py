@@ -1,5 +1,7 @@
 """A head file with an altered document is rejected with its path."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

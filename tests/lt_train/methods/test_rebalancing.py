@@ -1,12 +1,42 @@
-"""`focal` and `class_balanced`: losses that weight images."""
+"""Methods that change how much an image counts: balanced batches, focal loss, and weights by class."""
 
 import pytest
 import torch
 
 from lt_train.core.errors import SpecError
 from lt_train.losses import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss, effective_number_weights
-from lt_train.methods import ClassBalanced, Focal
+from lt_train.methods import CE, CRT, LTWB, ClassBalanced, Focal, Resample
 from lt_train.methods.base import METHODS
+
+
+def test_resample_is_ce_with_another_sampler() -> None:
+    found, plain = Resample().model_dump(), CE().model_dump()
+    assert {name for name in found if found[name] != plain[name]} == {"kind", "sampler"}
+    assert found["sampler"] == {"kind": "class_balanced"}
+
+
+def test_resample_has_a_fixed_sampler() -> None:
+    with pytest.raises(SpecError, match=r"resample\.sampler\.kind: unknown kind .instance.; known: class_balanced"):
+        METHODS.parse({"kind": "resample", "sampler": {"kind": "instance"}})
+
+
+def test_crt_is_resample_from_a_random_head() -> None:
+    found, warm = CRT().model_dump(), Resample().model_dump()
+    assert {name for name in found if found[name] != warm[name]} == {"kind", "init"}
+    assert found["init"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"init": "checkpoint"}, r"crt\.init: must be .random., got .checkpoint"),
+        ({"sampler": {"kind": "instance"}}, "known: class_balanced"),
+        ({"head": "disalign"}, "disalign re-scales a trained classifier; init must be checkpoint, got random"),
+    ],
+)
+def test_crt_has_a_fixed_start_and_sampler(document: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        METHODS.parse({"kind": "crt", **document})
 
 
 def test_focal_gamma_differs_by_lane() -> None:
@@ -118,3 +148,25 @@ def test_beta_that_rounds_to_1_in_float32_is_rejected() -> None:
 def test_a_rate_that_rounds_to_0_in_float32_is_rejected() -> None:
     with pytest.raises(SpecError, match="lr must not round to 0 in float32, got 1e-50"):
         METHODS.parse({"kind": "class_balanced", "lr": 1e-50})
+
+
+def test_ltwb_is_class_balanced_with_constraint_and_weight_decay() -> None:
+    found, weighted = LTWB().model_dump(), ClassBalanced().model_dump()
+    assert {name for name in found if found[name] != weighted[name]} == {"kind", "constraint", "lr", "weight_decay"}
+    assert (found["lr"], found["weight_decay"]) == (0.01, 0.1)
+    assert found["constraint"] == {"kind": "maxnorm", "every": "epoch", "fraction": 0.1}
+
+
+def test_ltwb_has_the_loss_of_class_balanced() -> None:
+    counts, lanes = torch.tensor([500, 60, 1]), {"beta": torch.tensor(0.9), "gamma": torch.tensor(2.0)}
+    logits, labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    found, expected = (method.loss(lanes, counts)(logits, labels) for method in (LTWB(), ClassBalanced()))
+    assert torch.equal(found, expected)
+
+
+def test_ltwb_rejected_values() -> None:
+    assert "1 of 2 have none: 0" in LTWB().incompatibility(torch.tensor([0, 3]))
+    with pytest.raises(SpecError, match=r"ltwb\.beta: must be in \[0(\.0)?, 1(\.0)?\), got 1\.0"):
+        METHODS.parse({"kind": "ltwb", "beta": 1.0})
+    with pytest.raises(SpecError, match=r"ltwb\.constraint: must be a mapping"):
+        METHODS.parse({"kind": "ltwb", "constraint": None})

@@ -1,10 +1,35 @@
-"""The published sizes of the residual networks, their stems and shortcuts."""
+"""Convolutional networks: shapes, parameters, initialisation, and their number of operations."""
 
 import pytest
 import torch
+from torch import nn
 
 from lt_train.backbones.base import BACKBONES
-from lt_train.backbones.layers import BasicBlock, Classifier
+from lt_train.backbones.layers import BasicBlock, Classifier, forward_flops
+
+
+def test_kinds_are_found() -> None:
+    assert {"small_cnn", "resnet32", "resnet34"} <= set(BACKBONES.kinds())
+
+
+@pytest.mark.parametrize("kind", list(BACKBONES.kinds()))
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_features_have_the_stated_dimension_and_gradients_reach_every_parameter(
+    kind: str, channels: int, size: int
+) -> None:
+    required = {name: field for name, field in BACKBONES.kinds()[kind].model_fields.items() if field.is_required()}
+    given = {name: (field.examples or [None])[0] for name, field in required.items()}
+    network = Classifier(BACKBONES.parse({"kind": kind} | given), channels, 7)
+    images = torch.randn(2, channels, size, size)
+    assert network.backbone(images).shape == (2, network.feature_dim)
+    network(images).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_width_sets_the_dimension() -> None:
+    assert Classifier(BACKBONES.parse({"kind": "small_cnn", "width": 5}), 1, 2).feature_dim == 20
 
 
 @pytest.mark.parametrize(
@@ -47,3 +72,12 @@ def test_the_stem_has_the_channels_of_the_images() -> None:
     assert weight.shape == (64, 1, 7, 7)
     assert float(weight.std()) == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)  # by fan out, as in torchvision
     assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+
+
+def test_a_convolution_by_hand() -> None:
+    assert forward_flops(nn.Conv2d(3, 8, 3, padding=1), (3, 10, 12)) == 2 * 3 * 8 * 9 * 10 * 12
+
+
+def test_resnet50_has_the_published_four_billion_multiply_adds() -> None:
+    network, _ = BACKBONES.parse({"kind": "resnet50"}).build(3)
+    assert forward_flops(network, (3, 224, 224)) / 2 == pytest.approx(4.09e9, rel=0.01)
