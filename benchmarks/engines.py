@@ -140,7 +140,7 @@ def _varied_names(runs: list[Run]) -> list[str]:
 
 
 def make_runs(kind: str, settings: Settings, epochs: int) -> list[Run]:
-    """Trials x seeds with distinct values for a method that trains; a grid of one value otherwise."""
+    """HalvingTrials x seeds with distinct values for a method that trains; a grid of one value otherwise."""
     training = TrainingSpec(epochs=epochs, batch_size=BATCH_SIZE)
     if issubclass(METHODS.kinds()[kind], TrainedMethod):
         return [Run(m, training, seed) for m in _varied(kind, settings.trials) for seed in range(settings.seeds)]

@@ -35,8 +35,8 @@ from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.config.trials import Study
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.experiment.watcher import Watcher
-from sweeps.store.layout import Progress, Publisher
 from sweeps.store.ledger import Ledger
+from sweeps.store.progress import Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
 from sweeps.tracking.null import NullTracking
 

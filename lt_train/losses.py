@@ -113,7 +113,7 @@ def exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return powers, powers.sum(dim=-1, keepdim=True), peak
 
 
-TOLERANCE = 1e-3
+PRIOR_TOLERANCE = 1e-3
 """Allowed deviation from 1 of the sum of a given prior, for rounded numbers."""
 
 
@@ -124,8 +124,8 @@ def _check_prior(prior: tuple[float, ...] | None) -> tuple[float, ...] | None:
     if lowest <= 0:
         raise ValueError(f"every class must have a share > 0, got {lowest:g}")
     total = math.fsum(prior)
-    if abs(total - 1.0) > TOLERANCE:
-        raise ValueError(f"shares must sum to 1 (within {TOLERANCE:g}), got a sum of {total:g}")
+    if abs(total - 1.0) > PRIOR_TOLERANCE:
+        raise ValueError(f"shares must sum to 1 (within {PRIOR_TOLERANCE:g}), got a sum of {total:g}")
     return prior
 
 

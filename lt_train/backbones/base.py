@@ -84,5 +84,5 @@ class BackboneSpec(KindSpec):
         return None
 
 
-BACKBONES = Registry("lt_train.backbones", BackboneSpec, modules=["convnets", "imported.backbone"])  # type: ignore[type-abstract]
+BACKBONES = Registry("lt_train.backbones", BackboneSpec, modules=["convnets", "imported"])  # type: ignore[type-abstract]
 """The backbones."""

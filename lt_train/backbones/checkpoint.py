@@ -112,7 +112,7 @@ def is_own_checkpoint(path: Path) -> bool:
 
 
 class _Document(BaseModel):
-    """What a checkpoint says of its classifier. Other entries describe its training."""
+    """The entries of a checkpoint's document that describe its classifier. Others describe its training."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 

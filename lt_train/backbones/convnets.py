@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lt_train.backbones.base import BackboneSpec
-from lt_train.backbones.imported.backbone import make_model
+from lt_train.backbones.imported import make_model
 from lt_train.core.imports import nn
 
 __all__ = ["ResNeXt50", "ResNet32", "ResNet34", "ResNet50", "SmallCnn"]
@@ -30,17 +30,17 @@ class SmallCnn(BackboneSpec):
         """The network and its D."""
         width = self.width
         network = nn.Sequential(
-            *_block(in_channels, width, stride=1),
-            *_block(width, 2 * width, stride=2),
-            *_block(2 * width, 4 * width, stride=2),
-            *_block(4 * width, 4 * width, stride=1),
+            *_conv_block(in_channels, width, stride=1),
+            *_conv_block(width, 2 * width, stride=2),
+            *_conv_block(2 * width, 4 * width, stride=2),
+            *_conv_block(4 * width, 4 * width, stride=1),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
         return network, 4 * width
 
 
-def _block(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _conv_block(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
     return convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
 
@@ -52,7 +52,7 @@ class ResNet32(BackboneSpec):
 
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
         """The network and its D, with He initialisation as in LDAM's code."""
-        network = _network(in_channels, widths=(16, 32, 64), depths=(5, 5, 5), projected=False)
+        network = _small_image_resnet(in_channels, widths=(16, 32, 64), depths=(5, 5, 5), projected=False)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -66,7 +66,7 @@ class ResNet34(BackboneSpec):
 
     def build(self, in_channels: int) -> tuple[nn.Module, int]:
         """The network and its D, with torch's initialisation of convolutions."""
-        return _network(in_channels, widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), projected=True), 512
+        return _small_image_resnet(in_channels, widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), projected=True), 512
 
 
 class ResNet50(BackboneSpec):
@@ -89,7 +89,9 @@ class ResNeXt50(BackboneSpec):
         return _torchvision_network("resnext50_32x4d", in_channels)
 
 
-def _network(in_channels: int, widths: tuple[int, ...], depths: tuple[int, ...], projected: bool) -> nn.Sequential:
+def _small_image_resnet(
+    in_channels: int, widths: tuple[int, ...], depths: tuple[int, ...], projected: bool
+) -> nn.Sequential:
     from lt_train.backbones.layers import BasicBlock
 
     layers: list[nn.Module] = [

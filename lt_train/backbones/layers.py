@@ -1,4 +1,4 @@
-"""Torch modules: the classifier of stage 1, its layers, the block of residual networks, and what a network costs.
+"""Torch modules: the stage-1 classifier, its layers and the block of residual networks; the operations of a network.
 
 Shapes: B images, C channels, H x W pixels, D features, K classes.
 """
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 if TYPE_CHECKING:
     from lt_train.backbones.base import BackboneSpec
 
-__all__ = ["BasicBlock", "Classifier", "L2Normalize", "NormalisedHead", "forward_flops"]
+__all__ = ["BasicBlock", "Classifier", "L2Normalize", "forward_flops"]
 
 
 class Classifier(nn.Module):
@@ -122,9 +122,9 @@ class BasicBlock(nn.Module):
 def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Floating-point operations of the forward pass of one image `(C, H, W)`, two per multiply-add.
 
-    Only convolutions and matrix products are counted. The cheapest device to count on is `meta`, where nothing is
-    computed.
+    Only convolutions and matrix products are counted. One image is processed, because counting on the device `meta`
+    imports torch's compiler, which takes longer.
     """
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.eval()(torch.empty(1, *image_shape, device=next(network.parameters()).device))
+        network.eval()(torch.zeros(1, *image_shape))
     return int(counter.get_total_flops())

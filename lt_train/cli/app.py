@@ -150,7 +150,7 @@ def backbone(
     from lt_train.core.device import check_device
     from lt_train.core.text import progress
     from lt_train.datasets.base import DATASETS, ImageData
-    from lt_train.metrics.accuracy import SPLITS
+    from lt_train.metrics import SPLITS
     from lt_train.pretrain.recipes import RECIPES
     from lt_train.pretrain.train import train_backbone
 
@@ -310,7 +310,7 @@ def retrain(
     from lt_train.features.files import open_bank
     from lt_train.methods.base import METHODS, TrainingSpec
     from lt_train.methods.heads.base import save_head
-    from lt_train.metrics.accuracy import SPLITS
+    from lt_train.metrics import SPLITS
     from lt_train.retrain import fused, reference
     from lt_train.retrain.base import EpochSelection, Run
 
@@ -385,7 +385,7 @@ def evaluate(
     from lt_train.cli.output import load_classifier, measures, percents, print_table
     from lt_train.core.device import check_device
     from lt_train.features.files import open_bank
-    from lt_train.metrics.accuracy import SPLITS
+    from lt_train.metrics import SPLITS
     from lt_train.retrain import reference
 
     check_device(device)

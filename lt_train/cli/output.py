@@ -21,7 +21,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.methods.adjustment import Vanilla
 from lt_train.methods.base import METHODS
 from lt_train.methods.heads.base import load_head
-from lt_train.metrics.accuracy import SPLITS, split_accuracy, split_masks
+from lt_train.metrics import SPLITS, split_accuracy, split_masks
 from lt_train.retrain.base import Run, RunResult, SelectedHead
 
 _log = logging.getLogger(__name__)

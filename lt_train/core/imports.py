@@ -1,4 +1,4 @@
-"""Imports at first use: torch, which specs can be read without, optional libraries, and the names of a package.
+"""Lazy imports: torch, optional libraries, and the public names of a package. Sweep files are read without torch.
 
 A module that is imported to read a sweep file writes `from lt_train.core.imports import nn, torch` instead of
 `import torch`, and imports types for annotations under `TYPE_CHECKING`. Classes that inherit from `nn.Module` are
@@ -30,7 +30,8 @@ def lazy_exports(
 
     Args:
         package: its name.
-        modules: the module of each name; an empty string for a module of the package itself.
+        modules: the module of each name; an empty string if the name is a submodule. `__version__` is added: the
+            installed version.
         renamed: what a name is called in its module, where it differs.
     """
 

@@ -1,4 +1,4 @@
-"""Text for people: progress, times, durations and amounts of memory.
+"""User-facing text: progress, times, durations and amounts of memory.
 
 The progress of long work is a bar with rate and remaining time on a terminal, otherwise periodic log messages.
 """
@@ -32,7 +32,7 @@ ProgressCallback = Callable[[int, int, str], None]
 """`callback(done, total, note)`. A non-empty note is shown beside the count."""
 
 _SECONDS_BETWEEN_LINES = 10.0
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ def _lines(title: str, unit: str) -> ProgressCallback:
         last_line = now
         rate = (done - first) / max(now - begun, 1e-9)
         left = f", {rate:.3g} {unit}s/s, {(total - done) / rate:.0f} s left" if rate else ""
-        _logger.info(f"{title}: {done}/{total} {unit}s{left}{f', {note}' if note else ''}")
+        logger.info(f"{title}: {done}/{total} {unit}s{left}{f', {note}' if note else ''}")
 
     return report
 
@@ -114,13 +114,13 @@ def format_duration(seconds: float) -> str:
     return f"{amount:.2g} {unit}" if amount < 10 else f"{amount:.0f} {unit}"
 
 
-UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_PATTERN = r"^\d+(\.\d+)? ?(KiB|MiB|GiB)$"
+MEMORY_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_MEMORY_PATTERN = r"^\d+(\.\d+)? ?(KiB|MiB|GiB)$"
 
 
 def format_bytes(count: float) -> str:
     """`count` bytes to three digits, such as `1.19 MiB`."""
-    for unit in ("B", *UNITS):
+    for unit in ("B", *MEMORY_UNITS):
         if count < 1024 or unit == "GiB":
             break
         count /= 1024
@@ -129,21 +129,21 @@ def format_bytes(count: float) -> str:
 
 def whole_mebibytes(count: float) -> str:
     """`count` bytes rounded up to whole MiB, in the form of a sweep file."""
-    return f"{math.ceil(count / UNITS['MiB'])}MiB"
+    return f"{math.ceil(count / MEMORY_UNITS['MiB'])}MiB"
 
 
-def _parse(value: Any) -> Any:
+def _parse_memory(value: Any) -> Any:
     """Bytes from text. Any other value is returned unchanged, to be validated by the field."""
     if not isinstance(value, str):
         return value
-    if not re.match(_PATTERN, value):
+    if not re.match(_MEMORY_PATTERN, value):
         raise ValueError(f"must be a size such as 2GiB or 500MiB (KiB, MiB, GiB), or a number of bytes, got {value!r}")
-    return int(float(value[:-3]) * UNITS[value[-3:]])
+    return int(float(value[:-3]) * MEMORY_UNITS[value[-3:]])
 
 
-def _serialize(count: int) -> int | str:
+def _serialize_memory(count: int) -> int | str:
     """`count` bytes in the largest unit that is exact, or the number itself."""
-    for unit, size in reversed(UNITS.items()):
+    for unit, size in reversed(MEMORY_UNITS.items()):
         if count % size == 0:
             return f"{count // size}{unit}"
     return count
@@ -151,9 +151,11 @@ def _serialize(count: int) -> int | str:
 
 MemorySize = Annotated[
     int,
-    BeforeValidator(_parse),
+    BeforeValidator(_parse_memory),
     Field(gt=0),
-    PlainSerializer(_serialize),
-    WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": _PATTERN}]}),
+    PlainSerializer(_serialize_memory),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": _MEMORY_PATTERN}]}
+    ),
 ]
 """Bytes, > 0, optionally written with a unit."""

@@ -14,7 +14,7 @@ from typing import Any
 from lt_train.core.imports import require, torch
 from lt_train.core.io import atomic_file
 from lt_train.datasets.base import Inspection
-from lt_train.metrics.accuracy import SPLITS, split_masks
+from lt_train.metrics import SPLITS, split_masks
 
 __all__ = ["bars", "document", "lines", "plot"]
 

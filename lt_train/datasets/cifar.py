@@ -26,7 +26,7 @@ from lt_train.datasets.longtail import LargestClass, LongTailSpec, ValPerClass
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Cifar10LT", "Cifar100LT", "CifarSpec", "read_pickle"]
+__all__ = ["Cifar10LT", "Cifar100LT"]
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

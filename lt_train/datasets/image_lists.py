@@ -27,16 +27,7 @@ from lt_train.datasets._images.spec import AUGMENTATION, CutImagesSpec, ImagesSp
 from lt_train.datasets.base import AnyAugmentation, Finding, ImageData, Labelled, ResizedCrop, placeholder_images
 from lt_train.datasets.longtail import split_fraction
 
-__all__ = [
-    "INaturalist18",
-    "ImageList",
-    "ImageNetLT",
-    "ListHashes",
-    "ListSpec",
-    "PlacesLT",
-    "PublishedSpec",
-    "read_list",
-]
+__all__ = ["INaturalist18", "ImageList", "ImageNetLT", "PlacesLT"]
 
 _REMEDY = (
     "heads and checkpoints of the published numbering would not fit: use the published lists, or read these with "

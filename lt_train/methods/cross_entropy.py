@@ -1,7 +1,8 @@
-"""Cross entropy: plain, with smoothed labels, with shifted logits, or with limited norms.
+"""Cross entropy: plain, with smoothed labels, with shifted logits, or with controlled norms of weight rows.
 
-`CE` is plain, `LOS` (the method of the paper) and `LAS` smooth the labels, `BalancedSoftmax`, `LogitAdjustLoss` and
-`LDAM` shift the logits in training, and `Cosine` and `MaxNorm` limit the norms of weight rows.
+`CE` is plain. `LOS` (the method of the paper) and `LAS` smooth the labels. In training, `BalancedSoftmax` and
+`LogitAdjustLoss` shift the logits, and `LDAM` lowers the true one by a margin. `Cosine` ignores the norms of weight
+rows, `MaxNorm` bounds them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from lt_train.methods.base import CrossEntropyMethod, LearningRate, TrainedMetho
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CRT", "LTWB", "Beta", "ClassBalanced", "EffectiveNumberMethod", "Focal", "Gamma", "Resample"]
+__all__ = ["CRT", "LTWB", "ClassBalanced", "Focal", "Resample"]
 
 
 class Resample(CrossEntropyMethod):

@@ -3,8 +3,8 @@
 Order, augmentation and dropout are drawn from random streams named by (seed, epoch) and (seed, epoch, step). The state
 therefore consists of epoch, step, weights, momentum and sums; no generator's state is saved. With several ranks each
 trains on its slice of the batches that a single process would have. The ranks are the processes of an initialised
-`torch.distributed` group; without one there is one process, and nothing is communicated. Who launches the processes is
-not decided here.
+`torch.distributed` group; without one there is one process, and nothing is communicated. The caller launches the
+processes.
 
 Shapes: N images, B images in the batch of all ranks, R ranks, K classes.
 """
@@ -24,7 +24,7 @@ from lt_train.core import seeding
 from lt_train.datasets._images.files import Images, read_ahead
 from lt_train.datasets._images.transform import View, draw_views, normalise
 from lt_train.datasets.base import ImageData, Labelled
-from lt_train.metrics.accuracy import SPLITS, correct_per_class, split_accuracy, split_masks, top1_correct
+from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks, top1_correct
 from lt_train.pretrain.recipes import RecipeSpec
 
 __all__ = ["ProcessGroup", "Training", "accuracy"]

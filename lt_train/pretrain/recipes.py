@@ -35,12 +35,8 @@ __all__ = [
     "CrossEntropyRecipe",
     "CrossEntropySteps",
     "DeferredCrossEntropy",
-    "DeferredReweighting",
-    "Epoch",
     "LdamRecipe",
     "RecipeSpec",
-    "StepSchedule",
-    "share",
 ]
 
 
@@ -111,10 +107,11 @@ Epoch = Annotated[int, Field(ge=0)]
 
 
 class StepSchedule(RecipeSpec):
-    """The part that sets the learning rate: of 200 epochs, warm-up over 5, x 0.01 from 160 on, x 1e-4 from 180 on.
+    """LDAM's schedule (Cao et al. 2019, code): linear warm-up, then a constant rate that drops to 1/100 and to 1/10000.
 
-    Epochs that are not given are shares of `epochs`, so that a shorter training has the same shape: warm-up takes one
-    fortieth, the drops come after four fifths and nine tenths. Epochs count from 0.
+    With 200 epochs, warm-up takes 5 and the rate drops after 160 and after 180. Epochs that are not given are shares of
+    `epochs`, so that a shorter training has the same shape: warm-up takes one fortieth, the drops come after four
+    fifths and nine tenths. Epochs count from 0.
     """
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training set")] = 200
@@ -165,7 +162,7 @@ def share(epochs: int, numerator: int, denominator: int) -> int:
 
 
 class DeferredReweighting(RecipeSpec):
-    """The part that weights losses by the effective number of images of the true class, from some epoch on (DRW).
+    """Deferred re-weighting (DRW): from `reweight_epoch` on, losses are weighted by the class's effective number.
 
     Source: Cao et al. 2019. The features are first learned with the plain loss; the weights are applied afterwards.
     """

@@ -37,7 +37,7 @@ from lt_train.datasets.base import ImageData
 from lt_train.pretrain.loop import ProcessGroup, Training, accuracy
 from lt_train.pretrain.recipes import RecipeSpec
 
-__all__ = ["SAVE_EVERY", "StateFile", "resume_file", "train_backbone"]
+__all__ = ["resume_file", "train_backbone"]
 
 
 _KEY = "longtail-sweeps training state"
@@ -66,7 +66,7 @@ class StateFile:
             write_tensors(temporary, tensors, metadata)
 
     def load(self) -> tuple[tuple[dict[str, Tensor], dict[str, Any]] | None, str]:
-        """The saved state, or None if there is none of this training, and a note that says why a file is ignored."""
+        """The saved state, or None if there is none of this training, and the reason why a file was ignored."""
         if not self.path.is_file():
             return None, ""
         try:

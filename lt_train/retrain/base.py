@@ -1,5 +1,6 @@
 """Inputs and outputs of re-training: runs, packs and results, the same for both engines.
 
+`HalvingTrials` decides which runs stop at a rung of successive halving, from recorded accuracies alone.
 Shapes: E epochs, K classes, D features.
 """
 
@@ -19,7 +20,7 @@ from lt_train.core.io import fingerprint
 from lt_train.core.seeding import generator
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.metrics.accuracy import SPLITS, split_masks
+from lt_train.metrics import SPLITS, split_masks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +30,11 @@ __all__ = [
     "Engine",
     "EpochSelection",
     "Halving",
+    "HalvingTrials",
     "Pack",
     "Run",
     "RunResult",
     "SelectedHead",
-    "Trials",
     "check_runs",
     "diverged",
     "learning_rate_factor",
@@ -231,7 +232,7 @@ def diverged(epoch: int) -> str:
     return f"diverged: loss or weights are not finite in epoch {epoch + 1}; lower lr"
 
 
-class Trials:
+class HalvingTrials:
     """The trials of a pack: `trials` lists the indices of runs that differ only in the seed, in pack order."""
 
     def __init__(self, runs: Sequence[Run], rule: EpochSelection, halving: Halving) -> None:

@@ -22,22 +22,22 @@ from torch import Tensor
 
 from lt_train.core.device import matmul_precision
 from lt_train.features.bank import FeatureBank
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from lt_train.retrain.base import (
     Array,
     EpochSelection,
     Halving,
+    HalvingTrials,
     Run,
     RunResult,
     SelectedHead,
-    Trials,
     check_runs,
     diverged,
     overflowed,
     score_column,
 )
-from lt_train.retrain.memory import DeviceBank, fit_in_memory
-from lt_train.retrain.stack import Stack
+from lt_train.retrain.memory import fit_in_memory
+from lt_train.retrain.stack import DeviceBank, Stack
 
 __all__ = ["fit", "in_parallel"]
 
@@ -76,7 +76,7 @@ class _PackTraining:
         self, bank: FeatureBank, runs: Sequence[Run], device: str, rule: EpochSelection, halving: Halving | None
     ) -> None:
         self.data, self.runs, self.rule = DeviceBank(bank, device), runs, rule
-        self.trials = None if halving is None else Trials(runs, rule, halving)
+        self.trials = None if halving is None else HalvingTrials(runs, rule, halving)
         self.histories = [_History() for _ in runs]
         self.results: dict[int, RunResult] = {}
 

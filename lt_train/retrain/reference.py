@@ -44,16 +44,15 @@ from lt_train.core.fields import part_of
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod
 from lt_train.methods.heads._modules import Adjusted
-from lt_train.metrics.accuracy import SPLITS, correct_per_class, split_accuracy, split_masks
-from lt_train.metrics.logits import LogitStatistics
+from lt_train.metrics import SPLITS, LogitStatistics, correct_per_class, split_accuracy, split_masks
 from lt_train.retrain.base import (
     Array,
     EpochSelection,
     Halving,
+    HalvingTrials,
     Run,
     RunResult,
     SelectedHead,
-    Trials,
     check_runs,
     diverged,
     overflowed,
@@ -80,7 +79,7 @@ def fit(
     stops: list[int | None] = [None] * len(runs)
     if halving is not None:
         complete = [_fit_one(bank, run, device, rule) for run in runs]
-        stops = Trials(runs, rule, halving).stops(complete)
+        stops = HalvingTrials(runs, rule, halving).stops(complete)
     return [_fit_one(bank, run, device, rule, stop) for run, stop in zip(runs, stops, strict=True)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lt_train.metrics.accuracy import SPLITS, split_of
+from lt_train.metrics import SPLITS, split_of
 from sweeps.analysis.labels import role, unfinished
 from sweeps.analysis.load import Sweep
 from sweeps.config.methods import Candidate
@@ -59,7 +59,7 @@ def _same_test(a: Sweep, b: Sweep) -> bool | None:
         return True
     if a.manifest is None or b.manifest is None:
         return None
-    mine, theirs = (one.inputs.get("digests", {}).get("test") for one in (a.manifest, b.manifest))
+    mine, theirs = (one.inputs["digests"]["test"] for one in (a.manifest, b.manifest))
     return None if mine is None or theirs is None else mine == theirs
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from lt_train.core.errors import UserError
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis.comparability import Comparability, comparability, differing_fields
 from sweeps.analysis.labels import NO_WIDTH, role, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns, read_sweeps

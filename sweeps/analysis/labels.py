@@ -121,7 +121,7 @@ def protocol(spec: SweepSpec) -> str:
 
 
 def ranked_by(spec: SweepSpec) -> str:
-    """Name of the MLflow metric that trials are ranked by."""
+    """Name of the tracked metric that trials are ranked by."""
     if spec.selection.objective == "best":
         return "objective"
     return f"{'val_' * (spec.selection.on == 'val')}{spec.selection.metric}"

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.features.files import Manifest, open_test, read_manifest
 from lt_train.methods.base import MethodSpec, TrainingSpec
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.result import Result
 from sweeps.analysis.statistics import Array
@@ -82,8 +82,8 @@ class Sweep:
         planned_trials: trials of the whole search.
         planned_runs: runs of all phases of the whole sweep, duplicates included.
         bank: fingerprint of the features.
-        manifest, test: of the bank; None if the storage no longer has it.
-        missing: what could not be read, in sentences.
+        manifest: of the bank; None if the storage no longer has it.
+        missing: what could not be read, in sentences; for the test features see `test_error`.
         cached: runs that were requested again after they were done.
     """
 
@@ -114,11 +114,11 @@ class Sweep:
 
     @property
     def test(self) -> EvalSet | None:
-        """The test features of the bank; None if there are none, see `unreadable`."""
+        """The test features of the bank; None if there are none, see `test_error`."""
         return self._test[0]
 
     @property
-    def unreadable(self) -> str:
+    def test_error(self) -> str:
         """Why the test features cannot be read; empty if they can, or if there is no bank at all."""
         return self._test[1]
 

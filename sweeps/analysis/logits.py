@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lt_train.features.bank import EvalSet
-from lt_train.metrics.accuracy import top1_correct
+from lt_train.metrics import top1_correct
 
-__all__ = ["HeadLogits", "Histogram", "RescuedImage", "head_logits", "histograms", "rescued_image"]
+__all__ = ["HeadLogits", "head_logits", "histograms", "rescued_image"]
 
 BINS = 48
 

@@ -1,4 +1,4 @@
-"""Documents of a sweep as pydantic models: `result.json`, the table of a matrix, and the plan.
+"""Data models of `result.json`, of the table of a matrix and of the plan, and the function that builds the table.
 
 Accuracies are fractions of 1. An empty split is null. Every mean and difference is an `Estimate`: its value and the
 ends of its 95% interval over seeds, which are null for a single run. The table of a matrix has one row per sweep and
@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate
 from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
 
 __all__ = [
     "Accuracies",
-    "Cell",
     "ExtendedRun",
     "Loma",
     "MatrixRow",
@@ -132,7 +131,7 @@ class ExtendedRun(Row):
     )
     trend: Trend = Field(description="verdict of `change`; improving or declining: the winner has not converged")
     over_start: Comparison | None = Field(
-        description="minus the stage-1 head (vanilla), in the selection metric, by the same test"
+        description="minus the stage-1 head, in the selection metric, by the same test"
     )
     test_change: dict[str, Comparison] = Field(description="minus the winner at its own last epoch, on test, by metric")
 
@@ -202,7 +201,7 @@ class Result(ResultModel):
         return {name: row for name, row in self.baselines.items() if row.params not in shown}
 
 
-class Cell(ResultModel):
+class MatrixCell(ResultModel):
     """The selected trial of one method in one sweep."""
 
     mean: Accuracies = Field(description="on test, over the seeds of the finalists if there are any")
@@ -218,7 +217,7 @@ class MatrixRow(ResultModel):
     sweep: str
     protocol: Protocol | None = Field(default=None, description="how trials were ranked; null without a result")
     extended: ExtendedRun | None = Field(default=None, description="extended training of the winner")
-    cells: dict[str, Cell] = Field(description="by method; failed methods are absent; empty without a result")
+    cells: dict[str, MatrixCell] = Field(description="by method; failed methods are absent; empty without a result")
     missing: str = Field(default="", description="why there is no result; empty if there is one")
     notes: list[str] = Field(default=[], description="notes of the result: remarks on the data, failed runs")
 
@@ -267,7 +266,7 @@ def _row(value: str, sweep: str, result: Result | str) -> MatrixRow:
     rows = _reported(result)
     best = max((row.mean.acc_all.value for row in rows.values() if row.mean.acc_all is not None), default=None)
     cells = {
-        name: Cell(
+        name: MatrixCell(
             mean=row.mean,
             seeds=row.seeds,
             searched=row.searched if isinstance(row, MethodRow) else {},

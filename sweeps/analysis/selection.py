@@ -1,6 +1,6 @@
 """Which trial wins: objectives, reported epochs and extended training. Pure functions over the records of runs.
 
-Columns are those of `lt_train.metrics.accuracy.SPLITS`; accuracies are fractions of 1; an empty split is NaN.
+Columns are those of `lt_train.metrics.SPLITS`; accuracies are fractions of 1; an empty split is NaN.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate, paired
 from sweeps.store.ledger import Record
 

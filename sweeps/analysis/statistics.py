@@ -20,19 +20,15 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from scipy import special
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 
 if TYPE_CHECKING:
     from sweeps.analysis.load import TrialRuns
 
 __all__ = [
     "FALSE_DISCOVERY_RATE",
-    "LEVEL",
-    "MARGIN",
-    "ONE_SEED_LEVEL",
     "ROUNDING",
     "Array",
-    "ClassGains",
     "Comparison",
     "CurveTrend",
     "Estimate",
@@ -48,7 +44,6 @@ __all__ = [
     "match_seeds",
     "paired",
     "significant",
-    "surely_above",
     "welch",
 ]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.result import (
     Accuracies,
@@ -24,6 +24,7 @@ from sweeps.analysis.result import (
     Winner,
 )
 from sweeps.analysis.statistics import Array, Comparison, paired
+from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.config.trials import Phase, Trial
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Record
@@ -41,9 +42,9 @@ def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, floa
     baselines = [trial for trial in queue.in_order() if trial.phase == "baseline"]
     every = [(trial.name, record) for trial in queue.in_order() for record in queue.finished[trial.name]]
     broken = {name: record.failure for name, record in every if record.failure is not None}
-    sound = [trial for trial in baselines if trial.name not in broken]
+    finished = [trial for trial in baselines if trial.name not in broken]
     failures = [f"{name} failed: {why}" for name, why in broken.items() if queue.trials[name].phase != "search"]
-    extended, extended_skipped = _extended(queue, sound)
+    extended, extended_skipped = _extended(queue, finished)
     first, names = queue.winner(), [study.candidate.name for study in queue.studies]
     if len(names) > 1:
         failures += [f"{name}: every trial, or every finalist, failed" for name in names if queue.winner(name) is None]
@@ -72,9 +73,9 @@ def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, floa
             for trial in queue.in_order()
             if trial.phase == "search"
         ],
-        winner=None if first is None else _winner(queue, first, sound),
-        methods=_methods(queue, sound),
-        baselines={trial.name.removeprefix("baseline-"): _row(queue, trial) for trial in sound},
+        winner=None if first is None else _winner(queue, first, finished),
+        methods=_methods(queue, finished),
+        baselines={trial.name.removeprefix("baseline-"): _row(queue, trial) for trial in finished},
         extended=extended,
         extended_skipped=extended_skipped,
         seconds={name: round(value, 3) for name, value in (ledger.seconds | seconds).items()},
@@ -96,7 +97,7 @@ def _extended(queue: TrialQueue, baselines: list[Trial]) -> tuple[ExtendedRun | 
     if not queue.extended:
         return None, "the winning method has no training"
     (trial,) = queue.extended
-    start = next((one for one in baselines if one.name == "baseline-vanilla"), None)
+    start = next((one for one in baselines if one.name == f"baseline-{STAGE1_HEAD}"), None)
     found = selection.extended_training(
         queue.finished[trial.name],
         queue.finished[winner.name],

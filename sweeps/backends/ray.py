@@ -68,6 +68,16 @@ class RayBackend(BackendSpec):
         "s3://bucket/banks; null: features are sent through Ray's object store, once per machine",
     )
 
+    def submission_problem(self) -> str:
+        """Banks must be where the machines of the cluster can read them."""
+        store = self.bank_store or "/"
+        if "://" in store or Path(store).is_absolute():
+            return ""
+        return (
+            f"backend.bank_store must be an absolute path or a URL for a submitted sweep, got {store}; give a "
+            "directory that all machines of the cluster share, or a URL such as s3://bucket/banks"
+        )
+
     def trains_elsewhere(self) -> bool:
         """True if a cluster is joined; a local Ray uses this machine."""
         return self.address is not None or bool(os.environ.get("RAY_ADDRESS"))

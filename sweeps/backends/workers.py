@@ -42,14 +42,14 @@ __all__ = ["ray_workers", "train_together"]
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 3
+MAX_RESTARTS = 3
 """How often all workers are restarted after one has died."""
 
 COLLECTIVE_TIMEOUT = 24 * 3600
 """Seconds that workers wait for one another; long, because rank 0 alone evaluates on val and test. Ray detects workers
 that died."""
 
-GRACE = 120.0
+STOP_SECONDS = 120.0
 """Seconds that an interrupted driver waits for the workers to save their state."""
 
 
@@ -62,7 +62,7 @@ def train_together(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     each = {"CPU": cpus, **({"GPU": 1} if gpus else {})}
-    _check_resources(workers, each, local=local)
+    _check_stage1_resources(workers, each, local=local)
     actor = _state_actor(out)
     with tempfile.TemporaryDirectory(prefix="lt-sweep-train-") as scratch:
         trainer = TorchTrainer(
@@ -77,14 +77,14 @@ def train_together(
             torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=each),
             run_config=RunConfig(
-                name="stage1", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
+                name="stage1", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_RESTARTS)
             ),
         )
-        _run(trainer, actor, workers, report)
+        _run_training(trainer, actor, workers, report)
 
 
-def _run(trainer: Any, actor: Any, workers: int, report: ProgressCallback) -> None:
-    """Run Ray Train in a thread, because in the main thread it would replace the handler of Ctrl-C for good."""
+def _run_training(trainer: Any, actor: Any, workers: int, report: ProgressCallback) -> None:
+    """Run Ray Train in a thread, because in the main thread it would replace the handler of Ctrl-C permanently."""
     import ray
 
     raised: list[Exception] = []
@@ -107,14 +107,14 @@ def _run(trainer: Any, actor: Any, workers: int, report: ProgressCallback) -> No
                 shown = progress
     except KeyboardInterrupt:
         ray.get(actor.stop.remote())
-        thread.join(GRACE)
+        thread.join(STOP_SECONDS)
         raise
     error = ray.get(actor.error.remote())
     if error is not None:
         raise error
     if raised:
         raise LongtailError(
-            f"stage 1 on {workers} workers failed, also after restarting them {MAX_FAILURES} times: "
+            f"stage 1 on {workers} workers failed, also after restarting them {MAX_RESTARTS} times: "
             f"{first_line(raised[0])}; the last state is kept, run the same command again to resume from it"
         ) from raised[0]
 
@@ -265,7 +265,7 @@ class _StateActor:
         return self._stopped or self._error is not None
 
 
-def _check_resources(workers: int, each: dict[str, int], *, local: bool) -> None:
+def _check_stage1_resources(workers: int, each: dict[str, int], *, local: bool) -> None:
     """Refuse more workers than a local Ray can place. A cluster may grow: log a warning.
 
     Raises:
@@ -303,7 +303,7 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
         )
         reference = ray.put(extractor)
         results = blocks.map_batches(
-            _Worker,
+            _ExtractionActor,
             fn_constructor_args=(reference, list(wanted)),
             batch_size=1,
             compute=_actor_pool(min(count, len(wanted))),
@@ -314,12 +314,12 @@ def ray_workers(count: int, cpus: int, gpus: float) -> Workers:
             for row in results.iter_rows():
                 yield row["result"]
         except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
-            raise _unwrap(error) from error
+            raise _extraction_error(error) from error
 
     return extract
 
 
-def _unwrap(error: BaseException) -> LongtailError:
+def _extraction_error(error: BaseException) -> LongtailError:
     """The `LongtailError` that a worker raised, without Ray's wrappers; any other error as one line."""
     inner: BaseException | None = error
     while inner is not None:
@@ -329,7 +329,7 @@ def _unwrap(error: BaseException) -> LongtailError:
     return LongtailError(f"a feature extraction worker failed: {first_line(deepest)}; finished shards are kept")
 
 
-class _Worker:
+class _ExtractionActor:
     """Runs shards in an actor, with as many threads for torch and for decoding as the extractor sets."""
 
     def __init__(self, extractor: Any, wanted: list[Shard]) -> None:

@@ -18,10 +18,10 @@ from sweeps.cli.options import app
 @app.callback()
 def _prepare(version: Version = False) -> None:
     """Unpack what a cluster job carries in its environment: secrets in files, and small local files."""
-    from sweeps.cluster.environment import load_secret_files, unpack
+    from sweeps.cluster.environment import load_secret_files, unpack_inline_files
 
     load_secret_files()
-    unpack()
+    unpack_inline_files()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,8 +40,9 @@ from sweeps.cli.status import (
 from sweeps.cluster.environment import checked_environment, secret_files
 from sweeps.cluster.jobs import GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.reporting.progress import as_line, as_table
-from sweeps.store.layout import IDENTITY, Progress, is_matrix, strip_progress, sweep_directory
+from sweeps.store.layout import IDENTITY, is_matrix, sweep_directory
 from sweeps.store.lease import LeaseOwner
+from sweeps.store.progress import Progress, strip_progress
 
 PER_JOB_PREFIXES = ("RAY_", "LT_SWEEP_JOB")
 """Prefixes of environment variables that belong to one job and are not passed on to the job that resumes it."""

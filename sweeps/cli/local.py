@@ -121,18 +121,23 @@ def demo(*, as_json: AsJson = False) -> int:
 
     Writes to runs/demo in the current directory. Earlier results are moved to runs/demo.previous-N.
     """
+    from lt_train.core.imports import EXTRAS
+    from sweeps.config.plugin_groups import BACKENDS, TRACKERS
     from sweeps.config.spec import load_sweep
     from sweeps.experiment import runner
 
     spec = load_sweep(bundled_specs()["demo"])  # its default backend and tracker are those that are installed
-    missing = [name for name in ("ray", "mlflow") if not is_installed(name)]
-    if missing:
-        how = {"ray": "inline", "mlflow": "without tracking"}
+    backends, trackers = BACKENDS.kinds().values(), TRACKERS.kinds().values()
+    libraries = {name for kind in backends for name in kind.libraries} | {
+        name for kind in trackers for name in kind.libraries
+    }
+    if missing := sorted(name for name in libraries if not is_installed(name)):
         _log.info(
-            "%s not installed: running %s (pip install 'longtail-sweeps[%s]')",
+            "%s not installed: running with backend %s and tracking %s (pip install 'longtail-sweeps[%s]')",
             " and ".join(missing),
-            " and ".join(how[name] for name in missing),
-            ",".join(missing),
+            spec.backend.kind,
+            spec.tracking.kind,
+            ",".join(EXTRAS[name] for name in missing),
         )
     return _show(lambda: runner.run(spec, fresh=True), Path(spec.storage) / spec.name, as_json)
 
@@ -152,9 +157,8 @@ def run(
     from sweeps.cli.matrix import show_matrix
     from sweeps.config.matrix import SweepMatrix, load_file
     from sweeps.experiment import runner
-    from sweeps.experiment.runner import run_matrix
     from sweeps.store.directory import with_backend
-    from sweeps.store.layout import JOB_VARIABLE
+    from sweeps.store.progress import JOB_VARIABLE
 
     loaded = load_file(find_spec(spec))
     if backend is not None:
@@ -168,7 +172,7 @@ def run(
         os.chdir(loaded.storage)
     if isinstance(loaded, SweepMatrix):
         matrix = loaded
-        return show_matrix(lambda: run_matrix(matrix, fresh=fresh), as_json=as_json)
+        return show_matrix(lambda: runner.run_matrix(matrix, fresh=fresh), as_json=as_json)
     sweep = loaded
     return _show(lambda: runner.run(sweep, fresh=fresh), Path(sweep.storage).expanduser() / sweep.name, as_json)
 
@@ -178,7 +182,6 @@ def resume_here(target: Path, *, as_json: bool) -> int:
     from sweeps.cli.matrix import show_matrix
     from sweeps.config.matrix import SweepMatrix
     from sweeps.experiment import runner
-    from sweeps.experiment.runner import resume_matrix, run_matrix
     from sweeps.store.directory import load_target
 
     target = target.expanduser()
@@ -186,7 +189,7 @@ def resume_here(target: Path, *, as_json: bool) -> int:
     if isinstance(found, SweepMatrix):
         matrix = found
         # A directory is resumed with the specs in it: the sweep file may have changed since.
-        resumed = (lambda: resume_matrix(target)) if target.is_dir() else (lambda: run_matrix(matrix))
+        resumed = (lambda: runner.resume_matrix(target)) if target.is_dir() else (lambda: runner.run_matrix(matrix))
         return show_matrix(resumed, as_json=as_json)
     if found is not None:
         raise UserError(
@@ -219,7 +222,7 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         after = [
             "",
             f"Results: {directory / 'result.json'}. Next steps:",
-            *[f"  {program} ui {directory}     compare trials in MLflow"] * has_ui,
+            *[f"  {program} ui {directory}     compare trials in the tracker's pages"] * has_ui,
             *[f"  {program} report {directory}     HTML report with tables and figures"] * can_report,
             f"  {program} plan SPEC.yaml     estimated cost of your own sweep",
             f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec",

@@ -19,18 +19,9 @@ from rich.live import Live
 from lt_train.core.errors import LongtailError, UserError
 from sweeps.cluster.jobs import ADDRESS_VARIABLE, Cluster, Job
 from sweeps.reporting.progress import as_line, as_table, sum_progress
-from sweeps.store.layout import (
-    IDENTITY,
-    Progress,
-    is_matrix,
-    last_progress,
-    leases,
-    matrix_sweeps,
-    read_progress,
-    strip_progress,
-    sweep_directory,
-)
+from sweeps.store.layout import IDENTITY, is_matrix, leases, matrix_sweeps, sweep_directory
 from sweeps.store.lease import LeaseOwner, lease_owner
+from sweeps.store.progress import Progress, last_progress, read_progress, strip_progress
 
 Ask = Callable[[], tuple[Progress, str]]
 """Returns the current progress, and where the sweep runs."""

@@ -1,7 +1,7 @@
 """The environment of a job: secrets in files, and small files in a variable.
 
 Everyone who may list jobs can read a job's environment. It therefore contains paths of secret files, never secrets;
-the process that needs them reads them from where a cluster mounts them. Jobs in containers, which Ray sends no files
+the driver reads each secret from a file that the cluster mounts. Jobs in containers, which Ray sends no files
 to, carry a few small files as text.
 """
 
@@ -23,17 +23,17 @@ from lt_train.core.errors import UserError
 from lt_train.core.text import format_bytes
 
 __all__ = [
-    "FILE_PREFIX",
+    "SECRET_FILE_PREFIX",
     "checked_environment",
     "holds_credentials",
     "inline_environment",
     "load_secret_files",
     "secret_files",
-    "unpack",
+    "unpack_inline_files",
 ]
 
 
-FILE_PREFIX = "LT_SWEEP_SECRET_FILE_"
+SECRET_FILE_PREFIX = "LT_SWEEP_SECRET_FILE_"
 """Prefix of environment variables with paths: PREFIX + NAME holds the path of the file with the value of NAME. There is
 one variable per secret, so that the secrets of a job add to those of its machine.
 """
@@ -47,7 +47,7 @@ SECRET_NAME = re.compile(
 USERINFO = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#\s]*)@", re.IGNORECASE)
 """In a URL: its scheme and its user information."""
 
-PARAMETER = re.compile(r"[?&;#]\s*([\w.-]+)=(?=[^&;#\s])")
+URL_PARAMETER = re.compile(r"[?&;#]\s*([\w.-]+)=(?=[^&;#\s])")
 """In a URL: the name of a parameter that has a value."""
 
 USER_IS_KEY = re.compile(r"(.*\+)?(https?|s3)", re.IGNORECASE)
@@ -56,7 +56,7 @@ USER_IS_KEY = re.compile(r"(.*\+)?(https?|s3)", re.IGNORECASE)
 PATH_NAME = re.compile(r".*(FILE|_PATH)|GOOGLE_APPLICATION_CREDENTIALS|(OLD)?PWD")
 """Names of environment variables that hold a path, even if they also match `SECRET_NAME`."""
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def holds_credentials(text: str) -> bool:
@@ -67,11 +67,11 @@ def holds_credentials(text: str) -> bool:
         user, _, password = userinfo.partition(":")
         if password or (user and USER_IS_KEY.fullmatch(scheme)):
             return True
-    return any(SECRET_NAME.search(name) for name in PARAMETER.findall(unquote(text)))
+    return any(SECRET_NAME.search(name) for name in URL_PARAMETER.findall(unquote(text)))
 
 
 def checked_environment(pairs: list[str]) -> dict[str, str]:
-    """Parse the `NAME=VALUE` pairs of a job's environment, which is public.
+    """Parse the `VARIABLE_NAME=VALUE` pairs of a job's environment, which is public.
 
     Raises:
         UserError: a pair is malformed, or is a secret: by its name, or because its value is a URL that contains one.
@@ -79,8 +79,10 @@ def checked_environment(pairs: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not NAME.fullmatch(name):
-            raise UserError(f"--env must be NAME=VALUE, got {name!r}{' without a value' if not equals else ''}")
+        if not equals or not VARIABLE_NAME.fullmatch(name):
+            raise UserError(
+                f"--env must be VARIABLE_NAME=VALUE, got {name!r}{' without a value' if not equals else ''}"
+            )
         path = PATH_NAME.fullmatch(name) and value.startswith("/")
         if (SECRET_NAME.search(name) and not path) or holds_credentials(value):
             raise UserError(
@@ -92,7 +94,7 @@ def checked_environment(pairs: list[str]) -> dict[str, str]:
 
 
 def secret_files(pairs: list[str]) -> dict[str, str]:
-    """The environment from which `load_secret_files` reads `NAME=/path` pairs.
+    """The environment from which `load_secret_files` reads `VARIABLE_NAME=/path` pairs.
 
     Raises:
         UserError: a pair is malformed, or a path is not absolute.
@@ -100,12 +102,12 @@ def secret_files(pairs: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, _, path = pair.partition("=")
-        if not NAME.fullmatch(name) or not path.startswith("/"):
+        if not VARIABLE_NAME.fullmatch(name) or not path.startswith("/"):
             raise UserError(
-                f"--secret-file must be NAME=/path of a file on the cluster, got {name!r}"
+                f"--secret-file must be VARIABLE_NAME=/path of a file on the cluster, got {name!r}"
                 + (" with a path that is not absolute" if path else " without a path")
             )
-        found[FILE_PREFIX + name] = path
+        found[SECRET_FILE_PREFIX + name] = path
     return found
 
 
@@ -115,7 +117,11 @@ def load_secret_files(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         UserError: a file cannot be read; the message contains its path and none of its content.
     """
-    paths = {name.removeprefix(FILE_PREFIX): path for name, path in environment.items() if name.startswith(FILE_PREFIX)}
+    paths = {
+        name.removeprefix(SECRET_FILE_PREFIX): path
+        for name, path in environment.items()
+        if name.startswith(SECRET_FILE_PREFIX)
+    }
     for name, path in paths.items():
         try:
             os.environ[name] = Path(path).read_text().removesuffix("\n")
@@ -124,15 +130,15 @@ def load_secret_files(environment: Mapping[str, str] = os.environ) -> None:
             raise UserError(f"cannot read the secret {name} from {path}: {why}") from None
 
 
-FILES_VARIABLE = "LT_SWEEP_JOB_FILES"
+INLINE_FILES_VARIABLE = "LT_SWEEP_JOB_FILES"
 """Environment variable with the files, as a base64 zip."""
 
-MAX_BYTES = 48 * 2**10
+MAX_INLINE_BYTES = 48 * 2**10
 """Limit of its text: Linux allows 128 KiB per argument, and Ray passes a job's environment twice in one."""
 
 
 def inline_environment(directory: Path) -> dict[str, str]:
-    """The environment from which `unpack` restores the files of `directory`.
+    """The environment from which `unpack_inline_files` restores the files of `directory`.
 
     Raises:
         UserError: they are too large.
@@ -143,17 +149,17 @@ def inline_environment(directory: Path) -> dict[str, str]:
             if file.is_file():
                 archive.write(file, str(file.relative_to(directory)))
     text = base64.b64encode(buffer.getvalue()).decode()
-    if len(text) > MAX_BYTES:
+    if len(text) > MAX_INLINE_BYTES:
         raise UserError(
-            f"the files of a sweep in a container must take at most {format_bytes(MAX_BYTES)} as compressed text, got "
-            f"{format_bytes(len(text))}; put them where the cluster can read them, and give absolute paths"
+            f"the files of a sweep in a container must take at most {format_bytes(MAX_INLINE_BYTES)} as compressed "
+            f"text, got {format_bytes(len(text))}; put them where the cluster can read them, and give absolute paths"
         )
-    return {FILES_VARIABLE: text}
+    return {INLINE_FILES_VARIABLE: text}
 
 
-def unpack() -> None:
+def unpack_inline_files() -> None:
     """Restore this process's inline files, if any, to a temporary directory, and make it the working directory."""
-    text = os.environ.pop(FILES_VARIABLE, None)
+    text = os.environ.pop(INLINE_FILES_VARIABLE, None)
     if text is None:
         return
     directory = tempfile.mkdtemp(prefix="lt-sweep-")

@@ -25,7 +25,7 @@ import lt_train
 from lt_train.core.errors import LongtailError, UserError, first_line
 from lt_train.core.imports import require
 from sweeps.cluster.environment import inline_environment
-from sweeps.store.layout import JOB_VARIABLE
+from sweeps.store.progress import JOB_VARIABLE
 
 __all__ = ["ADDRESS_VARIABLE", "GRACE_SECONDS", "Cluster", "Job", "JobOptions"]
 

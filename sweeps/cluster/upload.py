@@ -91,22 +91,9 @@ def _check(spec: SweepSpec) -> None:
             f"storage must be an absolute path for a submitted sweep, got {spec.storage}; a job's own directory is "
             "removed with the job; use a disk of the cluster that outlives its head node"
         )
-    uri = getattr(spec.tracking, "uri", None) or ""
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        raise UserError(
-            f"tracking.uri must not be a relative path for a submitted sweep, got {uri}; give the http:// address of a "
-            "tracking server, or sqlite:////absolute/path on the cluster"
-        )
-    store = getattr(spec.backend, "bank_store", None) or "/"
-    if "://" not in store and not Path(store).is_absolute():
-        raise UserError(
-            f"backend.bank_store must be an absolute path or a URL for a submitted sweep, got {store}; give a "
-            "directory that all machines of the cluster share, or a URL such as s3://bucket/banks"
-        )
-    if not spec.backend.has_workers:
-        raise UserError(
-            f"backend must train on the cluster for a submitted sweep, got {spec.backend.kind}; leave backend out"
-        )
+    for problem in (spec.tracking.submission_problem(), spec.backend.submission_problem()):
+        if problem:
+            raise UserError(problem)
 
 
 def _local_files(spec: SweepSpec) -> Iterator[tuple[str, Path]]:

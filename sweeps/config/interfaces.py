@@ -1,10 +1,10 @@
-"""Base classes of backends and trackers: what a sweep file must know of them.
+"""Interfaces of backends and trackers, and the events that trackers receive.
 
 A backend trains packs in this process or on a cluster: it takes packs from a `PackSource` until the source is exhausted
 and returns every outcome to it. Which packs exist never depends on the backend.
 
-A tracker shows a sweep to people, for example in MLflow. The ledger is authoritative; tracking follows it. A crash may
-repeat any call, and a repeated call must not create anything twice.
+A tracker shows a sweep to people. The ledger is authoritative; tracking follows it. After a crash any call may be
+repeated, so calls must be idempotent.
 """
 
 from __future__ import annotations
@@ -94,6 +94,10 @@ class BackendSpec(KindSpec):
 
     has_workers: ClassVar[bool] = False
     """Whether the backend has other processes that can train a backbone or extract features."""
+
+    def submission_problem(self) -> str:
+        """Why a sweep with this backend cannot be submitted as a job of a cluster; empty if it can."""
+        return f"backend must be one that trains on the cluster for a submitted sweep, got {self.kind}; leave it out"
 
     def trains_elsewhere(self) -> bool:
         """Whether packs are trained on other machines, so that the driver's machine needs no such device."""
@@ -293,7 +297,7 @@ class TrackingSpec(KindSpec):
     """The optional libraries that the tracker needs; see `lt_train.core.imports.require`."""
 
     own_files: ClassVar[str] = ""
-    """Prefix of the names of its files in the storage, which no sweep may have; empty if it has none."""
+    """Prefix of its files in the storage, with which the name of a sweep must not start; empty if it has none."""
 
     flush_timeout: float = Field(
         default=300.0,
@@ -305,6 +309,10 @@ class TrackingSpec(KindSpec):
     @abstractmethod
     def open(self, sweep: SweepStarted, storage: Path) -> Tracker:
         """Create the sweep's parent run, or open an existing one again."""
+
+    def submission_problem(self) -> str:
+        """Why a sweep with this tracker cannot be submitted as a job of a cluster; empty if it can."""
+        return ""
 
     def for_sweep(self, name: str) -> Self:
         """The same tracker, with defaults that depend on the name of the sweep written out."""

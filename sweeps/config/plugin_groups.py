@@ -1,6 +1,6 @@
 """The plugin groups of a sweep file, and all defaults that refer to a built-in kind by name.
 
-No other module of the core names a kind.
+Other modules of the core name no kind.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ STAGE1_HEAD = "vanilla"
 BASELINE_KINDS = (STAGE1_HEAD, "ce")
 """The baselines of a sweep with a single method: the stage-1 head, and re-training with the original loss."""
 
-BASELINES_DEFAULT = "default: vanilla, and with a single method also ce"
+BASELINES_DEFAULT = f"default: {STAGE1_HEAD}, and with a single method also {BASELINE_KINDS[1]}"
 BACKEND_DEFAULT = "default: ray where it is installed, else inline"
-TRACKING_DEFAULT = "default: mlflow where it is installed, else none; in a mapping, kind defaults to mlflow"
+TRACKING_DEFAULT = (
+    f"default: {DEFAULT_TRACKER} where it is installed, else none; in a mapping, kind defaults to {DEFAULT_TRACKER}"
+)
 
 
 def plugin_groups() -> dict[str, Mapping[str, type[KindSpec]]]:

@@ -1,14 +1,14 @@
 """Group the runs of trials into packs, and retry packs that fail.
 
 A pack is one Ray Tune trial: runs that train together in one loop. Which runs share a pack follows from the sweep file
-and the shape of the bank alone, so that a resumed sweep, one worker and a cluster give bit-identical
-results: the width of a matrix product may change its rounding, and early stopping compares the trials of a pack. For
-the same reason memory is computed from shapes, never measured.
+and the shape of the bank alone, so that a resumed sweep, one worker and a cluster give bit-identical results: the width
+of a matrix product may change its rounding, and early stopping compares the trials of a pack. For the same reason
+memory is computed from shapes, never measured.
 
-A pack whose node failed is rescheduled, up to `MAX_LOSSES` times. A pack whose own process failed `MAX_FAILURES` times
-is split in two, and so is each half that fails again, until the run that cannot be trained is alone and is reported as
-failed; all other runs are trained. The parts are reassembled before they are recorded, so that a pack is in the ledger
-as a whole or not at all.
+A pack whose node failed is rescheduled, up to `MAX_PACK_LOSSES` times. A pack whose own process failed
+`MAX_PACK_FAILURES` times is split in two, and so is each half that fails again, until the run that cannot be trained is
+alone and is reported as failed; all other runs are trained. The parts are reassembled before they are recorded, so that
+a pack is in the ledger as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy as np
 
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.core.text import format_bytes, whole_mebibytes
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
 from lt_train.retrain.memory import lane_bytes
 from sweeps.config.sections import ResourcesSpec
 from sweeps.search.base import EarlyStoppingSpec
 
-__all__ = ["MAX_FAILURES", "MAX_LOSSES", "Outcome", "PackSize", "Retries", "pack_runs", "split_evenly", "split_trials"]
+__all__ = ["MAX_PACK_FAILURES", "MAX_PACK_LOSSES", "Outcome", "PackSize", "Retries", "pack_runs", "split_evenly"]
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ def split_evenly(count: int, limit: int) -> list[int]:
     return [size + 1] * larger + [size] * (parts - larger)
 
 
-MAX_FAILURES = 2
+MAX_PACK_FAILURES = 2
 """How often the process of a pack may fail before the pack is bisected."""
 
-MAX_LOSSES = 25
+MAX_PACK_LOSSES = 25
 """How often a pack may be lost with its node before the sweep gives up, because the cluster needs attention."""
 
 
@@ -179,20 +179,20 @@ class Retries:
             own: True if the pack's own process failed, False if its node died or could not run it.
 
         Raises:
-            LongtailError: the pack was lost `MAX_LOSSES` times.
+            LongtailError: the pack was lost `MAX_PACK_LOSSES` times.
         """
         if not own:
             self.lost += 1
             self._lost[pack.name] = self._lost.get(pack.name, 0) + 1
-            if self._lost[pack.name] >= MAX_LOSSES:
+            if self._lost[pack.name] >= MAX_PACK_LOSSES:
                 raise LongtailError(
-                    f"pack {pack.name} was lost {MAX_LOSSES} times with the node it ran on, the last time because "
+                    f"pack {pack.name} was lost {MAX_PACK_LOSSES} times with the node it ran on, the last time because "
                     f"{why}; check the cluster, then `lt-sweep resume` continues after the last finished pack"
                 )
             return [pack], None
         self.failures += 1
         self._failed[pack.name] = self._failed.get(pack.name, 0) + 1
-        if self._failed[pack.name] < MAX_FAILURES:
+        if self._failed[pack.name] < MAX_PACK_FAILURES:
             return [pack], None
         if len(pack.runs) == 1:
             return [], Outcome(pack, [_failed_run(why)], 0.0)
@@ -231,5 +231,5 @@ def _failed_run(why: str) -> RunResult:
         test_accuracy=np.empty((0, len(SPLITS)), dtype=np.float32),
         train_loss=np.empty(0, dtype=np.float32),
         kept=None,
-        failure=f"the worker process failed {MAX_FAILURES} times while training this run alone: {why}",
+        failure=f"the worker process failed {MAX_PACK_FAILURES} times while training this run alone: {why}",
     )

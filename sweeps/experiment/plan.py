@@ -26,7 +26,7 @@ from sweeps.config.trials import SearchSize, baseline_trials, search_size, searc
 from sweeps.experiment.packing import PackSize, split_evenly
 from sweeps.experiment.prepare import check_packs
 
-__all__ = ["GPU_TFLOPS", "Plan", "plan"]
+__all__ = ["Plan", "plan"]
 
 EFFICIENCY = 0.55
 """Fraction of a matrix product's rate that re-training and evaluation reach, measured on 2 cores (`make bench`)."""
@@ -59,8 +59,7 @@ def plan(spec: SweepSpec, tflops: float | None = None) -> Plan:
     else:
         if spec.backbone is None:
             raise UserError(f"dataset {spec.dataset.kind} contains images; set backbone to extract features")
-        with torch.device("meta"):  # weights are not needed
-            network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
+        network, dim = spec.backbone.build(int(data.train.inputs.shape[1]))
         views = spec.features.views
         flip = data.augmentation.flip if spec.features.test_flip is None else spec.features.test_flip
         test_views, itemsize = 1 + flip, getattr(torch, spec.features.dtype).itemsize

@@ -24,7 +24,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult
-from lt_train.metrics.accuracy import SPLITS, split_masks
+from lt_train.metrics import SPLITS, split_masks
 from lt_train.pretrain.train import train_backbone
 from lt_train.retrain.base import Run, check_runs
 from sweeps.config.interfaces import BackboneJob

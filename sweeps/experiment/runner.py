@@ -46,9 +46,10 @@ from sweeps.store.directory import (
     recorded_bank,
     save_matrix,
 )
-from sweeps.store.layout import IDENTITY, JOB_VARIABLE, Progress, Publisher, SweepDirectory, leases
+from sweeps.store.layout import IDENTITY, SweepDirectory, leases
 from sweeps.store.lease import Lease, acquire_lease
 from sweeps.store.ledger import Ledger
+from sweeps.store.progress import JOB_VARIABLE, Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
 from sweeps.tracking.events import dataset_infos, image_classifier, runs_view, stage1_series
 

@@ -13,8 +13,8 @@ from sweeps.analysis.labels import short_params
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import SearchSize, Trial, search_size
 from sweeps.experiment.trial_queue import TrialQueue
-from sweeps.store.layout import Best, Publisher
 from sweeps.store.ledger import Record
+from sweeps.store.progress import BestTrial, Publisher
 from sweeps.tracking.background import BackgroundTracker
 from sweeps.tracking.events import trial_finished
 
@@ -30,7 +30,7 @@ class Watcher:
         self.spec, self.tracker, self.report, self.publisher = spec, tracker, report, publisher
         self.queue: TrialQueue | None = None
         self.runs = self.trials = self.stopped = self.failed = 0
-        self.best: Best | None = None
+        self.best: BestTrial | None = None
         self._planned = search_size(spec)
         self._replayed: list[tuple[Trial, list[Record]]] = []
         self._started: float | None = None
@@ -80,7 +80,7 @@ class Watcher:
         if objective is not None and better and stopped is None and trial.phase == "search":
             selection = self.spec.selection
             name = f"{trial.display_name} {short_params(trial.params)}".strip()
-            self.best = Best(trial=name, objective=objective, protocol=f"{selection.on} {selection.metric}")
+            self.best = BestTrial(trial=name, objective=objective, protocol=f"{selection.on} {selection.metric}")
 
     def _publish(self, note: str = "") -> None:
         assert self.queue is not None, "progress is published once a queue is attached"

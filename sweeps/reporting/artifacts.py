@@ -1,4 +1,4 @@
-"""Files of a finished sweep for people and for tracking, and the Markdown texts of MLflow and `lt-sweep table`."""
+"""Files of a finished sweep, and the Markdown descriptions that trackers show."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def running_note(spec: SweepSpec, directory: Path) -> str:
 
 
 def finished_note(spec: SweepSpec, result: Result, directory: Path) -> str:
-    """Description of a finished sweep: winner, table of methods, notes, and how to load its champion."""
+    """Description of a finished sweep: winner, table of methods and notes."""
     found = winner_line(result)
     parts = [
         f"**Winner: {found}**" if found else "**No winner: every trial, or every finalist, failed.**",
         _about(spec),
         as_markdown(method_table(result), heading="").strip(),
         *(f"Note: {note}" for note in result.notes),
-        "The Artifacts tab has `table.md`, `trials.csv`, `per_class.csv`, figures, `spec.yaml` and `result.json`. "
+        "Its artifacts are `table.md`, `trials.csv`, `per_class.csv`, figures, `spec.yaml` and `result.json`. "
         f"`lt-sweep report {directory}` writes a page with all figures and tests.",
     ]
-    return "\n\n".join([*parts, *([_loading(spec)] if found else [])]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def champion_note(spec: SweepSpec, result: Result) -> str:
     """Description of a registered champion."""
-    return f"{winner_line(result)}. Selected by {protocol(spec)}.\n\n{_loading(spec)}\n"
+    return f"{winner_line(result)}. Selected by {protocol(spec)}.\n"
 
 
 def _about(spec: SweepSpec) -> str:
@@ -63,17 +63,6 @@ def _about(spec: SweepSpec) -> str:
         best = best_text(chosen.finalists).capitalize()
         lines.append(f"{best} ran again on new seeds, and results are from those runs.")
     return " ".join(lines)
-
-
-def _loading(spec: SweepSpec) -> str:
-    return (
-        "```python\n"
-        f'model = mlflow.pyfunc.load_model("models:/{spec.name}@champion")\n'
-        "model.predict(inputs)  # logits [N, K]; model.metadata.signature describes the inputs\n"
-        "```\n\n"
-        "`@champion` takes the inputs of the dataset: images (uint8, `[N, H, W, C]`) if it has images. "
-        "`@champion-head` takes features `[N, D]`."
-    )
 
 
 def write_artifacts(

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_train.features.files import Manifest
-from lt_train.metrics.accuracy import SPLITS, split_masks
-from lt_train.metrics.logits import loma_by_group
+from lt_train.metrics import SPLITS, loma_by_group, split_masks
 from sweeps.analysis.labels import role
 from sweeps.analysis.load import Sweep, TrialRuns, class_order
 from sweeps.analysis.logits import HeadLogits, head_logits, histograms, rescued_image

@@ -1,8 +1,7 @@
 """Content of a report as plain data, and tables as Markdown, LaTeX (booktabs) and CSV.
 
 Tables have typed cells, and figures are the series that they show; the CSV file of a figure is made from these series.
-The renderers of tables are our own: pandas' would need every cell formatted first, and do not escape or align by
-column.
+Tables are rendered here and not by pandas for the reasons in docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lt_train.core.text import format_duration, format_time
-from sweeps.store.layout import Progress
+from sweeps.store.progress import Progress
 
 
 def as_table(progress: Progress, *, where: str = "") -> Table:

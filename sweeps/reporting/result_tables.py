@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis.comparability import differing_rows
 from sweeps.analysis.comparison import ClassChange, ClassChanges, ComparedTrial, SweepComparison, SweepPair, TrialGain
 from sweeps.analysis.labels import best_text, finalists_text, objective_text, short_params, verdict_text

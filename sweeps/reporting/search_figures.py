@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis.labels import role, short_params, times_as_long, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.selection import accuracy_curves

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import best_text, short_params, trial_label, verdict_text
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.statistics import compare_trials, estimate
+from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.model import Cell, Column, Table
 from sweeps.reporting.verdict import BY_SPLIT, accuracy_cells
@@ -221,7 +222,7 @@ def finalists(sweep: Sweep) -> Table | None:
         Column(f"{what} in the search", "percent"),
         Column("on new seeds", "percent"),
         Column("change", "points"),
-        Column("test gain over vanilla", "points"),
+        Column(f"test gain over {STAGE1_HEAD}", "points"),
         Column("verdict"),
         Column("parameters"),
     )

@@ -148,7 +148,7 @@ def _extended(result: Result) -> list[str]:
     outcome = trend_text(extended.trend, len(extended.seeds))
     lines = [f"trained {extended.times}x as long: {_points(extended.change)} on {result.protocol.on}: {outcome}"]
     if extended.over_start is not None and extended.over_start.verdict == "worse":
-        lines.append(f"  this is below the stage-1 head (vanilla): {_points(extended.over_start)}")
+        lines.append(f"  this is below the stage-1 head: {_points(extended.over_start)}")
     return lines
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import (
     NO_WIDTH,
@@ -171,7 +171,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     winner, chosen = sweep.winner, sweep.spec.selection
     if sweep.state == "unfinished":
         yield f"Unfinished: {unfinished(sweep)}"
-    missing = [*sweep.missing, *filter(None, [sweep.unreadable])]
+    missing = [*sweep.missing, *filter(None, [sweep.test_error])]
     if winner is None:
         yield from missing
         return
@@ -221,10 +221,10 @@ def _new_seeds(sweep: Sweep, winner: TrialRuns) -> str:
     if gain is None:
         return f"{text}."
     outcome = {
-        "better": "its gain over vanilla is confirmed",
-        "tied": "its gain over vanilla is not confirmed: tied",
-        "worse": "its gain over vanilla is not confirmed: it is worse",
-        "undecided": "whether its gain over vanilla is confirmed cannot be tested: "
+        "better": "its gain over the stage-1 head is confirmed",
+        "tied": "its gain over the stage-1 head is not confirmed: tied",
+        "worse": "its gain over the stage-1 head is not confirmed: it is worse",
+        "undecided": "whether its gain over the stage-1 head is confirmed cannot be tested: "
         + ("there is one run" if gain.test == "none" else "all seeds differ by the same images"),
     }
     return f"{text}; {outcome[gain.verdict]}."
@@ -357,7 +357,7 @@ def extended_table(sweep: Sweep) -> Table | None:
         Column(f"winner, {epochs[0]} epochs", "percent"),
         Column(f"{times_as_long(sweep)}, {epochs[1]} epochs", "percent"),
         Column("change", "points"),
-        Column("extended minus vanilla", "points"),
+        Column(f"extended minus {STAGE1_HEAD}", "points"),
     )
     note = (
         f"The configuration and the {seeds_text(len(extended.records))} of the winner, trained for {epochs[1]} epochs "

@@ -29,9 +29,9 @@ from sweeps.store.layout import (
     is_matrix,
     read_identity,
     read_matrix,
-    read_progress,
     sweep_directory,
 )
+from sweeps.store.progress import read_progress
 
 __all__ = [
     "archive",

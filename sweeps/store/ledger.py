@@ -26,7 +26,7 @@ import numpy as np
 from lt_train.core.errors import LongtailError
 from lt_train.core.imports import torch
 from lt_train.core.io import atomic_file, fingerprint, sync, write_tensors, writing
-from lt_train.metrics.logits import loma_cv
+from lt_train.metrics import loma_cv
 from lt_train.retrain.base import NUMERICS_VERSION, EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.store.lease import LeaseLost
 

@@ -25,7 +25,7 @@ from lt_train.backbones.checkpoint import ImageSource, load_frozen
 from lt_train.core.errors import UserError, first_line
 from lt_train.features.bank import FeatureBank
 from lt_train.features.files import read_manifest
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import protocol, ranked_by, short_params
 from sweeps.config.interfaces import Champion, DatasetInfo, ImageModel, RunsView, TrialFinished

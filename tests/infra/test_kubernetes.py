@@ -14,9 +14,9 @@ from infra.manifests import INFRA, Document, documents, pods_of
 
 import sweeps
 import sweeps.cli.app
-from sweeps.cluster.environment import FILE_PREFIX, SECRET_NAME
+from sweeps.cluster.environment import SECRET_FILE_PREFIX, SECRET_NAME
 from sweeps.cluster.jobs import STORAGE, SWEEP
-from sweeps.store.layout import JOB_VARIABLE
+from sweeps.store.progress import JOB_VARIABLE
 
 PODS = {f"{name}: {pod}": spec for name, document in documents().items() for pod, spec in pods_of(document)}
 CLUSTER = documents()["kuberay/raycluster.yaml/RayCluster/sweeps"]
@@ -73,7 +73,9 @@ def test_secrets_are_mounted_as_files(pod: str) -> None:
     for container in PODS[pod]["spec"]["containers"]:
         for variable in container.get("env", ()):
             assert "value" in variable, f"{variable['name']} has no value"
-            path = variable["name"].startswith(FILE_PREFIX) or variable["name"].endswith(("_FILE", "_PATH", "_SECRETS"))
+            path = variable["name"].startswith(SECRET_FILE_PREFIX) or variable["name"].endswith(
+                ("_FILE", "_PATH", "_SECRETS")
+            )
             assert path or not SECRET_NAME.search(variable["name"]), variable["name"]
 
 
@@ -181,7 +183,7 @@ def test_a_job_has_the_metadata_of_lt_sweep_submit() -> None:
 def test_drivers_have_their_mlflow_login(pod: str) -> None:
     container = PODS[pod]["spec"]["containers"][0]
     environment = {one["name"]: one["value"] for one in container["env"]}
-    path = environment[f"{FILE_PREFIX}MLFLOW_TRACKING_PASSWORD"]
+    path = environment[f"{SECRET_FILE_PREFIX}MLFLOW_TRACKING_PASSWORD"]
     assert environment["MLFLOW_TRACKING_USERNAME"] == "sweeps"
     (mount,) = [one for one in container["volumeMounts"] if Path(path).is_relative_to(one["mountPath"])]
     (volume,) = [one for one in PODS[pod]["spec"]["volumes"] if one["name"] == mount["name"]]

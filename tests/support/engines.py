@@ -14,7 +14,7 @@ from support.compositions import DEFAULTS, variants
 
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
-from lt_train.metrics.accuracy import split_masks
+from lt_train.metrics import split_masks
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Engine, EpochSelection, Halving, Run, RunResult, SelectedHead
 

@@ -23,7 +23,7 @@ from support.cluster import LocalCluster
 from support.ledgers import pack_lines
 from support.tracked import tracked_runs
 
-from sweeps.store.layout import read_progress
+from sweeps.store.progress import read_progress
 
 __all__ = ["Attempt", "Count"]
 

@@ -22,17 +22,7 @@ from lt_train.backbones.layers import L2Normalize
 from lt_train.core.errors import UserError
 from lt_train.core.validation import named
 
-__all__ = [
-    "CLOSE",
-    "FeaturesOf",
-    "WarmHead",
-    "check_classifier",
-    "close",
-    "find_classifiers",
-    "multiple",
-    "returned_logits",
-    "warm_head",
-]
+__all__ = ["FeaturesOf", "check_classifier", "close", "find_classifiers", "multiple", "warm_head"]
 
 
 _MOST_NAMES = 8

@@ -30,7 +30,6 @@ __all__ = [
     "Files",
     "ImageFiles",
     "Images",
-    "Readable",
     "Source",
     "error_reason",
     "io_error_reason",

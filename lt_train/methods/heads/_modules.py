@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lt_train.methods.heads.linear import TINY
+from lt_train.methods.heads.linear import MIN_NORM
 
 __all__ = ["Adjusted", "AlignedModule", "CosineModule", "ScaledModule"]
 
@@ -18,14 +18,14 @@ class CosineModule(nn.Module):
 
     def __init__(self, weight: Tensor, scale: float, squash: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(nn.functional.normalize(weight.clone(), dim=-1, eps=TINY))
+        self.weight = nn.Parameter(nn.functional.normalize(weight.clone(), dim=-1, eps=MIN_NORM))
         self.scale, self.squash = scale, squash
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `[..., K]` of features `[..., D]`."""
         norm = features.norm(dim=-1, keepdim=True)
-        directions = features / (1.0 + norm) if self.squash else features / norm.clamp(min=TINY)
-        logits: Tensor = self.scale * directions @ nn.functional.normalize(self.weight, dim=-1, eps=TINY).T
+        directions = features / (1.0 + norm) if self.squash else features / norm.clamp(min=MIN_NORM)
+        logits: Tensor = self.scale * directions @ nn.functional.normalize(self.weight, dim=-1, eps=MIN_NORM).T
         return logits
 
 

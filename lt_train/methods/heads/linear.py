@@ -4,7 +4,7 @@ A stack holds the weights of all lanes of a seed in one matrix. The hand-written
 component along each weight row. That component is the sum of gradient times logit, so it costs a pass over the logits,
 not over the weights.
 
-Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (features; of the cosine head normalised ones).
+Shapes: S seeds, B batch, T lanes, K classes, D features, I inputs (the features; normalised for the cosine head).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Linear(HeadSpec):
         return StackedLinear(weight.to(device).contiguous(), bias.to(device).contiguous())
 
 
-TINY = 1e-12
+MIN_NORM = 1e-12
 """Lower bound of norms, so that a feature of zeros has logits 0."""
 
 
@@ -107,7 +107,7 @@ class StackedCosine(StackedHead):
         """See `StackedHead.logits`."""
         weight_SDTK = self.parameters["weight"]
         squares = torch.linalg.vecdot(weight_SDTK, weight_SDTK, dim=1).unsqueeze(1)
-        self._inverse_norm_S1TK = squares.clamp_(min=TINY**2).rsqrt_()
+        self._inverse_norm_S1TK = squares.clamp_(min=MIN_NORM**2).rsqrt_()
         flat = torch.bmm(inputs_SBI, weight_SDTK.flatten(2))
         return flat.view(*flat.shape[:2], *weight_SDTK.shape[2:]).mul_(self.scale_S1T1 * self._inverse_norm_S1TK)
 
@@ -164,7 +164,7 @@ class Cosine(HeadSpec):
     def inputs(self, features: Tensor, start: Classifier | None) -> Tensor:
         """The normalised features, `[..., D]`."""
         norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-        directions: Tensor = features / (norm + 1.0 if self.squash else norm.clamp(min=TINY))
+        directions: Tensor = features / (norm + 1.0 if self.squash else norm.clamp(min=MIN_NORM))
         return directions
 
     def logit_scale(self, lanes: Mapping[str, Tensor]) -> Tensor | float:

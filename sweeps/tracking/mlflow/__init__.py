@@ -51,6 +51,16 @@ class MlflowTracking(TrackingSpec):
         """The tracking URI, with its default."""
         return self.uri or f"sqlite:///{storage / 'mlflow.db'}"
 
+    def submission_problem(self) -> str:
+        """A job has no working directory of its own."""
+        uri = self.uri or ""
+        if not uri.startswith("sqlite:///") or uri.startswith("sqlite:////"):
+            return ""
+        return (
+            f"tracking.uri must not be a relative path for a submitted sweep, got {uri}; give the http:// address of a "
+            "tracking server, or sqlite:////absolute/path on the cluster"
+        )
+
     def for_sweep(self, name: str) -> MlflowTracking:
         """The same tracker, with the sweep's name as its experiment if none is given."""
         return self if self.experiment else self.model_copy(update={"experiment": name})

@@ -1,7 +1,4 @@
-"""MLflow's pages of a sweep: its store, views of its runs table, their URLs, and a local server.
-
-MLflow creates its tables with about a thousand statements outside any transaction, and cannot repair a store whose
-creation was killed. A new SQLite store is therefore created under a temporary name and then renamed.
+"""MLflow's pages of a sweep: views of its runs table, their URLs, and a local server.
 
 MLflow stores a view that was shared with its button `Share view` as a tag of the experiment, and opens it by a URL that
 names the tag. Such a view is available to everyone, on a tracking server too; other page settings are stored in one
@@ -14,9 +11,7 @@ import base64
 import contextlib
 import hashlib
 import json
-import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,126 +20,15 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from lt_train.core.errors import LongtailError, UserError
-from lt_train.core.io import sync, writing
 from sweeps.config.interfaces import RunsView, SweepStarted
+from sweeps.tracking.mlflow.store import open_client, sqlite_file
 
-__all__ = ["EXPERIMENT_NOTE", "create_store", "open_client", "serve", "sqlite_file", "sweep_urls", "view_tags"]
-
-
-ABANDONED_SECONDS = 3600.0
-"""Age after which a store under a temporary name is considered abandoned by a killed process."""
-
-
-def open_client(uri: str) -> Any:
-    """An `mlflow.MlflowClient`; creates a SQLite store that does not exist.
-
-    Raises:
-        LongtailError: the SQLite store is incomplete.
-        StorageError: the disk is full or not writable.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # MLflow's own retries repeat requests whose answer was lost, which creates runs twice, and block for minutes.
-    # `BackgroundTracker` retries instead, after looking up what exists.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # Do not write to the run of a parent process.
-    os.environ.pop("MLFLOW_RUN_ID", None)
-
-    import mlflow
-
-    # After the import, which sets levels.
-    for name in ("mlflow", "mlflow.store.db.utils", "mlflow.utils.environment", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-    store = sqlite_file(uri)
-    if store is None:
-        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    file, options = store
-    create_store(file, lambda temporary: _connect(f"sqlite:///{temporary}{options}"))
-    try:
-        return _connect(uri)
-    except Exception as error:  # of SQLAlchemy or of MLflow
-        if not _is_incomplete(error):
-            raise
-        raise LongtailError(
-            f"the MLflow store {file} is incomplete: a process was killed while MLflow created or upgraded its tables. "
-            f"Move it away (mv {file} {file}.broken) and run `lt-sweep resume` on each sweep in it: that writes the "
-            "sweeps to a new store from their ledgers and trains nothing"
-        ) from error
-
-
-def _connect(uri: str) -> Any:
-    """A client that has made one request, at which MLflow creates missing tables."""
-    import mlflow
-
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.search_experiments(max_results=1)
-    return client
-
-
-def _is_incomplete(error: Exception) -> bool:
-    """Whether an error means that the tables of a store were created in part."""
-    texts = ("already exists", "duplicate column name", "out-of-date database schema")
-    return any(text in str(error) for text in texts)
-
-
-def sqlite_file(uri: str) -> tuple[Path, str] | None:
-    """The file and the options, such as `?timeout=30`, of a SQLite URI.
-
-    None for other URIs, and for names with a meaning in SQLite (`file:...`, `:memory:`).
-    """
-    name, mark, options = uri.removeprefix("sqlite:///").partition("?")
-    if not uri.startswith("sqlite:///") or name in ("", ":memory:") or name.startswith("file:"):
-        return None
-    return Path(name), mark + options
-
-
-def create_store(file: Path, create: Callable[[Path], object]) -> None:
-    """Create a store with `create`, unless `file` exists. Of several concurrent calls, the first one's store stays.
-
-    Raises:
-        StorageError: the disk is full or not writable.
-    """
-    _remove_abandoned(file)
-    if file.exists():
-        return
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent))
-        try:
-            temporary = directory / file.name
-            create(temporary)
-            sync(temporary)
-            _rename(temporary, file)
-            sync(file.parent)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_abandoned(file: Path) -> None:
-    """Remove temporary stores of killed processes."""
-    for directory in file.parent.glob(f".{file.name}.*.tmp"):
-        with contextlib.suppress(OSError):  # another process may remove it, too
-            if time.time() - directory.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(directory)
-
-
-def _rename(temporary: Path, file: Path) -> None:
-    """Rename a store, without replacing one that another process has created meanwhile."""
-    try:
-        os.link(temporary, file)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links; there, two concurrent calls are not detected
-        if not file.exists():
-            temporary.rename(file)
+__all__ = ["EXPERIMENT_NOTE", "serve", "sweep_urls", "view_tags"]
 
 
 EXPERIMENT_NOTE = (
@@ -152,14 +36,14 @@ EXPERIMENT_NOTE = (
     "show the runs of each sweep, best first, and charts of the searched parameters; `lt-sweep ui` prints their URLs."
 )
 
-TAG = "mlflow.sharedViewState."
-WORKFLOW = "?workflowType=machine_learning"
+VIEW_TAG = "mlflow.sharedViewState."
+WORKFLOW_QUERY = "?workflowType=machine_learning"
 """Selects MLflow's pages for model training; its default are those for agents."""
 
 NAME_WIDTH = 300
 MAX_SCATTERS = 9
 
-GRACE = 10.0
+SERVER_STOP_SECONDS = 10.0
 """Seconds that a stopped server may take to end."""
 
 
@@ -172,7 +56,7 @@ def view_tags(sweep: SweepStarted) -> dict[str, str]:
     nested = _state(sweep, sweep.view, "attributes.start_time")  # MLflow nests runs in this order only
     names = {"": f"{sweep.name}: best first", "-nested": f"{sweep.name}: trials below the sweep"}
     return {
-        TAG + _key(sweep.sweep_id) + suffix: json.dumps(
+        VIEW_TAG + _key(sweep.sweep_id) + suffix: json.dumps(
             {"name": name, "createdAt": sweep.started_ms, "updatedAt": sweep.started_ms, "state": _compressed(state)}
         )
         for (suffix, name), state in zip(names.items(), (ranked, nested), strict=True)
@@ -188,9 +72,9 @@ def sweep_urls(server: str, experiment: str, sweep_id: str, tags: Iterable[str])
         sweep_id: id of the sweep.
         tags: keys of the experiment's tags. Without the sweep's views, only the runs table has a URL.
     """
-    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs{WORKFLOW}"
+    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs{WORKFLOW_QUERY}"
     key = _key(sweep_id)
-    if TAG + key not in tags:
+    if VIEW_TAG + key not in tags:
         return {"runs": page}
     return {
         "runs, best first": f"{page}&{urlencode({'viewStateShareKey': key})}",
@@ -241,7 +125,9 @@ def _page_urls(uri: str, experiment_name: str, sweep: str, server: str) -> dict[
     urls = sweep_urls(server, experiment.experiment_id, sweep_id, experiment.tags)
     if newest:
         run = newest[0].info.run_id
-        urls["the sweep's run"] = f"{server.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs/{run}{WORKFLOW}"
+        urls["the sweep's run"] = (
+            f"{server.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs/{run}{WORKFLOW_QUERY}"
+        )
     return urls
 
 
@@ -353,7 +239,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     """Stop the server and its workers; kill those that do not end in time."""
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(GRACE)
+        server.wait(SERVER_STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError):  # all have ended
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.config.interfaces import Champion, DatasetInfo, SweepStarted, TrialFinished
 from sweeps.tracking.events import champion_digest, is_exportable
-from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, open_client, view_tags
+from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, view_tags
+from sweeps.tracking.mlflow.store import open_client
 
 if TYPE_CHECKING:
     from sweeps.tracking.mlflow import MlflowTracking
@@ -63,7 +64,8 @@ class MlflowTracker:
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
         """See `Tracker.finish`."""
         now = time.time_ns() // 1_000_000
-        self._batch(self.parent, dict(metrics), {}, {}, now, _note(note))
+        loading = "" if champion is None else f"\n{_loading(self.sweep.name)}"
+        self._batch(self.parent, dict(metrics), {}, {}, now, _note(note + loading))
         self.client.log_artifacts(self.parent, str(artifacts))
         if champion is not None:
             self._register(champion)
@@ -176,11 +178,12 @@ class MlflowTracker:
             images, digest = None, head_digest
         if logged == digest:
             return
+        description = f"{champion.about}\n{_loading(self.sweep.name)}"
         # Not by log_model, which prints, and which registers in the process's registry instead of this one.
         if not self.client.search_registered_models(f"name = '{self.sweep.name}'"):
-            self.client.create_registered_model(self.sweep.name, description=champion.about)
+            self.client.create_registered_model(self.sweep.name, description=description)
         else:
-            self.client.update_registered_model(self.sweep.name, champion.about)
+            self.client.update_registered_model(self.sweep.name, description)
         takes, shape = "features `[N, D]`", (champion.feature_dim,)
         head = self._version("champion-head", champion.classifier, shape, "float32", champion, head_digest, takes)
         best = head
@@ -205,7 +208,7 @@ class MlflowTracker:
         mlflow.set_tracking_uri(self.uri)  # MLflow looks the model up here, not at the client's URI
         try:
             logged = self._uploaded(tags) or self._upload(name, module, shape, dtype, tags)
-            about = f"Takes {takes}, returns logits `[N, K]`. {champion.about}"
+            about = f"Takes {takes}, returns logits `[N, K]`. {champion.about}\n{_loading(self.sweep.name)}"
             created = self.client.create_model_version(
                 self.sweep.name,
                 logged.model_uri,
@@ -254,6 +257,17 @@ class MlflowTracker:
             # Explicit: to infer them, MLflow would start a process that takes many seconds.
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         )
+
+
+def _loading(sweep: str) -> str:
+    return (
+        "```python\n"
+        f'model = mlflow.pyfunc.load_model("models:/{sweep}@champion")\n'
+        "model.predict(inputs)  # logits [N, K]; model.metadata.signature describes the inputs\n"
+        "```\n\n"
+        "`@champion` takes the inputs of the dataset: images (uint8, `[N, H, W, C]`) if it has images. "
+        "`@champion-head` takes features `[N, D]`.\n"
+    )
 
 
 def _note(text: str) -> dict[str, Any]:

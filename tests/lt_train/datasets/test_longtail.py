@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lt_train.core.errors import DataError
 from lt_train.datasets.longtail import class_sizes, cut_longtail, hold_out, hold_out_fraction
-from lt_train.metrics.accuracy import split_masks
+from lt_train.metrics import split_masks
 
 
 @pytest.mark.parametrize(

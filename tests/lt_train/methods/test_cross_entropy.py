@@ -9,7 +9,7 @@ from lt_train.core.errors import SpecError
 from lt_train.losses import CrossEntropy, Loss
 from lt_train.methods import CE, LAS, BalancedSoftmax, Cosine, LogitAdjustLoss, MaxNorm
 from lt_train.methods.base import METHODS, TrainedMethod, TrainingSpec
-from lt_train.metrics.logits import LogitStatistics
+from lt_train.metrics import LogitStatistics
 
 
 def test_ce_equals_torch() -> None:

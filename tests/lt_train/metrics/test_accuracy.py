@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lt_train.datasets.longtail import class_sizes
-from lt_train.metrics.accuracy import SPLITS, correct_per_class, split_accuracy, split_masks, top1_correct
+from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks, top1_correct
 
 # Splits
 

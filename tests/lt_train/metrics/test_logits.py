@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lt_train.metrics.logits import LogitStatistics, loma_by_group, loma_cv
+from lt_train.metrics import LogitStatistics, loma_by_group, loma_cv
 
 STDS = ("population", "pos", "neg", "within")
 FORMS = ("column", "row")

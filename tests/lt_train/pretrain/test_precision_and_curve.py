@@ -12,7 +12,7 @@ from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import UserError
 from lt_train.datasets.base import ImageData
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 

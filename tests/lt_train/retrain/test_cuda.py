@@ -10,7 +10,7 @@ from support.compositions import ALLOWED, OPTIONS, PARTS
 from support.engines import agree, assert_same, distance, kept, make_runs, predict
 
 from lt_train.methods.base import MethodSpec, TrainingSpec
-from lt_train.retrain import fused, memory
+from lt_train.retrain import fused, stack
 from lt_train.retrain.base import EpochSelection, Halving, Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -38,7 +38,7 @@ def test_halving_agrees_with_the_reference() -> None:
 def test_a_bank_on_the_host_gives_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = make_runs("los")
     expected = fused.fit(make_bank(), runs, "cuda")
-    monkeypatch.setattr(memory, "SHARE_OF_DEVICE", 0.0)
+    monkeypatch.setattr(stack, "SHARE_OF_DEVICE", 0.0)
     for run, found, wanted in zip(runs, fused.fit(make_bank(), runs, "cuda"), expected, strict=True):
         assert_same(make_bank(), run, found, wanted, 1e-6, EpochSelection())
 

@@ -10,7 +10,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.methods.heads.base import HEADS
 from lt_train.methods.heads.linear import Cosine
 from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
-from lt_train.retrain.memory import DeviceBank
+from lt_train.retrain.stack import DeviceBank
 
 
 @pytest.fixture

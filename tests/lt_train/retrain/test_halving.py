@@ -13,7 +13,7 @@ from support.engines import agree, assert_same, every_engine, kept, lone_run, ma
 
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused
-from lt_train.retrain.base import Engine, EpochSelection, Halving, Run, Trials
+from lt_train.retrain.base import Engine, EpochSelection, Halving, HalvingTrials, Run
 from lt_train.retrain.stack import Stack
 
 BANK = make_bank()
@@ -239,25 +239,27 @@ def test_survivors_by_hand() -> None:
     halving = Halving((2,), factor=2.0)
     shown = curves([0.1, 0.5], [0.9, 0.2], [0.3, 0.3], [0.1, 0.1], [0.9, 0.2], [0.3, 0.35])
     everything = set(range(6))
-    assert Trials(runs, LAST, halving).survivors(everything, 2, shown) == {0, 2, 3, 5}  # .3, .2, .325
-    assert Trials(runs, BEST, halving).survivors(everything, 2, shown) == {1, 2, 4, 5}  # .3, .9, .325
-    assert Trials(runs, LAST, halving).survivors(everything, 1, shown) == everything
-    assert Trials(runs, LAST, halving).survivors({0, 3}, 2, shown) == {0, 3}
-    assert Trials(runs, LAST, halving).survivors(set(), 2, shown) == set()
+    assert HalvingTrials(runs, LAST, halving).survivors(everything, 2, shown) == {0, 2, 3, 5}  # .3, .2, .325
+    assert HalvingTrials(runs, BEST, halving).survivors(everything, 2, shown) == {1, 2, 4, 5}  # .3, .9, .325
+    assert HalvingTrials(runs, LAST, halving).survivors(everything, 1, shown) == everything
+    assert HalvingTrials(runs, LAST, halving).survivors({0, 3}, 2, shown) == {0, 3}
+    assert HalvingTrials(runs, LAST, halving).survivors(set(), 2, shown) == set()
 
 
 def test_a_trial_with_one_failed_seed_is_last_by_hand() -> None:
     runs = trials((0.1, 0.2), epochs=4)  # runs 0 and 2, 1 and 3
     shown = curves([0.9, 0.9], [0.1, 0.1], [0.9], [0.1, 0.1])
-    assert Trials(runs, LAST, Halving((2,))).survivors({0, 1, 2, 3}, 2, shown) == {1, 3}
-    assert Trials(runs, LAST, Halving((1,))).survivors({0, 1, 2, 3}, 1, shown) == {0, 2}
+    assert HalvingTrials(runs, LAST, Halving((2,))).survivors({0, 1, 2, 3}, 2, shown) == {1, 3}
+    assert HalvingTrials(runs, LAST, Halving((1,))).survivors({0, 1, 2, 3}, 1, shown) == {0, 2}
 
 
 def test_a_curve_that_ends_before_the_rung_is_last_by_hand() -> None:
     runs = trials((0.1, 0.2, 0.3), seeds=(0,), epochs=4)
     shown = curves([0.9], [0.0, 0.0], [0.0, 0.1])
-    assert Trials(runs, LAST, Halving((2,), 1.5)).survivors({0, 1, 2}, 2, shown) == {1, 2}
-    assert Trials(runs, LAST, Halving((2,), 1.5)).survivors({0, 1}, 2, shown) == {0, 1}, "two of two: ceil(2 / 1.5)"
+    assert HalvingTrials(runs, LAST, Halving((2,), 1.5)).survivors({0, 1, 2}, 2, shown) == {1, 2}
+    assert HalvingTrials(runs, LAST, Halving((2,), 1.5)).survivors({0, 1}, 2, shown) == {0, 1}, (
+        "two of two: ceil(2 / 1.5)"
+    )
 
 
 def test_stops_by_hand() -> None:
@@ -265,4 +267,4 @@ def test_stops_by_hand() -> None:
     result = fused.fit(BANK, runs[:1])[0]
     shown = curves([0.1] * 4, [0.2, 0.2, 0.2, 0.9], [0.3, 0.1, 0.1, 0.1], [0.0, 0.9, 0.9, 0.9])
     whole = [replace(result, val_accuracy=curve) for curve in shown]
-    assert Trials(runs, LAST, Halving((1, 2))).stops(whole) == [1, None, 2, 1]
+    assert HalvingTrials(runs, LAST, Halving((1, 2))).stops(whole) == [1, None, 2, 1]

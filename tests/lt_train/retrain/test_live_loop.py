@@ -15,7 +15,7 @@ from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.datasets.base import DATASETS, ImageData
 from lt_train.features.extract import build_bank
 from lt_train.features.spec import FeaturesSpec
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone
 

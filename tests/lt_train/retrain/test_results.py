@@ -11,7 +11,7 @@ from support.engines import agree, distance, every_engine, kept, lone_run, make_
 
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import TrainedMethod, TrainingSpec
-from lt_train.metrics.accuracy import split_masks
+from lt_train.metrics import split_masks
 from lt_train.retrain.base import Engine, EpochSelection, learning_rate_factor
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)

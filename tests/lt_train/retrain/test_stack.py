@@ -10,8 +10,7 @@ from support.engines import lone_run, make_runs
 
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import Run, learning_rate_factor, start_head
-from lt_train.retrain.memory import DeviceBank
-from lt_train.retrain.stack import Stack
+from lt_train.retrain.stack import DeviceBank, Stack
 
 BANK = make_bank((20, 9, 4, 1), dim=5, views=1, test_images=40)
 SEEDS, LANES = (3, 8), 3

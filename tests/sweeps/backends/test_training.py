@@ -23,7 +23,7 @@ from lt_train.core.errors import DataError, UserError
 from lt_train.datasets.base import DATASETS, ImageData, Labelled
 from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import resume_file, train_backbone
-from sweeps.backends.workers import _check_resources, _JobImages
+from sweeps.backends.workers import _check_stage1_resources, _JobImages
 from sweeps.config.interfaces import BackboneJob
 from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
@@ -160,11 +160,11 @@ def test_backbones_of_several_workers_have_a_cache_key_of_their_own(small_sweep:
 @pytest.mark.usefixtures("local_ray")
 def test_too_many_workers_for_a_local_ray_are_refused(caplog: pytest.LogCaptureFixture):
     with pytest.raises(UserError, match=r"resources\.stage1_workers: 3 workers with 1 CPUs each .* the 2 CPUs"):
-        _check_resources(3, {"CPU": 1}, local=True)
+        _check_stage1_resources(3, {"CPU": 1}, local=True)
     with caplog.at_level(logging.WARNING, "sweeps"):
-        _check_resources(3, {"CPU": 1}, local=False)
+        _check_stage1_resources(3, {"CPU": 1}, local=False)
     assert "waiting for machines to join" in caplog.text
-    _check_resources(2, {"CPU": 1}, local=True)
+    _check_stage1_resources(2, {"CPU": 1}, local=True)
 
 
 def test_the_inline_backend_refuses_several_workers(small_sweep: Callable[..., SweepSpec]):

@@ -358,12 +358,26 @@ def test_the_table_counts_stopped_trials(lt_sweep: Command, small_sweep: MakeSwe
     assert "7 runs finished, 0 failed" in ran.stdout
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["list"], ["status", "SWEEP"], ["stop", "SWEEP"]])
-def test_commands_that_need_no_numbers_import_no_heavy_package(
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["list"],
+        ["status", "SWEEP"],
+        ["stop", "SWEEP"],
+        ["table", "SWEEP"],
+        ["compare", "SWEEP", "OTHER"],
+    ],
+)
+def test_commands_that_train_nothing_import_no_heavy_package(
     command: list[str], small_sweep: MakeSweep, tmp_path: Path
 ):
     sweeps.run(small_sweep(search={"trials": 1}))
-    arguments = [word.replace("SWEEP", str(tmp_path / "runs" / "small")) for word in command]
+    if "OTHER" in command:
+        sweeps.run(small_sweep(name="other", search={"trials": 1}))
+    paths = {"SWEEP": str(tmp_path / "runs" / "small"), "OTHER": str(tmp_path / "runs" / "other")}
+    arguments = [paths.get(word, word) for word in command]
     code = f"import sys\nfrom sweeps.cli.app import main\nmain({arguments})\n"
     code += "print(sorted({'torch', 'optuna', 'sklearn', 'mlflow', 'ray', 'pandas'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

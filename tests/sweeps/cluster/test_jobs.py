@@ -186,7 +186,7 @@ def test_a_sweep_in_a_container_is_sent_as_an_environment_variable(
 def test_the_size_of_inline_files_is_limited(
     job_api: JobApi, small_sweep: MakeSweep, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (elsewhere / "mine.npz").write_bytes(os.urandom(environment.MAX_BYTES))
+    (elsewhere / "mine.npz").write_bytes(os.urandom(environment.MAX_INLINE_BYTES))
     file = written(small_sweep(backend={"kind": "ray"}), elsewhere / "sweep.yaml", path="mine.npz")
     assert lt_sweep("submit", file.name, *ADDRESS, "--image", "sweeps:1") == 2
     assert "in a container must take at most 48 KiB" in capsys.readouterr().err

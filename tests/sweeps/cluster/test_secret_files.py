@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lt_train.core.errors import UserError
-from sweeps.cluster.environment import FILE_PREFIX, checked_environment, load_secret_files, secret_files
+from sweeps.cluster.environment import SECRET_FILE_PREFIX, checked_environment, load_secret_files, secret_files
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_malformed_secret_files_are_refused(pair: str) -> None:
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(UserError, match=rf"cannot read the secret NAME from {missing}: No such file"):
-        load_secret_files({f"{FILE_PREFIX}NAME": str(missing)})
+        load_secret_files({f"{SECRET_FILE_PREFIX}NAME": str(missing)})
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="it is not text"):
-        load_secret_files({f"{FILE_PREFIX}NAME": str(tmp_path / "binary")})
+        load_secret_files({f"{SECRET_FILE_PREFIX}NAME": str(tmp_path / "binary")})

@@ -22,8 +22,9 @@ from sweeps.analysis.result import MatrixTable, matrix_table
 from sweeps.config.matrix import SweepMatrix, load_matrix
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.runner import MatrixFailed, resume_matrix, run, run_matrix
-from sweeps.store.layout import JOB_VARIABLE, leases, sweep_directory
+from sweeps.store.layout import leases, sweep_directory
 from sweeps.store.lease import acquire_lease
+from sweeps.store.progress import JOB_VARIABLE
 
 pytestmark = pytest.mark.slow
 

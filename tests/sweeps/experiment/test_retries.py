@@ -7,7 +7,7 @@ import pytest
 from lt_train.core.errors import LongtailError
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
-from sweeps.experiment.packing import MAX_FAILURES, MAX_LOSSES, Outcome, Retries
+from sweeps.experiment.packing import MAX_PACK_FAILURES, MAX_PACK_LOSSES, Outcome, Retries
 
 
 def pack_of(trials: int, seeds: int, halving: Halving | None = None) -> Pack:
@@ -39,13 +39,13 @@ def work(retries: Retries, pack: Pack, bad: set[Run]) -> tuple[Outcome, list[int
 
 def test_a_lost_pack_is_rescheduled_up_to_a_bound() -> None:
     retries, pack = Retries(), pack_of(3, 2)
-    for _ in range(MAX_LOSSES - 1):
+    for _ in range(MAX_PACK_LOSSES - 1):
         assert retries.failed(pack, "node", own=False) == ([pack], None)
     with pytest.raises(
-        LongtailError, match=rf"pack p was lost {MAX_LOSSES} times .*, the last time because the node died;"
+        LongtailError, match=rf"pack p was lost {MAX_PACK_LOSSES} times .*, the last time because the node died;"
     ):
         retries.failed(pack, "the node died", own=False)
-    assert (retries.lost, retries.failures) == (MAX_LOSSES, 0)
+    assert (retries.lost, retries.failures) == (MAX_PACK_LOSSES, 0)
 
 
 def test_a_pack_that_fails_once_is_retried_as_a_whole() -> None:
@@ -66,13 +66,13 @@ def test_one_bad_run_is_found_and_only_it_fails(trials: int, seeds: int) -> None
             if run == bad:
                 assert result.failure is not None
                 assert result.failure.endswith(": it crashed")
-                assert f"failed {MAX_FAILURES} times" in result.failure
+                assert f"failed {MAX_PACK_FAILURES} times" in result.failure
                 assert result.kept is None
                 assert len(result.test_accuracy) == len(result.train_loss) == 0
             else:
                 assert result == trained(run)
         assert tried[:2] == [len(pack.runs)] * 2
-        assert len(tried) <= 2 * MAX_FAILURES * (len(pack.runs)).bit_length() + 1
+        assert len(tried) <= 2 * MAX_PACK_FAILURES * (len(pack.runs)).bit_length() + 1
 
 
 def test_several_bad_runs_are_found() -> None:

@@ -22,7 +22,7 @@ from support.ledgers import pack_lines, runs_of
 import lt_train
 import sweeps
 from lt_train.core.errors import BankError, StorageError, UserError
-from lt_train.metrics.accuracy import SPLITS
+from lt_train.metrics import SPLITS
 from sweeps.analysis.result import Result
 from sweeps.config.spec import SweepSpec, load_resolved
 

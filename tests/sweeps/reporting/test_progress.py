@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sweeps.reporting.progress import as_line, sum_progress
-from sweeps.store.layout import Progress
+from sweeps.store.progress import Progress
 
 DONE = Progress(sweep="fam-a", state="finished", trials=4, trials_finished=4, runs=9, runs_finished=9, started_ms=5)
 AT = Progress(sweep="fam-b", state="running", note="pack 2", trials=4, trials_finished=1, started_ms=7, at_ms=9)

@@ -25,7 +25,7 @@ from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import SpecError, UserError
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.runner import TrackingBehind
-from sweeps.tracking.mlflow.pages import open_client
+from sweeps.tracking.mlflow.store import open_client
 
 pytestmark = pytest.mark.slow
 

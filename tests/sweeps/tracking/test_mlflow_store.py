@@ -17,7 +17,7 @@ import pytest
 import sweeps
 from lt_train.core.errors import LongtailError, StorageError
 from sweeps.config.spec import SweepSpec
-from sweeps.tracking.mlflow.pages import create_store, open_client
+from sweeps.tracking.mlflow.store import create_store, open_client
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def count(connection, cursor, statement, *others):
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-from sweeps.tracking.mlflow.pages import open_client
+from sweeps.tracking.mlflow.store import open_client
 open_client(f"sqlite:///{sys.argv[1]}").search_experiments()
 """
 

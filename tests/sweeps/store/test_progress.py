@@ -21,19 +21,19 @@ import sweeps
 from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.progress import as_line, as_table
-from sweeps.store import layout
-from sweeps.store.layout import (
+from sweeps.store import progress
+from sweeps.store.layout import leases
+from sweeps.store.lease import acquire_lease
+from sweeps.store.progress import (
     JOB_VARIABLE,
     PREFIX,
     Best,
     Progress,
     Publisher,
     last_progress,
-    leases,
     read_progress,
     strip_progress,
 )
-from sweeps.store.lease import acquire_lease
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -290,7 +290,7 @@ def test_notes_report_the_preparation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
-    monkeypatch.setattr(layout, "INTERVALS", {"file": 0.0, "line": 0.0})
+    monkeypatch.setattr(progress, "PUBLISH_INTERVALS", {"file": 0.0, "line": 0.0})
     file = tmp_path / "sweep.yaml"
     file.write_text(
         yaml.safe_dump(
@@ -329,7 +329,7 @@ def test_a_job_prints_progress_that_is_parsed_and_hidden_from_people(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(JOB_VARIABLE, "raysubmit_1")
-    monkeypatch.setattr(layout, "INTERVALS", {"file": 0.0, "line": 0.0})
+    monkeypatch.setattr(progress, "PUBLISH_INTERVALS", {"file": 0.0, "line": 0.0})
     publisher = Publisher(Progress(sweep="one", state="preparing"))
     print("a line for people")
     publisher.update(state="running", trials_finished=1)

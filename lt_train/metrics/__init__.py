@@ -1,1 +1,0 @@
-"""Metrics: accuracy by class split, and logit statistics."""
