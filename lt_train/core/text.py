@@ -22,6 +22,7 @@ __all__ = [
     "ProgressCallback",
     "format_bytes",
     "format_duration",
+    "format_rate",
     "format_time",
     "progress",
     "whole_mebibytes",
@@ -75,7 +76,7 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[ProgressCallback]:
 
         def report(done: int, total: int, note: str = "") -> None:
             speed = bar.tasks[task].speed
-            rate = f"{speed:.3g} {unit}s/s" if speed else ""
+            rate = f"{format_rate(speed)} {unit}s/s" if speed else ""
             bar.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield report
@@ -93,10 +94,15 @@ def _lines(title: str, unit: str) -> ProgressCallback:
             return
         last_line = now
         rate = (done - first) / max(now - begun, 1e-9)
-        left = f", {rate:.3g} {unit}s/s, {(total - done) / rate:.0f} s left" if rate else ""
+        left = f", {format_rate(rate)} {unit}s/s, {(total - done) / rate:.0f} s left" if rate else ""
         logger.info(f"{title}: {done}/{total} {unit}s{left}{f', {note}' if note else ''}")
 
     return report
+
+
+def format_rate(rate: float) -> str:
+    """Three digits without an exponent: `0.0125`, `3.46`, `34,500`."""
+    return f"{rate:.3g}" if rate < 1000 else f"{float(f'{rate:.3g}'):,.0f}"
 
 
 def format_time(at_ms: int) -> str:

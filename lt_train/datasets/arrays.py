@@ -141,7 +141,7 @@ class _File:
 
         self.path = path
         if not path.is_file():
-            raise DataError(f"path {path} does not exist; correct path, which must be an .npz or .safetensors file")
+            raise DataError(f"path {path} does not exist; it must name an .npz or .safetensors file")
         try:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as archive:

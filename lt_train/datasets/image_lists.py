@@ -236,7 +236,7 @@ def read_list(root: Path, name: str, sha256: str | None = None) -> ListedImages:
         content = file.read_bytes()
         lines = content.decode("utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"list file {file} does not exist; correct root or the list's name") from None
+        raise DataError(f"list file {file} does not exist; check root and the name of the list") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"list file {file} cannot be read ({error})") from None
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:

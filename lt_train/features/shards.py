@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lt_train.core import seeding
 from lt_train.core.device import exact_float32
+from lt_train.core.text import format_rate
 from lt_train.datasets._images.decode import prefetch
 from lt_train.datasets._images.files import ImageFiles, Images, shared_tensor
 from lt_train.datasets._images.transform import View, draw_views, normalise
@@ -113,7 +114,7 @@ class Throughput:
     def __str__(self) -> str:
         shares = self.document()["shares"] or {}
         text = ", ".join(f"{_DISPLAY_NAMES[name]} {share:.0%}" for name, share in shares.items())
-        return f"{self.images / self.wall:.3g} images/s: {text}" if shares else "nothing left to extract"
+        return f"{format_rate(self.images / self.wall)} images/s: {text}" if shares else "nothing left to extract"
 
 
 _DISPLAY_NAMES = {"decode": "waiting for images", "transfer": "transfer", "forward": "forward", "write": "write"}

@@ -187,7 +187,7 @@ def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
         remedy = "set init: random" if isinstance(method, TrainedMethod) else "remove the method"
         raise BankError(
             f"method {method.kind} starts from the stage-1 head, and this bank has none; provide `weight` and `bias` "
-            f"with the features, or {remedy} (also in a sweep's baselines)"
+            f"with the features, or {remedy} (default baselines of a sweep included)"
         )
     if isinstance(method, TrainedMethod) and method.constraint is not None and bank.head is None:
         raise BankError(

@@ -165,7 +165,7 @@ def differing_fields(specs: Sequence[SweepSpec], banks: Sequence[str]) -> dict[s
         shared = set.intersection(*(set(one.get(part, {})) for one in documents))
         for document in documents:  # an entry that not all have is only named
             for name in document.get(part, {}).keys() - shared:
-                document[part][name] = "given"
+                document[part][name] = "included"
     return differing_rows([{"bank": bank} | own for bank, own in zip(banks, documents, strict=True)])
 
 

@@ -222,7 +222,7 @@ def _show(sweep: Callable[[], Result], directory: Path, as_json: bool) -> int:
         after = [
             "",
             f"Results: {directory / 'result.json'}. Next steps:",
-            *[f"  {program} ui {directory}     compare trials in the tracker's pages"] * has_ui,
+            *[f"  {program} ui {directory}     compare trials in the tracking UI"] * has_ui,
             *[f"  {program} report {directory}     HTML report with tables and figures"] * can_report,
             f"  {program} plan SPEC.yaml     estimated cost of your own sweep",
             f"  ls {directory / 'artifacts'}     tables by class and by trial, figures, the resolved spec",
@@ -282,7 +282,7 @@ def report(
 
 @command(app, "compare", "lt-sweep compare runs/ir100 runs/ir50")
 def compare(runs: Results, *, as_json: AsJson = False) -> int:
-    """Compare sweeps with the first one.
+    """Compare sweeps; the first is the reference.
 
     Prints the settings that differ, the differences in accuracy and the classes that gain or lose.
     """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from lt_train.core.text import format_duration, format_time
+from lt_train.core.text import format_duration, format_rate, format_time
 from sweeps.store.progress import Progress
 
 
@@ -49,7 +49,7 @@ def _rows(progress: Progress, where: str) -> list[tuple[str, str]]:
         rows.append(("best", f"{best.protocol} {100 * best.objective:.2f} % at {best.trial}"))
     if progress.state == "running" and progress.runs_per_second and progress.runs_finished < progress.runs:
         left = "" if progress.seconds_left is None else f", about {format_duration(progress.seconds_left)} left"
-        rows.append(("rate", f"{progress.runs_per_second:.3g} runs/s{left}"))
+        rows.append(("rate", f"{format_rate(progress.runs_per_second)} runs/s{left}"))
     if progress.packs_lost or progress.packs_failed:
         rows.append(
             ("packs", f"{progress.packs_lost} lost with their node, {progress.packs_failed} failed; rescheduled")

@@ -203,14 +203,14 @@ def _values(comparison: SweepComparison) -> Table | None:
     known = {side.label: side.winner for side in comparison.sweeps if side.winner is not None}
     searched = {path for one in known.values() for path in one.searched}
     rows = differing_rows([one.params for one in known.values()], searched)
-    note = "Searched values, and all others that differ."
+    note = "Searched hyperparameters, and others that differ."
     return _by_path("winners", "Parameters of the winners", list(known), rows, note) if rows else None
 
 
 def _specs(comparison: SweepComparison) -> Table | None:
     note = "Fields that affect results and differ; bank is the fingerprint of the features."
     labels = [side.label for side in comparison.sweeps]
-    title = "Differences of the sweep files"
+    title = "Differences in configuration"
     return _by_path("specs", title, labels, comparison.specs, note) if comparison.specs else None
 
 

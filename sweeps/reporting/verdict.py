@@ -286,7 +286,7 @@ def _by_extended_training(sweep: Sweep, found: selection.ExtendedTraining) -> st
             "worse": "below the stage-1 head",
             "tied": "tied with the stage-1 head",
             "better": "above the stage-1 head",
-            "undecided": "not distinguishable from the stage-1 head",
+            "undecided": "away from the stage-1 head, without a test because the difference does not vary",
         }[found.over_start.verdict]
         text += f" It ends {where}: {_points(found.over_start)}."
     return text

@@ -80,6 +80,8 @@ def sweep_directory(path: Path) -> SweepDirectory:
     """
     path = path.expanduser().resolve()
     identity = path / IDENTITY
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the directory of a sweep, such as runs/demo")
     if not identity.is_file():
         matrix = " (it is a matrix's directory; each of its sweeps has its own)" * (path / MATRIX_FILE).exists()
         raise UserError(

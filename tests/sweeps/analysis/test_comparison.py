@@ -205,8 +205,8 @@ def test_methods_are_compared_by_name_and_others_are_listed_as_given(small_sweep
     second = run(small_sweep, "one", search={"trials": 2, "space": ONE_LR})
     found = sweeps.compare(first, second)
     assert [one.what for one in found.pairs[0].methods] == ["los", "vanilla (baseline)"]
-    assert found.specs["methods.focal"] == ["given", None]
-    assert found.specs["baselines.ce"] == [None, "given"]
+    assert found.specs["methods.focal"] == ["included", None]
+    assert found.specs["baselines.ce"] == [None, "included"]
     assert found.specs["search.trials"] == [3, 2]
     assert not any("lr" in path for path in found.specs)
 
@@ -306,7 +306,7 @@ def test_a_report_of_several_sweeps_has_the_comparison(small_sweep: MakeSweep, t
     page = text(written)
     (pair,) = sweeps.compare(*places).pairs
     assert "b against a" in page
-    assert "Differences of the sweep files" in page
+    assert "Differences in configuration" in page
     assert pair.winners is not None
     gains = rows(tmp_path / "out" / "tables" / "compared_1_gains.csv")
     assert float(gains[0]["all"]) == pytest.approx(pair.winners.gain["acc_all"].difference.value)
