@@ -27,7 +27,7 @@ import sweeps
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Pack, Run, RunResult
-from sweeps.backends.ray import _check_stage1_resources, _slots
+from sweeps.backends.ray import _check_resources, _slots
 from sweeps.backends.tune import is_own_fault
 from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.spec import SweepSpec
@@ -110,14 +110,14 @@ def test_a_package_that_workers_lack_ends_the_sweep_at_once(
 def test_packs_too_large_for_a_local_ray_are_refused_and_a_cluster_may_grow(
     local_ray: str, caplog: pytest.LogCaptureFixture
 ):
-    _check_stage1_resources(2, 0, local=True)
+    _check_resources(2, 0, local=True)
     with pytest.raises(UserError, match=r"resources\.cpus_per_pack must be at most 2, .*, got 99"):
-        _check_stage1_resources(99, 0, local=True)
+        _check_resources(99, 0, local=True)
     with pytest.raises(UserError, match=r"resources\.gpus_per_pack must be at most 0, .*, got 0\.5"):
-        _check_stage1_resources(1, 0.5, local=True)
+        _check_resources(1, 0.5, local=True)
     with caplog.at_level(logging.WARNING, "sweeps"):
         assert not caplog.messages
-        _check_stage1_resources(99, 0, local=False)
+        _check_resources(99, 0, local=False)
     (message,) = caplog.messages
     assert "99 CPUs and 0 GPUs" in message
     assert "2 CPUs and 0 GPUs" in message

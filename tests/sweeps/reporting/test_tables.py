@@ -12,9 +12,9 @@ from rich.console import Console
 
 from sweeps.analysis.result import (
     Accuracies,
-    Cell,
     ExtendedRun,
     Loma,
+    MatrixCell,
     MatrixRow,
     MatrixTable,
     MethodRow,
@@ -293,7 +293,7 @@ def test_a_matrix_of_four_sweeps_fits_a_screen() -> None:
     columns = ("vanilla", "ce", "focal", "ldam", "bs", "cb-bce", "los")
     ours = row(0.8)
     few = Accuracies(**dict(ours.mean) | {"acc_few": Estimate(0.85)})
-    cells = {name: Cell(mean=few, seeds=[5, 6], searched={}, best=name == "los") for name in columns}
+    cells = {name: MatrixCell(mean=few, seeds=[5, 6], searched={}, best=name == "los") for name in columns}
     members = ("ce_steps", "ce_drw", "ldam_drw", "balanced_softmax")
     protocol = result(method("los", 0.8)).protocol
     trends = dict(zip(members, ("declining", "stable", "declining", "inconclusive"), strict=True))

@@ -26,8 +26,8 @@ from sweeps.store.layout import leases
 from sweeps.store.lease import acquire_lease
 from sweeps.store.progress import (
     JOB_VARIABLE,
-    PREFIX,
-    Best,
+    PROGRESS_PREFIX,
+    BestTrial,
     Progress,
     Publisher,
     last_progress,
@@ -48,7 +48,7 @@ HALF = Progress(
     runs=50,
     runs_per_second=2.5,
     seconds_left=10.0,
-    best=Best(trial="los d=0.9", objective=0.8125, protocol="val acc_all"),
+    best=BestTrial(trial="los d=0.9", objective=0.8125, protocol="val acc_all"),
     packs_lost=1,
     packs_failed=2,
     tracking_behind=3,
@@ -311,7 +311,7 @@ def test_notes_report_the_preparation(
     )
     monkeypatch.chdir(tmp_path)  # a job changes its directory
     assert main(["run", str(file)]) == 0
-    printed = [last_progress(line) for line in capsys.readouterr().out.splitlines() if PREFIX in line]
+    printed = [last_progress(line) for line in capsys.readouterr().out.splitlines() if PROGRESS_PREFIX in line]
     notes = [progress.note for progress in printed if progress is not None]
     assert "" == notes[0] == notes[-1]
     assert notes[1].startswith("stage 1 (small_cnn, ce) on cpu: ")
@@ -335,14 +335,14 @@ def test_a_job_prints_progress_that_is_parsed_and_hidden_from_people(
     publisher.update(state="running", trials_finished=1)
     publisher.update(trials_finished=2)
     log = capsys.readouterr().out
-    assert log.count(PREFIX) == 3
+    assert log.count(PROGRESS_PREFIX) == 3
     found = last_progress(log)
     assert found is not None
     assert (found.state, found.trials_finished) == ("running", 2)
     assert strip_progress(log) == "a line for people\n"
     assert last_progress("nothing\n") is None
-    assert last_progress(log + PREFIX + '{"cut sh') == found
-    assert last_progress(f"{PREFIX}{{}}\n") is None
+    assert last_progress(log + PROGRESS_PREFIX + '{"cut sh') == found
+    assert last_progress(f"{PROGRESS_PREFIX}{{}}\n") is None
 
 
 def test_nothing_is_printed_outside_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
