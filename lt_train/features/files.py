@@ -227,11 +227,12 @@ def read_manifest(path: Path) -> Manifest:
         found = json.loads(text).get("format")
         if found == FORMAT:
             manifest = Manifest.model_validate_json(text)
+            expected = manifest.sealed().seal, bank_fingerprint(manifest.inputs)
     except (ValueError, AttributeError):  # among them those of pydantic and of decoding
         raise _damaged(path, "manifest.json is truncated or altered") from None
     if found != FORMAT:
         raise BankError(f"{file}: bank format must be {FORMAT}, got {found}; extract it again")
-    if manifest.sealed().seal != manifest.seal or bank_fingerprint(manifest.inputs) != manifest.fingerprint:
+    if expected != (manifest.seal, manifest.fingerprint):
         raise _damaged(path, "manifest.json is altered: its content does not match its seal")
     return manifest
 

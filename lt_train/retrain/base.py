@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NUMERICS_VERSION",
-    "Engine",
     "EpochSelection",
     "Halving",
     "HalvingTrials",
@@ -144,20 +143,6 @@ class RunResult:
     kept: SelectedHead | None
     failure: str | None = None
     stopped: int | None = None
-
-
-class Engine(Protocol):
-    """The signature of both engines."""
-
-    def __call__(
-        self,
-        bank: FeatureBank,
-        runs: Sequence[Run],
-        device: str = "cpu",
-        rule: EpochSelection | None = None,
-        halving: Halving | None = None,
-    ) -> list[RunResult]:
-        """Train every run on `bank`; results in the order of `runs`."""
 
 
 def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochSelection, halving: Halving | None = None) -> None:

@@ -52,7 +52,7 @@ def fit(
     rule: EpochSelection | None = None,
     halving: Halving | None = None,
 ) -> list[RunResult]:
-    """Train all runs together; results in the order of `runs`. See `retrain.base.Engine`.
+    """Train all runs together; results in the order of `runs`.
 
     Agrees with `retrain.reference.fit` to 1e-4 relative in the weights. A lane that diverges is reported as failed and
     does not affect the others. When memory runs out, the runs are trained in two halves one after the other, down to

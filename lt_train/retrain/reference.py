@@ -70,7 +70,7 @@ def fit(
     rule: EpochSelection | None = None,
     halving: Halving | None = None,
 ) -> list[RunResult]:
-    """Train every run by itself; results in the order of `runs`. See `retrain.base.Engine`.
+    """Train every run by itself; results in the order of `runs`.
 
     With `halving`, all runs are first trained completely to find out where each would be stopped.
     """

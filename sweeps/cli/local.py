@@ -61,12 +61,15 @@ def bundled_specs() -> dict[str, Path]:
 @command(app, "validate", "lt-sweep validate sweep.yaml")
 def validate(specs: Specs, *, as_json: AsJson = False) -> int:
     """Check sweep files and print all problems."""
-    from sweeps.config.matrix import load_file
+    from sweeps.config.matrix import SweepMatrix, load_file
+    from sweeps.store.directory import check_name
 
     problems: list[str] = []
     for spec in specs:
         try:
-            load_file(find_spec(spec))
+            loaded = load_file(find_spec(spec))
+            for sweep in loaded.sweeps if isinstance(loaded, SweepMatrix) else [loaded]:
+                check_name(sweep)
         except SpecError as error:
             problems += error.problems
     if as_json:

@@ -71,7 +71,7 @@ def holds_credentials(text: str) -> bool:
 
 
 def checked_environment(pairs: list[str]) -> dict[str, str]:
-    """Parse the `VARIABLE_NAME=VALUE` pairs of a job's environment, which is public.
+    """Parse the `NAME=VALUE` pairs of a job's environment, which is public.
 
     Raises:
         UserError: a pair is malformed, or is a secret: by its name, or because its value is a URL that contains one.
@@ -80,9 +80,7 @@ def checked_environment(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not VARIABLE_NAME.fullmatch(name):
-            raise UserError(
-                f"--env must be VARIABLE_NAME=VALUE, got {name!r}{' without a value' if not equals else ''}"
-            )
+            raise UserError(f"--env must be NAME=VALUE, got {name!r}{' without a value' if not equals else ''}")
         path = PATH_NAME.fullmatch(name) and value.startswith("/")
         if (SECRET_NAME.search(name) and not path) or holds_credentials(value):
             raise UserError(
@@ -94,7 +92,7 @@ def checked_environment(pairs: list[str]) -> dict[str, str]:
 
 
 def secret_files(pairs: list[str]) -> dict[str, str]:
-    """The environment from which `load_secret_files` reads `VARIABLE_NAME=/path` pairs.
+    """The environment from which `load_secret_files` reads `NAME=/path` pairs.
 
     Raises:
         UserError: a pair is malformed, or a path is not absolute.
@@ -104,7 +102,7 @@ def secret_files(pairs: list[str]) -> dict[str, str]:
         name, _, path = pair.partition("=")
         if not VARIABLE_NAME.fullmatch(name) or not path.startswith("/"):
             raise UserError(
-                f"--secret-file must be VARIABLE_NAME=/path of a file on the cluster, got {name!r}"
+                f"--secret-file must be NAME=/path of a file on the cluster, got {name!r}"
                 + (" with a path that is not absolute" if path else " without a path")
             )
         found[SECRET_FILE_PREFIX + name] = path

@@ -16,6 +16,7 @@ from lt_train.core.errors import UserError
 from lt_train.core.text import format_bytes
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.spec import SweepSpec
+from sweeps.store.directory import check_name
 
 __all__ = ["Upload", "prepare_upload"]
 
@@ -86,6 +87,7 @@ def prepare_upload(file: Path, working_dir: Path | None = None) -> Iterator[Uplo
 
 
 def _check(spec: SweepSpec) -> None:
+    check_name(spec)
     if not Path(spec.storage).is_absolute():
         raise UserError(
             f"storage must be an absolute path for a submitted sweep, got {spec.storage}; a job's own directory is "

@@ -105,6 +105,8 @@ def _run(spec: SweepSpec, *, fresh: bool = False, resuming: bool = False) -> Res
     ):
         start = time.perf_counter()
         # Errors in the input are raised here, before an earlier sweep is touched.
+        if not fresh:
+            directories.check_spec(spec)
         prepared = _prepare(spec, resuming, lambda text: publisher.update(note=text))
         prepare_seconds = time.perf_counter() - start
         lease.check()

@@ -131,7 +131,7 @@ def _notes(result: Result, most: int | None) -> list[Text]:
         lines.append(f"{stopped} of {len(result.trials)} trials ({result.runs.stopped} runs) were stopped early")
     lines.append(
         f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.cached} reused; "
-        f"{result.seconds['total']:.0f} s in this call, {result.seconds['train']:.0f} s of training in all calls"
+        f"{result.seconds['total']:.0f} s this time, {result.seconds['train']:.0f} s of training in all"
     )
     return [Text(line) for line in lines]
 
@@ -146,26 +146,21 @@ def _extended(result: Result) -> list[str]:
     if extended is None:
         return [f"no extended training: {result.extended_skipped}"] if result.extended_skipped else []
     outcome = trend_text(extended.trend, len(extended.seeds))
-    change = f"{_points(extended.change)} points on {result.protocol.on}"
-    lines = [f"winner trained {extended.times}x as long: {change}, {outcome}"]
+    lines = [f"trained {extended.times}x as long: {_points(extended.change)} on {result.protocol.on}, {outcome}"]
     if extended.over_start is not None and extended.over_start.verdict == "worse":
-        lines.append(f"  after that it is below the stage-1 head: {_points(extended.over_start)} points")
+        lines.append(f"  after that it is below the stage-1 head: {_points(extended.over_start)}")
     return lines
-
-
-def _proposed(spec: SweepSpec, planned: Plan) -> str:
-    batches = f"{planned.proposal_batches} proposal batch{'es' * (planned.proposal_batches != 1)}"
-    each = " of each method" * (len(planned.methods) > 1)
-    return f"{planned.trials} in {batches} of {spec.search.proposal_batch}{each}"
 
 
 def plan_table(spec: SweepSpec, planned: Plan) -> RichTable:
     """The plan of one sweep in full."""
     rows = []
+    batches = f"{planned.proposal_batches} proposal batch{'es' * (planned.proposal_batches != 1)}"
+    each = " for each method" * (len(planned.methods) > 1)
     if len(planned.methods) > 1:
         rows.append(("methods", ", ".join(f"{name} ({trials})" for name, trials in planned.methods.items())))
     rows += [
-        ("trials", _proposed(spec, planned)),
+        ("trials", f"{planned.trials} in {batches} of {spec.search.proposal_batch}{each}"),
         (
             "runs",
             f"{planned.runs}: search {planned.search_runs} ({seeds_text(planned.seeds)}), "

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_train.core.errors import UserError
+from lt_train.core.errors import SpecError, UserError
 from lt_train.core.io import atomic_file, writing
 from sweeps.config.interfaces import TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
@@ -36,6 +36,7 @@ from sweeps.store.progress import read_progress
 __all__ = [
     "archive",
     "check_name",
+    "check_spec",
     "interrupted_sweep",
     "load_matrix_directory",
     "load_spec",
@@ -62,24 +63,39 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str) -> SweepDirectory:
         StorageError: it cannot be written.
     """
     path = _sweep_path(spec)
-    identity = path / IDENTITY
-    if identity.exists():
-        known = read_identity(identity)
-        remedy = "choose another name, or start over with --fresh (the old sweep is kept as .previous-N)"
-        if known["spec_fingerprint"] != spec.fingerprint():
-            changed = ", ".join(_differences(known["spec"], spec.resolved()))
-            raise UserError(f"{path} holds another sweep: {changed} differ; {remedy}")
+    known = check_spec(spec)
+    if known is not None:
         if known["bank_fingerprint"] != bank_fingerprint:
             raise UserError(
                 f"{path} was trained on other features: the dataset or the checkpoint has changed since (bank "
-                f"{known['bank_fingerprint'][:12]} then, {bank_fingerprint[:12]} now); restore them, {remedy}"
+                f"{known['bank_fingerprint'][:12]} then, {bank_fingerprint[:12]} now); restore them, {_REMEDY}"
             )
         return SweepDirectory(path, known["sweep_id"], known["started_ms"])
     directory = SweepDirectory(path, uuid.uuid4().hex, time.time_ns() // 1_000_000)
     fingerprints = {"spec_fingerprint": spec.fingerprint(), "bank_fingerprint": bank_fingerprint}
     started = {"sweep_id": directory.sweep_id, "started_ms": directory.started_ms}
-    _write_json(identity, started | fingerprints | {"spec": spec.resolved()})
+    _write_json(path / IDENTITY, started | fingerprints | {"spec": spec.resolved()})
     return directory
+
+
+_REMEDY = "choose another name, or start over with --fresh (the old sweep is kept as .previous-N)"
+
+
+def check_spec(spec: SweepSpec) -> dict[str, Any] | None:
+    """The content of `sweep.json` of an earlier run of this sweep; None if there is none.
+
+    Raises:
+        UserError: the directory holds a sweep with another spec, or belongs to a matrix.
+    """
+    path = _sweep_path(spec)
+    if not (path / IDENTITY).exists():
+        return None
+    known = read_identity(path / IDENTITY)
+    if known["spec_fingerprint"] != spec.fingerprint():
+        changed = ", ".join(_differences(known["spec"], spec.resolved()))
+        why = f"{changed} differ" if changed else "it was written by another version of this program"
+        raise UserError(f"{path} holds another sweep: {why}; {_REMEDY}")
+    return known
 
 
 def archive(spec: SweepSpec) -> None:
@@ -125,11 +141,11 @@ def check_name(spec: SweepSpec) -> None:
     """Refuse names that the storage uses itself.
 
     Raises:
-        UserError: the name is reserved.
+        SpecError: the name is reserved.
     """
     taken = tuple(kind.own_files for kind in TRACKERS.kinds().values() if kind.own_files)
     if spec.name == CACHE or spec.name.startswith(taken) or re.search(r"\.previous-\d+$", spec.name):
-        raise UserError(f"name: {spec.name!r} is reserved for the storage itself; choose another name")
+        raise SpecError(f"name: {spec.name!r} is reserved for the storage itself; choose another name")
 
 
 def load_spec(path: Path) -> SweepSpec:

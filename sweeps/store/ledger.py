@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,16 +203,17 @@ class Ledger(FinishedRuns):
         start = time.perf_counter()
         records = [Record.of(key, run.seed, result) for key, run, result in zip(keys, pack.runs, results, strict=True)]
         self._save_heads(pack, keys, results)
+        at_ms = time.time_ns() // 1_000_000
         line = {
             "term": self._term,
             "pack": pack.name,
-            "at_ms": time.time_ns() // 1_000_000,
+            "at_ms": at_ms,
             "seconds": round(seconds, 4),
             "runs": [{k: v for k, v in vars(record).items() if k not in ("pack", "at_ms")} for record in records],
         }
         self._write(line)
         self.seconds["ledger"] += time.perf_counter() - start
-        return self._add(line, _records(line))
+        return self._add(line, [replace(record, pack=pack.name, at_ms=at_ms) for record in records])
 
     def drop_heads(self, keys: Iterable[str]) -> None:
         """Remove the heads of every pack whose runs are all among `keys`, which can no longer win."""
@@ -276,9 +277,14 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
         end += len(text)
         try:
             line = json.loads(text)
-            own = line["term"]
-            records = _records(line) if "pack" in line else []
-        except (ValueError, KeyError, TypeError, AttributeError):
+            own, records = line["term"], []
+            if type(own) is not int:
+                raise TypeError("a term must be an integer")
+            if "pack" in line:
+                records = [Record(**run, pack=line["pack"], at_ms=line["at_ms"]) for run in line["runs"]]
+                if type(line["seconds"]) not in (int, float) or not all(isinstance(one.key, str) for one in records):
+                    raise TypeError("seconds must be a number and keys must be text")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise LongtailError(
                 f"{path}:{number}: this line is damaged; remove it to train its pack again, or remove the directory to "
                 "start over"
@@ -288,10 +294,6 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], list[Record], int]]:
             yield line, records, end
         else:
             yield {"term": own}, [], end  # written by a driver that had lost its lease
-
-
-def _records(line: dict[str, Any]) -> list[Record]:
-    return [Record(**run, pack=line["pack"], at_ms=line["at_ms"]) for run in line["runs"]]
 
 
 def _finite(value: float) -> float | None:

@@ -5,6 +5,7 @@ Assertions here are rewritten by pytest (see the `conftest.py` of the suites), s
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from lt_train.metrics import split_masks
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochSelection, Halving, Run, RunResult, SelectedHead
+from lt_train.retrain.base import EpochSelection, Halving, Run, RunResult, SelectedHead
 
 __all__ = [
     "ENGINES",
+    "Engine",
     "agree",
     "assert_same",
     "distance",
@@ -33,6 +35,21 @@ __all__ = [
     "trained",
     "with_method",
 ]
+
+
+class Engine(Protocol):
+    """The signature of both engines."""
+
+    def __call__(
+        self,
+        bank: FeatureBank,
+        runs: Sequence[Run],
+        device: str = "cpu",
+        rule: EpochSelection | None = None,
+        halving: Halving | None = None,
+    ) -> list[RunResult]:
+        """Train every run on `bank`; results in the order of `runs`."""
+
 
 Floats = NDArray[np.float32]
 

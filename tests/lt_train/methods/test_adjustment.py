@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.engines import Engine
 
 from lt_train.core.errors import SpecError
 from lt_train.features.bank import EvalSet, FeatureBank
@@ -11,7 +12,7 @@ from lt_train.methods import LWS, DisAlign, LogitAdjust, TauNorm
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.methods.samplers import Instance
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochSelection, Run
+from lt_train.retrain.base import EpochSelection, Run
 
 
 @pytest.mark.parametrize("engine", [reference.fit, fused.fit], ids=["reference", "fused"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.banks import make_bank
 from support.compositions import PARTS, REFUSED_PARTS
-from support.engines import agree, distance, every_engine, kept, lone_run, make_runs, predict
+from support.engines import Engine, agree, distance, every_engine, kept, lone_run, make_runs, predict
 
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
 from lt_train.methods.constraints import CONSTRAINTS
@@ -19,7 +19,7 @@ from lt_train.methods.heads.base import HEADS
 from lt_train.methods.heads.linear import StackedLinear
 from lt_train.methods.post_hoc import POST_HOC
 from lt_train.retrain import fused
-from lt_train.retrain.base import Engine, EpochSelection, Run
+from lt_train.retrain.base import EpochSelection, Run
 
 every_part = pytest.mark.parametrize("method", PARTS.values(), ids=PARTS)
 BANK = make_bank((40, 20, 9, 4, 1), dim=6, views=2, val_per_class=4)

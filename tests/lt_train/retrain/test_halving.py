@@ -9,11 +9,21 @@ import torch
 from numpy.typing import NDArray
 from support.banks import make_bank
 from support.compositions import TRAINED, set_lane_value
-from support.engines import agree, assert_same, every_engine, kept, lone_run, make_runs, stack_bytes, with_method
+from support.engines import (
+    Engine,
+    agree,
+    assert_same,
+    every_engine,
+    kept,
+    lone_run,
+    make_runs,
+    stack_bytes,
+    with_method,
+)
 
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused
-from lt_train.retrain.base import Engine, EpochSelection, Halving, HalvingTrials, Run
+from lt_train.retrain.base import EpochSelection, Halving, HalvingTrials, Run
 from lt_train.retrain.stack import Stack
 
 BANK = make_bank()

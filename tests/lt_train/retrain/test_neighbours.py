@@ -8,6 +8,7 @@ import torch
 from support.banks import make_bank
 from support.compositions import ALLOWED, DEFAULTS, PARTS, TRAINED, searchable, set_lane_value, variants
 from support.engines import (
+    Engine,
     agree,
     assert_same,
     distance,
@@ -22,7 +23,7 @@ from support.engines import (
 
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochSelection, Run
+from lt_train.retrain.base import EpochSelection, Run
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)
 every_trained_kind = pytest.mark.parametrize("kind", TRAINED)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from support.banks import make_bank
 from support.compositions import DEFAULTS, PARTS, TRAINED
-from support.engines import ENGINES, every_engine, lone_run
+from support.engines import ENGINES, Engine, every_engine, lone_run
 
 from lt_train.core.errors import BankError, SpecError
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Engine, EpochSelection, Halving, Run
+from lt_train.retrain.base import EpochSelection, Halving, Run
 
 NAN = float("nan")
 FRESH = lone_run({"kind": "ce", "init": "random"})

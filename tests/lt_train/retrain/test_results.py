@@ -7,12 +7,23 @@ import pytest
 import torch
 from support.banks import make_bank
 from support.compositions import DEFAULTS, TRAINED
-from support.engines import agree, distance, every_engine, kept, lone_run, make_runs, predict, trained, with_method
+from support.engines import (
+    Engine,
+    agree,
+    distance,
+    every_engine,
+    kept,
+    lone_run,
+    make_runs,
+    predict,
+    trained,
+    with_method,
+)
 
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import TrainedMethod, TrainingSpec
 from lt_train.metrics import split_masks
-from lt_train.retrain.base import Engine, EpochSelection, learning_rate_factor
+from lt_train.retrain.base import EpochSelection, learning_rate_factor
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)
 RULES = [

@@ -8,13 +8,13 @@ import pytest
 import torch
 from support.banks import make_bank
 from support.compositions import DEFAULTS, TRAINED
-from support.engines import agree, distance, every_engine, everything, kept, make_runs, predict, with_method
+from support.engines import Engine, agree, distance, every_engine, everything, kept, make_runs, predict, with_method
 
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS
 from lt_train.methods.heads.base import HEADS
 from lt_train.retrain import fused, stack
-from lt_train.retrain.base import Engine, EpochSelection
+from lt_train.retrain.base import EpochSelection
 
 every_kind = pytest.mark.parametrize("kind", DEFAULTS)
 SEEDS = (0, 7, 0, 7, 5)

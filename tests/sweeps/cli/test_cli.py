@@ -123,8 +123,8 @@ def test_the_demo_runs_without_optional_packages(
     assert ran == [("inline" if "ray" in missing else "ray", "none" if "mlflow" in missing else "mlflow")]
     assert ended.stderr.count("\n") == (2 if missing else 1)
     if missing:
-        assert f"{' and '.join(missing)} not installed: running inline" in ended.stderr
-        assert f"pip install 'longtail-sweeps[{','.join(missing)}]'" in ended.stderr
+        assert f"{' and '.join(sorted(missing))} not installed: running with backend inline" in ended.stderr
+        assert f"pip install 'longtail-sweeps[{','.join(sorted(missing))}]'" in ended.stderr
 
 
 def test_validate_counts_files_and_prints_all_problems_of_all_files(lt_sweep: Command, tmp_path: Path):
@@ -384,10 +384,13 @@ def test_commands_that_train_nothing_import_no_heavy_package(
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_quiet_drops_notes_and_keeps_warnings(lt_sweep: Command, monkeypatch: pytest.MonkeyPatch):
-    def load_file(spec: object) -> None:
+def test_quiet_drops_notes_and_keeps_warnings(
+    lt_sweep: Command, small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+):
+    def load_file(spec: object) -> SweepSpec:
         for level in ("debug", "info", "warning"):
             getattr(logging.getLogger("sweeps.config.matrix"), level)("a %s", level)
+        return small_sweep()
 
     monkeypatch.setattr("sweeps.config.matrix.load_file", load_file)
     assert lt_sweep("validate", "x.yaml").stderr == "a info\nwarning: a warning\n"

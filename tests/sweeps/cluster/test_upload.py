@@ -73,7 +73,11 @@ def test_absolute_paths_are_not_uploaded(write: Callable[..., Path]) -> None:
         ({}, "../mine.npz", r"dataset\.path: \.\./mine\.npz is outside this directory"),
         ({"backend": {"kind": "ray", "bank_store": "banks"}}, "features/mine.npz", "bank_store must be .* got banks"),
         ({"backend": {"kind": "ray", "bank_store": "~/b"}}, "features/mine.npz", "bank_store must be .* got ~/b"),
-        ({"backend": {"kind": "inline"}}, "features/mine.npz", "backend must be ray .* got inline"),
+        (
+            {"backend": {"kind": "inline"}},
+            "features/mine.npz",
+            "backend must be one that trains on the cluster .* got inline",
+        ),
         (
             {"tracking": {"kind": "mlflow", "uri": "sqlite:///mlflow.db"}},
             "features/mine.npz",

@@ -24,6 +24,7 @@ import sweeps
 from lt_train.core.errors import BankError, StorageError, UserError
 from lt_train.metrics import SPLITS
 from sweeps.analysis.result import Result
+from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec, load_resolved
 
 MakeSweep = Callable[..., SweepSpec]
@@ -188,7 +189,10 @@ def test_selecting_on_an_empty_split_is_refused(small_sweep: MakeSweep, features
 
 
 @pytest.mark.parametrize("name", ["cache", "mlflow-artifacts", "small.previous-1"])
-def test_reserved_names_are_refused(small_sweep: MakeSweep, name: str):
+def test_reserved_names_are_refused(small_sweep: MakeSweep, name: str, tmp_path: Path):
+    file = tmp_path / "reserved.yaml"
+    file.write_text(yaml.safe_dump(small_sweep(name=name).resolved()))
+    assert main(["validate", str(file)]) == 2
     with pytest.raises(UserError, match=f"name: '{name}' is reserved"):
         sweeps.run(small_sweep(name=name))
 

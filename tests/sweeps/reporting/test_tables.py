@@ -281,7 +281,7 @@ def test_the_summary_of_one_method_fits_a_screen_with_all_its_notes() -> None:
 def test_the_outcome_of_extended_training_is_one_line(trend: str, over_start: str, text: str) -> None:
     shown = result(method("los", 0.8), baselines={"vanilla": row(0.7, None)})
     lines = lines_of(shown.model_copy(update={"extended": extended(trend, over_start)}))
-    assert f"winner trained 3x as long: -26.67 [-27.67, -25.67] points on val, {text}" in lines
+    assert f"trained 3x as long: -26.67 [-27.67, -25.67] on val, {text}" in lines
     assert any("below the stage-1 head" in line for line in lines) is (over_start == "worse")
     none = lines_of(shown.model_copy(update={"extended_skipped": "the extended run failed"}))
     assert "no extended training: the extended run failed" in none

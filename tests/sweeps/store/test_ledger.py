@@ -84,13 +84,25 @@ def test_an_incomplete_last_line_is_overwritten(tmp_path: Path, cut: int):
     last.close()
 
 
-def test_a_damaged_line_is_reported_with_its_number(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("written", "damaged"),
+    [
+        (b'"runs"', b'"ruins"'),
+        (b'"term":1', b'"term":null'),
+        (b'"term":1', b'"term":true'),
+        (b'"seconds":1.0', b'"second":1.0'),
+        (b'"seconds":1.0', b'"seconds":null'),
+        (b'"key":"kb"', b'"key":["kb"]'),
+    ],
+)
+def test_a_damaged_line_is_reported_with_its_number(written: bytes, damaged: bytes, tmp_path: Path):
     ledger = Ledger(tmp_path)
     for name in ("a", "b", "c"):
         ledger.append(pack(name, 0), [f"k{name}"], [result()], 1.0)
     ledger.close()
     lines = ledger.path.read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b'"runs"', b'"ruins"')
+    assert written in lines[2]
+    lines[2] = lines[2].replace(written, damaged)
     ledger.path.write_bytes(b"".join(lines))
     with pytest.raises(LongtailError, match=r"ledger\.jsonl:3: this line is damaged"):
         Ledger(tmp_path)
