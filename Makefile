@@ -3,16 +3,17 @@ PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-UNIT := tests --ignore=tests/cluster --ignore=tests/faults
+UNIT := tests --ignore=tests/cluster --ignore=tests/faults --ignore=tests/documentation --ignore=tests/benchmarks
 
-.PHONY: help env demo docs test test-quick test-cluster test-install lint bench bench-quick scale faults cluster-up \
+.PHONY: help env demo docs test test-quick test-docs test-cluster test-install lint bench bench-quick scale faults cluster-up \
   cluster-down lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          a small sweep on bundled data, with its result table (3 minutes the first time)"
-	@echo "make test          unit tests (about 15 minutes on two cores)"
+	@echo "make test          unit tests (13 minutes on two cores)"
 	@echo "make test-quick    unit tests without the slow ones (a few minutes)"
+	@echo "make test-docs     runs the commands of README and docs and the benchmarks once, and compares outputs"
 	@echo "make test-cluster  tests on a local cluster, and each fault once (20 minutes)"
 	@echo "make test-install  installs the wheel into empty environments, newest and oldest versions, and runs the demo"
 	@echo "make lint          ruff, mypy, import contracts, language"
@@ -43,6 +44,9 @@ test: env
 
 test-quick: env
 	$(PYTEST) -m "not slow" $(UNIT)
+
+test-docs: env
+	$(PYTEST) tests/documentation tests/benchmarks
 
 # Real Ray nodes, an S3 store, MLflow and PostgreSQL. Two faults need root for small file systems; one test needs chromium.
 test-cluster: env

@@ -105,7 +105,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> N
 
 
 def test_a_list_that_is_missing_or_not_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"list file .*train\.txt does not exist; correct root"):
+    with pytest.raises(DataError, match=r"list file .*train\.txt does not exist; check root"):
         load(tmp_path)
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"list file .*train\.txt cannot be read"):

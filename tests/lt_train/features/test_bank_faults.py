@@ -90,7 +90,7 @@ def test_a_missing_file_is_noticed(path: Path) -> None:
         ("inputs", {"dataset": "another"}, "its content does not match its seal"),
         ("files", {}, "its content does not match its seal"),
         ("num_classes", "three", "manifest.json is truncated or altered"),
-        ("format", 99, "bank format must be 1, got 99"),
+        ("format", 99, "bank format must be 2, got 99"),
     ],
 )
 def test_an_edited_manifest_is_noticed(path: Path, key: str, value: object, match: str) -> None:

