@@ -11,7 +11,7 @@ UNIT := tests --ignore=tests/cluster --ignore=tests/faults --ignore=tests/docume
 
 help:
 	@echo "make demo          a small sweep on bundled data, with its result table (3 minutes the first time)"
-	@echo "make test          unit tests (13 minutes on two cores)"
+	@echo "make test          unit tests (14 minutes on two cores)"
 	@echo "make test-quick    unit tests without the slow ones (a few minutes)"
 	@echo "make test-docs     runs the commands of README and docs and the benchmarks once, and compares outputs"
 	@echo "make test-cluster  tests on a local cluster, and each fault once (20 minutes)"
