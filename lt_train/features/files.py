@@ -223,10 +223,10 @@ def read_manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise BankError(f"{path} is not a feature bank: it has no manifest.json; create one with `lt-train features`")
     try:
-        text = file.read_text()
-        found = json.loads(text).get("format")
+        document = json.loads(file.read_text())
+        found = document.get("format")
         if found == FORMAT:
-            manifest = Manifest.model_validate_json(text)
+            manifest = Manifest.model_validate(document)
             expected = manifest.sealed().seal, bank_fingerprint(manifest.inputs)
     except (ValueError, AttributeError):  # among them those of pydantic and of decoding
         raise _damaged(path, "manifest.json is truncated or altered") from None

@@ -61,14 +61,13 @@ def bundled_specs() -> dict[str, Path]:
 @command(app, "validate", "lt-sweep validate sweep.yaml")
 def validate(specs: Specs, *, as_json: AsJson = False) -> int:
     """Check sweep files and print all problems."""
-    from sweeps.config.matrix import SweepMatrix, load_file
+    from sweeps.config.matrix import load_file, sweeps_of
     from sweeps.store.directory import check_name
 
     problems: list[str] = []
     for spec in specs:
         try:
-            loaded = load_file(find_spec(spec))
-            for sweep in loaded.sweeps if isinstance(loaded, SweepMatrix) else [loaded]:
+            for sweep in sweeps_of(load_file(find_spec(spec))):
                 check_name(sweep)
         except SpecError as error:
             problems += error.problems
@@ -100,14 +99,13 @@ def plan(
 
     Nothing is trained. Several sweeps are listed with one line each and their sum.
     """
-    from sweeps.config.matrix import SweepMatrix, load_file
+    from sweeps.config.matrix import load_file, sweeps_of
 
-    loaded = [load_file(find_spec(spec)) for spec in specs]
+    sweeps = [sweep for spec in specs for sweep in sweeps_of(load_file(find_spec(spec)))]
 
     from sweeps.experiment import plan as planning  # imports torch, which takes longer than reading the files
     from sweeps.reporting.terminal import plan_table, plans_document, plans_table
 
-    sweeps = [sweep for one in loaded for sweep in (one.sweeps if isinstance(one, SweepMatrix) else [one])]
     plans = [(sweep, planning.plan(sweep, tflops)) for sweep in sweeps]
     ((sweep, planned), *more) = plans
     if as_json:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lt_train.core.errors import UserError
 from lt_train.core.text import format_bytes
-from sweeps.config.matrix import SweepMatrix, load_file
+from sweeps.config.matrix import load_file, sweeps_of
 from sweeps.config.spec import SweepSpec
 from sweeps.store.directory import check_name
 
@@ -59,7 +59,7 @@ def prepare_upload(file: Path, working_dir: Path | None = None) -> Iterator[Uplo
         UserError: results would be lost with the job, or a file is missing or cannot be uploaded.
     """
     loaded = load_file(file)
-    sweeps = loaded.sweeps if isinstance(loaded, SweepMatrix) else [loaded]
+    sweeps = sweeps_of(loaded)
     for spec in sweeps:
         _check(spec)
     if working_dir is not None:

@@ -19,7 +19,7 @@ from lt_train.core.validation import Problem
 from sweeps.config.spec import MATRIX_KEY, NAME, SHARED, SweepSpec, format_problems, validate_document
 from sweeps.config.yaml_source import Source, load_yaml
 
-__all__ = ["SweepMatrix", "load_file", "load_matrix"]
+__all__ = ["SweepMatrix", "load_file", "load_matrix", "sweeps_of"]
 
 Loc = tuple[int | str, ...]
 
@@ -70,6 +70,11 @@ def load_file(path: str | os.PathLike[str]) -> SweepSpec | SweepMatrix:
     if isinstance(sweep, SweepSpec):
         return sweep
     raise SpecError(format_problems(sweep, source))
+
+
+def sweeps_of(loaded: SweepSpec | SweepMatrix) -> list[SweepSpec]:
+    """The sweeps of a file that `load_file` has read."""
+    return list(loaded.sweeps) if isinstance(loaded, SweepMatrix) else [loaded]
 
 
 def load_matrix(path: str | os.PathLike[str]) -> SweepMatrix:

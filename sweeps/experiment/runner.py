@@ -39,6 +39,7 @@ from sweeps.reporting.terminal import winner_line
 from sweeps.store import directory as directories
 from sweeps.store.directory import (
     check_name,
+    check_spec,
     interrupted_sweep,
     load_matrix_directory,
     load_spec,
@@ -106,7 +107,7 @@ def _run(spec: SweepSpec, *, fresh: bool = False, resuming: bool = False) -> Res
         start = time.perf_counter()
         # Errors in the input are raised here, before an earlier sweep is touched.
         if not fresh:
-            directories.check_spec(spec)
+            check_spec(spec)
         prepared = _prepare(spec, resuming, lambda text: publisher.update(note=text))
         prepare_seconds = time.perf_counter() - start
         lease.check()

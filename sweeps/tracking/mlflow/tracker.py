@@ -11,7 +11,7 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,12 +178,12 @@ class MlflowTracker:
             images, digest = None, head_digest
         if logged == digest:
             return
-        description = f"{champion.about}\n{_loading(self.sweep.name)}"
+        champion = replace(champion, about=f"{champion.about}\n{_loading(self.sweep.name)}")
         # Not by log_model, which prints, and which registers in the process's registry instead of this one.
         if not self.client.search_registered_models(f"name = '{self.sweep.name}'"):
-            self.client.create_registered_model(self.sweep.name, description=description)
+            self.client.create_registered_model(self.sweep.name, description=champion.about)
         else:
-            self.client.update_registered_model(self.sweep.name, description)
+            self.client.update_registered_model(self.sweep.name, champion.about)
         takes, shape = "features `[N, D]`", (champion.feature_dim,)
         head = self._version("champion-head", champion.classifier, shape, "float32", champion, head_digest, takes)
         best = head
@@ -208,7 +208,7 @@ class MlflowTracker:
         mlflow.set_tracking_uri(self.uri)  # MLflow looks the model up here, not at the client's URI
         try:
             logged = self._uploaded(tags) or self._upload(name, module, shape, dtype, tags)
-            about = f"Takes {takes}, returns logits `[N, K]`. {champion.about}\n{_loading(self.sweep.name)}"
+            about = f"Takes {takes}, returns logits `[N, K]`. {champion.about}"
             created = self.client.create_model_version(
                 self.sweep.name,
                 logged.model_uri,
