@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 UNIT := tests --ignore=tests/cluster --ignore=tests/faults --ignore=tests/documentation --ignore=tests/benchmarks
 
-.PHONY: help env demo docs test test-quick test-docs test-cluster test-install lint bench bench-quick scale faults cluster-up \
+.PHONY: help env demo docs test test-quick test-docs test-cluster test-install lint bench bench-quick scale faults damage cluster-up \
   cluster-down lock clean
 .DEFAULT_GOAL := help
 
@@ -19,6 +19,7 @@ help:
 	@echo "make lint          ruff, mypy, import contracts, language"
 	@echo "make bench         speed against a plain loop, Ray Tune and the hardware; bench-quick takes a minute"
 	@echo "make faults        eleven faults, five times each, during a sweep (one hour, as root)"
+	@echo "make damage        2,200 damaged files of finished sweeps: no wrong number, and only what is damaged is lost"
 	@echo "make scale         the driver with 1,000 simulated packs on 500 simulated workers"
 	@echo "make cluster-up    a team's cluster on this machine: Ray, PostgreSQL, S3, MLflow; cluster-down stops it"
 	@echo "make docs          regenerates the reference, the tutorial's outputs and the images (needs chromium)"
@@ -74,6 +75,9 @@ bench-quick: env
 
 faults: env
 	$(BIN)/python tools/faults $(FAULTS)
+
+damage: env
+	$(BIN)/python tools/damage.py $(DAMAGE)
 
 scale: env
 	$(BIN)/python benchmarks/scale.py $(SCALE)

@@ -74,7 +74,7 @@ def _run_sweep(settings: Settings, place: Path) -> dict[str, Any]:
     if result["runs"]["failed"]:
         raise RuntimeError(f"{result['runs']['failed']} runs of the sweep failed")
     lines = map(json.loads, (directory / "ledger.jsonl").read_text().splitlines())
-    packs = [line for line in lines if "pack" in line]
+    packs = [line for line in lines if line["event"] == "pack"]
     # The ledger records a pack when it returns; `seconds` is its training time until then.
     intervals = [(pack["at_ms"] / 1000 - pack["seconds"], pack["at_ms"] / 1000) for pack in packs]
     training = union_seconds(intervals)
@@ -86,7 +86,7 @@ def _run_sweep(settings: Settings, place: Path) -> dict[str, Any]:
         "between_packs_seconds": last - first - training,
         "after_last_pack_seconds": ended - last,
         "packs": [
-            {"runs": len(pack["runs"]), "start": start - started, "end": end - started}
+            {"runs": pack["runs"], "start": start - started, "end": end - started}
             for pack, (start, end) in zip(packs, intervals, strict=True)
         ],
         "runs_trained": result["runs"]["finished"],

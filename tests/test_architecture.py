@@ -61,6 +61,12 @@ def test_all_contracts_are_kept() -> None:
             "sweeps.experiment.runner -> mlflow",
         ),
         (
+            "sweeps/experiment/runner.py",
+            "import sweeps.reporting.terminal",
+            "the runner emits events and shows nothing itself",
+            "sweeps.experiment.runner -> sweeps.reporting.terminal",
+        ),
+        (
             "sweeps/analysis/selection.py",
             "import optuna",
             "Optuna is imported in search only",

@@ -1,6 +1,7 @@
 """Checkpoints: a trained classifier in one safetensors file, and the frozen network that a bank is extracted with.
 
-A JSON document in the file describes the classifier. Files are written atomically and read without pickle.
+A JSON document in the file describes the classifier and contains a digest of the whole content, which loading verifies.
+Files are written atomically and read without pickle.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
 from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError, SpecError
-from lt_train.core.io import atomic_file, sha256_file, write_tensors
+from lt_train.core.io import atomic_file, digest_tensors, sha256_file, write_tensors
 from lt_train.core.validation import dotted, explain
 
 __all__ = ["ImageSource", "is_own_checkpoint", "load_checkpoint", "load_frozen", "save_checkpoint"]
@@ -36,21 +37,29 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
         path: the file; an existing one is replaced.
         classifier: on any device.
         about: further entries of the document, JSON: dataset, recipe, `mean`, `std`, accuracy. The keys `format`,
-            `backbone`, `in_channels`, `num_classes` and `cosine_scale` are set from the classifier.
+            `backbone`, `in_channels`, `num_classes`, `cosine_scale` and `digest` are set from the classifier.
 
     Raises:
         StorageError: the disk is full or not writable; an existing file is kept.
     """
     document = {
         **about,
-        "format": 1,
+        "format": 2,
         "backbone": classifier.spec.model_dump(mode="json", exclude={"checkpoint"}),
         "in_channels": classifier.in_channels,
         "num_classes": classifier.num_classes,
         "cosine_scale": classifier.cosine_scale,
     }
+    tensors = classifier.state_dict()
+    # In the document, because safetensors writes several entries of metadata in any order.
+    document["digest"] = _digest(document, tensors)
     with atomic_file(path) as temporary:
-        write_tensors(temporary, classifier.state_dict(), {_KEY: json.dumps(document)})
+        write_tensors(temporary, tensors, {_KEY: json.dumps(document)})
+
+
+def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The digest of a checkpoint's content, without the entry of the document that holds it."""
+    return digest_tensors({name: value for name, value in document.items() if name != "digest"}, tensors)
 
 
 def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
@@ -84,6 +93,10 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
             "backbone imported for weights trained elsewhere"
         )
     document = _document(path, metadata[_KEY])
+    if document["digest"] != _digest(document, tensors):
+        raise CheckpointError(
+            f"checkpoint {path} is altered: its content does not match the digest in it; train it again"
+        )
     try:
         backbone = BACKBONES.parse(document["backbone"])
     except SpecError as error:
@@ -116,11 +129,12 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    format: Literal[1]
+    format: Literal[2]
     backbone: dict[str, Any]
     in_channels: PositiveInt
     num_classes: PositiveInt
     cosine_scale: PositiveFloat | None
+    digest: str
     mean: list[float] | None = None
     std: list[float] | None = None
 

@@ -4,6 +4,10 @@ A file or directory is written beside its final name, synced and renamed. A full
 the path, and leaves nothing behind. Tensors go to safetensors files, at once (`write_tensors`) or piece by piece
 (`allocate`); write them to the temporary path of `atomic_file` or `atomic_directory`, and read them with
 `safetensors.safe_open`. torch is imported only when tensors are written.
+
+Two kinds of hashes: identities, which decide whether two things are the same, are sha256 (`fingerprint`,
+`sha256_file`). Damage to a file is detected with XXH3-128 (`digest`, `digest_file`, `digest_tensors`), which is several
+times faster.
 """
 
 from __future__ import annotations
@@ -32,7 +36,11 @@ __all__ = [
     "atomic_directory",
     "atomic_file",
     "check_output",
+    "digest",
+    "digest_file",
+    "digest_tensors",
     "fingerprint",
+    "set_aside",
     "sha256_file",
     "sync",
     "tensor_offsets",
@@ -66,9 +74,65 @@ def fingerprint(document: Any) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
+    """sha256 (hex) of a file's bytes, for files whose contents are part of an identity."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(data: bytes) -> str:
+    """XXH3-128 (32 hex digits) of `data`, to detect damage."""
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_file(path: Path) -> str:
+    """XXH3-128 (32 hex digits) of a file's bytes, to detect damage.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    import xxhash
+
+    hasher, block = xxhash.xxh3_128(), memoryview(bytearray(2**20))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            hasher.update(block[:size])
+    return hasher.hexdigest()
+
+
+def digest_tensors(document: Any, tensors: Mapping[str, Tensor]) -> str:
+    """XXH3-128 (32 hex digits) of a JSON document and of the name, dtype, shape and bytes of each tensor.
+
+    Equal for what is written to a file and what is read from it: the order of keys and names, the memory layout and
+    types that JSON does not have, such as tuples, have no effect.
+    """
+    import torch
+    import xxhash
+
+    hasher = xxhash.xxh3_128(json.dumps(json.loads(json.dumps(document)), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # As bytes, because numpy has no bfloat16; only a tensor with a dimension can be viewed as another dtype.
+        hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or directory to `<name>.damaged`, which replaces an earlier one, and return that path.
+
+    Raises:
+        StorageError: it could not be renamed.
+    """
+    place = path.with_name(f"{path.name}.damaged")
+    with writing(place):
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has set it aside
+            path.rename(place)
+    return place
 
 
 @contextlib.contextmanager
@@ -186,15 +250,22 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
-def allocate(file: Path, known: Mapping[str, Tensor], later: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> None:
+def allocate(
+    file: Path,
+    known: Mapping[str, Tensor],
+    later: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    *,
+    keep: bool = False,
+) -> None:
     """Create `file` in its full length with the tensors in `known`; the others are zeros, to be written in place.
 
     The bytes equal those of `write_tensors`. Disk space is reserved for the whole file where the system supports that.
 
     Args:
-        file: replaced if it exists.
+        file: replaced if it exists, unless `keep` is set.
         known: tensors on the CPU, int64, float32 or float16.
         later: dtype and shape of the other tensors.
+        keep: write the header and the tensors in `known` to the existing file; the bytes of the other tensors are kept.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -212,13 +283,14 @@ def allocate(file: Path, known: Mapping[str, Tensor], later: Mapping[str, tuple[
         header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [starts[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as opened:
+    with file.open("r+b" if keep and file.exists() else "wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)
         opened.flush()
         size = opened.tell() + end
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(opened.fileno(), 0, size)
-        opened.truncate(size)
+        if os.fstat(opened.fileno()).st_size != size:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, size)
+            opened.truncate(size)
         for name, tensor in known.items():
             opened.seek(8 + len(text) + starts[name])
             opened.write(tensor.contiguous().numpy().data)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from lt_train.core.errors import BankError
 from lt_train.core.imports import torch
-from lt_train.core.io import atomic_directory, fingerprint, sha256_file, write_tensors
+from lt_train.core.io import atomic_directory, digest_file, fingerprint, write_tensors
 from lt_train.features.bank import EvalSet, FeatureBank
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ __all__ = [
     "write_bank",
 ]
 
-FORMAT = 2
+FORMAT = 3
 
 MANIFEST = "manifest.json"
 """The file that identifies a directory as a bank; it is written last."""
@@ -64,11 +64,11 @@ RECORD = "stage1.json"
 
 
 class FileEntry(BaseModel):
-    """Size in bytes and sha256 of one file of the bank."""
+    """Size in bytes and digest (`lt_train.core.io.digest_file`) of one file of the bank."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     size: int
-    sha256: str
+    digest: str
 
 
 class Manifest(BaseModel):
@@ -137,11 +137,11 @@ def write_bank(
                 _link(files[name], file)
             else:
                 write_tensors(file, contents)
-            entries[file.name] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+            entries[file.name] = FileEntry(size=file.stat().st_size, digest=digest_file(file))
         if bank.record:
             file = directory / RECORD
             file.write_text(json.dumps(dict(bank.record), allow_nan=False) + "\n")
-            entries[RECORD] = FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+            entries[RECORD] = FileEntry(size=file.stat().st_size, digest=digest_file(file))
         manifest = Manifest(
             format=FORMAT,
             fingerprint=bank.fingerprint,
@@ -230,6 +230,8 @@ def read_manifest(path: Path) -> Manifest:
             expected = manifest.sealed().seal, bank_fingerprint(manifest.inputs)
     except (ValueError, AttributeError):  # among them those of pydantic and of decoding
         raise _damaged(path, "manifest.json is truncated or altered") from None
+    except OSError as error:
+        raise _damaged(path, f"manifest.json cannot be read ({error.strerror})") from None
     if found != FORMAT:
         raise BankError(f"{file}: bank format must be {FORMAT}, got {found}; extract it again")
     if expected != (manifest.seal, manifest.fingerprint):
@@ -241,11 +243,14 @@ def _check_file(path: Path, name: str, entry: FileEntry) -> None:
     file = path / name
     if not file.is_file():
         raise _damaged(path, f"{name} is missing")
-    size = file.stat().st_size
-    if size != entry.size:
-        raise _damaged(path, f"{name} is truncated or altered: {size} bytes instead of {entry.size}")
-    if sha256_file(file) != entry.sha256:
-        raise _damaged(path, f"{name} is altered: its sha256 is not the one in the manifest")
+    try:
+        size = file.stat().st_size
+        if size != entry.size:
+            raise _damaged(path, f"{name} is truncated or altered: {size} bytes instead of {entry.size}")
+        if digest_file(file) != entry.digest:
+            raise _damaged(path, f"{name} is altered: its digest is not the one in the manifest")
+    except OSError as error:
+        raise _damaged(path, f"{name} cannot be read ({error.strerror})") from None
 
 
 def _damaged(path: Path, what: str) -> BankError:

@@ -2,7 +2,8 @@
 
 `<store>/<fingerprint>.partial` holds the sets as safetensors files of full length, filled in any order, so that a bank
 is never held in memory and nothing is copied at the end. A journal line means that rows are on disk; it is written
-after them. The process that fills the directory holds its lock.
+after them and holds their digest, which is verified when the work is resumed and when it is finished. Damaged rows are
+extracted again. The process that fills the directory holds its lock.
 Shapes: V views, N images, D features.
 """
 
@@ -11,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,13 +24,15 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from lt_train.core.errors import BankError
-from lt_train.core.io import allocate, sync, tensor_offsets, writing
+from lt_train.core.errors import BankError, StorageError
+from lt_train.core.io import allocate, atomic_file, digest, sync, tensor_offsets, writing
 from lt_train.features.shards import ShardResult
 
 __all__ = ["PartialBank", "SetShape", "exclusive"]
 
 _LOCK, _PLAN, _JOURNAL = "lock", "plan.json", "journal.jsonl"
+
+logger = logging.getLogger(__name__)
 
 SYNC_SECONDS = 2.0
 """Interval at which features and then the journal are synced to disk: the most work that a kill can lose."""
@@ -120,17 +124,24 @@ class PartialBank:
             StorageError: the disk has too little space for the whole bank.
         """
         self.path, self.sets, self.feature_dim, self.dtype = path, dict(sets), feature_dim, dtype
+        self._plan = dict(plan)
         self.done: dict[tuple[str, int], list[tuple[int, int]]] = {}
         self.unreadable: dict[str, dict[int, str]] = {name: {} for name in sets}
+        self._entries: list[Mapping[str, Any]] = []  # of the journal, whose features are intact
         self.discarded = ""
         if (existing := self._read_plan()) != dict(plan):
-            if existing is not None and _resumable(path):
-                other = ", ".join(f"{name} {existing.get(name)}" for name in plan if existing.get(name) != plan[name])
-                self.discarded = f"restarted: the interrupted extraction used {other}"
+            if _resumable(path):
+                if existing is None:
+                    self.discarded = f"restarted: {_PLAN} of the interrupted extraction is damaged"
+                    logger.warning("%s is damaged; extracting all features again", path / _PLAN)
+                else:
+                    other = [f"{name} {existing.get(name)}" for name in plan if existing.get(name) != plan[name]]
+                    self.discarded = f"restarted: the interrupted extraction used {', '.join(other)}"
             self._start(plan)
-        self._read_journal()
-        self._files = {name: (path / f"{name}.safetensors").open("r+b", buffering=0) for name in sets}
+        self._write_known()
         self._offsets = {name: tensor_offsets(path / f"{name}.safetensors")["features"] for name in sets}
+        self._files = {name: (path / f"{name}.safetensors").open("r+b", buffering=0) for name in sets}
+        self._read_journal()
         self._journal = (path / _JOURNAL).open("a")
         self._pending: list[str] = []
         self._synced = time.monotonic()
@@ -169,11 +180,12 @@ class PartialBank:
         part, view, start, stop = done.shard
         features = torch.from_numpy(done.features).to(self.dtype)
         self._check_range(done, features)
-        row = self.feature_dim * features.element_size()
+        content = features.contiguous().numpy().tobytes()
+        entry: dict[str, Any] = {"shard": [part, view, start, stop]}
+        entry["unreadable"] = {str(row): why for row, why in done.unreadable.items()}
+        entry["digest"] = self._digest(entry, content)
         with writing(self.path):
-            position = self._offsets[part] + (view * len(self.sets[part].labels) + start) * row
-            _write_at(self._files[part].fileno(), features.contiguous().numpy().tobytes(), position)
-            entry = {"shard": [part, view, start, stop], "unreadable": {str(k): v for k, v in done.unreadable.items()}}
+            _write_at(self._files[part].fileno(), content, self._position(part, view, start))
             self._record(entry)
             self._pending.append(json.dumps(entry) + "\n")
             if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -198,7 +210,15 @@ class PartialBank:
 
         Args:
             kept: rows to keep, int64, for the sets of which rows are dropped.
+
+        Raises:
+            StorageError: features are not the ones that were written, or the disk is full.
         """
+        self._write_known()
+        if damaged := [entry for entry in self._entries if not self._is_intact(entry)]:
+            raise StorageError(
+                f"{self._describe(damaged)}; run the same command again, which extracts them again, and check the disk"
+            )
         files = {name: self.path / f"{name}.safetensors" for name in self.sets}
         with writing(self.path):
             for name, rows in kept.items():
@@ -219,15 +239,15 @@ class PartialBank:
                     _copy(source, target, (last + 1 - first) * size)
         return file
 
-    def _allocate(self, name: str, views: int, labels: Tensor) -> Path:
-        file = self.path / name
-        allocate(file, {"labels": labels}, {"features": (self.dtype, (views, len(labels), self.feature_dim))})
+    def _allocate(self, name: str, views: int, labels: Tensor, *, keep: bool = False) -> Path:
+        file, shape = self.path / name, (views, len(labels), self.feature_dim)
+        allocate(file, {"labels": labels}, {"features": (self.dtype, shape)}, keep=keep)
         return file
 
     def _read_plan(self) -> Any:
         try:
             plan = json.loads((self.path / _PLAN).read_text())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
         return plan if isinstance(plan, dict) else None
 
@@ -244,8 +264,14 @@ class PartialBank:
             unfinished.replace(self.path / _PLAN)
             sync(self.path)
 
+    def _write_known(self) -> None:
+        """Write headers and labels again, which are known, so that damage to them has no effect."""
+        with writing(self.path):
+            for name, shape in self.sets.items():
+                self._allocate(f"{name}.safetensors", shape.views, shape.labels, keep=True)
+
     def _read_journal(self) -> None:
-        """Read the finished shards; a last line that a kill truncated is removed.
+        """Read the finished shards whose features are intact; a last line that a kill truncated is removed.
 
         Shards with unreadable images are extracted again, because the images may have been fixed since.
         """
@@ -254,12 +280,66 @@ class PartialBank:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(file, len(whole))
-        for line in whole.decode().splitlines():
-            if not (entry := json.loads(line))["unreadable"]:
-                self._record(entry)
+        lines = whole.splitlines()
+        entries = [entry for line in lines if (entry := self._entry(line)) is not None]
+        damaged = []
+        for entry in entries:
+            if not entry["unreadable"]:
+                if self._is_intact(entry):
+                    self._record(entry)
+                else:
+                    damaged.append(entry)
+        if len(entries) < len(lines):
+            count = len(lines) - len(entries)
+            logger.warning("%s: %d of %d lines are damaged; extracting their features again", file, count, len(lines))
+        if damaged:
+            logger.warning("%s; extracting them again", self._describe(damaged))
+        if damaged or len(entries) < len(lines):
+            with atomic_file(file) as temporary:
+                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self._entries))
+
+    def _entry(self, line: bytes) -> dict[str, Any] | None:
+        """A line of the journal, or None if it is damaged."""
+        try:
+            entry = json.loads(line)
+            part, view, start, stop = entry["shard"]
+            views, images = self.sets[part].views, len(self.sets[part].labels)
+            known = isinstance(entry["unreadable"], dict) and isinstance(entry["digest"], str)
+            whole = all(isinstance(number, int) for number in (view, start, stop))
+            return entry if known and whole and 0 <= view < views and 0 <= start < stop <= images else None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def _describe(self, damaged: Sequence[Mapping[str, Any]]) -> str:
+        count = sum(stop - start for _, _, start, stop in (entry["shard"] for entry in damaged))
+        names = sorted({entry["shard"][0] for entry in damaged})
+        files = ", ".join(f"{name}.safetensors" for name in names)
+        return f"{self.path}: the features of {count} images in {files} do not match their digests in {_JOURNAL}"
+
+    def _is_intact(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the features of a shard on disk, and its journal entry, are those that were written."""
+        part, view, start, stop = entry["shard"]
+        try:
+            with (self.path / f"{part}.safetensors").open("rb") as file:
+                file.seek(self._position(part, view, start))
+                content = file.read((stop - start) * self.feature_dim * self.dtype.itemsize)
+        except OSError:
+            return False
+        return bool(entry["digest"] == self._digest(entry, content))
+
+    def _digest(self, entry: Mapping[str, Any], content: bytes) -> str:
+        """The digest of the features of a shard, and of what the journal and the plan say about them."""
+        about = [self._plan, entry["shard"], entry["unreadable"]]
+        return digest(json.dumps(about, sort_keys=True).encode() + content)
+
+    def _position(self, part: str, view: int, row: int) -> int:
+        """Offset of the features of an image in its file, in bytes."""
+        rows = view * len(self.sets[part].labels) + row
+        return self._offsets[part] + rows * self.feature_dim * self.dtype.itemsize
 
     def _record(self, entry: Mapping[str, Any]) -> None:
         part, view, start, stop = entry["shard"]
+        self._entries.append(entry)
         self.done.setdefault((part, view), []).append((start, stop))
         self.unreadable[part] |= {int(row): why for row, why in entry["unreadable"].items()}
 

@@ -2,7 +2,8 @@
 
 `pretrain.loop` is the training loop; this module checks the inputs, saves and resumes. A durable state, one safetensors
 file beside the checkpoint, is replaced after every epoch, every few minutes within a long one, and on interrupt. Only
-the training that wrote it, recognised by its identity, resumes from it. A training that was killed resumes from the
+the training that wrote it, recognised by its identity, resumes from it, and only if its content matches the digest in
+it; a damaged file is renamed to `<name>.damaged` and training starts over. A training that was killed resumes from the
 saved step and ends with exactly the weights of an undisturbed one (on the same machine with the same number of
 threads). Processes that train together (`torch.distributed`) each call `train_backbone`; rank 0 writes.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import threading
 import time
@@ -29,7 +31,7 @@ from lt_train.backbones.layers import Classifier
 from lt_train.core import seeding
 from lt_train.core.device import check_precision, repeatable_convolutions
 from lt_train.core.errors import UserError, first_line
-from lt_train.core.io import atomic_file, check_output, fingerprint, write_tensors
+from lt_train.core.io import atomic_file, check_output, digest_tensors, fingerprint, set_aside, write_tensors
 from lt_train.core.text import ProgressCallback
 from lt_train.datasets._images.files import ImageFiles
 from lt_train.datasets._images.transform import normalise
@@ -41,6 +43,8 @@ __all__ = ["resume_file", "train_backbone"]
 
 
 _KEY = "longtail-sweeps training state"
+
+logger = logging.getLogger(__name__)
 
 
 def resume_file(out: Path) -> Path:
@@ -61,23 +65,39 @@ class StateFile:
         Raises:
             StorageError: it could not be written; the previous file is kept.
         """
-        metadata = {_KEY: json.dumps({"identity": self.identity, "state": document})}
+        about = {"identity": self.identity, "state": document}
+        metadata = {_KEY: json.dumps(about | {"digest": digest_tensors(about, tensors)})}
         with atomic_file(self.path) as temporary:
             write_tensors(temporary, tensors, metadata)
 
     def load(self) -> tuple[tuple[dict[str, Tensor], dict[str, Any]] | None, str]:
-        """The saved state, or None if there is none of this training, and the reason why a file was ignored."""
+        """The saved state, or None if there is none of this training, and the reason why a file was ignored.
+
+        A damaged file is set aside with a warning.
+
+        Raises:
+            StorageError: it could not be renamed.
+        """
         if not self.path.is_file():
             return None, ""
         try:
             with safe_open(self.path, framework="pt") as contents:
                 about = json.loads((contents.metadata() or {}).get(_KEY, "{}"))
-                if not isinstance(about, dict) or about.get("identity") != self.identity:
+                if not isinstance(about, dict) or "digest" not in about:
                     return None, f"{self.path} belongs to another training and is ignored"
                 tensors = {name: contents.get_tensor(name) for name in contents.keys()}
+            if about.pop("digest") != digest_tensors(about, tensors):
+                return None, self._set_aside("is altered: its content does not match the digest in it")
         except (SafetensorError, OSError, ValueError) as error:
-            return None, f"{self.path} cannot be read ({error}) and is ignored"
+            return None, self._set_aside(f"cannot be read ({error})")
+        if about["identity"] != self.identity:
+            return None, f"{self.path} belongs to another training and is ignored"
         return (tensors, about["state"]), ""
+
+    def _set_aside(self, reason: str) -> str:
+        place = set_aside(self.path)
+        logger.warning("%s %s; it is kept as %s, and training starts over", self.path, reason, place.name)
+        return f"{self.path} {reason} and is ignored"
 
     def remove(self) -> None:
         """Delete the file, once the checkpoint is written."""
@@ -87,7 +107,7 @@ class StateFile:
 SAVE_EVERY = 10.0
 """Minutes between two saves of the state within an epoch."""
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 def train_backbone(

@@ -258,4 +258,4 @@ def _classes(ours: Sweep, reference: Sweep, common: Comparability) -> ClassChang
 
 
 def _class_accuracy(runs: TrialRuns) -> np.ndarray:
-    return np.array([record.class_accuracy for record in runs.records], dtype=np.float64)
+    return runs.by_class("class_accuracy")

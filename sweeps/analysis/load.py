@@ -1,7 +1,6 @@
 """Reads a sweep, finished or not, from its directory: every trial with its records, and its feature bank if present.
 
-Reading takes no lease and is safe while the sweep runs. Records are assigned to trials by replaying the trial queue
-against the ledger: with the trials of `result.json` if the sweep is finished, else with the search algorithm.
+Everything comes from the ledger. Reading takes no lease and is safe while the sweep runs.
 """
 
 from __future__ import annotations
@@ -10,22 +9,16 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Literal
 
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.features.files import Manifest, open_test, read_manifest
-from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
-from sweeps.analysis.result import Result
-from sweeps.analysis.statistics import Array
+from sweeps.analysis.selection import TrialRuns, ranking, trial_runs
 from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.config.spec import SweepSpec
-from sweeps.config.trials import Phase, Trial, search_size
-from sweeps.experiment.trial_queue import TrialQueue
-from sweeps.search.base import Search
+from sweeps.config.trials import Phase, Trial, baseline_trials, recorded_trial, search_size
 from sweeps.store.directory import load_matrix_directory, load_spec, recorded_bank
 from sweeps.store.layout import CACHE, IDENTITY, is_matrix, sweep_directory
 from sweeps.store.ledger import FinishedRuns, Record
@@ -35,39 +28,7 @@ if TYPE_CHECKING:
 
     from lt_train.features.bank import EvalSet
 
-__all__ = ["Sweep", "TrialRuns", "class_order", "finished_trials", "read_sweep", "read_sweeps"]
-
-State = Literal["finished", "unfinished"]
-
-
-@dataclass(frozen=True)
-class TrialRuns:
-    """A trial with the records of all its seeds, in seed order; `objective` is None where it failed."""
-
-    trial: Trial
-    records: tuple[Record, ...]
-    objective: float | None
-    stopped: int | None
-
-    @property
-    def failed(self) -> bool:
-        """Whether a run failed."""
-        return any(record.failure is not None for record in self.records)
-
-    @property
-    def recipe(self) -> tuple[MethodSpec, TrainingSpec | None]:
-        """Identifies a configuration: the method and, if it trains anything, the training."""
-        return self.trial.method, self.trial.training if self.trial.method.trains else None
-
-    @property
-    def values(self) -> Array:
-        """Test accuracies `[S, 4]` at the selected epoch. Not for a failed trial."""
-        return selection.reported(self.records)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of its runs."""
-        return tuple(record.seed for record in self.records)
+__all__ = ["Sweep", "TrialRuns", "class_order", "read_sweep", "read_sweeps", "sweep_in_ledger"]
 
 
 @dataclass(frozen=True)
@@ -75,42 +36,89 @@ class Sweep:
     """One sweep as stored on disk.
 
     Attributes:
-        baselines, searched, finalists: finished trials by phase, in the order of the sweep.
-        extended: extended training of the winner; None if there is none or the sweep is unfinished.
-        ranked: candidates to win, best first: finalists if the sweep has them, else trials. Of an unfinished sweep
-            only trials, which all have the same seeds.
-        planned_trials: trials of the whole search.
-        planned_runs: runs of all phases of the whole sweep, duplicates included.
+        every: the finished trials of all phases: baselines, search, finalists, and extended training of the winner.
         bank: fingerprint of the features.
         manifest: of the bank; None if the storage no longer has it.
         missing: what could not be read, in sentences; for the test features see `test_error`.
-        cached: runs that were requested again after they were done.
     """
 
     path: Path
     spec: SweepSpec
-    state: State
-    baselines: tuple[TrialRuns, ...]
-    searched: tuple[TrialRuns, ...]
-    finalists: tuple[TrialRuns, ...]
-    extended: TrialRuns | None
-    ranked: tuple[TrialRuns, ...]
-    planned_trials: int
-    planned_runs: int
-    result: Result | None
+    every: tuple[TrialRuns, ...]
     bank: str
     manifest: Manifest | None
     missing: tuple[str, ...]
-    notes: tuple[str, ...]
-    seconds: Mapping[str, float]
-    cached: int
     ledger: FinishedRuns
 
     @property
-    def every(self) -> tuple[TrialRuns, ...]:
-        """Trials of every phase."""
-        last = () if self.extended is None else (self.extended,)
-        return (*self.baselines, *self.searched, *self.finalists, *last)
+    def state(self) -> Literal["finished", "unfinished"]:
+        """Whether every run is recorded."""
+        return "unfinished" if self.ledger.end is None else "finished"
+
+    @property
+    def baselines(self) -> tuple[TrialRuns, ...]:
+        """Baselines in the order of the file."""
+        return self._of("baseline")
+
+    @property
+    def searched(self) -> tuple[TrialRuns, ...]:
+        """Trials of the search, by candidate in the order of the file, then by number."""
+        return self._of("search")
+
+    @property
+    def finalists(self) -> tuple[TrialRuns, ...]:
+        """Finalists of each candidate, best trial of the search first."""
+        return self._of("finalist")
+
+    @property
+    def extended(self) -> TrialRuns | None:
+        """Extended training of the winner; None if there is none or the sweep is unfinished."""
+        return next(iter(self._of("extended")), None) if self.state == "finished" else None
+
+    @functools.cached_property
+    def ranked(self) -> tuple[TrialRuns, ...]:
+        """Candidates to win, best first: finalists if the sweep has them, else trials.
+
+        Of an unfinished sweep only trials, which all have the same seeds.
+        """
+        phase: Phase = "finalist" if self.spec.selection.finalists and self.state == "finished" else "search"
+        return tuple(ranking(self.every, self.spec, phase))
+
+    @functools.cached_property
+    def _by_phase(self) -> dict[str, tuple[TrialRuns, ...]]:
+        phases = dict.fromkeys(one.trial.phase for one in self.every)
+        return {phase: tuple(one for one in self.every if one.trial.phase == phase) for phase in phases}
+
+    def _of(self, phase: Phase) -> tuple[TrialRuns, ...]:
+        return self._by_phase.get(phase, ())
+
+    @property
+    def planned_trials(self) -> int:
+        """Trials of the whole search."""
+        return search_size(self.spec).trials
+
+    @property
+    def planned_runs(self) -> int:
+        """Runs of all phases of the whole sweep, duplicates included."""
+        return search_size(self.spec).runs
+
+    @property
+    def shared_runs(self) -> int:
+        """Runs that were requested again after they were trained for an earlier trial."""
+        keys = [record.key for one in self.every for record in one.records]
+        return len(keys) - len(set(keys))
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds by activity: training of all calls, and once the sweep is finished those of its last call."""
+        return {**(self.ledger.end.seconds if self.ledger.end else {}), "train": self.ledger.train_seconds}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the data."""
+        if self.ledger.end is not None:
+            return self.ledger.end.notes
+        return tuple(self.manifest.notes) if self.manifest is not None else ()
 
     @property
     def test(self) -> EvalSet | None:
@@ -154,15 +162,14 @@ class Sweep:
         """The baseline that is the stage-1 head itself; None if the sweep has none or it failed."""
         return self.finished_baselines.get(STAGE1_HEAD)
 
-    @property
+    @functools.cached_property
     def extended_training(self) -> selection.ExtendedTraining | None:
         """The extended training compared with the winner; None if there is none or it failed."""
         if self.extended is None or self.winner is None:
             return None
-        chosen, start = self.spec.selection, self.stage1_head
-        records = None if start is None else start.records
+        chosen = self.spec.selection
         return selection.extended_training(
-            self.extended.records, self.winner.records, records, metric=chosen.metric, on=chosen.on
+            self.extended, self.winner, self.stage1_head, metric=chosen.metric, on=chosen.on
         )
 
     @property
@@ -175,7 +182,8 @@ class Sweep:
         """K, from the bank or the records; None if neither has it."""
         if self.manifest is not None:
             return self.manifest.num_classes
-        return next((len(record.loma) for one in self.every for record in one.records if record.loma), None)
+        known = next((one for one in self.every if not one.failed), None)
+        return None if known is None else known.by_class("loma").shape[1]
 
     def best_seed(self, trial: TrialRuns) -> Record:
         """The run that a best-of-S report shows: the best by the selection metric."""
@@ -199,47 +207,60 @@ def read_sweep(run: str | Path) -> Sweep:
     """
     place = Path(run).expanduser()
     directory = sweep_directory(place.parent if place.name == "result.json" and place.is_file() else place)
-    spec = load_spec(directory.path)
-    result = _result(directory.result)
-    fingerprint = recorded_bank(spec) or ""
+    spec, ledger = load_spec(directory.path), FinishedRuns(directory.path)
+    if ledger.damage:
+        raise LongtailError(
+            f"{ledger.path} is damaged: {', '.join(ledger.damage)}; `lt-sweep resume {directory.path}` restores it, "
+            "and trains again what cannot be restored"
+        )
+    return sweep_in_ledger(directory.path, spec, ledger, recorded_bank(spec) or "")
+
+
+def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: FinishedRuns, bank: str) -> Sweep:
+    """The sweep of a directory whose ledger is open already; `bank` is the fingerprint of its features."""
     missing = []
     try:
-        manifest = read_manifest(_bank_path(spec, fingerprint))
+        manifest = read_manifest(_bank_path(spec, bank))
     except LongtailError:
         manifest = None
         missing.append(
             "The storage no longer has the feature bank (cache/banks): figures of class sizes and logits are missing."
         )
-    ledger = FinishedRuns(directory.path)
-    queue = TrialQueue(spec, _Shape(fingerprint, manifest, ledger), ledger, searches=_recorded(result, spec))
-    trials = finished_trials(queue)
-    if not trials:
-        why = "No trial has finished yet" if result is None else "The ledger has no run of this sweep"
+    every = tuple(_trials(spec, ledger))
+    if not every:
+        why = "No trial has finished yet" if ledger.end is None else "The ledger has no run of this sweep"
         missing.append(f"{why}: there are no results to show.")
-    phase: Phase = "finalist" if spec.selection.finalists and result is not None else "search"
-    ranked = [trial.name for trial in queue.ranking(phase)]
-    by_name = {one.trial.name: one for one in trials}
-    size = search_size(spec)
-    return Sweep(
-        path=directory.path,
-        spec=spec,
-        state="unfinished" if result is None else "finished",
-        baselines=_of("baseline", trials),
-        searched=_of("search", trials),
-        finalists=_of("finalist", trials),
-        extended=next(iter(_of("extended", trials)), None) if result is not None else None,
-        ranked=tuple(by_name[name] for name in ranked),
-        planned_trials=size.trials,
-        planned_runs=size.runs,
-        result=result,
-        bank=fingerprint,
-        manifest=manifest,
-        missing=tuple(missing),
-        notes=tuple(result.notes if result else manifest.notes if manifest else ()),
-        seconds=result.seconds if result else {"train": ledger.seconds["train"]},
-        cached=queue.cached if result is None else result.runs.cached,
-        ledger=ledger,
-    )
+    return Sweep(path, spec, every, bank, manifest, tuple(missing), ledger)
+
+
+def _trials(spec: SweepSpec, ledger: FinishedRuns) -> list[TrialRuns]:
+    """The complete trials of a ledger: baselines, search and finalists of each candidate, extended training."""
+    candidates = {one.name: one for one in spec.candidates()}
+    baselines = {trial.name: trial for trial in baseline_trials(spec)}
+    places = {name: place for place, name in enumerate(candidates)}
+    found: list[TrialRuns] = []
+    for one in ledger.trials.values():
+        trial: Trial | None = None
+        if one.phase == "baseline":
+            trial = baselines.get(one.name)
+        elif one.method in candidates:
+            trial = recorded_trial(spec, candidates[one.method], one.phase, one.number, one.params)
+        records = [ledger.finished[key] for key in one.keys if key in ledger.finished]
+        if trial is not None and trial.name == one.name and len(records) == len(one.keys):
+            found.append(trial_runs(trial, records, spec.selection, ledger))
+    best_first = ranking(found, spec, "search")
+    ranks = {(one.trial.candidate, one.trial.number): rank for rank, one in enumerate(best_first)}
+    places = {name: place for place, name in enumerate(["", *candidates])}
+
+    def place(one: TrialRuns) -> tuple[int, ...]:
+        trial = one.trial
+        if trial.phase == "extended":
+            return (len(places),)
+        if trial.phase == "finalist":  # in the order in which they were chosen, the best trial of the search first
+            return places[trial.candidate], 1, ranks.get((trial.candidate, trial.number), 0)
+        return places[trial.candidate], 0, trial.number
+
+    return sorted(found, key=place)
 
 
 def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
@@ -265,62 +286,8 @@ def _begun(directory: Path) -> list[Path]:
     return found
 
 
-class _Shape:
-    """What the trial queue needs of a bank. Without the bank, K comes from the records; D only sizes packs."""
-
-    def __init__(self, fingerprint: str, manifest: Manifest | None, ledger: FinishedRuns) -> None:
-        known = next((len(record.loma) for record in ledger.finished.values() if record.loma), 2)
-        self.fingerprint = fingerprint
-        self.num_classes = manifest.num_classes if manifest else known
-        self.feature_dim = manifest.feature_dim if manifest else 1
-
-
-class _Recorded:
-    """Replays the recorded trials of a finished search."""
-
-    def __init__(self, params: Sequence[dict[str, Any]]) -> None:
-        self._params = params
-
-    def ask(self, number: int) -> dict[str, Any] | None:
-        """See `sweeps.search.base.Search`."""
-        return self._params[number] if number < len(self._params) else None
-
-    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
-        """Nothing."""
-
-
-def _recorded(result: Result | None, spec: SweepSpec) -> dict[str, Search]:
-    if result is None:
-        return {}
-    by_name: dict[str, list[dict[str, Any]]] = {one.name: [] for one in spec.candidates()}
-    for row in result.trials:
-        by_name.setdefault(row.method, []).append(row.params)
-    return {name: _Recorded(params) for name, params in by_name.items()}
-
-
-def _result(file: Path) -> Result | None:
-    if not file.exists():
-        return None
-    try:
-        return Result.model_validate_json(file.read_text())
-    except (ValidationError, UnicodeDecodeError):
-        raise UserError(
-            f"{file} is damaged; remove it and run `lt-sweep resume {file.parent}` to write it again"
-        ) from None
-
-
 def _bank_path(spec: SweepSpec, fingerprint: str) -> Path:
     return Path(spec.storage) / CACHE / "banks" / fingerprint
-
-
-def finished_trials(queue: TrialQueue) -> list[TrialRuns]:
-    """The finished trials of a queue with their records, in the order of the sweep."""
-    done = [trial for trial in queue.in_order() if trial.name in queue.finished]
-    return [TrialRuns(one, tuple(queue.finished[one.name]), queue.objective(one), queue.stopped(one)) for one in done]
-
-
-def _of(phase: Phase, trials: Sequence[TrialRuns]) -> tuple[TrialRuns, ...]:
-    return tuple(one for one in trials if one.trial.phase == phase)
 
 
 def class_order(sizes: Sequence[int]) -> list[int]:

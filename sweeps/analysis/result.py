@@ -1,29 +1,23 @@
-"""Data models of `result.json`, of the table of a matrix and of the plan, and the function that builds the table.
+"""Data models of `result.json` and of the plan.
 
 Accuracies are fractions of 1. An empty split is null. Every mean and difference is an `Estimate`: its value and the
-ends of its 95% interval over seeds, which are null for a single run. The table of a matrix has one row per sweep and
-one column per method, and is read from the `result.json` files.
+ends of its 95% interval over seeds, which are null for a single run.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lt_train.metrics import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate
-from sweeps.config.matrix import SweepMatrix
-from sweeps.config.spec import SweepSpec
 
 __all__ = [
     "Accuracies",
     "ExtendedRun",
     "Loma",
-    "MatrixRow",
-    "MatrixTable",
     "MethodRow",
     "Plan",
     "Protocol",
@@ -34,8 +28,6 @@ __all__ = [
     "SeedAccuracies",
     "TrialRow",
     "Winner",
-    "matrix_table",
-    "read_result",
 ]
 
 
@@ -48,10 +40,10 @@ class ResultModel(BaseModel):
 class Accuracies(ResultModel):
     """Top-1 accuracy on the test set over all classes and by split: mean over seeds with its 95% interval."""
 
-    acc_all: Estimate | None
-    acc_many: Estimate | None
-    acc_medium: Estimate | None
-    acc_few: Estimate | None
+    acc_all: Estimate | None = Field(description="over all test images")
+    acc_many: Estimate | None = Field(description="over the images of classes with more than 100 training images")
+    acc_medium: Estimate | None = Field(description="of classes with 20 to 100 training images")
+    acc_few: Estimate | None = Field(description="of classes with fewer than 20 training images")
 
     @classmethod
     def of(cls, values: Array) -> Accuracies:
@@ -71,11 +63,11 @@ class Accuracies(ResultModel):
 class SeedAccuracies(ResultModel):
     """Top-1 test accuracies of one run at its selected epoch; all null if it failed."""
 
-    acc_all: float | None
-    acc_many: float | None
-    acc_medium: float | None
-    acc_few: float | None
-    seed: int
+    acc_all: float | None = Field(description="over all test images")
+    acc_many: float | None = Field(description="over the images of classes with more than 100 training images")
+    acc_medium: float | None = Field(description="of classes with 20 to 100 training images")
+    acc_few: float | None = Field(description="of classes with fewer than 20 training images")
+    seed: int = Field(description="of batch order and random initial weights")
     val_acc_all: float | None = Field(description="class-balanced accuracy on the validation set; null without one")
     failure: str | None = Field(description="why the run failed; null for a finished one")
 
@@ -83,7 +75,7 @@ class SeedAccuracies(ResultModel):
 class Loma(ResultModel):
     """Logits Magnitude (paper, Eq. 6) over classes, mean over seeds."""
 
-    mean: float | None
+    mean: float | None = Field(description="mean over classes")
     cv: float | None = Field(description="standard deviation over classes divided by their mean; 0 is balanced")
 
 
@@ -91,10 +83,10 @@ class Row(ResultModel):
     """One configuration with its results on test."""
 
     params: dict[str, Any] = Field(description="method with its components, and training, as in a sweep file")
-    seeds: list[int]
+    seeds: list[int] = Field(description="seeds of its runs")
     best_of: SeedAccuracies = Field(description="the seed that is best by the selection metric")
-    mean: Accuracies
-    loma: Loma
+    mean: Accuracies = Field(description="accuracy on test")
+    loma: Loma = Field(description="Logits Magnitude on test")
 
 
 class Winner(Row):
@@ -115,7 +107,7 @@ class MethodRow(Winner):
     behind: dict[str, Comparison] = Field(description="minus the best method, on test, by metric, paired by seed")
     tied: bool = Field(description="whether `behind` is tied in the protocol's metric; the best is tied with itself")
     trials: int = Field(description="trials of this method")
-    failed_trials: int
+    failed_trials: int = Field(description="trials with a failed run")
     stopped_trials: int = Field(default=0, description="trials that the early stopping rule stopped")
     runs: int = Field(description="runs finished, stopped or failed, of trials and finalists")
 
@@ -146,17 +138,17 @@ class TrialRow(ResultModel):
     stopped: int | None = Field(
         default=None, description="epochs after which it was stopped early; its values are those of that epoch"
     )
-    seeds: list[SeedAccuracies]
+    seeds: list[SeedAccuracies] = Field(description="its runs, by seed")
 
 
 class Protocol(ResultModel):
     """How trials were ranked; see `selection` in the sweep file."""
 
-    on: Literal["val", "test"]
-    epoch: Literal["last", "best"]
-    objective: Literal["mean", "best"]
-    metric: str
-    seeds: int
+    on: Literal["val", "test"] = Field(description="data on which the metric is computed")
+    epoch: Literal["last", "best"] = Field(description="epoch at which a run is evaluated")
+    objective: Literal["mean", "best"] = Field(description="how the seeds of a trial are combined")
+    metric: str = Field(description="such as acc_all")
+    seeds: int = Field(description="runs per trial")
     finalists: int = Field(description="best trials that ran again on new seeds; if any, results are from those runs")
 
 
@@ -165,20 +157,20 @@ class RunCounts(ResultModel):
 
     finished: int = Field(description="trained to the end")
     stopped: int = Field(default=0, description="stopped early")
-    failed: int
-    cached: int = Field(description="finished runs that were reused, as duplicates or by a resumed sweep")
+    failed: int = Field(description="ended without a result")
+    cached: int = Field(description="runs that were not trained, because an earlier trial has the same values")
 
 
 class Result(ResultModel):
     """The outcome of one sweep."""
 
-    schema_: Literal[1] = Field(default=1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema", description="version of this format")
     sweep: str = Field(description="name of the sweep")
-    spec_fingerprint: str
+    spec_fingerprint: str = Field(description="sha256 of everything in the sweep file that influences results")
     bank_fingerprint: str = Field(description="of the feature bank")
-    protocol: Protocol
-    runs: RunCounts
-    trials: list[TrialRow]
+    protocol: Protocol = Field(description="how trials were ranked")
+    runs: RunCounts = Field(description="numbers of runs")
+    trials: list[TrialRow] = Field(description="trials of the search, by method, then by number")
     winner: Winner | None = Field(description="best of all methods; null if every trial, or every finalist, failed")
     methods: list[MethodRow] = Field(
         default=[], description="best trial of each method, ranked by the selection metric; failed methods are absent"
@@ -189,9 +181,9 @@ class Result(ResultModel):
         default="", description="why there is no extended run although one was requested; else empty"
     )
     seconds: dict[str, float] = Field(
-        description="seconds by activity. Of this call: "
-        "total; prepare (data, stage 1, bank); backend (wall clock, with process starts); "
-        "search (search algorithm); tracking (in parallel); ledger. Of all calls, summed over workers: train"
+        description="seconds by activity. Of the call that trained the last runs: total; prepare (data, stage 1, "
+        "bank); backend (wall clock, with process starts); search (search algorithm); listeners (progress, artifacts, "
+        "callbacks); ledger. Of all calls, summed over workers: train"
     )
     notes: list[str] = Field(description="remarks on the data, and failed runs outside the search")
 
@@ -199,91 +191,6 @@ class Result(ResultModel):
         """Baselines whose configuration is not that of a method's row."""
         shown = [row.params for row in self.methods]
         return {name: row for name, row in self.baselines.items() if row.params not in shown}
-
-
-class MatrixCell(ResultModel):
-    """The selected trial of one method in one sweep."""
-
-    mean: Accuracies = Field(description="on test, over the seeds of the finalists if there are any")
-    seeds: list[int]
-    searched: dict[str, Any] = Field(description="searched values by dotted path; empty if nothing was searched")
-    best: bool = Field(description="whether no method of the row has a higher mean of acc_all")
-
-
-class MatrixRow(ResultModel):
-    """One sweep of the matrix."""
-
-    value: str = Field(description="name of the value that distinguishes this sweep")
-    sweep: str
-    protocol: Protocol | None = Field(default=None, description="how trials were ranked; null without a result")
-    extended: ExtendedRun | None = Field(default=None, description="extended training of the winner")
-    cells: dict[str, MatrixCell] = Field(description="by method; failed methods are absent; empty without a result")
-    missing: str = Field(default="", description="why there is no result; empty if there is one")
-    notes: list[str] = Field(default=[], description="notes of the result: remarks on the data, failed runs")
-
-
-class MatrixTable(ResultModel):
-    """What `lt-sweep table --json` prints for a matrix."""
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    matrix: str
-    axis: str = Field(description="section or dotted field that differs between the rows")
-    methods: list[str] = Field(description="columns: baselines that are not a method of the sweep, then the methods")
-    rows: list[MatrixRow]
-
-
-def matrix_table(matrix: SweepMatrix) -> MatrixTable:
-    """The results of a matrix that exist; a sweep without a result has a row with the reason."""
-    found = {value: read_result(spec) for value, spec in matrix.members.items()}
-    results = [result for result in found.values() if isinstance(result, Result)]
-    methods = dict.fromkeys(one.name for spec in matrix.sweeps for one in spec.candidates())
-    baselines = dict.fromkeys(name for result in results for name in _reported(result) if name not in methods)
-    return MatrixTable(
-        matrix=matrix.name,
-        axis=matrix.axis,
-        methods=[*baselines, *methods],
-        rows=[_row(value, spec.name, found[value]) for value, spec in matrix.members.items()],
-    )
-
-
-def read_result(spec: SweepSpec) -> Result | str:
-    """The result of a sweep, or why there is none."""
-    file = Path(spec.storage).expanduser() / spec.name / "result.json"
-    try:
-        result = Result.model_validate_json(file.read_text())
-    except FileNotFoundError:
-        return "not finished"
-    except (OSError, ValidationError):
-        return f"{file} cannot be read"
-    if result.spec_fingerprint != spec.fingerprint():
-        return f"{file} belongs to an earlier version of the sweep file"
-    return result
-
-
-def _row(value: str, sweep: str, result: Result | str) -> MatrixRow:
-    if isinstance(result, str):
-        return MatrixRow(value=value, sweep=sweep, cells={}, missing=result)
-    rows = _reported(result)
-    best = max((row.mean.acc_all.value for row in rows.values() if row.mean.acc_all is not None), default=None)
-    cells = {
-        name: MatrixCell(
-            mean=row.mean,
-            seeds=row.seeds,
-            searched=row.searched if isinstance(row, MethodRow) else {},
-            best=row.mean.acc_all is not None and row.mean.acc_all.value == best,
-        )
-        for name, row in rows.items()
-    }
-    return MatrixRow(
-        value=value, sweep=sweep, protocol=result.protocol, cells=cells, extended=result.extended, notes=result.notes
-    )
-
-
-def _reported(result: Result) -> dict[str, Row]:
-    """Rows by method: the baselines whose configuration is not that of a method, then the methods."""
-    methods = {row.method: row for row in result.methods}
-    baselines = {name: row for name, row in result.other_baselines().items() if name not in methods}
-    return {**baselines, **methods}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which trial wins: objectives, reported epochs and extended training. Pure functions over the records of runs.
+"""Which trial wins: a trial with its recorded runs, its objective, the ranking, and extended training.
 
 Columns are those of `lt_train.metrics.SPLITS`; accuracies are fractions of 1; an empty split is NaN.
 """
@@ -6,26 +6,31 @@ Columns are those of `lt_train.metrics.SPLITS`; accuracies are fractions of 1; a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate, paired
-from sweeps.store.ledger import Record
+from sweeps.config.trials import Phase, Trial
+from sweeps.store.ledger import FinishedRuns, Record
+
+if TYPE_CHECKING:
+    from sweeps.config.sections import SelectionSpec
+    from sweeps.config.spec import SweepSpec
 
 __all__ = [
     "ExtendedTraining",
-    "accuracy_curves",
+    "TrialRuns",
     "best_seed",
-    "ended",
     "extended_training",
     "mean_of_all",
-    "objective",
+    "ranking",
     "reported",
-    "stopped",
+    "trial_runs",
 ]
 
 EvaluationSet = Literal["val", "test"]
@@ -38,42 +43,109 @@ TREND_OF = {
 }
 
 
-def reported(records: Sequence[Record], on: EvaluationSet = "test") -> Array:
-    """Accuracies `[S, 4]` of each seed's run at its selected epoch."""
-    rows = [(record.val if on == "val" else record.test) or [] for record in records]
-    picked: list[Any] = [row[record.epoch] for row, record in zip(rows, records, strict=True)]
-    return np.array(picked, dtype=np.float64).reshape(len(records), len(SPLITS))
+@dataclass(frozen=True)
+class TrialRuns:
+    """A trial with the records of all its seeds, in seed order.
+
+    Attributes:
+        objective: mean or best over its seeds, as the protocol says; None if a run failed or the split is empty.
+        ledger: has the arrays of its runs.
+    """
+
+    trial: Trial
+    records: tuple[Record, ...]
+    objective: float | None
+    ledger: FinishedRuns = field(repr=False, compare=False)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a run failed."""
+        return any(record.failure is not None for record in self.records)
+
+    @property
+    def stopped(self) -> int | None:
+        """Epochs after which the trial was stopped early; None if it ran to the end. Its seeds stop together."""
+        return max((record.stopped for record in self.records if record.stopped is not None), default=None)
+
+    @property
+    def recipe(self) -> tuple[MethodSpec, TrainingSpec | None]:
+        """Identifies a configuration: the method and, if it trains anything, the training."""
+        return self.trial.method, self.trial.training if self.trial.method.trains else None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of its runs."""
+        return tuple(record.seed for record in self.records)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether it was evaluated on a validation set."""
+        return self.records[0].val is not None
+
+    @property
+    def values(self) -> Array:
+        """Test accuracies `[S, 4]` at the selected epoch. Not for a failed trial."""
+        return reported(self.records)
+
+    def curves(self, on: EvaluationSet) -> Array:
+        """Accuracies after every epoch, `[S, E, 4]`. Not for a failed trial.
+
+        Raises:
+            LongtailError: the file with the arrays of its runs is missing or altered; so for the methods below.
+        """
+        arrays = [self.ledger.arrays(record.key) for record in self.records]
+        assert on == "test" or self.has_val, "there is no validation set"
+        return np.stack([one.test if on == "test" else one.val for one in arrays])  # type: ignore[misc]
+
+    def losses(self) -> Array:
+        """Training loss of every epoch, `[S, E]`. Not for a failed trial."""
+        return np.stack([self.ledger.arrays(record.key).loss for record in self.records])
+
+    def ended(self, on: EvaluationSet = "test") -> Array:
+        """Accuracies `[S, 4]` at the last epoch, whichever epoch is selected. Not for a failed trial."""
+        return self.curves(on)[:, -1]
+
+    def by_class(self, name: Literal["class_accuracy", "loma", "regularised_std"]) -> Array:
+        """Values of every class on test, `[S, K]`. Not for a failed trial."""
+        arrays = [self.ledger.arrays(record.key) for record in self.records]
+        return np.stack([getattr(one, name) for one in arrays])
 
 
-def ended(records: Sequence[Record], on: EvaluationSet = "test") -> Array:
-    """Accuracies `[S, 4]` of each seed's run at its last epoch, whichever epoch is selected."""
-    rows: list[Any] = [((record.val if on == "val" else record.test) or [])[-1] for record in records]
-    return np.array(rows, dtype=np.float64).reshape(len(records), len(SPLITS))
-
-
-def accuracy_curves(records: Sequence[Record], on: EvaluationSet, column: int) -> Array:
-    """Accuracy after every epoch `[S, E]` in one split. The seeds of a trial have equally many epochs."""
-    rows = [(record.val if on == "val" else record.test) or [] for record in records]
-    return np.array([[epoch[column] for epoch in row] for row in rows], dtype=np.float64).reshape(len(rows), -1)
-
-
-def objective(
-    records: Sequence[Record], *, metric: str, on: EvaluationSet, how: Literal["mean", "best"]
-) -> float | None:
-    """Objective of a trial: mean or best over its seeds; None if one of its runs failed or the split is empty.
+def trial_runs(trial: Trial, records: Sequence[Record], chosen: SelectionSpec, ledger: FinishedRuns) -> TrialRuns:
+    """A trial with its records and its objective.
 
     A failed seed fails the trial. Leaving it out would reward configurations that sometimes diverge.
     """
-    if any(record.failure is not None for record in records):
-        return None
-    scores = _scores(records, metric, on)
-    value = float(scores.max() if how == "best" else scores.mean())
-    return None if math.isnan(value) else value
+    value = math.nan
+    if all(record.failure is None for record in records):
+        scores = _scores(records, chosen.metric, chosen.on)
+        value = float(scores.max() if chosen.objective == "best" else scores.mean())
+    return TrialRuns(trial, tuple(records), None if math.isnan(value) else value, ledger)
 
 
-def stopped(records: Sequence[Record]) -> int | None:
-    """Epochs after which a trial was stopped early; None if it ran to the end. Its seeds stop together."""
-    return max((record.stopped for record in records if record.stopped is not None), default=None)
+def ranking(
+    trials: Iterable[TrialRuns], spec: SweepSpec, phase: Phase, candidate: str | None = None
+) -> list[TrialRuns]:
+    """Trials of a phase that neither failed nor were stopped, best first; of one candidate or of all.
+
+    Ties are broken by the order of candidates in the file, then by the trial number.
+    """
+    order = {one.name: position for position, one in enumerate(spec.candidates())}
+    scored = [
+        ((-one.objective, order.get(one.trial.candidate, 0), one.trial.number), one)
+        for one in trials
+        if one.trial.phase == phase
+        and candidate in (None, one.trial.candidate)
+        and one.objective is not None
+        and one.stopped is None
+    ]
+    return [one for _, one in sorted(scored, key=lambda entry: entry[0])]
+
+
+def reported(records: Sequence[Record], on: EvaluationSet = "test") -> Array:
+    """Accuracies `[S, 4]` of each seed's run at its selected epoch. Not for failed runs."""
+    rows = [record.val if on == "val" else record.test for record in records]
+    return np.array(rows, dtype=np.float64).reshape(len(records), len(SPLITS))
 
 
 def best_seed(records: Sequence[Record], *, metric: str, on: EvaluationSet) -> int:
@@ -109,24 +181,19 @@ class ExtendedTraining:
 
 
 def extended_training(
-    extended: Sequence[Record],
-    winner: Sequence[Record],
-    start: Sequence[Record] | None,
-    *,
-    metric: str,
-    on: EvaluationSet,
+    extended: TrialRuns, winner: TrialRuns, start: TrialRuns | None, *, metric: str, on: EvaluationSet
 ) -> ExtendedTraining | None:
     """Compare the extended run with the winner, and with the stage-1 head `start`; None if one of the runs failed."""
-    if any(record.failure is not None for record in (*extended, *winner)):
+    if extended.failed or winner.failed:
         return None
     column = SPLITS.index(metric.removeprefix("acc_"))
-    after, before = (ended(records, on)[:, column] for records in (extended, winner))
+    after, before = (one.ended(on)[:, column] for one in (extended, winner))
     accuracy, change = estimate(after), paired(after, before, equivalence=True)
     if accuracy is None or change is None:
         return None
     over_start = None
-    if start is not None and all(record.failure is None for record in start):
-        over_start = paired(after, np.broadcast_to(_scores(start, metric, on), after.shape), equivalence=True)
+    if start is not None and not start.failed:
+        over_start = paired(after, np.broadcast_to(_scores(start.records, metric, on), after.shape), equivalence=True)
     return ExtendedTraining(accuracy, change, over_start)
 
 

@@ -1,15 +1,16 @@
-"""Builds the result of a finished sweep from its trial queue: every number of `result.json`."""
+"""Computes the result of a sweep from its recorded trials: every number of `result.json`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
+from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.result import (
     Accuracies,
     ExtendedRun,
@@ -24,34 +25,29 @@ from sweeps.analysis.result import (
     Winner,
 )
 from sweeps.analysis.statistics import Array, Comparison, paired
-from sweeps.config.plugin_groups import STAGE1_HEAD
-from sweeps.config.trials import Phase, Trial
-from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Record
 
 __all__ = ["summarise"]
 
 
-def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, float]) -> Result:
-    """The result of a queue whose trials are all finished."""
-    spec, ledger = queue.spec, queue.ledger
-    wanted = {record.key: record for records in queue.finished.values() for record in records}
-    failed = sum(record.failure is not None for record in wanted.values())
-    stopped = sum(record.stopped is not None for record in wanted.values())
-    chosen = spec.selection
-    baselines = [trial for trial in queue.in_order() if trial.phase == "baseline"]
-    every = [(trial.name, record) for trial in queue.in_order() for record in queue.finished[trial.name]]
-    broken = {name: record.failure for name, record in every if record.failure is not None}
-    finished = [trial for trial in baselines if trial.name not in broken]
-    failures = [f"{name} failed: {why}" for name, why in broken.items() if queue.trials[name].phase != "search"]
-    extended, extended_skipped = _extended(queue, finished)
-    first, names = queue.winner(), [study.candidate.name for study in queue.studies]
+def summarise(sweep: Sweep) -> Result:
+    """The result of a finished sweep."""
+    spec, chosen = sweep.spec, sweep.spec.selection
+    trained = {record.key: record for one in sweep.every for record in one.records}
+    failed = sum(record.status == "failed" for record in trained.values())
+    stopped = sum(record.status == "stopped" for record in trained.values())
+    others = [one for one in sweep.every if one.trial.phase != "search"]
+    broken = {one.trial.name: record.failure for one in others for record in one.records if record.failure is not None}
+    failures = [f"{name} failed: {why}" for name, why in broken.items()]
+    extended, extended_skipped = _extended(sweep)
+    names, methods = [candidate.name for candidate in spec.candidates()], _methods(sweep)
     if len(names) > 1:
-        failures += [f"{name}: every trial, or every finalist, failed" for name in names if queue.winner(name) is None]
+        left = {row.method for row in methods}
+        failures += [f"{name}: every trial, or every finalist, failed" for name in names if name not in left]
     return Result(
         sweep=spec.name,
         spec_fingerprint=spec.fingerprint(),
-        bank_fingerprint=queue.bank_fingerprint,
+        bank_fingerprint=sweep.bank,
         protocol=Protocol(
             on=chosen.on,
             epoch=chosen.epoch,
@@ -60,117 +56,115 @@ def summarise(queue: TrialQueue, notes: tuple[str, ...], seconds: dict[str, floa
             seeds=chosen.seeds,
             finalists=chosen.finalists,
         ),
-        runs=RunCounts(finished=len(wanted) - failed - stopped, stopped=stopped, failed=failed, cached=queue.cached),
+        runs=RunCounts(
+            finished=len(trained) - failed - stopped, stopped=stopped, failed=failed, cached=sweep.shared_runs
+        ),
         trials=[
             TrialRow(
-                method=trial.candidate,
-                number=trial.number,
-                params=trial.params,
-                objective=queue.objective(trial),
-                stopped=queue.stopped(trial),
-                seeds=[_seed_row(record) for record in queue.finished[trial.name]],
+                method=one.trial.candidate,
+                number=one.trial.number,
+                params=one.trial.params,
+                objective=one.objective,
+                stopped=one.stopped,
+                seeds=[_seed_row(record) for record in one.records],
             )
-            for trial in queue.in_order()
-            if trial.phase == "search"
+            for one in sweep.searched
         ],
-        winner=None if first is None else _winner(queue, first, finished),
-        methods=_methods(queue, finished),
-        baselines={trial.name.removeprefix("baseline-"): _row(queue, trial) for trial in finished},
+        winner=None if sweep.winner is None else _winner(sweep, sweep.winner),
+        methods=methods,
+        baselines={name: _row(sweep, one) for name, one in sweep.finished_baselines.items()},
         extended=extended,
         extended_skipped=extended_skipped,
-        seconds={name: round(value, 3) for name, value in (ledger.seconds | seconds).items()},
-        notes=[*notes, *failures],
+        seconds={name: round(value, 3) for name, value in sweep.seconds.items()},
+        notes=[*sweep.notes, *failures, *_search_notes(sweep)],
     )
 
 
-def _winner(queue: TrialQueue, trial: Trial, baselines: list[Trial]) -> Winner:
-    gain = {baseline.name.removeprefix("baseline-"): _difference(queue, trial, baseline) for baseline in baselines}
-    row = dict(_row(queue, trial))
-    return Winner(**row, method=trial.candidate, trial=trial.number, searched=trial.params, gain=gain)
+def _search_notes(sweep: Sweep) -> list[str]:
+    """Whether the trials may differ from those of a sweep that is run without interruption."""
+    versions = list(sweep.ledger.optuna)
+    if len(versions) < 2:
+        return []
+    return [
+        f"Trials were proposed with several versions of Optuna ({', '.join(versions)}), because the sweep was resumed "
+        "with another one; a sweep with a single version may try other trials."
+    ]
 
 
-def _extended(queue: TrialQueue, baselines: list[Trial]) -> tuple[ExtendedRun | None, str]:
+def _winner(sweep: Sweep, one: TrialRuns) -> Winner:
+    gain = {name: _difference(one, baseline) for name, baseline in sweep.finished_baselines.items()}
+    return Winner(
+        **dict(_row(sweep, one)),
+        method=one.trial.candidate,
+        trial=one.trial.number,
+        searched=one.trial.params,
+        gain=gain,
+    )
+
+
+def _extended(sweep: Sweep) -> tuple[ExtendedRun | None, str]:
     """Extended training of the winner, or why there is none."""
-    chosen, winner = queue.spec.selection, queue.winner()
-    if winner is None or chosen.extended_training is None:
+    times, one, winner = sweep.spec.selection.extended_training, sweep.extended, sweep.winner
+    if winner is None or times is None:
         return None, ""
-    if not queue.extended:
+    if one is None:
         return None, "the winning method has no training"
-    (trial,) = queue.extended
-    start = next((one for one in baselines if one.name == f"baseline-{STAGE1_HEAD}"), None)
-    found = selection.extended_training(
-        queue.finished[trial.name],
-        queue.finished[winner.name],
-        None if start is None else queue.finished[start.name],
-        metric=chosen.metric,
-        on=chosen.on,
-    )
+    found = sweep.extended_training
     if found is None:
         return None, "the extended run failed"
     row = ExtendedRun(
-        **dict(_row(queue, trial)),
-        times=chosen.extended_training,
+        **dict(_row(sweep, one)),
+        times=times,
         objective=found.accuracy,
         change=found.change,
         trend=found.trend,
         over_start=found.over_start,
-        test_change=_difference(queue, trial, winner, selection.ended),
+        test_change=_difference(one, winner, TrialRuns.ended),
     )
     return row, ""
 
 
-def _methods(queue: TrialQueue, baselines: list[Trial]) -> list[MethodRow]:
+def _methods(sweep: Sweep) -> list[MethodRow]:
     """The best trial of each candidate method, best first."""
-    names = {study.candidate.name for study in queue.studies}
-    winners = {trial.name for name in names if (trial := queue.winner(name)) is not None}
-    phase: Phase = "finalist" if queue.spec.selection.finalists else "search"
-    ranked = [trial for trial in queue.ranking(phase) if trial.name in winners]
-    return [_method_row(queue, trial, ranked[0], baselines) for trial in ranked]
+    return [_method_row(sweep, one, sweep.methods[0]) for one in sweep.methods]
 
 
-def _method_row(queue: TrialQueue, trial: Trial, first: Trial, baselines: list[Trial]) -> MethodRow:
-    own = [one for one in queue.in_order() if one.candidate == trial.candidate and one.phase != "extended"]
-    tried = [other for other in own if other.phase == "search"]
-    objective, behind = queue.objective(trial), _difference(queue, trial, first)
-    metric = queue.spec.selection.metric
-    assert objective is not None, "a failed trial does not win"
+def _method_row(sweep: Sweep, one: TrialRuns, first: TrialRuns) -> MethodRow:
+    name, metric = one.trial.candidate, sweep.spec.selection.metric
+    tried = [other for other in sweep.searched if other.trial.candidate == name]
+    again = [other for other in sweep.finalists if other.trial.candidate == name]
+    behind = _difference(one, first)
+    assert one.objective is not None, "a failed trial does not win"
     return MethodRow(
-        **dict(_winner(queue, trial, baselines)),
-        objective=objective,
+        **dict(_winner(sweep, one)),
+        objective=one.objective,
         behind=behind,
-        tied=trial is first or (metric in behind and behind[metric].verdict == "tied"),
+        tied=one is first or (metric in behind and behind[metric].verdict == "tied"),
         trials=len(tried),
-        failed_trials=sum(queue.objective(other) is None for other in tried),
-        stopped_trials=sum(queue.stopped(other) is not None for other in tried),
-        runs=len({record.key for other in own for record in queue.finished[other.name]}),
+        failed_trials=sum(other.objective is None for other in tried),
+        stopped_trials=sum(other.stopped is not None for other in tried),
+        runs=len({record.key for other in (*tried, *again) for record in other.records}),
     )
 
 
 def _difference(
-    queue: TrialQueue,
-    ours: Trial,
-    theirs: Trial,
-    read: Callable[[Sequence[Record]], Array] = selection.reported,
+    ours: TrialRuns, theirs: TrialRuns, read: Callable[[TrialRuns], Array] = lambda one: one.values
 ) -> dict[str, Comparison]:
     """`ours` minus `theirs` on the test set, by metric, paired by seed; a single run stands for every seed."""
-    a, b = np.broadcast_arrays(*(read(queue.finished[trial.name]) for trial in (ours, theirs)))
+    a, b = np.broadcast_arrays(read(ours), read(theirs))
     found = {f"acc_{split}": paired(a[:, column], b[:, column]) for column, split in enumerate(SPLITS)}
     return {metric: comparison for metric, comparison in found.items() if comparison is not None}
 
 
-def _row(queue: TrialQueue, trial: Trial) -> Row:
-    chosen = queue.spec.selection
-    records = queue.finished[trial.name]
-    values = selection.reported(records)
-    best = selection.best_seed(records, metric=chosen.metric, on=chosen.on)
+def _row(sweep: Sweep, one: TrialRuns) -> Row:
     return Row(
-        params=trial.method.model_dump(mode="json") | trial.training.model_dump(mode="json"),
-        seeds=[record.seed for record in records],
-        best_of=_seed_row(records[best]),
-        mean=Accuracies.of(values),
+        params=one.trial.method.model_dump(mode="json") | one.trial.training.model_dump(mode="json"),
+        seeds=list(one.seeds),
+        best_of=_seed_row(sweep.best_seed(one)),
+        mean=Accuracies.of(one.values),
         loma=Loma(
-            mean=selection.mean_of_all([record.loma_mean for record in records]),
-            cv=selection.mean_of_all([record.loma_cv for record in records]),
+            mean=selection.mean_of_all([record.loma_mean for record in one.records]),
+            cv=selection.mean_of_all([record.loma_cv for record in one.records]),
         ),
     )
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lt_train.cli.program import log_notes
 from lt_train.core.errors import UserError
-from sweeps.analysis.result import MatrixTable, matrix_table, read_result
+from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result
 from sweeps.config.matrix import SweepMatrix
 from sweeps.reporting.model import as_markdown
 from sweeps.reporting.result_tables import matrix_tables, method_table

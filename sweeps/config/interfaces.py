@@ -1,4 +1,4 @@
-"""Interfaces of backends and trackers, and the events that trackers receive.
+"""Interfaces of backends and trackers, and what trackers receive.
 
 A backend trains packs in this process or on a cluster: it takes packs from a `PackSource` until the source is exhausted
 and returns every outcome to it. Which packs exist never depends on the backend.
@@ -37,10 +37,10 @@ __all__ = [
     "ImageModel",
     "PackSource",
     "RunsView",
-    "SweepStarted",
+    "TrackedSweep",
+    "TrackedTrial",
     "Tracker",
     "TrackingSpec",
-    "TrialFinished",
 ]
 
 
@@ -179,8 +179,8 @@ class DatasetInfo:
 
 
 @dataclass(frozen=True)
-class SweepStarted:
-    """Event: a sweep starts or resumes. The content of its parent run.
+class TrackedSweep:
+    """What a tracker shows of a sweep that starts or resumes: the content of its parent run.
 
     Attributes:
         sweep_id: unique to one sweep directory; a resume finds its runs by it.
@@ -204,8 +204,8 @@ class SweepStarted:
 
 
 @dataclass(frozen=True)
-class TrialFinished:
-    """Event: all runs of a trial are recorded. The content of one child run.
+class TrackedTrial:
+    """What a tracker shows of a trial whose runs are all recorded: the content of one child run.
 
     Attributes:
         key: unique within the sweep and stable over a resume, for example `search-0007` or `baseline-ce`.
@@ -235,8 +235,8 @@ class TrialFinished:
     stopped: int | None = None
     note: str = ""
 
-    def seed_events(self) -> list[TrialFinished]:
-        """One event for every seed that did not fail, for trackers that show one run per seed."""
+    def seed_trials(self) -> list[TrackedTrial]:
+        """The seeds that did not fail, one by one, for trackers that show one run per seed."""
         base = replace(self, series={}, tables={}, failed=False, seed_runs=())
         return [
             replace(
@@ -280,7 +280,7 @@ class Champion:
 class Tracker(Protocol):
     """An open connection for one sweep. Not thread-safe."""
 
-    def log_trial(self, trial: TrialFinished) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         """Show a finished trial; a second call with the same key changes nothing."""
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
@@ -307,7 +307,7 @@ class TrackingSpec(KindSpec):
     )
 
     @abstractmethod
-    def open(self, sweep: SweepStarted, storage: Path) -> Tracker:
+    def open(self, sweep: TrackedSweep, storage: Path) -> Tracker:
         """Create the sweep's parent run, or open an existing one again."""
 
     def submission_problem(self) -> str:

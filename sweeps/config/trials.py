@@ -6,7 +6,7 @@ are reported to the search algorithm in the order of trials. Then the best trial
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +14,22 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec
 from sweeps.search.algorithms import Grid
-from sweeps.search.base import Search
+from sweeps.search.base import Tried
 
 if TYPE_CHECKING:
     from lt_train.retrain.base import Run
 
-__all__ = ["Phase", "SearchSize", "Study", "Trial", "baseline_trials", "search_size", "search_sizes"]
+__all__ = [
+    "Phase",
+    "SearchSize",
+    "Study",
+    "Trial",
+    "baseline_trials",
+    "extended_trial",
+    "recorded_trial",
+    "search_size",
+    "search_sizes",
+]
 
 Phase = Literal["baseline", "search", "finalist", "extended"]
 """`extended` trains the winner again for more epochs. It does not influence who wins."""
@@ -62,52 +72,60 @@ class Trial:
 
 
 class Study:
-    """The running search of one candidate method.
+    """The search of one candidate method.
 
     Args:
         spec: the sweep.
         candidate: the candidate method.
-        search: replaces the search algorithm of `spec`, for example to replay recorded trials.
+        recorded: the searched values of trials that were proposed already, by number.
 
     Attributes:
         batches: the proposal batches so far.
-        reported: the number of batches whose results were reported to the search algorithm.
+        reported: the number of batches whose results were reported.
         finalists: None until the search is complete.
     """
 
-    def __init__(self, spec: SweepSpec, candidate: Candidate, search: Search | None = None) -> None:
+    def __init__(self, spec: SweepSpec, candidate: Candidate, recorded: Mapping[int, dict[str, Any]]) -> None:
         self.spec, self.candidate = spec, candidate
         self.batches: list[list[Trial]] = []
         self.reported = 0
         self.finalists: list[Trial] | None = None
-        self._search = search or _start(spec, candidate)
+        self._recorded = recorded
+        self._tried: list[Tried] = []
         self._exhausted = False
+        # Without dimensions there is one trial, as in an empty grid.
+        self._algorithm = spec.search.algorithm if candidate.space else Grid()
 
     def ask(self) -> list[Trial] | None:
         """The next proposal batch: empty if the search is exhausted, None if earlier results are awaited first."""
         if self._exhausted or len(self.batches) >= self.reported + 2:
             return None
-        first = sum(map(len, self.batches))
-        batch: list[Trial] = []
-        for number in range(first, min(first + self.spec.search.proposal_batch, self.spec.search.trials)):
-            values = self._search.ask(number)
-            if values is None:
-                break
-            batch.append(self._trial(number, values))
+        first = len(self._tried)
+        numbers = range(first, min(first + self.spec.search.proposal_batch, self.spec.search.trials))
+        batch = [search_trial(self.spec, self.candidate, number, values) for number, values in self._values(numbers)]
         if batch:
             self.batches.append(batch)
+            self._tried += [Tried(trial.params, "running") for trial in batch]
         else:
             self._exhausted = True
         return batch
+
+    def _values(self, numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The searched values of a batch: as recorded, else as proposed from the trials before the batch."""
+        if all(number in self._recorded for number in numbers):
+            return ((number, self._recorded[number]) for number in numbers)
+        candidate = self.candidate
+        proposed = self._algorithm.propose(candidate.space, candidate.seed, self._tried, len(numbers))
+        return ((number, self._recorded.get(number, values)) for number, values in zip(numbers, proposed, strict=False))
 
     def next_to_report(self) -> list[Trial]:
         """The batch to report next, once it is complete; empty if all are reported."""
         return self.batches[self.reported] if self.reported < len(self.batches) else []
 
-    def tell(self, objective: Callable[[Trial], float | None], stopped: Callable[[Trial], int | None]) -> None:
-        """Report the results of the next batch to the search algorithm."""
+    def tell(self, outcome: Callable[[Trial], Tried]) -> None:
+        """Report the results of the next batch."""
         for trial in self.next_to_report():
-            self._search.tell(trial.number, objective(trial), stopped(trial))
+            self._tried[trial.number] = outcome(trial)
         self.reported += 1
 
     def is_complete(self) -> bool:
@@ -116,37 +134,8 @@ class Study:
 
     def finish(self, ranking: Sequence[Trial]) -> list[Trial]:
         """Choose the finalists from `ranking`, the trials of this candidate, best first."""
-        seeds = reported_seeds(self.spec)
-        self.finalists = [
-            replace(
-                trial,
-                name=f"finalist-{self.candidate.prefix}{trial.number:04d}",
-                phase="finalist",
-                seeds=_useful_seeds(trial.method, seeds),
-            )
-            for trial in ranking[: self.spec.selection.finalists]
-        ]
+        self.finalists = [finalist_trial(self.spec, trial) for trial in ranking[: self.spec.selection.finalists]]
         return self.finalists
-
-    def extended(self, winner: Trial) -> list[Trial]:
-        """The winner with more epochs, on the seeds of its reported numbers; empty for a method without training.
-
-        The learning rate schedule is stretched to the new length, and the views of the bank are repeated.
-        """
-        times = self.spec.selection.extended_training
-        if times is None or not winner.method.trains:
-            return []
-        epochs = times * winner.training.epochs
-        name, searched = f"extended-{self.candidate.prefix}{winner.number:04d}", "training.epochs"
-        return [
-            replace(
-                winner,
-                name=name,
-                phase="extended",
-                params=winner.params | ({searched: epochs} if searched in winner.params else {}),
-                training=winner.training.model_copy(update={"epochs": epochs}),
-            )
-        ]
 
     def pack_name(self, phase: Phase) -> str:
         """Prefix of the pack names of a phase; of the latest proposal batch for the search."""
@@ -154,26 +143,66 @@ class Study:
         own = self.candidate.prefix.removesuffix("-")
         return f"{phase}{'-' if own else ''}{own}{number}"
 
-    def _trial(self, number: int, values: dict[str, Any]) -> Trial:
-        candidate = self.candidate
-        values = {path: values[path] for path in candidate.space}
-        method, training = candidate.with_values(values)
-        return Trial(
-            name=f"search-{candidate.prefix}{number:04d}",
-            phase="search",
-            number=number,
-            params=values,
-            method=method,
-            training=training,
-            seeds=_useful_seeds(method, tuple(range(self.spec.selection.seeds))),
-            candidate=candidate.name,
-        )
+
+def search_trial(spec: SweepSpec, candidate: Candidate, number: int, values: Mapping[str, Any]) -> Trial:
+    """A trial of the search with these searched values."""
+    values = {path: values[path] for path in candidate.space}
+    method, training = candidate.with_values(values)
+    return Trial(
+        name=f"search-{candidate.prefix}{number:04d}",
+        phase="search",
+        number=number,
+        params=values,
+        method=method,
+        training=training,
+        seeds=_useful_seeds(method, tuple(range(spec.selection.seeds))),
+        candidate=candidate.name,
+    )
 
 
-def _start(spec: SweepSpec, candidate: Candidate) -> Search:
-    """Start the search of a candidate. Without dimensions there is one trial, as in an empty grid."""
-    algorithm = spec.search.algorithm if candidate.space else Grid()
-    return algorithm.start(candidate.space, candidate.seed)
+def finalist_trial(spec: SweepSpec, searched: Trial) -> Trial:
+    """A trial of the search on new seeds."""
+    return replace(
+        searched,
+        name=searched.name.replace("search", "finalist", 1),
+        phase="finalist",
+        seeds=_useful_seeds(searched.method, reported_seeds(spec)),
+    )
+
+
+def extended_trial(spec: SweepSpec, winner: Trial) -> Trial | None:
+    """The winner with more epochs, on the seeds of its reported numbers; None if there is to be none.
+
+    The learning rate schedule is stretched to the new length, and the views of the bank are repeated.
+    """
+    times = spec.selection.extended_training
+    if times is None or not winner.method.trains:
+        return None
+    epochs = times * winner.training.epochs
+    return replace(
+        winner,
+        name=winner.name.replace(winner.phase, "extended", 1),
+        phase="extended",
+        params=winner.params | ({_EPOCHS: epochs} if _EPOCHS in winner.params else {}),
+        training=winner.training.model_copy(update={"epochs": epochs}),
+        seeds=_useful_seeds(winner.method, reported_seeds(spec)),
+    )
+
+
+_EPOCHS = "training.epochs"
+
+
+def recorded_trial(
+    spec: SweepSpec, candidate: Candidate, phase: Phase, number: int, params: Mapping[str, Any]
+) -> Trial | None:
+    """A trial of a candidate as it was proposed, from its phase, number and searched values."""
+    times = spec.selection.extended_training
+    if phase == "extended" and times is not None and _EPOCHS in params:
+        params = {**params, _EPOCHS: params[_EPOCHS] // times}
+    trial = search_trial(spec, candidate, number, params)
+    if phase == "finalist":
+        return finalist_trial(spec, trial)
+    return extended_trial(spec, trial) if phase == "extended" else trial
 
 
 @dataclass(frozen=True)

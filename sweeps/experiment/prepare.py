@@ -1,23 +1,25 @@
 """Prepare the feature bank of a sweep: load the data, train the backbone, extract features.
 
 Trained backbones and banks are kept in `<storage>/cache`, addressed by a fingerprint of everything that determines
-them, and shared by all sweeps of the storage. An existing one is reused.
+them, and shared by all sweeps of the storage. An existing one is verified and reused; a damaged one is renamed to
+`<name>.damaged`, with a warning, and created again.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lt_train.backbones.base import BackboneSpec
-from lt_train.backbones.checkpoint import ImageSource
+from lt_train.backbones.checkpoint import ImageSource, load_checkpoint
 from lt_train.core.device import check_device
-from lt_train.core.errors import UserError
-from lt_train.core.io import fingerprint
+from lt_train.core.errors import BankError, CheckpointError, UserError, first_line
+from lt_train.core.io import fingerprint, set_aside
 from lt_train.core.text import progress
 from lt_train.datasets.base import FeatureData, ImageData
 from lt_train.features.bank import FeatureBank
@@ -33,6 +35,10 @@ from sweeps.experiment.packing import PackSize
 from sweeps.store.layout import CACHE
 
 __all__ = ["Prepared", "check_packs", "open_cached_bank", "prepare", "prepare_all"]
+
+logger = logging.getLogger(__name__)
+
+CachedT = TypeVar("CachedT")
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,37 @@ def prepare_all(spec: SweepSpec, on_progress: OnProgress | None = None) -> Prepa
         if reason := method.incompatibility(counts):  # checked before the backbone is trained
             raise UserError(f"method {method.kind}: {reason}")
     checkpoint = _backbone(spec, data, device, on_progress)
-    bank = open_bank(_features(spec, data, checkpoint, device, on_progress))
+    bank = _verified(_features(spec, data, checkpoint, device, on_progress), open_bank)
+    if bank is None:
+        bank = open_bank(_features(spec, data, checkpoint, device, on_progress))
     _check(spec, bank)
     if checkpoint is None:
         return Prepared(bank)
     _, channels, height, width = data.train.inputs.shape
     return Prepared(bank, ImageSource(checkpoint, (channels, height, width)))
+
+
+def _verified(path: Path, read: Callable[[Path], CachedT]) -> CachedT | None:
+    """Read a file or directory of the cache; if it is damaged, set it aside with a warning and return None.
+
+    Raises:
+        StorageError: it is damaged and cannot be renamed.
+    """
+    before = _inode(path)
+    try:
+        return read(path)
+    except (CheckpointError, BankError) as error:
+        if _inode(path) == before:  # another sweep of the storage may have created it again
+            reason = first_line(error).rpartition("; ")[0] or first_line(error)  # without what to do about it
+            logger.warning("%s; it is kept as %s and created again", reason, set_aside(path).name)
+    return None
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _device(spec: SweepSpec) -> str:
@@ -115,7 +146,7 @@ def _backbone(
         }
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
-    if not out.exists():
+    if not out.exists() or _verified(out, load_checkpoint) is None:
         about = {"dataset": spec.dataset.model_dump(mode="json")}
         where = device if workers == 1 else f"{workers} workers"
         title = f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {where}"
@@ -156,11 +187,16 @@ def _features(
 
 
 def open_cached_bank(spec: SweepSpec, fingerprint: str) -> Prepared | None:
-    """The bank with this fingerprint from the cache, which a resume can use without the data; None if it is missing."""
+    """The bank with this fingerprint from the cache, which a resume can use without the data.
+
+    None if it is missing or damaged.
+    """
     path = Path(spec.storage) / CACHE / "banks" / fingerprint
     if not path.is_dir():
         return None
-    bank = open_bank(path)
+    bank = _verified(path, open_bank)
+    if bank is None:
+        return None
     _check(spec, bank)
     return Prepared(bank)
 

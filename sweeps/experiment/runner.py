@@ -1,8 +1,8 @@
 """Run one sweep from its spec to its result, or the sweeps of a matrix one after another.
 
-Prepare the feature bank, open the ledger, let the backend train packs, select, report, track. A finished pack is
-written to the ledger before it is reported to the search or tracking, so an interruption costs at most the packs in
-flight.
+Prepare the feature bank, open the ledger, let the backend train packs, select, write the result. A finished pack is
+written to the ledger before the search or a listener hears of it, so an interruption costs at most the packs in flight.
+Everything that is shown meanwhile is shown by listeners to the events of the sweep (`sweeps.experiment.events`).
 
 A sweep that fails does not stop the other sweeps of a matrix. A finished sweep is not trained again, so a run may be
 repeated until all sweeps are finished.
@@ -14,28 +14,25 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import CheckpointError, DataError, LongtailError, StorageError, UserError, first_line
 from lt_train.core.imports import require
 from lt_train.core.io import atomic_file
-from lt_train.core.text import progress
 from lt_train.features.bank import FeatureBank
-from sweeps.analysis.labels import ranked_by
-from sweeps.analysis.result import MatrixTable, Result, matrix_table
+from sweeps.analysis.load import sweep_in_ledger
+from sweeps.analysis.matrix_table import MatrixTable, matrix_table
+from sweeps.analysis.result import Result
 from sweeps.analysis.summary import summarise
-from sweeps.config.interfaces import Champion, SweepStarted
-from sweeps.config.matrix import SweepMatrix
-from sweeps.config.spec import SweepSpec
+from sweeps.config.matrix import SweepMatrix, load_matrix
+from sweeps.config.spec import SweepSpec, load_sweep
+from sweeps.experiment.events import Callback, Dispatcher, Preparing, SweepFinished, SweepStarted
+from sweeps.experiment.listeners import TrackingBehind, listening, mark_stopped
 from sweeps.experiment.prepare import Prepared, open_cached_bank, prepare_all
 from sweeps.experiment.signals import sigterm_as_interrupt
 from sweeps.experiment.trial_queue import TrialQueue
-from sweeps.experiment.watcher import Watcher
-from sweeps.reporting.artifacts import champion_note, finished_note, running_note, write_artifacts
-from sweeps.reporting.terminal import winner_line
 from sweeps.store import directory as directories
 from sweeps.store.directory import (
     check_name,
@@ -47,12 +44,10 @@ from sweeps.store.directory import (
     recorded_bank,
     save_matrix,
 )
-from sweeps.store.layout import IDENTITY, SweepDirectory, leases
+from sweeps.store.layout import IDENTITY, leases, read_identity
 from sweeps.store.lease import Lease, acquire_lease
 from sweeps.store.ledger import Ledger
-from sweeps.store.progress import JOB_VARIABLE, Progress, Publisher
-from sweeps.tracking.background import BackgroundTracker
-from sweeps.tracking.events import dataset_infos, image_classifier, runs_view, stage1_series
+from sweeps.store.progress import JOB_VARIABLE
 
 __all__ = ["MatrixFailed", "TrackingBehind", "archive", "resume", "resume_matrix", "run", "run_matrix"]
 
@@ -60,23 +55,19 @@ __all__ = ["MatrixFailed", "TrackingBehind", "archive", "resume", "resume_matrix
 logger = logging.getLogger(__name__)
 
 
-class TrackingBehind(LongtailError):
-    """The sweep is finished and its result is written, but not everything is in tracking. `resume` writes the rest."""
-
-    def __init__(self, result: Result, directory: Path, reason: Exception | None) -> None:
-        self.result = result
-        super().__init__(
-            f"the sweep is finished and its result is written, but tracking could not be completed: {reason}; "
-            f"`lt-sweep resume {directory}` writes the rest and trains nothing again"
-        )
-
-
-def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
+def run(
+    spec: SweepSpec | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    fresh: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """Run a sweep, or resume it after an earlier call was interrupted. A finished sweep is not trained again.
 
     Args:
-        spec: the sweep.
+        spec: the sweep, its file, or a mapping in the form of the file.
         fresh: start over and keep the results of an earlier sweep of this name as `<name>.previous-<N>`.
+        callbacks: called in order with every event (`sweeps.experiment.events`), in this process and between packs. An
+            exception of a callback is logged and does not affect the sweep; KeyboardInterrupt stops it.
 
     Returns:
         The content of `<storage>/<name>/result.json`.
@@ -87,84 +78,57 @@ def run(spec: SweepSpec, *, fresh: bool = False) -> Result:
         TrackingBehind: tracking is incomplete because its server could not be reached; the result is in the error.
         LongtailError: packs failed; run again.
     """
-    return _run(spec.with_absolute_paths(Path.cwd()), fresh=fresh)
+    if isinstance(spec, Mapping):
+        spec = SweepSpec(**spec)
+    elif not isinstance(spec, SweepSpec):
+        spec = load_sweep(spec)
+    return _run(spec.with_absolute_paths(Path.cwd()), callbacks, fresh=fresh)
 
 
-def resume(directory: str | Path) -> Result:
+def resume(directory: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Result:
     """Resume the sweep in `directory`; see `run`."""
-    return _run(load_spec(Path(directory)), resuming=True)
+    return _run(load_spec(Path(directory)), callbacks, resuming=True)
 
 
-def _run(spec: SweepSpec, *, fresh: bool = False, resuming: bool = False) -> Result:
+def _run(spec: SweepSpec, callbacks: Sequence[Callback], *, fresh: bool = False, resuming: bool = False) -> Result:
     check_name(spec)
     require(*spec.backend.libraries, *spec.tracking.libraries)
     job = os.environ.get(JOB_VARIABLE)
     with (
         sigterm_as_interrupt(),
         acquire_lease(leases(Path(spec.storage)), spec.name, job=job) as lease,
-        _published(spec, lease) as publisher,
+        listening(spec, lease, callbacks) as emit,
     ):
         start = time.perf_counter()
         # Errors in the input are raised here, before an earlier sweep is touched.
         if not fresh:
             check_spec(spec)
-        prepared = _prepare(spec, resuming, lambda text: publisher.update(note=text))
-        prepare_seconds = time.perf_counter() - start
+        prepared = _prepare(spec, resuming, lambda activity: emit(Preparing(activity)))
+        bank, prepare_seconds = prepared.bank, time.perf_counter() - start
         lease.check()
         if fresh:
             archive(spec, lease)
-        directory = open_directory(spec, prepared.bank.fingerprint)
-        publisher.directory = directory.path
-        with (
-            contextlib.closing(Ledger(directory.path, lease.check, lease.who)) as ledger,
-            _tracker(spec, directory, prepared.bank, lease, publisher) as tracker,
-        ):
-            recorded = len(ledger.finished)
-            queue, backend_seconds = _train(spec, prepared.bank, ledger, tracker, publisher)
+        directory = open_directory(spec, bank.fingerprint)
+        with contextlib.closing(
+            Ledger(directory.path, lease.check, lease.who, read_identity(directory.path))
+        ) as ledger:
+            emit(SweepStarted(spec, directory, bank, prepared.images))
+            queue, backend_seconds = _train(spec, bank, ledger, emit)
             seconds = {
                 "prepare": prepare_seconds,
                 "backend": backend_seconds,
                 "search": queue.seconds,
-                "tracking": tracker.seconds,
+                "listeners": emit.seconds,
+                "ledger": ledger.seconds,
                 "total": time.perf_counter() - start,
             }
-            result = summarise(queue, prepared.bank.notes, seconds)
-            champion = _champion(queue, result, prepared)
+            ledger.finish(seconds, bank.notes)
+            sweep = sweep_in_ledger(directory.path, spec, ledger, bank.fingerprint)
+            result = summarise(sweep)
+            _write_result(directory.result, result, lease)
+            emit(SweepFinished(sweep, result))
             lease.check()
-            if len(ledger.finished) > recorded or not directory.result.exists():  # else keep the times of the first
-                with atomic_file(directory.result) as file:
-                    file.write_text(result.model_dump_json(by_alias=True, indent=1) + "\n")
-            write_artifacts(directory, spec, prepared.bank, queue, result)
-            note = finished_note(spec, result, directory.path)
-            tracked = tracker.finish(_parent_metrics(spec, result), directory.artifacts, champion, note)
-        if not tracked:
-            lease.check()
-            raise TrackingBehind(result, directory.path, tracker.last_error) from tracker.last_error
-        publisher.update(
-            state="finished",
-            note="",
-            winner=winner_line(result),
-            seconds_left=0.0,
-            tracking_behind=0,
-            tracking_error="",
-        )
         return result
-
-
-@contextlib.contextmanager
-def _published(spec: SweepSpec, lease: Lease) -> Iterator[Publisher]:
-    """Publish the progress of the sweep in the block, and how it ended if it ended with an error."""
-    first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
-    publisher = Publisher(first, lease.is_valid)
-    try:
-        yield publisher
-    except TrackingBehind as error:
-        publisher.update(state="finished", winner=winner_line(error.result), seconds_left=0.0, note=str(error))
-        raise
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        publisher.update(state="stopped" if stopped else "failed", note="" if stopped else str(error))
-        raise
 
 
 def _prepare(spec: SweepSpec, resuming: bool, on_progress: Callable[[str], None]) -> Prepared:
@@ -191,40 +155,23 @@ def _missing_upload(spec: SweepSpec) -> str:
     return f"if {fields} was uploaded with an earlier job, upload it again with `lt-sweep submit` of the sweep file"
 
 
-@contextlib.contextmanager
-def _tracker(
-    spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank, lease: Lease, publisher: Publisher
-) -> Iterator[BackgroundTracker]:
-    """The sweep's tracker, which marks the sweep as stopped if the block ends with an error."""
-    started = _sweep_started(spec, directory, bank)
-    tracker = BackgroundTracker(
-        lambda: spec.tracking.open(started, Path(spec.storage)),
-        may_write=lease.is_valid,
-        flush_timeout=spec.tracking.flush_timeout,
-        on_change=lambda behind, error: publisher.update(tracking_behind=behind, tracking_error=error),
-    )
-    try:
-        yield tracker
-    except BaseException:
-        tracker.interrupted()
-        raise
-
-
-def _train(
-    spec: SweepSpec, bank: FeatureBank, ledger: Ledger, tracker: BackgroundTracker, publisher: Publisher
-) -> tuple[TrialQueue, float]:
+def _train(spec: SweepSpec, bank: FeatureBank, ledger: Ledger, emit: Dispatcher) -> tuple[TrialQueue, float]:
     """Train what the ledger does not hold; returns the finished queue and the seconds spent in the backend."""
-    with progress(f"sweep {spec.name}", "run") as report:
-        watcher = Watcher(spec, tracker, report, publisher)
-        queue = TrialQueue(spec, bank, ledger, watcher.on_trial)
-        publisher.update(state="running", note="")
-        watcher.attach(queue)
-        start = time.perf_counter()
-        if not queue.exhausted():
-            spec.backend.train(bank, queue, cpus=spec.resources.cpus_per_pack, gpus=spec.resources.gpus_per_pack)
-        seconds = time.perf_counter() - start
-        watcher.trained()
-    return queue, seconds
+    queue = TrialQueue(spec, bank, ledger, emit)
+    start = time.perf_counter()
+    if not queue.exhausted():
+        logger.info("sweep %s: %s", spec.name, queue.pack_sizes())
+        spec.backend.train(bank, queue, cpus=spec.resources.cpus_per_pack, gpus=spec.resources.gpus_per_pack)
+    return queue, time.perf_counter() - start
+
+
+def _write_result(path: Path, result: Result, lease: Lease) -> None:
+    """Write `result.json` unless it is there already."""
+    content = (result.model_dump_json(by_alias=True, indent=1) + "\n").encode()
+    lease.check()
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_file(path) as file:
+            file.write_bytes(content)
 
 
 def archive(spec: SweepSpec, lease: Lease) -> None:
@@ -239,67 +186,12 @@ def archive(spec: SweepSpec, lease: Lease) -> None:
         StorageError: it cannot be moved.
     """
     interrupted = interrupted_sweep(spec)
-    if interrupted is not None:
-        old, directory = interrupted
-        started = _sweep_started(old, directory, None)
-        tracker = BackgroundTracker(lambda: old.tracking.open(started, Path(old.storage)), may_write=lease.is_valid)
-        tracker.interrupted()
-        if tracker.last_error is not None:
-            logger.warning(
-                "tracking still shows the archived sweep as running because it could not be reached: %s",
-                tracker.error_summary,
-            )
+    error = None if interrupted is None else mark_stopped(*interrupted, lease)
+    if error is not None:
+        logger.warning(
+            "tracking still shows the archived sweep as running because it could not be reached: %s", first_line(error)
+        )
     directories.archive(spec)
-
-
-def _sweep_started(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | None) -> SweepStarted:
-    """What tracking shows of the sweep; without a bank only what is needed to find its run."""
-    params = {
-        "dataset": spec.dataset.kind,
-        "backbone": spec.backbone.kind if spec.backbone else "none",
-        "method": ", ".join(candidate.name for candidate in spec.candidates()),
-        "trials": spec.search.trials,
-        "selection": spec.selection.model_dump_json(exclude={"extended_training"}),  # which a resume may change
-        "phase": "sweep",
-    }
-    started = SweepStarted(directory.sweep_id, spec.name, params, directory.started_ms)
-    if bank is None:
-        return started
-    return replace(
-        started,
-        params=params | {"bank": bank.fingerprint},
-        series=stage1_series(bank.record),
-        note=running_note(spec, directory.path),
-        data=dataset_infos(spec, bank),
-        view=runs_view(spec, bank.val is not None),
-    )
-
-
-def _champion(queue: TrialQueue, result: Result, prepared: Prepared) -> Champion | None:
-    trial, winner = queue.winner(), result.winner
-    if trial is None or winner is None:
-        return None
-    best = next(record for record in queue.finished[trial.name] if record.seed == winner.best_of.seed)
-    classifier, bank = trial.method.classifier(queue.ledger.head(best.key)), prepared.bank
-    return Champion(
-        classifier,
-        bank.feature_dim,
-        bank.fingerprint,
-        with_backbone=lambda: image_classifier(classifier, bank, prepared.images),
-        about=champion_note(queue.spec, result),
-    )
-
-
-def _parent_metrics(spec: SweepSpec, result: Result) -> dict[str, float]:
-    """The winner's numbers, including the objective, by which sweeps can be ranked."""
-    winner = result.winner
-    if winner is None:
-        return {}
-    values: dict[str, Any] = winner.mean.values()
-    values |= {f"best_of_{name}": value for name, value in winner.best_of.model_dump().items() if name[:4] == "acc_"}
-    values |= {"loma_mean": winner.loma.mean, "loma_cv": winner.loma.cv}
-    values |= {ranked_by(spec): result.methods[0].objective, "objective": result.methods[0].objective}
-    return {name: round(value, 6) for name, value in values.items() if value is not None}
 
 
 class MatrixFailed(LongtailError):
@@ -313,12 +205,15 @@ class MatrixFailed(LongtailError):
         self.exit_code = UserError.exit_code if invalid_input else LongtailError.exit_code
 
 
-def run_matrix(matrix: SweepMatrix, *, fresh: bool = False) -> MatrixTable:
+def run_matrix(
+    matrix: SweepMatrix | str | os.PathLike[str], *, fresh: bool = False, callbacks: Sequence[Callback] = ()
+) -> MatrixTable:
     """Run the sweeps of a matrix, or resume them after an earlier call was interrupted.
 
     Args:
-        matrix: the sweeps.
+        matrix: the sweeps, or their file.
         fresh: start all sweeps over and keep earlier results of these names as `<name>.previous-<N>`.
+        callbacks: called with every event of every sweep; see `run`.
 
     Returns:
         Their results side by side; `matrix_table` reads them again at any time.
@@ -328,15 +223,18 @@ def run_matrix(matrix: SweepMatrix, *, fresh: bool = False) -> MatrixTable:
             sweeps.
         MatrixFailed: some sweeps failed; the others are finished.
     """
-    return _run_all(matrix.with_absolute_paths(Path.cwd()), run, fresh=fresh)
+    if not isinstance(matrix, SweepMatrix):
+        matrix = load_matrix(matrix)
+    return _run_all(matrix.with_absolute_paths(Path.cwd()), lambda spec: run(spec, callbacks=callbacks), fresh=fresh)
 
 
-def resume_matrix(directory: str | Path) -> MatrixTable:
+def resume_matrix(directory: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> MatrixTable:
     """Resume the matrix in `directory`; see `run_matrix`."""
 
     def run_or_resume(spec: SweepSpec) -> Result:
         path = Path(spec.storage) / spec.name
-        return resume(path) if (path / IDENTITY).exists() else run(spec)
+        recorded = (path / IDENTITY).exists()
+        return resume(path, callbacks=callbacks) if recorded else run(spec, callbacks=callbacks)
 
     return _run_all(load_matrix_directory(Path(directory)), run_or_resume)
 

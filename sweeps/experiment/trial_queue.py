@@ -4,44 +4,35 @@ A state machine that starts no work itself. A backend takes packs from it and re
 
 What a candidate's search proposes follows from the sweep file and from the outcomes of its own trials, which it
 receives in a fixed order (`sweeps.config.trials`). Therefore the trials depend on the sweep file alone: not on workers,
-timing or interruptions, nor on other candidates. A resume replays the same proposals against the ledger.
+timing or interruptions, nor on other candidates. Proposed trials are recorded before they are trained, so a resumed
+sweep takes them from the ledger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from importlib.metadata import version
+from typing import Any, get_args
 
+from lt_train.features.bank import FeatureBank
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
-from sweeps.analysis import selection
+from sweeps.analysis.selection import TrialRuns, ranking, trial_runs
 from sweeps.config.spec import SweepSpec
-from sweeps.config.trials import Phase, Study, Trial, baseline_trials
+from sweeps.config.trials import Phase, Study, Trial, baseline_trials, extended_trial
+from sweeps.experiment.events import Callback, PackFailed, PackStarted, PhaseFinished, RunFinished, TrialFinished
 from sweeps.experiment.packing import Outcome, PackSize, Retries, pack_runs
-from sweeps.search.base import Search
-from sweeps.store.ledger import FinishedRuns, Record, run_key
+from sweeps.search.base import Tried
+from sweeps.store.ledger import Ledger, run_key
 
-__all__ = ["BankShape", "TrialQueue"]
+__all__ = ["TrialQueue"]
 
-
-class BankShape(Protocol):
-    """The properties of a feature bank that the queue needs."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the features."""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, K."""
-
-    @property
-    def feature_dim(self) -> int:
-        """Dimension of the features, D."""
+logger = logging.getLogger(__name__)
 
 
 class TrialQueue:
@@ -49,17 +40,15 @@ class TrialQueue:
 
     Args:
         spec: the sweep.
-        bank: the shape of its feature bank.
-        ledger: the finished runs; a writable `Ledger` unless the queue is only replayed.
-        on_trial: called once for every trial that completes, including replayed ones.
-        searches: replacements for the spec's search algorithm, by candidate.
+        bank: its feature bank.
+        ledger: the recorded trials and runs.
+        emit: called with the events of packs, runs, trials and phases (`sweeps.experiment.events`).
 
     Attributes:
-        finished: records of every complete trial by name, in seed order.
+        finished: every complete trial by name.
         trials: every trial so far, by name.
         studies: the search of each candidate, in the order of the file.
-        extended: the trial of extended training, if there is one; None until the winner is known.
-        cached: number of requested runs that were finished already.
+        extended: extended training of the winner, if there is any; None until the winner is known.
         retries: the retry policy and its counters.
         seconds: time spent in the search algorithms.
     """
@@ -67,30 +56,34 @@ class TrialQueue:
     def __init__(
         self,
         spec: SweepSpec,
-        bank: BankShape,
-        ledger: FinishedRuns,
-        on_trial: Callable[[Trial, list[Record]], None] = lambda trial, records: None,
-        searches: Mapping[str, Search] | None = None,
+        bank: FeatureBank,
+        ledger: Ledger,
+        emit: Callback = lambda event: None,
     ) -> None:
-        self.spec, self.bank_fingerprint, self.ledger, self.on_trial = spec, bank.fingerprint, ledger, on_trial
+        self.spec, self.bank_fingerprint, self.ledger, self.emit = spec, bank.fingerprint, ledger, emit
         self.size = PackSize(spec.resources, spec.search.early_stopping, bank.num_classes, bank.feature_dim)
         self.rule = spec.selection.epoch_rule()
-        self.studies = [Study(spec, candidate, (searches or {}).get(candidate.name)) for candidate in spec.candidates()]
+        recorded = _searched_values(ledger)
+        self.studies = [Study(spec, one, recorded.get(one.name, {})) for one in spec.candidates()]
         self.trials: dict[str, Trial] = {}
-        self.finished: dict[str, list[Record]] = {}
-        self.cached = 0
+        self.finished: dict[str, TrialRuns] = {}
         self.retries = Retries()
         self.seconds = 0.0
         self.extended: list[Trial] | None = None
+        self._phases: deque[Phase] = deque(get_args(Phase))
+        self._earlier = frozenset(ledger.finished)
         self._ready: deque[Pack] = deque()
         self._in_flight: set[str] = set()
-        self._wanted: set[str] = set()
+        self._first: dict[str, Trial] = {}
         self._keys: dict[str, list[str]] = {}
+        self._packs: dict[str, Pack] = {}
         self._pack_keys: dict[str, list[str]] = {}
         self._open: dict[str, Trial] = {}
+        self._restored: set[str] = set()
+        self._leader: TrialRuns | None = None
         self._baselines: frozenset[str] = frozenset()
         self._enqueue("baseline", baseline_trials(spec))
-        self._baselines = frozenset(self._wanted)
+        self._baselines = frozenset(self._first)
         self._advance()
 
     def next_pack(self) -> Pack | None:
@@ -99,6 +92,7 @@ class TrialQueue:
             return None
         pack = self._ready.popleft()
         self._in_flight.add(pack.name)
+        self.emit(PackStarted(pack))
         return pack
 
     def complete(self, pack: Pack, results: list[RunResult], seconds: float) -> None:
@@ -113,12 +107,16 @@ class TrialQueue:
             return
         self._in_flight.discard(pack.name)
         self._ready.extendleft(reversed(packs))  # first in the queue, because a proposal batch waits for it
+        self.emit(PackFailed(pack, why, lost=not own))
 
     def _record(self, outcome: Outcome) -> None:
         complete = self.retries.reassembled(outcome)
         if complete is not None:
             keys = self._pack_keys[complete.pack.name]
-            self.ledger.append(complete.pack, keys, complete.results, complete.seconds)
+            trials = [self._first[key] for key in keys]
+            records = self.ledger.append(complete.pack, trials, keys, complete.results, complete.seconds)
+            for record, trial in zip(records, trials, strict=True):
+                self.emit(RunFinished(record, trial))
         self._in_flight.discard(outcome.pack.name)
         self._advance()
 
@@ -126,45 +124,10 @@ class TrialQueue:
         """Whether everything is finished."""
         return not self._ready and not self._in_flight and self.extended is not None
 
-    def objective(self, trial: Trial) -> float | None:
-        """The objective of a finished trial, for a stopped one at its last epoch; None if it failed."""
-        protocol = self.spec.selection
-        records = self.finished[trial.name]
-        return selection.objective(records, metric=protocol.metric, on=protocol.on, how=protocol.objective)
-
-    def stopped(self, trial: Trial) -> int | None:
-        """The number of epochs after which a finished trial was stopped early; None if it was not."""
-        return selection.stopped(self.finished[trial.name])
-
-    def ranking(self, phase: Phase, candidate: str | None = None) -> list[Trial]:
-        """Finished trials of a phase that neither failed nor were stopped, best first; of one candidate or of all.
-
-        Ties are broken by the order of candidates in the file, then by the trial number.
-        """
-        order = {study.candidate.name: position for position, study in enumerate(self.studies)}
-        scored = [
-            ((-score, order.get(trial.candidate, 0), trial.number), trial)
-            for trial in self.trials.values()
-            if trial.phase == phase
-            and candidate in (None, trial.candidate)
-            and trial.name in self.finished
-            and self.stopped(trial) is None
-            and (score := self.objective(trial)) is not None
-        ]
-        return [trial for _, trial in sorted(scored, key=lambda entry: entry[0])]
-
-    def in_order(self) -> list[Trial]:
-        """Every trial so far: baselines, search and finalists of each candidate, extended training."""
-        ordered = [trial for trial in self.trials.values() if trial.phase == "baseline"]
-        for study in self.studies:
-            ordered += [trial for batch in study.batches for trial in batch]
-            ordered += study.finalists or []
-        return ordered + (self.extended or [])
-
-    def winner(self, candidate: str | None = None) -> Trial | None:
+    def winner(self) -> TrialRuns | None:
         """The best finalist, or the best trial if the sweep has no finalists; None if all failed."""
-        ranking = self.ranking("finalist" if self.spec.selection.finalists else "search", candidate)
-        return ranking[0] if ranking else None
+        phase: Phase = "finalist" if self.spec.selection.finalists else "search"
+        return next(iter(ranking(self.finished.values(), self.spec, phase)), None)
 
     def pack_sizes(self) -> str:
         """A description of the largest pack in the queue; empty if there is none."""
@@ -175,44 +138,75 @@ class TrialQueue:
         """Collect complete trials and queue new ones, until nothing changes."""
         self._collect_complete()
         for study in self.studies:
-            # Proposal batch g + 1 is always requested before the outcomes of batch g are reported, also in a replay,
-            # where batch g is complete at once, because the proposals depend on that order.
+            # Proposal batch g + 1 is always requested before the outcomes of batch g are reported, also where batch g
+            # is recorded and complete at once, because the proposals depend on that order.
             while self._ask(study) or self._tell(study) or self._finish(study):
                 self._collect_complete()
         if self._train_extended():
             self._collect_complete()
+        self._finish_phases()
+
+    def _finish_phases(self) -> None:
+        """Emit the end of every phase whose trials are all known and finished, and those of the phases before it."""
+        searched = all(study.finalists is not None for study in self.studies)
+        known = {"baseline": True, "search": searched, "finalist": searched, "extended": self.extended is not None}
+        while self._phases and known[self._phases[0]]:
+            if any(trial.phase == self._phases[0] for trial in self._open.values()):
+                break
+            self.emit(PhaseFinished(self._phases.popleft()))
 
     def _collect_complete(self) -> None:
+        self._finish_phases()  # a resumed sweep collects the trials of one phase after those of the phase before
         for name, trial in list(self._open.items()):
-            if all(key in self.ledger.finished for key in self._keys[name]):
-                self.finished[name] = [self.ledger.finished[key] for key in self._keys[name]]
+            keys = self._keys[name]
+            if all(key in self.ledger.finished for key in keys):
+                records = [self.ledger.finished[key] for key in keys]
+                self.finished[name] = trial_runs(trial, records, self.spec.selection, self.ledger)
                 del self._open[name]
                 if trial.phase == "extended":
                     others = {key for other, keys in self._keys.items() if other != name for key in keys}
-                    self.ledger.drop_heads({*self._keys[name]} - others)
-                self.on_trial(trial, self.finished[name])
+                    self.ledger.drop_heads({*keys} - others)
+                self.emit(TrialFinished(self.finished[name], recorded=self._earlier.issuperset(keys)))
 
     def _ask(self, study: Study) -> bool:
         with self._timed():
             batch = study.ask()
         if batch:
+            self._check_optuna(batch)
             self._enqueue("search", batch, study)
         return batch is not None
+
+    def _check_optuna(self, batch: Sequence[Trial]) -> None:
+        """Warn if new trials are proposed with another version of Optuna than earlier ones; once, as it is recorded."""
+        running, recorded = version("optuna"), self.ledger.optuna
+        if recorded and running not in recorded and any(trial.name not in self.ledger.trials for trial in batch):
+            logger.warning(
+                "the trials so far were proposed with Optuna %s, the remaining ones are proposed with %s; recorded "
+                "trials are kept, but a sweep with a single version may try other trials",
+                ", ".join(recorded),
+                running,
+            )
 
     def _tell(self, study: Study) -> bool:
         due = study.next_to_report()
         if not due or any(trial.name not in self.finished for trial in due):
             return False
-        with self._timed():
-            study.tell(self.objective, self.stopped)
-        self._drop_heads()
+        study.tell(self._outcome)
+        self._drop_heads(self.finished[trial.name] for trial in due)
         return True
+
+    def _outcome(self, trial: Trial) -> Tried:
+        """A finished trial as the search algorithm sees it."""
+        runs = self.finished[trial.name]
+        if runs.objective is None:
+            return Tried(trial.params, "failed")
+        return Tried(trial.params, "finished" if runs.stopped is None else "stopped", runs.objective, runs.stopped)
 
     def _finish(self, study: Study) -> bool:
         if study.finalists is not None or not study.is_complete():
             return False
-        finalists = study.finish(self.ranking("search", study.candidate.name))
-        self._enqueue("finalist", finalists, study)
+        best = ranking(self.finished.values(), self.spec, "search", study.candidate.name)
+        self._enqueue("finalist", study.finish([one.trial for one in best]), study)
         return True
 
     def _train_extended(self) -> bool:
@@ -223,18 +217,28 @@ class TrialQueue:
         winner, self.extended = self.winner(), []
         if winner is None:
             return False
-        study = next(study for study in self.studies if study.candidate.name == winner.candidate)
-        self.extended = study.extended(winner)
-        self._enqueue("extended", self.extended, study)
-        return bool(self.extended)
+        self._restore_heads(self._keys[winner.trial.name])
+        trial = extended_trial(self.spec, winner.trial)
+        if trial is not None:
+            self.extended = [trial]
+            study = next(study for study in self.studies if study.candidate.name == trial.candidate)
+            self._enqueue("extended", self.extended, study)
+        return trial is not None
 
-    def _drop_heads(self) -> None:
+    def _drop_heads(self, reported: Iterable[TrialRuns]) -> None:
         """Remove the heads of reported trials that cannot become the champion; finalists have heads of their own."""
-        reported = [trial for study in self.studies for trials in study.batches[: study.reported] for trial in trials]
-        best = self.ranking("search")[:1]
-        # By key, because a duplicate of the best trial shares its heads.
-        kept = {key for trial in best for key in self._keys[trial.name]}
-        self.ledger.drop_heads({key for trial in reported for key in self._keys[trial.name]} - kept)
+        trials = [*reported, *([self._leader] if self._leader is not None else [])]
+        self._leader = next(iter(ranking(trials, self.spec, "search")), None)
+        # By key, because a duplicate of the best trial, and a baseline, may share its heads.
+        kept = set() if self._leader is None else {record.key for record in self._leader.records}
+        self.ledger.drop_heads({record.key for one in trials for record in one.records} - kept - self._baselines)
+
+    def _restore_heads(self, keys: Iterable[str]) -> None:
+        """Queue the packs of recorded runs whose heads are lost, because their file was damaged."""
+        names = {self.ledger.finished[key].pack for key in keys if self.ledger.is_head_lost(key)}
+        names -= self._restored  # the winner is also a finalist, and may share runs with a baseline
+        self._restored |= names
+        self._ready.extend(self._packs[name] for name in sorted(names))
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -254,19 +258,19 @@ class TrialQueue:
             self.trials[trial.name] = self._open[trial.name] = trial
             keys = self._keys[trial.name] = [self._key(run, phase, pool) for run in trial.runs()]
             for run, key in zip(trial.runs(), keys, strict=True):
-                if key in self._wanted:
-                    self.cached += 1
-                    continue
-                self._wanted.add(key)
-                keys_of[run] = key
+                if key not in self._first:
+                    self._first[key] = trial
+                    keys_of[run] = key
+        self.ledger.propose((trial, self._keys[trial.name]) for trial in trials)
         name = study.pack_name(phase) if study else phase
         halving = functools.partial(self._halving, phase=phase)
         for pack in pack_runs(name, list(keys_of), self._rule(phase), self.size.lanes, halving):
             keys = self._pack_keys[pack.name] = [keys_of[run] for run in pack.runs]
-            if all(key in self.ledger.finished for key in keys):
-                self.cached += len(keys)
-            else:
+            self._packs[pack.name] = pack
+            if not all(key in self.ledger.finished for key in keys):
                 self._ready.append(pack)
+            elif phase in ("baseline", "finalist"):
+                self._restore_heads(keys)
 
     def _rule(self, phase: Phase) -> EpochSelection:
         """Which epoch of a run counts; in extended training always the last."""
@@ -289,3 +293,12 @@ class TrialQueue:
         if halving is None and (not pool or as_baseline in self._baselines):
             return as_baseline
         return run_key(self.bank_fingerprint, run, rule, halving, pool)
+
+
+def _searched_values(ledger: Ledger) -> dict[str, dict[int, dict[str, Any]]]:
+    """The searched values of every recorded trial of the search, by candidate and number."""
+    values: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for trial in ledger.trials.values():
+        if trial.phase == "search":
+            values[trial.method][trial.number] = trial.params
+    return values

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -10,10 +13,9 @@ from lt_train.core.imports import is_installed
 from lt_train.core.io import writing
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.labels import best_text, protocol, seeds_text
-from sweeps.analysis.load import class_order, finished_trials
-from sweeps.analysis.result import Result, Row
+from sweeps.analysis.load import Sweep, class_order
+from sweeps.analysis.result import Result
 from sweeps.config.spec import SweepSpec
-from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.reporting.class_figures import MOST_LINES
 from sweeps.reporting.model import Cell, Column, Figure, Panel, Series, Table, as_csv, as_markdown
 from sweeps.reporting.result_tables import method_table
@@ -21,7 +23,7 @@ from sweeps.reporting.svg import draw_png
 from sweeps.reporting.tables import all_runs
 from sweeps.reporting.terminal import winner_line
 from sweeps.store.layout import SweepDirectory
-from sweeps.store.ledger import Record
+from sweeps.store.ledger import RunArrays
 
 
 def running_note(spec: SweepSpec, directory: Path) -> str:
@@ -65,9 +67,7 @@ def _about(spec: SweepSpec) -> str:
     return " ".join(lines)
 
 
-def write_artifacts(
-    directory: SweepDirectory, spec: SweepSpec, bank: FeatureBank, queue: TrialQueue, result: Result
-) -> None:
+def write_artifacts(directory: SweepDirectory, sweep: Sweep, bank: FeatureBank, result: Result) -> None:
     """Write `artifacts/`: spec.yaml, result.json, table.md, trials.csv, per_class.csv, loma.png, class_accuracy.png.
 
     The figures need matplotlib (extra `report`) and are left out without it.
@@ -75,58 +75,53 @@ def write_artifacts(
     Raises:
         StorageError: the disk is full.
     """
-    place = directory.artifacts
+    place, spec = directory.artifacts, sweep.spec
     counts = bank.class_counts.tolist()
-    shown = _best_runs(queue, result)
+    shown = _best_runs(sweep)
     with writing(place):
         place.mkdir(exist_ok=True)
         (place / "spec.yaml").write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
         (place / "result.json").write_text(directory.result.read_text())
         (place / "table.md").write_text(as_markdown(method_table(result), heading="# "))
-        (place / "trials.csv").write_text(as_csv(all_runs(finished_trials(queue))))
+        (place / "trials.csv").write_text(as_csv(all_runs(sweep.every)))
         (place / "per_class.csv").write_text(as_csv(_per_class(shown, counts)))
         if shown and is_installed("matplotlib"):
             drawn = dict(list(shown.items())[:MOST_LINES])
-            loma = {name: record.loma for name, record in drawn.items()}
+            loma = {name: _known(arrays.loma) for name, arrays in drawn.items()}
             title = f"{spec.name}: Logits Magnitude (Eq. 6) on test"
             draw_png(_by_class("loma", title, "LoMa", loma, counts), place / "loma.png")
-            accuracy = {name: record.class_accuracy for name, record in drawn.items()}
+            accuracy = {name: _known(arrays.class_accuracy) for name, arrays in drawn.items()}
             title = f"{spec.name}: test accuracy by class"
             draw_png(_by_class("class_accuracy", title, "accuracy", accuracy, counts), place / "class_accuracy.png")
 
 
-def _best_runs(queue: TrialQueue, result: Result) -> dict[str, Record]:
-    """The best seed's record of each baseline and of each method's best trial, by display name."""
-    shown: dict[str, Record] = {}
-    for name, row in result.baselines.items():
-        shown[name] = _best(queue, f"baseline-{name}", row)
-    for rank, row in enumerate(result.methods):
-        trial = queue.winner(row.method)
-        assert trial is not None, "a method with a row has a winner"
-        record = _best(queue, trial.name, row)
+def _best_runs(sweep: Sweep) -> dict[str, RunArrays]:
+    """The best seed's arrays of each baseline and of each method's best trial, by display name."""
+    keys = {name: sweep.best_seed(one).key for name, one in sweep.finished_baselines.items()}
+    for rank, one in enumerate(sweep.methods):
+        name, key = one.trial.candidate, sweep.best_seed(one).key
         if rank == 0:
-            shown[f"{row.method} (winner)"] = record
-        elif shown.get(row.method) != record:  # otherwise the baseline is the same run
-            shown[f"{row.method} (best)" if row.method in shown else row.method] = record
-    return shown
+            keys[f"{name} (winner)"] = key
+        elif keys.get(name) != key:  # otherwise the baseline is the same run
+            keys[f"{name} (best)" if name in keys else name] = key
+    return {name: sweep.ledger.arrays(key) for name, key in keys.items()}
 
 
-def _best(queue: TrialQueue, trial: str, row: Row) -> Record:
-    return next(record for record in queue.finished[trial] if record.seed == row.best_of.seed)
+def _known(values: Any) -> list[float | None]:
+    """The values of an array; None for NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _per_class(shown: dict[str, Record], counts: list[int]) -> Table:
+def _per_class(shown: dict[str, RunArrays], counts: list[int]) -> Table:
     """Accuracy, LoMa and regularised std by class, of the best seed of each method."""
     titles = ["class", "training_images"]
     for name in shown:
         titles += [f"{name} accuracy", f"{name} LoMa", f"{name} regularised_std"]
-    rows: list[tuple[Cell, ...]] = []
-    for k, count in enumerate(counts):
-        row: list[Cell] = [k, count]
-        for record in shown.values():
-            row += [record.class_accuracy[k], record.loma[k], record.regularised_std[k]]
-        rows.append(tuple(row))
-    return Table("per_class", "Results by class", tuple(map(Column, titles)), tuple(rows))
+    columns: list[Sequence[Cell]] = [range(len(counts)), counts]
+    for arrays in shown.values():
+        columns += [_known(values) for values in (arrays.class_accuracy, arrays.loma, arrays.regularised_std)]
+    rows = tuple(zip(*columns, strict=True))
+    return Table("per_class", "Results by class", tuple(map(Column, titles)), rows)
 
 
 def _by_class(name: str, title: str, unit: str, values: dict[str, list[float | None]], counts: list[int]) -> Figure:

@@ -14,7 +14,8 @@ from lt_train.metrics import SPLITS
 from sweeps.analysis.comparability import differing_rows
 from sweeps.analysis.comparison import ClassChange, ClassChanges, ComparedTrial, SweepComparison, SweepPair, TrialGain
 from sweeps.analysis.labels import best_text, finalists_text, objective_text, short_params, verdict_text
-from sweeps.analysis.result import MatrixRow, MatrixTable, MethodRow, Protocol, Result, Row
+from sweeps.analysis.matrix_table import MatrixRow, MatrixTable
+from sweeps.analysis.result import MethodRow, Protocol, Result, Row
 from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.reporting.model import Cell, Column, Figure, Line, Panel, Section, Series, Table
 

@@ -6,6 +6,7 @@ Methods are searched separately and have a panel each.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,11 +16,10 @@ import numpy as np
 from lt_train.metrics import SPLITS
 from sweeps.analysis.labels import role, short_params, times_as_long, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns
-from sweeps.analysis.selection import accuracy_curves
 from sweeps.config.methods import Candidate
 from sweeps.reporting.model import Column, Figure, Line, Panel, Series, Table
 from sweeps.reporting.verdict import convergence
-from sweeps.search.algorithms import MIN_TRIALS, importances
+from sweeps.search.algorithms import MAX_TRIALS, MIN_TRIALS, importances
 from sweeps.search.base import LogUniform, Uniform
 
 BINS = 8
@@ -80,10 +80,10 @@ def history(sweep: Sweep) -> Figure | None:
 def epochs(sweep: Sweep) -> Figure | None:
     """Accuracy after every epoch of the winner and of its extended training, with the stage-1 head as a line."""
     winner, extended = sweep.winner, sweep.extended if sweep.extended_training is not None else None
-    if winner is None or len((extended or winner).records[0].test) < 2:  # trains nothing, or one epoch
+    if winner is None or (extended or winner).records[0].epochs < 2:  # trains nothing, or one epoch
         return None
     panels = []
-    sets: list[Literal["val", "test"]] = ["val", "test"] if winner.records[0].val else ["test"]
+    sets: list[Literal["val", "test"]] = ["val", "test"] if winner.has_val else ["test"]
     for on in sets:
         series, lines = [], []
         for style, split in enumerate(SPLITS):
@@ -94,8 +94,8 @@ def epochs(sweep: Sweep) -> Figure | None:
             name = f"{SPLITS[sweep.column]}, {times_as_long(sweep)}"
             series.append(replace(_along(name, extended, on, sweep.column), style=4))
         head = sweep.stage1_head
-        if head is not None and (on == "test" or head.records[0].val):
-            start = accuracy_curves(head.records, on, sweep.column).mean()
+        if head is not None and (on == "test" or head.has_val):
+            start = head.curves(on)[:, :, sweep.column].mean()
             lines.append(Line(f"stage-1 head, {SPLITS[sweep.column]}", y=100 * float(start), style=5))
         panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
     outcome = convergence(sweep, winner)
@@ -107,7 +107,7 @@ def epochs(sweep: Sweep) -> Figure | None:
 
 
 def _along(name: str, runs: TrialRuns, on: Literal["val", "test"], column: int) -> Series:
-    mean = accuracy_curves(runs.records, on, column).mean(axis=0)
+    mean = runs.curves(on)[:, :, column].mean(axis=0)
     curve = [None if math.isnan(value) else 100 * float(value) for value in mean]
     return Series(name, [float(epoch) for epoch in range(1, len(curve) + 1)], curve)
 
@@ -232,19 +232,25 @@ def parallel(sweep: Sweep) -> Figure | None:
 
 
 def importance(sweep: Sweep) -> Figure | None:
-    """Share of the variance of the objective that each parameter explains."""
-    panels = []
-    for candidate in _candidates(sweep):
+    """Share of the variance of the objective that each parameter explains, on a sample of very many trials."""
+    panels, samples, candidates = [], [], _candidates(sweep)
+    # The time grows almost quadratically with the number of trials; this bounds it for all candidates together.
+    most = int(MAX_TRIALS / max(len(candidates), 1) ** (2 / 3))
+    for candidate in candidates:
         known = [(one.trial.params, one.objective or 0.0) for one in _complete(sweep, candidate.name)]
-        shares = importances(candidate.space, known)
+        chosen = random.Random(0).sample(known, most) if len(known) > most else known
+        shares = importances(candidate.space, chosen)
         if len(shares) < 2:
             continue
         x = [float(bar) for bar in range(len(shares))]
         named = {float(bar): _short(path) for bar, path in enumerate(shares)}
         bars = Series("importance", x, list(shares.values()), mark="bars")
         panels.append(Panel("", "share of the variance", (bars,), candidate.name, x_ticks=named))
+        if len(known) > most:
+            samples.append(f"a random sample of {most:,} of {len(known):,} trials of {candidate.name}")
     if not panels:
         return None
+    sampled = f" Computed on {' and '.join(samples)}." if samples else ""
     shares_text = "; ".join(
         f"{panel.title}: " + ", ".join(f"{(panel.x_ticks or {})[x]} {y:.2f}" for x, y in zip(one.x, one.y, strict=True))
         for panel in panels
@@ -254,7 +260,7 @@ def importance(sweep: Sweep) -> Figure | None:
         "importance",
         "Parameter importance",
         "Share of the variance of the objective over the searched ranges that a parameter explains alone (fANOVA of "
-        f"Optuna), for searches with at least {MIN_TRIALS} complete trials.",
+        f"Optuna), for searches with at least {MIN_TRIALS} complete trials.{sampled}",
         f"Bar chart of the importance of searched parameters. {shares_text}.",
         tuple(panels),
     )

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sweeps.analysis.comparison import compare_sweeps
 from sweeps.analysis.load import Sweep
-from sweeps.analysis.result import MatrixTable
+from sweeps.analysis.matrix_table import MatrixTable
 from sweeps.reporting import class_figures, search_figures, tables
 from sweeps.reporting.model import Figure, Section, SweepReport, Table
 from sweeps.reporting.result_tables import comparison_sections, matrix_tables

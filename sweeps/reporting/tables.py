@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -279,10 +279,10 @@ def per_class(sweep: Sweep, shown: dict[str, TrialRuns]) -> Table | None:
     return Table("per_class", "Results by class", tuple(columns), tuple(zip(*parts, strict=True)))
 
 
-def over_seeds(runs: TrialRuns, field: str) -> list[float | None]:
+def over_seeds(runs: TrialRuns, field: Literal["class_accuracy", "loma", "regularised_std"]) -> list[float | None]:
     """A field by class, mean over seeds; None for a class without a value."""
-    stack = np.array([getattr(record, field) for record in runs.records], dtype=np.float64)
-    return [None if np.isnan(value) else float(value) for value in stack.mean(axis=0)]
+    mean = runs.by_class(field).mean(axis=0)
+    return [None if np.isnan(value) else float(value) for value in mean]
 
 
 def cost(sweep: Sweep) -> Table:
@@ -292,7 +292,7 @@ def cost(sweep: Sweep) -> Table:
         "prepare": "data, stage 1 and features",
         "backend": "re-training, wall clock",
         "search": "search algorithm",
-        "tracking": "in parallel to the others",
+        "listeners": "progress and callbacks",
         "ledger": "recording finished runs",
         "train": "re-training of all calls, summed over workers",
     }
@@ -325,13 +325,13 @@ def phases(sweep: Sweep) -> Table:
         seen |= own.keys()
         failed = sum(record.failure is not None for record in own.values())
         stopped = sum(record.stopped is not None for record in own.values())
-        epochs = sum(len(record.test) for record in own.values())
+        epochs = sum(record.epochs for record in own.values())
         rows.append((name, len(trials), len(own), stopped, failed, len(records) - len(own), epochs))
     titles = ("phase", "trials", "runs trained", "of these stopped early", "failed", "shared", "epochs")
     columns = (Column("phase"), *(Column(title, "count") for title in titles[1:]))
     note = (
-        f"{sum(int(str(row[2])) for row in rows)} of {sweep.planned_runs} planned runs were trained; {sweep.cached} "
-        "were reused, as duplicates or from an earlier call. Shared: a run of another trial with the same parameters."
+        f"{sum(int(str(row[2])) for row in rows)} of {sweep.planned_runs} planned runs were trained. Shared: the run "
+        "of an earlier trial with the same parameters."
     )
     return Table("runs_by_phase", "Runs", columns, tuple(rows), note)
 

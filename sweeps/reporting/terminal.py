@@ -12,7 +12,8 @@ from rich.text import Text
 
 from lt_train.core.text import format_bytes, format_duration
 from sweeps.analysis.labels import seeds_text, short_params, trend_text
-from sweeps.analysis.result import MatrixTable, Plan, Result, Winner
+from sweeps.analysis.matrix_table import MatrixTable
+from sweeps.analysis.result import Plan, Result, Winner
 from sweeps.analysis.statistics import Comparison
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.model import Section, Table, format_cell

@@ -242,7 +242,7 @@ def convergence(sweep: Sweep, runs: TrialRuns) -> str:
     """
     if not runs.trial.method.trains or runs.failed:
         return ""
-    curve = curve_trend(selection.accuracy_curves(runs.records, sweep.spec.selection.on, sweep.column))
+    curve = curve_trend(runs.curves(sweep.spec.selection.on)[:, :, sweep.column])
     if curve is None:
         return ""
     found = sweep.extended_training
@@ -294,7 +294,7 @@ def _by_extended_training(sweep: Sweep, found: selection.ExtendedTraining) -> st
 
 def _test_change(winner: TrialRuns, extended: TrialRuns) -> tuple[Comparison | None, ...]:
     """The extended run minus the winner on test by split, both at their last epoch, paired by seed."""
-    after, before = (selection.ended(one.records) for one in (extended, winner))
+    after, before = (one.ended() for one in (extended, winner))
     return tuple(paired(after[:, column], before[:, column]) for column in range(len(SPLITS)))
 
 
@@ -342,13 +342,13 @@ def extended_table(sweep: Sweep) -> Table | None:
     chosen, head, split = sweep.spec.selection, sweep.stage1_head, SPLITS[sweep.column]
     rows: list[tuple[Cell, ...]] = []
     if chosen.on == "val":
-        before, after = (selection.ended(one.records, "val")[:, sweep.column] for one in (winner, extended))
+        before, after = (one.ended("val")[:, sweep.column] for one in (winner, extended))
         over = None if found.over_start is None else found.over_start.difference
         rows.append((f"val {split}", estimate(before), estimate(after), found.change.difference, over))
     change = _test_change(winner, extended)
     start = (None,) * len(SPLITS) if head is None else compare_trials(extended, head)
     for column, name in enumerate(SPLITS):
-        means = (estimate(selection.ended(one.records)[:, column]) for one in (winner, extended))
+        means = (estimate(one.ended()[:, column]) for one in (winner, extended))
         gaps = (None if gap is None else gap.difference for gap in (change[column], start[column]))
         rows.append((f"test {name}", *means, *gaps))
     epochs = winner.trial.training.epochs, extended.trial.training.epochs

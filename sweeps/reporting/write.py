@@ -15,7 +15,7 @@ from lt_train.core.errors import UserError
 from lt_train.core.imports import require
 from lt_train.core.io import atomic_file, writing
 from sweeps.analysis.load import Sweep, read_sweeps
-from sweeps.analysis.result import matrix_table
+from sweeps.analysis.matrix_table import matrix_table
 from sweeps.reporting.class_figures import classes_shown
 from sweeps.reporting.model import Figure, Section, SweepReport, Table, as_csv, as_latex, as_markdown, format_cell
 from sweeps.reporting.sections import shared_sections, sweep_report

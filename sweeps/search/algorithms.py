@@ -1,32 +1,27 @@
-"""The built-in search algorithms `tpe`, `random` and `grid`, and the importance of hyperparameters.
-
-Optuna is behind the `Search` interface: each search is one in-memory study. It is not stored: a resumed sweep replays
-its calls from the ledger.
-"""
+"""The built-in search algorithms `tpe`, `random` and `grid`, and the importance of hyperparameters."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from sweeps.search.base import AlgorithmSpec, Choice, Dimension, IntRange, LogUniform, Search
+from sweeps.search.base import AlgorithmSpec, Choice, Dimension, IntRange, Tried
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-    from optuna.trial import Trial
 
-__all__ = ["MIN_TRIALS", "Grid", "OptunaSearch", "RandomSearch", "TreeParzen", "importances"]
+__all__ = ["MAX_TRIALS", "MIN_TRIALS", "Grid", "RandomSearch", "TreeParzen", "importances"]
 
 
 class TreeParzen(AlgorithmSpec):
     """Multivariate Tree-structured Parzen Estimator of Optuna (Bergstra et al., 2011; Falkner et al., 2018).
 
     Models the location of good trials, jointly over all dimensions. Trials that are still running count as poor
-    ones, so that trials that run at the same time differ.
+    ones, so that trials that run at the same time differ. Trials outside the searched space are ignored.
     """
 
     kind: Literal["tpe"] = "tpe"
@@ -34,21 +29,25 @@ class TreeParzen(AlgorithmSpec):
         default=10, ge=0, description="number of trials drawn at random before the model is used, >= 0"
     )
 
-    def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """See `AlgorithmSpec.start`."""
-        from optuna.samplers import TPESampler
+    def propose(
+        self, space: Mapping[str, Dimension], seed: int, tried: Sequence[Tried], count: int
+    ) -> list[dict[str, Any]]:
+        """See `AlgorithmSpec.propose`."""
+        from sweeps.search.optuna_studies import JointTPE, ask, trial_seed
 
-        # Options are explicit because Optuna changes its defaults between major versions; deprecated options are left
-        # out.
-        sampler = TPESampler(
-            n_startup_trials=self.startup_trials,
-            n_ei_candidates=24,
-            seed=seed,
-            multivariate=True,
-            group=False,
-            constant_liar=True,
-        )
-        return OptunaSearch(sampler, space)
+        def sampler(number: int) -> BaseSampler:
+            # Options are explicit because Optuna changes its defaults between major versions; deprecated options are
+            # left out.
+            return JointTPE(
+                space,
+                n_startup_trials=self.startup_trials,
+                n_ei_candidates=24,
+                seed=trial_seed(seed, number),
+                group=False,
+                constant_liar=True,
+            )
+
+        return ask(space, tried, range(len(tried), len(tried) + count), sampler)
 
 
 class RandomSearch(AlgorithmSpec):
@@ -56,11 +55,16 @@ class RandomSearch(AlgorithmSpec):
 
     kind: Literal["random"] = "random"
 
-    def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """See `AlgorithmSpec.start`."""
+    def propose(
+        self, space: Mapping[str, Dimension], seed: int, tried: Sequence[Tried], count: int
+    ) -> list[dict[str, Any]]:
+        """See `AlgorithmSpec.propose`; only the number of `tried` trials has an effect."""
         from optuna.samplers import RandomSampler
 
-        return OptunaSearch(RandomSampler(seed=seed), space)
+        from sweeps.search.optuna_studies import ask, trial_seed
+
+        numbers = range(len(tried), len(tried) + count)
+        return ask(space, (), numbers, lambda number: RandomSampler(seed=trial_seed(seed, number)))
 
 
 class Grid(AlgorithmSpec):
@@ -71,11 +75,15 @@ class Grid(AlgorithmSpec):
 
     kind: Literal["grid"] = "grid"
 
-    def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """See `AlgorithmSpec.start`; `seed` has no effect."""
-        return _GridSearch({path: _values(dimension) for path, dimension in space.items()})
+    def propose(
+        self, space: Mapping[str, Dimension], seed: int, tried: Sequence[Tried], count: int
+    ) -> list[dict[str, Any]]:
+        """See `AlgorithmSpec.propose`; `seed` has no effect, and of `tried` only the number of trials has one."""
+        values = {path: _values(dimension) for path, dimension in space.items()}
+        first = len(tried)
+        return [_combination(values, number) for number in range(first, min(first + count, self.size(space)))]
 
-    def size(self, space: Mapping[str, Dimension]) -> int | None:
+    def size(self, space: Mapping[str, Dimension]) -> int:
         """The number of combinations."""
         return math.prod(len(_values(dimension)) for dimension in space.values())
 
@@ -86,20 +94,13 @@ class Grid(AlgorithmSpec):
                 yield path, f"a grid needs {{choice: [...]}} or {{int: [low, high]}}, got {{{dimension.key}: ...}}"
 
 
-class _GridSearch:
-    def __init__(self, values: Mapping[str, list[Any] | range]) -> None:
-        self._values = values
-
-    def ask(self, number: int) -> dict[str, Any] | None:
-        """Combination `number`: its digits in a mixed radix system, so that the product is never built in memory."""
-        digits: dict[str, Any] = {}
-        for path, values in reversed(list(self._values.items())):
-            number, digit = divmod(number, len(values))
-            digits[path] = values[digit]
-        return {path: digits[path] for path in self._values} if number == 0 else None
-
-    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
-        """Ignore the result."""
+def _combination(values: Mapping[str, list[Any] | range], number: int) -> dict[str, Any]:
+    """Combination `number`: its digits in a mixed radix system, so that the product is never built in memory."""
+    digits: dict[str, Any] = {}
+    for path, allowed in reversed(list(values.items())):
+        number, digit = divmod(number, len(allowed))
+        digits[path] = allowed[digit]
+    return {path: digits[path] for path in values}
 
 
 def _values(dimension: Dimension) -> list[Any] | range:
@@ -113,45 +114,8 @@ def _values(dimension: Dimension) -> list[Any] | range:
 MIN_TRIALS = 10
 """The smallest number of trials for which `importances` fits a model."""
 
-
-class OptunaSearch:
-    """A `Search` that draws from `sampler`. Dimensions are sorted by path: the order of a file has no effect."""
-
-    def __init__(self, sampler: BaseSampler, space: Mapping[str, Dimension]) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._distributions = {path: _distribution(space[path]) for path in sorted(space)}
-        self._trials: list[Trial] = []
-
-    def ask(self, number: int) -> dict[str, Any] | None:
-        """See `Search.ask`; never None."""
-        assert number == len(self._trials), (
-            f"trials must be requested in order: expected {len(self._trials)}, got {number}"
-        )
-        trial = self._study.ask(fixed_distributions=self._distributions)
-        self._trials.append(trial)
-        return {path: trial.params[path] for path in self._distributions}
-
-    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
-        """See `Search.tell`.
-
-        A trial that was stopped early is reported as pruned: TPE ranks it below the trials that ran to the end, and
-        higher the longer it ran.
-        """
-        from optuna.trial import TrialState
-
-        trial = self._trials[number]
-        if value is None:
-            self._study.tell(trial, state=TrialState.FAIL)
-            return
-        assert math.isfinite(value), f"trial {number}: a failed trial is reported as None, not as {value}"
-        if stopped is None:
-            self._study.tell(trial, float(value))
-        else:
-            trial.report(float(value), step=stopped)
-            self._study.tell(trial, state=TrialState.PRUNED)
+MAX_TRIALS = 1000
+"""The largest number of trials to which `importances` fits a model; of more trials it draws a random sample."""
 
 
 def importances(
@@ -159,36 +123,27 @@ def importances(
 ) -> dict[str, float]:
     """The share of the objective's variance that each dimension explains, by fANOVA (Hutter et al., 2014).
 
+    Its time grows faster than linearly with the number of trials, so it is computed on at most `MAX_TRIALS` of them.
+
     Args:
         space: the searched dimensions.
         trials: `(values by dotted path, objective)` of every trial.
-        seed: of the random forest.
+        seed: of the random forest and of the sample.
 
     Returns:
         Shares by dotted path, largest first; they sum to 1. Empty if there are fewer than `MIN_TRIALS` trials, no
         dimensions, or only equal objectives.
     """
-    import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-    from optuna.trial import create_trial
 
-    values = [value for _, value in trials]
-    if not space or len(trials) < MIN_TRIALS or max(values) - min(values) <= 0:
+    from sweeps.search.optuna_studies import study_of
+
+    if not space or len(trials) < MIN_TRIALS:
         return {}
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {path: _distribution(dimension) for path, dimension in space.items()}
-    study = optuna.create_study(direction="maximize")
-    study.add_trials([create_trial(params=dict(p), distributions=distributions, value=value) for p, value in trials])
+    if len(trials) > MAX_TRIALS:
+        trials = random.Random(seed).sample(trials, MAX_TRIALS)
+    study = study_of(space, [Tried(params, "finished", value) for params, value in trials])
+    values = {trial.value for trial in study.get_trials(deepcopy=False)}
+    if len(values) < 2:
+        return {}
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension as Optuna's type."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(dimension, Choice):
-        return CategoricalDistribution(dimension.values)
-    if isinstance(dimension, IntRange):
-        low, high = dimension.bounds
-        return IntDistribution(low, high)
-    return FloatDistribution(dimension.low, dimension.high, log=isinstance(dimension, LogUniform))

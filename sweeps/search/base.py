@@ -1,8 +1,8 @@
 """Search spaces, the interface of search algorithms, and early stopping.
 
-A search algorithm decides which trials are run. It is an ask-and-tell object: `ask` proposes the values of a trial,
-`tell` reports its result. The same seed and the same sequence of calls must give the same trials in any process,
-because resuming a sweep replays that sequence.
+A search algorithm decides which trials are run. It is a pure function of the recorded trials: `propose` returns the
+values of the next trials. The same arguments must give the same values in any process, because a resumed sweep calls
+it with the trials that its ledger holds.
 
 Early stopping decides which trials of a search are stopped before their last epoch. The training engine decides inside
 a pack, from the runs of that pack, by the rule that a kind returns. Baselines and finalists always run all epochs.
@@ -10,9 +10,11 @@ a pack, from the runs of that pack, by the rule that a kind returns. Baselines a
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 
@@ -33,9 +35,9 @@ __all__ = [
     "LogUniform",
     "NoEarlyStopping",
     "Range",
-    "Search",
     "Space",
     "SuccessiveHalving",
+    "Tried",
     "Uniform",
 ]
 
@@ -170,29 +172,48 @@ Space = dict[str, Dimension]
 """Dimensions by dotted path (`method.lr`), in the order of the file."""
 
 
-class Search(Protocol):
-    """One running search. Trials are numbered 0, 1, 2, ... and requested in that order; results may arrive later."""
+@dataclass(frozen=True)
+class Tried:
+    """A recorded trial, as a search algorithm sees it.
 
-    def ask(self, number: int) -> dict[str, Any] | None:
-        """The values of trial `number` by dotted path, or None when the search is exhausted."""
+    Attributes:
+        params: the searched values by dotted path. They lie in the space of the sweep file with which the trial was
+            proposed; a resumed sweep may have another one.
+        state: `stopped` is a trial that early stopping ended before its last epoch.
+        value: the objective, finite, larger is better; None while the trial is running or if it failed.
+        epochs: of a stopped trial: the number of epochs after which it was stopped, with `value` measured there.
+    """
 
-    def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
-        """Report the result of a trial that `ask` returned. Called once per trial.
+    params: Mapping[str, Any]
+    state: Literal["running", "finished", "stopped", "failed"]
+    value: float | None = None
+    epochs: int | None = None
 
-        Args:
-            number: the trial.
-            value: its objective, finite, larger is better; None if it failed.
-            stopped: the number of epochs after which the trial was stopped early, with `value` measured there; None if
-                it ran to the end.
-        """
+    def __post_init__(self) -> None:
+        has_value = self.state in ("finished", "stopped")
+        assert (self.value is not None) == has_value, f"a {self.state} trial has value {self.value}"
+        assert self.value is None or math.isfinite(self.value), f"the value must be finite, got {self.value}"
+        assert self.state != "stopped" or self.epochs is not None, "a stopped trial needs its number of epochs"
 
 
 class AlgorithmSpec(KindSpec):
     """Base class of the search algorithms."""
 
     @abstractmethod
-    def start(self, space: Mapping[str, Dimension], seed: int) -> Search:
-        """A new search over `space`. All randomness comes from `seed`."""
+    def propose(
+        self, space: Mapping[str, Dimension], seed: int, tried: Sequence[Tried], count: int
+    ) -> list[dict[str, Any]]:
+        """The values of the next `count` trials by dotted path; fewer if the search is exhausted.
+
+        The result depends on nothing but the arguments. A smaller `count` must give the first trials of a larger one.
+
+        Args:
+            space: the searched dimensions.
+            seed: all randomness comes from it and from the numbers of the trials.
+            tried: all earlier trials by number: the first proposed trial has the number `len(tried)`. Those of the
+                previous proposal batch are normally still running.
+            count: the number of trials to propose.
+        """
 
     def size(self, space: Mapping[str, Dimension]) -> int | None:
         """The number of trials after which the search is exhausted; None if it never is."""

@@ -1,13 +1,12 @@
 """Directories of sweeps and matrices: create, resume, archive and load them.
 
-`<storage>/<name>/` of a sweep holds `sweep.json` (identity and resolved spec), `ledger.jsonl`, `heads/`, `artifacts/`
-and, once the sweep is finished, `result.json`. The directory of a matrix holds `matrix.json`, the list of its sweeps,
-whose own directories are beside it.
+`<storage>/<name>/` of a sweep holds `sweep.json` (identity and resolved spec), `ledger.jsonl`, `packs/`, `heads/`,
+`artifacts/` and, once the sweep is finished, `result.json`. The directory of a matrix holds `matrix.json`, the list of
+its sweeps, whose own directories are beside it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import SpecError, UserError
-from lt_train.core.io import atomic_file, writing
+from lt_train.core.io import writing
 from sweeps.config.interfaces import TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.plugin_groups import BACKENDS, TRACKERS
@@ -27,10 +26,13 @@ from sweeps.store.layout import (
     MATRIX_FILE,
     SweepDirectory,
     is_matrix,
+    read_document,
     read_identity,
     read_matrix,
     sweep_directory,
+    write_document,
 )
+from sweeps.store.ledger import FinishedRuns
 from sweeps.store.progress import read_progress
 
 __all__ = [
@@ -70,11 +72,13 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str) -> SweepDirectory:
                 f"{path} was trained on other features: the dataset or the checkpoint has changed since (bank "
                 f"{known['bank_fingerprint'][:12]} then, {bank_fingerprint[:12]} now); restore them, {_REMEDY}"
             )
+        if read_document(path / IDENTITY) is None:
+            write_document(path / IDENTITY, known)
         return SweepDirectory(path, known["sweep_id"], known["started_ms"])
     directory = SweepDirectory(path, uuid.uuid4().hex, time.time_ns() // 1_000_000)
     fingerprints = {"spec_fingerprint": spec.fingerprint(), "bank_fingerprint": bank_fingerprint}
     started = {"sweep_id": directory.sweep_id, "started_ms": directory.started_ms}
-    _write_json(path / IDENTITY, started | fingerprints | {"spec": spec.resolved()})
+    write_document(path / IDENTITY, started | fingerprints | {"spec": spec.resolved()})
     return directory
 
 
@@ -88,9 +92,9 @@ def check_spec(spec: SweepSpec) -> dict[str, Any] | None:
         UserError: the directory holds a sweep with another spec, or belongs to a matrix.
     """
     path = _sweep_path(spec)
-    if not (path / IDENTITY).exists():
+    if not (path / IDENTITY).exists() and FinishedRuns(path).identity is None:
         return None
-    known = read_identity(path / IDENTITY)
+    known = read_identity(path)
     if known["spec_fingerprint"] != spec.fingerprint():
         changed = ", ".join(_differences(known["spec"], spec.resolved()))
         why = f"{changed} differ" if changed else "it was written by another version of this program"
@@ -156,7 +160,7 @@ def load_spec(path: Path) -> SweepSpec:
     """
     path = sweep_directory(path).path
     # Name and storage follow from the path, because the directory may have been moved.
-    return load_resolved(read_identity(path / IDENTITY)["spec"] | {"storage": str(path.parent), "name": path.name})
+    return load_resolved(read_identity(path)["spec"] | {"storage": str(path.parent), "name": path.name})
 
 
 def load_tracking(directory: SweepDirectory) -> TrackingSpec:
@@ -165,14 +169,14 @@ def load_tracking(directory: SweepDirectory) -> TrackingSpec:
     Raises:
         SpecError: the kind of tracking is not installed.
     """
-    tracking = read_identity(directory.path / IDENTITY)["spec"]["tracking"]
+    tracking = read_identity(directory.path)["spec"]["tracking"]
     return TRACKERS.parse(tracking)
 
 
 def recorded_bank(spec: SweepSpec) -> str | None:
     """Fingerprint of the bank that the sweep of this name was started with; None for a sweep that does not exist."""
-    identity = Path(spec.storage) / spec.name / IDENTITY
-    return str(read_identity(identity)["bank_fingerprint"]) if identity.exists() else None
+    directory = Path(spec.storage) / spec.name
+    return str(read_identity(directory)["bank_fingerprint"]) if (directory / IDENTITY).exists() else None
 
 
 def with_backend(spec: SweepSpec, backend: str) -> SweepSpec:
@@ -207,7 +211,7 @@ def save_matrix(matrix: SweepMatrix, failed: Mapping[str, str]) -> None:
             f"{directory} holds a sweep of this name; choose another name for the matrix, or move the directory"
         )
     specs = {value: spec.resolved() for value, spec in matrix.members.items()}
-    _write_json(directory / MATRIX_FILE, {"matrix": matrix.axis, "sweeps": specs, "failed": dict(failed)})
+    write_document(directory / MATRIX_FILE, {"matrix": matrix.axis, "sweeps": specs, "failed": dict(failed)})
 
 
 def load_matrix_directory(directory: Path) -> SweepMatrix:
@@ -227,11 +231,6 @@ def load_target(target: Path) -> SweepSpec | SweepMatrix | None:
     if is_matrix(target):
         return load_matrix_directory(target)
     return None if target.is_dir() else load_file(target)
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with atomic_file(path) as file:
-        file.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

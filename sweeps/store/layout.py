@@ -10,11 +10,14 @@ files. So they start without torch and work for sweeps whose spec names a plugin
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import UserError
+from lt_train.core.io import atomic_file, fingerprint
 
 __all__ = [
     "CACHE",
@@ -24,10 +27,14 @@ __all__ = [
     "is_matrix",
     "leases",
     "matrix_sweeps",
+    "read_document",
     "read_identity",
     "read_matrix",
     "sweep_directory",
+    "write_document",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 IDENTITY = "sweep.json"
@@ -39,7 +46,25 @@ MATRIX_FILE = "matrix.json"
 CACHE = "cache"
 """Directory of a storage with the `checkpoints`, `banks` and `locks` of all sweeps. Not allowed as a sweep's name."""
 
-_IDENTITY_KEYS = {"sweep_id", "started_ms", "spec_fingerprint", "bank_fingerprint", "spec"}
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document with a digest of its content, `check`.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    with atomic_file(path) as file:
+        file.write_text(json.dumps({**document, "check": fingerprint(document)}, indent=1) + "\n")
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """A document that `write_document` wrote; None if it is missing or altered."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        check = document.pop("check")
+        return document if check == fingerprint(document) else None
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -79,15 +104,14 @@ def sweep_directory(path: Path) -> SweepDirectory:
         UserError: `path` is not a sweep directory, or its `sweep.json` is damaged.
     """
     path = path.expanduser().resolve()
-    identity = path / IDENTITY
     if not path.exists():
         raise UserError(f"{path} does not exist; give the directory of a sweep, such as runs/demo")
-    if not identity.is_file():
+    if not (path / IDENTITY).is_file():
         matrix = " (it is a matrix's directory; each of its sweeps has its own)" * (path / MATRIX_FILE).exists()
         raise UserError(
             f"{path} is not a sweep directory: it has no sweep.json{matrix}; start one with `lt-sweep run SPEC`"
         )
-    document = read_identity(identity)
+    document = read_identity(path)
     return SweepDirectory(path, document["sweep_id"], document["started_ms"])
 
 
@@ -106,19 +130,24 @@ def matrix_sweeps(directory: Path) -> dict[str, str]:
     return {spec["name"]: document["failed"].get(value, "") for value, spec in document["sweeps"].items()}
 
 
-def read_identity(identity: Path) -> dict[str, Any]:
-    """The content of a `sweep.json`.
+def read_identity(directory: Path) -> dict[str, Any]:
+    """The content of a `sweep.json`; if the file is damaged, its copy in the ledger.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: both are damaged.
     """
-    try:
-        document = json.loads(identity.read_text())
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or not document.keys() >= _IDENTITY_KEYS:
-        raise UserError(f"{identity} is damaged; remove its directory to start the sweep over")
-    return document
+    document = read_document(directory / IDENTITY)
+    if document is not None:
+        return document
+    from sweeps.store.ledger import FinishedRuns
+
+    recorded = FinishedRuns(directory).identity
+    if recorded is None:
+        raise UserError(
+            f"{directory / IDENTITY} is damaged; remove it and run the sweep file again, which keeps all finished runs"
+        )
+    logger.warning("%s is missing or damaged; its copy in the ledger is used", directory / IDENTITY)
+    return recorded
 
 
 def read_matrix(directory: Path) -> dict[str, Any]:
@@ -128,11 +157,9 @@ def read_matrix(directory: Path) -> dict[str, Any]:
         UserError: `directory` is not a matrix's directory, or its `matrix.json` is damaged.
     """
     file = directory / MATRIX_FILE
-    try:
-        document = json.loads(file.read_text())
-        failed = dict(document["failed"])
-        return {"matrix": document["matrix"], "sweeps": dict(document["sweeps"]), "failed": failed}
-    except FileNotFoundError:
-        raise UserError(f"{directory} is not a matrix's directory: it has no {MATRIX_FILE}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged; `lt-sweep run` with the sweep file recreates it") from None
+    document = read_document(file)
+    if document is not None:
+        return document
+    if not file.exists():
+        raise UserError(f"{directory} is not a matrix's directory: it has no {MATRIX_FILE}")
+    raise UserError(f"{file} is damaged; `lt-sweep run` with the sweep file recreates it")

@@ -252,7 +252,7 @@ def _latest(directory: Path, name: str) -> tuple[int, LeaseOwner] | None:
             return max(numbers), LeaseOwner(**json.loads(path.read_text()))
         except FileNotFoundError:
             continue  # taken over in the meantime, so there is a higher number
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, IsADirectoryError):
             # Damaged, or being written on a file system without hard links. A live owner will change the file.
             return max(numbers), LeaseOwner(f"a process that left {path} unreadable", "", 0, "", 0)
 

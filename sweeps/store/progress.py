@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lt_train.core.errors import StorageError
-from lt_train.core.io import atomic_file
+from sweeps.store.layout import read_document, write_document
 
 __all__ = ["JOB_VARIABLE", "BestTrial", "Progress", "Publisher", "last_progress", "read_progress", "strip_progress"]
 
@@ -128,8 +128,7 @@ class Publisher:
         if self.directory is None or not self._may_write():
             return
         with contextlib.suppress(StorageError):  # the ledger reports a full disk
-            with atomic_file(self.directory / "progress.json") as file:
-                file.write_text(self._now.model_dump_json() + "\n")
+            write_document(self.directory / "progress.json", self._now.model_dump(mode="json"))
 
     def _print(self) -> None:
         if self._job is not None:
@@ -140,8 +139,8 @@ class Publisher:
 def read_progress(directory: Path) -> Progress | None:
     """The progress in a sweep directory; None if there is none that can be read."""
     try:
-        return Progress.model_validate_json((directory / "progress.json").read_text())
-    except (OSError, ValidationError):
+        return Progress.model_validate(read_document(directory / "progress.json"))
+    except ValidationError:
         return None
 
 

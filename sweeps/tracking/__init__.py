@@ -1,1 +1,1 @@
-"""Trackers, which show sweeps and trials to people, and the events they receive."""
+"""Trackers, which show sweeps and trials to people, and what they receive."""

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from lt_train.core.errors import UserError, first_line
-from sweeps.config.interfaces import Champion, Tracker, TrialFinished
+from sweeps.config.interfaces import Champion, TrackedTrial, Tracker
 
 __all__ = ["BackgroundTracker"]
 
@@ -57,7 +57,7 @@ class BackgroundTracker:
         self._connect, self._may_write, self._on_change = connect, may_write, on_change
         self._flush_timeout = flush_timeout
         self._tracker: Tracker | None = None
-        self._pending: deque[Callable[[], TrialFinished]] = deque()
+        self._pending: deque[Callable[[], TrackedTrial]] = deque()
         self._stopping = self._finished = False
         self._last_call = 0.0
         self._failures = 0
@@ -75,7 +75,7 @@ class BackgroundTracker:
         error = self.last_error  # another thread sets it
         return "" if error is None else first_line(error)[:200]
 
-    def log_trial(self, trial: Callable[[], TrialFinished]) -> None:
+    def log_trial(self, trial: Callable[[], TrackedTrial]) -> None:
         """Queue a finished trial and return at once. `trial` is called in the thread and may fail like the tracker."""
         self._pending.append(trial)
         self._thread.submit(self._write_pending_if_due)

@@ -28,12 +28,12 @@ from lt_train.features.files import read_manifest
 from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import protocol, ranked_by, short_params
-from sweeps.config.interfaces import Champion, DatasetInfo, ImageModel, RunsView, TrialFinished
+from sweeps.analysis.selection import TrialRuns
+from sweeps.config.interfaces import Champion, DatasetInfo, ImageModel, RunsView, TrackedTrial
 from sweeps.config.methods import Candidate
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Trial
 from sweeps.search.base import LogUniform
-from sweeps.store.ledger import Record
 
 __all__ = [
     "ImageClassifier",
@@ -43,7 +43,7 @@ __all__ = [
     "is_exportable",
     "runs_view",
     "stage1_series",
-    "trial_finished",
+    "tracked_trial",
 ]
 
 
@@ -59,34 +59,36 @@ def dotted_params(spec: BaseModel) -> dict[str, Any]:
     return found
 
 
-def trial_finished(trial: Trial, records: list[Record], objective: float | None, spec: SweepSpec) -> TrialFinished:
-    """The event of a finished trial: means over its seeds, values by seed, and curves by epoch."""
+def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
+    """What trackers show of a finished trial: means over its seeds, values by seed, and curves by epoch."""
+    trial, records = runs.trial, runs.records
     succeeded = [record for record in records if record.failure is None]
     metrics: dict[str, float] = {}
     series: dict[str, list[tuple[int, float]]] = {}
     tables: dict[str, str] = {}
     seed_runs: list[tuple[int, dict[str, float]]] = []
-    if len(succeeded) == len(records):
-        values = selection.reported(records)
+    if not runs.failed:
+        values = runs.values
         metrics |= _named("acc", values.mean(axis=0))
-        if records[0].val is not None:
+        if runs.has_val:
             metrics |= _named("val_acc", selection.reported(records, "val").mean(axis=0))
         metrics |= _without_nan(
             {name: selection.mean_of_all([getattr(r, name) for r in records]) for name in ("loma_mean", "loma_cv")}
         )
-        if objective is not None:
-            metrics["objective"] = objective
+        # Extended training does not compete, so it has no objective where trials are sorted by it.
+        if runs.objective is not None and trial.phase != "extended":
+            metrics["objective"] = runs.objective
         for column, split in enumerate(SPLITS):
             points = [(record.seed, float(v)) for record, v in zip(records, values[:, column], strict=True)]
             series[f"seed_acc_{split}"] = [point for point in points if not np.isnan(point[1])]
-        series |= _curves(records)
-        tables["per_class.csv"] = _per_class(records)
+        series |= _curves(runs)
+        tables["per_class.csv"] = _per_class(runs)
     for record in succeeded:
         row = _named("acc", selection.reported([record])[0])
         seed_runs.append((record.seed, row | _without_nan({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
     title = f"{trial.display_name} {short_params(trial.params)}".strip()
     settings = dotted_params(trial.method) | dotted_params(trial.training) | _logarithms(trial, spec)
-    return TrialFinished(
+    return TrackedTrial(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
         phase=trial.phase,
@@ -94,11 +96,11 @@ def trial_finished(trial: Trial, records: list[Record], objective: float | None,
         metrics=metrics,
         series={key: points for key, points in series.items() if points},
         tables=tables,
-        failed=len(succeeded) < len(records),
+        failed=runs.failed,
         finished_ms=max(record.at_ms for record in records),
         seed_runs=seed_runs,
-        stopped=selection.stopped(records),
-        note=_trial_note(trial, records, spec),
+        stopped=runs.stopped,
+        note=_trial_note(runs, spec),
     )
 
 
@@ -172,8 +174,9 @@ def _as_charted(path: str, logarithmic: set[str]) -> str:
     return f"log10_{_inner(path)}" if path in logarithmic else _inner(path)
 
 
-def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
+def _trial_note(runs: TrialRuns, spec: SweepSpec) -> str:
     """Description of a trial and of its metrics, in Markdown."""
+    trial, records = runs.trial, runs.records
     what = {
         "search": "a trial of the search",
         "baseline": "a baseline",
@@ -184,7 +187,6 @@ def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
         f"`{path}` {value:.6g}" if isinstance(value, float) else f"`{path}` {value}"
         for path, value in trial.params.items()
     ]
-    stopped = selection.stopped(records)
     lines = [
         f"**{trial.display_name}**, {what[trial.phase]}" + (f": {', '.join(values)}" if values else ""),
         "",
@@ -193,8 +195,8 @@ def _trial_note(trial: Trial, records: list[Record], spec: SweepSpec) -> str:
         "`loma_*`: Logits Magnitude, mean and spread over classes. `seed_*` has one step per seed, `epoch_*` one per "
         "epoch.",
     ]
-    if stopped is not None:
-        lines += ["", f"Stopped early after epoch {stopped}; its metrics are those of that epoch."]
+    if runs.stopped is not None:
+        lines += ["", f"Stopped early after epoch {runs.stopped}; its metrics are those of that epoch."]
     failed = [record for record in records if record.failure is not None]
     if failed:
         lines += ["", f"{len(failed)} of {len(records)} seeds failed, the first with: {failed[0].failure}"]
@@ -220,26 +222,23 @@ def stage1_series(record: Mapping[str, Any]) -> dict[str, list[tuple[int, float]
     return {name: points for name, points in known.items() if points}
 
 
-def _curves(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
+def _curves(runs: TrialRuns) -> dict[str, list[tuple[int, float]]]:
     """Accuracy and loss by epoch, starting at 1, mean over seeds."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    stacks = {"epoch_acc": [record.test for record in records]}
-    if records[0].val is not None:
-        stacks["epoch_val_acc"] = [record.val or [] for record in records]
+    stacks = {"epoch_acc": runs.curves("test")}
+    if runs.has_val:
+        stacks["epoch_val_acc"] = runs.curves("val")
     for name, stack in stacks.items():
-        mean_E4 = np.array(stack, dtype=np.float64).mean(axis=0)
+        mean_E4 = stack.mean(axis=0)
         for column, split in enumerate(SPLITS):
             curves[f"{name}_{split}"] = _points(mean_E4[:, column])
-    curves["epoch_loss"] = _points(np.array([record.loss for record in records], dtype=np.float64).mean(axis=0))
+    curves["epoch_loss"] = _points(runs.losses().mean(axis=0))
     return curves
 
 
-def _per_class(records: list[Record]) -> str:
+def _per_class(runs: TrialRuns) -> str:
     """CSV of LoMa (Eq. 6), regularised std (Eq. 7) and accuracy by class, each the mean over seeds."""
-    columns = [
-        np.array([getattr(record, name) for record in records], dtype=np.float64).mean(axis=0)
-        for name in ("class_accuracy", "loma", "regularised_std")
-    ]
+    columns = [runs.by_class(name).mean(axis=0) for name in ("class_accuracy", "loma", "regularised_std")]
     lines = ["class,accuracy,loma,regularised_std"]
     for k, values in enumerate(zip(*columns, strict=True)):
         lines.append(",".join([str(k), *("" if np.isnan(value) else f"{value:.6g}" for value in values)]))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from sweeps.config.interfaces import Champion, SweepStarted, Tracker, TrackingSpec, TrialFinished
+from sweeps.config.interfaces import Champion, TrackedSweep, TrackedTrial, Tracker, TrackingSpec
 
 __all__ = ["NullTracking"]
 
@@ -16,13 +16,13 @@ class NullTracking(TrackingSpec):
 
     kind: Literal["none"] = "none"
 
-    def open(self, sweep: SweepStarted, storage: Path) -> Tracker:
-        """A tracker that ignores all events."""
+    def open(self, sweep: TrackedSweep, storage: Path) -> Tracker:
+        """A tracker that ignores all calls."""
         return _NullTracker()
 
 
 class _NullTracker:
-    def log_trial(self, trial: TrialFinished) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         pass
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:

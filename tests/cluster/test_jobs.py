@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from support.cluster import ROOT, LocalCluster
-from support.ledgers import pack_lines
+from support.ledgers import pack_lines, run_lines
 from support.tracked import tracked_runs
 
 from sweeps.analysis.result import Result
@@ -164,7 +164,7 @@ def test_a_sweep_is_stopped_gracefully_and_resumed(
     assert result.winner == undisturbed.winner
     assert result.trials == undisturbed.trials
     assert statuses(cluster, "stopped") == {"FINISHED"}
-    keys = [run["key"] for line in pack_lines(ledger.parent) for run in line["runs"]]
+    keys = [run["key"] for run in run_lines(ledger.parent)]
     assert len(keys) == len(set(keys)) == 2 * 6 + 1 + 2
     # The password is not in results, and not in a job's output or metadata.
     password = cluster.mlflow.user_password

@@ -26,18 +26,18 @@ WRITER = """
 import json, sys, time
 from functools import partial
 from pathlib import Path
-from sweeps.config.interfaces import SweepStarted, TrialFinished
+from sweeps.config.interfaces import TrackedSweep, TrackedTrial
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.tracking.background import BackgroundTracker
 
 uri, storage, runs = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 spec = MlflowTracking(uri=uri, experiment="scale")
-sweep = SweepStarted("scale", "scale", {"trials": runs}, 1)
+sweep = TrackedSweep("scale", "scale", {"trials": runs}, 1)
 tracker = BackgroundTracker(lambda: spec.open(sweep, storage), flush_timeout=60)
 curve = [(epoch, 0.5 + epoch / 100) for epoch in range(20)]
 begin, worked = time.perf_counter(), time.process_time()
 for number in range(runs):
-    tracker.log_trial(partial(TrialFinished,
+    tracker.log_trial(partial(TrackedTrial,
         key=f"search-{number:04d}", name=f"los d={number / runs:.3f}", phase="search",
         params={"method": "los", "lr": 1e-3, "smooth_factor": number / runs, "weight_decay": 0.0, "epochs": 20},
         metrics={"acc_all": 0.5, "acc_many": 0.6, "acc_medium": 0.5, "acc_few": 0.4, "loma_mean": 1.0, "loma_cv": 0.1},

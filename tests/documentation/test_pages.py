@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from documentation.elsewhere import ELSEWHERE, typed_in
 from documentation.fakes import write_fakes
 from documentation.pages import PAGES, ROOT, blocks, commands, page_name, prose
@@ -169,13 +170,21 @@ def test_every_ready_sweep_of_the_paper_has_its_plan() -> None:
         assert f"sweeps/specs/{name}.yaml" in planned
 
 
-def test_the_python_lines_of_the_front_page_run(
-    monkeypatch: pytest.MonkeyPatch, small_sweep, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [("README.md", "'method.smooth_factor': "), ("docs/python.md", "search-0006 {'method.smooth_factor': ")],
+)
+def test_python_lines_run(
+    page: str,
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    small_sweep,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (text,) = [block.text for block in blocks((ROOT / "README.md").read_text()) if block.language == "python"]
-    spec = small_sweep()
-    monkeypatch.chdir(ROOT)
-    # The lines as they are, on a sweep of seconds instead of the demo.
-    monkeypatch.setattr("sweeps.config.spec.load_sweep", lambda file: spec)
-    exec(compile(text, "README.md", "exec"), {})
-    assert "smooth_factor" in capsys.readouterr().out
+    """As they are, on a sweep of seconds."""
+    (text,) = [block.text for block in blocks((ROOT / page).read_text()) if block.language == "python"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(small_sweep().resolved(), sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, page, "exec"), {})
+    assert printed in capsys.readouterr().out

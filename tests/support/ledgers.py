@@ -1,4 +1,4 @@
-"""A sweep's ledger, read as JSON and independently of the code under test."""
+"""A sweep's ledger, read as JSON and independently of the code under test, and cut as by an interruption."""
 
 from __future__ import annotations
 
@@ -6,30 +6,90 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from sweeps.config.spec import SweepSpec
 
-__all__ = ["pack_lines", "runs_by_key", "runs_of"]
+__all__ = ["cut", "lines_of", "pack_lines", "run_lines", "runs_by_key", "runs_of"]
+
+OF_THE_WRITING = ("at_ms", "term", "check")
+"""Fields of a line that differ between two sweeps with equal results."""
 
 
-def pack_lines(directory: Path) -> list[dict[str, Any]]:
-    """The valid pack lines of a sweep directory: complete, and not written by a driver that had been replaced."""
+def lines_of(directory: Path) -> list[dict[str, Any]]:
+    """The valid lines of a sweep directory: complete, and not written by a driver that had been replaced."""
     file = directory / "ledger.jsonl"
     term, found = 0, []
     for text in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
         if not text.endswith(b"\n"):
             break
         line = json.loads(text)
-        if line.get("term", 0) >= term:
-            term = line.get("term", 0)
-            found += [line] if "pack" in line else []
+        if line["term"] >= term:
+            term = line["term"]
+            found.append(line)
+    return found
+
+
+def pack_lines(directory: Path) -> list[dict[str, Any]]:
+    """The line of every recorded pack."""
+    return [line for line in lines_of(directory) if line["event"] == "pack"]
+
+
+def run_lines(directory: Path) -> list[dict[str, Any]]:
+    """The line of every run of a recorded pack, in the order of the ledger; a run trained twice has two."""
+    found, open_lines = [], []
+    for line in lines_of(directory):
+        if line["event"] == "run":
+            open_lines.append(line)
+        elif line["event"] == "pack":
+            assert {run["pack"] for run in open_lines} == {line["pack"]}
+            assert len(open_lines) == line["runs"]
+            found += open_lines
+            open_lines = []
     return found
 
 
 def runs_of(spec: SweepSpec) -> list[dict[str, Any]]:
-    """Every run of a sweep, in the order of the ledger."""
-    return [run for line in pack_lines(Path(spec.storage) / spec.name) for run in line["runs"]]
+    """Every recorded run of a sweep, in the order of the ledger: its line, and `arrays` from the file of its pack."""
+    directory = Path(spec.storage) / spec.name
+    arrays: dict[str, dict[str, Any]] = {}
+    for file in sorted((directory / "packs").glob("*.safetensors")):
+        for path, array in load_file(file).items():
+            key, name = path.split("/")
+            arrays.setdefault(key, {})[name] = _plain(array)
+    return [line | {"arrays": arrays[line["key"]]} for line in run_lines(directory)]
 
 
 def runs_by_key(spec: SweepSpec) -> dict[str, dict[str, Any]]:
-    """Every run of a sweep by its key."""
-    return {run["key"]: run for run in runs_of(spec)}
+    """Every recorded run of a sweep by its key, with everything that follows from its training."""
+    return {
+        run["key"]: {name: value for name, value in run.items() if name not in OF_THE_WRITING} for run in runs_of(spec)
+    }
+
+
+def cut(directory: Path, packs: int, *, proposed: bool = False) -> None:
+    """Reduce a sweep directory to what an interruption leaves right after its first `packs` packs are recorded.
+
+    With `proposed`, the interruption comes later: the trials that were proposed before the next pack are recorded too.
+    """
+    file = directory / "ledger.jsonl"
+    texts = file.read_bytes().splitlines(keepends=True)
+    events = [json.loads(text)["event"] for text in texts]
+    ends = [number for number, event in enumerate(events) if event == "pack"]
+    if packs >= len(ends):
+        return
+    next_run = events.index("run", ends[packs - 1] + 1 if packs else 0)
+    kept = texts[: next_run if proposed or not packs else ends[packs - 1] + 1]
+    file.write_bytes(b"".join(kept))
+    names = {line["pack"] for line in map(json.loads, kept) if line["event"] == "pack"}
+    for place in (directory / "packs", directory / "heads"):
+        for one in place.iterdir():
+            if one.name.rsplit(".", 2)[0] not in names:
+                one.unlink()
+
+
+def _plain(array: np.ndarray) -> Any:
+    """An array as lists, with None for NaN so that equal arrays are equal."""
+    assert array.dtype == np.float32
+    return np.where(np.isnan(array), None, array.astype(object)).tolist()

@@ -1,16 +1,19 @@
-"""Train the packs of a trial queue in one process, in any order."""
+"""Train the packs of a trial queue in one process, in any order, and compare what was recorded."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
 from lt_train.retrain.base import Pack, RunResult
 from sweeps.experiment.trial_queue import TrialQueue
+from sweeps.store.ledger import FinishedRuns
 
-__all__ = ["first", "in_random_order", "last", "train_all", "train_pack"]
+__all__ = ["first", "in_random_order", "last", "outcomes", "train_all", "train_pack"]
 
 Choose = Callable[[Sequence[Pack]], int]
 
@@ -55,3 +58,26 @@ def train_all(
         finished.append(pack)
     assert queue.next_pack() is None
     return finished
+
+
+def outcomes(queue: TrialQueue, candidate: str | None = None) -> dict[str, tuple[Any, ...]]:
+    """Everything that may be reported of every trial, or of those of a candidate, to the last bit."""
+    assert set(queue.finished) == set(queue.trials), "every trial is finished"
+    return {
+        name: (
+            runs.trial,
+            runs.objective,
+            runs.stopped,
+            [replace(record, at_ms=0) for record in runs.records],
+            [_arrays(queue.ledger, record.key) for record in runs.records],
+        )
+        for name, runs in sorted(queue.finished.items())
+        if candidate in (None, runs.trial.candidate)
+    }
+
+
+def _arrays(ledger: FinishedRuns, key: str) -> list[tuple[tuple[int, ...], bytes] | None]:
+    """The arrays of a run in a form that is equal if all bits are."""
+    arrays = ledger.arrays(key)
+    values = [getattr(arrays, field.name) for field in fields(arrays)]
+    return [None if array is None else (array.shape, array.tobytes()) for array in values]

@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from support.ledgers import cut
+
 import sweeps
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.write import Written, write
@@ -44,10 +46,11 @@ def figures(written: Written) -> set[str]:
     return {figure.name for report in written.reports for figure in report.figures()}
 
 
-def cut_short(spec: SweepSpec, lines: int) -> None:
-    """Reduce a finished sweep to what an interruption after this many ledger lines would have left."""
+def cut_short(spec: SweepSpec, packs: int) -> None:
+    """Reduce a finished sweep to what an interruption leaves while the lines of the pack after these are written."""
     place = directory(spec)
     (place / "result.json").unlink()
     shutil.rmtree(place / "artifacts")
-    kept = (place / "ledger.jsonl").read_bytes().splitlines(keepends=True)[:lines]
-    (place / "ledger.jsonl").write_bytes(b"".join(kept) + b'{"term":1,"pack":"cut of')
+    cut(place, packs, proposed=True)
+    with (place / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"event":"run","term":1,"trial":"cut of')

@@ -1,4 +1,4 @@
-"""The reference pages: every key of a sweep file, every kind and every command.
+"""The reference pages: every key of a sweep file, every kind, every command, and every field of `result.json`.
 
 They are built from the JSON schema, the classes of the kinds and the command lines. Descriptions are those of the
 fields and options; ranges and defaults come from the schema. No key is known by its name here.
@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 import lt_train.cli.app
 import sweeps.cli.app
 from lt_train.core.registry import KindSpec
+from sweeps.analysis.result import Result
 from sweeps.config.plugin_groups import plugin_groups
 from sweeps.config.spec import SweepSpec, schema
 
@@ -53,7 +54,12 @@ class Row(NamedTuple):
 
 def reference() -> dict[str, str]:
     """All pages by file name."""
-    return {"sweep.md": _sweep_page(), "kinds.md": _kinds_page(), "commands.md": _commands_page()}
+    return {
+        "sweep.md": _sweep_page(),
+        "kinds.md": _kinds_page(),
+        "commands.md": _commands_page(),
+        "result.md": _result_page(),
+    }
 
 
 def _sweep_page() -> str:
@@ -69,6 +75,54 @@ def _sweep_page() -> str:
     for name in SweepSpec.model_fields:
         parts += _section(name, rows[name].text, document["properties"][name], document["$defs"])
     return "\n".join(parts)
+
+
+def _result_page() -> str:
+    """Every field of `result.json`, by the model it belongs to."""
+    document = Result.model_json_schema()
+    parts = [
+        f"# result.json\n\n{GENERATED}",
+        "Every field of a sweep's `result.json`, which `lt-sweep run --json` prints, too. It is computed from the "
+        "ledger and written again whenever it is missing or different. Accuracies are fractions of 1; null is a value "
+        "that does not exist, such as the accuracy of a split without classes.\n",
+    ]
+    for name, one in [("Result", document), *document["$defs"].items()]:
+        text = one.get("description", "")
+        attributes = dict(re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", text, flags=re.MULTILINE))
+        documented = {
+            key: value.rstrip(".").replace("None", "null")
+            for keys, value in attributes.items()
+            for key in keys.split(", ")
+        }
+        rows = [
+            (key, _named_type(field), field.get("description") or documented.get(key, ""))
+            for key, field in one.get("properties", {}).items()
+        ]
+        parts.append(f"## {name}\n\n{_paragraphs(text)}\n")
+        if rows:
+            parts.append("| field | type | meaning |\n| --- | --- | --- |")
+            parts += [f"| `{key}` | {_cell(kind)} | {_cell(' '.join(text.split()))} |" for key, kind, text in rows]
+            parts.append("")
+        else:
+            parts.append(f"One of {', '.join(f'`{value}`' for value in one['enum'])}.\n")
+    return "\n".join(parts)
+
+
+def _named_type(field: Schema) -> str:
+    """The type of a field, with links to the models on the same page."""
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in field:
+        return " or ".join(_named_type(option) for option in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if field.get("type") == "array":
+        return f"list of {_named_type(field['items'])}"
+    if field.get("type") == "object":
+        inside = field.get("additionalProperties")
+        return f"mapping to {_named_type(inside)}" if isinstance(inside, dict) else "mapping"
+    return TYPES.get(str(field.get("type", "null")), "any value")
 
 
 def _section(path: str, text: str, field: Schema, definitions: Schema) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import yaml
 from support.cluster import LocalCluster
-from support.ledgers import pack_lines
+from support.ledgers import pack_lines, run_lines
 from support.tracked import tracked_runs
 
 from sweeps.store.progress import read_progress
@@ -204,13 +204,12 @@ class Attempt:
 
     def record_finished(self) -> None:
         """Add all runs that are finished now to `seen`."""
-        for line in pack_lines(self.directory):
-            for run in line["runs"]:
-                self.seen.setdefault(run["key"], run)
+        for run in run_lines(self.directory):
+            self.seen.setdefault(run["key"], run)
 
     def count(self, expected: Mapping[str, Any], seconds: float) -> Count:
         """Evaluate the sweep against the result of an undisturbed sweep."""
-        runs = [run for line in pack_lines(self.directory) for run in line["runs"]]
+        runs = run_lines(self.directory)
         by_key = {run["key"]: run for run in runs}
         result = json.loads((self.directory / "result.json").read_text())
         tracked = tracked_runs(self.cluster, self.name)

@@ -12,7 +12,7 @@ from lt_train.core.errors import LongtailError
 from lt_train.core.imports import require
 from lt_train.core.registry import PATH
 from sweeps.cluster.environment import holds_credentials
-from sweeps.config.interfaces import SweepStarted, Tracker, TrackingSpec
+from sweeps.config.interfaces import TrackedSweep, Tracker, TrackingSpec
 
 __all__ = ["MlflowTracking"]
 
@@ -65,7 +65,7 @@ class MlflowTracking(TrackingSpec):
         """The same tracker, with the sweep's name as its experiment if none is given."""
         return self if self.experiment else self.model_copy(update={"experiment": name})
 
-    def open(self, sweep: SweepStarted, storage: Path) -> Tracker:
+    def open(self, sweep: TrackedSweep, storage: Path) -> Tracker:
         """Create the sweep's parent run, or open an existing one again.
 
         Raises:
@@ -91,7 +91,7 @@ class MlflowTracking(TrackingSpec):
 
         return serve(self.resolved_uri(storage), self.experiment or sweep, sweep, port)
 
-    def _access_error(self, status: int, sweep: SweepStarted) -> str:
+    def _access_error(self, status: int, sweep: TrackedSweep) -> str:
         user = os.environ.get("MLFLOW_TRACKING_USERNAME")
         if status == 403:
             experiment = self.experiment or sweep.name

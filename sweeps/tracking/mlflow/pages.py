@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from lt_train.core.errors import LongtailError, UserError
-from sweeps.config.interfaces import RunsView, SweepStarted
+from sweeps.config.interfaces import RunsView, TrackedSweep
 from sweeps.tracking.mlflow.store import open_client, sqlite_file
 
 __all__ = ["EXPERIMENT_NOTE", "serve", "sweep_urls", "view_tags"]
@@ -47,7 +47,7 @@ SERVER_STOP_SECONDS = 10.0
 """Seconds that a stopped server may take to end."""
 
 
-def view_tags(sweep: SweepStarted) -> dict[str, str]:
+def view_tags(sweep: TrackedSweep) -> dict[str, str]:
     """The experiment tags of a sweep's two views: all runs by rank, and trials nested below the sweep's run."""
     if sweep.view is None:
         return {}
@@ -140,7 +140,7 @@ def _compressed(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
-def _state(sweep: SweepStarted, view: RunsView, order: str) -> dict[str, Any]:
+def _state(sweep: TrackedSweep, view: RunsView, order: str) -> dict[str, Any]:
     params = [f"params.`{name}`" for name in ("method", "phase")]
     metrics = [f"metrics.`{name}`" for name in view.metrics]
     searched = [f"params.`{name}`" for name in view.searched]

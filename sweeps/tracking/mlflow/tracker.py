@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.config.interfaces import Champion, DatasetInfo, SweepStarted, TrialFinished
+from sweeps.config.interfaces import Champion, DatasetInfo, TrackedSweep, TrackedTrial
 from sweeps.tracking.events import champion_digest, is_exportable
 from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, view_tags
 from sweeps.tracking.mlflow.store import open_client
@@ -46,7 +46,7 @@ class _KnownRun:
 class MlflowTracker:
     """An open connection for one sweep; see `sweeps.config.interfaces.Tracker`."""
 
-    def __init__(self, spec: MlflowTracking, sweep: SweepStarted, storage: Path) -> None:
+    def __init__(self, spec: MlflowTracking, sweep: TrackedSweep, storage: Path) -> None:
         self.spec, self.sweep = spec, sweep
         self.uri = spec.resolved_uri(storage)
         self.client = open_client(self.uri)
@@ -54,11 +54,11 @@ class MlflowTracker:
         self.known = self._known_runs()
         self.parent = self._parent()
 
-    def log_trial(self, trial: TrialFinished) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         """See `Tracker.log_trial`."""
         run = self._log(trial, self.parent, "trial")
         if self.spec.seed_runs:
-            for seed in trial.seed_events():
+            for seed in trial.seed_trials():
                 self._log(seed, run, "seed")
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
@@ -130,7 +130,7 @@ class MlflowTracker:
         self.known[key] = _KnownRun(run.info.run_id, ended=False)
         return self.known[key].run_id
 
-    def _log(self, trial: TrialFinished, parent: str, role: str) -> str:
+    def _log(self, trial: TrackedTrial, parent: str, role: str) -> str:
         found = self.known.get(trial.key)
         params = {**trial.params, "phase": trial.phase}
         if found is not None and found.ended:

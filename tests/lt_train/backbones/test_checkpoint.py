@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.damage import damaged_copies, flip_bit
 
 from lt_train.backbones.base import BACKBONES, BackboneSpec
 from lt_train.backbones.checkpoint import load_checkpoint, load_frozen, save_checkpoint
 from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError
+from lt_train.core.io import digest_tensors
 
 
 @pytest.fixture
@@ -24,9 +26,13 @@ def saved(tmp_path: Path) -> tuple[Path, Classifier]:
 
 
 def rewrite(path: Path, **changes: object) -> None:
+    """Change the document of a checkpoint as another version would, with the digest of the new content."""
     with safe_open(path, framework="pt") as contents:
         ((key, text),) = contents.metadata().items()
-    save_file(load_file(path), path, metadata={key: json.dumps(json.loads(text) | changes)})
+    document, tensors = json.loads(text) | changes, load_file(path)
+    del document["digest"]
+    document["digest"] = digest_tensors(document, tensors)
+    save_file(tensors, path, metadata={key: json.dumps(document)})
 
 
 def test_a_round_trip_gives_the_same_logits_and_document(saved: tuple[Path, Classifier]) -> None:
@@ -73,6 +79,37 @@ def test_a_truncated_file_is_named(saved: tuple[Path, Classifier], size: int) ->
         load_checkpoint(path)
 
 
+def test_a_flipped_bit_in_a_weight_is_noticed(saved: tuple[Path, Classifier]) -> None:
+    path = saved[0]
+    flip_bit(path, -5)
+    with pytest.raises(CheckpointError, match=rf"checkpoint {path} is altered: .* digest .*; train it again"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_bit_in_the_document_is_noticed(saved: tuple[Path, Classifier]) -> None:
+    path = saved[0]
+    flip_bit(path, path.read_bytes().index(b"0.25"), 0)  # an accuracy of 1.25
+    with pytest.raises(CheckpointError, match=rf"checkpoint {path} is altered: .* digest .*; train it again"):
+        load_checkpoint(path)
+
+
+def test_no_damage_gives_another_classifier(saved: tuple[Path, Classifier]) -> None:
+    path = saved[0]
+    content, truth = path.read_bytes(), load_checkpoint(path)
+    weights, messages = truth[0].state_dict(), list[str]()
+    for damaged in damaged_copies(content, flips=200, cuts=10):
+        path.write_bytes(damaged)
+        try:
+            classifier, about = load_checkpoint(path)
+        except CheckpointError as error:
+            messages.append(str(error))
+        else:
+            assert about == truth[1]
+            assert all(torch.equal(tensor, weights[name]) for name, tensor in classifier.state_dict().items())
+    assert len(messages) > 200
+    assert all(f"checkpoint {path}" in message for message in messages)
+
+
 def test_a_file_of_another_tool_is_named(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
@@ -83,8 +120,8 @@ def test_a_file_of_another_tool_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"format": 99}, "format: must be 1, got 99"),
-        ({"format": "1"}, "format: must be 1, got '1'.*train it again"),
+        ({"format": 99}, "format: must be 2, got 99"),
+        ({"format": "2"}, "format: must be 2, got '2'.*train it again"),
         ({"in_channels": "1"}, "in_channels: .*got '1'"),
         ({"num_classes": 0}, "num_classes: .*got 0"),
         ({"num_classes": True}, "num_classes: .*got true"),
@@ -115,7 +152,7 @@ def test_a_document_that_does_not_fit_is_refused(
         ("{", "its metadata is invalid: .*JSON"),
         ("[1]", r"its metadata is invalid: must be a mapping.*got \[1\]"),
         ("{}", "its metadata is invalid: format: is required"),
-        ('{"format": 1}', "its metadata is invalid: backbone: is required"),
+        ('{"format": 2}', "its metadata is invalid: backbone: is required"),
     ],
 )
 def test_an_altered_document_is_refused(saved: tuple[Path, Classifier], text: str, match: str) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lt_train.core.errors import StorageError
-from lt_train.core.io import atomic_directory, atomic_file, fingerprint, sha256_file, write_tensors, writing
+from lt_train.core.io import (
+    allocate,
+    atomic_directory,
+    atomic_file,
+    digest,
+    digest_file,
+    digest_tensors,
+    fingerprint,
+    set_aside,
+    sha256_file,
+    write_tensors,
+    writing,
+)
 
 
 class Interruption(BaseException):
@@ -165,6 +178,71 @@ def test_fingerprints_are_canonical_and_reject_nan() -> None:
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_digests_are_xxh3_128(tmp_path: Path) -> None:
+    assert digest(b"") == "99aa06d3014798d86001c324468d497f"  # the published value
+    for size in (0, 5, 2**20, 2**20 + 1):
+        content = os.urandom(size)
+        (tmp_path / "file").write_bytes(content)
+        assert digest_file(tmp_path / "file") == digest(content)
+    with pytest.raises(FileNotFoundError):
+        digest_file(tmp_path / "none")
+
+
+def test_a_digest_of_tensors_depends_on_everything_that_is_read_back(tmp_path: Path) -> None:
+    document = {"epoch": 3, "classes": (1, 2), "names": {7: "seven"}}
+    tensors = {
+        "weight": torch.arange(6.0).view(2, 3),
+        "turned": torch.arange(6.0).view(3, 2).T,
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "count": torch.tensor(5),
+        "mask": torch.tensor([True, False]),
+        "nothing": torch.empty(0, 4),
+    }
+    expected = digest_tensors(document, tensors)
+    write_tensors(tmp_path / "file", tensors)
+    assert digest_tensors(json.loads(json.dumps(document)), load_file(tmp_path / "file")) == expected
+    assert digest_tensors(document, dict(reversed(tensors.items()))) == expected
+    weight = tensors["weight"]
+    changes: list[dict[str, torch.Tensor]] = [
+        {"weight": weight.view(3, 2)},
+        {"weight": weight.view(torch.int32)},
+        {"weight": weight + torch.tensor([0, 0, 1e-6])},
+        {"nothing": torch.empty(4, 0)},
+        {"more": torch.empty(0)},
+    ]
+    others = [digest_tensors(document, tensors | change) for change in changes]
+    others.append(digest_tensors(document | {"epoch": 4}, tensors))
+    others.append(digest_tensors(document, {f"{name}s": tensor for name, tensor in tensors.items()}))
+    assert len({expected, *others}) == len(others) + 1
+
+
+def test_a_damaged_file_or_directory_is_set_aside_and_replaces_an_earlier_one(tmp_path: Path) -> None:
+    for kind in ("file", "directory", "directory", "file"):
+        path = tmp_path / "bank"
+        if kind == "file":
+            path.write_text("x")
+        else:
+            path.mkdir()
+            (path / "inner").write_text("x")
+        assert set_aside(path) == tmp_path / "bank.damaged"
+        assert [entry.name for entry in tmp_path.iterdir()] == ["bank.damaged"]
+        assert (tmp_path / "bank.damaged").is_dir() == (kind == "directory")
+    set_aside(tmp_path / "gone")  # by another process
+
+
+def test_known_tensors_are_written_again_and_others_kept(tmp_path: Path) -> None:
+    file, later = tmp_path / "file", {"features": (torch.float32, (5,))}
+    write_tensors(file, {"labels": torch.arange(3), "features": torch.ones(5)})
+    content = file.read_bytes()
+    for damaged in (b"\xff" * (len(content) - 20) + content[-20:], content + b"more"):
+        file.write_bytes(damaged)
+        allocate(file, {"labels": torch.arange(3)}, later, keep=True)
+        assert file.read_bytes() == content
+    file.write_bytes(content[:-4])
+    allocate(file, {"labels": torch.arange(3)}, later, keep=True)
+    assert file.read_bytes() == content[:-4] + bytes(4)
 
 
 def test_one_module_under_two_names_is_written_under_both(tmp_path: Path) -> None:

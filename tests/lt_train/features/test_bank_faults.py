@@ -1,14 +1,18 @@
 """Damaged banks are refused with the name of the file; a full disk leaves nothing partial behind."""
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from support.damage import damaged_copies, flip_bit
 
 from lt_train.core.errors import BankError, StorageError
+from lt_train.features import files
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.files import bank_fingerprint, open_bank, open_test, write_bank
 
@@ -28,6 +32,7 @@ def make(images: int = 12) -> FeatureBank:
         class_counts=torch.bincount(labels),
         split_counts=torch.bincount(labels),
         notes=("a note",),
+        record={"accuracy": 0.25},
     )
 
 
@@ -63,10 +68,37 @@ def test_the_test_set_can_be_opened_without_the_rest_and_is_checked(path: Path) 
 
 @pytest.mark.parametrize("name", ["train.safetensors", "test.safetensors", "head.safetensors"])
 def test_a_flipped_bit_is_noticed(path: Path, name: str) -> None:
-    content = bytearray((path / name).read_bytes())
-    content[-5] ^= 1
-    (path / name).write_bytes(content)
+    flip_bit(path / name, -5)
     with pytest.raises(BankError, match=rf"feature bank {path}: {name} is altered: .* remove the directory"):
+        open_bank(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["train.safetensors", "test.safetensors", "head.safetensors", "stage1.json", "manifest.json"]
+)
+def test_no_damage_gives_another_bank(path: Path, name: str) -> None:
+    file, truth, messages = path / name, make(), list[str]()
+    for damaged in damaged_copies(file.read_bytes(), flips=100, cuts=6):
+        file.write_bytes(damaged)
+        try:
+            bank = open_bank(path)
+        except BankError as error:
+            messages.append(str(error))
+        else:
+            assert name == "manifest.json", "every byte of the other files has a meaning"
+            assert (bank.fingerprint, bank.notes, bank.record) == (truth.fingerprint, truth.notes, truth.record)
+            assert torch.equal(bank.train_features, truth.train_features)
+            assert torch.equal(bank.class_counts, truth.class_counts)
+    assert len(messages) >= (80 if name == "manifest.json" else 106)
+    assert all(str(path) in message and name in message for message in messages)
+
+
+def test_a_file_that_cannot_be_read_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "digest_file", fail)
+    with pytest.raises(BankError, match=rf"{path}: train\.safetensors cannot be read \(Input/output error\)"):
         open_bank(path)
 
 
@@ -90,7 +122,7 @@ def test_a_missing_file_is_noticed(path: Path) -> None:
         ("inputs", {"dataset": "another"}, "its content does not match its seal"),
         ("files", {}, "its content does not match its seal"),
         ("num_classes", "three", "manifest.json is truncated or altered"),
-        ("format", 99, "bank format must be 2, got 99"),
+        ("format", 99, "bank format must be 3, got 99"),
     ],
 )
 def test_an_edited_manifest_is_noticed(path: Path, key: str, value: object, match: str) -> None:

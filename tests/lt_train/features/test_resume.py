@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import extraction
+from support.damage import damaged_copies, flip_bit
 from support.extraction import DIGITS, FEATURES, TOTAL, bytes_of, write_checkpoint
 
 from lt_train.core.errors import StorageError
@@ -55,6 +57,12 @@ def extracted(checkpoint: Path, store: Path, **options: Any) -> tuple[Path, list
     reports: list[tuple[int, int, str]] = []
     features = options.pop("features", FEATURES)
     return build_bank(DIGITS, checkpoint, features, store, report=lambda *one: reports.append(one), **options), reports
+
+
+def shard(line: bytes) -> list[Any]:
+    """The shard of a journal line."""
+    found: list[Any] = json.loads(line)["shard"]
+    return found
 
 
 def test_an_extraction_killed_at_random_resumes_to_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
@@ -100,6 +108,67 @@ def test_a_truncated_journal_line_is_ignored(checkpoint: Path, tmp_path: Path) -
     assert reports[0][0] == sum(
         stop - start for _, _, start, stop in (json.loads(line)["shard"] for line in lines[:-1])
     )
+    assert bytes_of(path) == bytes_of(expected)
+
+
+@pytest.mark.parametrize("stopped_at", [500, TOTAL])
+@pytest.mark.parametrize(
+    "name", ["train.safetensors", "val.safetensors", "test.safetensors", "journal.jsonl", "plan.json"]
+)
+def test_damage_to_an_unfinished_extraction_does_not_reach_the_bank(
+    checkpoint: Path, tmp_path: Path, name: str, stopped_at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
+    stopped_after(stopped_at, checkpoint, tmp_path / "stopped")
+    (file,) = (tmp_path / "stopped").glob(f"*.partial/{name}")
+    restored = 0
+    for number, damaged in enumerate(damaged_copies(file.read_bytes(), flips=8, cuts=3)):
+        store = tmp_path / f"damaged {number}"
+        shutil.copytree(tmp_path / "stopped", store)
+        (store / file.relative_to(tmp_path / "stopped")).write_bytes(damaged)
+        caplog.clear()
+        path, reports = extracted(checkpoint, store)
+        assert bytes_of(path) == bytes_of(expected)
+        assert reports[-1][0] == TOTAL
+        if warnings := [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]:
+            assert all(name in warning for warning in warnings)
+            restored += 1
+    assert restored or name in ("val.safetensors", "test.safetensors")  # of which little or nothing is filled
+
+
+def test_only_damaged_rows_are_extracted_again(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped_after(800, checkpoint, tmp_path)
+    (journal,) = tmp_path.glob("*.partial/journal.jsonl")
+    filled = sum(stop - start for _, _, start, stop in map(shard, journal.read_bytes().splitlines()))
+    flip_bit(journal.with_name("train.safetensors"), -5)
+    flip_bit(journal, 3)
+    for damaged in (1, 0):
+        stopped_after(0, checkpoint, tmp_path)
+        lines = journal.read_bytes().splitlines()
+        assert filled - 100 <= sum(stop - start for _, _, start, stop in map(shard, lines)) < filled
+        assert [record.levelname for record in caplog.records].count("WARNING") == 2 * damaged, caplog.messages
+        caplog.clear()
+
+
+def test_rows_damaged_before_the_bank_is_written_are_noticed(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
+    store, close = tmp_path / "banks", partial.PartialBank.__exit__
+
+    def spoil(self: partial.PartialBank, *error: object) -> None:
+        close(self, *error)
+        flip_bit(self.path / "test.safetensors", -5)
+        flip_bit(self.path / "val.safetensors", 90)  # a label or the header: restored
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.PartialBank, "__exit__", spoil)
+        with pytest.raises(StorageError, match=r"50 images in test\.safetensors do not match .* run the same command"):
+            extracted(checkpoint, store)
+    path, reports = extracted(checkpoint, store)
+    assert reports[0][0] == TOTAL - 50
     assert bytes_of(path) == bytes_of(expected)
 
 

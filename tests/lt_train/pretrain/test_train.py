@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.damage import damaged_copies, flip_bit
 
 from lt_train.backbones.base import BACKBONES
 from lt_train.backbones.checkpoint import load_checkpoint
 from lt_train.core.errors import SpecError, UserError
 from lt_train.datasets.base import ImageData
 from lt_train.pretrain.recipes import RECIPES
-from lt_train.pretrain.train import resume_file, train_backbone
+from lt_train.pretrain.train import StateFile, resume_file, train_backbone
 
 BACKBONE = {"kind": "small_cnn", "width": 8}
 SLOW = """
@@ -150,6 +151,44 @@ def test_the_state_of_another_training_is_ignored_with_a_note(digits: ImageData,
     assert notes[0].endswith("is ignored")
     assert str(state) in notes[0]
     assert same_weights(tmp_path / "whole", out)
+
+
+def test_a_damaged_state_is_set_aside_and_training_starts_over(
+    digits: ImageData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(digits, tmp_path / "whole", epochs=2)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        train(digits, out, epochs=2, stop_after=1)
+    state = resume_file(out)
+    flip_bit(state, -5)
+    content = state.read_bytes()
+    notes = train(digits, out, epochs=2)
+    assert notes[0] == f"{state} is altered: its content does not match the digest in it and is ignored"
+    assert same_weights(tmp_path / "whole", out)
+    place = state.with_name(state.name + ".damaged")
+    assert place.read_bytes() == content
+    (warning,) = caplog.messages
+    assert str(state) in warning
+    assert place.name in warning
+
+
+def test_no_damage_gives_another_state(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state", "this training")
+    tensors = {"weight": torch.arange(6.0), "count": torch.tensor(3)}
+    file.save(tensors, {"epoch": 1, "curve": [0.5]})
+    content, ignored = file.path.read_bytes(), 0
+    for damaged in damaged_copies(content, flips=300, cuts=10):
+        file.path.write_bytes(damaged)
+        found, note = file.load()
+        if found is None:
+            assert str(file.path) in note
+            ignored += 1
+        else:
+            assert found[1] == {"epoch": 1, "curve": [0.5]}
+            assert all(torch.equal(tensor, tensors[name]) for name, tensor in found[0].items())
+            assert set(found[0]) == set(tensors)
+    assert ignored > 300
 
 
 def test_a_last_batch_of_one_image_is_dropped(digits: ImageData, tmp_path: Path) -> None:

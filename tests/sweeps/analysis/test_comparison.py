@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.result_tables import comparison_sections
 from sweeps.reporting.write import write
+from sweeps.store.layout import read_identity, write_document
 
 pytestmark = pytest.mark.slow
 
@@ -190,11 +190,10 @@ def test_other_data_are_not_compared(small_sweep: MakeSweep) -> None:
     first = run(small_sweep, "mine")
     place = first.with_name("digits")
     shutil.copytree(first, place)
-    identity = json.loads((place / "sweep.json").read_text())
+    identity = read_identity(place)
     identity["spec"] |= {"dataset": {"kind": "digits_lt"}, "backbone": "small_cnn", "stage1": "ce"}
     identity["bank_fingerprint"] = "0" * 64
-    (place / "sweep.json").write_text(json.dumps(identity))
-    (place / "result.json").unlink()
+    write_document(place / "sweep.json", identity)
     pair = only_pair(first, place)
     assert not pair.comparable
     assert pair.cautions[0].startswith("Different data (digits_lt, not arrays)")
@@ -217,13 +216,14 @@ def test_incomplete_sweeps_are_compared_as_far_as_possible(
     first = run(small_sweep, "whole")
     cut = small_sweep(name="cut", search={"trials": 6, "proposal_batch": 2, "space": ONE_LR}, selection={"seeds": 3})
     sweeps.run(cut)
-    cut_short(cut, 4)
+    cut_short(cut, 3)
     pair = only_pair(first, directory(cut))
     assert pair.cautions[0] == "cut is unfinished: 2 of 6 trials are finished. The leader may change."
     assert pair.winners is not None
     done = small_sweep(name="done", search={"trials": 3, "space": ONE_LR}, selection={"seeds": 3})
     sweeps.run(done)
-    (directory(done) / "result.json").unlink()
+    ledger = directory(done) / "ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))  # without its end
     text = only_pair(first, directory(done)).cautions[0]
     assert text.startswith("done is unfinished: All 3 trials are finished.")
     assert "do not change the leader" in text

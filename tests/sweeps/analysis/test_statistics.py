@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -21,18 +23,17 @@ from sweeps.analysis.statistics import (
     welch,
 )
 from sweeps.config.trials import Trial
-from sweeps.store.ledger import Record
+from sweeps.store.ledger import FinishedRuns, Record
 
 
 def record(seed: int, accuracy: float) -> Record:
-    row = [accuracy, accuracy, accuracy, None]
-    nothing = {"val": None, "loss": [], "class_accuracy": [], "loma": [], "regularised_std": []}
-    return Record(str(seed), seed, None, 0, test=[row], loma_mean=None, loma_cv=None, **nothing)
+    row = (accuracy, accuracy, accuracy, None)
+    return Record(str(seed), seed, "finished", None, 1, 0, None, row, loma_mean=None, loma_cv=None, pack="p", at_ms=0)
 
 
 def trial(accuracies: dict[int, float], method: MethodSpec | None = None) -> TrialRuns:
     one = Trial("t", "search", 0, {}, method or LOS(), TrainingSpec(), tuple(accuracies))
-    return TrialRuns(one, tuple(record(*one) for one in accuracies.items()), None, None)
+    return TrialRuns(one, tuple(record(*one) for one in accuracies.items()), None, FinishedRuns(Path("none")))
 
 
 def compared(ours: TrialRuns, theirs: TrialRuns, *, pair: bool = True) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.ledgers import runs_by_key
+from support.ledgers import runs_of
 
 import sweeps
 from lt_train.retrain import fused
@@ -28,6 +28,10 @@ def test_an_error_in_a_pack_ends_the_sweep_with_that_error(
     monkeypatch.setattr(fused, "fit", broken)
     with pytest.raises(RuntimeError, match="injected failure"):
         sweeps.run(spec)
-    finished = runs_by_key(spec)
+    recorded = runs_of(spec)
+    assert recorded
     monkeypatch.undo()
-    assert sweeps.run(spec).runs.cached == len(finished) > 0
+    sweeps.run(spec)
+    runs = runs_of(spec)
+    assert runs[: len(recorded)] == recorded
+    assert len({run["key"] for run in runs}) == len(runs), "no run is trained twice"

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,27 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from support.ledgers import pack_lines, runs_of
-from support.queues import in_random_order, train_all
+from support.ledgers import pack_lines, run_lines, runs_of
+from support.queues import in_random_order, outcomes, train_all
 from support.stores import all_runs
 
 import sweeps
-from lt_train.methods.base import TrainingSpec
-from lt_train.retrain import reference
-from lt_train.retrain.base import EpochSelection, Run
+from lt_train.features.bank import FeatureBank
+from lt_train.methods.base import METHODS, TrainingSpec
+from lt_train.retrain import fused, reference
+from lt_train.retrain.base import EpochSelection, Run, RunResult
 from sweeps.analysis import selection
 from sweeps.analysis.load import read_sweep
 from sweeps.analysis.result import Result
+from sweeps.analysis.selection import TrialRuns
 from sweeps.config.matrix import load_matrix
 from sweeps.config.spec import SweepSpec, load_sweep
-from sweeps.config.trials import search_size
+from sweeps.config.trials import Trial, search_size
 from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
 from sweeps.experiment.runner import run_matrix
 from sweeps.experiment.trial_queue import TrialQueue
-from sweeps.store.ledger import Ledger, Record
+from sweeps.store.ledger import Ledger, Record, RunArrays
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +54,7 @@ def directory(spec: SweepSpec) -> Path:
 
 def extended_runs(spec: SweepSpec) -> list[dict[str, Any]]:
     """The runs of this phase in the ledger, in seed order."""
-    return [run for line in pack_lines(directory(spec)) if line["pack"].startswith("extended") for run in line["runs"]]
+    return [run for run in runs_of(spec) if run["phase"] == "extended"]
 
 
 def test_it_is_on_by_default_and_the_default_is_not_in_the_fingerprint(small_sweep: MakeSweep) -> None:
@@ -79,9 +81,12 @@ def test_the_winner_is_trained_longer_on_the_seeds_of_its_numbers(small_sweep: M
     runs = [Run(method, TrainingSpec(epochs=9), seed) for seed in (2, 3)]
     plain = reference.fit(prepare(spec), runs)
     for run, expected in zip(extended_runs(spec), plain, strict=True):
-        assert np.array(run["test"]) == pytest.approx(expected.test_accuracy, abs=0.011)  # an image of a hundred
-    assert extended.mean.acc_all.value == pytest.approx(np.mean([run["test"][8][0] for run in extended_runs(spec)]))
-    assert extended.objective.value == pytest.approx(np.mean([run["val"][8][0] for run in extended_runs(spec)]))
+        assert np.array(run["arrays"]["test"]) == pytest.approx(
+            expected.test_accuracy, abs=0.011
+        )  # an image of a hundred
+    assert extended.mean.acc_all.value == pytest.approx(np.mean([run["acc_all"] for run in extended_runs(spec)]))
+    curves = [run["arrays"]["val"] for run in extended_runs(spec)]
+    assert extended.objective.value == pytest.approx(np.mean([curve[8][0] for curve in curves]))
     assert extended.test_change["acc_all"].difference.value == pytest.approx(
         extended.mean.acc_all.value - winner.mean.acc_all.value
     )
@@ -100,7 +105,7 @@ def test_it_changes_no_other_number(small_sweep: MakeSweep, sections: dict[str, 
     assert result.runs.stopped == plain.runs.stopped
     assert (plain.extended, plain.extended_skipped) == (None, "")
     for run in extended_runs(spec):
-        assert run["stopped"] is None, "it is not stopped early"
+        assert run["status"] == "finished", "it is not stopped early"
 
 
 def test_it_does_not_depend_on_the_order_of_packs(small_sweep: MakeSweep, tmp_path: Path) -> None:
@@ -117,8 +122,10 @@ def test_it_does_not_depend_on_the_order_of_packs(small_sweep: MakeSweep, tmp_pa
         assert winner is not None
         assert queue.extended is not None
         (trial,) = queue.extended
-        assert (trial.method, trial.seeds, trial.number) == (winner.method, winner.seeds, winner.number)
-        found.append((trial, [record.test for record in queue.finished[trial.name]]))
+        won = winner.trial
+        assert (trial.method, trial.seeds, trial.number) == (won.method, won.seeds, won.number)
+        found.append(outcomes(queue))
+        assert trial.name in found[-1]
     assert found == found[:1] * 4
 
 
@@ -129,11 +136,11 @@ def test_its_last_epoch_counts_whatever_the_protocol(small_sweep: MakeSweep) -> 
         selection={"on": "test", "epoch": "best", "objective": "best", "extended_training": 4},
     )
     result = sweeps.run(spec)
-    assert [run["epoch"] for run in extended_runs(spec)] == [11, 11]
-    last = [run["test"][11][0] for run in extended_runs(spec)]
-    assert max(last) < min(max(row[0] for row in run["test"]) for run in extended_runs(spec)), (
-        "the best epoch is another"
-    )
+    runs = extended_runs(spec)
+    assert [run["epoch"] for run in runs] == [12, 12]
+    last = [run["arrays"]["test"][11][0] for run in runs]
+    assert [run["acc_all"] for run in runs] == pytest.approx(last)
+    assert max(last) < min(max(row[0] for row in run["arrays"]["test"]) for run in runs), "the best epoch is another"
     assert result.extended is not None
     assert result.extended.objective.value == pytest.approx(np.mean(last))
 
@@ -234,7 +241,9 @@ def without_the_phase(spec: SweepSpec) -> None:
     """Turn a finished sweep into one that was finished without extended training."""
     place = directory(spec)
     lines = (place / "ledger.jsonl").read_text().splitlines(keepends=True)
-    (place / "ledger.jsonl").write_text("".join(line for line in lines if '"pack":"extended' not in line))
+    (place / "ledger.jsonl").write_text("".join(line for line in lines if "extended" not in line))
+    (file,) = (place / "packs").glob("extended-*")
+    file.unlink()
     result = json.loads((place / "result.json").read_text())
     result["extended"] = None
     (place / "result.json").write_text(json.dumps(result))
@@ -245,34 +254,48 @@ def test_a_resume_adds_it_to_a_sweep_that_was_finished_without(
 ) -> None:
     spec = small_sweep(**WHOLE)
     first = sweeps.run(spec)
+    runs = runs_of(spec)
     without_the_phase(spec)
+    recorded = run_lines(directory(spec))
+    assert len(recorded) == len(runs) - 2
     sweep = read_sweep(directory(spec))
     assert (sweep.state, sweep.extended) == ("finished", None)
     assert sweep.winner is not None
     resumed = sweeps.resume(directory(spec))
     assert resumed.extended == first.extended
     assert resumed.winner == first.winner
-    assert resumed.runs.cached == first.runs.finished - 2
+    assert run_lines(directory(spec))[:-2] == recorded, "no other pack is trained"
+    assert [run["arrays"] for run in runs_of(spec)] == [run["arrays"] for run in runs]
     assert Result.model_validate_json((directory(spec) / "result.json").read_text()).extended == first.extended
 
 
-def test_a_failure_does_not_cost_the_winner(small_sweep: MakeSweep) -> None:
+def test_a_failure_does_not_cost_the_winner(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = small_sweep(**WHOLE)
     first = sweeps.run(spec)
-    file = directory(spec) / "ledger.jsonl"
-    lines = file.read_text().splitlines(keepends=True)
-    (place,) = [number for number, line in enumerate(lines) if '"pack":"extended' in line]
-    line = json.loads(lines[place])
-    line["runs"][1] |= {"failure": "diverged: in a test", "epoch": -1, "val": line["runs"][1]["val"][:2]}
-    lines[place] = json.dumps(line, separators=(",", ":")) + "\n"
-    file.write_text("".join(lines))
-    (directory(spec) / "result.json").unlink()
+    without_the_phase(spec)
+    fit = fused.fit
+
+    def failing(bank: FeatureBank, runs: Sequence[Run], *options: Any) -> list[RunResult]:
+        """Train the only pack that is left, of which the second run diverges in epoch 3."""
+        sound, other = fit(bank, runs, *options)
+        assert other.val_accuracy is not None
+        other = replace(
+            other,
+            val_accuracy=other.val_accuracy[:2],
+            test_accuracy=other.test_accuracy[:2],
+            train_loss=other.train_loss[:2],
+            kept=None,
+            failure="diverged: in a test",
+        )
+        return [sound, other]
+
+    monkeypatch.setattr(fused, "fit", failing)
     result = sweeps.resume(directory(spec))
     assert result.winner == first.winner
     assert (result.extended, result.runs.failed) == (None, 1)
     assert result.extended_skipped
     assert any("diverged: in a test" in note for note in result.notes)
-    assert extended_runs(spec)[0]["failure"] is None
+    assert [(run["status"], run["epochs"]) for run in extended_runs(spec)] == [("finished", 9), ("failed", 2)]
 
 
 def test_each_sweep_of_a_matrix_has_its_own(small_sweep: MakeSweep, tmp_path: Path) -> None:
@@ -337,23 +360,42 @@ def test_a_driver_killed_in_this_phase_is_resumed_to_the_undisturbed_result(
     driver.communicate()
     assert not extended_runs(spec), "it is killed in the phase"
     assert not (directory(spec) / "result.json").exists()
-    before = {run["key"]: run for run in runs_of(spec)}
+    before = runs_of(spec)
     result = sweeps.resume(directory(spec))
     assert (result.winner, result.extended, result.trials) == (expected.winner, expected.extended, expected.trials)
-    assert result.runs.cached == len(before) == expected.runs.finished - 2
-    keys = [run["key"] for run in runs_of(spec)]
-    assert len(keys) == len(set(keys)), "nothing is trained twice"
+    assert runs_of(spec)[:-2] == before, "nothing is trained twice"
+    assert len(before) == expected.runs.finished - 2
 
 
-def record(seed: int, *last: float, failure: str | None = None) -> Record:
-    """A run with these accuracies at its epochs, of which the last is selected."""
-    rows = [[value] * 4 for value in last]
-    nothing: list[float | None] = []
-    return Record("", seed, failure, len(last) - 1, rows, rows, nothing, nothing, nothing, nothing, None, None)
+class Curves:
+    """The arrays of runs whose accuracies are equal in all splits, by key."""
+
+    def __init__(self, curves: Sequence[Sequence[float]]) -> None:
+        self.curves = {
+            f"key{seed}": np.repeat(np.array(curve)[:, None], 4, axis=1) for seed, curve in enumerate(curves)
+        }
+
+    def arrays(self, key: str) -> RunArrays:
+        curve, nothing = self.curves[key], np.empty(0)
+        return RunArrays(curve, curve, nothing, nothing, nothing, nothing)
 
 
-def runs_at(values: list[float]) -> list[Record]:
-    return [record(seed, 0.1, value) for seed, value in enumerate(values)]
+def trial_with(*curves: Sequence[float], failed: tuple[int, ...] = (), selected: Sequence[int] = ()) -> TrialRuns:
+    """A trial with these accuracies after every epoch of each seed; the `selected` epochs count, else the last."""
+    records = []
+    for seed, curve in enumerate(curves):
+        epoch = selected[seed] if len(selected) else len(curve) - 1
+        at_epoch = (curve[epoch],) * 4
+        status, why = ("failed", "diverged") if seed in failed else ("finished", None)
+        records.append(
+            Record(f"key{seed}", seed, status, why, len(curve), epoch, at_epoch, at_epoch, None, None, "pack", 0)  # type: ignore[arg-type]
+        )
+    trial = Trial("t", "search", 0, {}, METHODS.parse({"kind": "los"}), TrainingSpec(), tuple(range(len(curves))))
+    return TrialRuns(trial, tuple(records), None, Curves(curves))  # type: ignore[arg-type]
+
+
+def runs_at(values: Sequence[float]) -> TrialRuns:
+    return trial_with(*([0.1, value] for value in values))
 
 
 SPREAD = [0.001, -0.001, 0.0005, -0.0005, 0.0]
@@ -413,7 +455,7 @@ def test_last_epochs_are_compared_also_if_the_best_epoch_counts() -> None:
     chance, ends = np.random.default_rng(0), []
     for _ in range(200):
         curves = chance.normal(0.8, 0.003, (5, 100))
-        winner = [replace(record(seed, *row), epoch=int(row.argmax())) for seed, row in enumerate(curves)]
+        winner = trial_with(*curves, selected=[int(row.argmax()) for row in curves])
         extended = runs_at(chance.normal(0.8, 0.003, 5).tolist())
         found = selection.extended_training(extended, winner, None, metric="acc_all", on="val")
         assert found is not None
@@ -441,8 +483,7 @@ def test_error_rates_for_stable_winners(trials: int, falls: tuple[float, float],
 
 
 def test_failed_runs_are_not_compared() -> None:
-    broken = [record(0, 0.8), record(1, 0.8, failure="diverged")]
-    sound = [record(0, 0.8), record(1, 0.8)]
+    broken, sound = trial_with([0.8], [0.8], failed=(1,)), trial_with([0.8], [0.8])
     assert selection.extended_training(broken, sound, None, metric="acc_all", on="test") is None
     found = selection.extended_training(sound, sound, broken, metric="acc_all", on="test")
     assert found is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
-from support.ledgers import pack_lines
+from support.ledgers import pack_lines, run_lines, runs_by_key
 
 import sweeps
 from sweeps.analysis.result import Result
@@ -39,13 +39,10 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
         "resources": {"lanes_per_pack": 2},
         "tracking": {"kind": "mlflow", "experiment": "kills"},
     }
-    file = tmp_path / "sweep.yaml"
-    file.write_text(
-        yaml.safe_dump(
-            small_sweep(**sections, backend={"kind": "ray", "address": local_ray}).resolved(), sort_keys=False
-        )
-    )
-    expected = sweeps.run(small_sweep(**sections | {"name": "undisturbed", "tracking": "none"}))
+    file, spec = tmp_path / "sweep.yaml", small_sweep(**sections, backend={"kind": "ray", "address": local_ray})
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    undisturbed = small_sweep(**sections | {"name": "undisturbed", "tracking": "none"})
+    expected = sweeps.run(undisturbed)
 
     directory, log = tmp_path / "runs" / "small", tmp_path / "stderr.txt"
     chance = random.Random(time.time_ns())
@@ -60,18 +57,17 @@ def test_a_driver_killed_three_times_is_resumed_to_the_undisturbed_result(
         time.sleep(chance.random())
         driver.kill()
         driver.wait()
-        lines = pack_lines(directory)
-        for line in lines:
-            seen |= {run["key"]: run for run in line["runs"]}
+        seen |= {run["key"]: run for run in run_lines(directory)}
     at_last_kill = len(seen)
 
     last = start(log, "resume", directory)
     assert last.wait(timeout=600) == 0, log.read_text()[-5000:]
-    runs = [run for line in pack_lines(directory) for run in line["runs"]]
+    runs = run_lines(directory)
     keys = [run["key"] for run in runs]
     assert len(keys) == len(set(keys)), "a finished run was trained twice"
     by_key = {run["key"]: run for run in runs}
     assert all(by_key[key] == run for key, run in seen.items()), "a finished run was lost or changed"
+    assert runs_by_key(spec) == runs_by_key(undisturbed)
     found = Result.model_validate_json((directory / "result.json").read_text())
     assert found.winner == expected.winner
     assert found.trials == expected.trials

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.ledgers import pack_lines
-from support.queues import first, in_random_order, last, train_all
+from support.ledgers import cut, run_lines
+from support.queues import first, in_random_order, last, outcomes, train_all
 
 import sweeps
 from sweeps.analysis.labels import short_params
 from sweeps.analysis.result import MethodRow, Result
+from sweeps.analysis.selection import ranking
 from sweeps.config.spec import SweepSpec
-from sweeps.config.trials import search_size, search_sizes
+from sweeps.config.trials import Trial, search_size, search_sizes
 from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.events import trial_finished
+from sweeps.tracking.events import tracked_trial
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -45,12 +46,10 @@ def several(small_sweep: MakeSweep) -> MakeSweep:
     return make
 
 
-def outcomes(queue: TrialQueue, candidate: str | None = None) -> dict[str, tuple[dict[str, Any], float | None]]:
-    return {
-        trial.name: (trial.params, queue.objective(trial))
-        for trial in queue.trials.values()
-        if candidate in (None, trial.candidate)
-    }
+def winner_of(queue: TrialQueue) -> Trial:
+    winner = queue.winner()
+    assert winner is not None
+    return winner.trial
 
 
 def finished(spec: SweepSpec, directory: Path) -> TrialQueue:
@@ -84,30 +83,27 @@ def test_trials_do_not_depend_on_workers_or_order(several: MakeSweep, tmp_path: 
         ledger.close()
         assert order != sorted(order)
         assert outcomes(many) == outcomes(alone)
-        assert many.winner() == alone.winner()
-        assert [many.winner(name) for name in ("los", "tau_norm")] == [alone.winner(n) for n in ("los", "tau_norm")]
+        assert winner_of(many) == winner_of(alone)
 
 
 @pytest.mark.parametrize("kept", [0, 2, 5, 9, 99])
-def test_a_replay_of_any_prefix_of_the_ledger_trains_only_the_rest(
-    several: MakeSweep, tmp_path: Path, kept: int
-) -> None:
+def test_a_resume_after_any_number_of_packs_trains_only_the_rest(several: MakeSweep, tmp_path: Path, kept: int) -> None:
     spec = several()
     bank, ledger = prepare(spec), Ledger(tmp_path)
     whole = TrialQueue(spec, bank, ledger)
     train_all(whole, bank, last, workers=3)
     ledger.close()
-    lines = ledger.path.read_bytes().splitlines(keepends=True)
-    ledger.path.write_bytes(b"".join(lines[: 1 + kept]))
+    expected = outcomes(whole)
+    cut(tmp_path, kept)
     ledger = Ledger(tmp_path)
-    finished = len(ledger.finished)
-    replayed = TrialQueue(spec, bank, ledger)
-    train_all(replayed, bank, first, workers=2)
+    recorded = len(ledger.finished)
+    resumed = TrialQueue(spec, bank, ledger)
+    trained = train_all(resumed, bank, first, workers=2)
     ledger.close()
-    assert outcomes(replayed) == outcomes(whole)
-    keys = [run["key"] for line in pack_lines(tmp_path) for run in line["runs"]]
+    assert outcomes(resumed) == expected
+    keys = [run["key"] for run in run_lines(tmp_path)]
     assert len(keys) == len(set(keys)), "no run is trained twice"
-    assert replayed.cached == finished + whole.cached
+    assert sum(len(pack.runs) for pack in trained) == len(keys) - recorded
 
 
 def test_adding_a_method_does_not_change_the_trials_of_others(several: MakeSweep, tmp_path: Path) -> None:
@@ -131,11 +127,13 @@ def test_each_method_has_its_finalists_on_fresh_seeds(several: MakeSweep, tmp_pa
     queue = finished(spec, tmp_path)
     for name, seeds in (("los", (2, 3)), ("los-cosine", (2, 3)), ("tau_norm", (2,)), ("vanilla", (2,))):
         finalists = [t for t in queue.trials.values() if t.candidate == name and t.phase == "finalist"]
-        assert [t.number for t in finalists] == [t.number for t in queue.ranking("search", name)[:2]]
+        best = ranking(queue.finished.values(), spec, "search", name)[:2]
+        assert [t.number for t in finalists] == [one.trial.number for one in best]
         assert {t.seeds for t in finalists} == {seeds}
-        assert queue.winner(name) == queue.ranking("finalist", name)[0]
-    best = max((t for t in queue.trials.values() if t.phase == "finalist"), key=lambda t: queue.objective(t) or 0)
-    assert queue.objective(queue.ranking("finalist")[0]) == queue.objective(best)
+    highest = max(one.objective or 0 for one in queue.finished.values() if one.trial.phase == "finalist")
+    winner = queue.winner()
+    assert winner is not None
+    assert (winner.trial.phase, winner.objective) == ("finalist", highest)
     sizes = {candidate.name: size for candidate, size in search_sizes(spec)}
     assert {name: size.trials for name, size in sizes.items()} == {
         "vanilla": 1, "los": 5, "los-cosine": 5, "tau_norm": 5,
@@ -226,10 +224,7 @@ def test_the_plan_counts_every_method(several: MakeSweep) -> None:
 
 def test_tracked_trials_have_the_method_and_values_by_path(several: MakeSweep, tmp_path: Path) -> None:
     queue = finished(several(), tmp_path)
-    by_name = {
-        name: trial_finished(trial, queue.finished[name], queue.objective(trial), queue.spec)
-        for name, trial in queue.trials.items()
-    }
+    by_name = {name: tracked_trial(runs, queue.spec) for name, runs in queue.finished.items()}
     cosine, tau = by_name["search-los-cosine-0000"], by_name["search-tau_norm-0001"]
     assert cosine.name.startswith("los-cosine lr=")
     assert cosine.params | {"method": "los-cosine", "kind": "los", "head.kind": "cosine", "epochs": 2} == cosine.params
@@ -246,6 +241,7 @@ def test_a_zero_in_one_method_does_not_affect_a_log_scale_in_another(several: Ma
             {"method": "los", "space": {path: {"loguniform": [1e-5, 1e-2]}}},
             {"method": "ce", "space": {path: {"choice": [0.0, 1e-4]}}},
         ],
+        search={"algorithm": "random", "trials": 8},
         baselines=[],
         tracking={"kind": "none", "flush_timeout": 0.0},
     )
@@ -253,9 +249,9 @@ def test_a_zero_in_one_method_does_not_affect_a_log_scale_in_another(several: Ma
     assert {0.0, 1e-4} == {trial.params[path] for trial in result.trials if trial.method == "ce"}
     queue = finished(spec, Path(spec.storage) / spec.name)
     log_scaled = {
-        trial.candidate
-        for name, trial in queue.trials.items()
-        if "log10_weight_decay" in trial_finished(trial, queue.finished[name], None, spec).params
+        runs.trial.candidate
+        for runs in queue.finished.values()
+        if "log10_weight_decay" in tracked_trial(runs, spec).params
     }
     assert log_scaled == {"los"}
 

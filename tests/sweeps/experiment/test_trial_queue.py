@@ -1,8 +1,7 @@
-"""The trial queue: trials and packs follow from the sweep file alone, and a replay of the ledger continues them."""
+"""The trial queue: trials and packs follow from the sweep file alone, also after an interruption."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.ledgers import pack_lines
-from support.queues import first, in_random_order, last, train_all
+from support.ledgers import cut, run_lines
+from support.queues import first, in_random_order, last, outcomes, train_all
 
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
 from lt_train.retrain.base import Halving, Pack, RunResult
+from sweeps.analysis.selection import ranking
 from sweeps.config.spec import SweepSpec
-from sweeps.config.trials import search_size
+from sweeps.config.trials import Trial, search_size
 from sweeps.experiment.prepare import prepare
 from sweeps.experiment.trial_queue import TrialQueue
+from sweeps.search.base import Tried
 from sweeps.store.ledger import Ledger
 
 MakeSweep = Callable[..., SweepSpec]
@@ -50,28 +51,14 @@ def bank(spec: SweepSpec) -> FeatureBank:
     return prepare(spec)
 
 
-def outcomes(queue: TrialQueue) -> list[tuple[Any, ...]]:
-    """Everything that may be reported of every trial, to the last bit."""
-    return [
-        (
-            trial.name,
-            trial.params,
-            queue.objective(trial),
-            queue.stopped(trial),
-            [(record.key, record.test, record.val) for record in queue.finished[trial.name]],
-        )
-        for trial in sorted(queue.trials.values(), key=lambda trial: trial.name)
-    ]
+def winner_of(queue: TrialQueue) -> Trial:
+    winner = queue.winner()
+    assert winner is not None
+    return winner.trial
 
 
 def by_name(packs: Iterable[Pack]) -> dict[str, Pack]:
     return {pack.name: pack for pack in packs}
-
-
-def truncate(ledger: Ledger, packs: int) -> None:
-    """Leave the first line, with the token, and the lines of some packs."""
-    lines = ledger.path.read_bytes().splitlines(keepends=True)
-    ledger.path.write_bytes(b"".join(lines[: 1 + packs]))
 
 
 def test_trials_do_not_depend_on_workers_or_order(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
@@ -87,7 +74,7 @@ def test_trials_do_not_depend_on_workers_or_order(spec: SweepSpec, bank: Feature
         assert packs != order, "the test must exercise another order"
         assert by_name(packs) == by_name(order)
         assert outcomes(many) == outcomes(alone)
-        assert many.winner() == alone.winner()
+        assert winner_of(many) == winner_of(alone)
 
 
 def test_proposal_batch_g_plus_one_waits_for_g_minus_one(spec: SweepSpec, bank: FeatureBank, tmp_path: Path):
@@ -107,25 +94,26 @@ def test_proposal_batch_g_plus_one_waits_for_g_minus_one(spec: SweepSpec, bank: 
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 5, 8, 99])
-def test_a_replay_of_any_prefix_of_the_ledger_trains_only_the_rest(
+def test_a_resume_after_any_number_of_packs_trains_only_the_rest(
     spec: SweepSpec, bank: FeatureBank, tmp_path: Path, kept: int
 ):
     ledger = Ledger(tmp_path)
     whole = TrialQueue(spec, bank, ledger)
     train_all(whole, bank, last, workers=3)
     ledger.close()
-    truncate(ledger, kept)
+    expected = outcomes(whole)
+    cut(tmp_path, kept)
     ledger = Ledger(tmp_path)
-    finished = set(ledger.finished)
-    replayed = TrialQueue(spec, bank, ledger)
-    assert replayed.cached <= len(finished)
-    train_all(replayed, bank, first, workers=2)
+    recorded = len(ledger.finished)
+    assert recorded == len(run_lines(tmp_path))
+    resumed = TrialQueue(spec, bank, ledger)
+    trained = train_all(resumed, bank, first, workers=2)
     ledger.close()
-    assert outcomes(replayed) == outcomes(whole)
-    assert replayed.winner() == whole.winner()
-    keys = [run["key"] for line in pack_lines(tmp_path) for run in line["runs"]]
+    assert outcomes(resumed) == expected
+    assert winner_of(resumed) == winner_of(whole)
+    keys = [run["key"] for run in run_lines(tmp_path)]
     assert len(keys) == len(set(keys)), "no run is trained twice"
-    assert replayed.cached == len(finished)
+    assert sum(len(pack.runs) for pack in trained) == len(keys) - recorded
 
 
 def test_a_duplicate_proposal_is_not_trained_again(small_sweep: MakeSweep, tmp_path: Path):
@@ -135,13 +123,12 @@ def test_a_duplicate_proposal_is_not_trained_again(small_sweep: MakeSweep, tmp_p
     ledger, bank = Ledger(tmp_path), prepare(spec)
     queue = TrialQueue(spec, bank, ledger)
     train_all(queue, bank, workers=2)
-    assert len(ledger.finished) == 4  # two configurations with two seeds
-    assert queue.cached == 12
+    assert len(ledger.finished) == len(run_lines(tmp_path)) == 4  # two configurations with two seeds
     assert len([name for name in queue.finished if name.startswith("search")]) == 8
     winner = queue.winner()
     assert winner is not None
     # Duplicates share the winner's heads, which must be kept although the duplicates do not win.
-    assert queue.ledger.head(queue.finished[winner.name][0].key)["weight"].shape == (6, 12)
+    assert ledger.head(winner.records[0].key)["weight"].shape == (6, 12)
     ledger.close()
 
 
@@ -150,14 +137,15 @@ def test_finalists_and_baselines_run_on_fresh_seeds(spec: SweepSpec, bank: Featu
     queue = TrialQueue(spec, bank, ledger)
     train_all(queue, bank)
     finalists = [trial for trial in queue.trials.values() if trial.phase == "finalist"]
-    assert [trial.number for trial in finalists] == [trial.number for trial in queue.ranking("search")[:2]]
+    best = ranking(queue.finished.values(), spec, "search")[:2]
+    assert [trial.number for trial in finalists] == [one.trial.number for one in best]
     assert all(trial.seeds == (2, 3) for trial in finalists)
     assert queue.trials["baseline-ce"].seeds == (2, 3)
     assert queue.trials["baseline-vanilla"].seeds == (2,)
     winner = queue.winner()
     assert winner is not None
-    assert winner.phase == "finalist"
-    assert queue.ledger.head(queue.finished[winner.name][0].key)["weight"].shape == (6, 12)
+    assert winner.trial.phase == "finalist"
+    assert ledger.head(winner.records[0].key)["weight"].shape == (6, 12)
     assert search_size(spec).runs == 7 * 2 + 3 + 2 * 2
     ledger.close()
 
@@ -169,10 +157,8 @@ def test_the_search_continues_after_a_diverged_trial(small_sweep: MakeSweep, tmp
     ledger, bank = Ledger(tmp_path), prepare(spec)
     queue = TrialQueue(spec, bank, ledger)
     train_all(queue, bank)
-    assert all("diverged" in (record.failure or "") for record in queue.finished["search-0001"])
-    winner = queue.winner()
-    assert winner is not None
-    assert winner.params["method.lr"] in (1e-2, 2e-2)
+    assert all("diverged" in (record.failure or "") for record in queue.finished["search-0001"].records)
+    assert winner_of(queue).params["method.lr"] in (1e-2, 2e-2)
     ledger.close()
 
 
@@ -190,11 +176,11 @@ def test_only_trials_of_the_search_are_halved_in_even_packs(halved: SweepSpec, b
     assert set(packs) == searched | {"baseline-0", "baseline-1", "finalist-0"}
     for name in searched:
         trials = len(packs[name].runs) // 2
-        stops = [queue.stopped(trial) for trial in queue.trials.values() if trial.runs()[0] in packs[name].runs]
+        stops = [one.stopped for one in queue.finished.values() if one.trial.runs()[0] in packs[name].runs]
         assert len(stops) == trials
         assert stops.count(1) == trials - -(-trials // 2), "half of them after the first rung"
         assert stops.count(None) == 1
-    assert all(queue.stopped(trial) is None for trial in queue.trials.values() if trial.phase != "search")
+    assert all(one.stopped is None for one in queue.finished.values() if one.trial.phase != "search")
 
 
 def test_early_stopping_does_not_depend_on_workers_or_order(halved: SweepSpec, bank: FeatureBank, tmp_path: Path):
@@ -210,7 +196,7 @@ def test_early_stopping_does_not_depend_on_workers_or_order(halved: SweepSpec, b
         assert packs != order, "the test must exercise another order"
         assert by_name(packs) == by_name(order)
         assert outcomes(many) == outcomes(alone)
-        assert many.winner() == alone.winner()
+        assert winner_of(many) == winner_of(alone)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 4, 6, 99])
@@ -219,33 +205,32 @@ def test_a_resume_trains_the_same_packs_as_a_whole(halved: SweepSpec, bank: Feat
     whole = TrialQueue(halved, bank, ledger)
     packs = by_name(train_all(whole, bank, in_random_order(1), workers=3))
     ledger.close()
-    truncate(ledger, kept)
+    expected = outcomes(whole)
+    cut(tmp_path, kept)
     ledger = Ledger(tmp_path)
     resumed = TrialQueue(halved, bank, ledger)
     rest = by_name(train_all(resumed, bank, in_random_order(2), workers=2))
     ledger.close()
     assert rest == {name: pack for name, pack in packs.items() if name in rest}
     assert len(rest) == max(0, len(packs) - kept)
-    assert outcomes(resumed) == outcomes(whole)
-    assert resumed.winner() == whole.winner()
+    assert outcomes(resumed) == expected
+    assert winner_of(resumed) == winner_of(whole)
 
 
-def test_a_pack_of_which_the_ledger_has_a_part_is_trained_whole(halved: SweepSpec, bank: FeatureBank, tmp_path: Path):
-    """Only a manual edit leaves such a ledger."""
+def test_a_pack_whose_file_is_missing_is_trained_whole(halved: SweepSpec, bank: FeatureBank, tmp_path: Path):
     ledger = Ledger(tmp_path)
     whole = TrialQueue(halved, bank, ledger)
     packs = by_name(train_all(whole, bank))
     ledger.close()
-    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
-    (edited,) = [line for line in lines if line.get("pack") == "search-0001-0"]
-    del edited["runs"][1:3]
-    ledger.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    expected = outcomes(whole)
+    (file,) = (tmp_path / "packs").glob("search-0001-0.*")
+    file.unlink()
     ledger = Ledger(tmp_path)
     resumed = TrialQueue(halved, bank, ledger)
     rest = train_all(resumed, bank)
     ledger.close()
     assert rest == [packs["search-0001-0"]]
-    assert outcomes(resumed) == outcomes(whole)
+    assert outcomes(resumed) == expected
 
 
 def test_a_duplicate_is_packed_once_and_stopped_like_its_original(small_sweep: MakeSweep, tmp_path: Path):
@@ -262,8 +247,8 @@ def test_a_duplicate_is_packed_once_and_stopped_like_its_original(small_sweep: M
         runs = [run for pack in packs for run in pack.runs]
         assert len(runs) == len(set(runs)) == 8, "four configurations with two seeds, once each"
         for trial in queue.trials.values():
-            twins = [other for other in queue.trials.values() if other.runs() == trial.runs()]
-            assert len({queue.stopped(twin) for twin in twins}) == 1
+            twins = [other for other in queue.finished.values() if other.trial.runs() == trial.runs()]
+            assert len({twin.stopped for twin in twins}) == 1
         seen.append((by_name(packs), outcomes(queue)))
     assert seen[0] == seen[1] == seen[2]
 
@@ -284,39 +269,39 @@ def test_a_stopped_trial_neither_wins_nor_becomes_a_finalist(
         ]
         return [*results[:2], *(replace(r, kept=replace(r.kept, epoch=0)) for r in stopped if r.kept is not None)]
 
-    reported: dict[int, tuple[float | None, int | None]] = {}
-    start = type(halved.search.algorithm).start
+    learned: list[Tried] = []
+    propose = type(halved.search.algorithm).propose
 
-    class Listener:
-        def __init__(self, space: Any, seed: int) -> None:
-            self.search = start(halved.search.algorithm, space, seed)
-            self.ask = self.search.ask
+    def listen(self: Any, space: Any, seed: int, tried: list[Tried], count: int) -> list[dict[str, Any]]:
+        learned[:] = tried
+        return propose(self, space, seed, tried, count)
 
-        def tell(self, number: int, value: float | None, stopped: int | None = None) -> None:
-            reported[number] = (value, stopped)
-            self.search.tell(number, value, stopped)
-
-    monkeypatch.setattr(type(halved.search.algorithm), "start", Listener)
+    monkeypatch.setattr(type(halved.search.algorithm), "propose", listen)
     ledger = Ledger(tmp_path)
     queue = TrialQueue(halved, bank, ledger)
     train_all(queue, bank, train=train)
-    searched = [trial for trial in queue.trials.values() if trial.phase == "search"]
-    stopped = {trial.number for trial in searched if queue.stopped(trial) == 1}
-    whole = {trial.number for trial in searched} - stopped
+    searched = {one.trial.number: one for one in queue.finished.values() if one.trial.phase == "search"}
+    stopped = {number for number, one in searched.items() if one.stopped == 1}
+    whole = searched.keys() - stopped
     assert len(whole) == 5, "the first of each pack"
-    assert all(queue.objective(trial) == 1 for trial in searched if trial.number in stopped)
-    assert {number for number, (_, after) in reported.items() if after == 1} == stopped
-    assert all(reported[number][0] == 1 for number in stopped)
-    assert [trial.number for trial in queue.ranking("search")] == sorted(
-        whole, key=lambda number: (-(reported[number][0] or 0), number)
+    assert all(searched[number].objective == 1 for number in stopped)
+    # The last batch was proposed when the first was complete and the second was running.
+    assert [one.params for one in learned] == [searched[number].trial.params for number in range(16)]
+    assert {number for number in range(8) if learned[number] == Tried(learned[number].params, "stopped", 1.0, 1)} == (
+        stopped & set(range(8))
+    )
+    assert all(learned[number].value == searched[number].objective for number in range(8))
+    assert {one.state for one in learned[8:]} == {"running"}
+    assert [one.trial.number for one in ranking(queue.finished.values(), halved, "search")] == sorted(
+        whole, key=lambda number: (-(searched[number].objective or 0), number)
     )
     finalists = {trial.number for trial in queue.trials.values() if trial.phase == "finalist"}
     assert finalists <= whole
     assert len(finalists) == 2
     winner = queue.winner()
     assert winner is not None
-    assert winner.number in finalists
-    assert ledger.head(queue.finished[winner.name][0].key)["weight"].shape == (6, 12)
+    assert winner.trial.number in finalists
+    assert ledger.head(winner.records[0].key)["weight"].shape == (6, 12)
     ledger.close()
 
 

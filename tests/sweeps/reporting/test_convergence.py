@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from support.ledgers import cut, pack_lines
 
 import sweeps
+from lt_train.retrain.base import Pack, RunResult
 from sweeps.analysis.load import read_sweep
 from sweeps.analysis.result import Result
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.write import Written, write
+from sweeps.store.ledger import Ledger
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -107,7 +111,7 @@ def test_with_the_best_epoch_selected_the_last_epochs_are_compared(small_sweep: 
     sweep = read_sweep(Path(spec.storage) / spec.name)
     assert sweep.winner is not None
     assert any(record.epoch != 39 for record in sweep.winner.records), "else the best is the last"
-    last = sum(record.test[-1][0] or 0 for record in sweep.winner.records) / 3
+    last = sweep.winner.ended()[:, 0].mean()
     assert result.extended.change.difference.value == pytest.approx((result.extended.mean.acc_all.value or 0) - last)
     assert result.extended.test_change["acc_all"].difference == result.extended.change.difference
     table = rows(written.page.parent / "tables" / "extended.csv")
@@ -126,23 +130,26 @@ def test_extended_training_that_failed_or_is_missing_is_reported(small_sweep: Ma
     spec = fixed(small_sweep, 0.02, 8)
     reported(spec)
     place = Path(spec.storage) / spec.name
-    file = place / "ledger.jsonl"
-    *others, last = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(others))
+    one = read_sweep(place).extended
+    assert one is not None
+    cut(place, len(pack_lines(place)) - 1)
     page = read(write([place], None))
-    assert "It was not trained 3x as long yet; run `lt-sweep resume small`" in page
-    line = json.loads(last)
-    for run in line["runs"]:
-        run |= {"failure": "diverged: in a test", "epoch": -1}
-    file.write_text("".join([*others, json.dumps(line), "\n"]))
+    assert "At the end of the sweep, the winner is trained 3x as long" in page
+    assert read_sweep(place).extended is None, "the winner is not known yet"
+    with contextlib.closing(Ledger(place)) as ledger:
+        ledger.finish({}, [])
+        page = read(write([place], None))
+        assert "It was not trained 3x as long yet; run `lt-sweep resume small`" in page
+        keys, nothing = [record.key for record in one.records], np.full((24, 4), np.nan, dtype=np.float32)
+        failed = RunResult(None, nothing, nothing[:, 0], None, "diverged: in a test")
+        ledger.propose([(one.trial, keys)])
+        pack = Pack("extended-0", tuple(one.trial.runs()), spec.selection.epoch_rule())
+        ledger.append(pack, [one.trial] * 3, keys, [failed] * 3, 1.0)
+        ledger.finish({}, [])
     page = read(write([place], None))
     assert "The run trained 3x as long failed; see Failures." in page
     assert "los, trial 0, extended training 3 of 3" in page
     assert "failed and cannot win" not in page
-    (place / "result.json").unlink()
-    page = read(write([place], None))
-    assert "At the end of the sweep, the winner is trained 3x as long" in page
-    assert read_sweep(place).extended is None, "the winner is not known yet"
 
 
 def test_a_method_that_trains_nothing_has_no_extended_training(small_sweep: MakeSweep) -> None:

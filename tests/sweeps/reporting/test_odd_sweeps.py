@@ -15,7 +15,7 @@ from support.features import write_features
 from support.reports import NO_MARK_UP, cut_short, directory, figures, reported, rows, text
 
 import sweeps
-from lt_train.core.errors import UserError
+from lt_train.core.errors import LongtailError
 from sweeps.analysis.load import read_sweep
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.class_figures import MOST_CLASSES
@@ -33,7 +33,7 @@ def test_an_unfinished_sweep_has_a_report_and_takes_no_lease(
     spec = small_sweep(selection={"finalists": 2}, search={"trials": 8, "algorithm": algorithm})
     result = sweeps.run(spec)
     before = {trial.number: trial.objective for trial in result.trials}
-    cut_short(spec, 4)
+    cut_short(spec, 3)
     left = {file: file.read_bytes() for file in directory(spec).rglob("*") if file.is_file()}
     monkeypatch.setattr("sweeps.store.lease.acquire_lease", None)
     sweep = read_sweep(directory(spec))
@@ -58,7 +58,7 @@ def test_an_unfinished_sweep_has_a_report_and_takes_no_lease(
 def test_a_sweep_without_a_finished_trial_has_a_page(small_sweep: MakeSweep) -> None:
     spec = small_sweep()
     sweeps.run(spec)
-    cut_short(spec, 1)
+    cut_short(spec, 0)
     page = text(write([directory(spec)]))
     assert "No results yet." in page
     assert "No trial has finished yet" in page
@@ -222,9 +222,31 @@ def test_missing_banks_and_heads_are_reported(small_sweep: MakeSweep) -> None:
     assert "epochs" in figures(written)
 
 
-def test_a_damaged_result_is_named(small_sweep: MakeSweep) -> None:
+def test_a_report_does_not_depend_on_the_written_result(small_sweep: MakeSweep) -> None:
     spec = small_sweep(search={"trials": 1})
     sweeps.run(spec)
+    page = write([directory(spec)]).page.read_text()
     (directory(spec) / "result.json").write_text('{"schema": 1')
-    with pytest.raises(UserError, match=r"result\.json is damaged; remove it and run `lt-sweep resume"):
+    assert write([directory(spec)]).page.read_text() == page
+
+
+def test_a_damaged_ledger_is_refused_until_it_is_repaired(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(search={"trials": 3})
+    result, file = sweeps.run(spec), directory(spec) / "ledger.jsonl"
+    content = file.read_bytes()
+    place = content.index(b'"acc_all":0.') + 12
+    file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    number = content[:place].count(b"\n") + 1
+    with pytest.raises(LongtailError, match=rf"ledger\.jsonl is damaged: line {number}; `lt-sweep resume"):
+        write([directory(spec)])
+    assert sweeps.resume(directory(spec)).trials == result.trials
+    assert not read_sweep(directory(spec)).missing
+
+
+def test_a_damaged_file_of_a_pack_is_named(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(search={"trials": 1})
+    sweeps.run(spec)
+    for file in (directory(spec) / "packs").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(LongtailError, match=r"packs/.* is missing or altered; `lt-sweep resume .* trains its runs"):
         write([directory(spec)])

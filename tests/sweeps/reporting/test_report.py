@@ -130,7 +130,7 @@ def test_thousands_of_trials_are_thinned_and_importance_is_computed_once(
     spec = small_sweep(selection={"seeds": 1}, search={"trials": 10})
     sweeps.run(spec)
     sweep = read_sweep(directory(spec))
-    many = replace(sweep, searched=sweep.searched * 300)
+    many = replace(sweep, every=sweep.every * 300)
     figure = parallel(many)
     assert figure is not None
     lines = figure.panels[0].series
@@ -140,6 +140,18 @@ def test_thousands_of_trials_are_thinned_and_importance_is_computed_once(
     monkeypatch.setattr(search_figures, "importances", lambda *args: calls.append(args) or importances(*args))
     assert "importance" in {one.name for one in sweep_report(sweep).figures()}
     assert len(calls) == 1
+
+
+def test_the_caption_of_importance_names_a_sample(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small_sweep(selection={"seeds": 1}, search={"trials": 10})
+    sweeps.run(spec)
+    sweep = read_sweep(directory(spec))
+    monkeypatch.setattr(search_figures, "importances", lambda space, trials: dict.fromkeys(("a", "b"), 0.5))
+    for times, sample in ((1, ""), (300, "a random sample of 1,000 of 3,000 trials of los")):
+        figure = search_figures.importance(replace(sweep, every=sweep.every * times))
+        assert figure is not None
+        assert ("random sample" in figure.caption) == bool(sample)
+        assert sample in figure.caption
 
 
 def test_several_sweeps_stand_side_by_side_and_share_figure_four(small_sweep: MakeSweep, tmp_path: Path) -> None:
@@ -187,7 +199,7 @@ def test_a_matrix_stands_for_its_sweeps_and_has_a_table_by_method(small_sweep: M
     shutil.rmtree(tmp_path / "runs" / "fam-2")
     written = write([place])
     assert [report.name for report in written.reports] == ["fam-1"]
-    assert "fam-2: not finished." in text(written)
+    assert "fam-2: not started." in text(written)
     shutil.rmtree(tmp_path / "runs" / "fam-1")
     with pytest.raises(UserError, match="no sweep of matrix fam was started"):
         write([place])

@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sweeps.analysis.matrix_table import MatrixCell, MatrixRow, MatrixTable
 from sweeps.analysis.result import (
     Accuracies,
     ExtendedRun,
     Loma,
-    MatrixCell,
-    MatrixRow,
-    MatrixTable,
     MethodRow,
     Protocol,
     Result,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from lt_train.core.errors import UserError
 from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.write import write
+from sweeps.store.ledger import Ledger
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -61,10 +63,9 @@ def test_an_interrupted_report_is_written_again_and_other_files_are_kept(
 def test_text_from_files_is_escaped(small_sweep: MakeSweep) -> None:
     spec = small_sweep(search={"trials": 2})
     sweeps.run(spec)
-    file = directory(spec) / "result.json"
-    document = json.loads(file.read_text())
-    document["notes"] = ["<script>alert(1)</script> & more"]
-    file.write_text(json.dumps(document))
+    with contextlib.closing(Ledger(directory(spec))) as ledger:
+        ledger._earlier_end = None  # as if something had been trained since
+        ledger.finish({}, ["<script>alert(1)</script> & more"])
     page = write([directory(spec)]).page.read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
     assert "<script" not in page

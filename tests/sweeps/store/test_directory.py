@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,11 @@ import pytest
 import torch
 
 import sweeps
-from lt_train.core.errors import DataError, UserError
+from lt_train.core.errors import DataError, LongtailError, UserError
+from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
-from sweeps.store.directory import load_spec
-from sweeps.store.layout import leases
+from sweeps.store.directory import load_matrix_directory, load_spec
+from sweeps.store.layout import leases, read_document, sweep_directory, write_document
 from sweeps.store.lease import acquire_lease
 
 MakeSweep = Callable[..., SweepSpec]
@@ -46,14 +46,14 @@ def test_starting_over_changes_nothing_if_the_input_is_invalid(small_sweep: Make
 
 def test_a_sweep_in_use_can_neither_be_run_nor_started_over(small_sweep: MakeSweep, tmp_path: Path):
     spec = small_sweep(search={"trials": 2})
-    sweeps.run(spec)
+    result = sweeps.run(spec)
     with acquire_lease(leases(Path(spec.storage)), spec.name):
         for fresh in (False, True):
             with pytest.raises(UserError, match=rf"sweep small is being run by \S+, process {os.getpid()}, since"):
                 sweeps.run(spec, fresh=fresh)
         sweeps.run(small_sweep(name="neighbour", search={"trials": 2}))
     assert (tmp_path / "runs" / "small" / "result.json").exists()
-    assert sweeps.run(spec).runs.cached > 0
+    assert sweeps.run(spec) == result
 
 
 def test_other_features_under_the_same_spec_are_refused(small_sweep: MakeSweep, features_file: Path, tmp_path: Path):
@@ -67,15 +67,14 @@ def test_other_features_under_the_same_spec_are_refused(small_sweep: MakeSweep, 
     with pytest.raises(UserError, match=r"trained on other features: .*restore them"):
         sweeps.resume(tmp_path / "runs" / "small")
     own.write_bytes(features_file.read_bytes())
-    assert sweeps.resume(tmp_path / "runs" / "small").runs.cached == first.runs.finished
+    assert sweeps.resume(tmp_path / "runs" / "small") == first
 
 
 def test_moved_data_is_the_same_sweep(small_sweep: MakeSweep, features_file: Path, tmp_path: Path):
     first = sweeps.run(small_sweep(search={"trials": 2}))
     moved = tmp_path / "moved.npz"
     moved.write_bytes(features_file.read_bytes())
-    resumed = sweeps.run(small_sweep(dataset={"path": str(moved)}, search={"trials": 2}))
-    assert resumed.runs.cached == first.runs.finished
+    assert sweeps.run(small_sweep(dataset={"path": str(moved)}, search={"trials": 2})) == first
 
 
 def test_relative_paths_work_from_any_directory(
@@ -94,11 +93,10 @@ def test_relative_paths_work_from_any_directory(
     monkeypatch.chdir(first_place)
     first = sweeps.run(spec)
     monkeypatch.chdir(other_place)
-    resumed = sweeps.resume(first_place / "runs" / "small")
-    assert resumed.runs.cached == first.runs.finished
+    assert sweeps.resume(first_place / "runs" / "small") == first
     assert list(other_place.iterdir()) == []
     monkeypatch.chdir(first_place / "runs" / "small")
-    assert sweeps.resume(".").runs.cached == first.runs.finished
+    assert sweeps.resume(".") == first
 
 
 def test_home_is_expanded(small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -121,15 +119,87 @@ def test_driver_and_workers_use_the_same_bank_store(
     assert spec.backend.bank_store == absolute
 
 
-def test_a_damaged_identity_is_reported(small_sweep: MakeSweep, tmp_path: Path):
-    spec = small_sweep(search={"trials": 1})
+@pytest.mark.parametrize("damaged", ["altered", "cut", "empty", "text"])
+def test_a_damaged_identity_is_read_from_its_copy_in_the_ledger(
+    damaged: str, small_sweep: MakeSweep, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    spec, file = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small" / "sweep.json"
+    result = sweeps.run(spec)
+    content, known = file.read_text(), sweep_directory(file.parent)
+    altered = content.replace('"trials": 1', '"trials": 2')
+    assert altered != content
+    file.write_text({"altered": altered, "cut": content[:-10], "empty": "", "text": "no JSON"}[damaged])
+    assert sweep_directory(file.parent) == known
+    assert "sweep.json is missing or damaged; its copy in the ledger is used" in caplog.text
+    assert load_spec(file.parent) == spec
+    assert sweeps.run(spec) == result
+    assert file.read_text() == content, "it is written again"
+
+
+def test_a_doubly_damaged_identity_is_reported(small_sweep: MakeSweep, tmp_path: Path):
+    spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
+    result = sweeps.run(spec)
+    (place / "sweep.json").write_text("{}")
+    content = (place / "ledger.jsonl").read_bytes()
+    (place / "ledger.jsonl").write_bytes(content.replace(b'"sweep_id"', b'"sweep_ID"', 1))
+    for read in (lambda: sweeps.run(spec), lambda: sweeps.resume(place), lambda: sweeps.report(place)):
+        with pytest.raises(UserError, match=r"sweep\.json is damaged; remove it and run the sweep file again, which"):
+            read()
+    (place / "sweep.json").unlink()
+    assert sweeps.run(spec).trials == result.trials
+
+
+def test_a_damaged_matrix_file_is_reported(tmp_path: Path):
+    (tmp_path / "matrix.json").write_text("{}")
+    with pytest.raises(UserError, match=r"matrix\.json is damaged; `lt-sweep run` with the sweep file recreates it"):
+        load_matrix_directory(tmp_path)
+
+
+def test_an_altered_document_is_not_read(tmp_path: Path):
+    file, document = tmp_path / "some.json", {"one": 1, "many": [1, {"two": None}]}
+    write_document(file, document)
+    content = file.read_bytes()
+    assert read_document(file) == document
+    for place in range(len(content)):
+        for bit in range(8):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            assert read_document(file) in (None, document)  # white space does not matter
+        file.write_bytes(content[:place])
+        assert read_document(file) in (None, document)
+    assert read_document(tmp_path / "missing.json") is None
+    assert read_document(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sweep.json", r"cannot write .*/sweep\.json: Is a directory"),
+        ("ledger.jsonl", r"ledger\.jsonl (cannot be read \(Is a directory\)|must be a file)"),
+        ("result.json", r"cannot write .*/result\.json: Is a directory"),
+    ],
+)
+def test_a_directory_in_the_place_of_a_file_is_named(
+    name: str, message: str, small_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
     sweeps.run(spec)
-    identity = tmp_path / "runs" / "small" / "sweep.json"
-    document = json.loads(identity.read_text())
-    del document["sweep_id"]
-    identity.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"sweep\.json is damaged; remove its directory"):
+    (place / name).unlink()
+    (place / name).mkdir()
+    with pytest.raises(LongtailError, match=message):
         sweeps.run(spec)
+    for command in ("resume", "status", "table", "report"):
+        code = main([command, str(place)])
+        printed = "".join(capsys.readouterr())
+        assert "Traceback" not in printed
+        assert code == 0 or name in printed
+
+
+def test_a_directory_in_the_place_of_the_progress_is_ignored(small_sweep: MakeSweep, tmp_path: Path):
+    spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
+    result = sweeps.run(spec)
+    (place / "progress.json").unlink()
+    (place / "progress.json").mkdir()
+    assert sweeps.resume(place) == result
 
 
 def test_a_repeated_summary_keeps_the_first_result(small_sweep: MakeSweep, tmp_path: Path):
@@ -146,3 +216,13 @@ def test_a_missing_gpu_is_reported_before_anything_is_done(small_sweep: MakeSwee
     with pytest.raises(UserError, match="CUDA"):
         sweeps.run(small_sweep(resources={"gpus_per_pack": 1.0}))
     assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_a_missing_identity_is_restored_from_the_ledger(small_sweep: Callable[..., SweepSpec]) -> None:
+    spec = small_sweep()
+    first = sweeps.run(spec)
+    file = Path(spec.storage) / "small" / "sweep.json"
+    before = file.read_bytes()
+    file.unlink()
+    assert sweeps.run(spec) == first
+    assert file.read_bytes() == before

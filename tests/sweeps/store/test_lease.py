@@ -171,6 +171,16 @@ def test_an_unreadable_file_is_watched_like_a_remote_owner(tmp_path: Path, short
     assert lease_owner(tmp_path, "one") is None
 
 
+def test_a_directory_in_the_place_of_a_lease_is_watched_like_a_remote_owner(tmp_path: Path, short_expiry: None) -> None:
+    (tmp_path / "one.4.lease" / "inner").mkdir(parents=True)
+    found = lease_owner(tmp_path, "one")
+    assert found is not None
+    assert str(tmp_path / "one.4.lease") in found.who
+    with acquire_lease(tmp_path, "one") as lease:
+        assert lease.is_valid()
+    assert lease_owner(tmp_path, "one") is None
+
+
 def _compete(directory: Path, start: float, wins: object) -> None:
     time.sleep(max(0.0, start - time.time()))
     try:

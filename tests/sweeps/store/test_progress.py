@@ -22,7 +22,7 @@ from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.progress import as_line, as_table
 from sweeps.store import progress
-from sweeps.store.layout import leases
+from sweeps.store.layout import leases, write_document
 from sweeps.store.lease import acquire_lease
 from sweeps.store.progress import (
     JOB_VARIABLE,
@@ -185,8 +185,9 @@ def test_the_end_of_an_earlier_driver_is_not_that_of_the_current_one(
             assert ask("--watch")["state"] == "finished"
         assert polls, "the watch did not end while a driver was preparing"
     own = {"driver": current.who, "started_ms": 2**50}
-    file = directory / "progress.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    ended = read_progress(directory)
+    assert ended is not None
+    write_document(directory / "progress.json", ended.model_dump(mode="json") | own)
     with acquire_lease(leases(tmp_path / "runs"), "small"):
         assert ask()["state"] == "finished", "and is about to release the lease"
 
@@ -194,7 +195,7 @@ def test_the_end_of_an_earlier_driver_is_not_that_of_the_current_one(
 def recorded(directory: Path, spec: dict[str, object]) -> Path:
     directory.mkdir(parents=True)
     known = {"sweep_id": "a", "started_ms": 1, "spec_fingerprint": "b", "bank_fingerprint": "c", "spec": spec}
-    (directory / "sweep.json").write_text(json.dumps(known))
+    write_document(directory / "sweep.json", known)
     return directory
 
 
@@ -221,7 +222,7 @@ def test_a_damaged_directory_does_not_hide_others(tmp_path: Path, capsys: pytest
     assert main(["list", "--storage", str(tmp_path), "--json"]) == 0
     rows = {row["sweep"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["good"]["state"], rows["damaged"]["state"]) == ("stopped", "unreadable")
-    assert rows["damaged"]["where"] == f"{damaged} is damaged; remove its directory to start the sweep over"
+    assert rows["damaged"]["where"].startswith(f"{damaged} is damaged; remove it and run the sweep file again")
     assert main(["list", "--storage", str(tmp_path)]) == 0
     assert main(["status", str(damaged.parent)]) == 2
 
@@ -411,4 +412,10 @@ def test_a_job_continues_if_its_log_cannot_be_written(small_sweep: Callable[...,
 @pytest.mark.parametrize("text", ["", "{", '{"sweep": "x"}', '{"version": 2, "sweep": "x", "state": "running"}'])
 def test_unreadable_progress_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "progress.json").write_text(text)
+    assert read_progress(tmp_path) is None
+
+
+@pytest.mark.parametrize("document", [{"sweep": "x"}, {"version": 2, "sweep": "x", "state": "running"}])
+def test_progress_of_another_version_is_ignored(tmp_path: Path, document: dict[str, object]) -> None:
+    write_document(tmp_path / "progress.json", document)
     assert read_progress(tmp_path) is None

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from lt_train.core.errors import UserError
-from sweeps.config.interfaces import Champion, TrialFinished
+from sweeps.config.interfaces import Champion, TrackedTrial
 from sweeps.tracking import background
 from sweeps.tracking.background import BackgroundTracker
 
 NOWHERE = Path("nowhere")
 
 
-def trial(key: str) -> TrialFinished:
-    return TrialFinished(key, key, "search", {}, {}, {}, {}, failed=False, finished_ms=0)
+def trial(key: str) -> TrackedTrial:
+    return TrackedTrial(key, key, "search", {}, {}, {}, {}, failed=False, finished_ms=0)
 
 
 class Server:
@@ -42,7 +42,7 @@ class Server:
         self._call("connected")
         return self
 
-    def log_trial(self, trial: TrialFinished) -> None:
+    def log_trial(self, trial: TrackedTrial) -> None:
         self._call(trial.key)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
@@ -135,7 +135,7 @@ def test_a_failed_server_is_tried_again_after_a_pause(server: Server, monkeypatc
 
 
 def test_a_trial_that_cannot_be_built_does_not_delay_others(server: Server) -> None:
-    def unreadable() -> TrialFinished:
+    def unreadable() -> TrackedTrial:
         raise OSError("its curve cannot be read")
 
     tracker = BackgroundTracker(server.connect)

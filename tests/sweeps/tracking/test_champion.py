@@ -131,7 +131,7 @@ def test_a_failed_upload_is_resumed(broken: str, image_classifier: MakeSweep, mo
 def test_a_model_from_images_is_logged_later(image_classifier: MakeSweep, monkeypatch: pytest.MonkeyPatch):
     spec = image_classifier()
     with monkeypatch.context() as without:
-        without.setattr("sweeps.experiment.runner.image_classifier", lambda *arguments: None)
+        without.setattr("sweeps.experiment.listeners.image_classifier", lambda *arguments: None)
         sweeps.run(spec)
         sweeps.resume(Path(spec.storage) / "small")
         assert registered(spec) == {"1": ("champion-head", ["champion", "champion-head"])}
@@ -139,7 +139,7 @@ def test_a_model_from_images_is_logged_later(image_classifier: MakeSweep, monkey
     sweeps.resume(Path(spec.storage) / "small")
     assert registered(spec) == both
     with monkeypatch.context() as without:
-        without.setattr("sweeps.experiment.runner.image_classifier", lambda *arguments: None)
+        without.setattr("sweeps.experiment.listeners.image_classifier", lambda *arguments: None)
         sweeps.resume(Path(spec.storage) / "small")
     assert registered(spec) == both, "an existing model must stay"
 

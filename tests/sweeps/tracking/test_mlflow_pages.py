@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.config.interfaces import RunsView, SweepStarted
+from sweeps.config.interfaces import RunsView, TrackedSweep
 from sweeps.config.spec import SweepSpec
 from sweeps.tracking.events import runs_view
 from sweeps.tracking.mlflow.pages import sweep_urls, view_tags
@@ -20,7 +20,7 @@ SPACE = {"method.smooth_factor": {"uniform": [0.1, 0.9]}, "method.lr": {"logunif
 
 
 def states(spec: SweepSpec, has_val: bool = True) -> list[dict[str, Any]]:
-    tags = view_tags(SweepStarted("some id", spec.name, {}, 7, view=runs_view(spec, has_val)))
+    tags = view_tags(TrackedSweep("some id", spec.name, {}, 7, view=runs_view(spec, has_val)))
     packed = [json.loads(value)["state"].removeprefix("deflate;") for value in tags.values()]
     return [json.loads(zlib.decompress(base64.b64decode(text))) for text in packed]
 
@@ -56,7 +56,7 @@ def test_a_logarithmic_search_is_charted_by_its_logarithm(small_sweep: MakeSweep
 
 def test_a_view_with_many_parameters_fits_into_a_tag():
     many = [f"head.some_long_name_{number}" for number in range(60)]
-    sweep = SweepStarted("id", "x", {}, 1, view=RunsView("acc_all", ["acc_all"], many, ["acc_few"], {"los": many}))
+    sweep = TrackedSweep("id", "x", {}, 1, view=RunsView("acc_all", ["acc_all"], many, ["acc_few"], {"los": many}))
     assert max(len(value) for value in view_tags(sweep).values()) < 5000
 
 
