@@ -237,7 +237,6 @@ def _trials(spec: SweepSpec, ledger: FinishedRuns) -> list[TrialRuns]:
     """The complete trials of a ledger: baselines, search and finalists of each candidate, extended training."""
     candidates = {one.name: one for one in spec.candidates()}
     baselines = {trial.name: trial for trial in baseline_trials(spec)}
-    places = {name: place for place, name in enumerate(candidates)}
     found: list[TrialRuns] = []
     for one in ledger.trials.values():
         trial: Trial | None = None
