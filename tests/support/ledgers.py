@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+from xxhash import xxh3_128_hexdigest
 
 from sweeps.config.spec import SweepSpec
 
-__all__ = ["cut", "lines_of", "pack_lines", "run_lines", "runs_by_key", "runs_of"]
+__all__ = ["cut", "lines_of", "pack_lines", "run_lines", "runs_by_key", "runs_of", "without_extended_training"]
 
 OF_THE_WRITING = ("at_ms", "term", "check")
 """Fields of a line that differ between two sweeps with equal results."""
@@ -87,6 +88,26 @@ def cut(directory: Path, packs: int, *, proposed: bool = False) -> None:
         for one in place.iterdir():
             if one.name.rsplit(".", 2)[0] not in names:
                 one.unlink()
+
+
+def without_extended_training(directory: Path) -> None:
+    """Turn a finished sweep into one that was finished without extended training of its winner."""
+    file = directory / "ledger.jsonl"
+    lines = lines_of(directory)
+    kept = [line for line in lines if line.get("phase") != "extended" and line.get("pack") != "extended-0"]
+    assert kept[-1]["event"] == "finished"
+    removed = [line["event"] for line in lines if line not in kept]
+    kept[-1] |= {"trials": kept[-1]["trials"] - 1, "runs": kept[-1]["runs"] - removed.count("run")}
+    file.write_bytes(b"".join(map(_with_check, kept)))
+    (arrays,) = (directory / "packs").glob("extended-*")
+    arrays.unlink()
+    result = json.loads((directory / "result.json").read_text())
+    (directory / "result.json").write_text(json.dumps(result | {"extended": None}))
+
+
+def _with_check(line: dict[str, Any]) -> bytes:
+    text = json.dumps({name: value for name, value in line.items() if name != "check"}, separators=(",", ":")).encode()
+    return text[:-1] + b',"check":"' + xxh3_128_hexdigest(text).encode() + b'"}\n'
 
 
 def _plain(array: np.ndarray) -> Any:

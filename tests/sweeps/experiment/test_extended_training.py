@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from support.ledgers import pack_lines, run_lines, runs_of
+from support.ledgers import pack_lines, run_lines, runs_of, without_extended_training
 from support.queues import in_random_order, outcomes, train_all
 from support.stores import all_runs
 
@@ -237,25 +237,11 @@ def test_its_heads_are_removed_and_the_winners_are_kept(small_sweep: MakeSweep) 
     assert sweep.classifier(sweep.winner) is not None
 
 
-def without_the_phase(spec: SweepSpec) -> None:
-    """Turn a finished sweep into one that was finished without extended training."""
-    place = directory(spec)
-    lines = (place / "ledger.jsonl").read_text().splitlines(keepends=True)
-    (place / "ledger.jsonl").write_text("".join(line for line in lines if "extended" not in line))
-    (file,) = (place / "packs").glob("extended-*")
-    file.unlink()
-    result = json.loads((place / "result.json").read_text())
-    result["extended"] = None
-    (place / "result.json").write_text(json.dumps(result))
-
-
-def test_a_resume_adds_it_to_a_sweep_that_was_finished_without(
-    small_sweep: MakeSweep,
-) -> None:
+def test_a_resume_adds_it_to_a_sweep_that_was_finished_without(small_sweep: MakeSweep) -> None:
     spec = small_sweep(**WHOLE)
     first = sweeps.run(spec)
     runs = runs_of(spec)
-    without_the_phase(spec)
+    without_extended_training(directory(spec))
     recorded = run_lines(directory(spec))
     assert len(recorded) == len(runs) - 2
     sweep = read_sweep(directory(spec))
@@ -272,7 +258,7 @@ def test_a_resume_adds_it_to_a_sweep_that_was_finished_without(
 def test_a_failure_does_not_cost_the_winner(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = small_sweep(**WHOLE)
     first = sweeps.run(spec)
-    without_the_phase(spec)
+    without_extended_training(directory(spec))
     fit = fused.fit
 
     def failing(bank: FeatureBank, runs: Sequence[Run], *options: Any) -> list[RunResult]:
