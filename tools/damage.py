@@ -129,8 +129,9 @@ class Storage:
                 elif row != true:
                     raise Wrong(f"the table shows other numbers: {_difference(true, row)}")
             found = sweeps.compare(*self.members).model_dump(mode="json")
-            if any(read_sweep(member).missing for member in self.members):
-                said = said or "reported as missing"
+            read = [read_sweep(member) for member in self.members]
+            if any(one.missing or one.state == "unfinished" for one in read):  # shown beside the numbers
+                said = said or "reported as missing or unfinished"
             elif found != self.truth["comparison"]:
                 raise Wrong(f"the comparison shows other numbers: {_difference(self.truth['comparison'], found)}")
         except LongtailError as error:

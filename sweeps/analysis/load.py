@@ -21,7 +21,8 @@ from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Trial, baseline_trials, recorded_trial, search_size
 from sweeps.store.directory import load_matrix_directory, load_spec, recorded_bank
 from sweeps.store.layout import CACHE, IDENTITY, is_matrix, sweep_directory
-from sweeps.store.ledger import FinishedRuns, Record
+from sweeps.store.ledger import FinishedRuns
+from sweeps.store.records import Record
 
 if TYPE_CHECKING:
     from torch import nn

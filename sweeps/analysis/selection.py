@@ -16,7 +16,8 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate, paired
 from sweeps.config.trials import Phase, Trial
-from sweeps.store.ledger import FinishedRuns, Record
+from sweeps.store.ledger import FinishedRuns
+from sweeps.store.records import Record
 
 if TYPE_CHECKING:
     from sweeps.config.sections import SelectionSpec

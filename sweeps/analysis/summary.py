@@ -25,7 +25,7 @@ from sweeps.analysis.result import (
     Winner,
 )
 from sweeps.analysis.statistics import Array, Comparison, paired
-from sweeps.store.ledger import Record
+from sweeps.store.records import Record
 
 __all__ = ["summarise"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sweeps.config.spec import SweepSpec
     from sweeps.config.trials import Phase, Trial
     from sweeps.store.layout import SweepDirectory
-    from sweeps.store.ledger import Record
+    from sweeps.store.records import Record
 
 __all__ = [
     "Callback",

@@ -28,7 +28,8 @@ from sweeps.config.trials import Phase, Study, Trial, baseline_trials, extended_
 from sweeps.experiment.events import Callback, PackFailed, PackStarted, PhaseFinished, RunFinished, TrialFinished
 from sweeps.experiment.packing import Outcome, PackSize, Retries, pack_runs
 from sweeps.search.base import Tried
-from sweeps.store.ledger import Ledger, run_key
+from sweeps.store.ledger import Ledger
+from sweeps.store.records import run_key
 
 __all__ = ["TrialQueue"]
 

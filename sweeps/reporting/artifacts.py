@@ -23,7 +23,7 @@ from sweeps.reporting.svg import draw_png
 from sweeps.reporting.tables import all_runs
 from sweeps.reporting.terminal import winner_line
 from sweeps.store.layout import SweepDirectory
-from sweeps.store.ledger import RunArrays
+from sweeps.store.records import RunArrays
 
 
 def running_note(spec: SweepSpec, directory: Path) -> str:

@@ -17,7 +17,8 @@ from sweeps.analysis.selection import TrialRuns
 from sweeps.config.sections import SelectionSpec
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Trial
-from sweeps.store.ledger import Accuracies, FinishedRuns, Record
+from sweeps.store.ledger import FinishedRuns
+from sweeps.store.records import Accuracies, Record
 
 
 def record(

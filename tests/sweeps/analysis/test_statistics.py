@@ -23,7 +23,8 @@ from sweeps.analysis.statistics import (
     welch,
 )
 from sweeps.config.trials import Trial
-from sweeps.store.ledger import FinishedRuns, Record
+from sweeps.store.ledger import FinishedRuns
+from sweeps.store.records import Record
 
 
 def record(seed: int, accuracy: float) -> Record:

@@ -34,7 +34,8 @@ from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
 from sweeps.experiment.runner import run_matrix
 from sweeps.experiment.trial_queue import TrialQueue
-from sweeps.store.ledger import Ledger, Record, RunArrays
+from sweeps.store.ledger import Ledger
+from sweeps.store.records import Record, RunArrays
 
 pytestmark = pytest.mark.slow
 

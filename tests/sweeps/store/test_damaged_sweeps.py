@@ -22,7 +22,7 @@ import sweeps
 from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.experiment import runner
-from sweeps.store import ledger
+from sweeps.store import lines, pack_files
 
 MakeSweep = Callable[..., SweepSpec]
 pytestmark = pytest.mark.slow
@@ -200,11 +200,11 @@ def believe(text: bytes) -> dict[str, Any] | None:
 
 
 CHECKS: dict[Callable[[Finished], Iterator[str]], tuple[Any, str, Any]] = {
-    a_carriage_return: (ledger, "_checked", believe),
-    a_digit: (ledger, "_checked", believe),
+    a_carriage_return: (lines, "_checked", believe),
+    a_digit: (lines, "_checked", believe),
     half_a_result: (runner, "atomic_file", lambda path: contextlib.nullcontext(Path("/dev/null"))),
-    half_a_head: (ledger, "_is_sound", lambda file, checked: True),
-    another_head: (ledger, "_is_sound", lambda file, checked: True),
+    half_a_head: (pack_files, "digest_file", lambda file: pack_files.name_parts(file)[1]),
+    another_head: (pack_files, "digest_file", lambda file: pack_files.name_parts(file)[1]),
 }
 """By case, what protects against it: a module, a name in it, and a replacement that does not."""
 

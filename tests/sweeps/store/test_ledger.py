@@ -22,7 +22,8 @@ from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult, SelectedHead
 from sweeps.config.trials import Trial
 from sweeps.store.lease import LeaseLost
-from sweeps.store.ledger import FinishedRuns, Ledger, Record, RunArrays, SweepEnd, run_key
+from sweeps.store.ledger import FinishedRuns, Ledger
+from sweeps.store.records import Record, RunArrays, SweepEnd, run_key
 
 
 def result(value: float = 0.5, failure: str | None = None) -> RunResult:
@@ -726,15 +727,13 @@ def test_heads_of_a_pack_that_was_not_written_are_removed(
     copy: Path, true: FinishedRuns, monkeypatch: pytest.MonkeyPatch
 ):
     """A crash between the file of the heads and that of the pack."""
-    ledger, save = Ledger(copy), Ledger._save
+    ledger = Ledger(copy)
 
-    def crash(self: Ledger, place: Path, *others: Any) -> str | None:
-        if place.name == "packs":
-            raise Crash
-        return save(self, place, *others)
+    def crash(*arguments: Any) -> str:
+        raise Crash
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "_save", crash)
+        patched.setattr("sweeps.store.ledger.save_arrays", crash)
         with pytest.raises(Crash):
             append(ledger, "p3", "k6")
     ledger.close()

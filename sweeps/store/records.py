@@ -1,0 +1,231 @@
+"""The records of a ledger: trials, runs and their arrays, and the fields of their lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lt_train.core.imports import torch
+from lt_train.core.io import fingerprint
+from lt_train.metrics import SPLITS, loma_cv
+from lt_train.retrain.base import NUMERICS_VERSION, EpochSelection, Halving, Run, RunResult
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sweeps.config.trials import Phase, Trial
+
+__all__ = [
+    "Accuracies",
+    "Record",
+    "RecordedTrial",
+    "RunArrays",
+    "SweepEnd",
+    "rounded",
+    "run_key",
+    "trial_fields",
+]
+
+Accuracies = tuple[float | None, ...]
+"""By split, in the order of `SPLITS`; None stands for NaN: a split without classes."""
+
+
+def run_key(
+    bank_fingerprint: str, run: Run, rule: EpochSelection, halving: Halving | None = None, pool: str = ""
+) -> str:
+    """The identity of a run: a fingerprint of everything that determines its numbers, 64 hex digits.
+
+    Which runs share its pack is not part of it; within a `pool`, such as one candidate, that follows from the sweep
+    file.
+    """
+    counts: list[Any] = [rule.epoch, rule.on, rule.metric] if rule.epoch == "best" else ["last"]
+    if halving is not None:
+        # The rungs compare trials by this rule, so it matters even where the last epoch counts.
+        counts = [rule.epoch, rule.on, rule.metric, {"rungs": halving.rungs, "factor": halving.factor}]
+    return fingerprint(
+        {
+            "numerics": NUMERICS_VERSION,
+            "bank": bank_fingerprint,
+            "method": run.method.model_dump(mode="json"),
+            "training": run.training.model_dump(mode="json"),
+            "seed": run.seed,
+            "rule": counts,
+            **({"pool": pool} if pool else {}),
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A recorded run. Accuracies are fractions at the selected epoch.
+
+    Attributes:
+        failure: why the run failed; None if it did not.
+        epochs: number of finished epochs.
+        epoch: the selected epoch, from 0; -1 for a failed run.
+        val: class-balanced accuracy on the validation set; None without one, and for a failed run.
+        test: top-1 accuracy on the test set; None for a failed run.
+        at_ms: when it was recorded, in milliseconds since 1970.
+    """
+
+    key: str
+    seed: int
+    status: Literal["finished", "stopped", "failed"]
+    failure: str | None
+    epochs: int
+    epoch: int
+    val: Accuracies | None
+    test: Accuracies | None
+    loma_mean: float | None
+    loma_cv: float | None
+    pack: str
+    at_ms: int
+
+    @property
+    def stopped(self) -> int | None:
+        """Number of epochs after which the run was stopped early; None if it was not."""
+        return self.epochs if self.status == "stopped" else None
+
+    @classmethod
+    def of(cls, key: str, seed: int, result: RunResult, pack: str, at_ms: int) -> Record:
+        """The record of a run's result."""
+        kept = result.kept
+        val = None if kept is None or result.val_accuracy is None else result.val_accuracy[kept.epoch]
+        return cls(
+            key=key,
+            seed=seed,
+            status="failed" if kept is None else "finished" if result.stopped is None else "stopped",
+            failure=result.failure,
+            epochs=len(result.test_accuracy) if result.stopped is None else result.stopped,
+            epoch=-1 if kept is None else kept.epoch,
+            val=None if val is None else _accuracies(val),
+            test=None if kept is None else _accuracies(result.test_accuracy[kept.epoch]),
+            loma_mean=None if kept is None else _finite(float(np.nanmean(kept.loma))),
+            loma_cv=None if kept is None else _finite(float(loma_cv(torch.tensor(kept.loma)))),
+            pack=pack,
+            at_ms=at_ms,
+        )
+
+    @classmethod
+    def read(cls, line: Mapping[str, Any]) -> Record:
+        """The record in a line of the ledger."""
+        test, val = (
+            tuple(line[f"{prefix}acc_{split}"] for split in SPLITS) if f"{prefix}acc_all" in line else None
+            for prefix in ("", "val_")
+        )
+        return cls(
+            key=line["key"],
+            seed=line["seed"],
+            status=line["status"],
+            failure=line.get("failure"),
+            epochs=line["epochs"],
+            epoch=-1 if line["epoch"] is None else line["epoch"] - 1,
+            val=val,
+            test=test,
+            loma_mean=line["loma_mean"],
+            loma_cv=line["loma_cv"],
+            pack=line["pack"],
+            at_ms=line["at_ms"],
+        )
+
+    def line(self, trial: Trial) -> dict[str, Any]:
+        """The line of this run, which `trial` was the first to request. Epochs are counted from 1."""
+        return {
+            "event": "run",
+            "at_ms": self.at_ms,
+            **trial_fields(trial),
+            "seed": self.seed,
+            "status": self.status,
+            **({} if self.failure is None else {"failure": self.failure}),
+            "epochs": self.epochs,
+            "epoch": None if self.epoch < 0 else self.epoch + 1,
+            **_by_split("acc_", self.test),
+            **_by_split("val_acc_", self.val),
+            "loma_mean": self.loma_mean,
+            "loma_cv": self.loma_cv,
+            "key": self.key,
+            "pack": self.pack,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTrial:
+    """A proposed trial. The fields are those of `sweeps.config.trials.Trial`; `keys` are those of its runs, by seed."""
+
+    name: str
+    phase: Phase
+    method: str
+    number: int
+    params: dict[str, Any]
+    keys: tuple[str, ...]
+
+    @classmethod
+    def read(cls, line: Mapping[str, Any]) -> RecordedTrial:
+        """The trial in a line of the ledger. Its searched values are the fields whose names are dotted paths."""
+        params = {name: value for name, value in line.items() if "." in name}
+        return cls(line["trial"], line["phase"], line["method"], line["number"], params, tuple(line["keys"]))
+
+
+@dataclass(frozen=True)
+class RunArrays:
+    """The arrays of one run: E epochs, K classes. Accuracies are fractions; NaN for a split or class without images.
+
+    Attributes:
+        val: `[E, 4]`, class-balanced accuracy after every epoch; None without a validation set.
+        test: `[E, 4]`, top-1 accuracy.
+        loss: `[E]`, mean training loss.
+        class_accuracy, loma, regularised_std: `[K]`, on test at the selected epoch; empty for a failed run.
+    """
+
+    val: NDArray[np.float64] | None
+    test: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    class_accuracy: NDArray[np.float64]
+    loma: NDArray[np.float64]
+    regularised_std: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SweepEnd:
+    """The end of a sweep: seconds by activity of the call that trained its last runs, and remarks on the data."""
+
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+def trial_fields(trial: Trial) -> dict[str, Any]:
+    """The fields of a trial, and its searched values by dotted path."""
+    return {
+        "trial": trial.name,
+        "phase": trial.phase,
+        "method": trial.display_name,
+        "number": trial.number,
+        **trial.params,
+    }
+
+
+_DECIMALS = 7
+
+
+def rounded(array: NDArray[Any]) -> NDArray[np.float64]:
+    """In double precision with the decimals that lines have, so that numbers from both sources agree."""
+    return np.round(array.astype(np.float64), _DECIMALS).astype(np.float64)
+
+
+def _accuracies(row: NDArray[np.float32]) -> Accuracies:
+    return tuple(_finite(round(float(value), _DECIMALS)) for value in row)
+
+
+def _by_split(prefix: str, values: Accuracies | None) -> dict[str, float | None]:
+    if values is None:
+        return {}
+    return {f"{prefix}{split}": value for split, value in zip(SPLITS, values, strict=True)}
+
+
+def _finite(value: float) -> float | None:
+    """None for NaN and infinities, which JSON does not have."""
+    return value if math.isfinite(value) else None
