@@ -81,13 +81,13 @@ def summarise(sweep: Sweep) -> Result:
 
 
 def _search_notes(sweep: Sweep) -> list[str]:
-    """Whether the trials may differ from those of a sweep that is run without interruption."""
-    versions = list(sweep.ledger.optuna)
+    """A note if trials were proposed with several versions of a library."""
+    versions = sweep.ledger.proposed_with
     if len(versions) < 2:
         return []
     return [
-        f"Trials were proposed with several versions of Optuna ({', '.join(versions)}), because the sweep was resumed "
-        "with another one; a sweep with a single version may try other trials."
+        f"Trials were proposed with several versions of a library ({', '.join(versions)}), because the sweep was "
+        "resumed with another one; a sweep with a single version may try other trials."
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from lt_train.methods.base import MethodSpec, TrainingSpec
@@ -117,6 +118,12 @@ class Study:
         candidate = self.candidate
         proposed = self._algorithm.propose(candidate.space, candidate.seed, self._tried, len(numbers))
         return ((number, self._recorded.get(number, values)) for number, values in zip(numbers, proposed, strict=False))
+
+    @property
+    def proposed_with(self) -> str:
+        """Name and version of the library on which the proposed values depend; empty if there is none."""
+        library = self._algorithm.library
+        return f"{library} {version(library)}" if library else ""
 
     def next_to_report(self) -> list[Trial]:
         """The batch to report next, once it is complete; empty if all are reported."""

@@ -17,9 +17,9 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any, get_args
 
+from lt_train.core.validation import named
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
 from sweeps.analysis.selection import TrialRuns, ranking, trial_runs
@@ -80,7 +80,8 @@ class TrialQueue:
         self._packs: dict[str, Pack] = {}
         self._pack_keys: dict[str, list[str]] = {}
         self._open: dict[str, Trial] = {}
-        self._restored: set[str] = set()
+        self._without_heads: set[str] = set()
+        self._restoring: set[str] = set()
         self._leader: TrialRuns | None = None
         self._baselines: frozenset[str] = frozenset()
         self._enqueue("baseline", baseline_trials(spec))
@@ -116,6 +117,7 @@ class TrialQueue:
             keys = self._pack_keys[complete.pack.name]
             trials = [self._first[key] for key in keys]
             records = self.ledger.append(complete.pack, trials, keys, complete.results, complete.seconds)
+            self._restoring.discard(complete.pack.name)
             for record, trial in zip(records, trials, strict=True):
                 self.emit(RunFinished(record, trial))
         self._in_flight.discard(outcome.pack.name)
@@ -152,7 +154,7 @@ class TrialQueue:
         searched = all(study.finalists is not None for study in self.studies)
         known = {"baseline": True, "search": searched, "finalist": searched, "extended": self.extended is not None}
         while self._phases and known[self._phases[0]]:
-            if any(trial.phase == self._phases[0] for trial in self._open.values()):
+            if self._restoring or any(trial.phase == self._phases[0] for trial in self._open.values()):
                 break
             self.emit(PhaseFinished(self._phases.popleft()))
 
@@ -173,17 +175,18 @@ class TrialQueue:
         with self._timed():
             batch = study.ask()
         if batch:
-            self._check_optuna(batch)
+            self._check_version(study, batch)
             self._enqueue("search", batch, study)
         return batch is not None
 
-    def _check_optuna(self, batch: Sequence[Trial]) -> None:
-        """Warn if new trials are proposed with another version of Optuna than earlier ones; once, as it is recorded."""
-        running, recorded = version("optuna"), self.ledger.optuna
-        if recorded and running not in recorded and any(trial.name not in self.ledger.trials for trial in batch):
+    def _check_version(self, study: Study, batch: Sequence[Trial]) -> None:
+        """Warn if new trials are proposed with another version of a library than earlier ones; once: it is recorded."""
+        running, recorded = study.proposed_with, self.ledger.proposed_with
+        is_new = any(trial.name not in self.ledger.trials for trial in batch)
+        if running and recorded and running not in recorded and is_new:
             logger.warning(
-                "the trials so far were proposed with Optuna %s, the remaining ones are proposed with %s; recorded "
-                "trials are kept, but a sweep with a single version may try other trials",
+                "the trials so far were proposed with %s, the remaining ones are proposed with %s; recorded trials are "
+                "kept, but a sweep with a single version may try other trials",
                 ", ".join(recorded),
                 running,
             )
@@ -237,9 +240,17 @@ class TrialQueue:
     def _restore_heads(self, keys: Iterable[str]) -> None:
         """Queue the packs of recorded runs whose heads are lost, because their file was damaged."""
         names = {self.ledger.finished[key].pack for key in keys if self.ledger.is_head_lost(key)}
-        names -= self._restored  # the winner is also a finalist, and may share runs with a baseline
-        self._restored |= names
-        self._ready.extend(self._packs[name] for name in sorted(names))
+        names -= self._without_heads  # the winner is also a finalist, and may share runs with a baseline
+        self._without_heads |= names
+        self._restoring |= names
+        packs = [self._packs[name] for name in sorted(names)]
+        if packs:
+            logger.warning(
+                "the trained heads of %s are missing; its %d runs are trained again",
+                named([pack.name for pack in packs], 5),
+                sum(len(pack.runs) for pack in packs),
+            )
+        self._ready.extend(packs)
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -262,7 +273,8 @@ class TrialQueue:
                 if key not in self._first:
                     self._first[key] = trial
                     keys_of[run] = key
-        self.ledger.propose((trial, self._keys[trial.name]) for trial in trials)
+        proposed_with = study.proposed_with if study and phase == "search" else ""
+        self.ledger.propose(((trial, self._keys[trial.name]) for trial in trials), proposed_with)
         name = study.pack_name(phase) if study else phase
         halving = functools.partial(self._halving, phase=phase)
         for pack in pack_runs(name, list(keys_of), self._rule(phase), self.size.lanes, halving):

@@ -6,7 +6,6 @@ Methods are searched separately and have a panel each.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -238,8 +237,7 @@ def importance(sweep: Sweep) -> Figure | None:
     most = int(MAX_TRIALS / max(len(candidates), 1) ** (2 / 3))
     for candidate in candidates:
         known = [(one.trial.params, one.objective or 0.0) for one in _complete(sweep, candidate.name)]
-        chosen = random.Random(0).sample(known, most) if len(known) > most else known
-        shares = importances(candidate.space, chosen)
+        shares = importances(candidate.space, known, most)
         if len(shares) < 2:
             continue
         x = [float(bar) for bar in range(len(shares))]

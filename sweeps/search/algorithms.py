@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class TreeParzen(AlgorithmSpec):
     ones, so that trials that run at the same time differ. Trials outside the searched space are ignored.
     """
 
+    library: ClassVar[str] = "optuna"
     kind: Literal["tpe"] = "tpe"
     startup_trials: int = Field(
         default=10, ge=0, description="number of trials drawn at random before the model is used, >= 0"
@@ -53,6 +54,7 @@ class TreeParzen(AlgorithmSpec):
 class RandomSearch(AlgorithmSpec):
     """Independent random draws, regardless of results. Suited to sensitivity plots and as a baseline."""
 
+    library: ClassVar[str] = "optuna"
     kind: Literal["random"] = "random"
 
     def propose(
@@ -115,20 +117,21 @@ MIN_TRIALS = 10
 """The smallest number of trials for which `importances` fits a model."""
 
 MAX_TRIALS = 1000
-"""The largest number of trials to which `importances` fits a model; of more trials it draws a random sample."""
+"""The largest number of trials to which `importances` fits a model by default."""
 
 
 def importances(
-    space: Mapping[str, Dimension], trials: Sequence[tuple[Mapping[str, Any], float]], seed: int = 0
+    space: Mapping[str, Dimension], trials: Sequence[tuple[Mapping[str, Any], float]], most: int = MAX_TRIALS
 ) -> dict[str, float]:
     """The share of the objective's variance that each dimension explains, by fANOVA (Hutter et al., 2014).
 
-    Its time grows faster than linearly with the number of trials, so it is computed on at most `MAX_TRIALS` of them.
+    Its time grows faster than linearly with the number of trials, so it is computed on a random sample of `most` if
+    there are more.
 
     Args:
         space: the searched dimensions.
         trials: `(values by dotted path, objective)` of every trial.
-        seed: of the random forest and of the sample.
+        most: the largest number of trials to which a model is fitted.
 
     Returns:
         Shares by dotted path, largest first; they sum to 1. Empty if there are fewer than `MIN_TRIALS` trials, no
@@ -140,10 +143,10 @@ def importances(
 
     if not space or len(trials) < MIN_TRIALS:
         return {}
-    if len(trials) > MAX_TRIALS:
-        trials = random.Random(seed).sample(trials, MAX_TRIALS)
+    if len(trials) > most:
+        trials = random.Random(0).sample(trials, most)
     study = study_of(space, [Tried(params, "finished", value) for params, value in trials])
     values = {trial.value for trial in study.get_trials(deepcopy=False)}
     if len(values) < 2:
         return {}
-    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
+    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))

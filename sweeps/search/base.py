@@ -199,6 +199,9 @@ class Tried:
 class AlgorithmSpec(KindSpec):
     """Base class of the search algorithms."""
 
+    library: ClassVar[str] = ""
+    """The package whose version may change what is proposed, recorded with every trial; empty if there is none."""
+
     @abstractmethod
     def propose(
         self, space: Mapping[str, Dimension], seed: int, tried: Sequence[Tried], count: int

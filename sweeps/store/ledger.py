@@ -2,9 +2,10 @@
 
 `ledger.jsonl` holds one JSON line per event, in the order of events:
 
-- `driver`: a process opened the ledger for writing, with the version of Optuna that it uses.
+- `driver`: a process opened the ledger for writing.
 - `sweep`: the content of `sweep.json`.
-- `trial`: a trial was proposed, with its searched values (by dotted path), seeds, and the keys of its runs.
+- `trial`: a trial was proposed, with its searched values (by dotted path), its seeds, the keys of its runs, and the
+  version of the library that proposed it.
 - `run`: a run ended, with its status and metrics. Accuracies are fractions of 1 at the selected epoch.
 - `pack`: ends the lines of the runs of one pack. They were written at once and count only if all of them are sound.
 - `finished`: every run of the sweep is recorded; seconds by activity.
@@ -18,8 +19,8 @@ the search and tracking hear of it. A line cut short by a crash is dropped when 
 Nothing is believed unchecked. Every line ends with a digest of its own bytes; the name of every file contains the
 digest of the file. `FinishedRuns` leaves damaged lines out and names them; readers of sweeps refuse such a ledger.
 `Ledger` moves them to `damaged/`, with damaged files, and restores lines from `packs/`, where every file has a copy of
-the lines of its runs. Only the runs of a damaged file in `packs/`, or of damaged heads that are still needed, are
-trained again.
+the lines of its runs and their trials. Only the runs of a damaged file in `packs/`, or of damaged heads that are still
+needed, are trained again.
 
 Opening the ledger for writing appends a fencing token, `term`. Lines with an older token that follow it are ignored, so
 a driver that lost its lease cannot corrupt the ledger.
@@ -34,12 +35,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_train.core.errors import LongtailError, StorageError
 from lt_train.core.io import atomic_file, sync, writing
+from lt_train.core.validation import named
 from lt_train.retrain.base import Pack, RunResult
 from sweeps.store.lease import LeaseLost
 from sweeps.store.lines import read_lines, with_check
@@ -55,7 +56,7 @@ from sweeps.store.pack_files import (
     save_arrays,
     save_heads,
 )
-from sweeps.store.records import Record, RecordedTrial, RunArrays, SweepEnd, trial_fields
+from sweeps.store.records import Record, RecordedTrial, RunArrays, SweepEnd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,14 +68,17 @@ __all__ = ["FinishedRuns", "Ledger"]
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 1
+"""Of the ledger and the files of its packs."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Pack:
     """A recorded pack: the keys of its runs, the digests of its files, and the seconds of its training."""
 
     keys: tuple[str, ...]
-    arrays: str
-    heads: str | None
+    arrays_digest: str
+    heads_digest: str | None
     seconds: float
 
 
@@ -87,7 +91,6 @@ class FinishedRuns:
         identity: the content of `sweep.json` as recorded; None if it is not.
         end: None until every run is recorded.
         damage: the damaged lines, such as `line 17`; they are left out.
-        optuna: the versions of Optuna that proposed trials, the first one first.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -101,15 +104,14 @@ class FinishedRuns:
         self.identity: dict[str, Any] | None = None
         self.end: SweepEnd | None = None
         self._recorded_end: SweepEnd | None = None
-        self.optuna: dict[str, None] = {}
         self.damage: list[str] = []
         self._recorded: dict[str, _Pack] = {}
         self._open: dict[str, list[Record]] = defaultdict(list)
         self._cached: tuple[str, dict[str, NDArray[Any]]] = ("", {})
-        self._version = ""
-        self._term = self._end = 0
+        self._orphans: dict[str, str] = {}
+        self._term = self._size = 0
         for line in read_lines(self.path):
-            self._end = line.end
+            self._size = line.end
             if line.document is None:
                 self.damage.append(f"line {line.number}")
             else:
@@ -121,17 +123,21 @@ class FinishedRuns:
             return
         self._term = line["term"]
         match line["event"]:
-            case "driver":
-                self._version = line["optuna"]
+            case "driver" if line["format"] != FORMAT:
+                raise LongtailError(
+                    f"{self.path} has format {line['format']}, and this version of the program has format {FORMAT}; "
+                    "use the version that wrote it, or start over with --fresh"
+                )
             case "sweep":
                 self.identity = {name: value for name, value in line.items() if name not in ("event", "term", "check")}
             case "trial":
                 self.end = None
-                if line["phase"] == "search" and line["trial"] not in self.trials:
-                    self.optuna[self._version] = None
+                self._orphans.pop(line["trial"], None)
                 self.trials[line["trial"]] = RecordedTrial.read(line)
             case "run":
                 self._open[line["pack"]].append(Record.read(line))
+                if line["trial"] not in self.trials:
+                    self._orphans[line["trial"]] = line["pack"]
             case "pack":
                 runs = {record.key: record for record in self._open[line["pack"]][-line["runs"] :]}
                 if len(runs) == line["runs"]:
@@ -149,6 +155,12 @@ class FinishedRuns:
         """Time spent in training, summed over packs."""
         return sum(pack.seconds for pack in self._recorded.values())
 
+    @property
+    def proposed_with(self) -> list[str]:
+        """The versions of libraries that proposed trials of the search, such as `optuna 5.0.0`, the first one first."""
+        trials = (trial for trial in self.trials.values() if trial.phase == "search")
+        return list(dict.fromkeys(trial.proposed_with for trial in trials if trial.proposed_with))
+
     def arrays(self, key: str) -> RunArrays:
         """The arrays of a recorded run.
 
@@ -157,7 +169,7 @@ class FinishedRuns:
         """
         pack, (cached, tensors) = self.finished[key].pack, self._cached
         if cached != pack:
-            recorded = self._recorded[pack].arrays
+            recorded = self._recorded[pack].arrays_digest
             tensors = read_arrays(pack_file(self.packs, pack, recorded), recorded)
             self._cached = pack, tensors
         return run_arrays(key, tensors)
@@ -165,7 +177,7 @@ class FinishedRuns:
     def is_head_lost(self, key: str) -> bool:
         """Whether the head of a recorded run was stored and is missing now, removed or damaged."""
         name = self.finished[key].pack
-        heads = self._recorded[name].heads
+        heads = self._recorded[name].heads_digest
         return heads is not None and not pack_file(self.heads, name, heads).is_file()
 
     def head(self, key: str) -> dict[str, Tensor]:
@@ -175,7 +187,7 @@ class FinishedRuns:
             LongtailError: it was not stored, or its file is missing or altered.
         """
         name = self.finished[key].pack
-        heads = self._recorded[name].heads
+        heads = self._recorded[name].heads_digest
         if heads is None:
             raise LongtailError(f"{self.heads} has no head of run {key[:12]}: it failed or was stopped early")
         return read_head(pack_file(self.heads, name, heads), heads, key)
@@ -186,7 +198,7 @@ class Ledger(FinishedRuns):
 
     Args:
         directory: the sweep directory.
-        check: called before every write; raises if the lease is lost.
+        check_lease: called before every write; raises if the lease is lost.
         driver: description of this process, recorded for people who read the file.
         identity: the content of `sweep.json`, recorded unless it is already.
 
@@ -201,11 +213,12 @@ class Ledger(FinishedRuns):
     def __init__(
         self,
         directory: Path,
-        check: Callable[[], None] = lambda: None,
+        check_lease: Callable[[], None] = lambda: None,
         driver: str = "",
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self._check, self.seconds, path = check, 0.0, directory / "ledger.jsonl"
+        self._check_lease, self.seconds, path = check_lease, 0.0, directory / "ledger.jsonl"
+        self._unneeded: set[str] = set()
         for place in (directory / "packs", directory / "heads"):
             if place.exists() and not place.is_dir():
                 raise StorageError(f"{place} must be a directory, but it is a file; move it away and run again")
@@ -219,11 +232,11 @@ class Ledger(FinishedRuns):
         try:
             super().__init__(directory)
             self._earlier_end = self._recorded_end
-            self._check()  # a new term fences off the driver before, so only the owner of the lease may begin one
+            self._check_lease()  # a new term fences off the driver before, so only the owner of the lease may begin one
             restored = self._repair()
-            self._cut(self._end)
+            self._cut(self._size)
             self._term += 1
-            started = {"event": "driver", "at_ms": _now(), "driver": driver, "optuna": version("optuna")}
+            started = {"event": "driver", "at_ms": _now(), "format": FORMAT, "driver": driver}
             known = identity is None or self.identity == identity
             self._write([started, *([] if known else [{"event": "sweep", **(identity or {})}]), *restored])
         except BaseException:
@@ -234,20 +247,24 @@ class Ledger(FinishedRuns):
         """Close the file."""
         os.close(self._descriptor)
 
-    def propose(self, trials: Iterable[tuple[Trial, Sequence[str]]]) -> None:
+    def propose(self, trials: Iterable[tuple[Trial, Sequence[str]]], proposed_with: str = "") -> None:
         """Record proposed trials with the keys of their runs, unless they are recorded already.
+
+        Args:
+            trials: the trials and the keys of their runs, by seed.
+            proposed_with: name and version of the library that proposed their values; empty if there is none.
 
         Raises:
             LeaseLost: another driver has taken over the sweep.
             StorageError: the disk is full; the ledger is unchanged.
         """
         lines = [
-            {"event": "trial", "at_ms": _now(), **trial_fields(trial), "seeds": list(trial.seeds), "keys": list(keys)}
+            RecordedTrial.of(trial, keys, proposed_with, _now()).line()
             for trial, keys in trials
             if trial.name not in self.trials or self.trials[trial.name].keys != tuple(keys)
         ]
         if lines:
-            self._check()
+            self._check_lease()
             self._write(lines)
 
     def append(
@@ -266,20 +283,31 @@ class Ledger(FinishedRuns):
             LeaseLost: another driver has taken over the sweep.
             StorageError: the disk is full; the ledger is unchanged.
         """
-        self._check()
+        self._check_lease()
         start, at_ms = time.perf_counter(), _now()
         records = [
             Record.of(key, run.seed, result, pack.name, at_ms)
             for key, run, result in zip(keys, pack.runs, results, strict=True)
         ]
         lines = [record.line(trial) for record, trial in zip(records, trials, strict=True)]
-        about = {"event": "pack", "at_ms": at_ms, "pack": pack.name, "runs": len(records), "seconds": round(seconds, 4)}
-        lines.append(about | {"heads": save_heads(self.heads, pack.name, keys, results)})
-        arrays = save_arrays(self.packs, pack.name, keys, results, lines)
+        heads = save_heads(self.heads, pack.name, keys, results)
+        lines.append(
+            {
+                "event": "pack",
+                "at_ms": at_ms,
+                "pack": pack.name,
+                "runs": len(records),
+                "seconds": round(seconds, 4),
+                "heads": heads,
+            }
+        )
+        names = dict.fromkeys(trial.name for trial in trials)
+        copied = [self.trials[name].line() for name in names if name in self.trials] + lines
+        arrays = save_arrays(self.packs, pack.name, keys, results, copied)
         earlier = self._recorded.get(pack.name)
         self._write([*lines[:-1], lines[-1] | {"arrays": arrays}])
-        if earlier is not None and earlier.arrays != arrays:  # trained again because its heads were missing
-            pack_file(self.packs, pack.name, earlier.arrays).unlink(missing_ok=True)
+        if earlier is not None and earlier.arrays_digest != arrays:  # trained again because its heads were missing
+            pack_file(self.packs, pack.name, earlier.arrays_digest).unlink(missing_ok=True)
         self._earlier_end = None
         self.seconds += time.perf_counter() - start
         return records
@@ -293,71 +321,78 @@ class Ledger(FinishedRuns):
         """
         end = self._earlier_end or SweepEnd(seconds, tuple(notes))
         if self.end != end:
-            self._check()
+            self._check_lease()
             counts = {"trials": len(self.trials), "runs": len(self.finished)}
             times = {"times": dict(end.seconds), "notes": list(end.notes)}
             self._write([{"event": "finished", "at_ms": _now(), **counts, **times}])
 
     def drop_heads(self, keys: Iterable[str]) -> None:
-        """Remove the heads of every pack whose runs are all among `keys`, which can no longer win."""
-        dropped = set(keys)
-        for name in {self.finished[key].pack for key in dropped}:
+        """Remove the heads of every pack whose runs can no longer win; `keys` are those that have just become known."""
+        new = set(keys)
+        self._unneeded |= new
+        for name in {self.finished[key].pack for key in new}:
             pack = self._recorded[name]
-            if pack.heads is not None and dropped.issuperset(pack.keys):
-                pack_file(self.heads, name, pack.heads).unlink(missing_ok=True)
+            if pack.heads_digest is not None and self._unneeded.issuperset(pack.keys):
+                pack_file(self.heads, name, pack.heads_digest).unlink(missing_ok=True)
 
     def _repair(self) -> list[dict[str, Any]]:
         """Set aside what is damaged, and return the lines that can be restored from the files in `packs/`."""
         damaged = [f"{self.path.name}, {what}" for what in self.damage]
         for file in (*sorted(self.packs.iterdir()), *sorted(self.heads.iterdir())):
-            _, checked = name_parts(file)
-            if not checked:
+            _, recorded = name_parts(file)
+            if not recorded:
                 if file.suffix in (".staged", ".tmp"):  # not finished
                     remove(file)
-            elif not is_sound(file, checked):
+            elif not is_sound(file, recorded):
                 damaged.append(f"{file.parent.name}/{file.name}")
                 self._keep_damaged(file)
-        lost = {*self._open}  # a line is damaged, or was not written
+        lost = set()
         for name, pack in self._recorded.items():
-            file = pack_file(self.packs, name, pack.arrays)
+            file = pack_file(self.packs, name, pack.arrays_digest)
             if not file.exists():
                 lost.add(name)
                 if f"packs/{file.name}" not in damaged:
                     damaged.append(f"packs/{file.name} (missing)")
-        if damaged or lost:
+        if damaged or self._open:
             self._rewrite(lost)
         restored = self._restored()
+        runs = sum(line["event"] == "run" for line in restored)
         if damaged:
             logger.warning(
-                "%s is damaged and was repaired: %s. Damaged parts are kept in %s; runs that cannot be restored are "
-                "trained again",
+                "%s is damaged and was repaired: %s. Damaged parts are kept in %s. %d runs were restored from packs/; "
+                "runs that could not be restored are trained again",
                 self.path.parent,
-                "; ".join(damaged),
+                named(damaged, 5),
                 self._aside,
+                runs,
             )
+        elif runs:
+            logger.warning("%d runs were missing from %s and were restored from packs/", runs, self.path)
         return restored
 
     def _rewrite(self, lost: set[str]) -> None:
-        """Set aside the damaged lines, those of lost packs, and the end of the sweep, which is recorded again."""
-        lines = list(read_lines(self.path))
-        sound = [
-            line.document is not None
-            and not (line.document["event"] in ("run", "pack") and line.document["pack"] in lost)
-            for line in lines
-        ]
-        if all(sound):
+        """Remove damaged lines, those of incomplete or lost packs, and the end of the sweep, which is recorded again.
+
+        Damaged lines and those of lost packs are kept in `damaged/`.
+        """
+        kept, aside = [], []
+        for line in read_lines(self.path):
+            document = line.document or {}
+            pack = document.get("pack")
+            if line.document is None or pack in lost:
+                aside.append(line.text + b"\n")
+            elif pack not in self._open and document["event"] != "finished":
+                kept.append(line.text + b"\n")
+        if not aside and not self._open:
             return
-        sound = [
-            one and line.document is not None and line.document["event"] != "finished"
-            for one, line in zip(sound, lines, strict=True)
-        ]
-        self._check()
-        with writing(self._aside):
-            self._aside.mkdir(exist_ok=True)
-            with (self._aside / self.path.name).open("ab") as file:
-                file.writelines(line.text + b"\n" for line, kept in zip(lines, sound, strict=True) if not kept)
+        self._check_lease()
+        if aside:
+            with writing(self._aside):
+                self._aside.mkdir(exist_ok=True)
+                with (self._aside / self.path.name).open("ab") as file:
+                    file.writelines(aside)
         with atomic_file(self.path) as temporary:
-            temporary.write_bytes(b"".join(line.text + b"\n" for line, kept in zip(lines, sound, strict=True) if kept))
+            temporary.write_bytes(b"".join(kept))
         with writing(self.path):
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND)
         os.close(self._descriptor)
@@ -365,26 +400,37 @@ class Ledger(FinishedRuns):
         self._read()
 
     def _restored(self) -> list[dict[str, Any]]:
-        """The lines of packs whose files are complete but whose lines are missing; removes files that are not used."""
-        lines: list[dict[str, Any]] = []
-        known, heads = set(self.finished), {name: pack.heads for name, pack in self._recorded.items()}
+        """The missing lines of complete packs and of the trials of their runs; removes files that are not used."""
+        trials: dict[str, dict[str, Any]] = {}
+        others: list[dict[str, Any]] = []
+        known, heads = set(self.finished), {name: pack.heads_digest for name, pack in self._recorded.items()}
+        incomplete = set(self._orphans.values())  # the line of a trial is missing, those of its runs are not
         for file in sorted(self.packs.iterdir()):
-            name, checked = name_parts(file)
-            if not checked or (name in self._recorded and self._recorded[name].arrays == checked):
+            name, recorded = name_parts(file)
+            if not recorded:
                 continue
-            *runs, end = lines_in(file)
+            is_used = name in self._recorded and self._recorded[name].arrays_digest == recorded
+            if is_used and name not in incomplete:
+                continue
+            lines = lines_in(file)
+            trials |= {
+                line["trial"]: line for line in lines if line["event"] == "trial" and line["trial"] not in self.trials
+            }
+            if is_used:
+                continue
+            runs, end = [line for line in lines if line["event"] == "run"], lines[-1]
             keys = {run["key"] for run in runs}
             if keys <= known:
                 remove(file)  # a pack that was trained twice
                 continue
             known |= keys
             heads[name] = end["heads"]
-            lines += [*runs, end | {"arrays": checked}]
+            others += [*runs, end | {"arrays": recorded}]
         for file in sorted(self.heads.iterdir()):
-            name, checked = name_parts(file)
-            if checked and heads.get(name) != checked:
+            name, recorded = name_parts(file)
+            if recorded and heads.get(name) != recorded:
                 remove(file)
-        return lines
+        return [*trials.values(), *others]
 
     @property
     def _aside(self) -> Path:
@@ -401,7 +447,7 @@ class Ledger(FinishedRuns):
         """Append lines at once, sync them and take them in; on failure remove the part that was written."""
         documents = [{"event": line["event"], "term": self._term, **line} for line in lines]
         text = b"".join(with_check(document) for document in documents)
-        if os.fstat(self._descriptor).st_size != self._end:
+        if os.fstat(self._descriptor).st_size != self._size:
             self._check_other_writers()
         with writing(self.path):
             try:
@@ -412,16 +458,16 @@ class Ledger(FinishedRuns):
             except OSError:
                 self._truncate(len(text))
                 raise
-        self._end += len(text)
+        self._size += len(text)
         for document in documents:
             self._add(document)
 
     def _truncate(self, length: int) -> None:
         """Remove what was written of lines of this length, unless another driver may be writing by now."""
         with contextlib.suppress(LongtailError, OSError):  # readers skip an incomplete last line
-            self._check()
-            if os.fstat(self._descriptor).st_size <= self._end + length:
-                os.ftruncate(self._descriptor, self._end)
+            self._check_lease()
+            if os.fstat(self._descriptor).st_size <= self._size + length:
+                os.ftruncate(self._descriptor, self._size)
 
     def _check_other_writers(self) -> None:
         """Raise if another driver has begun a newer term; skip lines of a driver with an older one."""
@@ -440,7 +486,7 @@ class Ledger(FinishedRuns):
             os.ftruncate(self._descriptor, end)
             if end and os.pread(self._descriptor, 1, end - 1) != b"\n":
                 end += os.write(self._descriptor, b"\n")
-        self._end = end
+        self._size = end
 
 
 def _now() -> int:

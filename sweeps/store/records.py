@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,7 +27,6 @@ __all__ = [
     "SweepEnd",
     "rounded",
     "run_key",
-    "trial_fields",
 ]
 
 Accuracies = tuple[float | None, ...]
@@ -137,7 +136,7 @@ class Record:
         return {
             "event": "run",
             "at_ms": self.at_ms,
-            **trial_fields(trial),
+            **_trial_fields(trial.name, trial.phase, trial.display_name, trial.number, trial.params),
             "seed": self.seed,
             "status": self.status,
             **({} if self.failure is None else {"failure": self.failure}),
@@ -154,20 +153,48 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RecordedTrial:
-    """A proposed trial. The fields are those of `sweeps.config.trials.Trial`; `keys` are those of its runs, by seed."""
+    """A proposed trial. Other fields are those of `sweeps.config.trials.Trial`.
+
+    Attributes:
+        method: the name of the candidate, or the kind of a baseline.
+        keys: those of its runs, by seed.
+        proposed_with: name and version of the library that proposed its values; empty if there is none.
+        at_ms: when it was recorded, in milliseconds since 1970.
+    """
 
     name: str
     phase: Phase
     method: str
     number: int
     params: dict[str, Any]
+    seeds: tuple[int, ...]
     keys: tuple[str, ...]
+    proposed_with: str
+    at_ms: int = field(compare=False)
+
+    @classmethod
+    def of(cls, trial: Trial, keys: Sequence[str], proposed_with: str, at_ms: int) -> RecordedTrial:
+        """The record of a trial."""
+        about = (trial.name, trial.phase, trial.display_name, trial.number, dict(trial.params), tuple(trial.seeds))
+        return cls(*about, tuple(keys), proposed_with, at_ms)
 
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> RecordedTrial:
         """The trial in a line of the ledger. Its searched values are the fields whose names are dotted paths."""
         params = {name: value for name, value in line.items() if "." in name}
-        return cls(line["trial"], line["phase"], line["method"], line["number"], params, tuple(line["keys"]))
+        about = (line["trial"], line["phase"], line["method"], line["number"], params, tuple(line["seeds"]))
+        return cls(*about, tuple(line["keys"]), line.get("proposed_with", ""), line["at_ms"])
+
+    def line(self) -> dict[str, Any]:
+        """The line of this trial."""
+        return {
+            "event": "trial",
+            "at_ms": self.at_ms,
+            **_trial_fields(self.name, self.phase, self.method, self.number, self.params),
+            "seeds": list(self.seeds),
+            "keys": list(self.keys),
+            **({"proposed_with": self.proposed_with} if self.proposed_with else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -197,15 +224,9 @@ class SweepEnd:
     notes: tuple[str, ...]
 
 
-def trial_fields(trial: Trial) -> dict[str, Any]:
-    """The fields of a trial, and its searched values by dotted path."""
-    return {
-        "trial": trial.name,
-        "phase": trial.phase,
-        "method": trial.display_name,
-        "number": trial.number,
-        **trial.params,
-    }
+def _trial_fields(name: str, phase: Phase, method: str, number: int, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a trial that its line and those of its runs have in common."""
+    return {"trial": name, "phase": phase, "method": method, "number": number, **params}
 
 
 _DECIMALS = 7

@@ -227,8 +227,7 @@ def interrupted(spec: SweepSpec, monkeypatch: pytest.MonkeyPatch, packs: int) ->
         return fit(*arguments)
 
     with monkeypatch.context() as patch:
-        for module in ("sweeps.store.ledger", "sweeps.experiment.trial_queue"):
-            patch.setattr(f"{module}.version", lambda package: "3.0.0")
+        patch.setattr("sweeps.config.trials.version", lambda package: "3.0.0")
         patch.setattr(fused, "fit", limited)
         with pytest.raises(KeyboardInterrupt):
             sweeps.run(spec)
@@ -238,23 +237,23 @@ def test_another_version_of_optuna_is_noted_and_is_not_another_search(
     small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed = sweeps.run(small_sweep(name="undisturbed"))
-    assert not any("Optuna" in note for note in undisturbed.notes)
-    assert "Optuna" not in caplog.text
+    assert not any("proposed with" in note for note in undisturbed.notes)
+    assert "proposed with" not in caplog.text
     spec = small_sweep()
     interrupted(spec, monkeypatch, packs=3)
-    assert "Optuna" not in caplog.text
+    assert "proposed with" not in caplog.text
     result = sweeps.run(spec)
-    warnings = [record for record in caplog.records if "Optuna" in record.getMessage()]
+    warnings = [record for record in caplog.records if "proposed with" in record.getMessage()]
     assert [record.levelno for record in warnings] == [logging.WARNING]
     for text in ("3.0.0", version("optuna")):
         assert text in warnings[0].getMessage()
-        (note,) = [note for note in result.notes if "Optuna" in note]
+        (note,) = [note for note in result.notes if "proposed with" in note]
         assert text in note
     assert (result.trials, result.winner) == (undisturbed.trials, undisturbed.winner)
     caplog.clear()
     again = sweeps.run(spec)
     assert (again.trials, again.winner, again.notes) == (result.trials, result.winner, result.notes)
-    assert "Optuna" not in caplog.text, "no trial is left to propose"
+    assert "proposed with" not in caplog.text, "no trial is left to propose"
 
 
 def test_a_version_of_optuna_that_proposed_nothing_is_not_noted(
@@ -263,8 +262,8 @@ def test_a_version_of_optuna_that_proposed_nothing_is_not_noted(
     spec = small_sweep(search={"trials": 2})
     interrupted(spec, monkeypatch, packs=2)  # both trials are proposed, one is not trained
     result = sweeps.run(spec)
-    assert "Optuna" not in caplog.text
-    assert not any("Optuna" in note for note in result.notes)
+    assert "proposed with" not in caplog.text
+    assert not any("proposed with" in note for note in result.notes)
 
 
 # Heads
@@ -284,7 +283,7 @@ def lose(place: Path, pack: str, how: str) -> None:
 @pytest.mark.parametrize("how", ["removed", "damaged"])
 @pytest.mark.parametrize("which", ["winner", "baseline", "finalist", "winner without finalists"])
 def test_a_lost_head_that_is_needed_is_trained_again(
-    which: str, how: str, small_sweep: MakeSweep, tmp_path: Path
+    which: str, how: str, small_sweep: MakeSweep, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     finalists = 0 if "without" in which else 2
     spec = small_sweep(selection={"finalists": finalists}, resources={"lanes_per_pack": 2})
@@ -303,7 +302,9 @@ def test_a_lost_head_that_is_needed_is_trained_again(
     head = {name: tensor.clone() for name, tensor in FinishedRuns(tmp_path).head(records[0].key).items()}
     recorded, files = run_lines(tmp_path), {file.name for file in (tmp_path / "heads").iterdir()}
     lose(tmp_path, pack, how)
+    caplog.clear()
     resumed = run_in(tmp_path, spec)
+    assert f"the trained heads of {pack} are missing; its " in caplog.text
     again = run_lines(tmp_path)[len(recorded) :]
     assert [run["key"] for run in again] == [run["key"] for run in recorded if run["pack"] == pack]
     assert outcomes(resumed) == expected

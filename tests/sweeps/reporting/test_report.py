@@ -146,7 +146,7 @@ def test_the_caption_of_importance_names_a_sample(small_sweep: MakeSweep, monkey
     spec = small_sweep(selection={"seeds": 1}, search={"trials": 10})
     sweeps.run(spec)
     sweep = read_sweep(directory(spec))
-    monkeypatch.setattr(search_figures, "importances", lambda space, trials: dict.fromkeys(("a", "b"), 0.5))
+    monkeypatch.setattr(search_figures, "importances", lambda *args: dict.fromkeys(("a", "b"), 0.5))
     for times, sample in ((1, ""), (300, "a random sample of 1,000 of 3,000 trials of los")):
         figure = search_figures.importance(replace(sweep, every=sweep.every * times))
         assert figure is not None

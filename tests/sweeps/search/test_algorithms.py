@@ -342,15 +342,14 @@ def test_importance_of_many_trials_is_computed_on_a_sample(monkeypatch: pytest.M
         counts.append(len(study.trials))
         return evaluate(self, study, *args, **more)
 
-    monkeypatch.setattr("sweeps.search.algorithms.MAX_TRIALS", 40)
     monkeypatch.setattr(FanovaImportanceEvaluator, "evaluate", counting)
     many = trials(300)
-    shares = importances(SPACE, many)
-    assert importances(SPACE, many) == shares
-    assert importances(SPACE, many, seed=1) != shares
+    shares = importances(SPACE, many, 40)
+    assert importances(SPACE, many, 40) == shares
+    assert importances(SPACE, many, 41) != shares
     assert shares["method.smooth_factor"] > 0.8
-    importances(SPACE, many[:40])
-    assert counts == [40] * 4
+    importances(SPACE, many[:40], 40)
+    assert counts == [40, 40, 41, 40]
     assert MAX_TRIALS == 1000
 
 

@@ -94,6 +94,7 @@ def test_a_run_has_one_line_with_its_trial_and_metrics(tmp_path: Path):
     ledger.close()
     lines = [json.loads(text) for text in ledger.path.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["driver", "run", "run", "pack"]
+    assert lines[0]["format"] == 1
     first, second, pack = lines[1:]
     about = {"trial": "search-0000", "phase": "search", "method": "los", "number": 0, "method.lr": 0.01}
     assert about.items() <= first.items()
@@ -108,15 +109,18 @@ def test_a_run_has_one_line_with_its_trial_and_metrics(tmp_path: Path):
 
 def test_trials_are_recorded_once(tmp_path: Path):
     ledger = Ledger(tmp_path)
-    ledger.propose([(trial(0, 0, 1), ["k0", "k1"]), (trial(1, 0), ["k2"])])
-    ledger.propose([(trial(0, 0, 1), ["k0", "k1"])])
+    ledger.propose([(trial(0, 0, 1), ["k0", "k1"]), (trial(1, 0), ["k2"])], "optuna 5.0.0")
+    ledger.propose([(trial(0, 0, 1), ["k0", "k1"])], "optuna 6.0.0")
+    ledger.propose([(trial(2, 0), ["k3"])])
     ledger.close()
-    found = FinishedRuns(tmp_path).trials
-    assert list(found) == ["search-0000", "search-0001"]
+    read = FinishedRuns(tmp_path)
+    found = read.trials
+    assert list(found) == ["search-0000", "search-0001", "search-0002"]
+    assert read.proposed_with == ["optuna 5.0.0"]
     one = found["search-0000"]
     assert (one.phase, one.method, one.number, one.keys) == ("search", "los", 0, ("k0", "k1"))
     assert one.params == {"method.lr": 0.01}
-    assert ledger.path.read_text().count('"event":"trial"') == 2
+    assert ledger.path.read_text().count('"event":"trial"') == 3
 
 
 def test_the_end_is_recorded_until_something_is_added(tmp_path: Path):
@@ -184,7 +188,7 @@ def test_lines_with_an_older_term_are_ignored(tmp_path: Path):
     old = Ledger(tmp_path)
     append(old, "a", "k0")
     new = Ledger(tmp_path)
-    old._end = new.path.stat().st_size  # its check has passed
+    old._size = new.path.stat().st_size  # its check has passed
     (late,) = append(old, "b", "k1")
     append(new, "c", "k2")  # the newer driver continues
     old.close()
@@ -293,7 +297,7 @@ def test_heads_are_dropped_per_pack(tmp_path: Path):
     assert [ledger.is_head_lost(key) for key in ("k0", "k1", "k2")] == [False, False, True]
     with pytest.raises(LongtailError, match=r"heads/b\..*\.safetensors is missing or altered; `lt-sweep resume"):
         ledger.head("k2")
-    ledger.drop_heads(["k0", "k1"])
+    ledger.drop_heads(["k1"])  # k0 was dropped before
     with pytest.raises(LongtailError, match=r"heads/a\..*\.safetensors is missing"):
         ledger.head("k1")
     ledger.close()
@@ -575,6 +579,44 @@ def test_a_damaged_line_costs_what_it_holds(event: str, copy: Path, true: Finish
     assert_repaired(copy, true)
 
 
+def test_the_line_of_a_trial_is_restored_from_the_packs_of_its_runs(copy: Path, true: FinishedRuns):
+    """It is not proposed again, which another version of Optuna may do differently."""
+    file = copy / "ledger.jsonl"
+    flip(file, line_of(file.read_bytes(), "trial")[1] + 40)
+    Ledger(copy, identity=IDENTITY).close()
+    restored = FinishedRuns(copy).trials["search-0000"]
+    assert restored == true.trials["search-0000"]
+    assert restored.at_ms == true.trials["search-0000"].at_ms
+
+
+def test_what_is_restored_after_a_cut_is_said(copy: Path, caplog: pytest.LogCaptureFixture):
+    """A ledger that was cut between two lines looks like that of an unfinished sweep."""
+    file = copy / "ledger.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content[: line_of(content, "run", 2)[1]])
+    assert FinishedRuns(copy).damage == []
+    Ledger(copy, identity=IDENTITY).close()
+    assert f"4 runs were missing from {file} and were restored from packs/" in caplog.text
+
+
+def test_a_message_names_five_damaged_lines_at_most(copy: Path, caplog: pytest.LogCaptureFixture):
+    (copy / "ledger.jsonl").write_bytes(b"no line\n" * 100)
+    Ledger(copy, identity=IDENTITY).close()
+    assert "ledger.jsonl, line 5 and 95 more." in caplog.text
+    assert "6 runs were restored from packs/" in caplog.text
+
+
+def test_a_ledger_of_another_format_is_refused_and_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("sweeps.store.ledger.FORMAT", 2)
+        Ledger(tmp_path).close()
+    content = (tmp_path / "ledger.jsonl").read_bytes()
+    for read in (Ledger, FinishedRuns):
+        with pytest.raises(LongtailError, match="has format 2, and this version of the program has format 1"):
+            read(tmp_path)
+    assert (tmp_path / "ledger.jsonl").read_bytes() == content
+
+
 def test_a_cut_end_is_that_of_a_crash_wherever_it_is(copy: Path, original: Path, true: FinishedRuns):
     """At every length of the lines of the last pack."""
     content, file = (original / "ledger.jsonl").read_bytes(), copy / "ledger.jsonl"
@@ -842,7 +884,7 @@ def opens_with(error: BaseException, call: str, after: int, directory: Path) -> 
 def test_a_driver_that_dies_after_a_repair_leaves_an_unfinished_sweep(copy: Path, true: FinishedRuns):
     """Else a trial that is missing now would be missing in the result."""
     file = copy / "ledger.jsonl"
-    flip(file, line_of(file.read_bytes(), "trial")[1] + 40)
+    flip(file, line_of(file.read_bytes(), "trial", 1)[1] + 40)  # its runs are those of another trial
     Ledger(copy, identity=IDENTITY).close()
     seen = FinishedRuns(copy)
     assert len(seen.trials) == 2
