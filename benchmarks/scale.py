@@ -46,7 +46,7 @@ from sweeps.store.layout import read_identity
 from sweeps.store.ledger import Ledger
 from sweeps.store.progress import Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
-from sweeps.tracking.events import tracked_trial
+from sweeps.tracking.content import tracked_trial
 from sweeps.tracking.null import NullTracking
 
 RESULTS = Path(__file__).with_name("scale.json")

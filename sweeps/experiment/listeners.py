@@ -38,7 +38,8 @@ from sweeps.store.layout import SweepDirectory
 from sweeps.store.lease import Lease
 from sweeps.store.progress import BestTrial, Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
-from sweeps.tracking.events import dataset_infos, image_classifier, runs_view, stage1_series, tracked_trial
+from sweeps.tracking.content import dataset_infos, image_classifier, runs_view, stage1_series, tracked_trial
+from sweeps.tracking.null import NullTracking
 
 __all__ = ["Artifacts", "ShowProgress", "Tracking", "TrackingBehind", "listening", "mark_stopped"]
 
@@ -66,14 +67,14 @@ def listening(spec: SweepSpec, lease: Lease, callbacks: Sequence[Callback]) -> I
     """
     first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
     publisher = Publisher(first, lease.is_valid)
-    tracking = Tracking(lease, publisher)
-    emit = Dispatcher([Artifacts(), tracking, ShowProgress(spec, publisher), *callbacks])
+    tracking = None if isinstance(spec.tracking, NullTracking) else Tracking(lease, publisher)
+    emit = Dispatcher([Artifacts(), *([tracking] if tracking else []), ShowProgress(spec, publisher), *callbacks])
     try:
         yield emit
     except BaseException as error:
         emit(SweepStopped(error))
         raise
-    if tracking.behind is not None:
+    if tracking is not None and tracking.behind is not None:
         publisher.update(note=str(tracking.behind))
         raise tracking.behind
 

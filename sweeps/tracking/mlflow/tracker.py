@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.config.interfaces import Champion, DatasetInfo, TrackedSweep, TrackedTrial
-from sweeps.tracking.events import champion_digest, is_exportable
+from sweeps.tracking.content import champion_digest, is_exportable
 from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, view_tags
 from sweeps.tracking.mlflow.store import open_client
 

@@ -91,6 +91,19 @@ def test_a_fresh_and_a_resumed_sweep(spec: SweepSpec, tmp_path: Path) -> None:
     assert {type(one) for one in resumed} == {SweepStarted, TrialFinished, PhaseFinished, SweepFinished}
 
 
+def test_phases_end_after_lost_heads_are_trained_again(spec: SweepSpec, tmp_path: Path) -> None:
+    sweeps.run(spec)
+    for file in (tmp_path / "runs" / "small" / "heads").iterdir():
+        file.unlink()
+    events: list[Event] = []
+    sweeps.run(spec, callbacks=[events.append])
+    kinds = [type(one) for one in events]
+    assert PackStarted in kinds
+    last = len(kinds) - 1 - kinds[::-1].index(RunFinished)
+    assert PhaseFinished not in kinds[:last]
+    assert kinds[last + 1 :] == [*[PhaseFinished] * len(PHASES), SweepFinished]
+
+
 def test_a_callback_can_stop_a_sweep_which_is_resumed(spec: SweepSpec, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, PackStarted) and event.pack.name.startswith("search-0001"):
@@ -197,8 +210,11 @@ def test_a_sweep_is_finished_if_its_artifacts_cannot_be_written(
 
 
 def test_an_error_in_what_is_tracked_keeps_the_result(
-    spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    spec = small_sweep(search={"trials": 1}, baselines=[], tracking={"kind": "mlflow", "uri": uri, "flush_timeout": 0})
+
     def fail(*_: object) -> None:
         raise RuntimeError("no description")
 

@@ -22,7 +22,7 @@ from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.events import tracked_trial
+from sweeps.tracking.content import tracked_trial
 
 MakeSweep = Callable[..., SweepSpec]
 

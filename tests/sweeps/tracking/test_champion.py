@@ -24,7 +24,7 @@ from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare_all
 from sweeps.experiment.runner import TrackingBehind
 from sweeps.tracking import events
-from sweeps.tracking.events import ImageClassifier
+from sweeps.tracking.content import ImageClassifier
 
 pytestmark = pytest.mark.slow
 

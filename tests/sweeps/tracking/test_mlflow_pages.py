@@ -12,7 +12,7 @@ import pytest
 
 from sweeps.config.interfaces import RunsView, TrackedSweep
 from sweeps.config.spec import SweepSpec
-from sweeps.tracking.events import runs_view
+from sweeps.tracking.content import runs_view
 from sweeps.tracking.mlflow.pages import sweep_urls, view_tags
 
 MakeSweep = Callable[..., SweepSpec]
