@@ -32,7 +32,8 @@ class FrozenBackbone:
         head: the classifier `(weight [K, D], bias [K])` to start re-training from; None if there is none.
         in_channels: number of channels that images must have.
         mean, std: normalisation of its images per channel, on the 0..1 scale; None: unknown.
-        identity: what determines its features, as JSON: `backbone`, and `checkpoint` (sha256 of the file).
+        identity: what determines its features, as JSON: `backbone`, and `checkpoint` (sha256 of the file or of its
+            content).
         display_name: its name in error messages.
         remedy: what to do if it does not fit a dataset, for error messages.
         notes: messages for the user about how it was read.

@@ -1,7 +1,8 @@
 """Checkpoints: a trained classifier in one safetensors file, and the frozen network that a bank is extracted with.
 
 A JSON document in the file describes the classifier and contains a digest of the whole content, which loading verifies.
-Files are written atomically and read without pickle.
+Files are written atomically and read without pickle. The identity of a checkpoint is a hash of its content, not of the
+file: the few flipped bits that do not change the content, such as that from `1e-05` to `1E-05`, are accepted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn.utils import parametrize
 from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
 from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError, SpecError
-from lt_train.core.io import atomic_file, digest_tensors, sha256_file, write_tensors
+from lt_train.core.io import atomic_file, digest_tensors, fingerprint_tensors, write_tensors
 from lt_train.core.validation import dotted, explain
 
 __all__ = ["ImageSource", "is_own_checkpoint", "load_checkpoint", "load_frozen", "save_checkpoint"]
@@ -59,7 +60,11 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
 
 def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The digest of a checkpoint's content, without the entry of the document that holds it."""
-    return digest_tensors({name: value for name, value in document.items() if name != "digest"}, tensors)
+    return digest_tensors(_without_digest(document), tensors)
+
+
+def _without_digest(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name != "digest"}
 
 
 def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
@@ -116,12 +121,16 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
 
 
 def is_own_checkpoint(path: Path) -> bool:
-    """Whether `path` was written by `save_checkpoint`; its contents are not checked."""
+    """Whether `path` was written by `save_checkpoint`; its contents are not checked.
+
+    With a damaged key it is recognised by its document, so that it is refused and not read as weights of another tool.
+    """
     try:
         with safe_open(path, framework="pt") as contents:
-            return _KEY in (contents.metadata() or {})
+            metadata = contents.metadata() or {}
     except (SafetensorError, OSError):
         return False
+    return _KEY in metadata or any('"cosine_scale": ' in text for text in metadata.values())
 
 
 class _Document(BaseModel):
@@ -193,6 +202,7 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
     classifier, about = load_checkpoint(path)
     if isinstance(source, BackboneSpec):
         _refuse_other(source, about["backbone"], path)
+    content = fingerprint_tensors(_without_digest(about), classifier.state_dict())
     _freeze(classifier.backbone)
     return FrozenBackbone(
         network=classifier.backbone,
@@ -201,7 +211,7 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
         in_channels=classifier.in_channels,
         mean=about.get("mean"),
         std=about.get("std"),
-        identity={"backbone": about["backbone"], "checkpoint": sha256_file(path)},
+        identity={"backbone": about["backbone"], "checkpoint": content},
         display_name=f"checkpoint {path}",
         remedy="train one on this dataset with `lt-train backbone`",
         record={name: about[name] for name in ("recipe", "seed", "accuracy", "curve") if name in about},

@@ -6,8 +6,8 @@ the path, and leaves nothing behind. Tensors go to safetensors files, at once (`
 `safetensors.safe_open`. torch is imported only when tensors are written.
 
 Two kinds of hashes: identities, which decide whether two things are the same, are sha256 (`fingerprint`,
-`sha256_file`). Damage to a file is detected with XXH3-128 (`digest`, `digest_file`, `digest_tensors`), which is several
-times faster.
+`fingerprint_tensors`, `sha256_file`). Damage to a file is detected with XXH3-128 (`digest`, `digest_file`,
+`digest_tensors`), which is several times faster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ __all__ = [
     "digest_file",
     "digest_tensors",
     "fingerprint",
+    "fingerprint_tensors",
     "set_aside",
     "sha256_file",
     "sync",
@@ -107,15 +108,29 @@ def digest_tensors(document: Any, tensors: Mapping[str, Tensor]) -> str:
     Equal for what is written to a file and what is read from it: the order of keys and names, the memory layout and
     types that JSON does not have, such as tuples, have no effect.
     """
-    import torch
     import xxhash
 
-    hasher = xxhash.xxh3_128(json.dumps(json.loads(json.dumps(document)), sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        # As bytes, because numpy has no bfloat16; only a tensor with a dimension can be viewed as another dtype.
-        hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    hasher = xxhash.xxh3_128()
+    _add_tensors(hasher.update, document, tensors)
     return hasher.hexdigest()
+
+
+def fingerprint_tensors(document: Any, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) of the same content as in `digest_tensors`, where it is part of an identity."""
+    hasher = hashlib.sha256()
+    _add_tensors(hasher.update, document, tensors)
+    return hasher.hexdigest()
+
+
+def _add_tensors(update: Callable[[Any], object], document: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Pass a document and tensors to a hash, block by block."""
+    import torch
+
+    update(json.dumps(json.loads(json.dumps(document)), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # As bytes, because numpy has no bfloat16; only a tensor with a dimension can be viewed as another dtype.
+        update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def set_aside(path: Path) -> Path:

@@ -84,7 +84,7 @@ class StateFile:
             with safe_open(self.path, framework="pt") as contents:
                 about = json.loads((contents.metadata() or {}).get(_KEY, "{}"))
                 if not isinstance(about, dict) or "digest" not in about:
-                    return None, f"{self.path} belongs to another training and is ignored"
+                    return None, self._set_aside("is altered or was written by another version")
                 tensors = {name: contents.get_tensor(name) for name in contents.keys()}
             if about.pop("digest") != digest_tensors(about, tensors):
                 return None, self._set_aside("is altered: its content does not match the digest in it")

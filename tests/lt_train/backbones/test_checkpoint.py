@@ -1,16 +1,19 @@
 """Checkpoints: an exact round trip, and errors that name the file."""
 
+import contextlib
 import json
+import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from support.damage import damaged_copies, flip_bit
+from support.damage import damaged_copies, flip_bit, flipped
 
 from lt_train.backbones.base import BACKBONES, BackboneSpec
-from lt_train.backbones.checkpoint import load_checkpoint, load_frozen, save_checkpoint
+from lt_train.backbones.checkpoint import is_own_checkpoint, load_checkpoint, load_frozen, save_checkpoint
 from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError
 from lt_train.core.io import digest_tensors
@@ -108,6 +111,37 @@ def test_no_damage_gives_another_classifier(saved: tuple[Path, Classifier]) -> N
             assert all(torch.equal(tensor, weights[name]) for name, tensor in classifier.state_dict().items())
     assert len(messages) > 200
     assert all(f"checkpoint {path}" in message for message in messages)
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_is_refused_or_keeps_the_identity(tmp_path: Path) -> None:
+    path = tmp_path / "stage1.safetensors"
+    classifier = Classifier(BACKBONES.parse({"kind": "small_cnn", "width": 1}), 1, 2)
+    # A flipped bit turns 1e-05 into 1E-05, and may change the last digit of 0.30000000000000004 with no effect.
+    save_checkpoint(path, classifier, {"recipe": {"lr": 1e-05}, "accuracy": {"all": 0.1 + 0.2}, "notes": ["é"]})
+    content, truth = path.read_bytes(), load_frozen(path, (1, 8, 8)).identity
+    header = 8 + int.from_bytes(content[:8], "little")
+    stream, accepted = random.Random(0), list[bytes]()
+    places = [*range(header), *(stream.randrange(header, len(content)) for _ in range(200))]
+    with path.open("r+b", buffering=0) as file:
+        for place in places:
+            for bit in range(8):
+                changed = flipped(content, place, bit)
+                os.pwrite(file.fileno(), changed[place : place + 1], place)
+                with contextlib.suppress(CheckpointError):
+                    assert load_frozen(path, (1, 8, 8)).identity == truth, f"bit {bit} of byte {place}"
+                    accepted.append(changed)
+                assert is_own_checkpoint(path) or not _is_readable(path), f"bit {bit} of byte {place}"
+            os.pwrite(file.fileno(), content[place : place + 1], place)
+    assert any(b"1E-05" in changed for changed in accepted)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        load_file(path)
+    except SafetensorError:
+        return False
+    return True
 
 
 def test_a_file_of_another_tool_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lt_train.core.io import (
     digest_file,
     digest_tensors,
     fingerprint,
+    fingerprint_tensors,
     set_aside,
     sha256_file,
     write_tensors,
@@ -173,6 +174,11 @@ def test_fingerprints_are_canonical_and_reject_nan() -> None:
     assert fingerprint([]) == hashlib.sha256(b"[]").hexdigest()
     with pytest.raises(ValueError, match="not JSON compliant"):
         fingerprint(float("nan"))
+
+
+def test_the_fingerprint_of_tensors_is_sha256_of_document_and_tensors() -> None:
+    expected = hashlib.sha256(b'{"a": 1}["x", "torch.float32", [1]]' + bytes(4)).hexdigest()
+    assert fingerprint_tensors({"a": 1}, {"x": torch.zeros(1)}) == expected
 
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:
