@@ -19,8 +19,8 @@ from sweeps.analysis.selection import TrialRuns, ranking, trial_runs
 from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Trial, baseline_trials, recorded_trial, search_size
-from sweeps.store.directory import load_matrix_directory, load_spec, recorded_bank
-from sweeps.store.layout import CACHE, IDENTITY, is_matrix, sweep_directory
+from sweeps.store.directory import load_matrix_directory, load_spec
+from sweeps.store.layout import CACHE, SweepDirectory, is_matrix, is_sweep, sweep_directory
 from sweeps.store.ledger import FinishedRuns
 from sweeps.store.records import Record
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from lt_train.features.bank import EvalSet
 
-__all__ = ["Sweep", "TrialRuns", "class_order", "read_sweep", "read_sweeps", "sweep_in_ledger"]
+__all__ = ["Sweep", "TrialRuns", "class_order", "read_directory", "read_sweep", "read_sweeps", "sweep_in_ledger"]
+
+_MOST_NAMED = 5
+"""Damaged lines that an error names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -207,14 +210,24 @@ def read_sweep(run: str | Path) -> Sweep:
         LongtailError: its ledger is damaged.
     """
     place = Path(run).expanduser()
-    directory = sweep_directory(place.parent if place.name == "result.json" and place.is_file() else place)
-    spec, ledger = load_spec(directory.path), FinishedRuns(directory.path)
+    return read_directory(sweep_directory(place.parent if place.name == "result.json" and place.is_file() else place))
+
+
+def read_directory(directory: SweepDirectory) -> Sweep:
+    """The sweep of a directory whose identity is read already.
+
+    Raises:
+        UserError: its spec uses unknown kinds.
+        LongtailError: its ledger is damaged.
+    """
+    spec, ledger = load_spec(directory), FinishedRuns(directory.path)
     if ledger.damage:
+        named, more = ledger.damage[:_MOST_NAMED], len(ledger.damage) - _MOST_NAMED
         raise LongtailError(
-            f"{ledger.path} is damaged: {', '.join(ledger.damage)}; `lt-sweep resume {directory.path}` restores it, "
-            "and trains again what cannot be restored"
+            f"{ledger.path} is damaged: {', '.join(named)}{f' and {more} more' if more > 0 else ''}; `lt-sweep resume "
+            f"{directory.path}` restores it, and trains again what cannot be restored"
         )
-    return sweep_in_ledger(directory.path, spec, ledger, recorded_bank(spec) or "")
+    return sweep_in_ledger(directory.path, spec, ledger, directory.bank_fingerprint)
 
 
 def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: FinishedRuns, bank: str) -> Sweep:
@@ -280,7 +293,7 @@ def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
 def _begun(directory: Path) -> list[Path]:
     matrix = load_matrix_directory(directory)
     places = [Path(spec.storage) / spec.name for spec in matrix.sweeps]
-    found = [place for place in places if (place / IDENTITY).is_file()]
+    found = [place for place in places if is_sweep(place)]
     if not found:
         raise UserError(f"no sweep of matrix {matrix.name} was started; start them with `lt-sweep run` and its file")
     return found
