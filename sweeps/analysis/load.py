@@ -43,7 +43,7 @@ class Sweep:
         every: the finished trials of all phases: baselines, search, finalists, and extended training of the winner.
         bank: fingerprint of the features.
         manifest: of the bank; None if the storage no longer has it.
-        missing: what could not be read, in sentences; for the test features see `test_error`.
+        missing: messages about what could not be read; for test features and heads see `test_error` and `head_errors`.
     """
 
     path: Path
@@ -195,11 +195,26 @@ class Sweep:
         return trial.records[selection.best_seed(trial.records, metric=chosen.metric, on=chosen.on)]
 
     def classifier(self, trial: TrialRuns) -> nn.Module | None:
-        """The stored head of a trial's best seed; None if it was not kept or cannot be read."""
+        """The stored head of a trial's best seed; None if there is none or it cannot be read, see `head_errors`."""
+        return self._head(trial)[0]
+
+    @functools.cached_property
+    def head_errors(self) -> tuple[str, ...]:
+        """Why heads of the winner and of the baselines that should be stored cannot be read."""
+        compared = [*([] if self.winner is None else [self.winner]), *self.finished_baselines.values()]
+        return tuple(dict.fromkeys(error for one in compared if (error := self._head(one)[1])))
+
+    def _head(self, trial: TrialRuns) -> tuple[nn.Module | None, str]:
+        """The head of a trial's best seed, or why it cannot be read; neither if it was not stored or was removed."""
+        record = self.best_seed(trial)
+        if record.status != "finished":
+            return None, ""
+        # While the sweep runs, the head of a leader is removed once another trial leads.
+        removed = trial.trial.phase == "search" and self.state == "unfinished" and self.ledger.is_head_lost(record.key)
         try:
-            return trial.trial.method.classifier(self.ledger.head(self.best_seed(trial).key))
-        except (LongtailError, OSError, KeyError, RuntimeError):
-            return None
+            return (None, "") if removed else (trial.trial.method.classifier(self.ledger.head(record.key)), "")
+        except (LongtailError, OSError, KeyError, RuntimeError) as error:
+            return None, f"The head of {trial.trial.name} cannot be read, so figures of logits lack it: {error}"
 
 
 def read_sweep(run: str | Path) -> Sweep:
@@ -235,11 +250,12 @@ def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: FinishedRuns, bank: str
     missing = []
     try:
         manifest = read_manifest(_bank_path(spec, bank))
-    except LongtailError:
+    except LongtailError as error:
         manifest = None
-        missing.append(
-            "The storage no longer has the feature bank (cache/banks): figures of class sizes and logits are missing."
-        )
+        why = f"The feature bank cannot be read ({error})"
+        if not _bank_path(spec, bank).exists():
+            why = "The storage no longer has the feature bank (cache/banks)"
+        missing.append(f"{why}: figures of class sizes and logits are missing.")
     every = tuple(_trials(spec, ledger))
     if not every:
         why = "No trial has finished yet" if ledger.end is None else "The ledger has no run of this sweep"
