@@ -81,7 +81,7 @@ def summarise(sweep: Sweep) -> Result:
 
 
 def _search_notes(sweep: Sweep) -> list[str]:
-    """Whether the trials may differ from those of a sweep that is run without interruption."""
+    """A note if trials were proposed with several versions of Optuna."""
     versions = list(sweep.ledger.optuna)
     if len(versions) < 2:
         return []
