@@ -42,7 +42,7 @@ from sweeps.experiment.listeners import ShowProgress
 from sweeps.experiment.prepare import prepare_all
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.directory import load_spec, open_directory
-from sweeps.store.layout import read_identity
+from sweeps.store.layout import sweep_directory
 from sweeps.store.ledger import Ledger
 from sweeps.store.progress import Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
@@ -241,9 +241,10 @@ def drive(case: Case, storage: Path, max_seconds: float) -> dict[str, Any]:
     spec = sweep(case, storage)
     bank = prepare_all(spec).bank
     clock, rng = Clock(), np.random.default_rng(0)
-    directory = open_directory(spec, bank.fingerprint).path
+    opened = open_directory(spec, bank.fingerprint, None)
+    directory = opened.path
     clock.wrap(os, "fsync", "fsync")
-    ledger = Ledger(directory, identity=read_identity(directory))
+    ledger = Ledger(directory, identity=opened.identity)
     publisher = Publisher(Progress(sweep="scale", state="running"))
     publisher.directory = directory
     clock.wrap(ledger, "append", "ledger")
@@ -299,7 +300,7 @@ def drive(case: Case, storage: Path, max_seconds: float) -> dict[str, Any]:
 
 def reopen(directory: Path) -> dict[str, Any]:
     """Open the ledger of a sweep and create its queue, as a resume does, until it is known what is left to train."""
-    spec = load_spec(directory)
+    spec = load_spec(sweep_directory(directory))
     bank = prepare_all(spec).bank
     publisher = Publisher(Progress(sweep="scale", state="running"))
     begin, cpu = time.perf_counter(), time.process_time()

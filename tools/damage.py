@@ -137,7 +137,7 @@ class Case:
 
     def is_named(self, said: list[str]) -> bool:
         """Whether a statement contains the name and the directories of the file."""
-        if self.is_cut_ledger:  # the resume does not name what it restores
+        if self.is_cut_ledger:  # the resume names it only if it restores runs; less may be missing
             return True
         parts = [part for part in self.file.parts if part != "cache"]
         return any(all(part in "".join(one.split()) for part in parts) for one in said)
@@ -193,10 +193,10 @@ class Storage:
         return shown
 
     def everything(self) -> dict[str, Any]:
-        """All numbers of finished sweeps: what readers show, results, artifacts, and versions of Optuna."""
+        """All numbers of finished sweeps: what readers show, results, artifacts, and versions of libraries."""
         shown = self.shown()
         for member in self.members:
-            shown[f"{member.name} optuna"] = list(read_sweep(member).ledger.optuna)
+            shown[f"{member.name} proposed with"] = read_sweep(member).ledger.proposed_with
             for file in (member / "result.json", *sorted((member / "artifacts").rglob("*"))):
                 if file.suffix != ".png":
                     shown[f"{member.name} {file.relative_to(member)}"] = _without_times(file)
@@ -272,8 +272,8 @@ class Storage:
         everything = self.everything()
         if everything != self.truth:
             raise Wrong(f"after the resume: {_difference(self.truth, everything)}")
-        if found := [one for one in said if "Optuna" in one]:
-            raise Wrong(f"the resume mentions Optuna: {found[0]}")
+        if found := [one for one in said if "proposed with" in one]:
+            raise Wrong(f"the resume says that trials were proposed with another version: {found[0]}")
         if case.has_effect and not case.is_named(said):
             raise Wrong(f"nothing names the damaged file; said was: {said}")
         runs = self.recorded_runs()

@@ -15,9 +15,12 @@ Shapes: V training views, A test views, N images, D features, K classes.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +31,6 @@ from lt_train.core.errors import BankError
 from lt_train.core.imports import torch
 from lt_train.core.io import atomic_directory, digest_file, fingerprint, write_tensors
 from lt_train.features.bank import EvalSet, FeatureBank
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-import ctypes
-import mmap
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor

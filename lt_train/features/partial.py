@@ -217,7 +217,7 @@ class PartialBank:
         self._write_known()
         if damaged := [entry for entry in self._entries if not self._is_intact(entry)]:
             raise StorageError(
-                f"{self._describe(damaged)}; run the same command again, which extracts them again, and check the disk"
+                f"{self._describe(damaged)}; check the disk, then run the same command again to extract these features"
             )
         files = {name: self.path / f"{name}.safetensors" for name in self.sets}
         with writing(self.path):

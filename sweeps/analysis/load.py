@@ -19,8 +19,8 @@ from sweeps.analysis.selection import TrialRuns, ranking, trial_runs
 from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Trial, baseline_trials, recorded_trial, search_size
-from sweeps.store.directory import load_matrix_directory, load_spec, recorded_bank
-from sweeps.store.layout import CACHE, IDENTITY, is_matrix, sweep_directory
+from sweeps.store.directory import load_matrix_directory, load_spec
+from sweeps.store.layout import CACHE, SweepDirectory, is_matrix, is_sweep, sweep_directory
 from sweeps.store.ledger import FinishedRuns
 from sweeps.store.records import Record
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from lt_train.features.bank import EvalSet
 
-__all__ = ["Sweep", "TrialRuns", "class_order", "read_sweep", "read_sweeps", "sweep_in_ledger"]
+__all__ = ["Sweep", "TrialRuns", "class_order", "read_directory", "read_sweep", "read_sweeps", "sweep_in_ledger"]
+
+_MOST_NAMED = 5
+"""Damaged lines that an error names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Sweep:
         every: the finished trials of all phases: baselines, search, finalists, and extended training of the winner.
         bank: fingerprint of the features.
         manifest: of the bank; None if the storage no longer has it.
-        missing: what could not be read, in sentences; for the test features see `test_error`.
+        missing: messages about what could not be read; for test features and heads see `test_error` and `head_errors`.
     """
 
     path: Path
@@ -192,11 +195,26 @@ class Sweep:
         return trial.records[selection.best_seed(trial.records, metric=chosen.metric, on=chosen.on)]
 
     def classifier(self, trial: TrialRuns) -> nn.Module | None:
-        """The stored head of a trial's best seed; None if it was not kept or cannot be read."""
+        """The stored head of a trial's best seed; None if there is none or it cannot be read, see `head_errors`."""
+        return self._head(trial)[0]
+
+    @functools.cached_property
+    def head_errors(self) -> tuple[str, ...]:
+        """Why heads of the winner and of the baselines that should be stored cannot be read."""
+        compared = [*([] if self.winner is None else [self.winner]), *self.finished_baselines.values()]
+        return tuple(dict.fromkeys(error for one in compared if (error := self._head(one)[1])))
+
+    def _head(self, trial: TrialRuns) -> tuple[nn.Module | None, str]:
+        """The head of a trial's best seed, or why it cannot be read; neither if it was not stored or was removed."""
+        record = self.best_seed(trial)
+        if record.status != "finished":
+            return None, ""
+        # While the sweep runs, the head of a leader is removed once another trial leads.
+        removed = trial.trial.phase == "search" and self.state == "unfinished" and self.ledger.is_head_lost(record.key)
         try:
-            return trial.trial.method.classifier(self.ledger.head(self.best_seed(trial).key))
-        except (LongtailError, OSError, KeyError, RuntimeError):
-            return None
+            return (None, "") if removed else (trial.trial.method.classifier(self.ledger.head(record.key)), "")
+        except (LongtailError, OSError, KeyError, RuntimeError) as error:
+            return None, f"The head of {trial.trial.name} cannot be read, so figures of logits lack it: {error}"
 
 
 def read_sweep(run: str | Path) -> Sweep:
@@ -207,14 +225,24 @@ def read_sweep(run: str | Path) -> Sweep:
         LongtailError: its ledger is damaged.
     """
     place = Path(run).expanduser()
-    directory = sweep_directory(place.parent if place.name == "result.json" and place.is_file() else place)
-    spec, ledger = load_spec(directory.path), FinishedRuns(directory.path)
+    return read_directory(sweep_directory(place.parent if place.name == "result.json" and place.is_file() else place))
+
+
+def read_directory(directory: SweepDirectory) -> Sweep:
+    """The sweep of a directory whose identity is read already.
+
+    Raises:
+        UserError: its spec uses unknown kinds.
+        LongtailError: its ledger is damaged.
+    """
+    spec, ledger = load_spec(directory), FinishedRuns(directory.path)
     if ledger.damage:
+        named, more = ledger.damage[:_MOST_NAMED], len(ledger.damage) - _MOST_NAMED
         raise LongtailError(
-            f"{ledger.path} is damaged: {', '.join(ledger.damage)}; `lt-sweep resume {directory.path}` restores it, "
-            "and trains again what cannot be restored"
+            f"{ledger.path} is damaged: {', '.join(named)}{f' and {more} more' if more > 0 else ''}; `lt-sweep resume "
+            f"{directory.path}` restores it, and trains again what cannot be restored"
         )
-    return sweep_in_ledger(directory.path, spec, ledger, recorded_bank(spec) or "")
+    return sweep_in_ledger(directory.path, spec, ledger, directory.bank_fingerprint)
 
 
 def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: FinishedRuns, bank: str) -> Sweep:
@@ -222,11 +250,12 @@ def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: FinishedRuns, bank: str
     missing = []
     try:
         manifest = read_manifest(_bank_path(spec, bank))
-    except LongtailError:
+    except LongtailError as error:
         manifest = None
-        missing.append(
-            "The storage no longer has the feature bank (cache/banks): figures of class sizes and logits are missing."
-        )
+        why = f"The feature bank cannot be read ({error})"
+        if not _bank_path(spec, bank).exists():
+            why = "The storage no longer has the feature bank (cache/banks)"
+        missing.append(f"{why}: figures of class sizes and logits are missing.")
     every = tuple(_trials(spec, ledger))
     if not every:
         why = "No trial has finished yet" if ledger.end is None else "The ledger has no run of this sweep"
@@ -280,7 +309,7 @@ def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
 def _begun(directory: Path) -> list[Path]:
     matrix = load_matrix_directory(directory)
     places = [Path(spec.storage) / spec.name for spec in matrix.sweeps]
-    found = [place for place in places if (place / IDENTITY).is_file()]
+    found = [place for place in places if is_sweep(place)]
     if not found:
         raise UserError(f"no sweep of matrix {matrix.name} was started; start them with `lt-sweep run` and its file")
     return found

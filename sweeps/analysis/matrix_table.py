@@ -8,14 +8,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lt_train.core.errors import LongtailError, first_line
-from sweeps.analysis.load import read_sweep
+from sweeps.analysis.load import read_directory
 from sweeps.analysis.result import Accuracies, ExtendedRun, MethodRow, Protocol, Result, ResultModel, Row
 from sweeps.analysis.summary import summarise
 from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
-from sweeps.store.layout import IDENTITY, read_identity
+from sweeps.store.layout import SweepDirectory, is_sweep, sweep_directory
 
-__all__ = ["MatrixCell", "MatrixRow", "MatrixTable", "matrix_table", "read_result"]
+__all__ = ["MatrixCell", "MatrixRow", "MatrixTable", "matrix_table", "read_result", "result_in"]
 
 
 class MatrixCell(ResultModel):
@@ -65,15 +65,22 @@ def matrix_table(matrix: SweepMatrix) -> MatrixTable:
 
 def read_result(spec: SweepSpec) -> Result | str:
     """The result of a sweep, or why there is none."""
-    directory = Path(spec.storage).expanduser() / spec.name
-    if not (directory / IDENTITY).exists():
+    path = Path(spec.storage).expanduser() / spec.name
+    if not is_sweep(path):
         return "not started"
     try:
-        if read_identity(directory)["spec_fingerprint"] != spec.fingerprint():
-            return f"{directory} belongs to an earlier version of the sweep file"
-        sweep = read_sweep(directory)
-        if sweep.ledger.damage:
-            return f"damaged; `lt-sweep resume {directory}` repairs it"
+        directory = sweep_directory(path)
+    except LongtailError as error:
+        return first_line(error)
+    if directory.spec_fingerprint != spec.fingerprint():
+        return f"{path} belongs to an earlier version of the sweep file"
+    return result_in(directory)
+
+
+def result_in(directory: SweepDirectory) -> Result | str:
+    """The result of the sweep in a directory, or why there is none."""
+    try:
+        sweep = read_directory(directory)
         return summarise(sweep) if sweep.state == "finished" else "not finished"
     except LongtailError as error:
         return first_line(error)

@@ -182,8 +182,8 @@ class Result(ResultModel):
     )
     seconds: dict[str, float] = Field(
         description="seconds by activity. Of the call that trained the last runs: total; prepare (data, stage 1, "
-        "bank); backend (wall clock, with process starts); search (search algorithm); listeners (progress, artifacts, "
-        "callbacks); ledger. Of all calls, summed over workers: train"
+        "bank); backend (wall clock, with process starts); search (search algorithm); listeners (progress and "
+        "callbacks until the last run; artifacts are not included); ledger. Of all calls, summed over workers: train"
     )
     notes: list[str] = Field(description="remarks on the data, and failed runs outside the search")
 

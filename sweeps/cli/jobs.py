@@ -40,7 +40,7 @@ from sweeps.cli.status import (
 from sweeps.cluster.environment import checked_environment, secret_files
 from sweeps.cluster.jobs import GRACE_SECONDS, Cluster, Job, JobOptions
 from sweeps.reporting.progress import as_line, as_table
-from sweeps.store.layout import IDENTITY, is_matrix, sweep_directory
+from sweeps.store.layout import existing_sweep, is_matrix, is_sweep, sweep_directory
 from sweeps.store.lease import LeaseOwner
 from sweeps.store.progress import Progress, strip_progress
 
@@ -305,7 +305,7 @@ def list_sweeps(
             for job in cluster.jobs()
         ]
     else:
-        rows = [_row(identity.parent) for identity in sorted(directory.glob(f"*/{IDENTITY}"))]
+        rows = [_row(place) for place in sorted(directory.glob("*")) if is_sweep(place)]
         rows.sort(key=lambda row: -int(str(row["started_ms"] or 0)))
     if as_json:
         print(json.dumps(rows))
@@ -328,7 +328,7 @@ def list_sweeps(
 def _row(directory: Path) -> dict[str, str | int | None]:
     """A sweep of a storage directory; for one that cannot be read, the reason."""
     try:
-        progress, where = directory_progress(directory)
+        progress, where = directory_progress(sweep_directory(directory).path)
     except (LongtailError, OSError) as error:
         return {"sweep": directory.name, "state": "unreadable", "started_ms": None, "where": first_line(error)}
     return {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
@@ -353,7 +353,7 @@ def stop(target: Target, *, address: Address = None, as_json: AsJson = False) ->
         print(json.dumps({"job": ended.id, "state": ended.state}) if as_json else f"job {ended.id} {outcome}")
         return 0
     directory = Path(target)
-    path = directory.expanduser().resolve() if is_matrix(directory) else sweep_directory(directory).path
+    path = directory.expanduser().resolve() if is_matrix(directory) else existing_sweep(directory)
     driver = driver_of(path)
     if driver is None:
         print(json.dumps({"stopped": False}) if as_json else f"no driver is running {target}")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lt_train.cli.program import log_notes
 from lt_train.core.errors import UserError
-from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result
+from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result, result_in
 from sweeps.config.matrix import SweepMatrix
 from sweeps.reporting.model import as_markdown
 from sweeps.reporting.result_tables import matrix_tables, method_table
@@ -43,17 +43,17 @@ def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
         UserError: there are no results, or `target` is not the directory of a sweep or a matrix.
     """
     from sweeps.cli.local import find_spec
-    from sweeps.store.directory import load_spec
+    from sweeps.store.layout import sweep_directory
 
     target = find_spec(target)
-    found = load_target(target) or load_spec(target)
+    found = load_target(target)
     if isinstance(found, SweepMatrix):
         table = matrix_table(found)
         if all(row.protocol is None for row in table.rows):
             raise UserError(f"{target}: no sweep of {found.name} has a result yet: {table.rows[0].missing}")
         _print(table, as_json=as_json, markdown=markdown)
         return 0
-    result = read_result(found)
+    result = result_in(sweep_directory(target)) if found is None else read_result(found)
     if isinstance(result, str):
         raise UserError(f"{target}: {result}")
     if as_json:

@@ -19,7 +19,7 @@ from rich.live import Live
 from lt_train.core.errors import LongtailError, UserError
 from sweeps.cluster.jobs import ADDRESS_VARIABLE, Cluster, Job
 from sweeps.reporting.progress import as_line, as_table, sum_progress
-from sweeps.store.layout import IDENTITY, is_matrix, leases, matrix_sweeps, sweep_directory
+from sweeps.store.layout import existing_sweep, is_matrix, is_sweep, leases, matrix_sweeps, sweep_directory
 from sweeps.store.lease import LeaseOwner, lease_owner
 from sweeps.store.progress import Progress, last_progress, read_progress, strip_progress
 
@@ -44,7 +44,7 @@ def cluster_of(target: str, address: str | None, *, or_file: bool = False) -> Cl
     with `or_file`, a file.
     """
     path = Path(target).expanduser()
-    is_local = (path / IDENTITY).exists() or is_matrix(path) or (or_file and path.is_file())
+    is_local = is_sweep(path) or is_matrix(path) or (or_file and path.is_file())
     if address or (ADDRESS_VARIABLE in os.environ and not is_local):
         return Cluster(address)
     return None
@@ -68,7 +68,7 @@ def progress_of(target: str, address: str | None) -> Ask:
     directory = Path(target)
     if is_matrix(directory):
         return lambda: matrix_progress(directory)
-    sweep_directory(directory)  # raises for any other directory
+    sweep_directory(directory)  # raises for any other directory; following does not read the identity again
     return lambda: directory_progress(directory)
 
 
@@ -105,7 +105,7 @@ def job_progress(cluster: Cluster, job: Job) -> tuple[Progress, str]:
 
 def directory_progress(directory: Path) -> tuple[Progress, str]:
     """The last progress that the driver of a local sweep wrote, corrected by whether the driver still runs."""
-    path = sweep_directory(directory).path
+    path = existing_sweep(directory)
     driver = driver_of(path)
     written = read_progress(path) or Progress(sweep=path.name, state="preparing", note="no progress reported yet")
     written = written.model_copy(update={"sweep": path.name})
@@ -137,7 +137,7 @@ def matrix_members(directory: Path) -> list[Progress | str]:
     members: list[Progress | str] = []
     for name, failure in matrix_sweeps(directory).items():
         place = directory.expanduser().resolve().with_name(name)
-        if (place / IDENTITY).exists():
+        if is_sweep(place):
             members.append(directory_progress(place)[0])
         else:
             members.append(Progress(sweep=name, state="failed", note=failure) if failure else name)

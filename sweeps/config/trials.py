@@ -112,7 +112,11 @@ class Study:
         return batch
 
     def _values(self, numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The searched values of a batch: as recorded, else as proposed from the trials before the batch."""
+        """The searched values of a batch: values of a recorded trial are kept; the others are proposed.
+
+        Only some trials of a batch are recorded if the driver was killed while it wrote them, or if lines of the ledger
+        were damaged.
+        """
         if all(number in self._recorded for number in numbers):
             return ((number, self._recorded[number]) for number in numbers)
         candidate = self.candidate

@@ -1,4 +1,4 @@
-"""The events of a sweep, and the calls to those who listen to them.
+"""The events of a sweep, and the dispatcher that passes them to listeners.
 
 A listener is a function of one argument, the event. Progress, tracking and artifacts are listeners, and so are the
 callbacks that a user passes to `sweeps.run`. Listeners are called in the driver's process, between packs.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError
 from lt_train.core.text import ProgressCallback, progress
 from lt_train.features.bank import FeatureBank
@@ -65,7 +66,7 @@ def listening(spec: SweepSpec, lease: Lease, callbacks: Sequence[Callback]) -> I
     Raises:
         TrackingBehind: the sweep is finished, but not everything is in tracking.
     """
-    first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=time.time_ns() // 1_000_000)
+    first = Progress(sweep=spec.name, state="preparing", driver=lease.who, started_ms=now_ms())
     publisher = Publisher(first, lease.is_valid)
     tracking = None if isinstance(spec.tracking, NullTracking) else Tracking(lease, publisher)
     emit = Dispatcher([Artifacts(), *([tracking] if tracking else []), ShowProgress(spec, publisher), *callbacks])

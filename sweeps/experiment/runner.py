@@ -36,15 +36,14 @@ from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store import directory as directories
 from sweeps.store.directory import (
     check_name,
-    check_spec,
+    find_sweep,
     interrupted_sweep,
     load_matrix_directory,
     load_spec,
     open_directory,
-    recorded_bank,
     save_matrix,
 )
-from sweeps.store.layout import IDENTITY, leases, read_identity
+from sweeps.store.layout import SweepDirectory, existing_sweep, is_sweep, leases, sweep_directory
 from sweeps.store.lease import Lease, acquire_lease
 from sweeps.store.ledger import Ledger
 from sweeps.store.progress import JOB_VARIABLE
@@ -82,36 +81,38 @@ def run(
         spec = SweepSpec(**spec)
     elif not isinstance(spec, SweepSpec):
         spec = load_sweep(spec)
-    return _run(spec.with_absolute_paths(Path.cwd()), callbacks, fresh=fresh)
+    spec = spec.with_absolute_paths(Path.cwd())
+    check_name(spec)
+    require(*spec.backend.libraries, *spec.tracking.libraries)
+    with sigterm_as_interrupt(), _lease(spec.storage, spec.name) as lease:
+        return _run(spec, lease, callbacks, None, fresh=fresh)
 
 
 def resume(directory: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Result:
     """Resume the sweep in `directory`; see `run`."""
-    return _run(load_spec(Path(directory)), callbacks, resuming=True)
+    path = existing_sweep(Path(directory))
+    with sigterm_as_interrupt(), _lease(path.parent, path.name) as lease:
+        resumed = sweep_directory(path)
+        spec = load_spec(resumed)
+        check_name(spec)
+        require(*spec.backend.libraries, *spec.tracking.libraries)
+        return _run(spec, lease, callbacks, resumed)
 
 
-def _run(spec: SweepSpec, callbacks: Sequence[Callback], *, fresh: bool = False, resuming: bool = False) -> Result:
-    check_name(spec)
-    require(*spec.backend.libraries, *spec.tracking.libraries)
-    job = os.environ.get(JOB_VARIABLE)
-    with (
-        sigterm_as_interrupt(),
-        acquire_lease(leases(Path(spec.storage)), spec.name, job=job) as lease,
-        listening(spec, lease, callbacks) as emit,
-    ):
+def _run(
+    spec: SweepSpec, lease: Lease, callbacks: Sequence[Callback], resumed: SweepDirectory | None, *, fresh: bool = False
+) -> Result:
+    with listening(spec, lease, callbacks) as emit:
         start = time.perf_counter()
         # Errors in the input are raised here, before an earlier sweep is touched.
-        if not fresh:
-            check_spec(spec)
-        prepared = _prepare(spec, resuming, lambda activity: emit(Preparing(activity)))
+        earlier = None if fresh else find_sweep(spec, resumed)
+        prepared = _prepare(spec, resumed, lambda activity: emit(Preparing(activity)))
         bank, prepare_seconds = prepared.bank, time.perf_counter() - start
         lease.check()
         if fresh:
             archive(spec, lease)
-        directory = open_directory(spec, bank.fingerprint)
-        with contextlib.closing(
-            Ledger(directory.path, lease.check, lease.who, read_identity(directory.path))
-        ) as ledger:
+        directory = open_directory(spec, bank.fingerprint, earlier)
+        with contextlib.closing(Ledger(directory.path, lease.check, lease.who, directory.identity)) as ledger:
             emit(SweepStarted(spec, directory, bank, prepared.images))
             queue, backend_seconds = _train(spec, bank, ledger, emit)
             seconds = {
@@ -131,13 +132,12 @@ def _run(spec: SweepSpec, callbacks: Sequence[Callback], *, fresh: bool = False,
         return result
 
 
-def _prepare(spec: SweepSpec, resuming: bool, on_progress: Callable[[str], None]) -> Prepared:
+def _prepare(spec: SweepSpec, resumed: SweepDirectory | None, on_progress: Callable[[str], None]) -> Prepared:
     """The feature bank. A resume needs neither data nor checkpoint if the storage still has the bank."""
     try:
         return prepare_all(spec, on_progress)
     except (DataError, CheckpointError) as error:
-        fingerprint = recorded_bank(spec) if resuming else None
-        cached = None if fingerprint is None else open_cached_bank(spec, fingerprint)
+        cached = None if resumed is None else open_cached_bank(spec, resumed.bank_fingerprint)
         if cached is None:
             if advice := _missing_upload(spec):
                 raise UserError(f"{error}; {advice}") from error
@@ -166,12 +166,14 @@ def _train(spec: SweepSpec, bank: FeatureBank, ledger: Ledger, emit: Dispatcher)
 
 
 def _write_result(path: Path, result: Result, lease: Lease) -> None:
-    """Write `result.json` unless it is there already."""
+    """Write `result.json` unless the file already has this content."""
     content = (result.model_dump_json(by_alias=True, indent=1) + "\n").encode()
     lease.check()
-    if not path.is_file() or path.read_bytes() != content:
-        with atomic_file(path) as file:
-            file.write_bytes(content)
+    with contextlib.suppress(OSError):  # a file that is missing or cannot be read is written again
+        if path.read_bytes() == content:
+            return
+    with atomic_file(path) as file:
+        file.write_bytes(content)
 
 
 def archive(spec: SweepSpec, lease: Lease) -> None:
@@ -233,15 +235,14 @@ def resume_matrix(directory: str | os.PathLike[str], *, callbacks: Sequence[Call
 
     def run_or_resume(spec: SweepSpec) -> Result:
         path = Path(spec.storage) / spec.name
-        recorded = (path / IDENTITY).exists()
-        return resume(path, callbacks=callbacks) if recorded else run(spec, callbacks=callbacks)
+        return resume(path, callbacks=callbacks) if is_sweep(path) else run(spec, callbacks=callbacks)
 
     return _run_all(load_matrix_directory(Path(directory)), run_or_resume)
 
 
 def _run_all(matrix: SweepMatrix, run_one: Callable[[SweepSpec], Result], *, fresh: bool = False) -> MatrixTable:
     errors: dict[str, Exception] = {}
-    with _lease(matrix, matrix.name):
+    with _lease(matrix.storage, matrix.name):
         save_matrix(matrix, failed={})
         if fresh:
             _archive_all(matrix)
@@ -274,10 +275,10 @@ def _run_all(matrix: SweepMatrix, run_one: Callable[[SweepSpec], Result], *, fre
 def _archive_all(matrix: SweepMatrix) -> None:
     """Archive all directories before the first sweep runs: a resume cannot tell an old one from a fresh one."""
     with contextlib.ExitStack() as stack:
-        acquired = [(spec, stack.enter_context(_lease(matrix, spec.name))) for spec in matrix.sweeps]
+        acquired = [(spec, stack.enter_context(_lease(matrix.storage, spec.name))) for spec in matrix.sweeps]
         for spec, lease in acquired:
             archive(spec, lease)
 
 
-def _lease(matrix: SweepMatrix, name: str) -> contextlib.AbstractContextManager[Lease]:
-    return acquire_lease(leases(Path(matrix.storage)), name, job=os.environ.get(JOB_VARIABLE))
+def _lease(storage: str | Path, name: str) -> contextlib.AbstractContextManager[Lease]:
+    return acquire_lease(leases(Path(storage)), name, job=os.environ.get(JOB_VARIABLE))

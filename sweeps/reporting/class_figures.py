@@ -249,5 +249,6 @@ def missing_heads(sweep: Sweep) -> str:
     if all(one.recipe == sweep.winner.recipe for one in sweep.finished_baselines.values()):
         return f"The {role(sweep)} is itself the baseline, so there are no figures of logits."
     return (
-        f"The heads of the {role(sweep)} or of the baselines are no longer stored, so there are no figures of logits."
+        f"The heads of the {role(sweep)} or of the baselines are no longer stored or cannot be read, so there are no "
+        "figures of logits."
     )

@@ -171,7 +171,7 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     winner, chosen = sweep.winner, sweep.spec.selection
     if sweep.state == "unfinished":
         yield f"Unfinished: {unfinished(sweep)}"
-    missing = [*sweep.missing, *filter(None, [sweep.test_error])]
+    missing = [*sweep.missing, *filter(None, [sweep.test_error]), *sweep.head_errors]
     if winner is None:
         yield from missing
         return

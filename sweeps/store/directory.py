@@ -8,13 +8,13 @@ its sweeps, whose own directories are beside it.
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_train.core.errors import SpecError, UserError
+from lt_train.core.clock import now_ms
+from lt_train.core.errors import LongtailError, SpecError, UserError
 from lt_train.core.io import writing
 from sweeps.config.interfaces import TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
@@ -25,81 +25,94 @@ from sweeps.store.layout import (
     IDENTITY,
     MATRIX_FILE,
     SweepDirectory,
+    identity_lost,
     is_matrix,
+    is_sweep,
     read_document,
     read_identity,
     read_matrix,
+    set_aside_if_damaged,
     sweep_directory,
     write_document,
 )
-from sweeps.store.ledger import FinishedRuns
 from sweeps.store.progress import read_progress
 
 __all__ = [
     "archive",
     "check_name",
-    "check_spec",
+    "find_sweep",
     "interrupted_sweep",
     "load_matrix_directory",
     "load_spec",
     "load_target",
     "load_tracking",
     "open_directory",
-    "recorded_bank",
     "save_matrix",
     "with_backend",
 ]
 
 
-def open_directory(spec: SweepSpec, bank_fingerprint: str) -> SweepDirectory:
-    """Create the sweep's directory, or reopen that of an unfinished sweep with the same spec.
+def open_directory(spec: SweepSpec, bank_fingerprint: str, earlier: SweepDirectory | None) -> SweepDirectory:
+    """Create the sweep's directory, or reopen that of an earlier run of this sweep.
 
     The caller holds the sweep's lease.
 
     Args:
         spec: the sweep, with absolute paths (`SweepSpec.with_absolute_paths`).
         bank_fingerprint: fingerprint of the features that the sweep trains on.
+        earlier: what `find_sweep` returned under the same lease; None if the directory has been archived since.
 
     Raises:
-        UserError: the directory holds a sweep with another spec or other features, or belongs to a matrix.
+        UserError: the directory holds a sweep with other features, or belongs to a matrix.
         StorageError: it cannot be written.
     """
     path = _sweep_path(spec)
-    known = check_spec(spec)
-    if known is not None:
-        if known["bank_fingerprint"] != bank_fingerprint:
-            raise UserError(
-                f"{path} was trained on other features: the dataset or the checkpoint has changed since (bank "
-                f"{known['bank_fingerprint'][:12]} then, {bank_fingerprint[:12]} now); restore them, {_REMEDY}"
-            )
-        if read_document(path / IDENTITY) is None:
-            write_document(path / IDENTITY, known)
-        return SweepDirectory(path, known["sweep_id"], known["started_ms"])
-    directory = SweepDirectory(path, uuid.uuid4().hex, time.time_ns() // 1_000_000)
-    fingerprints = {"spec_fingerprint": spec.fingerprint(), "bank_fingerprint": bank_fingerprint}
-    started = {"sweep_id": directory.sweep_id, "started_ms": directory.started_ms}
-    write_document(path / IDENTITY, started | fingerprints | {"spec": spec.resolved()})
-    return directory
+    if earlier is None:
+        identity = {
+            "sweep_id": uuid.uuid4().hex,
+            "started_ms": now_ms(),
+            "spec_fingerprint": spec.fingerprint(),
+            "bank_fingerprint": bank_fingerprint,
+            "spec": spec.resolved(),
+        }
+        write_document(path / IDENTITY, identity)
+        return SweepDirectory(path, identity)
+    if earlier.bank_fingerprint != bank_fingerprint:
+        raise UserError(
+            f"{path} was trained on other features: the dataset or the checkpoint has changed since (bank "
+            f"{earlier.bank_fingerprint[:12]} then, {bank_fingerprint[:12]} now); restore them, {_REMEDY}"
+        )
+    if read_document(path / IDENTITY) is None:
+        set_aside_if_damaged(path / IDENTITY)
+        write_document(path / IDENTITY, earlier.identity)
+    return earlier
 
 
 _REMEDY = "choose another name, or start over with --fresh (the old sweep is kept as .previous-N)"
 
 
-def check_spec(spec: SweepSpec) -> dict[str, Any] | None:
-    """The content of `sweep.json` of an earlier run of this sweep; None if there is none.
+def find_sweep(spec: SweepSpec, resumed: SweepDirectory | None = None) -> SweepDirectory | None:
+    """The directory of an earlier run of this sweep; None if there is none. The caller holds the sweep's lease.
+
+    Args:
+        spec: the sweep, with absolute paths (`SweepSpec.with_absolute_paths`).
+        resumed: the directory that the spec was read from under the same lease, which is not read again.
 
     Raises:
         UserError: the directory holds a sweep with another spec, or belongs to a matrix.
     """
     path = _sweep_path(spec)
-    if not (path / IDENTITY).exists() and FinishedRuns(path).identity is None:
+    identity = read_identity(path) if resumed is None else resumed.identity
+    if identity is None:
+        if (path / IDENTITY).exists():
+            raise identity_lost(path)
         return None
-    known = read_identity(path)
-    if known["spec_fingerprint"] != spec.fingerprint():
-        changed = ", ".join(_differences(known["spec"], spec.resolved()))
+    directory = SweepDirectory(path, identity)
+    if directory.spec_fingerprint != spec.fingerprint():
+        changed = ", ".join(_differences(directory.identity["spec"], spec.resolved()))
         why = f"{changed} differ" if changed else "it was written by another version of this program"
         raise UserError(f"{path} holds another sweep: {why}; {_REMEDY}")
-    return known
+    return directory
 
 
 def archive(spec: SweepSpec) -> None:
@@ -136,8 +149,9 @@ def interrupted_sweep(spec: SweepSpec) -> tuple[SweepSpec, SweepDirectory] | Non
     if progress is None or progress.ended:
         return None
     try:
-        return load_spec(path), sweep_directory(path)
-    except (OSError, UserError):  # written by another version, or damaged
+        directory = sweep_directory(path)
+        return load_spec(directory), directory
+    except (OSError, LongtailError):  # written by another version, or damaged
         return None
 
 
@@ -152,15 +166,15 @@ def check_name(spec: SweepSpec) -> None:
         raise SpecError(f"name: {spec.name!r} is reserved for the storage itself; choose another name")
 
 
-def load_spec(path: Path) -> SweepSpec:
+def load_spec(directory: SweepDirectory) -> SweepSpec:
     """The spec of the sweep in a directory.
 
     Raises:
-        UserError: `path` is not a sweep directory, or it is damaged.
+        SpecError: it was written by another version, or uses a kind that is not installed.
     """
-    path = sweep_directory(path).path
+    path = directory.path
     # Name and storage follow from the path, because the directory may have been moved.
-    return load_resolved(read_identity(path)["spec"] | {"storage": str(path.parent), "name": path.name})
+    return load_resolved(directory.identity["spec"] | {"storage": str(path.parent), "name": path.name})
 
 
 def load_tracking(directory: SweepDirectory) -> TrackingSpec:
@@ -169,14 +183,7 @@ def load_tracking(directory: SweepDirectory) -> TrackingSpec:
     Raises:
         SpecError: the kind of tracking is not installed.
     """
-    tracking = read_identity(directory.path)["spec"]["tracking"]
-    return TRACKERS.parse(tracking)
-
-
-def recorded_bank(spec: SweepSpec) -> str | None:
-    """Fingerprint of the bank that the sweep of this name was started with; None for a sweep that does not exist."""
-    directory = Path(spec.storage) / spec.name
-    return str(read_identity(directory)["bank_fingerprint"]) if (directory / IDENTITY).exists() else None
+    return TRACKERS.parse(directory.identity["spec"]["tracking"])
 
 
 def with_backend(spec: SweepSpec, backend: str) -> SweepSpec:
@@ -206,11 +213,12 @@ def save_matrix(matrix: SweepMatrix, failed: Mapping[str, str]) -> None:
     for spec in (*matrix.sweeps, matrix.sweeps[0].model_copy(update={"name": matrix.name})):
         check_name(spec)
     directory = Path(matrix.storage) / matrix.name
-    if (directory / IDENTITY).exists():
+    if is_sweep(directory):
         raise UserError(
             f"{directory} holds a sweep of this name; choose another name for the matrix, or move the directory"
         )
     specs = {value: spec.resolved() for value, spec in matrix.members.items()}
+    set_aside_if_damaged(directory / MATRIX_FILE)
     write_document(directory / MATRIX_FILE, {"matrix": matrix.axis, "sweeps": specs, "failed": dict(failed)})
 
 

@@ -1,7 +1,8 @@
 """File names and small files of a storage, readable without loading a spec.
 
-`<storage>/<name>/` is a sweep's directory if it holds `sweep.json` (identity and resolved spec), and a matrix's
-directory if it holds `matrix.json`. `<storage>/cache/` is shared by all sweeps of the storage.
+`<storage>/<name>/` is a sweep's directory if it holds `sweep.json` (identity and resolved spec) or the ledger, which
+has a copy of it, and a matrix's directory if it holds `matrix.json`. `<storage>/cache/` is shared by all sweeps of the
+storage.
 
 `lt-sweep status`, `stop` and `list` use this module instead of `sweeps.store.directory`, which reads the specs in these
 files. So they start without torch and work for sweeps whose spec names a plugin that is not installed.
@@ -12,24 +13,29 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import UserError
-from lt_train.core.io import atomic_file, fingerprint
+from lt_train.core.io import atomic_file, fingerprint, set_aside
 
 __all__ = [
     "CACHE",
     "IDENTITY",
+    "LEDGER",
     "MATRIX_FILE",
     "SweepDirectory",
+    "existing_sweep",
+    "identity_lost",
     "is_matrix",
+    "is_sweep",
     "leases",
     "matrix_sweeps",
     "read_document",
     "read_identity",
     "read_matrix",
+    "set_aside_if_damaged",
     "sweep_directory",
     "write_document",
 ]
@@ -38,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 IDENTITY = "sweep.json"
-"""File that marks a sweep's directory."""
+"""File with the identity and the resolved spec of a sweep."""
+
+LEDGER = "ledger.jsonl"
+"""The ledger of a sweep, which has a copy of its identity."""
 
 MATRIX_FILE = "matrix.json"
 """File that marks a matrix's directory."""
@@ -67,19 +76,47 @@ def read_document(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def set_aside_if_damaged(path: Path) -> None:
+    """Rename a document that is about to be written again to `<name>.damaged` if it cannot be read.
+
+    Raises:
+        StorageError: it could not be renamed.
+    """
+    if path.exists() and read_document(path) is None:
+        set_aside(path)
+
+
 @dataclass(frozen=True)
 class SweepDirectory:
     """An existing sweep directory.
 
     Attributes:
         path: the directory. Its name is the sweep's name, its parent the storage.
-        sweep_id: unique to this sweep and constant; identifies its runs in tracking.
-        started_ms: when the sweep was first started, in milliseconds since 1970.
+        identity: the content of `sweep.json`: the sweep's id, start, fingerprints and resolved spec.
     """
 
     path: Path
-    sweep_id: str
-    started_ms: int
+    identity: Mapping[str, Any] = field(repr=False, hash=False)
+
+    @property
+    def sweep_id(self) -> str:
+        """Unique to this sweep and constant; identifies its runs in tracking."""
+        return str(self.identity["sweep_id"])
+
+    @property
+    def started_ms(self) -> int:
+        """When the sweep was first started, in milliseconds since 1970."""
+        return int(self.identity["started_ms"])
+
+    @property
+    def spec_fingerprint(self) -> str:
+        """Fingerprint of the spec (`SweepSpec.fingerprint`)."""
+        return str(self.identity["spec_fingerprint"])
+
+    @property
+    def bank_fingerprint(self) -> str:
+        """Fingerprint of the features that the sweep trains on."""
+        return str(self.identity["bank_fingerprint"])
 
     @property
     def result(self) -> Path:
@@ -97,22 +134,42 @@ def leases(storage: Path) -> Path:
     return storage / CACHE / "locks"
 
 
-def sweep_directory(path: Path) -> SweepDirectory:
-    """The sweep in a directory. Its spec is not parsed.
+def is_sweep(directory: Path) -> bool:
+    """Whether a directory belongs to a sweep: it has `sweep.json`, or the ledger, from which that is restored."""
+    directory = directory.expanduser()
+    return (directory / IDENTITY).exists() or (directory / LEDGER).exists()
+
+
+def existing_sweep(path: Path) -> Path:
+    """The absolute path of a sweep's directory. Nothing in it is read.
 
     Raises:
-        UserError: `path` is not a sweep directory, or its `sweep.json` is damaged.
+        UserError: `path` is not a sweep directory.
     """
     path = path.expanduser().resolve()
     if not path.exists():
         raise UserError(f"{path} does not exist; give the directory of a sweep, such as runs/demo")
-    if not (path / IDENTITY).is_file():
+    if not is_sweep(path):
         matrix = " (it is a matrix's directory; each of its sweeps has its own)" * (path / MATRIX_FILE).exists()
         raise UserError(
-            f"{path} is not a sweep directory: it has no sweep.json{matrix}; start one with `lt-sweep run SPEC`"
+            f"{path} is not a sweep directory: it has no {IDENTITY} and no {LEDGER}{matrix}; start a sweep with "
+            "`lt-sweep run SPEC`"
         )
-    document = read_identity(path)
-    return SweepDirectory(path, document["sweep_id"], document["started_ms"])
+    return path
+
+
+def sweep_directory(path: Path) -> SweepDirectory:
+    """The sweep in a directory. Its identity is read once and its spec is not parsed.
+
+    Raises:
+        UserError: `path` is not a sweep directory, or its `sweep.json` and the copy in the ledger are damaged.
+        LongtailError: `sweep.json` is missing or damaged, and the ledger cannot be read.
+    """
+    path = existing_sweep(path)
+    identity = read_identity(path)
+    if identity is None:
+        raise identity_lost(path)
+    return SweepDirectory(path, identity)
 
 
 def is_matrix(directory: Path) -> bool:
@@ -130,11 +187,11 @@ def matrix_sweeps(directory: Path) -> dict[str, str]:
     return {spec["name"]: document["failed"].get(value, "") for value, spec in document["sweeps"].items()}
 
 
-def read_identity(directory: Path) -> dict[str, Any]:
-    """The content of a `sweep.json`; if the file is damaged, its copy in the ledger.
+def read_identity(directory: Path) -> dict[str, Any] | None:
+    """The content of a `sweep.json`; if the file is missing or damaged, its copy in the ledger; None without either.
 
     Raises:
-        UserError: both are damaged.
+        LongtailError: `sweep.json` is missing or damaged, and the ledger cannot be read.
     """
     document = read_document(directory / IDENTITY)
     if document is not None:
@@ -142,12 +199,19 @@ def read_identity(directory: Path) -> dict[str, Any]:
     from sweeps.store.ledger import FinishedRuns
 
     recorded = FinishedRuns(directory).identity
-    if recorded is None:
-        raise UserError(
-            f"{directory / IDENTITY} is damaged; remove it and run the sweep file again, which keeps all finished runs"
-        )
-    logger.warning("%s is missing or damaged; its copy in the ledger is used", directory / IDENTITY)
+    if recorded is not None:
+        logger.warning("%s is missing or damaged; its copy in the ledger is used", directory / IDENTITY)
     return recorded
+
+
+def identity_lost(directory: Path) -> UserError:
+    """The error of a sweep whose identity is neither in `sweep.json` nor in the ledger."""
+    file = directory / IDENTITY
+    what, remove = ("damaged", "remove it and ") if file.exists() else ("missing", "")
+    return UserError(
+        f"{file} is {what}; {remove}run the sweep file again, which keeps all finished runs (the ledger has no "
+        "undamaged copy of it)"
+    )
 
 
 def read_matrix(directory: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError, StorageError, UserError
 from lt_train.core.io import writing
 from lt_train.core.text import format_time
@@ -275,7 +276,7 @@ def _this_process(job: str | None) -> LeaseOwner:
         user = str(os.getuid())
     process = os.getpid()
     who = f"{user}@{socket.gethostname()}, process {process}" + (f", Ray job {job}" if job else "")
-    return LeaseOwner(who, _machine(), process, _process_start_time(process), time.time_ns() // 1_000_000)
+    return LeaseOwner(who, _machine(), process, _process_start_time(process), now_ms())
 
 
 def _machine() -> str:

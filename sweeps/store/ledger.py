@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError, StorageError
 from lt_train.core.io import atomic_file, sync, writing
 from lt_train.core.validation import named
@@ -236,7 +237,7 @@ class Ledger(FinishedRuns):
             restored = self._repair()
             self._cut(self._size)
             self._term += 1
-            started = {"event": "driver", "at_ms": _now(), "format": FORMAT, "driver": driver}
+            started = {"event": "driver", "at_ms": now_ms(), "format": FORMAT, "driver": driver}
             known = identity is None or self.identity == identity
             self._write([started, *([] if known else [{"event": "sweep", **(identity or {})}]), *restored])
         except BaseException:
@@ -259,7 +260,7 @@ class Ledger(FinishedRuns):
             StorageError: the disk is full; the ledger is unchanged.
         """
         lines = [
-            RecordedTrial.of(trial, keys, proposed_with, _now()).line()
+            RecordedTrial.of(trial, keys, proposed_with, now_ms()).line()
             for trial, keys in trials
             if trial.name not in self.trials or self.trials[trial.name].keys != tuple(keys)
         ]
@@ -284,7 +285,7 @@ class Ledger(FinishedRuns):
             StorageError: the disk is full; the ledger is unchanged.
         """
         self._check_lease()
-        start, at_ms = time.perf_counter(), _now()
+        start, at_ms = time.perf_counter(), now_ms()
         records = [
             Record.of(key, run.seed, result, pack.name, at_ms)
             for key, run, result in zip(keys, pack.runs, results, strict=True)
@@ -324,7 +325,7 @@ class Ledger(FinishedRuns):
             self._check_lease()
             counts = {"trials": len(self.trials), "runs": len(self.finished)}
             times = {"times": dict(end.seconds), "notes": list(end.notes)}
-            self._write([{"event": "finished", "at_ms": _now(), **counts, **times}])
+            self._write([{"event": "finished", "at_ms": now_ms(), **counts, **times}])
 
     def drop_heads(self, keys: Iterable[str]) -> None:
         """Remove the heads of every pack whose runs can no longer win; `keys` are those that have just become known."""
@@ -487,7 +488,3 @@ class Ledger(FinishedRuns):
             if end and os.pread(self._descriptor, 1, end - 1) != b"\n":
                 end += os.write(self._descriptor, b"\n")
         self._size = end
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

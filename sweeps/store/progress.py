@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lt_train.core.clock import now_ms
 from lt_train.core.errors import StorageError
 from sweeps.store.layout import read_document, write_document
 
@@ -101,7 +102,7 @@ class Publisher:
     def update(self, *, at_once: bool = False, **changes: Any) -> None:
         """Set fields of the progress and publish it once its interval is over; a new state is published at once."""
         with self._lock:
-            before, now = self._now, time.time_ns() // 1_000_000
+            before, now = self._now, now_ms()
             self._now = before.model_copy(update=changes | {"at_ms": now})
             at_once = at_once or self._now.ended or self._now.state != before.state
             for output in PUBLISH_INTERVALS:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import json
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lt_train.core.clock import now_ms
 from sweeps.config.interfaces import Champion, DatasetInfo, TrackedSweep, TrackedTrial
 from sweeps.tracking.content import champion_digest, is_exportable
 from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, view_tags
@@ -63,7 +63,7 @@ class MlflowTracker:
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
         """See `Tracker.finish`."""
-        now = time.time_ns() // 1_000_000
+        now = now_ms()
         loading = "" if champion is None else f"\n{_loading(self.sweep.name)}"
         self._batch(self.parent, dict(metrics), {}, {}, now, _note(note + loading))
         self.client.log_artifacts(self.parent, str(artifacts))

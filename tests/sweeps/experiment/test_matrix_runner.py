@@ -23,6 +23,7 @@ from sweeps.analysis.matrix_table import MatrixTable, matrix_table
 from sweeps.config.matrix import SweepMatrix, load_matrix
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.runner import MatrixFailed, resume_matrix, run, run_matrix
+from sweeps.store.directory import save_matrix
 from sweeps.store.layout import leases, read_document, sweep_directory, write_document
 from sweeps.store.lease import acquire_lease
 from sweeps.store.progress import JOB_VARIABLE
@@ -272,6 +273,29 @@ def test_a_file_uploaded_with_an_earlier_job_is_requested_again(
     with pytest.raises(MatrixFailed) as local:
         resume_matrix(tmp_path / "runs" / "fam")
     assert "with an earlier job" not in str(local.value)
+
+
+def test_a_damaged_matrix_file_is_set_aside(matrix_file: MakeMatrix, tmp_path: Path) -> None:
+    matrix, file = load_matrix(matrix_file({"training.epochs": [1, 2]})), tmp_path / "runs" / "fam" / "matrix.json"
+    save_matrix(matrix, failed={})
+    content = file.read_bytes()
+    save_matrix(matrix, failed={})
+    assert not file.with_name("matrix.json.damaged").exists()
+    file.write_bytes(content[:-10])
+    save_matrix(matrix, failed={})
+    assert file.read_bytes() == content
+    assert file.with_name("matrix.json.damaged").read_bytes() == content[:-10]
+
+
+def test_a_matrix_continues_if_an_identity_is_missing(matrix_file: MakeMatrix, tmp_path: Path) -> None:
+    matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
+    run_matrix(matrix)
+    before = matrix_table(matrix)
+    identity = tmp_path / "runs" / "fam-1" / "sweep.json"
+    identity.unlink()
+    assert matrix_table(matrix) == before
+    assert resume_matrix(tmp_path / "runs" / "fam") == before
+    assert identity.is_file()
 
 
 def test_a_matrix_with_unknown_kinds_is_shown(

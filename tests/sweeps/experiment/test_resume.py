@@ -355,7 +355,7 @@ def test_pandas_reads_the_ledger_as_a_table(small_sweep: MakeSweep) -> None:
     spec = small_sweep(**SECTIONS["several methods"])
     result = sweeps.run(spec)
     table = pd.read_json(Path(spec.storage) / spec.name / "ledger.jsonl", lines=True)
-    runs = table[table.event == "run"]
+    runs = table[(table.event == "run") & (table.term == table.term.cummax())].drop_duplicates("key", keep="last")
     assert len(runs) == result.runs.finished + result.runs.stopped + result.runs.failed
     columns = (
         "trial phase method number seed status epochs epoch acc_all acc_few val_acc_all loma_mean loma_cv key pack"

@@ -213,13 +213,64 @@ def test_missing_banks_and_heads_are_reported(small_sweep: MakeSweep) -> None:
     sweeps.run(spec)
     shutil.rmtree(directory(spec) / "heads")
     written = write([directory(spec)])
-    assert "no longer stored, so there are no figures of logits" in text(written)
+    assert "or cannot be read, so there are no figures of logits" in text(written)
     assert {"loma", "class_accuracy"} <= figures(written)
     shutil.rmtree(Path(spec.storage) / "cache")
     written = write([directory(spec)])
     assert "no longer has the feature bank" in text(written)
     assert {"loma", "class_accuracy", "logits", "one_image"} & figures(written) == set()
     assert "epochs" in figures(written)
+
+
+@pytest.mark.parametrize("which", ["winner", "baseline"])
+def test_a_damaged_head_is_reported(small_sweep: MakeSweep, which: str) -> None:
+    spec = small_sweep(search={"trials": 2}, selection={"finalists": 1})
+    sweeps.run(spec)
+    sweep = read_sweep(directory(spec))
+    assert sweep.head_errors == ()
+    trial = sweep.winner if which == "winner" else next(iter(sweep.finished_baselines.values()))
+    assert trial is not None
+    (file,) = (directory(spec) / "heads").glob(f"{sweep.best_seed(trial).pack}.*")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert sweep.classifier(trial) is None
+    written = write([directory(spec)])
+    assert f"The head of {trial.trial.name} cannot be read, so figures of logits lack it" in text(written)
+    assert f"heads/{file.name} is missing or altered" in text(written)
+
+
+def test_a_removed_head_of_an_unfinished_sweep_is_not_an_error(small_sweep: MakeSweep) -> None:
+    spec = small_sweep(search={"trials": 3})
+    sweeps.run(spec)
+    file = directory(spec) / "ledger.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if '"event":"finished"' not in line))
+    for head in (directory(spec) / "heads").glob("search*"):
+        head.unlink()
+    sweep = read_sweep(directory(spec))
+    assert sweep.state == "unfinished"
+    assert sweep.winner is not None
+    assert sweep.classifier(sweep.winner) is None
+    assert sweep.head_errors == ()
+
+
+def test_a_damaged_bank_is_not_reported_as_missing(small_sweep: MakeSweep) -> None:
+    spec = small_sweep()
+    sweeps.run(spec)
+    (manifest,) = (Path(spec.storage) / "cache" / "banks").glob("*/manifest.json")
+    manifest.write_text("{}")
+    page = text(write([directory(spec)]))
+    assert "The feature bank cannot be read" in page
+    assert "no longer has the feature bank" not in page
+
+
+def test_many_damaged_lines_are_counted(small_sweep: MakeSweep) -> None:
+    spec = small_sweep()
+    sweeps.run(spec)
+    file = directory(spec) / "ledger.jsonl"
+    count = len(file.read_text().splitlines())
+    file.write_text("damaged\n" * count)
+    with pytest.raises(LongtailError, match=rf"is damaged: line 1, .*line 5 and {count - 5} more; `lt-sweep resume"):
+        read_sweep(directory(spec))
 
 
 def test_a_report_does_not_depend_on_the_written_result(small_sweep: MakeSweep) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,14 @@ import torch
 
 import sweeps
 from lt_train.core.errors import DataError, LongtailError, UserError
+from sweeps.analysis.load import read_sweep
+from sweeps.analysis.matrix_table import read_result
+from sweeps.analysis.result import Result
 from sweeps.cli.app import main
 from sweeps.config.spec import SweepSpec
-from sweeps.store.directory import load_matrix_directory, load_spec
-from sweeps.store.layout import leases, read_document, sweep_directory, write_document
+from sweeps.store import layout
+from sweeps.store.directory import interrupted_sweep, load_matrix_directory, load_spec
+from sweeps.store.layout import is_sweep, leases, read_document, sweep_directory, write_document
 from sweeps.store.lease import acquire_lease
 
 MakeSweep = Callable[..., SweepSpec]
@@ -23,7 +29,7 @@ MakeSweep = Callable[..., SweepSpec]
 
 def test_a_directory_without_a_sweep_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"is not a sweep directory: it has no sweep\.json"):
-        load_spec(tmp_path)
+        sweep_directory(tmp_path)
 
 
 def test_starting_over_keeps_every_earlier_sweep(small_sweep: MakeSweep, tmp_path: Path):
@@ -128,12 +134,50 @@ def test_a_damaged_identity_is_read_from_its_copy_in_the_ledger(
     content, known = file.read_text(), sweep_directory(file.parent)
     altered = content.replace('"trials": 1', '"trials": 2')
     assert altered != content
-    file.write_text({"altered": altered, "cut": content[:-10], "empty": "", "text": "no JSON"}[damaged])
+    written = {"altered": altered, "cut": content[:-10], "empty": "", "text": "no JSON"}[damaged]
+    file.write_text(written)
     assert sweep_directory(file.parent) == known
     assert "sweep.json is missing or damaged; its copy in the ledger is used" in caplog.text
-    assert load_spec(file.parent) == spec
+    assert load_spec(sweep_directory(file.parent)) == spec
     assert sweeps.run(spec) == result
     assert file.read_text() == content, "it is written again"
+    assert file.with_name("sweep.json.damaged").read_text() == written
+
+
+def test_a_damaged_identity_is_read_once_per_command(
+    small_sweep: MakeSweep, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    spec, file = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small" / "sweep.json"
+    sweeps.run(spec)
+    for command in (
+        lambda: read_sweep(file.parent),
+        lambda: main(["table", str(file.parent)]),
+        lambda: main(["report", str(file.parent)]),
+        lambda: main(["status", str(file.parent)]),
+        lambda: sweeps.run(spec),
+        lambda: sweeps.resume(file.parent),
+    ):
+        file.write_text("{}")
+        caplog.clear()
+        capsys.readouterr()
+        command()
+        # The command line prints it; whether it is propagated to caplog as well depends on the test before.
+        printed = capsys.readouterr().err or caplog.text
+        assert printed.count("its copy in the ledger is used") == 1
+
+
+def test_a_sound_identity_is_read_once(small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
+    sweeps.run(spec)
+    reads: list[Path] = []
+
+    def counting(path: Path) -> dict[str, Any] | None:
+        reads.append(path)
+        return read_document(path)
+
+    monkeypatch.setattr(layout, "read_document", counting)
+    read_sweep(place)
+    assert reads == [place / "sweep.json"]
 
 
 def test_a_doubly_damaged_identity_is_reported(small_sweep: MakeSweep, tmp_path: Path):
@@ -146,6 +190,8 @@ def test_a_doubly_damaged_identity_is_reported(small_sweep: MakeSweep, tmp_path:
         with pytest.raises(UserError, match=r"sweep\.json is damaged; remove it and run the sweep file again, which"):
             read()
     (place / "sweep.json").unlink()
+    with pytest.raises(UserError, match=r"sweep\.json is missing; run the sweep file again"):
+        sweeps.resume(place)
     assert sweeps.run(spec).trials == result.trials
 
 
@@ -173,7 +219,6 @@ def test_an_altered_document_is_not_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sweep.json", r"cannot write .*/sweep\.json: Is a directory"),
         ("ledger.jsonl", r"ledger\.jsonl (cannot be read \(Is a directory\)|must be a file)"),
         ("result.json", r"cannot write .*/result\.json: Is a directory"),
     ],
@@ -192,6 +237,35 @@ def test_a_directory_in_the_place_of_a_file_is_named(
         printed = "".join(capsys.readouterr())
         assert "Traceback" not in printed
         assert code == 0 or name in printed
+
+
+def test_a_directory_in_the_place_of_the_identity_is_set_aside(small_sweep: MakeSweep, tmp_path: Path):
+    spec, file = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small" / "sweep.json"
+    result, content = sweeps.run(spec), file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    assert sweeps.resume(file.parent) == result
+    assert file.read_bytes() == content
+    assert file.with_name("sweep.json.damaged").is_dir()
+
+
+def test_a_result_that_cannot_be_read_is_written_again(
+    small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec, file = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small" / "result.json"
+    result, content, read_bytes = sweeps.run(spec), file.read_bytes(), Path.read_bytes
+    before = file.stat().st_ino
+
+    def refuse(path: Path) -> bytes:
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        assert sweeps.resume(file.parent) == result
+    assert file.stat().st_ino != before
+    assert file.read_bytes() == content
 
 
 def test_a_directory_in_the_place_of_the_progress_is_ignored(small_sweep: MakeSweep, tmp_path: Path):
@@ -218,11 +292,32 @@ def test_a_missing_gpu_is_reported_before_anything_is_done(small_sweep: MakeSwee
     assert not (tmp_path / "runs" / "small").exists()
 
 
-def test_a_missing_identity_is_restored_from_the_ledger(small_sweep: Callable[..., SweepSpec]) -> None:
+@pytest.mark.parametrize("by", ["run", "resume"])
+def test_a_missing_identity_is_restored_from_the_ledger(by: str, small_sweep: Callable[..., SweepSpec]) -> None:
     spec = small_sweep()
     first = sweeps.run(spec)
     file = Path(spec.storage) / "small" / "sweep.json"
     before = file.read_bytes()
     file.unlink()
-    assert sweeps.run(spec) == first
+    assert (sweeps.run(spec) if by == "run" else sweeps.resume(file.parent)) == first
     assert file.read_bytes() == before
+
+
+def test_readers_use_the_ledger_if_the_identity_is_missing(
+    small_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
+    sweeps.run(spec)
+    known = sweep_directory(place)
+    (place / "sweep.json").unlink()
+    assert is_sweep(place)
+    assert isinstance(read_result(spec), Result)
+    for words in (["table", str(place)], ["status", str(place)], ["report", str(place)]):
+        assert main(words) == 0
+    capsys.readouterr()
+    assert main(["list", "--storage", str(place.parent), "--json"]) == 0
+    assert [row["sweep"] for row in json.loads(capsys.readouterr().out)] == ["small"]
+    progress = read_document(place / "progress.json")
+    assert progress is not None
+    write_document(place / "progress.json", progress | {"state": "running"})
+    assert interrupted_sweep(spec) == (spec, known)
