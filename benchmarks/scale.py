@@ -283,7 +283,7 @@ def drive(case: Case, storage: Path, max_seconds: float) -> dict[str, Any]:
         "workers": case.workers,
         "packs": done,
         "trials": len(queue.trials),
-        "runs": len(ledger.finished),
+        "runs": len(ledger.runs),
         "finished": queue.exhausted(),
         "seconds": spent,
         "cpu_seconds": cpu_seconds,

@@ -21,7 +21,7 @@ from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Phase, Trial, baseline_trials, recorded_trial, search_size
 from sweeps.store.directory import load_matrix_directory, load_spec
 from sweeps.store.layout import CACHE, SweepDirectory, is_matrix, is_sweep, sweep_directory
-from sweeps.store.ledger import FinishedRuns
+from sweeps.store.ledger import LedgerReader
 from sweeps.store.records import Record
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Sweep:
     bank: str
     manifest: Manifest | None
     missing: tuple[str, ...]
-    ledger: FinishedRuns
+    ledger: LedgerReader
 
     @property
     def state(self) -> Literal["finished", "unfinished"]:
@@ -235,7 +235,7 @@ def read_directory(directory: SweepDirectory) -> Sweep:
         UserError: its spec uses unknown kinds.
         LongtailError: its ledger is damaged.
     """
-    spec, ledger = load_spec(directory), FinishedRuns(directory.path)
+    spec, ledger = load_spec(directory), LedgerReader(directory.path)
     if ledger.damage:
         named, more = ledger.damage[:_MOST_NAMED], len(ledger.damage) - _MOST_NAMED
         raise LongtailError(
@@ -245,7 +245,7 @@ def read_directory(directory: SweepDirectory) -> Sweep:
     return sweep_in_ledger(directory.path, spec, ledger, directory.bank_fingerprint)
 
 
-def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: FinishedRuns, bank: str) -> Sweep:
+def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: LedgerReader, bank: str) -> Sweep:
     """The sweep of a directory whose ledger is open already; `bank` is the fingerprint of its features."""
     missing = []
     try:
@@ -263,7 +263,7 @@ def sweep_in_ledger(path: Path, spec: SweepSpec, ledger: FinishedRuns, bank: str
     return Sweep(path, spec, every, bank, manifest, tuple(missing), ledger)
 
 
-def _trials(spec: SweepSpec, ledger: FinishedRuns) -> list[TrialRuns]:
+def _trials(spec: SweepSpec, ledger: LedgerReader) -> list[TrialRuns]:
     """The complete trials of a ledger: baselines, search and finalists of each candidate, extended training."""
     candidates = {one.name: one for one in spec.candidates()}
     baselines = {trial.name: trial for trial in baseline_trials(spec)}
@@ -274,7 +274,7 @@ def _trials(spec: SweepSpec, ledger: FinishedRuns) -> list[TrialRuns]:
             trial = baselines.get(one.name)
         elif one.method in candidates:
             trial = recorded_trial(spec, candidates[one.method], one.phase, one.number, one.params)
-        records = [ledger.finished[key] for key in one.keys if key in ledger.finished]
+        records = [ledger.runs[key] for key in one.keys if key in ledger.runs]
         if trial is not None and trial.name == one.name and len(records) == len(one.keys):
             found.append(trial_runs(trial, records, spec.selection, ledger))
     best_first = ranking(found, spec, "search")

@@ -158,7 +158,7 @@ class RunCounts(ResultModel):
     finished: int = Field(description="trained to the end")
     stopped: int = Field(default=0, description="stopped early")
     failed: int = Field(description="ended without a result")
-    cached: int = Field(description="runs that were not trained, because an earlier trial has the same values")
+    shared: int = Field(description="runs that were not trained, because an earlier trial has the same values")
 
 
 class Result(ResultModel):

@@ -16,7 +16,7 @@ from lt_train.methods.base import MethodSpec, TrainingSpec
 from lt_train.metrics import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate, paired
 from sweeps.config.trials import Phase, Trial
-from sweeps.store.ledger import FinishedRuns
+from sweeps.store.ledger import LedgerReader
 from sweeps.store.records import Record
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class TrialRuns:
     trial: Trial
     records: tuple[Record, ...]
     objective: float | None
-    ledger: FinishedRuns = field(repr=False, compare=False)
+    ledger: LedgerReader = field(repr=False, compare=False)
 
     @property
     def failed(self) -> bool:
@@ -112,7 +112,7 @@ class TrialRuns:
         return np.stack([getattr(one, name) for one in arrays])
 
 
-def trial_runs(trial: Trial, records: Sequence[Record], chosen: SelectionSpec, ledger: FinishedRuns) -> TrialRuns:
+def trial_runs(trial: Trial, records: Sequence[Record], chosen: SelectionSpec, ledger: LedgerReader) -> TrialRuns:
     """A trial with its records and its objective.
 
     A failed seed fails the trial. Leaving it out would reward configurations that sometimes diverge.

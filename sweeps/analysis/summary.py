@@ -57,7 +57,7 @@ def summarise(sweep: Sweep) -> Result:
             finalists=chosen.finalists,
         ),
         runs=RunCounts(
-            finished=len(trained) - failed - stopped, stopped=stopped, failed=failed, cached=sweep.shared_runs
+            finished=len(trained) - failed - stopped, stopped=stopped, failed=failed, shared=sweep.shared_runs
         ),
         trials=[
             TrialRow(

@@ -72,7 +72,7 @@ class TrialQueue:
         self.seconds = 0.0
         self.extended: list[Trial] | None = None
         self._phases: deque[Phase] = deque(get_args(Phase))
-        self._earlier = frozenset(ledger.finished)
+        self._earlier = frozenset(ledger.runs)
         self._ready: deque[Pack] = deque()
         self._in_flight: set[str] = set()
         self._first: dict[str, Trial] = {}
@@ -162,8 +162,8 @@ class TrialQueue:
         self._finish_phases()  # a resumed sweep collects the trials of one phase after those of the phase before
         for name, trial in list(self._open.items()):
             keys = self._keys[name]
-            if all(key in self.ledger.finished for key in keys):
-                records = [self.ledger.finished[key] for key in keys]
+            if all(key in self.ledger.runs for key in keys):
+                records = [self.ledger.runs[key] for key in keys]
                 self.finished[name] = trial_runs(trial, records, self.spec.selection, self.ledger)
                 del self._open[name]
                 if trial.phase == "extended":
@@ -239,7 +239,7 @@ class TrialQueue:
 
     def _restore_heads(self, keys: Iterable[str]) -> None:
         """Queue the packs of recorded runs whose heads are lost, because their file was damaged."""
-        names = {self.ledger.finished[key].pack for key in keys if self.ledger.is_head_lost(key)}
+        names = {self.ledger.runs[key].pack for key in keys if self.ledger.is_head_lost(key)}
         names -= self._without_heads  # the winner is also a finalist, and may share runs with a baseline
         self._without_heads |= names
         self._restoring |= names
@@ -280,7 +280,7 @@ class TrialQueue:
         for pack in pack_runs(name, list(keys_of), self._rule(phase), self.size.lanes, halving):
             keys = self._pack_keys[pack.name] = [keys_of[run] for run in pack.runs]
             self._packs[pack.name] = pack
-            if not all(key in self.ledger.finished for key in keys):
+            if not all(key in self.ledger.runs for key in keys):
                 self._ready.append(pack)
             elif phase in ("baseline", "finalist"):
                 self._restore_heads(keys)

@@ -131,7 +131,7 @@ def _notes(result: Result, most: int | None) -> list[Text]:
     if stopped:
         lines.append(f"{stopped} of {len(result.trials)} trials ({result.runs.stopped} runs) were stopped early")
     lines.append(
-        f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.cached} reused; "
+        f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.shared} shared; "
         f"{result.seconds['total']:.0f} s this time, {result.seconds['train']:.0f} s of training in all"
     )
     return [Text(line) for line in lines]

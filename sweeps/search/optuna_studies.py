@@ -101,10 +101,10 @@ def study_of(space: Mapping[str, Dimension], tried: Iterable[Tried]) -> Study:
     return study
 
 
-class _RecordedTrial(FrozenTrial):
+class _UncopiedTrial(FrozenTrial):
     """A trial that the storage of a study does not copy: copies take most of the time of building a study."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _RecordedTrial:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _UncopiedTrial:
         return self
 
 
@@ -120,7 +120,7 @@ def _frozen(tried: Tried, distributions: dict[str, BaseDistribution]) -> FrozenT
         assert tried.epochs is not None
         assert tried.value is not None
         intermediate = {tried.epochs: tried.value}
-    return _RecordedTrial(
+    return _UncopiedTrial(
         number=-1,  # the study sets number and trial_id
         trial_id=-1,
         state=_STATES[tried.state],

@@ -196,9 +196,9 @@ def read_identity(directory: Path) -> dict[str, Any] | None:
     document = read_document(directory / IDENTITY)
     if document is not None:
         return document
-    from sweeps.store.ledger import FinishedRuns
+    from sweeps.store.ledger import LedgerReader
 
-    recorded = FinishedRuns(directory).identity
+    recorded = LedgerReader(directory).identity
     if recorded is not None:
         logger.warning("%s is missing or damaged; its copy in the ledger is used", directory / IDENTITY)
     return recorded

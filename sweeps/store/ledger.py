@@ -17,7 +17,7 @@ A pack is finished once its file in `packs/` is complete; only then are its line
 the search and tracking hear of it. A line cut short by a crash is dropped when the ledger is next opened.
 
 Nothing is believed unchecked. Every line ends with a digest of its own bytes; the name of every file contains the
-digest of the file. `FinishedRuns` leaves damaged lines out and names them; readers of sweeps refuse such a ledger.
+digest of the file. `LedgerReader` leaves damaged lines out and names them; readers of sweeps refuse such a ledger.
 `Ledger` moves them to `damaged/`, with damaged files, and restores lines from `packs/`, where every file has a copy of
 the lines of its runs and their trials. Only the runs of a damaged file in `packs/`, or of damaged heads that are still
 needed, are trained again.
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
     from sweeps.config.trials import Trial
 
-__all__ = ["FinishedRuns", "Ledger"]
+__all__ = ["Ledger", "LedgerReader"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +83,11 @@ class _Pack:
     seconds: float
 
 
-class FinishedRuns:
+class LedgerReader:
     """The ledger of a sweep directory, read-only: needs no lease, writes and removes nothing.
 
     Attributes:
-        finished: every recorded run by key, in the order of the ledger.
+        runs: every recorded run by key, in the order of the ledger.
         trials: every proposed trial by name, in the order of the ledger.
         identity: the content of `sweep.json` as recorded; None if it is not.
         end: None until every run is recorded.
@@ -100,7 +100,7 @@ class FinishedRuns:
         self._read()
 
     def _read(self) -> None:
-        self.finished: dict[str, Record] = {}
+        self.runs: dict[str, Record] = {}
         self.trials: dict[str, RecordedTrial] = {}
         self.identity: dict[str, Any] | None = None
         self.end: SweepEnd | None = None
@@ -144,11 +144,11 @@ class FinishedRuns:
                 if len(runs) == line["runs"]:
                     del self._open[line["pack"]]
                     self.end = self._recorded_end = None
-                    self.finished |= runs
+                    self.runs |= runs
                     self._recorded[line["pack"]] = _Pack(tuple(runs), line["arrays"], line["heads"], line["seconds"])
             case "finished":
                 self._recorded_end = SweepEnd(line["times"], tuple(line["notes"]))
-                complete = line["trials"] <= len(self.trials) and line["runs"] <= len(self.finished)
+                complete = line["trials"] <= len(self.trials) and line["runs"] <= len(self.runs)
                 self.end = self._recorded_end if complete else None  # a line is missing
 
     @property
@@ -168,7 +168,7 @@ class FinishedRuns:
         Raises:
             LongtailError: their file is missing or altered.
         """
-        pack, (cached, tensors) = self.finished[key].pack, self._cached
+        pack, (cached, tensors) = self.runs[key].pack, self._cached
         if cached != pack:
             recorded = self._recorded[pack].arrays_digest
             tensors = read_arrays(pack_file(self.packs, pack, recorded), recorded)
@@ -177,7 +177,7 @@ class FinishedRuns:
 
     def is_head_lost(self, key: str) -> bool:
         """Whether the head of a recorded run was stored and is missing now, removed or damaged."""
-        name = self.finished[key].pack
+        name = self.runs[key].pack
         heads = self._recorded[name].heads_digest
         return heads is not None and not pack_file(self.heads, name, heads).is_file()
 
@@ -187,14 +187,14 @@ class FinishedRuns:
         Raises:
             LongtailError: it was not stored, or its file is missing or altered.
         """
-        name = self.finished[key].pack
+        name = self.runs[key].pack
         heads = self._recorded[name].heads_digest
         if heads is None:
             raise LongtailError(f"{self.heads} has no head of run {key[:12]}: it failed or was stopped early")
         return read_head(pack_file(self.heads, name, heads), heads, key)
 
 
-class Ledger(FinishedRuns):
+class Ledger(LedgerReader):
     """The ledger of a sweep directory, open for writing. The caller holds the sweep's lease.
 
     Args:
@@ -323,7 +323,7 @@ class Ledger(FinishedRuns):
         end = self._earlier_end or SweepEnd(seconds, tuple(notes))
         if self.end != end:
             self._check_lease()
-            counts = {"trials": len(self.trials), "runs": len(self.finished)}
+            counts = {"trials": len(self.trials), "runs": len(self.runs)}
             times = {"times": dict(end.seconds), "notes": list(end.notes)}
             self._write([{"event": "finished", "at_ms": now_ms(), **counts, **times}])
 
@@ -331,7 +331,7 @@ class Ledger(FinishedRuns):
         """Remove the heads of every pack whose runs can no longer win; `keys` are those that have just become known."""
         new = set(keys)
         self._unneeded |= new
-        for name in {self.finished[key].pack for key in new}:
+        for name in {self.runs[key].pack for key in new}:
             pack = self._recorded[name]
             if pack.heads_digest is not None and self._unneeded.issuperset(pack.keys):
                 pack_file(self.heads, name, pack.heads_digest).unlink(missing_ok=True)
@@ -404,7 +404,7 @@ class Ledger(FinishedRuns):
         """The missing lines of complete packs and of the trials of their runs; removes files that are not used."""
         trials: dict[str, dict[str, Any]] = {}
         others: list[dict[str, Any]] = []
-        known, heads = set(self.finished), {name: pack.heads_digest for name, pack in self._recorded.items()}
+        known, heads = set(self.runs), {name: pack.heads_digest for name, pack in self._recorded.items()}
         incomplete = set(self._orphans.values())  # the line of a trial is missing, those of its runs are not
         for file in sorted(self.packs.iterdir()):
             name, recorded = name_parts(file)

@@ -11,7 +11,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.retrain import fused
 from lt_train.retrain.base import Pack, RunResult
 from sweeps.experiment.trial_queue import TrialQueue
-from sweeps.store.ledger import FinishedRuns
+from sweeps.store.ledger import LedgerReader
 
 __all__ = ["first", "in_random_order", "last", "outcomes", "train_all", "train_pack"]
 
@@ -76,7 +76,7 @@ def outcomes(queue: TrialQueue, candidate: str | None = None) -> dict[str, tuple
     }
 
 
-def _arrays(ledger: FinishedRuns, key: str) -> list[tuple[tuple[int, ...], bytes] | None]:
+def _arrays(ledger: LedgerReader, key: str) -> list[tuple[tuple[int, ...], bytes] | None]:
     """The arrays of a run in a form that is equal if all bits are."""
     arrays = ledger.arrays(key)
     values = [getattr(arrays, field.name) for field in fields(arrays)]

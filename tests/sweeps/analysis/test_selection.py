@@ -17,7 +17,7 @@ from sweeps.analysis.selection import TrialRuns
 from sweeps.config.sections import SelectionSpec
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Trial
-from sweeps.store.ledger import FinishedRuns
+from sweeps.store.ledger import LedgerReader
 from sweeps.store.records import Accuracies, Record
 
 
@@ -52,7 +52,7 @@ def trial(
 ) -> TrialRuns:
     one = Trial(f"search-{number:04d}", "search", number, {}, LOS(), TrainingSpec(), tuple(r.seed for r in records))
     chosen = SelectionSpec(metric=metric, on=on, objective=how)
-    return selection.trial_runs(one, records, chosen, FinishedRuns(Path("none")))
+    return selection.trial_runs(one, records, chosen, LedgerReader(Path("none")))
 
 
 def test_an_empty_split_is_nan():

@@ -23,7 +23,7 @@ from sweeps.analysis.statistics import (
     welch,
 )
 from sweeps.config.trials import Trial
-from sweeps.store.ledger import FinishedRuns
+from sweeps.store.ledger import LedgerReader
 from sweeps.store.records import Record
 
 
@@ -34,7 +34,7 @@ def record(seed: int, accuracy: float) -> Record:
 
 def trial(accuracies: dict[int, float], method: MethodSpec | None = None) -> TrialRuns:
     one = Trial("t", "search", 0, {}, method or LOS(), TrainingSpec(), tuple(accuracies))
-    return TrialRuns(one, tuple(record(*one) for one in accuracies.items()), None, FinishedRuns(Path("none")))
+    return TrialRuns(one, tuple(record(*one) for one in accuracies.items()), None, LedgerReader(Path("none")))
 
 
 def compared(ours: TrialRuns, theirs: TrialRuns, *, pair: bool = True) -> Comparison:

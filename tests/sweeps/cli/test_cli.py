@@ -187,7 +187,7 @@ def test_run_prints_the_table_and_the_next_commands_and_resume_agrees(
     assert "17/17 runs" in ran.stderr
     again = lt_sweep("resume", "--json", tmp_path / "runs" / "small")
     result = json.loads(again.stdout)
-    assert result["runs"] == {"finished": 17, "stopped": 0, "failed": 0, "cached": 0}
+    assert result["runs"] == {"finished": 17, "stopped": 0, "failed": 0, "shared": 0}
 
 
 def test_invalid_input_exits_with_2_and_one_message(lt_sweep: Command, spec_file: Path, tmp_path: Path):

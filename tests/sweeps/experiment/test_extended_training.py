@@ -221,7 +221,7 @@ def test_a_searched_number_of_epochs_is_multiplied_and_may_equal_another_trial(
     assert result.winner.params["epochs"] == 6, "the values are chosen so that more epochs are worse"
     assert result.extended is not None
     assert result.extended.trend == "declining"
-    assert (extended_runs(spec), result.runs.finished, result.runs.cached) == ([], 4, 2)
+    assert (extended_runs(spec), result.runs.finished, result.runs.shared) == ([], 4, 2)
     assert result.extended.mean.acc_all.value == pytest.approx(
         np.mean([seed.acc_all for seed in result.trials[1].seeds])
     )

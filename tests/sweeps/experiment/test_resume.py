@@ -24,7 +24,7 @@ from sweeps.experiment.prepare import prepare
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.search.algorithms import Grid, TreeParzen
 from sweeps.search.base import Tried
-from sweeps.store.ledger import FinishedRuns, Ledger
+from sweeps.store.ledger import Ledger, LedgerReader
 
 MakeSweep = Callable[..., SweepSpec]
 
@@ -128,7 +128,7 @@ def replayed(sweep: Sweep) -> dict[str, list[tuple[dict[str, Any], dict[str, Any
 
 def test_a_full_replay_proposes_the_recorded_trials(spec: SweepSpec, tmp_path: Path) -> None:
     run_in(tmp_path, spec, seed=0)
-    found = replayed(sweep_in_ledger(tmp_path, spec, FinishedRuns(tmp_path), ""))
+    found = replayed(sweep_in_ledger(tmp_path, spec, LedgerReader(tmp_path), ""))
     for pairs in found.values():
         assert [before for before, _ in pairs] == [now for _, now in pairs]
     recorded = [line for line in lines_of(tmp_path) if line["event"] == "trial" and line["phase"] == "search"]
@@ -183,7 +183,7 @@ def test_recorded_trials_are_kept_if_the_search_would_propose_others_now(
 ) -> None:
     before = outcomes(run_in(tmp_path, one_method))
     cut(tmp_path, 4)
-    recorded = FinishedRuns(tmp_path)
+    recorded = LedgerReader(tmp_path)
     kept = [name for name, trial in recorded.trials.items() if trial.phase == "search"]
     assert 2 < len(kept) < 9
     monkeypatch.setattr(TreeParzen, "propose", other_values)
@@ -196,7 +196,7 @@ def test_recorded_trials_are_kept_if_the_search_would_propose_others_now(
     assert run_lines(tmp_path)[: len(recorded.finished)] == [
         line for line in run_lines(tmp_path) if line["key"] in recorded.finished
     ]
-    sweep = sweep_in_ledger(tmp_path, one_method, FinishedRuns(tmp_path), "")
+    sweep = sweep_in_ledger(tmp_path, one_method, LedgerReader(tmp_path), "")
     assert {one.trial.name: one.trial for one in sweep.every} == resumed.trials
 
 
@@ -209,7 +209,7 @@ def test_a_recorded_trial_is_what_the_search_learns_from(one_method: SweepSpec, 
     ledger.close()
     undisturbed, resumed = run_in(tmp_path / "one", one_method), run_in(tmp_path / "other", one_method)
     assert resumed.finished["search-0000"].trial == trial
-    pairs = replayed(sweep_in_ledger(tmp_path / "other", one_method, FinishedRuns(tmp_path / "other"), ""))["los"]
+    pairs = replayed(sweep_in_ledger(tmp_path / "other", one_method, LedgerReader(tmp_path / "other"), ""))["los"]
     assert [number for number, (recorded, proposed) in enumerate(pairs) if recorded != proposed] == [0]
     other = [number for number in range(1, 9) if pairs[number][0] != undisturbed.trials[f"search-{number:04d}"].params]
     assert other, "the others are those of an undisturbed sweep"
@@ -299,7 +299,7 @@ def test_a_lost_head_that_is_needed_is_trained_again(
     (pack,) = {record.pack for record in records}
     assert pack.split("-")[0] == {"baseline": "baseline", "winner without finalists": "search"}.get(which, "finalist")
     expected = outcomes(whole)
-    head = {name: tensor.clone() for name, tensor in FinishedRuns(tmp_path).head(records[0].key).items()}
+    head = {name: tensor.clone() for name, tensor in LedgerReader(tmp_path).head(records[0].key).items()}
     recorded, files = run_lines(tmp_path), {file.name for file in (tmp_path / "heads").iterdir()}
     lose(tmp_path, pack, how)
     caplog.clear()
@@ -308,10 +308,10 @@ def test_a_lost_head_that_is_needed_is_trained_again(
     again = run_lines(tmp_path)[len(recorded) :]
     assert [run["key"] for run in again] == [run["key"] for run in recorded if run["pack"] == pack]
     assert outcomes(resumed) == expected
-    found = FinishedRuns(tmp_path).head(records[0].key)
+    found = LedgerReader(tmp_path).head(records[0].key)
     assert all(torch.equal(found[name], tensor) for name, tensor in head.items())
     assert {file.name for file in (tmp_path / "heads").iterdir()} == files
-    assert run_in(tmp_path, spec).ledger.finished == resumed.ledger.finished
+    assert run_in(tmp_path, spec).ledger.runs == resumed.ledger.runs
     assert len(run_lines(tmp_path)) == len(recorded) + len(again), "the next resume trains nothing"
 
 

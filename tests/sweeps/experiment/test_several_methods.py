@@ -96,7 +96,7 @@ def test_a_resume_after_any_number_of_packs_trains_only_the_rest(several: MakeSw
     expected = outcomes(whole)
     cut(tmp_path, kept)
     ledger = Ledger(tmp_path)
-    recorded = len(ledger.finished)
+    recorded = len(ledger.runs)
     resumed = TrialQueue(spec, bank, ledger)
     trained = train_all(resumed, bank, first, workers=2)
     ledger.close()
@@ -166,7 +166,7 @@ def test_the_result_ranks_methods_and_counts_their_runs(several: MakeSweep) -> N
     assert {trial.method for trial in result.trials} == set(rows)
     # The baseline vanilla and the method vanilla are the same run, which is trained once.
     assert result.runs.finished == sum(row.runs for row in result.methods)
-    assert result.runs.cached == 1
+    assert result.runs.shared == 1
 
 
 def _check_differences(row: MethodRow, best: MethodRow, result: Result) -> None:

@@ -104,7 +104,7 @@ def test_a_resume_after_any_number_of_packs_trains_only_the_rest(
     expected = outcomes(whole)
     cut(tmp_path, kept)
     ledger = Ledger(tmp_path)
-    recorded = len(ledger.finished)
+    recorded = len(ledger.runs)
     assert recorded == len(run_lines(tmp_path))
     resumed = TrialQueue(spec, bank, ledger)
     trained = train_all(resumed, bank, first, workers=2)
@@ -123,7 +123,7 @@ def test_a_duplicate_proposal_is_not_trained_again(small_sweep: MakeSweep, tmp_p
     ledger, bank = Ledger(tmp_path), prepare(spec)
     queue = TrialQueue(spec, bank, ledger)
     train_all(queue, bank, workers=2)
-    assert len(ledger.finished) == len(run_lines(tmp_path)) == 4  # two configurations with two seeds
+    assert len(ledger.runs) == len(run_lines(tmp_path)) == 4  # two configurations with two seeds
     assert len([name for name in queue.finished if name.startswith("search")]) == 8
     winner = queue.winner()
     assert winner is not None

@@ -82,7 +82,7 @@ def result(*methods: MethodRow, baselines: dict[str, Row] | None = None) -> Resu
         spec_fingerprint="s",
         bank_fingerprint="b",
         protocol=Protocol(on="val", epoch="last", objective="mean", metric="acc_all", seeds=5, finalists=3),
-        runs=RunCounts(finished=9, failed=0, cached=0),
+        runs=RunCounts(finished=9, failed=0, shared=0),
         trials=[],
         winner=Winner(**first),
         methods=list(methods),

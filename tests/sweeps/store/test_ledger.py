@@ -22,7 +22,7 @@ from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult, SelectedHead
 from sweeps.config.trials import Trial
 from sweeps.store.lease import LeaseLost
-from sweeps.store.ledger import FinishedRuns, Ledger
+from sweeps.store.ledger import Ledger, LedgerReader
 from sweeps.store.records import Record, RunArrays, SweepEnd, run_key
 
 
@@ -61,7 +61,7 @@ def test_appended_results_are_read_back(tmp_path: Path):
     records = append(ledger, "a", "k0", "k1", results=[result(0.25), result(failure="diverged")], seconds=1.5)
     ledger.close()
     reopened = Ledger(tmp_path)
-    assert reopened.finished == {"k0": records[0], "k1": records[1]}
+    assert reopened.runs == {"k0": records[0], "k1": records[1]}
     good, failed = records
     assert (good.status, good.epochs, good.epoch, good.failure, good.pack) == ("finished", 1, 0, None, "a")
     assert good.test == good.val == (0.25, None, 0.25, 0.25)
@@ -84,7 +84,7 @@ def test_curves_and_values_by_class_are_read_back(tmp_path: Path):
     assert arrays.loma.tolist() == [2.0, 1.0]
     np.testing.assert_array_equal(arrays.regularised_std, [0.5, np.nan])
     assert failed.class_accuracy.size == failed.loma.size == failed.regularised_std.size == 0
-    assert ledger.finished["k0"].val is None
+    assert ledger.runs["k0"].val is None
     ledger.close()
 
 
@@ -113,7 +113,7 @@ def test_trials_are_recorded_once(tmp_path: Path):
     ledger.propose([(trial(0, 0, 1), ["k0", "k1"])], "optuna 6.0.0")
     ledger.propose([(trial(2, 0), ["k3"])])
     ledger.close()
-    read = FinishedRuns(tmp_path)
+    read = LedgerReader(tmp_path)
     found = read.trials
     assert list(found) == ["search-0000", "search-0001", "search-0002"]
     assert read.proposed_with == ["optuna 5.0.0"]
@@ -136,7 +136,7 @@ def test_the_end_is_recorded_until_something_is_added(tmp_path: Path):
     assert again.end is None
     again.finish({"total": 3.0}, [])
     again.close()
-    assert FinishedRuns(tmp_path).end == SweepEnd({"total": 3.0}, ())
+    assert LedgerReader(tmp_path).end == SweepEnd({"total": 3.0}, ())
 
 
 def test_a_stopped_run_is_recorded_without_its_head(tmp_path: Path):
@@ -144,9 +144,9 @@ def test_a_stopped_run_is_recorded_without_its_head(tmp_path: Path):
     append(ledger, "a", "k0", "k1", results=[result(), replace(result(0.75), stopped=5)])
     ledger.close()
     reopened = Ledger(tmp_path)
-    assert (reopened.finished["k0"].stopped, reopened.finished["k1"].stopped) == (None, 5)
-    assert reopened.finished["k1"].status == "stopped"
-    assert reopened.finished["k1"].test == (0.75, None, 0.75, 0.75)
+    assert (reopened.runs["k0"].stopped, reopened.runs["k1"].stopped) == (None, 5)
+    assert reopened.runs["k1"].status == "stopped"
+    assert reopened.runs["k1"].test == (0.75, None, 0.75, 0.75)
     assert reopened.head("k0")
     assert reopened.head("k1") == {}
     reopened.close()
@@ -193,14 +193,14 @@ def test_lines_with_an_older_term_are_ignored(tmp_path: Path):
     append(new, "c", "k2")  # the newer driver continues
     old.close()
     new.close()
-    assert list(FinishedRuns(tmp_path).finished) == ["k0", "k2"]
-    assert not FinishedRuns(tmp_path).damage
+    assert list(LedgerReader(tmp_path).runs) == ["k0", "k2"]
+    assert not LedgerReader(tmp_path).damage
     reopened = Ledger(tmp_path)
-    assert list(reopened.finished) == ["k0", "k2", "k1"]
-    assert reopened.finished["k1"] == late
+    assert list(reopened.runs) == ["k0", "k2", "k1"]
+    assert reopened.runs["k1"] == late
     append(reopened, "d", "k3")
     reopened.close()
-    assert list(FinishedRuns(tmp_path).finished) == ["k0", "k2", "k1", "k3"]
+    assert list(LedgerReader(tmp_path).runs) == ["k0", "k2", "k1", "k3"]
 
 
 def test_a_pack_that_two_drivers_trained_is_kept_once(tmp_path: Path):
@@ -214,7 +214,7 @@ def test_a_pack_that_two_drivers_trained_is_kept_once(tmp_path: Path):
     assert len(list((tmp_path / "packs").iterdir())) == 2
     reopened = Ledger(tmp_path)
     assert len(list((tmp_path / "packs").iterdir())) == 1
-    assert reopened.finished == {"k1": record}
+    assert reopened.runs == {"k1": record}
     assert reopened.arrays("k1")
     assert reopened.head("k1")
     assert reopened.train_seconds == 2.0
@@ -281,8 +281,8 @@ def test_a_sync_that_fails_after_a_takeover_does_not_harm_the_newer_driver(
     with pytest.raises(StorageError, match="it hung for too long"):
         old.propose([(trial(0), ["k0"])])
     old.close()
-    assert list(FinishedRuns(tmp_path).finished) == ["k1"]
-    assert not FinishedRuns(tmp_path).damage
+    assert list(LedgerReader(tmp_path).runs) == ["k1"]
+    assert not LedgerReader(tmp_path).damage
 
 
 # Heads
@@ -311,7 +311,7 @@ def test_a_pack_that_is_trained_again_for_its_heads_replaces_its_lines(tmp_path:
     ledger.close()
     assert len(list((tmp_path / "packs").iterdir())) == 1
     reopened = Ledger(tmp_path)
-    assert reopened.finished == {"k0": second}
+    assert reopened.runs == {"k0": second}
     assert reopened.train_seconds == 2.0
     assert reopened.head("k0")
     assert reopened.arrays("k0")
@@ -353,19 +353,19 @@ def test_a_full_disk_loses_no_finished_run_and_leaves_no_partial_line(small_disk
     with pytest.raises(StorageError, match=r"cannot write .*the disk is full; free some space") as caught:
         append_forever()
     assert str(disk) in str(caught.value)
-    appended = len(ledger.finished)
+    appended = len(ledger.runs)
     assert appended > 0
     ledger.close()
     assert ledger.path.read_bytes().endswith(b"\n")
     assert [line["pack"] for line in pack_lines(disk)] == [f"p{number}" for number in range(appended)]
-    assert not FinishedRuns(disk).damage
+    assert not LedgerReader(disk).damage
     for head in list((disk / "heads").glob("*"))[:3]:
         head.unlink()
     reopened = Ledger(disk)
-    restored = len(reopened.finished)
+    restored = len(reopened.runs)
     assert restored in (appended, appended + 1)  # the file of the last pack may have been complete
     append(reopened, "after", "kafter")
-    assert len(reopened.finished) == restored + 1
+    assert len(reopened.runs) == restored + 1
     reopened.close()
 
 
@@ -376,13 +376,13 @@ def test_finished_runs_are_read_without_changes(tmp_path: Path):
         file.write(b'{"event":"run","term":1,"trial":"cut sh')  # a driver in the middle of a write
     (tmp_path / "packs" / "b.staged").write_bytes(b"being written")
     before = files(tmp_path)
-    seen = FinishedRuns(tmp_path)
-    assert seen.finished == ledger.finished
+    seen = LedgerReader(tmp_path)
+    assert seen.runs == ledger.runs
     assert seen.damage == []
     assert seen.train_seconds == 1.5
     assert seen.head("k1")["weight"].tolist() == [[0.75] * 3] * 2
     assert files(tmp_path) == before
-    assert FinishedRuns(tmp_path / "nothing").finished == {}
+    assert LedgerReader(tmp_path / "nothing").runs == {}
     assert not (tmp_path / "nothing").exists()
     ledger.close()
 
@@ -416,9 +416,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def true(original: Path) -> FinishedRuns:
+def true(original: Path) -> LedgerReader:
     """What is recorded there."""
-    return FinishedRuns(original)
+    return LedgerReader(original)
 
 
 @pytest.fixture
@@ -454,69 +454,69 @@ def same_arrays(one: RunArrays, other: RunArrays) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in names)
 
 
-def assert_true(found: FinishedRuns, true: FinishedRuns) -> None:
+def assert_true(found: LedgerReader, true: LedgerReader) -> None:
     """Everything that is found is as it was recorded."""
-    assert found.finished.items() <= true.finished.items()
+    assert found.runs.items() <= true.runs.items()
     assert found.trials.items() <= true.trials.items()
     assert found.end in (None, true.end)
     assert found.identity in (None, true.identity)
-    assert all(same_arrays(found.arrays(key), true.arrays(key)) for key in found.finished)
+    assert all(same_arrays(found.arrays(key), true.arrays(key)) for key in found.runs)
 
 
-def assert_repaired(directory: Path, true: FinishedRuns) -> None:
+def assert_repaired(directory: Path, true: LedgerReader) -> None:
     """Opening the ledger for writing restores every run, and a sweep that is continued ends as the original did."""
     ledger = Ledger(directory, identity=IDENTITY)
-    assert ledger.finished == true.finished
+    assert ledger.runs == true.runs
     assert ledger.damage == []
     assert_true(ledger, true)
-    for key in true.finished:
-        if true.finished[key].status == "finished":
+    for key in true.runs:
+        if true.runs[key].status == "finished":
             assert ledger.head(key)["weight"].tolist() == true.head(key)["weight"].tolist()
     ledger.propose(PROPOSED)
     ledger.finish({"total": 3.0}, ["a note"])
     ledger.close()
-    again = FinishedRuns(directory)
+    again = LedgerReader(directory)
     assert again.damage == []
-    assert (again.finished, again.trials) == (true.finished, true.trials)
+    assert (again.runs, again.trials) == (true.runs, true.trials)
     assert (again.identity, again.end) == (true.identity, true.end)
     assert again.train_seconds == true.train_seconds
     keys = [line["key"] for line in map(json.loads, again.path.read_text().splitlines()) if line["event"] == "run"]
-    assert sorted(keys) == sorted(true.finished), "every run has one line, also for those who read the file as a table"
+    assert sorted(keys) == sorted(true.runs), "every run has one line, also for those who read the file as a table"
 
 
-def test_a_wrong_number_is_never_read_and_no_run_is_lost(copy: Path, original: Path, true: FinishedRuns):
+def test_a_wrong_number_is_never_read_and_no_run_is_lost(copy: Path, original: Path, true: LedgerReader):
     """Whichever bit of the ledger flips, and wherever it is cut."""
     stream, content = random.Random(0), (original / "ledger.jsonl").read_bytes()
     flips = [flipped(content, stream.randrange(len(content)), stream.randrange(8)) for _ in range(300)]
     cuts = [content[: stream.randrange(len(content))] for _ in range(40)]
     for number, damaged in enumerate([*flips, *cuts, content[:-1]]):
         (copy / "ledger.jsonl").write_bytes(damaged)
-        seen = FinishedRuns(copy)
+        seen = LedgerReader(copy)
         assert bool(seen.damage) == (number < len(flips)), "a flipped bit is noticed; a cut is that of a crash"
         assert_true(seen, true)
         assert_repaired(copy, true)
 
 
-def test_every_bit_of_a_newline_may_flip(copy: Path, original: Path, true: FinishedRuns):
+def test_every_bit_of_a_newline_may_flip(copy: Path, original: Path, true: LedgerReader):
     """The lines that are joined so are read nevertheless."""
     content = (original / "ledger.jsonl").read_bytes()
     for end in (place for place, byte in enumerate(content) if byte == ord("\n")):
         for bit in range(8):
             (copy / "ledger.jsonl").write_bytes(flipped(content, end, bit))
-            seen = FinishedRuns(copy)
+            seen = LedgerReader(copy)
             assert len(seen.damage) == 1
-            assert (seen.finished, seen.trials, seen.end) == (true.finished, true.trials, true.end)
+            assert (seen.runs, seen.trials, seen.end) == (true.runs, true.trials, true.end)
     assert_repaired(copy, true)
 
 
 @pytest.mark.parametrize("overwritten", [b"\0" * 10, b"\n" * 10, b'{"event"', b""])
-def test_a_line_after_a_damaged_end_is_read(overwritten: bytes, copy: Path, original: Path, true: FinishedRuns):
+def test_a_line_after_a_damaged_end_is_read(overwritten: bytes, copy: Path, original: Path, true: LedgerReader):
     content = (original / "ledger.jsonl").read_bytes()
     _, start = line_of(content, "run", 2)
     (copy / "ledger.jsonl").write_bytes(content[: start - 10] + overwritten + content[start:])
-    seen = FinishedRuns(copy)
+    seen = LedgerReader(copy)
     assert seen.damage
-    assert seen.finished.keys() == true.finished.keys() - {"k0", "k1"}  # their `pack` line was before it
+    assert seen.runs.keys() == true.runs.keys() - {"k0", "k1"}  # their `pack` line was before it
     assert_true(seen, true)
     assert_repaired(copy, true)
 
@@ -545,12 +545,12 @@ def test_a_line_after_a_damaged_end_is_read(overwritten: bytes, copy: Path, orig
     ],
 )
 def test_one_flipped_bit_is_noticed(
-    text: bytes, offset: int, bit: int, copy: Path, true: FinishedRuns, caplog: pytest.LogCaptureFixture
+    text: bytes, offset: int, bit: int, copy: Path, true: LedgerReader, caplog: pytest.LogCaptureFixture
 ):
     file = copy / "ledger.jsonl"
     place = file.read_bytes().index(text) + offset
     flip(file, place, bit)
-    seen = FinishedRuns(copy)
+    seen = LedgerReader(copy)
     number = file.read_bytes()[: place + 1].count(b"\n") + 1
     assert seen.damage[-1] == f"line {number}"
     assert len(seen.damage) == (2 if file.read_bytes()[place] == ord("\n") else 1)
@@ -564,14 +564,14 @@ def test_one_flipped_bit_is_noticed(
 
 
 @pytest.mark.parametrize("event", ["driver", "sweep", "trial", "run", "pack", "finished"])
-def test_a_damaged_line_costs_what_it_holds(event: str, copy: Path, true: FinishedRuns):
+def test_a_damaged_line_costs_what_it_holds(event: str, copy: Path, true: LedgerReader):
     file = copy / "ledger.jsonl"
     number, start = line_of(file.read_bytes(), event)
     flip(file, start + 40)
-    seen = FinishedRuns(copy)
+    seen = LedgerReader(copy)
     assert seen.damage == [f"line {number}"]
     lost = {"k0", "k1"} if event in ("run", "pack") else set()  # both runs of the pack
-    assert seen.finished.keys() == true.finished.keys() - lost
+    assert seen.runs.keys() == true.runs.keys() - lost
     assert seen.trials.keys() == true.trials.keys() - ({"search-0000"} if event == "trial" else set())
     assert seen.identity == (None if event == "sweep" else IDENTITY)
     assert seen.end == (None if event in ("trial", "run", "pack", "finished") else true.end), "it counts what it ends"
@@ -579,12 +579,12 @@ def test_a_damaged_line_costs_what_it_holds(event: str, copy: Path, true: Finish
     assert_repaired(copy, true)
 
 
-def test_the_line_of_a_trial_is_restored_from_the_packs_of_its_runs(copy: Path, true: FinishedRuns):
+def test_the_line_of_a_trial_is_restored_from_the_packs_of_its_runs(copy: Path, true: LedgerReader):
     """It is not proposed again, which another version of Optuna may do differently."""
     file = copy / "ledger.jsonl"
     flip(file, line_of(file.read_bytes(), "trial")[1] + 40)
     Ledger(copy, identity=IDENTITY).close()
-    restored = FinishedRuns(copy).trials["search-0000"]
+    restored = LedgerReader(copy).trials["search-0000"]
     assert restored == true.trials["search-0000"]
     assert restored.at_ms == true.trials["search-0000"].at_ms
 
@@ -594,7 +594,7 @@ def test_what_is_restored_after_a_cut_is_said(copy: Path, caplog: pytest.LogCapt
     file = copy / "ledger.jsonl"
     content = file.read_bytes()
     file.write_bytes(content[: line_of(content, "run", 2)[1]])
-    assert FinishedRuns(copy).damage == []
+    assert LedgerReader(copy).damage == []
     Ledger(copy, identity=IDENTITY).close()
     assert f"4 runs were missing from {file} and were restored from packs/" in caplog.text
 
@@ -611,30 +611,30 @@ def test_a_ledger_of_another_format_is_refused_and_not_changed(tmp_path: Path, m
         patched.setattr("sweeps.store.ledger.FORMAT", 2)
         Ledger(tmp_path).close()
     content = (tmp_path / "ledger.jsonl").read_bytes()
-    for read in (Ledger, FinishedRuns):
+    for read in (Ledger, LedgerReader):
         with pytest.raises(LongtailError, match="has format 2, and this version of the program has format 1"):
             read(tmp_path)
     assert (tmp_path / "ledger.jsonl").read_bytes() == content
 
 
-def test_a_cut_end_is_that_of_a_crash_wherever_it_is(copy: Path, original: Path, true: FinishedRuns):
+def test_a_cut_end_is_that_of_a_crash_wherever_it_is(copy: Path, original: Path, true: LedgerReader):
     """At every length of the lines of the last pack."""
     content, file = (original / "ledger.jsonl").read_bytes(), copy / "ledger.jsonl"
     _, first = line_of(content, "run", 4)
     _, end = line_of(content, "finished")
     for length in range(first, end + 1):
         file.write_bytes(content[:length])
-        seen = FinishedRuns(copy)
+        seen = LedgerReader(copy)
         whole = length >= end - 1  # only the last newline is missing
         assert (seen.damage, seen.end) == ([], None)
-        assert seen.finished.keys() == true.finished.keys() - (set() if whole else set(KEYS["p2"]))
+        assert seen.runs.keys() == true.runs.keys() - (set() if whole else set(KEYS["p2"]))
         assert_true(seen, true)
         if length % 5 == 0 or whole:
             assert_repaired(copy, true)
 
 
 @pytest.mark.parametrize("lost", ["missing", "empty", "zeros", "text", "half"])
-def test_everything_is_restored_from_the_files_of_packs(lost: str, copy: Path, true: FinishedRuns):
+def test_everything_is_restored_from_the_files_of_packs(lost: str, copy: Path, true: LedgerReader):
     file = copy / "ledger.jsonl"
     content = file.read_bytes()
     kept = {"empty": b"", "zeros": bytes(len(content)), "text": b"no\nledger\n", "half": content[len(content) // 2 :]}
@@ -642,17 +642,17 @@ def test_everything_is_restored_from_the_files_of_packs(lost: str, copy: Path, t
         file.unlink()
     else:
         file.write_bytes(kept[lost])
-    assert_true(FinishedRuns(copy), true)
+    assert_true(LedgerReader(copy), true)
     assert_repaired(copy, true)
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "missing", "a directory"])
 def test_a_damaged_file_in_packs_costs_its_runs(
-    how: str, copy: Path, true: FinishedRuns, caplog: pytest.LogCaptureFixture
+    how: str, copy: Path, true: LedgerReader, caplog: pytest.LogCaptureFixture
 ):
     file = only(copy / "packs", "p1")
     damage(file, how)
-    seen = FinishedRuns(copy)
+    seen = LedgerReader(copy)
     for key in KEYS["p1"]:
         with pytest.raises(LongtailError, match=rf"{file} is missing or altered; `lt-sweep resume {copy}` trains"):
             seen.arrays(key)
@@ -661,34 +661,34 @@ def test_a_damaged_file_in_packs_costs_its_runs(
         ledger = Ledger(copy, identity=IDENTITY)
     assert f"{copy} is damaged and was repaired: packs/{file.name}" in caplog.text
     assert (copy / "damaged" / file.name).exists() == (how != "missing")
-    assert ledger.finished.keys() == true.finished.keys() - set(KEYS["p1"])
+    assert ledger.runs.keys() == true.runs.keys() - set(KEYS["p1"])
     assert_true(ledger, true)
     assert ledger.end is None
     append(ledger, "p1", *KEYS["p1"], results=[result(0.225), result(failure="J*-M")], seconds=1.5)
     ledger.close()
     again = Ledger(copy)
-    assert {key: replace(one, at_ms=0) for key, one in again.finished.items()} == {
-        key: replace(one, at_ms=0) for key, one in true.finished.items()
+    assert {key: replace(one, at_ms=0) for key, one in again.runs.items()} == {
+        key: replace(one, at_ms=0) for key, one in true.runs.items()
     }
-    assert all(same_arrays(again.arrays(key), true.arrays(key)) for key in true.finished)
+    assert all(same_arrays(again.arrays(key), true.arrays(key)) for key in true.runs)
     assert again.head("k2")
     again.close()
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "missing", "a directory"])
 def test_a_damaged_file_in_heads_costs_its_heads(
-    how: str, copy: Path, true: FinishedRuns, caplog: pytest.LogCaptureFixture
+    how: str, copy: Path, true: LedgerReader, caplog: pytest.LogCaptureFixture
 ):
     file = only(copy / "heads", "p1")
     damage(file, how)
     with pytest.raises(LongtailError, match=rf"{file} is missing or altered; `lt-sweep resume {copy}` trains"):
-        FinishedRuns(copy).head("k2")
+        LedgerReader(copy).head("k2")
     with caplog.at_level(logging.WARNING):
         ledger = Ledger(copy, identity=IDENTITY)
     assert (f"damaged and was repaired: heads/{file.name}" in caplog.text) == (how != "missing")
     assert (copy / "damaged" / file.name).exists() == (how != "missing")
-    assert ledger.finished == true.finished
-    assert [key for key in true.finished if ledger.is_head_lost(key)] == list(KEYS["p1"])
+    assert ledger.runs == true.runs
+    assert [key for key in true.runs if ledger.is_head_lost(key)] == list(KEYS["p1"])
     append(ledger, "p1", *KEYS["p1"], results=[result(0.225), result(failure="J*-M")])
     assert not ledger.is_head_lost("k2")
     assert ledger.head("k2")["weight"].tolist() == true.head("k2")["weight"].tolist()
@@ -718,7 +718,7 @@ def damage(file: Path, how: str) -> None:
 
 @pytest.mark.parametrize("place", ["packs", "heads"])
 def test_any_flipped_bit_of_a_file_is_noticed(place: str, copy: Path):
-    file, seen, stream = only(copy / place, "p0"), FinishedRuns(copy), random.Random(0)
+    file, seen, stream = only(copy / place, "p0"), LedgerReader(copy), random.Random(0)
     content = file.read_bytes()
     for _ in range(100):
         file.write_bytes(flipped(content, stream.randrange(len(content)), stream.randrange(8)))
@@ -728,12 +728,12 @@ def test_any_flipped_bit_of_a_file_is_noticed(place: str, copy: Path):
     assert seen.arrays("k0") if place == "packs" else seen.head("k0")
 
 
-def test_a_damaged_file_is_not_restored_from(copy: Path, true: FinishedRuns):
+def test_a_damaged_file_is_not_restored_from(copy: Path, true: LedgerReader):
     """Both copies of the lines of a pack are damaged."""
     flip(only(copy / "packs", "p1"), 30)
     (copy / "ledger.jsonl").unlink()
     ledger = Ledger(copy)
-    assert ledger.finished.keys() == true.finished.keys() - set(KEYS["p1"])
+    assert ledger.runs.keys() == true.runs.keys() - set(KEYS["p1"])
     assert_true(ledger, true)
     ledger.close()
 
@@ -741,7 +741,7 @@ def test_a_damaged_file_is_not_restored_from(copy: Path, true: FinishedRuns):
 @pytest.mark.parametrize("place", ["packs", "heads"])
 @pytest.mark.parametrize("name", ["p3.staged", ".p3.staged.abc.tmp"])
 def test_an_unfinished_file_is_removed(
-    place: str, name: str, copy: Path, true: FinishedRuns, caplog: pytest.LogCaptureFixture
+    place: str, name: str, copy: Path, true: LedgerReader, caplog: pytest.LogCaptureFixture
 ):
     (copy / place / name).write_bytes(b"half a pack")
     with caplog.at_level(logging.WARNING):
@@ -752,13 +752,13 @@ def test_an_unfinished_file_is_removed(
 
 
 @pytest.mark.parametrize("place", ["packs", "heads"])
-def test_a_file_of_someone_else_is_left_alone(place: str, copy: Path, true: FinishedRuns):
+def test_a_file_of_someone_else_is_left_alone(place: str, copy: Path, true: LedgerReader):
     (copy / place / "notes.txt").write_text("mine")
     assert_repaired(copy, true)
     assert (copy / place / "notes.txt").read_text() == "mine"
 
 
-def test_an_unfinished_directory_is_removed(copy: Path, true: FinishedRuns):
+def test_an_unfinished_directory_is_removed(copy: Path, true: LedgerReader):
     (copy / "packs" / "p3.staged").mkdir()
     (copy / "packs" / "p3.staged" / "inside").touch()
     assert_repaired(copy, true)
@@ -766,7 +766,7 @@ def test_an_unfinished_directory_is_removed(copy: Path, true: FinishedRuns):
 
 
 def test_heads_of_a_pack_that_was_not_written_are_removed(
-    copy: Path, true: FinishedRuns, monkeypatch: pytest.MonkeyPatch
+    copy: Path, true: LedgerReader, monkeypatch: pytest.MonkeyPatch
 ):
     """A crash between the file of the heads and that of the pack."""
     ledger = Ledger(copy)
@@ -785,7 +785,7 @@ def test_heads_of_a_pack_that_was_not_written_are_removed(
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_none(
-    copy: Path, true: FinishedRuns, monkeypatch: pytest.MonkeyPatch
+    copy: Path, true: LedgerReader, monkeypatch: pytest.MonkeyPatch
 ):
     ledger, write, calls = Ledger(copy), os.write, 0
     before = ledger.path.read_bytes()
@@ -802,27 +802,27 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_none(
         with pytest.raises(StorageError, match=r"ledger\.jsonl: the disk is full; free some space"):
             append(ledger, "p3", "k6")
     assert ledger.path.read_bytes() == before
-    assert ledger.finished == true.finished
+    assert ledger.runs == true.runs
     (record,) = append(ledger, "p3", "k6")
     ledger.close()
-    assert FinishedRuns(copy).finished == {**true.finished, "k6": record}
-    assert FinishedRuns(copy).damage == []
+    assert LedgerReader(copy).runs == {**true.runs, "k6": record}
+    assert LedgerReader(copy).damage == []
 
 
-def test_a_pack_whose_lines_were_not_written_is_restored(copy: Path, true: FinishedRuns, tmp_path: Path):
+def test_a_pack_whose_lines_were_not_written_is_restored(copy: Path, true: LedgerReader, tmp_path: Path):
     """A crash between its file and its lines."""
     content = (copy / "ledger.jsonl").read_bytes()
     (copy / "ledger.jsonl").write_bytes(content[: line_of(content, "run", 4)[1]])
     assert_repaired(copy, true)
 
 
-def test_dropped_heads_are_not_restored(copy: Path, true: FinishedRuns):
+def test_dropped_heads_are_not_restored(copy: Path, true: LedgerReader):
     ledger = Ledger(copy)
     ledger.drop_heads(KEYS["p0"])
     ledger.close()
     (copy / "ledger.jsonl").unlink()
     restored = Ledger(copy)
-    assert restored.finished == true.finished
+    assert restored.runs == true.runs
     assert restored.is_head_lost("k0")
     assert not restored.is_head_lost("k4")
     restored.close()
@@ -831,7 +831,7 @@ def test_dropped_heads_are_not_restored(copy: Path, true: FinishedRuns):
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Crash()], ids=["full", "killed"])
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "replace"])
 def test_a_repair_that_ends_early_loses_nothing(
-    error: BaseException, call: str, original: Path, true: FinishedRuns, tmp_path: Path
+    error: BaseException, call: str, original: Path, true: LedgerReader, tmp_path: Path
 ):
     """At the first, the second, ... call, until it succeeds."""
     lost = 0
@@ -843,11 +843,11 @@ def test_a_repair_that_ends_early_loses_nothing(
         flip(only(directory / "heads", "p2"), 100)
         (directory / "packs" / "p2.staged").touch()
         succeeded = opens_with(error, call, lost, directory)
-        seen = FinishedRuns(directory)
+        seen = LedgerReader(directory)
         assert_true(seen, true)
         assert seen.end is None
         ledger = Ledger(directory, identity=IDENTITY)
-        assert ledger.finished == true.finished
+        assert ledger.runs == true.runs
         assert_true(ledger, true)
         assert ledger.is_head_lost("k4")
         ledger.close()
@@ -881,12 +881,12 @@ def opens_with(error: BaseException, call: str, after: int, directory: Path) -> 
     return calls <= after
 
 
-def test_a_driver_that_dies_after_a_repair_leaves_an_unfinished_sweep(copy: Path, true: FinishedRuns):
+def test_a_driver_that_dies_after_a_repair_leaves_an_unfinished_sweep(copy: Path, true: LedgerReader):
     """Else a trial that is missing now would be missing in the result."""
     file = copy / "ledger.jsonl"
     flip(file, line_of(file.read_bytes(), "trial", 1)[1] + 40)  # its runs are those of another trial
     Ledger(copy, identity=IDENTITY).close()
-    seen = FinishedRuns(copy)
+    seen = LedgerReader(copy)
     assert len(seen.trials) == 2
     assert (seen.damage, seen.end) == ([], None)
     assert_repaired(copy, true)
@@ -899,7 +899,7 @@ def test_a_directory_in_the_place_of_the_ledger_is_named(copy: Path):
     (copy / "ledger.jsonl").unlink()
     (copy / "ledger.jsonl").mkdir()
     with pytest.raises(LongtailError, match=r"ledger\.jsonl cannot be read \(Is a directory\)"):
-        FinishedRuns(copy)
+        LedgerReader(copy)
     with pytest.raises(StorageError, match=r"ledger\.jsonl must be a file, but it is a directory; move it away"):
         Ledger(copy)
 
@@ -908,7 +908,7 @@ def test_a_directory_in_the_place_of_the_ledger_is_named(copy: Path):
 def test_a_file_in_the_place_of_a_directory_is_named(place: str, copy: Path):
     shutil.rmtree(copy / place)
     (copy / place).write_text("a file")
-    seen = FinishedRuns(copy)
+    seen = LedgerReader(copy)
     with pytest.raises(LongtailError, match="is missing or altered"):
         seen.arrays("k0") if place == "packs" else seen.head("k0")
     with pytest.raises(StorageError, match=rf"{copy / place} must be a directory, but it is a file; move it away"):
