@@ -124,9 +124,9 @@ class LedgerReader:
             return
         self._term = line["term"]
         match line["event"]:
-            case "driver" if line["format"] != FORMAT:
+            case "driver" if line.get("format") != FORMAT:
                 raise LongtailError(
-                    f"{self.path} has format {line['format']}, and this version of the program has format {FORMAT}; "
+                    f"{self.path} has format {line.get('format')}, and this version of the program has format {FORMAT}; "
                     "use the version that wrote it, or start over with --fresh"
                 )
             case "sweep":
