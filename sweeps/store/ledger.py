@@ -125,8 +125,9 @@ class LedgerReader:
         self._term = line["term"]
         match line["event"]:
             case "driver" if line.get("format") != FORMAT:
+                found = line.get("format")
                 raise LongtailError(
-                    f"{self.path} has format {line.get('format')}, and this version of the program has format {FORMAT}; "
+                    f"{self.path} has format {found}, and this version of the program has format {FORMAT}; "
                     "use the version that wrote it, or start over with --fresh"
                 )
             case "sweep":
