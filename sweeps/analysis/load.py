@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lt_train.core.errors import LongtailError, UserError
+from lt_train.core.validation import named
 from lt_train.features.files import Manifest, open_test, read_manifest
 from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from lt_train.features.bank import EvalSet
 
 __all__ = ["Sweep", "TrialRuns", "class_order", "read_directory", "read_sweep", "read_sweeps", "sweep_in_ledger"]
-
-_MOST_NAMED = 5
-"""Damaged lines that an error names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -235,12 +233,11 @@ def read_directory(directory: SweepDirectory) -> Sweep:
         UserError: its spec uses unknown kinds.
         LongtailError: its ledger is damaged.
     """
-    spec, ledger = load_spec(directory), LedgerReader(directory.path)
+    spec, ledger = load_spec(directory), LedgerReader(directory.path, directory.sweep_id)
     if ledger.damage:
-        named, more = ledger.damage[:_MOST_NAMED], len(ledger.damage) - _MOST_NAMED
         raise LongtailError(
-            f"{ledger.path} is damaged: {', '.join(named)}{f' and {more} more' if more > 0 else ''}; `lt-sweep resume "
-            f"{directory.path}` restores it, and trains again what cannot be restored"
+            f"{ledger.path} is damaged: {named(ledger.damage, 5)}; `lt-sweep resume {directory.path}` restores it, and "
+            "trains again what cannot be restored"
         )
     return sweep_in_ledger(directory.path, spec, ledger, directory.bank_fingerprint)
 

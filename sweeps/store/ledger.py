@@ -16,8 +16,9 @@
 A pack is finished once its file in `packs/` is complete; only then are its lines written and synced, and only then do
 the search and tracking hear of it. A line cut short by a crash is dropped when the ledger is next opened.
 
-Nothing is believed unchecked. Every line ends with a digest of its own bytes; the name of every file contains the
-digest of the file. `LedgerReader` leaves damaged lines out and names them; readers of sweeps refuse such a ledger.
+Nothing is believed unchecked. Every line ends with a digest of its own bytes and has the id of its sweep; the name of
+every file contains the digest of the file. `LedgerReader` leaves damaged lines, and those of another sweep, out and
+names them; readers of sweeps refuse such a ledger.
 `Ledger` moves them to `damaged/`, with damaged files, and restores lines from `packs/`, where every file has a copy of
 the lines of its runs and their trials. Only the runs of a damaged file in `packs/`, or of damaged heads that are still
 needed, are trained again.
@@ -86,16 +87,23 @@ class _Pack:
 class LedgerReader:
     """The ledger of a sweep directory, read-only: needs no lease, writes and removes nothing.
 
+    Args:
+        directory: the sweep directory.
+        sweep_id: the sweep's id according to `sweep.json`; if empty, that of the first line.
+
     Attributes:
         runs: every recorded run by key, in the order of the ledger.
         trials: every proposed trial by name, in the order of the ledger.
         identity: the content of `sweep.json` as recorded; None if it is not.
         end: None until every run is recorded.
         damage: the damaged lines, such as `line 17`; they are left out.
+
+    Raises:
+        LongtailError: the ledger cannot be read, is that of another sweep, or has another format.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "ledger.jsonl"
+    def __init__(self, directory: Path, sweep_id: str = "") -> None:
+        self.path, self.sweep_id = directory / "ledger.jsonl", sweep_id
         self.packs, self.heads = directory / "packs", directory / "heads"
         self._read()
 
@@ -106,17 +114,40 @@ class LedgerReader:
         self.end: SweepEnd | None = None
         self._recorded_end: SweepEnd | None = None
         self.damage: list[str] = []
+        self._unsound: set[bytes] = set()
         self._recorded: dict[str, _Pack] = {}
         self._open: dict[str, list[Record]] = defaultdict(list)
         self._cached: tuple[str, dict[str, NDArray[Any]]] = ("", {})
         self._orphans: dict[str, str] = {}
         self._term = self._size = 0
+        own = others = 0
         for line in read_lines(self.path):
             self._size = line.end
+            what = ""
             if line.document is None:
-                self.damage.append(f"line {line.number}")
+                what = f"line {line.number}"
+            elif self._is_of_another_sweep(line.document):
+                what = f"line {line.number} (of another sweep)"
+                others += 1
             else:
-                self._add(line.document)
+                own += 1
+                try:
+                    self._add(line.document)
+                except (KeyError, TypeError, ValueError):
+                    what = f"line {line.number} (not understood)"
+            if what:
+                self.damage.append(what)
+                self._unsound.add(line.text)
+        if others and not own:
+            raise LongtailError(
+                f"{self.path} and sweep.json beside it belong to different sweeps; put the right file back, or start "
+                "over with --fresh"
+            )
+
+    def _is_of_another_sweep(self, line: Mapping[str, Any]) -> bool:
+        found = line.get("sweep_id", "")
+        self.sweep_id = self.sweep_id or found
+        return bool(found != self.sweep_id)
 
     def _add(self, line: Mapping[str, Any]) -> None:
         """Take in a sound line; lines of a driver that had lost its lease are ignored."""
@@ -133,20 +164,21 @@ class LedgerReader:
             case "sweep":
                 self.identity = {name: value for name, value in line.items() if name not in ("event", "term", "check")}
             case "trial":
-                self.end = None
-                self._orphans.pop(line["trial"], None)
                 self.trials[line["trial"]] = RecordedTrial.read(line)
+                self._orphans.pop(line["trial"], None)
+                self.end = None
             case "run":
                 self._open[line["pack"]].append(Record.read(line))
                 if line["trial"] not in self.trials:
                     self._orphans[line["trial"]] = line["pack"]
             case "pack":
                 runs = {record.key: record for record in self._open[line["pack"]][-line["runs"] :]}
+                pack = _Pack(tuple(runs), line["arrays"], line["heads"], line["seconds"])
                 if len(runs) == line["runs"]:
                     del self._open[line["pack"]]
                     self.end = self._recorded_end = None
                     self.runs |= runs
-                    self._recorded[line["pack"]] = _Pack(tuple(runs), line["arrays"], line["heads"], line["seconds"])
+                    self._recorded[line["pack"]] = pack
             case "finished":
                 self._recorded_end = SweepEnd(line["times"], tuple(line["notes"]))
                 complete = line["trials"] <= len(self.trials) and line["runs"] <= len(self.runs)
@@ -232,7 +264,7 @@ class Ledger(LedgerReader):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             sync(directory)
         try:
-            super().__init__(directory)
+            super().__init__(directory, str((identity or {}).get("sweep_id", "")))
             self._earlier_end = self._recorded_end
             self._check_lease()  # a new term fences off the driver before, so only the owner of the lease may begin one
             restored = self._repair()
@@ -305,6 +337,7 @@ class Ledger(LedgerReader):
         )
         names = dict.fromkeys(trial.name for trial in trials)
         copied = [self.trials[name].line() for name in names if name in self.trials] + lines
+        copied = [self._line(line) for line in copied]
         arrays = save_arrays(self.packs, pack.name, keys, results, copied)
         earlier = self._recorded.get(pack.name)
         self._write([*lines[:-1], lines[-1] | {"arrays": arrays}])
@@ -341,11 +374,11 @@ class Ledger(LedgerReader):
         """Set aside what is damaged, and return the lines that can be restored from the files in `packs/`."""
         damaged = [f"{self.path.name}, {what}" for what in self.damage]
         for file in (*sorted(self.packs.iterdir()), *sorted(self.heads.iterdir())):
-            _, recorded = name_parts(file)
+            name, recorded = name_parts(file)
             if not recorded:
                 if file.suffix in (".staged", ".tmp"):  # not finished
                     remove(file)
-            elif not is_sound(file, recorded):
+            elif not is_sound(file, recorded) or not self._is_own(file, name, recorded):
                 damaged.append(f"{file.parent.name}/{file.name}")
                 self._keep_damaged(file)
         lost = set()
@@ -372,6 +405,15 @@ class Ledger(LedgerReader):
             logger.warning("%d runs were missing from %s and were restored from packs/", runs, self.path)
         return restored
 
+    def _is_own(self, file: Path, pack: str, recorded: str) -> bool:
+        """Whether a sound file is one that the ledger names, or may restore: of this sweep, under its own name."""
+        known = self._recorded.get(pack)
+        if file.parent == self.heads or (known is not None and known.arrays_digest == recorded):
+            return True
+        lines = lines_in(file)
+        names = {line.get("pack", pack) for line in lines}
+        return names == {pack} and not any(self._is_of_another_sweep(line) for line in lines)
+
     def _rewrite(self, lost: set[str]) -> None:
         """Remove damaged lines, those of incomplete or lost packs, and the end of the sweep, which is recorded again.
 
@@ -381,7 +423,7 @@ class Ledger(LedgerReader):
         for line in read_lines(self.path):
             document = line.document or {}
             pack = document.get("pack")
-            if line.document is None or pack in lost:
+            if line.text in self._unsound or pack in lost:
                 aside.append(line.text + b"\n")
             elif pack not in self._open and document["event"] != "finished":
                 kept.append(line.text + b"\n")
@@ -447,7 +489,7 @@ class Ledger(LedgerReader):
 
     def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines at once, sync them and take them in; on failure remove the part that was written."""
-        documents = [{"event": line["event"], "term": self._term, **line} for line in lines]
+        documents = [self._line(line) for line in lines]
         text = b"".join(with_check(document) for document in documents)
         if os.fstat(self._descriptor).st_size != self._size:
             self._check_other_writers()
@@ -464,6 +506,11 @@ class Ledger(LedgerReader):
         for document in documents:
             self._add(document)
 
+    def _line(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """A line with the fields that all lines have."""
+        own = {"sweep_id": self.sweep_id} if self.sweep_id else {}
+        return {"event": line["event"], **own, **line, "term": self._term}
+
     def _truncate(self, length: int) -> None:
         """Remove what was written of lines of this length, unless another driver may be writing by now."""
         with contextlib.suppress(LongtailError, OSError):  # readers skip an incomplete last line
@@ -476,7 +523,9 @@ class Ledger(LedgerReader):
         end = term = 0
         for line in read_lines(self.path):
             term, end = max(term, line.document["term"] if line.document else 0), line.end
-        if term != self._term:
+        if term < self._term:
+            raise StorageError(f"{self.path} was changed by another program while the sweep was running; run it again")
+        if term > self._term:
             raise LeaseLost(
                 f"{self.path} is now written by another driver; this process stops, its finished runs are kept"
             )

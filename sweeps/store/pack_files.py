@@ -56,9 +56,9 @@ def name_parts(file: Path) -> tuple[str, str]:
 
 
 def is_sound(file: Path, recorded: str) -> bool:
-    """Whether the file is readable and has the recorded digest."""
+    """Whether this is a readable file with the recorded digest."""
     try:
-        return digest_file(file) == recorded
+        return file.is_file() and digest_file(file) == recorded
     except OSError:
         return False
 
@@ -129,11 +129,14 @@ def remove(path: Path) -> None:
 
 
 def lines_in(file: Path) -> list[dict[str, Any]]:
-    """The lines of the pack that a sound file in `packs/` holds; the last one has no digest of that file."""
-    from safetensors import safe_open
+    """The lines of the pack in a file in `packs/`, the last of them without the digest of that file; [] for others."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(file, framework="np") as opened:
-        lines: list[dict[str, Any]] = json.loads(opened.metadata()[_LINES])
+    try:
+        with safe_open(file, framework="np") as opened:
+            lines: list[dict[str, Any]] = json.loads((opened.metadata() or {}).get(_LINES, "[]"))
+    except (SafetensorError, OSError):
+        return []
     return lines
 
 
@@ -146,7 +149,7 @@ def read_arrays(file: Path, recorded: str) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load
 
     with contextlib.suppress(OSError):
-        content = file.read_bytes()
+        content = file.read_bytes() if file.is_file() else b""
         if digest(content) == recorded:
             tensors: dict[str, NDArray[Any]] = load(content)
             return tensors

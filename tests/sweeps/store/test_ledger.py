@@ -18,11 +18,13 @@ import pytest
 from support.ledgers import pack_lines
 
 from lt_train.core.errors import LongtailError, StorageError
+from lt_train.core.io import digest
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult, SelectedHead
 from sweeps.config.trials import Trial
 from sweeps.store.lease import LeaseLost
 from sweeps.store.ledger import Ledger, LedgerReader
+from sweeps.store.lines import with_check
 from sweeps.store.records import Record, RunArrays, SweepEnd, run_key
 
 
@@ -404,8 +406,17 @@ def files(directory: Path) -> dict[Path, bytes]:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished sweep with 3 packs of 2 runs. A run failed, with bytes that may become newlines."""
-    directory = tmp_path_factory.mktemp("original")
-    ledger = Ledger(directory, driver="ann", identity=IDENTITY)
+    return finished(tmp_path_factory.mktemp("original"), IDENTITY)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of another sweep with the same trials, packs and keys."""
+    return finished(tmp_path_factory.mktemp("other"), IDENTITY | {"sweep_id": "def"})
+
+
+def finished(directory: Path, identity: dict[str, Any]) -> Path:
+    ledger = Ledger(directory, driver="ann", identity=identity)
     ledger.propose(PROPOSED)
     for number, (name, keys) in enumerate(KEYS.items()):
         results = [result(0.1 + number / 8), result(failure="J*-M") if name == "p1" else result(0.3 + number / 8)]
@@ -890,6 +901,83 @@ def test_a_driver_that_dies_after_a_repair_leaves_an_unfinished_sweep(copy: Path
     assert len(seen.trials) == 2
     assert (seen.damage, seen.end) == ([], None)
     assert_repaired(copy, true)
+
+
+# Files of another sweep, and files that are not what their names say
+
+
+@pytest.mark.parametrize("event", ["driver", "sweep", "trial", "run", "pack", "finished"])
+@pytest.mark.parametrize("how", ["added", "instead"])
+def test_a_line_of_another_sweep_is_left_out(event: str, how: str, copy: Path, other: Path, true: LedgerReader):
+    file = copy / "ledger.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    number, _ = line_of(b"".join(lines), event)
+    foreign = (other / "ledger.jsonl").read_bytes().splitlines(keepends=True)[number - 1]
+    lines[number - 1 : number if how == "instead" else number - 1] = [foreign]
+    file.write_bytes(b"".join(lines))
+    seen = LedgerReader(copy, "abc")
+    assert seen.damage == [f"line {number} (of another sweep)"]
+    assert_true(seen, true)
+    assert_repaired(copy, true)
+    assert foreign in (copy / "damaged" / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def test_the_ledger_of_another_sweep_is_refused_and_not_changed(copy: Path, other: Path):
+    shutil.copy2(other / "ledger.jsonl", copy)
+    before = files(copy)
+    with pytest.raises(LongtailError, match=r"ledger\.jsonl and sweep\.json beside it belong to different sweeps"):
+        LedgerReader(copy, "abc")
+    with pytest.raises(LongtailError, match="belong to different sweeps"):
+        Ledger(copy, identity=IDENTITY)
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize("with_ledger", [True, False], ids=["with the ledger", "without the ledger"])
+def test_a_file_in_packs_that_is_not_of_this_sweep_is_set_aside(
+    with_ledger: bool, copy: Path, other: Path, true: LedgerReader, caplog: pytest.LogCaptureFixture
+):
+    """The file of another sweep, one with the name of another pack, one without lines, and an empty one."""
+    foreign = only(other / "packs", "p1")
+    assert foreign.name != only(copy / "packs", "p1").name
+    own, head = only(copy / "packs", "p0"), only(copy / "heads", "p0")
+    renamed = own.name.replace("p0", "p9")
+    empty = f"p7.{digest(b'')}.safetensors"
+    names = {foreign.name, renamed, head.name.replace("p0", "p8"), empty}
+    shutil.copy2(foreign, copy / "packs")
+    shutil.copy2(own, copy / "packs" / renamed)
+    shutil.copy2(head, copy / "packs" / head.name.replace("p0", "p8"))
+    (copy / "packs" / empty).touch()
+    if not with_ledger:
+        (copy / "ledger.jsonl").unlink()
+    assert_repaired(copy, true)
+    assert names <= {file.name for file in (copy / "damaged").iterdir()}
+    assert all(f"packs/{name}" in caplog.text for name in names)
+
+
+@pytest.mark.parametrize("field", ["runs", "arrays", "seconds", "term"])
+def test_a_sound_line_that_cannot_be_understood_counts_as_damaged(field: str, copy: Path, true: LedgerReader):
+    """As another version of the program may write it."""
+    file = copy / "ledger.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    number, _ = line_of(b"".join(lines), "pack")
+    document = json.loads(lines[number - 1])
+    del document["check"], document[field]
+    lines[number - 1] = with_check(document)
+    file.write_bytes(b"".join(lines))
+    assert LedgerReader(copy).damage == [f"line {number} (not understood)"]
+    assert_repaired(copy, true)
+
+
+def test_a_ledger_that_is_emptied_while_it_is_written_stops_its_driver(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    append(ledger, "a", "k0")
+    ledger.path.write_bytes(b"")
+    with pytest.raises(StorageError, match="was changed by another program"):
+        append(ledger, "b", "k1")
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert again.runs.keys() == {"k0", "k1"}
+    again.close()
 
 
 # A directory in the place of a file, and the reverse
