@@ -2,7 +2,8 @@
 
 A JSON document in the file describes the classifier and contains a digest of the whole content, which loading verifies.
 Files are written atomically and read without pickle. The identity of a checkpoint is a hash of its content, not of the
-file: the few flipped bits that do not change the content, such as that from `1e-05` to `1E-05`, are accepted.
+file: the few flipped bits that do not change the content, such as that from `1e-05` to `1E-05`, are accepted. In a
+cache, the document also contains the address that the file is stored under. It is not part of the identity.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn.utils import parametrize
 from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
 from lt_train.backbones.layers import Classifier
 from lt_train.core.errors import CheckpointError, SpecError
-from lt_train.core.io import atomic_file, digest_tensors, fingerprint_tensors, write_tensors
+from lt_train.core.io import atomic_file, digest_tensors, fingerprint_tensors, parse_json, write_tensors
 from lt_train.core.validation import dotted, explain
 
 __all__ = ["ImageSource", "is_own_checkpoint", "load_checkpoint", "load_frozen", "save_checkpoint"]
@@ -37,8 +38,9 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
     Args:
         path: the file; an existing one is replaced.
         classifier: on any device.
-        about: further entries of the document, JSON: dataset, recipe, `mean`, `std`, accuracy. The keys `format`,
-            `backbone`, `in_channels`, `num_classes`, `cosine_scale` and `digest` are set from the classifier.
+        about: further entries of the document, JSON: dataset, recipe, `mean`, `std`, accuracy, and in a cache the
+            `address` of the file. The keys `format`, `backbone`, `in_channels`, `num_classes`, `cosine_scale` and
+            `digest` are set from the classifier.
 
     Raises:
         StorageError: the disk is full or not writable; an existing file is kept.
@@ -60,18 +62,23 @@ def save_checkpoint(path: Path, classifier: Classifier, about: Mapping[str, Any]
 
 def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The digest of a checkpoint's content, without the entry of the document that holds it."""
-    return digest_tensors(_without_digest(document), tensors)
+    return digest_tensors(_without(document, "digest"), tensors)
 
 
-def _without_digest(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name != "digest"}
+def _without(document: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in names}
 
 
-def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
+def load_checkpoint(path: Path, address: str | None = None) -> tuple[Classifier, dict[str, Any]]:
     """The classifier, on the CPU in evaluation mode, and the document it was saved with.
 
+    Args:
+        path: the file.
+        address: the address that the checkpoint must have been saved for; None accepts any, and none.
+
     Raises:
-        CheckpointError: the file is missing, damaged or of another format, or its tensors do not fit the backbone.
+        CheckpointError: the file is missing, damaged, of another format or of another address, or its tensors do not
+            fit the backbone.
     """
     path = path.expanduser()
     if not path.is_file():
@@ -101,6 +108,11 @@ def load_checkpoint(path: Path) -> tuple[Classifier, dict[str, Any]]:
     if document["digest"] != _digest(document, tensors):
         raise CheckpointError(
             f"checkpoint {path} is altered: its content does not match the digest in it; train it again"
+        )
+    if address is not None and document.get("address") != address:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another training: its address must be {address}, got "
+            f"{document.get('address')}; train it again"
         )
     try:
         backbone = BACKBONES.parse(document["backbone"])
@@ -159,11 +171,13 @@ def _document(path: Path, text: str) -> dict[str, Any]:
     """The JSON document of a checkpoint, validated."""
     try:
         _Document.model_validate_json(text)
+        document: dict[str, Any] = parse_json(text)
     except ValidationError as error:
         loc, message = explain(error, _Document)[0]
         field = f"{dotted(loc)}: " if loc else ""
         raise CheckpointError(f"checkpoint {path}: its metadata is invalid: {field}{message}; train it again") from None
-    document: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: its metadata is invalid: {error}; train it again") from None
     return document
 
 
@@ -202,7 +216,7 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
     classifier, about = load_checkpoint(path)
     if isinstance(source, BackboneSpec):
         _refuse_other(source, about["backbone"], path)
-    content = fingerprint_tensors(_without_digest(about), classifier.state_dict())
+    content = fingerprint_tensors(_without(about, "digest", "address"), classifier.state_dict())
     _freeze(classifier.backbone)
     return FrozenBackbone(
         network=classifier.backbone,

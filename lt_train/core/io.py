@@ -41,6 +41,7 @@ __all__ = [
     "digest_tensors",
     "fingerprint",
     "fingerprint_tensors",
+    "parse_json",
     "set_aside",
     "sha256_file",
     "sync",
@@ -53,6 +54,9 @@ _UMASK_LOCK = threading.Lock()
 
 _LONGEST_NAME = 220
 """Bytes: the limit of file systems (255) minus the suffixes of temporary files and of interrupted work."""
+
+_DEEPEST_JSON = 100
+"""Levels of lists and mappings; our own documents have fewer than ten, and Python fails at about a thousand."""
 
 
 def check_output(path: Path) -> None:
@@ -131,6 +135,25 @@ def _add_tensors(update: Callable[[Any], object], document: Any, tensors: Mappin
         update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         # As bytes, because numpy has no bfloat16; only a tensor with a dimension can be viewed as another dtype.
         update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse a JSON document from a file that may be damaged.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply to be processed further.
+    """
+    try:
+        document = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [document]
+    for _ in range(_DEEPEST_JSON):
+        parts = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
+        level = [part for inner in parts for part in inner if isinstance(part, (dict, list))]
+        if not level:
+            return document
+    raise ValueError("nested too deeply")
 
 
 def set_aside(path: Path) -> Path:
@@ -315,5 +338,5 @@ def tensor_offsets(file: Path) -> dict[str, int]:
     """Offset of each tensor in a safetensors file, in bytes."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
+        header = parse_json(opened.read(length))
     return {name: 8 + length + about["data_offsets"][0] for name, about in header.items() if name != "__metadata__"}

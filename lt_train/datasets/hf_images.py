@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import Field
 from lt_train.core.errors import DataError, first_line
 from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import torch
+from lt_train.core.io import parse_json
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import ListedImages, Listing
 from lt_train.datasets._images.spec import CutImagesSpec
@@ -146,7 +146,7 @@ def _part(file: Path) -> str | None:
 def _class_names(schema: Any, label: str) -> tuple[str, ...]:
     """Names of the classes as `datasets` writes them in the schema's metadata; empty if missing."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(map(str, features[label]["names"]))
     except (KeyError, TypeError, ValueError):
         return ()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 
 from lt_train.core.errors import BankError
 from lt_train.core.imports import torch
-from lt_train.core.io import atomic_directory, digest_file, fingerprint, write_tensors
+from lt_train.core.io import atomic_directory, digest_file, fingerprint, parse_json, write_tensors
 from lt_train.features.bank import EvalSet, FeatureBank
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ def open_bank(path: Path) -> FeatureBank:
     """Open a bank directory, memory-mapped, after checking every byte against its manifest.
 
     Raises:
-        BankError: the directory, the manifest or a file is missing, truncated, altered or of another format; the
-            message names the file.
+        BankError: the directory, the manifest or a file is missing, truncated, altered, of another format or of
+            another bank; the message names the file.
     """
     manifest = read_manifest(path)
     for name, entry in manifest.files.items():
@@ -190,7 +191,7 @@ def open_bank(path: Path) -> FeatureBank:
         class_counts=torch.tensor(manifest.class_counts),
         split_counts=torch.tensor(manifest.split_counts),
         notes=tuple(manifest.notes),
-        record=json.loads((path / RECORD).read_text()) if RECORD in manifest.files else {},
+        record=parse_json((path / RECORD).read_text()) if RECORD in manifest.files else {},
         path=path,
     )
 
@@ -209,14 +210,16 @@ def open_test(path: Path) -> EvalSet:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a bank; features are not read.
 
+    A directory that is named by a fingerprint must contain that bank. A copy or a link may have any other name.
+
     Raises:
-        BankError: the manifest is missing, damaged or of another format.
+        BankError: the manifest is missing, damaged, of another format or of another bank.
     """
     file = path / MANIFEST
     if not file.is_file():
         raise BankError(f"{path} is not a feature bank: it has no manifest.json; create one with `lt-train features`")
     try:
-        document = json.loads(file.read_text())
+        document = parse_json(file.read_text())
         found = document.get("format")
         if found == FORMAT:
             manifest = Manifest.model_validate(document)
@@ -229,6 +232,11 @@ def read_manifest(path: Path) -> Manifest:
         raise BankError(f"{file}: bank format must be {FORMAT}, got {found}; extract it again")
     if expected != (manifest.seal, manifest.fingerprint):
         raise _damaged(path, "manifest.json is altered: its content does not match its seal")
+    for name in ("train.safetensors", "test.safetensors"):
+        if name not in manifest.files:
+            raise _damaged(path, f"manifest.json does not list {name}")
+    if re.fullmatch("[0-9a-f]{64}", path.name) and path.name != manifest.fingerprint:
+        raise _damaged(path, f"manifest.json belongs to another bank, {manifest.fingerprint}")
     return manifest
 
 

@@ -3,7 +3,8 @@
 `<store>/<fingerprint>.partial` holds the sets as safetensors files of full length, filled in any order, so that a bank
 is never held in memory and nothing is copied at the end. A journal line means that rows are on disk; it is written
 after them and holds their digest, which is verified when the work is resumed and when it is finished. Damaged rows are
-extracted again. The process that fills the directory holds its lock.
+extracted again. A directory that contains anything but files is set aside as a whole. The process that fills the
+directory holds its lock.
 Shapes: V views, N images, D features.
 """
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lt_train.core.errors import BankError, StorageError
-from lt_train.core.io import allocate, atomic_file, digest, sync, tensor_offsets, writing
+from lt_train.core.io import allocate, atomic_file, digest, parse_json, set_aside, sync, tensor_offsets, writing
 from lt_train.features.shards import ShardResult
 
 __all__ = ["PartialBank", "SetShape", "exclusive"]
@@ -75,7 +76,12 @@ def exclusive(bank: Path, on_wait: Callable[[str], None]) -> Iterator[Path]:
 
 def _lock(path: Path, on_wait: Callable[[str], None], stack: contextlib.ExitStack) -> TextIO:
     while True:
+        if path.exists() and not path.is_dir():
+            _discard(path, path)
         path.mkdir(parents=True, exist_ok=True)
+        if _is_irregular(path / _LOCK):
+            _discard(path, path / _LOCK)
+            continue
         with contextlib.suppress(FileNotFoundError):
             lock = stack.enter_context((path / _LOCK).open("a+"))
             try:
@@ -86,8 +92,25 @@ def _lock(path: Path, on_wait: Callable[[str], None], stack: contextlib.ExitStac
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # The previous owner may have removed the directory with this lock file.
             if os.fstat(lock.fileno()).st_ino == (path / _LOCK).stat().st_ino:
-                return lock
+                if not (irregular := list(filter(_is_irregular, path.iterdir()))):
+                    return lock
+                _discard(path, irregular[0])
         stack.close()
+
+
+def _is_irregular(entry: Path) -> bool:
+    """Whether an entry exists and is not a file, such as a directory or a link to nothing."""
+    return os.path.lexists(entry) and not entry.is_file()
+
+
+def _discard(path: Path, entry: Path) -> None:
+    """Set aside the unfinished extraction in `path`, in which `entry` is damaged."""
+    logger.warning(
+        "%s is not as it was written; %s is kept as %s, and all features are extracted again",
+        entry,
+        path.name,
+        set_aside(path).name,
+    )
 
 
 def _resumable(path: Path) -> bool:
@@ -246,7 +269,7 @@ class PartialBank:
 
     def _read_plan(self) -> Any:
         try:
-            plan = json.loads((self.path / _PLAN).read_text())
+            plan = parse_json((self.path / _PLAN).read_text())
         except (OSError, ValueError):
             return None
         return plan if isinstance(plan, dict) else None
@@ -301,7 +324,7 @@ class PartialBank:
     def _entry(self, line: bytes) -> dict[str, Any] | None:
         """A line of the journal, or None if it is damaged."""
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             part, view, start, stop = entry["shard"]
             views, images = self.sets[part].views, len(self.sets[part].labels)
             known = isinstance(entry["unreadable"], dict) and isinstance(entry["digest"], str)

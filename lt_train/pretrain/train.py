@@ -31,7 +31,15 @@ from lt_train.backbones.layers import Classifier
 from lt_train.core import seeding
 from lt_train.core.device import check_precision, repeatable_convolutions
 from lt_train.core.errors import UserError, first_line
-from lt_train.core.io import atomic_file, check_output, digest_tensors, fingerprint, set_aside, write_tensors
+from lt_train.core.io import (
+    atomic_file,
+    check_output,
+    digest_tensors,
+    fingerprint,
+    parse_json,
+    set_aside,
+    write_tensors,
+)
 from lt_train.core.text import ProgressCallback
 from lt_train.datasets._images.files import ImageFiles
 from lt_train.datasets._images.transform import normalise
@@ -78,11 +86,13 @@ class StateFile:
         Raises:
             StorageError: it could not be renamed.
         """
-        if not self.path.is_file():
+        if not self.path.exists():
             return None, ""
+        if not self.path.is_file():
+            return None, self._set_aside("is not a file")
         try:
             with safe_open(self.path, framework="pt") as contents:
-                about = json.loads((contents.metadata() or {}).get(_KEY, "{}"))
+                about = parse_json((contents.metadata() or {}).get(_KEY, "{}"))
                 if not isinstance(about, dict) or "digest" not in about:
                     return None, self._set_aside("is altered or was written by another version")
                 tensors = {name: contents.get_tensor(name) for name in contents.keys()}

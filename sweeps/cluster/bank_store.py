@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -17,18 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import BankError, LongtailError, StorageError, first_line
-from lt_train.core.io import atomic_directory, writing
+from lt_train.core.io import atomic_directory, set_aside, writing
 from lt_train.features.bank import FeatureBank
-from lt_train.features.files import MANIFEST, open_bank
+from lt_train.features.files import MANIFEST, open_bank, read_manifest
 
 __all__ = ["CACHE_VARIABLE", "fetch_bank", "open_published_bank", "publish_bank"]
+
+logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "LT_SWEEP_CACHE"
 """Environment variable with the directory for downloaded banks."""
 
 
 def publish_bank(bank: Path, store: str) -> None:
-    """Copy a bank into a store, unless the store has it.
+    """Copy a bank into a store, unless the store has it. One whose manifest is damaged or of another bank is replaced.
+
+    In a directory it is kept as `<name>.damaged`.
 
     Args:
         bank: a directory that `lt_train.features.files.write_bank` wrote; its name is the bank's fingerprint.
@@ -40,19 +45,40 @@ def publish_bank(bank: Path, store: str) -> None:
     """
     if not _is_url(store):
         target = Path(store) / bank.name
+        if target.is_dir() and not _is_bank(target, store):
+            set_aside(target)
         if not target.is_dir():
             with atomic_directory(target) as directory:
                 shutil.copytree(bank, directory, dirs_exist_ok=True)
         return
     with _translate_errors(store, "write to"):
         files, place = _file_system(store)
-        if _exists(files, f"{place}/{bank.name}/{MANIFEST}"):
-            return
+        manifest = f"{place}/{bank.name}/{MANIFEST}"
+        if _exists(files, manifest):
+            with tempfile.TemporaryDirectory() as scratch:
+                copy = Path(scratch) / bank.name
+                copy.mkdir()
+                with files.open_input_stream(manifest) as source:
+                    (copy / MANIFEST).write_bytes(source.read())
+                if _is_bank(copy, _without_credentials(store)):
+                    return
+            files.delete_file(manifest)  # so that no worker downloads a mix of two banks
         files.create_dir(f"{place}/{bank.name}", recursive=True)  # needed where directories exist
         names = sorted((file.name for file in bank.iterdir()), key=lambda name: name == MANIFEST)
         for name in names:
             with (bank / name).open("rb") as source, files.open_output_stream(f"{place}/{bank.name}/{name}") as target:
                 shutil.copyfileobj(source, target, 2**22)
+
+
+def _is_bank(bank: Path, store: str) -> bool:
+    """Whether the manifest in `bank`, or a copy of it, is sound and that of its name; logs a warning if not."""
+    try:
+        read_manifest(bank)
+    except BankError as error:
+        reason = first_line(error).partition(": ")[2].rpartition("; ")[0] or "it is not a feature bank"
+        logger.warning("bank %s in %s is damaged (%s); it is published again", bank.name, store, reason)
+        return False
+    return True
 
 
 def fetch_bank(fingerprint: str, store: str) -> Path:

@@ -1,8 +1,8 @@
 """Prepare the feature bank of a sweep: load the data, train the backbone, extract features.
 
 Trained backbones and banks are kept in `<storage>/cache`, addressed by a fingerprint of everything that determines
-them, and shared by all sweeps of the storage. An existing one is verified and reused; a damaged one is renamed to
-`<name>.damaged`, with a warning, and created again.
+them, and shared by all sweeps of the storage. An existing one is verified and reused. One that is damaged or belongs to
+another fingerprint is renamed to `<name>.damaged`, with a warning, and created again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,8 +147,8 @@ def _backbone(
         }
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"
-    if not out.exists() or _verified(out, load_checkpoint) is None:
-        about = {"dataset": spec.dataset.model_dump(mode="json")}
+    if not out.exists() or _verified(out, partial(load_checkpoint, address=address)) is None:
+        about = {"dataset": spec.dataset.model_dump(mode="json"), "address": address}
         where = device if workers == 1 else f"{workers} workers"
         title = f"stage 1 ({spec.backbone.kind}, {spec.stage1.kind}) on {where}"
         with progress(title, "epoch", on_progress) as report:

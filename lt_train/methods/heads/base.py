@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from lt_train.core.errors import CheckpointError
 from lt_train.core.imports import nn
-from lt_train.core.io import atomic_file, write_tensors
+from lt_train.core.io import atomic_file, parse_json, write_tensors
 from lt_train.core.registry import KindSpec, Registry
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         )
     try:
         with safe_open(path, framework="pt") as contents:
-            about = json.loads((contents.metadata() or {})[_KEY])
+            about = parse_json((contents.metadata() or {})[_KEY])
             if not isinstance(about, dict):
                 raise ValueError(f"its metadata must be a mapping, got {about!r}")
             return {name: contents.get_tensor(name) for name in contents.keys()}, about

@@ -196,6 +196,30 @@ def test_an_altered_document_is_refused(saved: tuple[Path, Classifier], text: st
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("depth", [150, 300_000])
+def test_a_deeply_nested_document_is_refused(saved: tuple[Path, Classifier], depth: int) -> None:
+    path = saved[0]
+    rewrite(path, notes=0)
+    with safe_open(path, framework="pt") as contents:
+        ((key, text),) = contents.metadata().items()
+    nested = text.replace('"notes": 0', f'"notes": {"[" * depth}{"]" * depth}')
+    save_file(load_file(path), path, metadata={key: nested})
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}: its metadata is invalid"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_address_is_refused_where_one_is_required(saved: tuple[Path, Classifier]) -> None:
+    path, classifier = saved
+    with pytest.raises(CheckpointError, match=rf"{path} belongs to another training: .* must be abc, got None; train"):
+        load_checkpoint(path, address="abc")
+    identity = load_frozen(path, (1, 8, 8)).identity
+    save_checkpoint(path, classifier, {"mean": [0.5], "accuracy": {"all": 0.25, "few": None}, "address": "abc"})
+    assert load_checkpoint(path)[1]["address"] == load_checkpoint(path, address="abc")[1]["address"] == "abc"
+    assert load_frozen(path, (1, 8, 8)).identity == identity, "the same content has the same bank"
+    with pytest.raises(CheckpointError, match=r"its address must be abd, got abc"):
+        load_checkpoint(path, address="abd")
+
+
 @pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
 def test_a_pickle_of_torch_is_distinguished_from_a_damaged_file(tmp_path: Path, name: str) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / name)

@@ -22,6 +22,7 @@ from lt_train.core.io import (
     digest_tensors,
     fingerprint,
     fingerprint_tensors,
+    parse_json,
     set_aside,
     sha256_file,
     write_tensors,
@@ -267,3 +268,11 @@ def test_views_of_one_tensor_are_written_separately(tmp_path: Path) -> None:
     found = load_file(tmp_path / "file")
     assert set(found) == set(parts)
     assert all(torch.equal(found[name], tensor) for name, tensor in parts.items())
+
+
+def test_a_json_document_that_is_nested_too_deeply_is_not_json() -> None:
+    assert parse_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
+    assert parse_json("[" * 100 + "]" * 100)
+    for text in ("[" * 101 + "]" * 101, '{"a": ' * 300 + "1" + "}" * 300, "[" * 300_000, "{"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            parse_json(text)

@@ -14,6 +14,7 @@ from support.images import encoded
 from lt_train.core.errors import DataError
 from lt_train.datasets._images.decode import Decoder
 from lt_train.datasets.base import DATASETS, ImageData
+from lt_train.datasets.hf_images import _class_names
 
 
 def write(
@@ -105,3 +106,8 @@ def test_invalid_files_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(DataError, match=r"must have at most encoded_in_memory 10 bytes, got \d+"):
         load(tmp_path, encoded_in_memory=10)
+
+
+def test_names_of_classes_that_are_nested_too_deeply_are_ignored() -> None:
+    schema = pa.schema([("label", pa.int64())], metadata={"huggingface": "[" * 300_000})
+    assert _class_names(schema, "label") == ()

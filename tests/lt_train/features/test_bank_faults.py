@@ -159,3 +159,30 @@ def test_a_full_disk_is_named_and_nothing_partial_stays(small_disk: Callable[[st
     assert list(disk.iterdir()) == []
     write_bank(disk, INPUTS, make())  # the space is free again
     open_bank(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 300_000, '{"format": 3, "inputs": ' + "[" * 500 + "]" * 500 + "}"])
+def test_a_deeply_nested_manifest_is_damaged(path: Path, text: str) -> None:
+    (path / "manifest.json").write_text(text)
+    for read in (open_bank, open_test):
+        with pytest.raises(BankError, match=rf"{path}: manifest\.json is truncated or altered"):
+            read(path)
+
+
+def test_a_bank_under_the_fingerprint_of_another_is_refused(path: Path) -> None:
+    other = path.rename(path.with_name("0" * 64))
+    for read in (open_bank, open_test):
+        with pytest.raises(BankError, match=rf"{other}: manifest\.json belongs to another bank, {path.name}"):
+            read(other)
+    assert open_bank(other.rename(path.with_name("digits"))).fingerprint == path.name, "a name of the user's choice"
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", "test.safetensors"])
+def test_a_sealed_manifest_must_list_train_and_test(path: Path, name: str) -> None:
+    file = path / "manifest.json"
+    document = json.loads(file.read_text())
+    del document["files"][name]
+    file.write_text(files.Manifest.model_validate(document).sealed().model_dump_json())
+    for read in (open_bank, open_test):
+        with pytest.raises(BankError, match=rf"{path}: manifest\.json does not list {name}"):
+            read(path)

@@ -136,6 +136,43 @@ def test_damage_to_an_unfinished_extraction_does_not_reach_the_bank(
     assert restored or name in ("val.safetensors", "test.safetensors")  # of which little or nothing is filled
 
 
+@pytest.mark.parametrize("name", ["plan.json", "journal.jsonl"])
+def test_deeply_nested_json_in_an_unfinished_extraction_is_damaged(
+    checkpoint: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
+    stopped_after(500, checkpoint, tmp_path / "banks")
+    (file,) = (tmp_path / "banks").glob(f"*.partial/{name}")
+    file.write_text("[" * 300_000 + "\n")
+    path, _ = extracted(checkpoint, tmp_path / "banks")
+    assert bytes_of(path) == bytes_of(expected)
+    assert name in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["train.safetensors", "val.safetensors", "journal.jsonl", "plan.json", "plan.json.tmp", "lock", ""]
+)
+def test_an_unfinished_extraction_with_a_directory_in_place_of_a_file_is_set_aside(
+    checkpoint: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = extracted(checkpoint, tmp_path / "uninterrupted")
+    store = tmp_path / "banks"
+    stopped_after(500, checkpoint, store)
+    unfinished = store / f"{expected.name}.partial"
+    if name:
+        (unfinished / name).unlink(missing_ok=True)
+        (unfinished / name / "inner").mkdir(parents=True)
+    else:
+        shutil.rmtree(unfinished)
+        unfinished.write_text("x")
+    path, reports = extracted(checkpoint, store)
+    assert bytes_of(path) == bytes_of(expected)
+    assert reports[-1][0] == TOTAL
+    assert {entry.name for entry in store.iterdir()} == {path.name, f"{unfinished.name}.damaged"}
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{unfinished / name} is not as it was written; {unfinished.name} is kept as")
+
+
 def test_only_damaged_rows_are_extracted_again(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -225,7 +225,7 @@ def test_recipe_fields_are_checked() -> None:
         RECIPES.parse({"kind": "sce"})
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 300_000])
 def test_a_state_with_an_altered_document_is_ignored_with_a_note(digits: ImageData, tmp_path: Path, text: str) -> None:
     out = tmp_path / "out"
     save_file({"x": torch.zeros(1)}, resume_file(out), metadata={"longtail-sweeps training state": text})
@@ -236,3 +236,10 @@ def test_a_directory_cannot_be_written_as_a_checkpoint(digits: ImageData, tmp_pa
     with pytest.raises(UserError, match=f"{tmp_path} is a directory"):
         train(digits, tmp_path, epochs=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_in_the_place_of_the_state_is_set_aside(digits: ImageData, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    resume_file(out).mkdir()
+    assert train(digits, out, epochs=1)[0] == f"{resume_file(out)} is not a file and is ignored"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out", "out.resume.damaged"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lt_train.core.errors import BankError, LongtailError, SpecError, StorageError
-from lt_train.features.files import open_bank
+from lt_train.features.files import bank_fingerprint, open_bank, read_manifest
 from sweeps.cluster.bank_store import CACHE_VARIABLE, fetch_bank, open_published_bank, publish_bank
 from sweeps.cluster.environment import holds_credentials
 from sweeps.config.spec import SweepSpec
@@ -86,6 +86,33 @@ def test_a_damaged_copy_is_downloaded_again(bank: Path, tmp_path: Path, cache: P
     (cache / bank.name / "test.safetensors").unlink()
     with pytest.raises(BankError, match=r"test\.safetensors"):
         open_published_bank(bank.name, f"file://{place}")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("fault", ["another bank", "nested too deeply"])
+def test_a_published_bank_that_is_damaged_or_another_is_named_and_published_again(
+    bank: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, scheme: str, fault: str
+) -> None:
+    place = tmp_path / "shared"
+    place.mkdir()
+    store = f"{scheme}{place}"
+    publish_bank(bank, store)
+    text = "[" * 300_000
+    if fault == "another bank":
+        inputs = {"dataset": "another"}
+        changes = {"inputs": inputs, "fingerprint": bank_fingerprint(inputs)}
+        text = read_manifest(bank).model_copy(update=changes).sealed().model_dump_json()
+    (place / bank.name / "manifest.json").write_text(text)
+    with pytest.raises(BankError, match=f"{bank.name}: manifest.json"):
+        open_published_bank(bank.name, store)
+    publish_bank(bank, store)
+    (warning,) = caplog.messages
+    assert warning.startswith(f"bank {bank.name} in {store} is damaged (manifest.json ")
+    found = open_published_bank(bank.name, store)
+    assert found.fingerprint == bank.name
+    assert (place / f"{bank.name}.damaged").exists() == (not scheme)
+    publish_bank(bank, store)
+    assert len(caplog.messages) == 1
 
 
 def test_an_unreachable_store_is_a_storage_error(bank: Path, tmp_path: Path, cache: Path) -> None:

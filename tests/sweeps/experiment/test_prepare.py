@@ -11,7 +11,7 @@ import pytest
 from support.damage import damaged_copies, flip_bit
 
 from lt_train.core.errors import StorageError
-from lt_train.features.files import open_bank
+from lt_train.features.files import open_bank, read_manifest
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment import prepare as preparing
 from sweeps.experiment.prepare import open_cached_bank, prepare
@@ -125,6 +125,74 @@ def test_a_bank_that_another_process_has_created_again_is_kept(
     assert prepare(spec).path == path
     assert len(calls) == 2
     assert {entry.name for entry in path.parent.iterdir()} == {path.name, "by another process"}
+
+
+def exchange(folder: Path) -> list[Path]:
+    """Exchange the two entries of a folder by name."""
+    first, second = sorted(folder.iterdir())
+    first.rename(folder / "moved")
+    second.rename(first)
+    (folder / "moved").rename(second)
+    return [first, second]
+
+
+def test_exchanged_checkpoints_are_created_again(images: SweepSpec, caplog: pytest.LogCaptureFixture) -> None:
+    assert images.backbone is not None
+    other = images.model_copy(update={"backbone": images.backbone.model_copy(update={"width": 3})})
+    truth = [prepare(spec).fingerprint for spec in (images, other)]
+    folder = Path(images.storage) / "cache" / "checkpoints"
+    before = contents(folder)
+    names = {file.name for file in exchange(folder)}
+    assert [prepare(spec).fingerprint for spec in (images, other)] == truth
+    assert len(caplog.messages) == 2
+    for warning in caplog.messages:
+        assert "belongs to another training" in warning
+        assert warning.endswith(".safetensors.damaged and created again")
+    assert contents(folder).items() >= before.items()
+    assert {entry.name for entry in folder.iterdir()} == names | {f"{name}.damaged" for name in names}
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_exchanged_banks_are_created_again(
+    images: SweepSpec, caplog: pytest.LogCaptureFixture, with_data: bool
+) -> None:
+    other = images.model_copy(update={"features": images.features.model_copy(update={"views": 2})})
+    banks = [prepare(spec) for spec in (images, other)]
+    folder = Path(images.storage) / "cache" / "banks"
+    exchange(folder)
+    for spec, bank in zip((images, other), banks, strict=True):
+        if not with_data:
+            assert open_cached_bank(spec, bank.fingerprint) is None
+        found = prepare(spec)
+        assert found.fingerprint == bank.fingerprint
+        assert found.train_features.shape == bank.train_features.shape
+        assert f"{bank.fingerprint}: manifest.json belongs to another bank" in caplog.messages[-1]
+    assert len(caplog.messages) == 2
+    assert len(list(folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_bank_without_a_test_set_is_created_again(
+    small_sweep: Callable[..., SweepSpec], caplog: pytest.LogCaptureFixture, listed: bool, with_data: bool
+) -> None:
+    spec = small_sweep()
+    bank = prepare(spec)
+    assert bank.path is not None
+    truth = contents(bank.path)
+    (bank.path / "test.safetensors").unlink()
+    if not listed:
+        manifest = read_manifest(bank.path)
+        rest = {name: entry for name, entry in manifest.files.items() if name != "test.safetensors"}
+        lesser = manifest.model_copy(update={"files": rest}).sealed()
+        (bank.path / "manifest.json").write_text(lesser.model_dump_json())
+    if not with_data:
+        assert open_cached_bank(spec, bank.fingerprint) is None
+    prepare(spec)
+    assert contents(bank.path) == truth
+    (warning,) = caplog.messages
+    assert "test.safetensors" in warning
+    assert warning.endswith(f"{bank.fingerprint}.damaged and created again")
 
 
 def test_a_damaged_bank_is_not_used_without_the_data(

@@ -12,7 +12,7 @@ from lt_train.core.errors import CheckpointError
 from lt_train.methods.heads.base import load_head
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 300_000])
 def test_an_altered_document_is_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "head.safetensors"
     save_file({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, path, metadata={"longtail-sweeps head": text})
