@@ -252,7 +252,7 @@ def _run_all(matrix: SweepMatrix, run_one: Callable[[SweepSpec], Result], *, fre
             try:
                 if run_one(spec).winner is None:
                     errors[value] = LongtailError("every trial, or every finalist, failed; see its result.json")
-            except LongtailError as error:
+            except (LongtailError, OSError) as error:
                 errors[value] = error
                 logger.error("%s: %s", spec.name, error)
             except Exception as error:  # a bug in one sweep must not stop the others
