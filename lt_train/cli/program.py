@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lt_train.core.errors import LongtailError, SpecError
+from lt_train.core.errors import LongtailError, SpecError, StorageError, first_line
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 invalid input, 130 interrupted."
 
@@ -75,6 +75,11 @@ class Program(TyperGroup):
             except BrokenPipeError:  # the reader of our output has exited, as in `| head`
                 code = 1
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except OSError as error:
+                code = StorageError.exit_code
+                place = "" if error.filename is None else f"cannot access {error.filename}: "
+                _log.error("%s: %s%s", ctx.info_name, place, error.strerror or first_line(error))
+                _log.debug("the error in full:", exc_info=True)
         raise typer.Exit(code or 0)
 
 

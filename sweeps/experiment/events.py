@@ -174,15 +174,23 @@ class Dispatcher:
             try:
                 listener(event)
             except Exception as error:
-                expected = isinstance(error, LongtailError)
-                what = str(error) if expected else f"{type(error).__name__}: {first_line(error)}"
                 logger.log(
                     logging.DEBUG if place in self._failed else logging.WARNING,
                     "%s failed at %s: %s; the sweep is not affected",
                     getattr(listener, "__qualname__", type(listener).__qualname__),
                     type(event).__name__,
-                    "; ".join([what, *getattr(error, "__notes__", ())]),
-                    exc_info=None if expected else error,
+                    _description(error),
+                    exc_info=None if isinstance(error, LongtailError) else error,
                 )
                 self._failed.add(place)
         self.seconds += time.perf_counter() - start
+
+
+def _description(error: Exception) -> str:
+    """The message of an error and its notes; only its class if they cannot be converted to text."""
+    name = type(error).__name__
+    try:
+        what = str(error) if isinstance(error, LongtailError) else f"{name}: {first_line(error)}"
+        return "; ".join([what, *map(str, getattr(error, "__notes__", ()))])
+    except Exception:
+        return name

@@ -43,7 +43,7 @@ from sweeps.store.directory import (
     open_directory,
     save_matrix,
 )
-from sweeps.store.layout import SweepDirectory, existing_sweep, is_sweep, leases, sweep_directory
+from sweeps.store.layout import SweepDirectory, check_place, existing_sweep, is_sweep, leases, sweep_directory
 from sweeps.store.lease import Lease, acquire_lease
 from sweeps.store.ledger import Ledger
 from sweeps.store.progress import JOB_VARIABLE
@@ -169,6 +169,7 @@ def _write_result(path: Path, result: Result, lease: Lease) -> None:
     """Write `result.json` unless the file already has this content."""
     content = (result.model_dump_json(by_alias=True, indent=1) + "\n").encode()
     lease.check()
+    check_place(path)
     with contextlib.suppress(OSError):  # a file that is missing or cannot be read is written again
         if path.read_bytes() == content:
             return
@@ -251,7 +252,7 @@ def _run_all(matrix: SweepMatrix, run_one: Callable[[SweepSpec], Result], *, fre
             try:
                 if run_one(spec).winner is None:
                     errors[value] = LongtailError("every trial, or every finalist, failed; see its result.json")
-            except LongtailError as error:
+            except (LongtailError, OSError) as error:
                 errors[value] = error
                 logger.error("%s: %s", spec.name, error)
             except Exception as error:  # a bug in one sweep must not stop the others

@@ -22,7 +22,7 @@ from sweeps.reporting.result_tables import method_table
 from sweeps.reporting.svg import draw_png
 from sweeps.reporting.tables import all_runs
 from sweeps.reporting.terminal import winner_line
-from sweeps.store.layout import SweepDirectory
+from sweeps.store.layout import SweepDirectory, check_place
 from sweeps.store.records import RunArrays
 
 
@@ -73,9 +73,10 @@ def write_artifacts(directory: SweepDirectory, sweep: Sweep, bank: FeatureBank, 
     The figures need matplotlib (extra `report`) and are left out without it.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: the disk is full, or the place is taken by a file.
     """
     place, spec = directory.artifacts, sweep.spec
+    check_place(place, directory=True)
     counts = bank.class_counts.tolist()
     shown = _best_runs(sweep)
     with writing(place):

@@ -25,6 +25,7 @@ from sweeps.store.layout import (
     IDENTITY,
     MATRIX_FILE,
     SweepDirectory,
+    check_place,
     identity_lost,
     is_matrix,
     is_sweep,
@@ -100,8 +101,10 @@ def find_sweep(spec: SweepSpec, resumed: SweepDirectory | None = None) -> SweepD
 
     Raises:
         UserError: the directory holds a sweep with another spec, or belongs to a matrix.
+        StorageError: its place is taken by a file.
     """
     path = _sweep_path(spec)
+    check_place(path, directory=True)
     identity = read_identity(path) if resumed is None else resumed.identity
     if identity is None:
         if (path / IDENTITY).exists():
@@ -217,6 +220,7 @@ def save_matrix(matrix: SweepMatrix, failed: Mapping[str, str]) -> None:
         raise UserError(
             f"{directory} holds a sweep of this name; choose another name for the matrix, or move the directory"
         )
+    check_place(directory, directory=True)
     specs = {value: spec.resolved() for value, spec in matrix.members.items()}
     set_aside_if_damaged(directory / MATRIX_FILE)
     write_document(directory / MATRIX_FILE, {"matrix": matrix.axis, "sweeps": specs, "failed": dict(failed)})

@@ -10,6 +10,7 @@ files. So they start without torch and work for sweeps whose spec names a plugin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lt_train.core.errors import UserError
+from lt_train.core.errors import StorageError, UserError
 from lt_train.core.io import atomic_file, fingerprint, set_aside
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LEDGER",
     "MATRIX_FILE",
     "SweepDirectory",
+    "check_place",
     "existing_sweep",
     "identity_lost",
     "is_matrix",
@@ -52,26 +54,30 @@ LEDGER = "ledger.jsonl"
 MATRIX_FILE = "matrix.json"
 """File that marks a matrix's directory."""
 
+FORMAT = 1
+"""Of the documents that `write_document` writes."""
+
 CACHE = "cache"
 """Directory of a storage with the `checkpoints`, `banks` and `locks` of all sweeps. Not allowed as a sweep's name."""
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON document with a digest of its content, `check`.
+    """Write a JSON document with its format and a digest of its content and of the name of its file, `check`.
 
     Raises:
         StorageError: the file cannot be written.
     """
+    written = {**document, "format": FORMAT}
     with atomic_file(path) as file:
-        file.write_text(json.dumps({**document, "check": fingerprint(document)}, indent=1) + "\n")
+        file.write_text(json.dumps({**written, "check": fingerprint([path.name, written])}, indent=1) + "\n")
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """A document that `write_document` wrote; None if it is missing or altered."""
+    """A document that `write_document` wrote to this file; None if it is missing, altered or that of another file."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
         check = document.pop("check")
-        return document if check == fingerprint(document) else None
+        return document if check == fingerprint([path.name, document]) and document.pop("format") == FORMAT else None
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return None
 
@@ -84,6 +90,28 @@ def set_aside_if_damaged(path: Path) -> None:
     """
     if path.exists() and read_document(path) is None:
         set_aside(path)
+
+
+def check_place(path: Path, *, directory: bool = False) -> None:
+    """Refuse to write to a place that holds something of another kind; a broken link is replaced by a file.
+
+    Args:
+        path: where a file is to be written, or a directory created.
+        directory: whether it is a directory.
+
+    Raises:
+        StorageError: there is something else.
+    """
+    if path.is_dir() if directory else path.is_file():
+        return
+    if path.exists():
+        found = "a directory" if path.is_dir() else "a file" if path.is_file() else "a special file"
+    elif directory and path.is_symlink():
+        found = "a broken link"
+    else:
+        return
+    wanted = "a directory" if directory else "a file"
+    raise StorageError(f"{path} must be {wanted}, but it is {found}; move it away and run again")
 
 
 @dataclass(frozen=True)
@@ -207,23 +235,43 @@ def read_identity(directory: Path) -> dict[str, Any] | None:
 def identity_lost(directory: Path) -> UserError:
     """The error of a sweep whose identity is neither in `sweep.json` nor in the ledger."""
     file = directory / IDENTITY
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        document = json.loads(file.read_text())
+        if isinstance(document, dict) and (found := document.get("format")) != FORMAT:
+            return UserError(
+                f"{file} has format {found}, and this version of the program has format {FORMAT}; use the version that "
+                "wrote it, or start over with --fresh (the old sweep is kept as .previous-N)"
+            )
     what, remove = ("damaged", "remove it and ") if file.exists() else ("missing", "")
     return UserError(
-        f"{file} is {what}; {remove}run the sweep file again, which keeps all finished runs (the ledger has no "
-        "undamaged copy of it)"
+        f"{file} is {what}; {remove}run the sweep file again, which keeps the runs that are undamaged in {LEDGER} or "
+        f"packs/ and trains the others again (the ledger has no undamaged copy of {IDENTITY})"
     )
 
 
 def read_matrix(directory: Path) -> dict[str, Any]:
     """The content of a `matrix.json`: the varied field, resolved specs by value, and failures by value.
 
+    Args:
+        directory: the absolute path of the matrix's directory.
+
     Raises:
-        UserError: `directory` is not a matrix's directory, or its `matrix.json` is damaged.
+        UserError: `directory` is not a matrix's directory, or its `matrix.json` is damaged or that of another matrix.
     """
     file = directory / MATRIX_FILE
     document = read_document(file)
-    if document is not None:
-        return document
-    if not file.exists():
-        raise UserError(f"{directory} is not a matrix's directory: it has no {MATRIX_FILE}")
-    raise UserError(f"{file} is damaged; `lt-sweep run` with the sweep file recreates it")
+    if document is None:
+        if not file.exists():
+            raise UserError(f"{directory} is not a matrix's directory: it has no {MATRIX_FILE}")
+        raise UserError(
+            f"{file} is damaged or was written by another version of the program; `lt-sweep run` with the sweep file "
+            "recreates it"
+        )
+    for value, spec in document["sweeps"].items():
+        if spec["name"] != f"{directory.name}-{value}":
+            other = spec["name"].removesuffix(f"-{value}")
+            raise UserError(
+                f"{file} is that of matrix {other}, not of {directory.name}; rename the directory to {other}, or "
+                f"recreate the file: `lt-sweep run` with the sweep file of {directory.name}"
+            )
+    return document

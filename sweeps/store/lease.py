@@ -16,16 +16,20 @@ import logging
 import os
 import re
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError, StorageError, UserError
 from lt_train.core.io import writing
 from lt_train.core.text import format_time
+from sweeps.store.layout import check_place
 
 __all__ = ["Lease", "LeaseLost", "LeaseOwner", "acquire_lease", "lease_owner"]
 
@@ -69,6 +73,9 @@ class LeaseOwner:
     def is_alive(self) -> bool:
         """Whether the process still exists. Only meaningful for a local owner."""
         return self.process_start_time == _process_start_time(self.process)
+
+
+_OWNER = TypeAdapter(LeaseOwner)
 
 
 class Lease:
@@ -168,6 +175,8 @@ def lease_owner(directory: Path, name: str) -> LeaseOwner | None:
 
 
 def _acquire(directory: Path, name: str, job: str | None) -> Lease:
+    for place in (directory.parent, directory):
+        check_place(place, directory=True)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     while True:
@@ -244,16 +253,17 @@ def _latest(directory: Path, name: str) -> tuple[int, LeaseOwner] | None:
     while True:
         try:
             numbers = [int(match[1]) for entry in os.listdir(directory) if (match := pattern.fullmatch(entry))]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         if not numbers:
             return None
         path = _path(directory, name, max(numbers))
         try:
-            return max(numbers), LeaseOwner(**json.loads(path.read_text()))
+            text = path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
+            return max(numbers), _OWNER.validate_json(text, strict=True)
         except FileNotFoundError:
             continue  # taken over in the meantime, so there is a higher number
-        except (ValueError, TypeError, IsADirectoryError):
+        except ValueError:
             # Damaged, or being written on a file system without hard links. A live owner will change the file.
             return max(numbers), LeaseOwner(f"a process that left {path} unreadable", "", 0, "", 0)
 
@@ -264,7 +274,7 @@ def _path(directory: Path, name: str, number: int) -> Path:
 
 def _modified(path: Path) -> int | None:
     try:
-        return path.stat().st_mtime_ns
+        return path.lstat().st_mtime_ns
     except FileNotFoundError:
         return None
 

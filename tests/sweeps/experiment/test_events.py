@@ -13,13 +13,15 @@ import yaml
 from support.queues import in_random_order, train_all
 
 import sweeps
-from lt_train.core.errors import StorageError
+from lt_train.core.errors import LongtailError, StorageError
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.events import (
+    Dispatcher,
     Event,
     PackFailed,
     PackStarted,
     PhaseFinished,
+    Preparing,
     RunFinished,
     SweepFinished,
     SweepStarted,
@@ -183,6 +185,35 @@ def test_a_failing_callback_changes_nothing(
         "test_a_failing_callback_changes_nothing.<locals>.broken failed at SweepStarted: "
         "ZeroDivisionError: division by zero; the sweep is not affected"
     )
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class UnprintableLongtail(Unprintable, LongtailError):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["unprintable", "unprintable LongtailError", "notes", "no notes"])
+def test_a_failure_that_cannot_be_described_is_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    error = {"unprintable": Unprintable(), "unprintable LongtailError": UnprintableLongtail()}.get(
+        kind, ValueError("x")
+    )
+    if "notes" in kind:
+        error.__notes__ = [1, "two"] if kind == "notes" else 3  # type: ignore[assignment]
+
+    def broken(event: Event) -> None:
+        raise error
+
+    events: list[Event] = []
+    emit = Dispatcher([broken, events.append])
+    emit(Preparing("the bank"))
+    assert events == [Preparing("the bank")]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"failed at Preparing: {type(error).__name__}" in warning
+    assert ("x; 1; two" in warning) == (kind == "notes")
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk is full"), RuntimeError("cannot draw")])

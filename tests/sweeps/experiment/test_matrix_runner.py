@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from support.ledgers import cut, run_lines
 
 import sweeps
 import sweeps.cli.app
+import sweeps.experiment.runner
 from lt_train.core.errors import UserError
 from sweeps.analysis.matrix_table import MatrixTable, matrix_table
 from sweeps.config.matrix import SweepMatrix, load_matrix
@@ -296,6 +298,26 @@ def test_a_matrix_continues_if_an_identity_is_missing(matrix_file: MakeMatrix, t
     assert matrix_table(matrix) == before
     assert resume_matrix(tmp_path / "runs" / "fam") == before
     assert identity.is_file()
+
+
+def test_a_sweep_without_permission_fails_in_one_line(
+    matrix_file: MakeMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    matrix, is_sweep = load_matrix(matrix_file({"training.epochs": [1, 2]})), sweeps.experiment.runner.is_sweep
+    run_matrix(matrix)
+
+    def refuse(path: Path) -> bool:
+        if path.name == "fam-1":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_sweep(path)
+
+    monkeypatch.setattr("sweeps.experiment.runner.is_sweep", refuse)
+    with contextlib.suppress(MatrixFailed):
+        resume_matrix(tmp_path / "runs" / "fam")
+    (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert error.getMessage().startswith("fam-1: ")
+    assert "Permission denied" in error.getMessage()
+    assert error.exc_info is None
 
 
 def test_a_matrix_with_unknown_kinds_is_shown(

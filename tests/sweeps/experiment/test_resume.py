@@ -193,8 +193,8 @@ def test_recorded_trials_are_kept_if_the_search_would_propose_others_now(
             assert outcomes(resumed)[name] == before[name]
         elif trial.phase == "search":
             assert trial.params == {"method.smooth_factor": 0.5, "method.lr": 0.01 + 0.001 * trial.number}
-    assert run_lines(tmp_path)[: len(recorded.finished)] == [
-        line for line in run_lines(tmp_path) if line["key"] in recorded.finished
+    assert run_lines(tmp_path)[: len(recorded.runs)] == [
+        line for line in run_lines(tmp_path) if line["key"] in recorded.runs
     ]
     sweep = sweep_in_ledger(tmp_path, one_method, LedgerReader(tmp_path), "")
     assert {one.trial.name: one.trial for one in sweep.every} == resumed.trials

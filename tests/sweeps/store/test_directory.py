@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,16 @@ import pytest
 import torch
 
 import sweeps
-from lt_train.core.errors import DataError, LongtailError, UserError
+from lt_train.core.errors import DataError, LongtailError, StorageError, UserError
 from sweeps.analysis.load import read_sweep
 from sweeps.analysis.matrix_table import read_result
 from sweeps.analysis.result import Result
 from sweeps.cli.app import main
+from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
 from sweeps.store import layout
-from sweeps.store.directory import interrupted_sweep, load_matrix_directory, load_spec
-from sweeps.store.layout import is_sweep, leases, read_document, sweep_directory, write_document
+from sweeps.store.directory import interrupted_sweep, load_matrix_directory, load_spec, save_matrix
+from sweeps.store.layout import is_sweep, leases, matrix_sweeps, read_document, sweep_directory, write_document
 from sweeps.store.lease import acquire_lease
 
 MakeSweep = Callable[..., SweepSpec]
@@ -183,7 +186,7 @@ def test_a_sound_identity_is_read_once(small_sweep: MakeSweep, tmp_path: Path, m
 def test_a_doubly_damaged_identity_is_reported(small_sweep: MakeSweep, tmp_path: Path):
     spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
     result = sweeps.run(spec)
-    (place / "sweep.json").write_text("{}")
+    (place / "sweep.json").write_text("{")
     content = (place / "ledger.jsonl").read_bytes()
     (place / "ledger.jsonl").write_bytes(content.replace(b'"sweep_id"', b'"sweep_ID"', 1))
     for read in (lambda: sweeps.run(spec), lambda: sweeps.resume(place), lambda: sweeps.report(place)):
@@ -197,8 +200,49 @@ def test_a_doubly_damaged_identity_is_reported(small_sweep: MakeSweep, tmp_path:
 
 def test_a_damaged_matrix_file_is_reported(tmp_path: Path):
     (tmp_path / "matrix.json").write_text("{}")
-    with pytest.raises(UserError, match=r"matrix\.json is damaged; `lt-sweep run` with the sweep file recreates it"):
+    with pytest.raises(UserError, match=r"matrix\.json is damaged .*; `lt-sweep run` with the sweep file recreates it"):
         load_matrix_directory(tmp_path)
+
+
+@pytest.mark.parametrize("written", ["no check", "format 2"])
+def test_a_sweep_of_another_version_is_refused(written: str, small_sweep: MakeSweep, tmp_path: Path) -> None:
+    """Its ledger cannot be read by this version, so that all runs would be trained again."""
+    spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
+    place.mkdir(parents=True)
+    (place / "ledger.jsonl").write_text('{"key": "a", "status": "finished"}\n')
+    document = {"sweep_id": "a", "spec": spec.resolved()} | (
+        {} if written == "no check" else {"format": 2, "check": "a"}
+    )
+    (place / "sweep.json").write_text(json.dumps(document))
+    found = None if written == "no check" else 2
+    for read in (lambda: sweeps.run(spec), lambda: sweeps.resume(place), lambda: sweeps.report(place)):
+        with pytest.raises(
+            UserError, match=rf"sweep\.json has format {found}, and this .* has format 1; use the .*fresh"
+        ):
+            read()
+    assert sorted(file.name for file in place.iterdir()) == ["ledger.jsonl", "sweep.json"]
+
+
+def test_a_document_of_another_file_is_damaged(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
+    result, content = sweeps.run(spec), (place / "sweep.json").read_bytes()
+    (place / "sweep.json").write_bytes((place / "progress.json").read_bytes())
+    assert main(["status", str(place)]) == main(["table", str(place)]) == 0
+    assert sweeps.resume(place) == result
+    assert (place / "sweep.json").read_bytes() == content
+    (tmp_path / "matrix.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"matrix\.json is damaged"):
+        load_matrix_directory(tmp_path)
+
+
+def test_the_file_of_another_matrix_is_refused(small_sweep: MakeSweep, tmp_path: Path) -> None:
+    specs = {value: small_sweep(name=f"other-{value}") for value in ("1", "2")}
+    save_matrix(SweepMatrix("other", "training.epochs", specs), failed={})
+    assert list(load_matrix_directory(tmp_path / "runs" / "other").members) == ["1", "2"]
+    (tmp_path / "runs" / "other").rename(tmp_path / "runs" / "mine")
+    for read in (load_matrix_directory, sweeps.resume_matrix, matrix_sweeps):
+        with pytest.raises(UserError, match=r"is that of matrix other, not of mine; rename the directory to other, or"):
+            read(tmp_path / "runs" / "mine")
 
 
 def test_an_altered_document_is_not_read(tmp_path: Path):
@@ -220,7 +264,7 @@ def test_an_altered_document_is_not_read(tmp_path: Path):
     ("name", "message"),
     [
         ("ledger.jsonl", r"ledger\.jsonl (cannot be read \(Is a directory\)|must be a file)"),
-        ("result.json", r"cannot write .*/result\.json: Is a directory"),
+        ("result.json", r"result\.json must be a file, but it is a directory; move it away and run again"),
     ],
 )
 def test_a_directory_in_the_place_of_a_file_is_named(
@@ -237,6 +281,36 @@ def test_a_directory_in_the_place_of_a_file_is_named(
         printed = "".join(capsys.readouterr())
         assert "Traceback" not in printed
         assert code == 0 or name in printed
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_a_file_in_the_place_of_a_directory_is_named(
+    kind: str, small_sweep: MakeSweep, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    spec = small_sweep(search={"trials": 1})
+    result = sweeps.run(spec)
+
+    def replace(place: Path) -> str:
+        shutil.rmtree(place)
+        place.write_text("") if kind == "file" else place.symlink_to(tmp_path / "missing")
+        return f"{place} must be a directory, but it is a {kind}; move it away and run again"
+
+    message = replace(tmp_path / "runs" / "small" / "artifacts")
+    assert sweeps.run(spec) == result
+    assert message in caplog.text
+    for name in ("small", "cache/locks", "cache"):
+        message = replace(tmp_path / "runs" / name)
+        with pytest.raises(StorageError, match=re.escape(message)):
+            sweeps.run(spec)
+
+
+def test_a_special_file_in_the_place_of_the_result_is_named(small_sweep: MakeSweep, tmp_path: Path):
+    spec, file = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small" / "result.json"
+    sweeps.run(spec)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(StorageError, match=r"result\.json must be a file, but it is a special file"):
+        sweeps.run(spec)
 
 
 def test_a_directory_in_the_place_of_the_identity_is_set_aside(small_sweep: MakeSweep, tmp_path: Path):

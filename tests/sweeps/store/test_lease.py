@@ -163,7 +163,17 @@ def test_a_remote_owner_that_releases_is_not_waited_for(tmp_path: Path, monkeypa
     assert time.monotonic() - begin < 5 < leasing.EXPIRY
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"who": 3'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        '{"who": 3',
+        "[" * 300_000,
+        '{"who": "ann", "machine": "far", "process": 3, "process_start_time": "1", "since_ms": "yesterday"}',
+    ],
+    ids=["empty", "cut", "cut later", "nested", "text for a number"],
+)
 def test_an_unreadable_file_is_watched_like_a_remote_owner(tmp_path: Path, short_expiry: None, content: str) -> None:
     (tmp_path / "one.4.lease").write_text(content)
     with acquire_lease(tmp_path, "one") as lease:
@@ -171,8 +181,16 @@ def test_an_unreadable_file_is_watched_like_a_remote_owner(tmp_path: Path, short
     assert lease_owner(tmp_path, "one") is None
 
 
-def test_a_directory_in_the_place_of_a_lease_is_watched_like_a_remote_owner(tmp_path: Path, short_expiry: None) -> None:
-    (tmp_path / "one.4.lease" / "inner").mkdir(parents=True)
+@pytest.mark.parametrize("kind", ["directory", "broken link", "circular link", "pipe"])
+def test_what_is_no_file_is_watched_like_a_remote_owner(tmp_path: Path, short_expiry: None, kind: str) -> None:
+    path = tmp_path / "one.4.lease"
+    match kind:
+        case "directory":
+            (path / "inner").mkdir(parents=True)
+        case "pipe":
+            os.mkfifo(path)
+        case _:
+            path.symlink_to(tmp_path / "missing" if kind == "broken link" else path)
     found = lease_owner(tmp_path, "one")
     assert found is not None
     assert str(tmp_path / "one.4.lease") in found.who
@@ -221,6 +239,20 @@ def test_old_files_are_removed(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "locks").write_text("a file")
     with pytest.raises(StorageError, match="locks"), acquire_lease(tmp_path / "locks", "one"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["locks", "cache"])
+def test_a_file_in_the_place_of_the_directory_holds_no_lease(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "cache" / "locks"
+    file = directory if name == "locks" else directory.parent
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    assert lease_owner(directory, "one") is None
+    with (
+        pytest.raises(StorageError, match=rf"{name} must be a directory, but it is a file; move it away and run again"),
+        acquire_lease(directory, "one"),
+    ):
         pass
 
 

@@ -227,6 +227,25 @@ def test_a_damaged_directory_does_not_hide_others(tmp_path: Path, capsys: pytest
     assert main(["status", str(damaged.parent)]) == 2
 
 
+def test_a_storage_without_permission_is_named(
+    small_sweep: MakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = recorded(tmp_path / "mine", small_sweep().resolved())
+
+    def refuse(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("sweeps.store.lease.os.listdir", refuse)
+    for command in ("status", "resume"):
+        assert main([command, str(directory)]) == 1
+        printed = capsys.readouterr().err
+        assert printed == f"lt-sweep: cannot access {leases(tmp_path)}: Permission denied\n"
+    assert main(["status", str(directory), "--verbose"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(PermissionError):  # only the command line converts it
+        sweeps.resume(directory)
+
+
 def test_stop_of_another_users_driver_and_of_one_that_has_just_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
