@@ -126,6 +126,11 @@ class LedgerReader:
             what = ""
             if line.document is None:
                 what = f"line {line.number}"
+            elif line.document["event"] == "driver" and line.document.get("format") != FORMAT:
+                raise LongtailError(
+                    f"{self.path} has format {line.document.get('format')}, and this version of the program has format "
+                    f"{FORMAT}; use the version that wrote it, or start over with --fresh"
+                )
             elif self._is_of_another_sweep(line.document):
                 what = f"line {line.number} (of another sweep)"
                 others += 1
@@ -155,12 +160,6 @@ class LedgerReader:
             return
         self._term = line["term"]
         match line["event"]:
-            case "driver" if line.get("format") != FORMAT:
-                found = line.get("format")
-                raise LongtailError(
-                    f"{self.path} has format {found}, and this version of the program has format {FORMAT}; "
-                    "use the version that wrote it, or start over with --fresh"
-                )
             case "sweep":
                 self.identity = {name: value for name, value in line.items() if name not in ("event", "term", "check")}
             case "trial":
