@@ -14,7 +14,7 @@ from sweeps.config.spec import SweepSpec
 
 __all__ = ["cut", "lines_of", "pack_lines", "run_lines", "runs_by_key", "runs_of", "without_extended_training"]
 
-OF_THE_WRITING = ("at_ms", "term", "check")
+OF_THE_WRITING = ("at_ms", "term", "check", "sweep_id")
 """Fields of a line that differ between two sweeps with equal results."""
 
 
