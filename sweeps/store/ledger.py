@@ -44,6 +44,7 @@ from lt_train.core.errors import LongtailError, StorageError
 from lt_train.core.io import atomic_file, sync, writing
 from lt_train.core.validation import named
 from lt_train.retrain.base import Pack, RunResult
+from sweeps.store.layout import check_place
 from sweeps.store.lease import LeaseLost
 from sweeps.store.lines import read_lines, with_check
 from sweeps.store.pack_files import (
@@ -253,12 +254,10 @@ class Ledger(LedgerReader):
         self._check_lease, self.seconds, path = check_lease, 0.0, directory / "ledger.jsonl"
         self._unneeded: set[str] = set()
         for place in (directory / "packs", directory / "heads"):
-            if place.exists() and not place.is_dir():
-                raise StorageError(f"{place} must be a directory, but it is a file; move it away and run again")
+            check_place(place, directory=True)
             with writing(place):
                 place.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise StorageError(f"{path} must be a file, but it is a directory; move it away and run again")
+        check_place(path)
         with writing(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             sync(directory)
@@ -393,11 +392,10 @@ class Ledger(LedgerReader):
         runs = sum(line["event"] == "run" for line in restored)
         if damaged:
             logger.warning(
-                "%s is damaged and was repaired: %s. Damaged parts are kept in %s. %d runs were restored from packs/; "
-                "runs that could not be restored are trained again",
+                "%s is damaged and was repaired: %s. Damaged parts are kept in damaged/. %d runs were restored from "
+                "packs/; runs that could not be restored are trained again",
                 self.path.parent,
                 named(damaged, 5),
-                self._aside,
                 runs,
             )
         elif runs:
@@ -430,10 +428,9 @@ class Ledger(LedgerReader):
             return
         self._check_lease()
         if aside:
-            with writing(self._aside):
-                self._aside.mkdir(exist_ok=True)
-                with (self._aside / self.path.name).open("ab") as file:
-                    file.writelines(aside)
+            place = self._aside() / self.path.name
+            with writing(place), place.open("ab") as file:
+                file.writelines(aside)
         with atomic_file(self.path) as temporary:
             temporary.write_bytes(b"".join(kept))
         with writing(self.path):
@@ -475,14 +472,17 @@ class Ledger(LedgerReader):
                 remove(file)
         return [*trials.values(), *others]
 
-    @property
     def _aside(self) -> Path:
-        return self.path.parent / "damaged"
+        """The directory for what is damaged, created if it is missing."""
+        place = self.path.parent / "damaged"
+        check_place(place, directory=True)
+        with writing(place):
+            place.mkdir(exist_ok=True)
+        return place
 
     def _keep_damaged(self, file: Path) -> None:
-        with writing(self._aside):
-            self._aside.mkdir(exist_ok=True)
-            place = self._aside / file.name
+        place = self._aside() / file.name
+        with writing(place):
             remove(place)
             file.rename(place)
 

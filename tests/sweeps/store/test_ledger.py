@@ -1007,5 +1007,5 @@ def test_a_file_in_the_place_of_a_directory_is_named(place: str, copy: Path):
 def test_a_file_in_the_place_of_damaged_is_named(copy: Path):
     (copy / "damaged").write_text("a file")
     flip(only(copy / "heads", "p0"), 100)
-    with pytest.raises(StorageError, match=rf"cannot write {copy / 'damaged'}: File exists"):
+    with pytest.raises(StorageError, match=rf"{copy / 'damaged'} must be a directory, but it is a file; move it"):
         Ledger(copy)
