@@ -36,6 +36,7 @@ from sweeps.store.layout import (
     sweep_directory,
     write_document,
 )
+from sweeps.store.ledger import recorded_sweep_id
 from sweeps.store.progress import read_progress
 
 __all__ = [
@@ -70,7 +71,7 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, earlier: SweepDirecto
     path = _sweep_path(spec)
     if earlier is None:
         identity = {
-            "sweep_id": uuid.uuid4().hex,
+            "sweep_id": recorded_sweep_id(path) or uuid.uuid4().hex,
             "started_ms": now_ms(),
             "spec_fingerprint": spec.fingerprint(),
             "bank_fingerprint": bank_fingerprint,

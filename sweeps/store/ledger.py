@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from sweeps.config.trials import Trial
 
-__all__ = ["Ledger", "LedgerReader"]
+__all__ = ["Ledger", "LedgerReader", "recorded_sweep_id"]
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +225,17 @@ class LedgerReader:
         if heads is None:
             raise LongtailError(f"{self.heads} has no head of run {key[:12]}: it failed or was stopped early")
         return read_head(pack_file(self.heads, name, heads), heads, key)
+
+
+def recorded_sweep_id(directory: Path) -> str:
+    """The id of the sweep whose ledger, or whose files in `packs/`, are in a directory; empty if there are none.
+
+    Raises:
+        LongtailError: the ledger cannot be read or has another format.
+    """
+    reader = LedgerReader(directory)
+    lines = (line for file in sorted(reader.packs.glob("*.safetensors")) for line in lines_in(file))
+    return reader.sweep_id or next((line["sweep_id"] for line in lines if "sweep_id" in line), "")
 
 
 class Ledger(LedgerReader):

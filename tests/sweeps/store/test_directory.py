@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.ledgers import run_lines
 
 import sweeps
 from lt_train.core.errors import DataError, LongtailError, StorageError, UserError
@@ -183,19 +184,23 @@ def test_a_sound_identity_is_read_once(small_sweep: MakeSweep, tmp_path: Path, m
     assert reads == [place / "sweep.json"]
 
 
-def test_a_doubly_damaged_identity_is_reported(small_sweep: MakeSweep, tmp_path: Path):
+@pytest.mark.parametrize("without_ledger", [False, True])
+def test_a_doubly_damaged_identity_is_reported(without_ledger: bool, small_sweep: MakeSweep, tmp_path: Path):
     spec, place = small_sweep(search={"trials": 1}), tmp_path / "runs" / "small"
     result = sweeps.run(spec)
     (place / "sweep.json").write_text("{")
-    content = (place / "ledger.jsonl").read_bytes()
-    (place / "ledger.jsonl").write_bytes(content.replace(b'"sweep_id"', b'"sweep_ID"', 1))
+    content, runs = (place / "ledger.jsonl").read_bytes(), run_lines(place)
+    (place / "ledger.jsonl").write_bytes(content.replace(b'{"event":"sweep"', b'{"event":"sweeq"', 1))
     for read in (lambda: sweeps.run(spec), lambda: sweeps.resume(place), lambda: sweeps.report(place)):
         with pytest.raises(UserError, match=r"sweep\.json is damaged; remove it and run the sweep file again, which"):
             read()
     (place / "sweep.json").unlink()
     with pytest.raises(UserError, match=r"sweep\.json is missing; run the sweep file again"):
         sweeps.resume(place)
+    if without_ledger:
+        (place / "ledger.jsonl").unlink()
     assert sweeps.run(spec).trials == result.trials
+    assert [run["at_ms"] for run in run_lines(place)] == [run["at_ms"] for run in runs], "nothing is trained again"
 
 
 def test_a_damaged_matrix_file_is_reported(tmp_path: Path):
