@@ -20,14 +20,14 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError, StorageError, UserError
-from lt_train.core.io import writing
+from lt_train.core.io import fingerprint, parse_json, writing
 from lt_train.core.text import format_time
 from sweeps.store.layout import check_place
 
@@ -76,6 +76,27 @@ class LeaseOwner:
 
 
 _OWNER = TypeAdapter(LeaseOwner)
+
+
+def _text(owner: LeaseOwner) -> str:
+    """The content of a lease, with a digest: a damaged one may name a process that is dead, or alive."""
+    return json.dumps(asdict(owner) | {"check": fingerprint(asdict(owner))})
+
+
+def _owner(content: bytes) -> LeaseOwner:
+    """The owner in the content of a lease.
+
+    Raises:
+        ValueError: the lease is damaged.
+    """
+    try:
+        document = parse_json(content)
+        check = document.pop("check")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("it has no digest") from error
+    if check != fingerprint(document):
+        raise ValueError("it has another digest")
+    return _OWNER.validate_json(json.dumps(document), strict=True)
 
 
 class Lease:
@@ -129,7 +150,7 @@ class Lease:
                 return
             released = path.with_suffix(".released")
             try:
-                released.write_text(json.dumps(asdict(self._owner) | {"released": True}))
+                released.write_text(_text(replace(self._owner, released=True)))
                 released.replace(path)
             except OSError:  # the disk is full; files can still be removed
                 path.unlink()
@@ -222,7 +243,7 @@ def _create(path: Path, owner: LeaseOwner) -> bool:
     """Create the file atomically; False if it exists already."""
     with writing(path):
         draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        draft.write_text(json.dumps(asdict(owner)))
+        draft.write_text(_text(owner))
         try:
             os.link(draft, path)
             return True
@@ -259,8 +280,7 @@ def _latest(directory: Path, name: str) -> tuple[int, LeaseOwner] | None:
             return None
         path = _path(directory, name, max(numbers))
         try:
-            text = path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
-            return max(numbers), _OWNER.validate_json(text, strict=True)
+            return max(numbers), _owner(path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b"")
         except FileNotFoundError:
             continue  # taken over in the meantime, so there is a higher number
         except ValueError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import multiprocessing
 import os
 import re
@@ -54,7 +53,7 @@ def write_remote_lease(directory: Path, name: str = "one", number: int = 1) -> P
     directory.mkdir(parents=True, exist_ok=True)
     owner = leasing._this_process("raysubmit_7")
     path = directory / f"{name}.{number}.lease"
-    path.write_text(json.dumps(replace(owner, who="ann@far, process 3", machine="far").__dict__))
+    path.write_text(leasing._text(replace(owner, who="ann@far, process 3", machine="far")))
     return path
 
 
@@ -98,8 +97,9 @@ def test_a_dead_local_owner_is_replaced_at_once(tmp_path: Path) -> None:
 def test_a_reused_process_id_is_not_the_owner(tmp_path: Path) -> None:
     with acquire_lease(tmp_path, "one"):
         (file,) = tmp_path.glob("*.lease")
-        document = json.loads(file.read_text())
-    file.write_text(json.dumps(document | {"process_start_time": "long ago", "released": False}))
+        owner = lease_owner(tmp_path, "one")
+    assert owner is not None
+    file.write_text(leasing._text(replace(owner, process_start_time="long ago")))
     with acquire_lease(tmp_path, "one") as lease:
         assert lease.is_valid()
 
@@ -153,7 +153,7 @@ def test_a_remote_owner_that_releases_is_not_waited_for(tmp_path: Path, monkeypa
 
     def release() -> None:
         time.sleep(0.3)
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"released": True}))
+        path.write_text(leasing._text(replace(leasing._owner(path.read_bytes()), released=True)))
         os.utime(path, (1, 1))  # the modification time alone must not decide
 
     threading.Thread(target=release).start()
@@ -179,6 +179,22 @@ def test_an_unreadable_file_is_watched_like_a_remote_owner(tmp_path: Path, short
     with acquire_lease(tmp_path, "one") as lease:
         assert lease.is_valid()
     assert lease_owner(tmp_path, "one") is None
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_no_flipped_bit_of_a_lease_names_another_owner(released: bool, tmp_path: Path) -> None:
+    """Such as a released one that is held, or the number of a dead process for one that lives."""
+    with acquire_lease(tmp_path, "one"):
+        (file,) = tmp_path.glob("*.lease")
+        held, owner = file.read_bytes(), lease_owner(tmp_path, "one")
+    assert owner is not None
+    content = file.read_bytes() if released else held
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        found = lease_owner(tmp_path, "one")
+        assert found == (None if released else owner) or (found is not None and "left" in found.who)
 
 
 @pytest.mark.parametrize("kind", ["directory", "broken link", "circular link", "pipe"])
