@@ -42,6 +42,7 @@ __all__ = [
     "fingerprint",
     "fingerprint_tensors",
     "parse_json",
+    "remove",
     "set_aside",
     "sha256_file",
     "sync",
@@ -156,6 +157,19 @@ def parse_json(text: str | bytes) -> Any:
     raise ValueError("nested too deeply")
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a directory with its content, if it exists.
+
+    Raises:
+        StorageError: it could not be removed.
+    """
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file or directory to `<name>.damaged`, which replaces an earlier one, and return that path.
 
@@ -163,13 +177,9 @@ def set_aside(path: Path) -> Path:
         StorageError: it could not be renamed.
     """
     place = path.with_name(f"{path.name}.damaged")
-    with writing(place):
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process has set it aside
-            path.rename(place)
+    remove(place)
+    with writing(place), contextlib.suppress(FileNotFoundError):  # another process has set it aside
+        path.rename(place)
     return place
 
 

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError, StorageError
-from lt_train.core.io import atomic_file, sync, writing
+from lt_train.core.io import atomic_file, remove, sync, writing
 from lt_train.core.validation import named
 from lt_train.retrain.base import Pack, RunResult
 from sweeps.store.layout import check_place
@@ -54,7 +54,6 @@ from sweeps.store.pack_files import (
     pack_file,
     read_arrays,
     read_head,
-    remove,
     run_arrays,
     save_arrays,
     save_heads,

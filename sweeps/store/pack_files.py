@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -34,7 +33,6 @@ __all__ = [
     "pack_file",
     "read_arrays",
     "read_head",
-    "remove",
     "run_arrays",
     "save_arrays",
     "save_heads",
@@ -113,19 +111,6 @@ def _save(place: Path, pack: str, tensors: Mapping[str, Tensor], metadata: dict[
         staged.replace(pack_file(place, pack, found))
         sync(place)
     return found
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a directory.
-
-    Raises:
-        StorageError: the place is not writable.
-    """
-    with writing(path):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def lines_in(file: Path) -> list[dict[str, Any]]:
