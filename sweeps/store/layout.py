@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.errors import StorageError, UserError
-from lt_train.core.io import atomic_file, fingerprint, set_aside
+from lt_train.core.io import atomic_file, fingerprint, parse_json, set_aside
 
 __all__ = [
     "CACHE",
@@ -75,10 +75,10 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
 def read_document(path: Path) -> dict[str, Any] | None:
     """A document that `write_document` wrote to this file; None if it is missing, altered or that of another file."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
+        document: dict[str, Any] = parse_json(path.read_text())
         check = document.pop("check")
         return document if check == fingerprint([path.name, document]) and document.pop("format") == FORMAT else None
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return None
 
 
@@ -235,8 +235,8 @@ def read_identity(directory: Path) -> dict[str, Any] | None:
 def identity_lost(directory: Path) -> UserError:
     """The error of a sweep whose identity is neither in `sweep.json` nor in the ledger."""
     file = directory / IDENTITY
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        document = json.loads(file.read_text())
+    with contextlib.suppress(OSError, ValueError):
+        document = parse_json(file.read_text())
         if isinstance(document, dict) and (found := document.get("format")) != FORMAT:
             return UserError(
                 f"{file} has format {found}, and this version of the program has format {FORMAT}; use the version that "
