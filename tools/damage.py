@@ -15,7 +15,8 @@ flips one bit of a random file or cuts off the end of the file, reads the sweeps
   `1e-05`), or the file is derived from others or describes a process that has ended: `result.json`, `artifacts/`,
   `progress.json`, and released leases. Readers do not use these files, so they must show everything.
 
-A ledger that is cut short looks like that of an unfinished sweep; readers must call it unfinished.
+The ledger of an unfinished sweep that is cut short by one pack looks like that of an earlier time; readers call it
+unfinished.
 
 Any violation is printed, and the program ends with 1. Figures are not drawn, only their data is compared; with
 `--commands` the last of these cases go through the command line, which draws them.
@@ -132,7 +133,7 @@ class Case:
 
     @property
     def is_cut_ledger(self) -> bool:
-        """Whether the ledger looks like that of an unfinished sweep."""
+        """Whether the ledger may look like one of an earlier time."""
         return self.cut and self.file.name == "ledger.jsonl"
 
     def is_named(self, said: list[str]) -> bool:
@@ -239,6 +240,8 @@ class Storage:
             return False
         said += [*sweep.missing, *([sweep.test_error] if sweep.test_error else [])]
         partial = case.is_cut_ledger and case.sweep == member.name and sweep.state == "unfinished"
+        if partial and (member / "result.json").exists():
+            raise Wrong("readers call a finished sweep unfinished")
         if (files := _attempt(lambda: _report(member), said)) is None or partial:
             return partial
         true = {name: text for name, text in case.state.shown.items() if name.startswith(f"{member.name} ")}

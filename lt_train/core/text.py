@@ -93,7 +93,8 @@ def _lines(title: str, unit: str) -> ProgressCallback:
         if done < total and now - last_line < _SECONDS_BETWEEN_LINES:
             return
         last_line = now
-        rate = (done - first) / max(now - begun, 1e-9)
+        # Units that existed before are counted at once; a rate over less than a second would be theirs.
+        rate = (done - first) / (now - begun) if now - begun > 1.0 else 0.0
         left = f", {format_rate(rate)} {unit}s/s, {(total - done) / rate:.0f} s left" if rate else ""
         logger.info(f"{title}: {done}/{total} {unit}s{left}{f', {note}' if note else ''}")
 

@@ -181,7 +181,7 @@ class Result(ResultModel):
         default="", description="why there is no extended run although one was requested; else empty"
     )
     seconds: dict[str, float] = Field(
-        description="seconds by activity. Of the call that trained the last runs: total; prepare (data, stage 1, "
+        description="seconds by activity. Of the call that completed the sweep: total; prepare (data, stage 1, "
         "bank); backend (wall clock, with process starts); search (search algorithm); listeners (progress and "
         "callbacks until the last run; artifacts are not included); ledger. Of all calls, summed over workers: train"
     )

@@ -328,10 +328,11 @@ def list_sweeps(
 def _row(directory: Path) -> dict[str, str | int | None]:
     """A sweep of a storage directory; for one that cannot be read, the reason."""
     try:
-        progress, where = directory_progress(sweep_directory(directory).path)
+        sweep = sweep_directory(directory)
+        progress, where = directory_progress(sweep.path)
     except (LongtailError, OSError) as error:
         return {"sweep": directory.name, "state": "unreadable", "started_ms": None, "where": first_line(error)}
-    return {"sweep": progress.sweep, "state": progress.state, "started_ms": progress.started_ms, "where": where}
+    return {"sweep": progress.sweep, "state": progress.state, "started_ms": sweep.started_ms, "where": where}
 
 
 def _cell(name: str, value: object) -> str:

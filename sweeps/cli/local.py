@@ -277,6 +277,8 @@ def report(
         return 0
     for name, one in verdicts.items():
         print(f"{name}: {one.headline}")
+        for text in one.unreadable:
+            _log.warning("%s", text)
     print(f"Report: {written.page}, with its tables as Markdown, LaTeX and CSV in the same directory")
     return 0
 

@@ -10,7 +10,9 @@ from rich.console import Console
 
 from lt_train.cli.program import log_notes
 from lt_train.core.errors import UserError
-from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result, result_in
+from sweeps.analysis.load import read_directory
+from sweeps.analysis.matrix_table import MatrixTable, matrix_table, read_result
+from sweeps.analysis.summary import summarise
 from sweeps.config.matrix import SweepMatrix
 from sweeps.reporting.model import as_markdown
 from sweeps.reporting.result_tables import matrix_tables, method_table
@@ -53,9 +55,16 @@ def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
             raise UserError(f"{target}: no sweep of {found.name} has a result yet: {table.rows[0].missing}")
         _print(table, as_json=as_json, markdown=markdown)
         return 0
-    result = result_in(sweep_directory(target)) if found is None else read_result(found)
-    if isinstance(result, str):
-        raise UserError(f"{target}: {result}")
+    if found is None:
+        sweep = read_directory(sweep_directory(target))
+        if sweep.state != "finished":
+            raise UserError(f"{target} is not finished; `lt-sweep status {target}` shows its progress")
+        result = summarise(sweep)
+    else:
+        read = read_result(found)
+        if isinstance(read, str):
+            raise UserError(f"{target}: {read}")
+        result = read
     if as_json:
         print(result.model_dump_json(by_alias=True))
     elif markdown:

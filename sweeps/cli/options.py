@@ -36,7 +36,7 @@ Specs = Annotated[
 ]
 Results = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN", help="Directories of sweeps or of a matrix, or result.json files of sweeps."),
+    typer.Argument(metavar="RUN", help="Directories of sweeps or of a matrix."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over. Earlier results are moved to NAME.previous-N.")]
 Address = Annotated[

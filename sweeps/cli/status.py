@@ -21,7 +21,7 @@ from sweeps.cluster.jobs import ADDRESS_VARIABLE, Cluster, Job
 from sweeps.reporting.progress import as_line, as_table, sum_progress
 from sweeps.store.layout import existing_sweep, is_matrix, is_sweep, leases, matrix_sweeps, sweep_directory
 from sweeps.store.lease import LeaseOwner, lease_owner
-from sweeps.store.progress import Progress, last_progress, read_progress, strip_progress
+from sweeps.store.progress import PROGRESS, Progress, last_progress, read_progress, strip_progress
 
 Ask = Callable[[], tuple[Progress, str]]
 """Returns the current progress, and where the sweep runs."""
@@ -107,7 +107,10 @@ def directory_progress(directory: Path) -> tuple[Progress, str]:
     """The last progress that the driver of a local sweep wrote, corrected by whether the driver still runs."""
     path = existing_sweep(directory)
     driver = driver_of(path)
-    written = read_progress(path) or Progress(sweep=path.name, state="preparing", note="no progress reported yet")
+    written = read_progress(path)
+    if written is None and driver is None:
+        return _recorded_progress(path), f"{directory}"
+    written = written or Progress(sweep=path.name, state="preparing", note="no progress reported yet")
     written = written.model_copy(update={"sweep": path.name})
     if driver is not None and written.ended and not _is_from(written, driver):
         note = f"the last driver ended: {written.state}"
@@ -116,6 +119,24 @@ def directory_progress(directory: Path) -> tuple[Progress, str]:
         note = f"its driver no longer runs; continue with `lt-sweep resume {directory}`"
         written = written.model_copy(update={"state": "stopped", "note": note, "seconds_left": None})
     return written, f"{directory}" + (f", run by {driver.who}" if driver is not None else "")
+
+
+def _recorded_progress(path: Path) -> Progress:
+    """The progress of a sweep without a driver whose `progress.json` cannot be read, from its ledger."""
+    from sweeps.store.ledger import LedgerReader
+
+    directory = sweep_directory(path)
+    ledger = LedgerReader(path, directory.sweep_id)
+    finished = ledger.end is not None and not ledger.damage
+    what = "damaged" if (path / PROGRESS).exists() else "missing"
+    return Progress(
+        sweep=path.name,
+        state="finished" if finished else "stopped",
+        note=f"{PROGRESS} is {what}; `lt-sweep resume {path}` " + ("writes it again" if finished else "continues"),
+        trials_finished=sum(all(key in ledger.runs for key in trial.keys) for trial in ledger.trials.values()),
+        runs_finished=len(ledger.runs),
+        started_ms=directory.started_ms,
+    )
 
 
 def _is_from(progress: Progress, driver: LeaseOwner) -> bool:

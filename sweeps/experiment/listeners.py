@@ -282,7 +282,7 @@ class ShowProgress:
 
     def _publish(self, **changes: Any) -> None:
         seconds = 0.0 if self._first_trial is None else time.monotonic() - self._first_trial
-        rate = (self.runs - self._runs_before) / seconds if self.runs > self._runs_before and seconds > 0 else None
+        rate = (self.runs - self._runs_before) / seconds if self.runs > self._runs_before and seconds > 1.0 else None
         self.publisher.update(
             **changes,
             trials_finished=self.trials,

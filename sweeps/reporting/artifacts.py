@@ -89,23 +89,23 @@ def write_artifacts(directory: SweepDirectory, sweep: Sweep, bank: FeatureBank, 
         if shown and is_installed("matplotlib"):
             drawn = dict(list(shown.items())[:MOST_LINES])
             loma = {name: _known(arrays.loma) for name, arrays in drawn.items()}
-            title = f"{spec.name}: Logits Magnitude (Eq. 6) on test"
+            title = f"{spec.name}: Logits Magnitude (Eq. 6) on test, best seeds"
             draw_png(_by_class("loma", title, "LoMa", loma, counts), place / "loma.png")
             accuracy = {name: _known(arrays.class_accuracy) for name, arrays in drawn.items()}
-            title = f"{spec.name}: test accuracy by class"
+            title = f"{spec.name}: test accuracy by class, best seeds"
             draw_png(_by_class("class_accuracy", title, "accuracy", accuracy, counts), place / "class_accuracy.png")
 
 
 def _best_runs(sweep: Sweep) -> dict[str, RunArrays]:
-    """The best seed's arrays of each baseline and of each method's best trial, by display name."""
-    keys = {name: sweep.best_seed(one).key for name, one in sweep.finished_baselines.items()}
+    """The arrays of the best seed of each baseline and of each method's best trial, by display name and seed."""
+    runs = {name: sweep.best_seed(one) for name, one in sweep.finished_baselines.items()}
     for rank, one in enumerate(sweep.methods):
-        name, key = one.trial.candidate, sweep.best_seed(one).key
+        name, run = one.trial.candidate, sweep.best_seed(one)
         if rank == 0:
-            keys[f"{name} (winner)"] = key
-        elif keys.get(name) != key:  # otherwise the baseline is the same run
-            keys[f"{name} (best)" if name in keys else name] = key
-    return {name: sweep.ledger.arrays(key) for name, key in keys.items()}
+            runs[f"{name} (winner)"] = run
+        elif name not in runs or runs[name].key != run.key:  # otherwise the baseline is the same run
+            runs[f"{name} (best)" if name in runs else name] = run
+    return {f"{name}, seed {run.seed}": sweep.ledger.arrays(run.key) for name, run in runs.items()}
 
 
 def _known(values: Any) -> list[float | None]:

@@ -140,6 +140,7 @@ class Verdict:
         numbers: its accuracy by split.
         gains: over baselines and runner-up, with tests.
         cautions: limits of these numbers.
+        unreadable: files that could not be read, and what the report lacks; they are among the cautions, too.
     """
 
     headline: str
@@ -149,6 +150,7 @@ class Verdict:
     numbers: Table | None
     gains: Table | None
     cautions: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ def over_seeds(runs: TrialRuns, field: Literal["class_accuracy", "loma", "regula
 def cost(sweep: Sweep) -> Table:
     """Time by kind of work."""
     meaning = {
-        "total": "wall clock of this call",
+        "total": "wall clock of the call that completed the sweep",
         "prepare": "data, stage 1 and features",
         "backend": "re-training, wall clock",
         "search": "search algorithm",

@@ -132,7 +132,7 @@ def _notes(result: Result, most: int | None) -> list[Text]:
         lines.append(f"{stopped} of {len(result.trials)} trials ({result.runs.stopped} runs) were stopped early")
     lines.append(
         f"{result.runs.finished} runs finished, {result.runs.failed} failed, {result.runs.shared} shared; "
-        f"{result.seconds['total']:.0f} s this time, {result.seconds['train']:.0f} s of training in all"
+        f"completed in {result.seconds['total']:.0f} s, {result.seconds['train']:.0f} s of training in all"
     )
     return [Text(line) for line in lines]
 

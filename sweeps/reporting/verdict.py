@@ -50,6 +50,7 @@ def verdict(sweep: Sweep) -> Verdict:
         numbers=_numbers(sweep),
         gains=_gains(sweep),
         cautions=tuple(_cautions(sweep)),
+        unreadable=_unreadable(sweep),
     )
 
 
@@ -171,9 +172,8 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     winner, chosen = sweep.winner, sweep.spec.selection
     if sweep.state == "unfinished":
         yield f"Unfinished: {unfinished(sweep)}"
-    missing = [*sweep.missing, *filter(None, [sweep.test_error]), *sweep.head_errors]
     if winner is None:
-        yield from missing
+        yield from _unreadable(sweep)
         return
     yield _new_seeds(sweep, winner)
     if chosen.on == "test":
@@ -193,7 +193,11 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
     failed = [one for one in sweep.every if one.failed and one is not sweep.extended]
     if failed:
         yield f"{len(failed)} trial{'s' * (len(failed) > 1)} failed and cannot win; see Failures."
-    yield from missing
+    yield from _unreadable(sweep)
+
+
+def _unreadable(sweep: Sweep) -> tuple[str, ...]:
+    return (*sweep.missing, *filter(None, [sweep.test_error]), *sweep.head_errors)
 
 
 def _new_seeds(sweep: Sweep, winner: TrialRuns) -> str:

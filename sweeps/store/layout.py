@@ -26,6 +26,7 @@ __all__ = [
     "IDENTITY",
     "LEDGER",
     "MATRIX_FILE",
+    "RESULT",
     "SweepDirectory",
     "check_place",
     "existing_sweep",
@@ -47,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "sweep.json"
 """File with the identity and the resolved spec of a sweep."""
+
+RESULT = "result.json"
+"""The result, which exists once the sweep is finished."""
 
 LEDGER = "ledger.jsonl"
 """The ledger of a sweep, which has a copy of its identity."""
@@ -148,8 +152,8 @@ class SweepDirectory:
 
     @property
     def result(self) -> Path:
-        """`result.json`, which exists once the sweep is finished."""
-        return self.path / "result.json"
+        """`result.json`."""
+        return self.path / RESULT
 
     @property
     def artifacts(self) -> Path:
@@ -228,7 +232,12 @@ def read_identity(directory: Path) -> dict[str, Any] | None:
 
     recorded = LedgerReader(directory).identity
     if recorded is not None:
-        logger.warning("%s is missing or damaged; its copy in the ledger is used", directory / IDENTITY)
+        what = "damaged" if (directory / IDENTITY).exists() else "missing"
+        logger.warning(
+            "%s is %s; its copy in the ledger is used, and `lt-sweep resume` writes it again",
+            directory / IDENTITY,
+            what,
+        )
     return recorded
 
 

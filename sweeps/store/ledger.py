@@ -34,7 +34,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ from lt_train.core.errors import LongtailError, StorageError
 from lt_train.core.io import atomic_file, remove, sync, writing
 from lt_train.core.validation import named
 from lt_train.retrain.base import Pack, RunResult
-from sweeps.store.layout import check_place
+from sweeps.store.layout import RESULT, check_place
 from sweeps.store.lease import LeaseLost
 from sweeps.store.lines import read_lines, with_check
 from sweeps.store.pack_files import (
@@ -55,6 +55,7 @@ from sweeps.store.pack_files import (
     read_arrays,
     read_head,
     run_arrays,
+    runs_in,
     save_arrays,
     save_heads,
 )
@@ -96,7 +97,8 @@ class LedgerReader:
         trials: every proposed trial by name, in the order of the ledger.
         identity: the content of `sweep.json` as recorded; None if it is not.
         end: None until every run is recorded.
-        damage: the damaged lines, such as `line 17`; they are left out.
+        damage: the damaged lines, such as `line 17`, which are left out; and `lines of 2 packs are missing` or `its end
+            is missing`, if files that are written later than the lines show that there were more.
 
     Raises:
         LongtailError: the ledger cannot be read, is that of another sweep, or has another format.
@@ -113,6 +115,7 @@ class LedgerReader:
         self.identity: dict[str, Any] | None = None
         self.end: SweepEnd | None = None
         self._recorded_end: SweepEnd | None = None
+        self._has_ended = False
         self.damage: list[str] = []
         self._unsound: set[bytes] = set()
         self._recorded: dict[str, _Pack] = {}
@@ -121,6 +124,8 @@ class LedgerReader:
         self._orphans: dict[str, str] = {}
         self._term = self._size = 0
         own = others = 0
+        # Before the ledger is read, because a driver may add lines to it at the same time.
+        files, has_result = self._pack_files(), (self.path.parent / RESULT).is_file()
         for line in read_lines(self.path):
             self._size = line.end
             what = ""
@@ -143,11 +148,30 @@ class LedgerReader:
             if what:
                 self.damage.append(what)
                 self._unsound.add(line.text)
+        self.damage = self.damage or list(self._missing(files, has_result))
         if others and not own:
             raise LongtailError(
                 f"{self.path} and sweep.json beside it belong to different sweeps; put the right file back, or start "
                 "over with --fresh"
             )
+
+    def _pack_files(self) -> list[Path]:
+        try:
+            return sorted(file for file in self.packs.iterdir() if name_parts(file)[1])
+        except OSError:
+            return []
+
+    def _missing(self, files: Sequence[Path], has_result: bool) -> Iterator[str]:
+        """What the ledger lacks compared with files that are written later, or at most one pack earlier."""
+        unlisted = [file for file in files if name_parts(file)[0] not in self._recorded]
+        packs = sum(any(self._is_missing(line) for line in runs_in(file)) for file in unlisted)
+        if packs > 1:
+            yield f"lines of {packs} packs are missing"
+        elif has_result and not self._has_ended:
+            yield "its end is missing"
+
+    def _is_missing(self, line: Mapping[str, Any]) -> bool:
+        return line.get("sweep_id", "") == self.sweep_id and line["key"] not in self.runs
 
     def _is_of_another_sweep(self, line: Mapping[str, Any]) -> bool:
         found = line.get("sweep_id", "")
@@ -179,6 +203,7 @@ class LedgerReader:
                     self.runs |= runs
                     self._recorded[line["pack"]] = pack
             case "finished":
+                self._has_ended = True
                 self._recorded_end = SweepEnd(line["times"], tuple(line["notes"]))
                 complete = line["trials"] <= len(self.trials) and line["runs"] <= len(self.runs)
                 self.end = self._recorded_end if complete else None  # a line is missing
@@ -263,6 +288,7 @@ class Ledger(LedgerReader):
     ) -> None:
         self._check_lease, self.seconds, path = check_lease, 0.0, directory / "ledger.jsonl"
         self._unneeded: set[str] = set()
+        self._has_set_aside = False
         for place in (directory / "packs", directory / "heads"):
             check_place(place, directory=True)
             with writing(place):
@@ -281,6 +307,7 @@ class Ledger(LedgerReader):
             started = {"event": "driver", "at_ms": now_ms(), "format": FORMAT, "driver": driver}
             known = identity is None or self.identity == identity
             self._write([started, *([] if known else [{"event": "sweep", **(identity or {})}]), *restored])
+            self.damage = []
         except BaseException:
             self.close()
             raise
@@ -380,7 +407,7 @@ class Ledger(LedgerReader):
 
     def _repair(self) -> list[dict[str, Any]]:
         """Set aside what is damaged, and return the lines that can be restored from the files in `packs/`."""
-        damaged = [f"{self.path.name}, {what}" for what in self.damage]
+        damaged = [f"{self.path.name} ({named(self.damage, 5)})"] if self.damage else []
         for file in (*sorted(self.packs.iterdir()), *sorted(self.heads.iterdir())):
             name, recorded = name_parts(file)
             if not recorded:
@@ -389,27 +416,32 @@ class Ledger(LedgerReader):
             elif not is_sound(file, recorded) or not self._is_own(file, name, recorded):
                 damaged.append(f"{file.parent.name}/{file.name}")
                 self._keep_damaged(file)
-        lost = set()
+        lost: dict[str, tuple[str, ...]] = {}
         for name, pack in self._recorded.items():
             file = pack_file(self.packs, name, pack.arrays_digest)
             if not file.exists():
-                lost.add(name)
+                lost[name] = pack.keys
                 if f"packs/{file.name}" not in damaged:
                     damaged.append(f"packs/{file.name} (missing)")
         if damaged or self._open:
-            self._rewrite(lost)
+            self._rewrite(lost.keys())
         restored = self._restored()
-        runs = sum(line["event"] == "run" for line in restored)
+        keys = {line["key"] for line in restored if line["event"] == "run"}
+        again = {key for pack in lost.values() for key in pack} - keys
+        outcome = f"{_runs(keys, 'was', 'were')} restored from packs/" if keys else ""
         if damaged:
+            with writing(self.path):
+                remove(self.path.parent / RESULT)  # written again at the end
+            outcome += f"{' and ' if outcome else ''}{_runs(again, 'is', 'are')} trained again" if again else ""
             logger.warning(
-                "%s is damaged and was repaired: %s. Damaged parts are kept in damaged/. %d runs were restored from "
-                "packs/; runs that could not be restored are trained again",
+                "%s was damaged: %s. It is repaired%s%s",
                 self.path.parent,
                 named(damaged, 5),
-                runs,
+                f": {outcome}" if outcome else ", nothing was lost",
+                "; replaced lines and files are in damaged/" if self._has_set_aside else "",
             )
-        elif runs:
-            logger.warning("%d runs were missing from %s and were restored from packs/", runs, self.path)
+        elif keys:
+            logger.warning("%s missing from %s: %s", _runs(keys, "was", "were"), self.path, outcome)
         return restored
 
     def _is_own(self, file: Path, pack: str, recorded: str) -> bool:
@@ -421,7 +453,7 @@ class Ledger(LedgerReader):
         names = {line.get("pack", pack) for line in lines}
         return names == {pack} and not any(self._is_of_another_sweep(line) for line in lines)
 
-    def _rewrite(self, lost: set[str]) -> None:
+    def _rewrite(self, lost: Collection[str]) -> None:
         """Remove damaged lines, those of incomplete or lost packs, and the end of the sweep, which is recorded again.
 
         Damaged lines and those of lost packs are kept in `damaged/`.
@@ -468,7 +500,7 @@ class Ledger(LedgerReader):
             }
             if is_used:
                 continue
-            runs, end = [line for line in lines if line["event"] == "run"], lines[-1]
+            runs, end = runs_in(file), lines[-1]
             keys = {run["key"] for run in runs}
             if keys <= known:
                 remove(file)  # a pack that was trained twice
@@ -484,6 +516,7 @@ class Ledger(LedgerReader):
 
     def _aside(self) -> Path:
         """The directory for what is damaged, created if it is missing."""
+        self._has_set_aside = True
         place = self.path.parent / "damaged"
         check_place(place, directory=True)
         with writing(place):
@@ -547,3 +580,8 @@ class Ledger(LedgerReader):
             if end and os.pread(self._descriptor, 1, end - 1) != b"\n":
                 end += os.write(self._descriptor, b"\n")
         self._size = end
+
+
+def _runs(keys: Collection[str], one: str, several: str) -> str:
+    """`1 run was`, `3 runs were`."""
+    return f"1 run {one}" if len(keys) == 1 else f"{len(keys)} runs {several}"

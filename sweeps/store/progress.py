@@ -21,8 +21,19 @@ from lt_train.core.clock import now_ms
 from lt_train.core.errors import StorageError
 from sweeps.store.layout import read_document, write_document
 
-__all__ = ["JOB_VARIABLE", "BestTrial", "Progress", "Publisher", "last_progress", "read_progress", "strip_progress"]
+__all__ = [
+    "JOB_VARIABLE",
+    "PROGRESS",
+    "BestTrial",
+    "Progress",
+    "Publisher",
+    "last_progress",
+    "read_progress",
+    "strip_progress",
+]
 
+PROGRESS = "progress.json"
+"""The file in a sweep directory."""
 
 JOB_VARIABLE = "LT_SWEEP_JOB"
 """Environment variable with the id of the Ray job that the driver runs as."""
@@ -129,7 +140,7 @@ class Publisher:
         if self.directory is None or not self._may_write():
             return
         with contextlib.suppress(StorageError):  # the ledger reports a full disk
-            write_document(self.directory / "progress.json", self._now.model_dump(mode="json"))
+            write_document(self.directory / PROGRESS, self._now.model_dump(mode="json"))
 
     def _print(self) -> None:
         if self._job is not None:
@@ -140,7 +151,7 @@ class Publisher:
 def read_progress(directory: Path) -> Progress | None:
     """The progress in a sweep directory; None if there is none that can be read."""
     try:
-        return Progress.model_validate(read_document(directory / "progress.json"))
+        return Progress.model_validate(read_document(directory / PROGRESS))
     except ValidationError:
         return None
 

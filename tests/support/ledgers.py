@@ -83,6 +83,7 @@ def cut(directory: Path, packs: int, *, proposed: bool = False) -> None:
     next_run = events.index("run", ends[packs - 1] + 1 if packs else 0)
     kept = texts[: next_run if proposed or not packs else ends[packs - 1] + 1]
     file.write_bytes(b"".join(kept))
+    (directory / "result.json").unlink(missing_ok=True)
     names = {line["pack"] for line in map(json.loads, kept) if line["event"] == "pack"}
     for place in (directory / "packs", directory / "heads"):
         for one in place.iterdir():

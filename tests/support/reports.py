@@ -49,7 +49,6 @@ def figures(written: Written) -> set[str]:
 def cut_short(spec: SweepSpec, packs: int) -> None:
     """Reduce a finished sweep to what an interruption leaves while the lines of the pack after these are written."""
     place = directory(spec)
-    (place / "result.json").unlink()
     shutil.rmtree(place / "artifacts")
     cut(place, packs, proposed=True)
     with (place / "ledger.jsonl").open("ab") as file:

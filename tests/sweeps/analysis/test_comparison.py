@@ -224,6 +224,7 @@ def test_incomplete_sweeps_are_compared_as_far_as_possible(
     sweeps.run(done)
     ledger = directory(done) / "ledger.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))  # without its end
+    (directory(done) / "result.json").unlink()
     text = only_pair(first, directory(done)).cautions[0]
     assert text.startswith("done is unfinished: All 3 trials are finished.")
     assert "do not change the leader" in text

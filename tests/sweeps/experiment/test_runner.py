@@ -130,7 +130,7 @@ def test_artifacts_agree_with_the_result(small_sweep: MakeSweep):
         classes = list(csv.DictReader(stream))
     assert [int(row["training_images"]) for row in classes] == [130, 80, 40, 21, 12, 6]
     assert result.winner is not None
-    accuracy = np.mean([float(row["los (winner) accuracy"]) for row in classes])
+    accuracy = np.mean([float(row[f"los (winner), seed {result.winner.best_of.seed} accuracy"]) for row in classes])
     assert accuracy == pytest.approx(result.winner.best_of.acc_all, abs=1e-6)
     for figure in ("loma.png", "class_accuracy.png"):
         assert (place / figure).read_bytes().startswith(b"\x89PNG")

@@ -209,9 +209,11 @@ def test_artifacts_contain_every_method(several: MakeSweep) -> None:
     with (place / "per_class.csv").open() as stream:
         classes = list(csv.DictReader(stream))
     names = {name.removesuffix(" accuracy") for name in classes[0] if name.endswith(" accuracy")}
-    assert {name.removesuffix(" (winner)") for name in names} == {row.method for row in result.methods}
+    assert {name.partition(",")[0].removesuffix(" (winner)") for name in names} == {
+        row.method for row in result.methods
+    }
     for row in result.methods[1:]:
-        accuracy = np.mean([float(line[f"{row.method} accuracy"]) for line in classes])
+        accuracy = np.mean([float(line[f"{row.method}, seed {row.best_of.seed} accuracy"]) for line in classes])
         assert accuracy == pytest.approx(row.best_of.acc_all, abs=1e-6)
     assert "| los-cosine " in (place / "table.md").read_text()
 

@@ -244,6 +244,7 @@ def test_a_removed_head_of_an_unfinished_sweep_is_not_an_error(small_sweep: Make
     file = directory(spec) / "ledger.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if '"event":"finished"' not in line))
+    (directory(spec) / "result.json").unlink()
     for head in (directory(spec) / "heads").glob("search*"):
         head.unlink()
     sweep = read_sweep(directory(spec))

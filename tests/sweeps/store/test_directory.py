@@ -141,7 +141,7 @@ def test_a_damaged_identity_is_read_from_its_copy_in_the_ledger(
     written = {"altered": altered, "cut": content[:-10], "empty": "", "text": "no JSON"}[damaged]
     file.write_text(written)
     assert sweep_directory(file.parent) == known
-    assert "sweep.json is missing or damaged; its copy in the ledger is used" in caplog.text
+    assert "sweep.json is damaged; its copy in the ledger is used" in caplog.text
     assert load_spec(sweep_directory(file.parent)) == spec
     assert sweeps.run(spec) == result
     assert file.read_text() == content, "it is written again"

@@ -503,7 +503,10 @@ def test_a_wrong_number_is_never_read_and_no_run_is_lost(copy: Path, original: P
     for number, damaged in enumerate([*flips, *cuts, content[:-1]]):
         (copy / "ledger.jsonl").write_bytes(damaged)
         seen = LedgerReader(copy)
-        assert bool(seen.damage) == (number < len(flips)), "a flipped bit is noticed; a cut is that of a crash"
+        if number < len(flips):
+            assert seen.damage
+        else:  # a cut within the lines of one pack is that of a crash
+            assert all("packs are missing" in one for one in seen.damage)
         assert_true(seen, true)
         assert_repaired(copy, true)
 
@@ -569,7 +572,7 @@ def test_one_flipped_bit_is_noticed(
     damaged = file.read_bytes().split(b"\n")[number - 1]
     with caplog.at_level(logging.WARNING):
         assert_repaired(copy, true)
-    assert f"{copy} is damaged and was repaired: ledger.jsonl, " in caplog.text
+    assert f"{copy} was damaged: ledger.jsonl (" in caplog.text
     assert f"line {number}" in caplog.text
     assert damaged in (copy / "damaged" / "ledger.jsonl").read_bytes().split(b"\n")
 
@@ -600,21 +603,47 @@ def test_the_line_of_a_trial_is_restored_from_the_packs_of_its_runs(copy: Path, 
     assert restored.at_ms == true.trials["search-0000"].at_ms
 
 
-def test_what_is_restored_after_a_cut_is_said(copy: Path, caplog: pytest.LogCaptureFixture):
-    """A ledger that was cut between two lines looks like that of an unfinished sweep."""
+def test_a_ledger_that_lacks_several_packs_is_damaged(copy: Path, true: LedgerReader, caplog: pytest.LogCaptureFixture):
+    """It was cut between two lines. An interrupted driver leaves one pack at most whose lines are not written."""
     file = copy / "ledger.jsonl"
     content = file.read_bytes()
-    file.write_bytes(content[: line_of(content, "run", 2)[1]])
+    file.write_bytes(content[: line_of(content, "run", 4)[1]])
     assert LedgerReader(copy).damage == []
+    file.write_bytes(content[: line_of(content, "run", 2)[1]])
+    assert LedgerReader(copy).damage == ["lines of 2 packs are missing"]
+    assert_repaired(copy, true)
+    assert f"{copy} was damaged: ledger.jsonl (lines of 2 packs are missing). It is repaired: 4 runs" in caplog.text
+    assert "damaged/" not in caplog.text
+
+
+def test_a_restored_pack_is_reported(copy: Path, caplog: pytest.LogCaptureFixture):
+    file = copy / "ledger.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content[: line_of(content, "run", 4)[1]])
     Ledger(copy, identity=IDENTITY).close()
-    assert f"4 runs were missing from {file} and were restored from packs/" in caplog.text
+    assert f"2 runs were missing from {file}: 2 runs were restored from packs/" in caplog.text
+
+
+def test_a_ledger_without_its_end_is_damaged_if_there_is_a_result(copy: Path, true: LedgerReader):
+    file, result = copy / "ledger.jsonl", copy / "result.json"
+    content = file.read_bytes()
+    file.write_bytes(content[: line_of(content, "finished")[1]])
+    assert LedgerReader(copy).damage == []
+    result.touch()
+    assert LedgerReader(copy).damage == ["its end is missing"]
+    assert_repaired(copy, true)
+    assert not result.exists(), "it is written again at the end of the sweep"
+    file.write_bytes(content)
+    result.touch()
+    assert LedgerReader(copy).damage == []
+    assert_repaired(copy, true)
+    assert result.exists()
 
 
 def test_a_message_names_five_damaged_lines_at_most(copy: Path, caplog: pytest.LogCaptureFixture):
     (copy / "ledger.jsonl").write_bytes(b"no line\n" * 100)
     Ledger(copy, identity=IDENTITY).close()
-    assert "ledger.jsonl, line 5 and 95 more." in caplog.text
-    assert "6 runs were restored from packs/" in caplog.text
+    assert "ledger.jsonl (line 1, line 2, line 3, line 4, line 5 and 95 more). It is repaired: 6 runs" in caplog.text
 
 
 def test_a_ledger_of_another_format_is_refused_and_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -670,7 +699,9 @@ def test_a_damaged_file_in_packs_costs_its_runs(
     assert same_arrays(seen.arrays("k0"), true.arrays("k0"))
     with caplog.at_level(logging.WARNING):
         ledger = Ledger(copy, identity=IDENTITY)
-    assert f"{copy} is damaged and was repaired: packs/{file.name}" in caplog.text
+    assert f"{copy} was damaged: packs/{file.name}" in caplog.text
+    assert "It is repaired: 2 runs are trained again" in caplog.text
+    assert "; replaced lines and files are in damaged/" in caplog.text
     assert (copy / "damaged" / file.name).exists() == (how != "missing")
     assert ledger.runs.keys() == true.runs.keys() - set(KEYS["p1"])
     assert_true(ledger, true)
@@ -696,7 +727,7 @@ def test_a_damaged_file_in_heads_costs_its_heads(
         LedgerReader(copy).head("k2")
     with caplog.at_level(logging.WARNING):
         ledger = Ledger(copy, identity=IDENTITY)
-    assert (f"damaged and was repaired: heads/{file.name}" in caplog.text) == (how != "missing")
+    assert (f"was damaged: heads/{file.name}" in caplog.text) == (how != "missing")
     assert (copy / "damaged" / file.name).exists() == (how != "missing")
     assert ledger.runs == true.runs
     assert [key for key in true.runs if ledger.is_head_lost(key)] == list(KEYS["p1"])
