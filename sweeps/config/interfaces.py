@@ -306,6 +306,10 @@ class TrackingSpec(KindSpec):
         "what could not be written by then",
     )
 
+    def prepare(self) -> None:
+        """Set what the library reads from the environment; called once, before `open` is called in another thread."""
+        return None
+
     @abstractmethod
     def open(self, sweep: TrackedSweep, storage: Path) -> Tracker:
         """Create the sweep's parent run, or open an existing one again."""

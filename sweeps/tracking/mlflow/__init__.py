@@ -65,6 +65,12 @@ class MlflowTracking(TrackingSpec):
         """The same tracker, with the sweep's name as its experiment if none is given."""
         return self if self.experiment else self.model_copy(update={"experiment": name})
 
+    def prepare(self) -> None:
+        """See `TrackingSpec.prepare`."""
+        from sweeps.tracking.mlflow.store import set_environment
+
+        set_environment()
+
     def open(self, sweep: TrackedSweep, storage: Path) -> Tracker:
         """Create the sweep's parent run, or open an existing one again.
 

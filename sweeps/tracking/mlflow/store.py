@@ -19,11 +19,32 @@ from typing import Any
 from lt_train.core.errors import LongtailError
 from lt_train.core.io import sync, writing
 
-__all__ = ["create_store", "open_client", "sqlite_file"]
+__all__ = ["create_store", "open_client", "set_environment", "sqlite_file"]
 
 
 ABANDONED_SECONDS = 3600.0
 """Age after which a store under a temporary name is considered abandoned by a killed process."""
+
+
+def set_environment() -> None:
+    """Configure MLflow by environment variables, which is the only way; changes nothing if they are set already.
+
+    A process that starts threads calls this before: C libraries such as Ray's and the AWS SDK read the environment
+    without a lock, and crash if it changes at that moment.
+    """
+    wanted = {
+        # MLflow's own retries repeat requests whose answer was lost, which creates runs twice, and block for minutes.
+        # `BackgroundTracker` retries instead, after looking up what exists.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": os.environ.get("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+    }
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    if "MLFLOW_RUN_ID" in os.environ:  # do not write to the run of a parent process
+        del os.environ["MLFLOW_RUN_ID"]
 
 
 def open_client(uri: str) -> Any:
@@ -33,15 +54,7 @@ def open_client(uri: str) -> Any:
         LongtailError: the SQLite store is incomplete.
         StorageError: the disk is full or not writable.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # MLflow's own retries repeat requests whose answer was lost, which creates runs twice, and block for minutes.
-    # `BackgroundTracker` retries instead, after looking up what exists.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # Do not write to the run of a parent process.
-    os.environ.pop("MLFLOW_RUN_ID", None)
-
+    set_environment()
     import mlflow
 
     # After the import, which sets levels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -114,3 +115,46 @@ def test_abandoned_temporary_stores_are_removed_after_an_hour(exists: bool, tmp_
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     create_store(file, lambda made: made.touch())
     assert {path.name for path in tmp_path.iterdir()} == {"store.db", ".store.db.new.tmp", ".other.db.old.tmp"}
+
+
+ENVIRONMENT = """
+import os, sys, threading, time
+import sweeps
+from sweeps.config.spec import load_sweep
+from sweeps.experiment.events import PhaseFinished, SweepStarted
+
+changed = []
+
+def record(change):
+    def recorded(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            changed.append(arguments)
+        change(*arguments)
+    return recorded
+
+os.putenv, os.unsetenv = record(os.putenv), record(os.unsetenv)
+os.environ["MLFLOW_RUN_ID"] = "of a parent process"
+while_training = []
+
+def listen(event):
+    if isinstance(event, SweepStarted):
+        store, deadline = event.directory.path.with_name("mlflow.db"), time.monotonic() + 60
+        while not store.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    if isinstance(event, PhaseFinished):  # the champion is registered later, when nothing is trained
+        while_training.extend(changed)
+
+sweeps.run(load_sweep(sys.argv[1]), callbacks=[listen])
+assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == "0"
+assert not while_training, while_training
+"""
+
+
+def test_no_other_thread_changes_the_environment_while_a_sweep_trains(
+    small_sweep: Callable[..., SweepSpec], tmp_path: Path
+) -> None:
+    """C libraries such as those of Ray and the AWS SDK read it without a lock, and crash if it changes."""
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps(small_sweep(tracking={"kind": "mlflow"}).resolved()))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    subprocess.run([sys.executable, "-c", ENVIRONMENT, str(file)], check=True, env=environment)
