@@ -85,5 +85,5 @@ class BackboneSpec(KindSpec):
         return None
 
 
-BACKBONES = Registry("lt_train.backbones", BackboneSpec, modules=["convnets", "imported"])  # type: ignore[type-abstract]
-"""The backbones."""
+BACKBONES = Registry("backbones", BackboneSpec, "lt_train.backbones", modules=["convnets", "imported"])  # type: ignore[type-abstract]
+"""The plugin group of backbones."""

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lt_train.backbones.base import BackboneSpec
+from lt_train.backbones.base import BACKBONES, BackboneSpec
 from lt_train.backbones.imported import make_model
 from lt_train.core.imports import nn
 
 __all__ = ["ResNeXt50", "ResNet32", "ResNet34", "ResNet50", "SmallCnn"]
 
 
+@BACKBONES.register
 class SmallCnn(BackboneSpec):
     """Four conv-BN-ReLU blocks, the middle two with stride 2, and a global average; D = 4 * width."""
 
@@ -45,6 +46,7 @@ def _conv_block(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Mo
     return convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
 
 
+@BACKBONES.register
 class ResNet32(BackboneSpec):
     """Three stages of five basic blocks, widths 16, 32, 64, parameter-free shortcuts (option A); D = 64."""
 
@@ -59,6 +61,7 @@ class ResNet32(BackboneSpec):
         return network, 64
 
 
+@BACKBONES.register
 class ResNet34(BackboneSpec):
     """Stages of 3, 4, 6, 3 basic blocks, widths 64 to 512, 3 x 3 stem without max-pooling; D = 512."""
 
@@ -69,6 +72,7 @@ class ResNet34(BackboneSpec):
         return _small_image_resnet(in_channels, widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), projected=True), 512
 
 
+@BACKBONES.register
 class ResNet50(BackboneSpec):
     """ResNet-50 (He et al. 2016), 7 x 7 stem with max-pooling; D = 2048."""
 
@@ -79,6 +83,7 @@ class ResNet50(BackboneSpec):
         return _torchvision_network("resnet50", in_channels)
 
 
+@BACKBONES.register
 class ResNeXt50(BackboneSpec):
     """ResNeXt-50 32x4d (Xie et al. 2017), 7 x 7 stem with max-pooling; D = 2048."""
 

@@ -226,7 +226,7 @@ Version = Annotated[
 
 
 def _allow_imports(packages: Sequence[str]) -> None:
-    from lt_train.core.registry import ALLOWED_VARIABLE
+    from lt_train.core.plugins import ALLOWED_VARIABLE
 
     os.environ[ALLOWED_VARIABLE] = ",".join(packages)
     sys.path.append(os.getcwd())  # last, so that no file here shadows a library

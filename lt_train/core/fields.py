@@ -6,9 +6,11 @@ reads declarations and needs no list of kinds or of field names.
 
 from __future__ import annotations
 
+import types
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
@@ -20,7 +22,9 @@ __all__ = [
     "NOT_IDENTITY",
     "PATH",
     "STATIC",
+    "KindField",
     "Shorthand",
+    "annotated",
     "expand",
     "lane_values",
     "marked_fields",
@@ -48,7 +52,7 @@ BATCHED = Marker("batched")
 """The value may differ between the lanes of one fused pack. For float fields of methods and of their parts."""
 
 STATIC = Marker("static")
-"""Only runs that agree on the value share a pack."""
+"""Only runs that agree on the value share a pack. The default, written out for numbers."""
 
 
 def has_marker(field: FieldInfo, marker: Marker) -> bool:
@@ -67,11 +71,6 @@ def marked_fields(model: type[BaseModel], marker: Marker) -> tuple[str, ...]:
     return tuple(name for name, field in model.model_fields.items() if has_marker(field, marker))
 
 
-def _is_batched(field: FieldInfo) -> bool:
-    """Whether a field is a lane value; a plain float that declares neither `BATCHED` nor `STATIC` is one."""
-    return field.annotation is float and not has_marker(field, STATIC)
-
-
 def lane_values(spec: BaseModel) -> dict[str, float]:
     """The batched fields by dotted path, for example `lr` and `head.scale`."""
     return dict(_lane_values(spec))
@@ -80,7 +79,7 @@ def lane_values(spec: BaseModel) -> dict[str, float]:
 def _lane_values(spec: BaseModel) -> Iterator[tuple[str, float]]:
     for name, field in type(spec).model_fields.items():
         value = getattr(spec, name)
-        if _is_batched(field):
+        if has_marker(field, BATCHED):
             yield name, value
         elif isinstance(value, BaseModel):
             yield from ((f"{name}.{inner}", number) for inner, number in _lane_values(value))
@@ -91,7 +90,7 @@ def static_fields(spec: BaseModel) -> dict[str, Any]:
     document = spec.model_dump(mode="json")
     for name, field in type(spec).model_fields.items():
         value = getattr(spec, name)
-        if _is_batched(field):
+        if has_marker(field, BATCHED):
             del document[name]
         elif isinstance(value, BaseModel):
             document[name] = static_fields(value)
@@ -103,31 +102,36 @@ def part_of(lanes: Mapping[str, ValueT], part: str) -> dict[str, ValueT]:
     return {name.removeprefix(f"{part}."): value for name, value in lanes.items() if name.startswith(f"{part}.")}
 
 
+class KindField(ABC):
+    """Declares that a field takes any kind of a group. A bare word stands for the kind with its defaults."""
+
+    @abstractmethod
+    def kinds(self) -> Mapping[str, type[BaseModel]]:
+        """The classes that are allowed, by kind."""
+
+    def hint(self, kind: Any) -> str:
+        """Where a kind that is unknown may come from, for the end of a message; empty if there is nothing to say."""
+        return ""
+
+
 @dataclass(frozen=True)
 class Shorthand:
     """Declares short forms of a field: a bare word instead of a mapping, or a mapping without its kind.
 
     Attributes:
-        words: the bare words that the JSON schema offers.
+        words: the bare words that the JSON schema offers; a `KindField` offers its kinds.
         meanings: what each word stands for, where that is not `{kind: word}`.
         default_kind: the kind of a mapping that names none.
-        each: the field is a list, and the shorthand applies to its items.
         inside: the field of the mapping whose kind the word names, if it does not name the mapping's own.
     """
 
-    words: tuple[str, ...]
+    words: tuple[str, ...] | KindField = ()
     meanings: Mapping[str, Mapping[str, Any]] | None = None
     default_kind: str | None = None
-    each: bool = False
     inside: str | None = None
 
     def expand(self, value: Any) -> Any:
         """The long form of `value`. Any other value is returned unchanged and is left to the schema to validate."""
-        if self.each and isinstance(value, list):
-            return [self._expand(item) for item in value]
-        return value if self.each else self._expand(value)
-
-    def _expand(self, value: Any) -> Any:
         if isinstance(value, str):
             if self.meanings is None:
                 return {"kind": value} if self.inside is None else {self.inside: {"kind": value}}
@@ -139,13 +143,13 @@ class Shorthand:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """The long form or one of the words."""
         long = handler(schema)
-        word = {"type": "string", "enum": list(self.words)}
-        if not self.each:
-            return {"anyOf": [long, word]}
-        lists = [option for option in long.get("anyOf", [long]) if "items" in option]
-        for option in lists:
-            option["items"] = {"anyOf": [option["items"], word]}
-        return long
+        words = list(self.words.kinds() if isinstance(self.words, KindField) else self.words)
+        return {"anyOf": [long, {"type": "string", "enum": words}]} if words else long
+
+
+def annotated(field: FieldInfo) -> Any:
+    """The annotation of a field with its declarations."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 def expand(model: type[BaseModel], document: Any) -> Any:
@@ -159,37 +163,47 @@ def expand(model: type[BaseModel], document: Any) -> Any:
         return document
     expanded = dict(document)
     for name, field in model.model_fields.items():
-        if name not in expanded:
-            continue
-        for mark in field.metadata:
-            if isinstance(mark, Shorthand):
-                expanded[name] = mark.expand(expanded[name])
-        if isinstance(expanded[name], str) and _is_kind(field.annotation):
-            # A method may narrow a part to one kind. Its word is accepted too, and a wrong word is reported as a kind.
-            expanded[name] = {"kind": expanded[name]}
-        expanded[name] = _expand_inside(_models(field.annotation), expanded[name])
+        if name in expanded:
+            expanded[name] = _expand(annotated(field), expanded[name])
+            if isinstance(expanded[name], str) and _is_kind(field.annotation):
+                # A method may narrow a part to one kind. Its word is accepted too; a wrong word is reported as a kind.
+                expanded[name] = {"kind": expanded[name]}
     return expanded
 
 
-def _is_kind(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel) and "kind" in annotation.model_fields
-
-
-def _expand_inside(models: Mapping[str, type[BaseModel]], value: Any) -> Any:
-    if isinstance(value, list):
-        return [_expand_inside(models, item) for item in value]
-    if not isinstance(value, dict):
+def _expand(annotation: Any, value: Any) -> Any:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        kinds: Mapping[str, type[BaseModel]] | None = None
+        for mark in inner[1:]:
+            if isinstance(mark, Shorthand):
+                value = mark.expand(value)
+            elif isinstance(mark, KindField):
+                value = {"kind": value} if isinstance(value, str) else value
+                kinds = mark.kinds()
+        if kinds is None:
+            return _expand(inner[0], value)
+        model = kinds.get(str(value.get("kind"))) if isinstance(value, dict) else None
+        return value if model is None else expand(model, value)
+    if origin in (Union, types.UnionType):
+        for member in inner:
+            value = _expand(member, value) if _may_be(member, value) else value
         return value
-    model = next(iter(models.values())) if len(models) == 1 else models.get(str(value.get("kind")))
-    return value if model is None else expand(model, value)
+    if origin in (list, tuple) and isinstance(value, list):
+        return [_expand(inner[0], item) for item in value]
+    return expand(annotation, value) if _is_model(annotation) else value
 
 
-def _models(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The models that an annotation allows, by kind: itself, or the members of a union or a list, at any depth."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        kind = annotation.model_fields.get("kind")
-        return {str(kind.default) if kind else "": annotation}
-    found: dict[str, type[BaseModel]] = {}
-    for inner in get_args(annotation):
-        found |= _models(inner)
-    return found
+def _may_be(member: Any, value: Any) -> bool:
+    """Whether a member of a union may take `value`: not if both name a kind, and not the same one."""
+    if not (_is_kind(member) and isinstance(value, dict)):
+        return True
+    return bool(value.get("kind") == member.model_fields["kind"].default)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _is_kind(annotation: Any) -> bool:
+    return _is_model(annotation) and "kind" in annotation.model_fields

@@ -1,51 +1,57 @@
 """Specifications and plugin groups: `Spec`, `KindSpec` and the `Registry` of the kinds that a sweep file may name.
 
-A kind is one frozen `KindSpec` subclass that carries its parameters and its implementation. A `Registry` imports the
-modules of a package, collects these subclasses and forms the discriminated union that specifications and the JSON
-schema use. A new kind needs a class in such a module and no other change. A sweep file names kinds, never code:
-packages of users are searched only if the person who runs the program allows it (`ALLOWED_VARIABLE`).
+A kind is one frozen `KindSpec` subclass that carries its parameters and its implementation. The decorator `register` of
+its group makes it available, in a module of this package, in a module of a user, or in a cell of a notebook:
+
+    @METHODS.register
+    class MyMethod(TrainedMethod):
+        kind: Literal["my_method"] = "my_method"
+        ...
+
+A field that takes any kind of a group is annotated with the registry: `head: Annotated[HeadSpec, HEADS] = Linear()`.
+Kinds that are registered later are accepted too, because kinds are looked up when a document is validated.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
 import operator
 import os
 import pkgutil
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_args
+from importlib.metadata import EntryPoint
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
+from lt_train.core import plugins
 from lt_train.core.errors import SpecError, UserError
-from lt_train.core.fields import NOT_IDENTITY, PATH, expand, marked_fields
+from lt_train.core.fields import BATCHED, NOT_IDENTITY, PATH, KindField, expand, marked_fields
 from lt_train.core.validation import dotted, explain, offer
 
 __all__ = [
-    "ALLOWED_VARIABLE",
     "NOT_IDENTITY",
     "PATH",
     "KindSpec",
     "Registry",
     "Spec",
-    "allowed_names",
-    "allowed_package",
     "as_document",
     "marked_fields",
 ]
-
-ALLOWED_VARIABLE = "LT_ALLOW_IMPORT"
-"""Environment variable with a comma-separated list of packages whose kinds are available too; `--allow-import` sets it.
-
-Such a package mirrors the groups of this one: kinds of the group `methods` are looked up in `their_package.methods`,
-a module or a package. The variable must be set before the kinds of any group are first used.
-"""
 
 
 class Spec(BaseModel):
@@ -79,7 +85,12 @@ class Spec(BaseModel):
 
 
 def as_document(value: Any) -> Any:
-    """`value` in the form of a sweep file: specifications become mappings of the fields that were given."""
+    """`value` in the form of a sweep file: specifications become mappings of the fields that were given.
+
+    The class of an instance that no `Registry` has yet is registered.
+    """
+    if isinstance(value, KindSpec):
+        _register_class(type(value))
     if isinstance(value, BaseModel):
         given = {
             field.alias or name: getattr(value, name)
@@ -107,39 +118,62 @@ class KindSpec(Spec):
 
 
 SpecT = TypeVar("SpecT", bound=KindSpec)
+ClassT = TypeVar("ClassT", bound=type[KindSpec])
 
 
-class Registry(Generic[SpecT]):
-    """A plugin group: the kinds that one section of a sweep file may name.
+class Registry(KindField, Generic[SpecT]):
+    """A plugin group: the kinds that one section of a sweep file may name. Also the annotation of such a section.
 
     Args:
-        package: the package or module that holds the built-in kinds, for example `lt_train.methods`. The last part of
-            its name is the name of the group in packages given with `--allow-import`.
+        name: of the group, for example `methods`; installed packages offer kinds as entry points of the group
+            `longtail_sweeps.methods`.
         base: the base class of the group's kinds.
+        package: the package or module with the built-in kinds, for example `lt_train.methods`.
         modules: the modules of `package` that define kinds; None for all of them, including those in subpackages.
     """
 
-    def __init__(self, package: str, base: type[SpecT], modules: Sequence[str] | None = None) -> None:
-        self.package, self.base, self.modules = package, base, modules
-        self._kinds: dict[str, type[SpecT]] | None = None
+    _all: ClassVar[dict[str, Registry[Any]]] = {}
 
-    def kinds(self) -> Mapping[str, type[SpecT]]:
-        """The classes of the group by kind, sorted; their modules are imported at the first call.
+    def __init__(self, name: str, base: type[SpecT], package: str, modules: Sequence[str] | None = None) -> None:
+        self.name, self.base, self.package, self.modules = name, base, package, modules
+        self._kinds: dict[str, type[SpecT]] = {}
+        self._has_built_ins = False
+        self._loaded: set[str] = set()  # entry points
+        self._adapter: TypeAdapter[SpecT] | None = None
+        self._all[name] = self
+
+    def register(self, spec: ClassT) -> ClassT:
+        """Make a kind available in this process; a decorator. A cell of a notebook may be run again.
 
         Raises:
-            TypeError: two modules define the same kind; the message names both.
-            UserError: a package of `ALLOWED_VARIABLE` cannot be found.
+            TypeError: the class cannot be a kind of this group.
+            UserError: another class has the same kind; the message names both.
         """
-        if self._kinds is None:
-            self._kinds = self._collect()
-        return self._kinds
+        kind = self._check(spec)
+        if not _is_in(self.package, spec.__module__):
+            self._load_built_ins()
+        known = self._kinds.get(kind)
+        if known is not None and _place(known) != _place(spec):
+            raise UserError(
+                f"{self.name}: kind {kind!r} is defined twice, in {_place(known)} and in {_place(spec)}; rename one"
+            )
+        self._kinds = dict(sorted({**self._kinds, kind: cast(type[SpecT], spec)}.items()))
+        self._adapter = None
+        return spec
 
-    def union(self) -> Any:
-        """The union of the group's classes, discriminated by `kind`, for a pydantic field annotation."""
-        members = tuple(self.kinds().values())
-        if len(members) == 1:
-            return members[0]
-        return Annotated[functools.reduce(operator.or_, members), Field(discriminator="kind")]
+    def kinds(self) -> Mapping[str, type[SpecT]]:
+        """The classes of the group by kind, sorted: built-in ones, registered ones, those of allowed modules.
+
+        Raises:
+            UserError: there is no module of a name in `plugins.ALLOWED_VARIABLE`.
+        """
+        self._load_built_ins()
+        plugins.import_allowed()
+        for kind, point in plugins.offered(self.name).items():
+            if kind not in self._loaded and plugins.is_allowed(point.module):
+                self._loaded.add(kind)
+                plugins.load(f"{point.value} ({self.name}: {kind})", functools.partial(self._load_offered, point))
+        return MappingProxyType(self._kinds)
 
     def parse(self, document: Mapping[str, Any]) -> SpecT:
         """One kind from a plain mapping such as `{"kind": "los", "smooth_factor": 0.9}`.
@@ -149,39 +183,112 @@ class Registry(Generic[SpecT]):
         """
         found, name = self.kinds(), document.get("kind")
         if not isinstance(name, str) or name not in found:
-            raise SpecError(f"kind: {name!r} is unknown{offer(name, found)}")
+            raise SpecError(f"kind: {name!r} is unknown{offer(name, found)}{self.hint(name)}")
         spec = found[name]
         try:
             return spec.model_validate_json(json.dumps(expand(spec, dict(document))))
         except ValidationError as error:
             raise SpecError([f"{dotted((name, *loc))}: {text}" for loc, text in explain(error, spec)]) from None
 
-    def _collect(self) -> dict[str, type[SpecT]]:
-        found: dict[str, type[SpecT]] = {}
-        for module_name in self._module_names():
-            module = importlib.import_module(module_name)
-            for member in vars(module).values():
-                if not (inspect.isclass(member) and issubclass(member, self.base)):
-                    continue
-                name = member.kind_name()
-                if not name or member.__module__ != module.__name__:
-                    continue
-                if name in found:
-                    first, second = inspect.getfile(found[name]), inspect.getfile(member)
-                    raise TypeError(f"kind {name!r} is defined twice: in {first} and in {second}")
-                found[name] = member
-        return dict(sorted(found.items()))
+    def hint(self, kind: Any) -> str:
+        """`; ...`: where an unknown kind may come from, a package that is not allowed or that failed; else empty."""
+        point = plugins.offered(self.name).get(kind) if isinstance(kind, str) else None
+        if point is not None and not plugins.is_allowed(point.module):
+            package = point.module.partition(".")[0]
+            return f"; the installed package {package} offers it: allow it with --allow-import {package}"
+        return "".join(f"; {name} could not be imported: {reason}" for name, reason in plugins.failures.items())
 
-    def _module_names(self) -> Iterator[str]:
-        if self.modules is None:
-            yield from _walk(self.package)
-        else:
-            yield from (f"{self.package}.{module}" for module in self.modules)
-        group = self.package.rpartition(".")[2]
-        for name in allowed_names():
-            allowed_package(name)
-            if importlib.util.find_spec(f"{name}.{group}") is not None:  # a package need not have every group
-                yield from _walk(f"{name}.{group}")
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A validator that looks kinds up when it is called."""
+        return core_schema.no_info_plain_validator_function(self._validate)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Any kind of the group, or its name."""
+        words = {"type": "string", "enum": list(self.kinds())}
+        return {"anyOf": [handler(self._union().core_schema), words]}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process is the registry of that process."""
+        return _registry, (self.base.__module__, self.name)
+
+    def _check(self, spec: type[KindSpec]) -> str:
+        """The kind of a class that can be registered.
+
+        Raises:
+            TypeError: see `register`.
+        """
+        if not (inspect.isclass(spec) and issubclass(spec, self.base)):
+            raise TypeError(f"{self.name}: a kind must be a subclass of {self.base.__name__}, got {spec!r}")
+        kind, name = spec.kind_name(), spec.__name__
+        if not kind:
+            example = f'kind: Literal["{name.lower()}"] = "{name.lower()}"'
+            raise TypeError(f"{self.name}: {name} must name its kind, for example {example}")
+        if inspect.isabstract(spec):
+            raise TypeError(f"{self.name}: {name} must implement {', '.join(sorted(spec.__abstractmethods__))}")
+        for field in marked_fields(spec, BATCHED):
+            if spec.model_fields[field].annotation is not float:
+                raise TypeError(f"{self.name}: {name}.{field} is BATCHED, so it must be a float")
+        return kind
+
+    def _validate(self, value: Any) -> SpecT:
+        """An instance as it is; anything else is validated as JSON, so that lists are accepted for tuples."""
+        if isinstance(value, self.base):
+            _register_class(type(value))
+            return value
+        try:
+            text = json.dumps(value)
+        except TypeError:
+            raise ValueError(f"must be a mapping with the key kind, got {value!r}") from None
+        validated: SpecT = self._union().validate_json(text)
+        return validated
+
+    def _union(self) -> TypeAdapter[SpecT]:
+        """The union of the kinds, discriminated by `kind`."""
+        members = tuple(self.kinds().values())
+        if self._adapter is None:
+            union: Any = functools.reduce(operator.or_, members)
+            annotation: Any = Annotated[union, Field(discriminator="kind")]
+            self._adapter = TypeAdapter(union if len(members) == 1 else annotation)
+        return self._adapter
+
+    def _load_built_ins(self) -> None:
+        if not self._has_built_ins:
+            self._has_built_ins = True  # before the imports, because the modules use plugin groups themselves
+            modules = _walk(self.package) if self.modules is None else (f"{self.package}.{one}" for one in self.modules)
+            for module in modules:
+                importlib.import_module(module)
+
+    def _load_offered(self, point: EntryPoint) -> None:
+        """Register the class of an entry point.
+
+        Raises:
+            UserError: its kind is not the name of the entry point.
+        """
+        spec = self.register(point.load())
+        if spec.kind_name() != point.name:
+            raise UserError(f"the entry point {point.name} is of kind {spec.kind_name()!r}; give both the same name")
+
+
+def _registry(module: str, name: str) -> Registry[Any]:
+    importlib.import_module(module)
+    return Registry._all[name]
+
+
+def _register_class(spec: type[KindSpec]) -> None:
+    """Register the class of an instance with its group, if it belongs to one and is not registered yet."""
+    for registry in Registry._all.values():
+        if issubclass(spec, registry.base):
+            known = registry.kinds().get(spec.kind_name())
+            if known is None or _place(known) != _place(spec):
+                registry.register(spec)
+
+
+def _is_in(package: str, module: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+def _place(spec: type[KindSpec]) -> str:
+    return f"{spec.__module__}.{spec.__qualname__}"
 
 
 def _walk(name: str) -> Iterator[str]:
@@ -197,31 +304,3 @@ def _walk(name: str) -> Iterator[str]:
             yield from _walk(module.name)
         else:
             yield module.name
-
-
-def allowed_names() -> list[str]:
-    """The packages that `ALLOWED_VARIABLE` names."""
-    return [name.strip() for name in os.environ.get(ALLOWED_VARIABLE, "").split(",") if name.strip()]
-
-
-def allowed_package(package: str) -> Path:
-    """The directory of a package given with `--allow-import`. Nothing in it is imported.
-
-    Raises:
-        UserError: it is not a valid package name, or there is no such package.
-    """
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
-        raise UserError(f"--allow-import must be the name of a package, got {package!r}")
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None:
-        raise UserError(
-            f"--allow-import {package}: there is no such package on the Python path; install it or set PYTHONPATH"
-        )
-    if not spec.submodule_search_locations:
-        raise UserError(
-            f"--allow-import {package}: it must be a package with a module such as {package}.methods, got a module"
-        )
-    return Path(spec.submodule_search_locations[0])

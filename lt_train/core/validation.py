@@ -16,6 +16,8 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
+from lt_train.core.fields import KindField, annotated
+
 __all__ = ["Problem", "dotted", "explain", "named", "nearest", "offer"]
 
 
@@ -108,7 +110,7 @@ def _problem(
         return Problem(loc, "is required")
     if kind == "union_tag_invalid":
         if "kind" in context["discriminator"]:
-            return _unknown_kind((*loc, "kind"), context["tag"], place.tags)
+            return _unknown_kind((*loc, "kind"), context["tag"], place)
         return Problem(loc, f"unknown key {context['tag']!r}{offer(context['tag'], place.tags)}")
     if kind == "union_tag_not_found":
         if "kind" in context["discriminator"]:
@@ -117,7 +119,7 @@ def _problem(
     if kind == "literal_error":
         allowed = [item for option in place.options for item in get_args(option.annotation)]
         if loc and loc[-1] == "kind":
-            return _unknown_kind(loc, value, [str(item) for item in allowed])
+            return Problem(loc, f"unknown kind {_shown(value)}{offer(value, map(str, allowed))}")
         choices = " or ".join(_shown(item) for item in allowed)
         return Problem(loc, f"must be {choices}{got}{nearest(str(value), [str(item) for item in allowed])}")
     if kind in _BOUNDS:
@@ -138,8 +140,9 @@ def _problem(
     return Problem(loc, text[:1].lower() + text[1:] + got)
 
 
-def _unknown_kind(loc: tuple[str | int, ...], name: Any, known: Sequence[str]) -> Problem:
-    return Problem(loc, f"unknown kind {_shown(name)}{offer(name, known)}")
+def _unknown_kind(loc: tuple[str | int, ...], name: Any, place: _Place) -> Problem:
+    hint = "" if place.group is None else place.group.hint(name)
+    return Problem(loc, f"unknown kind {_shown(name)}{offer(name, place.tags)}{hint}")
 
 
 def _mapping(place: _Place) -> str:
@@ -187,11 +190,12 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Option:
-    """One alternative of an annotation: its type, its tag in a discriminated union, its constraints."""
+    """One alternative of an annotation: its type, its tag in a discriminated union, its constraints, its group."""
 
     annotation: Any
     tag: str | None
     metadata: tuple[Any, ...]
+    group: KindField | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,11 @@ class _Place:
     def tags(self) -> list[str]:
         """Tags of the members of a discriminated union."""
         return [option.tag for option in self.options if option.tag]
+
+    @property
+    def group(self) -> KindField | None:
+        """The plugin group whose kinds are allowed, if it is one."""
+        return next((option.group for option in self.options if option.group is not None), None)
 
     @property
     def metadata(self) -> list[Any]:
@@ -241,11 +250,14 @@ def _walk(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[tuple[str |
 def _options(annotation: Any, tag: str | None = None, metadata: tuple[Any, ...] = ()) -> Iterator[_Option]:
     """The alternatives of an annotation, with Annotated and Union resolved."""
     if isinstance(annotation, FieldInfo):
-        yield from _options(annotation.annotation, tag, (*metadata, *annotation.metadata))
+        yield from _options(annotated(annotation), tag, metadata)
         return
     if get_origin(annotation) is Annotated:
         inner, *extras = get_args(annotation)
         for extra in extras:
+            if isinstance(extra, KindField):
+                yield from (_Option(kind, name, metadata, extra) for name, kind in extra.kinds().items())
+                return
             if isinstance(extra, Tag):
                 tag = extra.tag
             metadata = (*metadata, *(extra.metadata if isinstance(extra, FieldInfo) else (extra,)))

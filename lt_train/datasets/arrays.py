@@ -19,7 +19,7 @@ from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import torch
 from lt_train.datasets._images.checks import note_untested
-from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled, PadCrop
+from lt_train.datasets.base import DATASETS, DatasetSpec, FeatureData, ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import hold_out_fraction
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def _stem(name: str) -> str:
     return name.lower().rstrip("es")
 
 
+@DATASETS.register
 class Arrays(DatasetSpec):
     """Your own features or images in one .npz or .safetensors file, used without a long-tailed cut."""
 

@@ -204,5 +204,5 @@ class DatasetSpec(KindSpec):
         return self.model_dump(mode="json", exclude={*marked_fields(type(self), NOT_IDENTITY)})
 
 
-DATASETS = Registry("lt_train.datasets", DatasetSpec)  # type: ignore[type-abstract]
-"""The datasets."""
+DATASETS = Registry("datasets", DatasetSpec, "lt_train.datasets")  # type: ignore[type-abstract]
+"""The plugin group of datasets."""

@@ -20,7 +20,7 @@ from pydantic import Field
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import torch
-from lt_train.datasets.base import ImageData, Labelled, placeholder_images
+from lt_train.datasets.base import DATASETS, ImageData, Labelled, placeholder_images
 from lt_train.datasets.longtail import LargestClass, LongTailSpec, ValPerClass
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class CifarSpec(LongTailSpec):
         return Labelled(torch.cat([part.inputs for part in parts]), torch.cat([part.labels for part in parts]))
 
 
+@DATASETS.register
 class Cifar10LT(CifarSpec):
     """CIFAR10-LT as in LDAM: n_max 5000, the whole test set (1000 images per class)."""
 
@@ -135,6 +136,7 @@ class Cifar10LT(CifarSpec):
     val_per_class: ValPerClass = 100
 
 
+@DATASETS.register
 class Cifar100LT(CifarSpec):
     """CIFAR100-LT, the paper's main dataset: n_max 500; 10847, 12608 and 19573 training images at IR 100, 50 and 10."""
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lt_train.core import seeding
 from lt_train.core.imports import torch
-from lt_train.datasets.base import ImageData, Labelled, PadCrop
+from lt_train.datasets.base import DATASETS, ImageData, Labelled, PadCrop
 from lt_train.datasets.longtail import (
     ImbalanceRatio,
     LargestClass,
@@ -31,6 +31,7 @@ __all__ = ["DigitsLT"]
 _TEST_PER_CLASS = 50
 
 
+@DATASETS.register
 class DigitsLT(LongTailSpec):
     """UCI optical recognition of handwritten digits; a balanced test set of 50 images per class is held out first."""
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from lt_train.core.errors import DataError
 from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import torch
-from lt_train.datasets.base import ImageData, Labelled, PadCrop, placeholder_images
+from lt_train.datasets.base import DATASETS, ImageData, Labelled, PadCrop, placeholder_images
 from lt_train.datasets.longtail import (
     LargestClass,
     LongTailSpec,
@@ -34,6 +34,7 @@ __all__ = ["FashionMnistLT"]
 _UBYTE = 0x08
 
 
+@DATASETS.register
 class FashionMnistLT(LongTailSpec):
     """FashionMNIST at n_max 500, where a ratio of 100 gives many, medium and few classes (6000 gives no few)."""
 

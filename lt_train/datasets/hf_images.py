@@ -23,12 +23,14 @@ from lt_train.core.io import parse_json
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import ListedImages, Listing
 from lt_train.datasets._images.spec import CutImagesSpec
+from lt_train.datasets.base import DATASETS
 
 __all__ = ["HfImages"]
 
 _PARTS = ("train", "val", "test")
 
 
+@DATASETS.register
 class HfImages(CutImagesSpec):
     """Parquet files whose name, or the name of a folder above them, starts with train, val or test."""
 

@@ -19,6 +19,7 @@ from lt_train.core.validation import named
 from lt_train.datasets._images.checks import ListedImages, Listing
 from lt_train.datasets._images.files import Files
 from lt_train.datasets._images.spec import CutImagesSpec
+from lt_train.datasets.base import DATASETS
 from lt_train.datasets.longtail import hold_out_fraction
 
 __all__ = ["ImageFolder"]
@@ -26,6 +27,7 @@ __all__ = ["ImageFolder"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
+@DATASETS.register
 class ImageFolder(CutImagesSpec):
     """One folder per class, under train, val and test or directly under root; other files are ignored with a note."""
 

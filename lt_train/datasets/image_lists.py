@@ -24,7 +24,15 @@ from lt_train.core.validation import named
 from lt_train.datasets._images.checks import ListedImages, Listing
 from lt_train.datasets._images.files import Files, Images
 from lt_train.datasets._images.spec import AUGMENTATION, CutImagesSpec, ImagesSpec, ValFraction
-from lt_train.datasets.base import AnyAugmentation, Finding, ImageData, Labelled, ResizedCrop, placeholder_images
+from lt_train.datasets.base import (
+    DATASETS,
+    AnyAugmentation,
+    Finding,
+    ImageData,
+    Labelled,
+    ResizedCrop,
+    placeholder_images,
+)
 from lt_train.datasets.longtail import split_fraction
 
 __all__ = ["INaturalist18", "ImageList", "ImageNetLT", "PlacesLT"]
@@ -82,6 +90,7 @@ class ListSpec(ImagesSpec):
         return Listing(train, val, test)
 
 
+@DATASETS.register
 class ImageList(CutImagesSpec, ListSpec):
     """Your own list files: one line `relative/path label` per image, labels from 0 without gaps."""
 
@@ -171,6 +180,7 @@ class PublishedSpec(ListSpec):
         return [f"THIS IS NOT THE PUBLISHED {self.kind}: {', '.join(differs)}; do not compare with published results"]
 
 
+@DATASETS.register
 class ImageNetLT(PublishedSpec):
     """ImageNet-LT (Liu et al. 2019): 1000 classes, 115846 training images (1280 to 5 per class).
 
@@ -187,6 +197,7 @@ class ImageNetLT(PublishedSpec):
     test: TestList = "ImageNet_LT_test.txt"
 
 
+@DATASETS.register
 class INaturalist18(PublishedSpec):
     """iNaturalist 2018 (Van Horn et al. 2018): 8142 classes, 437513 training images.
 
@@ -209,6 +220,7 @@ class INaturalist18(PublishedSpec):
     ] = 0.0
 
 
+@DATASETS.register
 class PlacesLT(PublishedSpec):
     """Places-LT (Liu et al. 2019): 365 classes, 62500 training images (4980 to 5 per class).
 

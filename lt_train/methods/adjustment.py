@@ -14,7 +14,15 @@ from lt_train.core.fields import BATCHED
 from lt_train.losses import CrossEntropy, Loss
 from lt_train.methods import heads
 from lt_train.methods import post_hoc as adjustments
-from lt_train.methods.base import CrossEntropyMethod, LearningRate, MethodSpec, Sampler, TrainedMethod, WeightDecay
+from lt_train.methods.base import (
+    METHODS,
+    CrossEntropyMethod,
+    LearningRate,
+    MethodSpec,
+    Sampler,
+    TrainedMethod,
+    WeightDecay,
+)
 from lt_train.methods.heads import Linear
 from lt_train.methods.samplers import ClassBalanced
 
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["LWS", "DisAlign", "LogitAdjust", "TauNorm", "Vanilla"]
 
 
+@METHODS.register
 class Vanilla(MethodSpec):
     """The stage-1 head of the checkpoint, unchanged; needs a bank with a stage-1 head. Paper, Table 1, first row."""
 
@@ -34,6 +43,7 @@ class Vanilla(MethodSpec):
     post_hoc: None = Field(default=None, description="none; see the methods `tau_norm` and `logit_adjust`")
 
 
+@METHODS.register
 class TauNorm(MethodSpec):
     """Divides each weight row of the stage-1 head by its norm to the power `post_hoc.tau`.
 
@@ -50,6 +60,7 @@ class TauNorm(MethodSpec):
     )
 
 
+@METHODS.register
 class LogitAdjust(MethodSpec):
     """Subtracts `post_hoc.tau` times the log prior from the logits of the stage-1 head.
 
@@ -66,6 +77,7 @@ class LogitAdjust(MethodSpec):
     )
 
 
+@METHODS.register
 class LWS(CrossEntropyMethod):
     """Learnable weight scaling: trains one factor per class on the stage-1 logits, with class-balanced batches.
 
@@ -80,6 +92,7 @@ class LWS(CrossEntropyMethod):
     sampler: Sampler = Field(default=ClassBalanced(), description="order in which training images are visited")
 
 
+@METHODS.register
 class DisAlign(TrainedMethod):
     """Distribution alignment: trains a factor and an offset per class and a confidence gate on the frozen stage-1 head.
 

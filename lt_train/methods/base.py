@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from lt_train.core.fields import BATCHED, Shorthand, lane_values, static_fields
+from lt_train.core.fields import BATCHED, lane_values, static_fields
 from lt_train.core.imports import nn, torch
 from lt_train.core.registry import KindSpec, Registry, Spec
 from lt_train.losses import CrossEntropy, Loss, empty_classes
@@ -49,16 +49,10 @@ WeightDecay = Annotated[
 Momentum = Annotated[float, BATCHED, Field(ge=0, lt=1, description="momentum of SGD, in [0, 1)")]
 SmoothFactor = Annotated[float, BATCHED, Field(ge=0, lt=1, description="smooth factor d (paper, Eq. 12), in [0, 1)")]
 
-if TYPE_CHECKING:
-    Head = HeadSpec
-    Sampler = SamplerSpec
-    Constraint = ConstraintSpec | None
-    PostHoc = PostHocSpec | None
-else:
-    Head = Annotated[HEADS.union(), Shorthand(tuple(HEADS.kinds()))]
-    Sampler = Annotated[SAMPLERS.union(), Shorthand(tuple(SAMPLERS.kinds()))]
-    Constraint = Annotated[CONSTRAINTS.union() | None, Shorthand(tuple(CONSTRAINTS.kinds()))]
-    PostHoc = Annotated[POST_HOC.union() | None, Shorthand(tuple(POST_HOC.kinds()))]
+Head = Annotated[HeadSpec, HEADS]
+Sampler = Annotated[SamplerSpec, SAMPLERS]
+Constraint = Annotated[ConstraintSpec, CONSTRAINTS] | None
+PostHoc = Annotated[PostHocSpec, POST_HOC] | None
 
 
 class TrainingSpec(Spec):
@@ -196,5 +190,5 @@ def _heads_with_rows() -> str:
     return ", ".join(name for name, spec in HEADS.kinds().items() if spec.has_rows)
 
 
-METHODS = Registry("lt_train.methods", MethodSpec)
+METHODS = Registry("methods", MethodSpec, "lt_train.methods")
 """The plugin group of methods."""

@@ -38,6 +38,11 @@ class ConstraintSpec(KindSpec):
         """
 
 
+CONSTRAINTS = Registry("constraints", ConstraintSpec, "lt_train.methods.constraints")  # type: ignore[type-abstract]
+"""The plugin group of constraints."""
+
+
+@CONSTRAINTS.register
 class MaxNorm(ConstraintSpec):
     """Scales rows longer than delta to length delta; delta = min + fraction (max - min) over the stage-1 row norms.
 
@@ -58,7 +63,3 @@ class MaxNorm(ConstraintSpec):
         # linalg.vector_norm is several times slower on a middle axis on CPUs.
         norms = rows.square().sum(dim=dim, keepdim=True).sqrt().clamp(min=1e-12)  # a row of zeros stays zero
         rows.mul_((radius.unsqueeze(-1) / norms).clamp(max=1.0))
-
-
-CONSTRAINTS = Registry("lt_train.methods.constraints", ConstraintSpec)  # type: ignore[type-abstract]
-"""The plugin group of constraints."""

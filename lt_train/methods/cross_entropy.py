@@ -16,7 +16,7 @@ from pydantic import Field
 from lt_train.core.fields import BATCHED, part_of
 from lt_train.losses import CrossEntropy, Loss, Prior, log_prior, prior_incompatibility
 from lt_train.methods import constraints, heads
-from lt_train.methods.base import CrossEntropyMethod, Head, Sampler, SmoothFactor, TrainedMethod
+from lt_train.methods.base import METHODS, CrossEntropyMethod, Head, Sampler, SmoothFactor, TrainedMethod
 from lt_train.methods.samplers import ClassBalanced
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["CE", "LAS", "LDAM", "LOS", "BalancedSoftmax", "Cosine", "LogitAdjustLoss", "MaxNorm"]
 
 
+@METHODS.register
 class CE(CrossEntropyMethod):
     """Plain cross entropy, the loss of stage 1: shows the effect of re-training alone. Paper, Table 4, column "CE"."""
 
     kind: Literal["ce"] = "ce"
 
 
+@METHODS.register
 class LOS(TrainedMethod):
     """Label Over-Smooth: cross entropy with almost uniform labels. Needs no class counts.
 
@@ -46,6 +48,7 @@ class LOS(TrainedMethod):
         return CrossEntropy(smooth_factor=lanes["smooth_factor"].unsqueeze(-1))
 
 
+@METHODS.register
 class LAS(TrainedMethod):
     """Label-aware smoothing: the smooth factor grows with class size, from `smooth_tail` to `smooth_head`.
 
@@ -69,6 +72,7 @@ class LAS(TrainedMethod):
         return CrossEntropy(smooth_factor=tail + (head - tail) * (math.pi / 2 * places).sin())
 
 
+@METHODS.register
 class BalancedSoftmax(TrainedMethod):
     """Cross entropy of `z + log n`: log class sizes are added to the logits, so that the head does not learn them.
 
@@ -85,6 +89,7 @@ class BalancedSoftmax(TrainedMethod):
         return CrossEntropy(shift=class_counts.log())
 
 
+@METHODS.register
 class LogitAdjustLoss(TrainedMethod):
     """Cross entropy of `z + tau log p` in training; tau = 1 is `balanced_softmax`, tau = 0 is `ce`.
 
@@ -106,6 +111,7 @@ class LogitAdjustLoss(TrainedMethod):
         return super().incompatibility(class_counts) or prior_incompatibility(self.prior, class_counts)
 
 
+@METHODS.register
 class LDAM(TrainedMethod):
     """Label-distribution-aware margin: the true logit is lowered in training by `max_margin (n_min / n_y)^(1/4)`.
 
@@ -130,6 +136,7 @@ class LDAM(TrainedMethod):
         return CrossEntropy(margin=(lanes["max_margin"] * scale).unsqueeze(-1) * shares)
 
 
+@METHODS.register
 class Cosine(CrossEntropyMethod):
     """Cross entropy of cosine logits, so the norms of weight rows have no effect.
 
@@ -143,6 +150,7 @@ class Cosine(CrossEntropyMethod):
     head: heads.Cosine = Field(default=heads.Cosine(), description="the cosine classifier")
 
 
+@METHODS.register
 class MaxNorm(CrossEntropyMethod):
     """Cross entropy with bounded weight rows: rows longer than a radius are scaled to it during training.
 

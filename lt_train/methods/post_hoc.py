@@ -53,6 +53,11 @@ class PostHocSpec(KindSpec):
         return ""
 
 
+POST_HOC = Registry("post_hoc", PostHocSpec, "lt_train.methods.post_hoc")  # type: ignore[type-abstract]
+"""The plugin group of post-hoc adjustments."""
+
+
+@POST_HOC.register
 class LogitAdjust(PostHocSpec):
     """Subtracts the log prior from the logits, `z_k - tau log p_k`; tau = 0 leaves them unchanged.
 
@@ -77,6 +82,7 @@ class LogitAdjust(PostHocSpec):
         return prior_incompatibility(self.prior, class_counts)
 
 
+@POST_HOC.register
 class TauNorm(PostHocSpec):
     """Divides each weight row by its norm to the power tau, `z_k = (W_k / |W_k|^tau) f`; tau = 1 gives unit rows.
 
@@ -103,7 +109,3 @@ class TauNorm(PostHocSpec):
         scale = row_norms.clamp(min=1e-12).pow(-lanes["tau"])  # finite for a row of zeros, whose logit is 0
         # The logits contain the bias: the offset removes it, or restores it unscaled.
         return scale, -scale * bias if self.bias == "drop" else (1.0 - scale) * bias
-
-
-POST_HOC = Registry("lt_train.methods.post_hoc", PostHocSpec)  # type: ignore[type-abstract]
-"""The plugin group of post-hoc adjustments."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from lt_train.core.fields import BATCHED
 from lt_train.losses import BinarySigmoid, BinarySoftmax, CrossEntropy, FocalLoss, Loss, effective_number_weights
 from lt_train.methods import constraints, samplers
-from lt_train.methods.base import CrossEntropyMethod, LearningRate, TrainedMethod, WeightDecay
+from lt_train.methods.base import METHODS, CrossEntropyMethod, LearningRate, TrainedMethod, WeightDecay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CRT", "LTWB", "ClassBalanced", "Focal", "Resample"]
 
 
+@METHODS.register
 class Resample(CrossEntropyMethod):
     """Trains the stage-1 head further with all classes equally frequent in a batch. Paper, Table 1."""
 
@@ -27,6 +28,7 @@ class Resample(CrossEntropyMethod):
     )
 
 
+@METHODS.register
 class CRT(CrossEntropyMethod):
     """Classifier re-training: trains a randomly initialised head with all classes equally frequent in a batch.
 
@@ -57,6 +59,7 @@ Beta = Annotated[
 ]
 
 
+@METHODS.register
 class Focal(TrainedMethod):
     """Focal loss on softmax probabilities: well-classified images count less, by the factor `(1 - p_y)^gamma`.
 
@@ -106,6 +109,7 @@ class EffectiveNumberMethod(TrainedMethod):
             yield f"gamma is the exponent of mode focal and changes nothing in mode {self.mode}; leave it out"
 
 
+@METHODS.register
 class ClassBalanced(EffectiveNumberMethod):
     """Class-balanced loss: weights `(1 - beta) / (1 - beta^n)` by class, scaled to mean 1 over classes.
 
@@ -115,6 +119,7 @@ class ClassBalanced(EffectiveNumberMethod):
     kind: Literal["class_balanced"] = "class_balanced"
 
 
+@METHODS.register
 class LTWB(EffectiveNumberMethod):
     """Weight balancing, stage 2: `maxnorm` and `class_balanced` together, with a strong weight decay.
 

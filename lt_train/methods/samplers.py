@@ -41,6 +41,11 @@ class SamplerSpec(KindSpec):
         """
 
 
+SAMPLERS = Registry("samplers", SamplerSpec, "lt_train.methods.samplers")  # type: ignore[type-abstract]
+"""The plugin group of data samplers."""
+
+
+@SAMPLERS.register
 class Instance(SamplerSpec):
     """Every image once per epoch, in random order."""
 
@@ -51,6 +56,7 @@ class Instance(SamplerSpec):
         return torch.randperm(len(labels), generator=generator("batch-order", seed, epoch))
 
 
+@SAMPLERS.register
 class ClassBalanced(SamplerSpec):
     """Draws N images per epoch with replacement: first a class, uniformly among those with images, then an image of it.
 
@@ -72,7 +78,3 @@ class ClassBalanced(SamplerSpec):
         # In float64, so that every image of a class with many millions of images can be drawn.
         place = (torch.rand(len(labels), generator=stream, dtype=torch.float64) * counts[drawn]).long()
         return by_class[first[drawn] + place]
-
-
-SAMPLERS = Registry("lt_train.methods.samplers", SamplerSpec)  # type: ignore[type-abstract]
-"""The plugin group of data samplers."""

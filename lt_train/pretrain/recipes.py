@@ -103,6 +103,10 @@ class RecipeSpec(KindSpec):
         return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
 
 
+RECIPES = Registry("recipes", RecipeSpec, "lt_train.pretrain", modules=["recipes"])  # type: ignore[type-abstract]
+"""The plugin group of stage-1 recipes."""
+
+
 Epoch = Annotated[int, Field(ge=0)]
 
 
@@ -195,6 +199,7 @@ class DeferredReweighting(RecipeSpec):
         return losses * (weights / weights.mean() if self.weighted_mean == "weights" else weights)
 
 
+@RECIPES.register
 class CrossEntropyRecipe(RecipeSpec):
     """Cross entropy without label smoothing or class weights, on a cosine schedule."""
 
@@ -205,6 +210,7 @@ class CrossEntropyRecipe(RecipeSpec):
         return _cross_entropy(logits, labels)
 
 
+@RECIPES.register
 class CrossEntropySteps(StepSchedule):
     """Cross entropy on LDAM's schedule: `ce_drw` without re-weighting, or `ce` with another schedule."""
 
@@ -215,6 +221,7 @@ class CrossEntropySteps(StepSchedule):
         return _cross_entropy(logits, labels)
 
 
+@RECIPES.register
 class DeferredCrossEntropy(StepSchedule, DeferredReweighting):
     """Cross entropy on LDAM's schedule with deferred re-weighting (Cao et al. 2019)."""
 
@@ -225,6 +232,7 @@ class DeferredCrossEntropy(StepSchedule, DeferredReweighting):
         return self.reweighted(_cross_entropy(logits, labels), labels, class_counts, epoch)
 
 
+@RECIPES.register
 class LdamRecipe(StepSchedule, DeferredReweighting):
     """LDAM with deferred re-weighting: margins that grow for rare classes on a normalised head (Cao et al. 2019).
 
@@ -251,6 +259,7 @@ class LdamRecipe(StepSchedule, DeferredReweighting):
         return self.reweighted(losses, labels, class_counts, epoch)
 
 
+@RECIPES.register
 class BalancedSoftmaxRecipe(StepSchedule):
     """Cross entropy of `z + log n` on LDAM's schedule (Ren et al. 2020).
 
@@ -270,7 +279,3 @@ class BalancedSoftmaxRecipe(StepSchedule):
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
-
-
-RECIPES = Registry("lt_train.pretrain", RecipeSpec, modules=["recipes"])  # type: ignore[type-abstract]
-"""The stage-1 recipes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal
 
-from sweeps.config.interfaces import BackendSpec, PackSource
+from sweeps.config.interfaces import BACKENDS, BackendSpec, PackSource
 
 if TYPE_CHECKING:
     from lt_train.features.bank import FeatureBank
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["InlineBackend"]
 
 
+@BACKENDS.register
 class InlineBackend(BackendSpec):
     """Training in the driver's process, without a cluster. Results equal those of every other backend."""
 

@@ -27,7 +27,7 @@ from lt_train.core.imports import require
 from lt_train.core.registry import PATH
 from lt_train.core.text import format_bytes
 from sweeps.cluster.environment import holds_credentials
-from sweeps.config.interfaces import BackboneJob, BackendSpec, PackSource
+from sweeps.config.interfaces import BACKENDS, BackboneJob, BackendSpec, PackSource
 
 if TYPE_CHECKING:
     from lt_train.core.text import ProgressCallback
@@ -49,6 +49,7 @@ def _without_credentials(store: str | None) -> str | None:
     return store
 
 
+@BACKENDS.register
 class RayBackend(BackendSpec):
     """Packs as Ray Tune trials, on a local Ray or on the cluster at `address`."""
 

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from lt_train.cli.program import AsJson, command
 from lt_train.core.errors import LongtailError, UserError, first_line
-from lt_train.core.registry import ALLOWED_VARIABLE, allowed_package
+from lt_train.core.plugins import ALLOWED_VARIABLE, module_path
 from lt_train.core.text import format_time
 from sweeps.cli.options import Address, Cpus, Env, Fresh, Gpus, Image, SecretFile, ShipCode, Target, app
 from sweeps.cli.status import (
@@ -86,7 +86,7 @@ class JobFlags:
         if self.allow_import:  # a variable and not a flag of the driver, because workers and a resume need it too
             environment[ALLOWED_VARIABLE] = ",".join(self.allow_import)
         # For a subpackage, the whole top-level package is uploaded.
-        packages = [allowed_package(name.partition(".")[0]) for name in self.allow_import if self.ship_code]
+        packages = [module_path(name.partition(".")[0]) for name in self.allow_import if self.ship_code]
         return JobOptions(
             environment=environment,
             ship_code=self.ship_code,

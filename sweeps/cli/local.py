@@ -123,7 +123,7 @@ def demo(*, as_json: AsJson = False) -> int:
     Writes to runs/demo in the current directory. Earlier results are moved to runs/demo.previous-N.
     """
     from lt_train.core.imports import EXTRAS
-    from sweeps.config.plugin_groups import BACKENDS, TRACKERS
+    from sweeps.config.interfaces import BACKENDS, TRACKERS
     from sweeps.config.spec import load_sweep
     from sweeps.experiment import runner
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pydantic import Field
 
-from lt_train.core.registry import KindSpec
+from lt_train.core.registry import KindSpec, Registry
 
 if TYPE_CHECKING:
     from lt_train.backbones.base import BackboneSpec
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lt_train.retrain.base import Pack, RunResult
 
 __all__ = [
+    "BACKENDS",
+    "TRACKERS",
     "BackboneJob",
     "BackendSpec",
     "Champion",
@@ -321,3 +323,10 @@ class TrackingSpec(KindSpec):
     def for_sweep(self, name: str) -> Self:
         """The same tracker, with defaults that depend on the name of the sweep written out."""
         return self
+
+
+BACKENDS = Registry("backends", BackendSpec, "sweeps.backends", modules=["inline", "ray"])  # type: ignore[type-abstract]
+"""The plugin group of backends."""
+
+TRACKERS = Registry("trackers", TrackingSpec, "sweeps.tracking", modules=["null", "mlflow"])  # type: ignore[type-abstract]
+"""The plugin group of trackers."""

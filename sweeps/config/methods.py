@@ -10,7 +10,7 @@ import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, field_serializer
 from pydantic.fields import FieldInfo
@@ -109,10 +109,7 @@ def _members(annotation: Any) -> Iterator[Any]:
         yield origin or annotation
 
 
-if TYPE_CHECKING:
-    Method = MethodSpec
-else:
-    Method = Annotated[METHODS.union(), Shorthand(tuple(METHODS.kinds()))]
+Method = Annotated[MethodSpec, METHODS]
 
 
 class MethodEntry(Spec):
@@ -153,10 +150,7 @@ class MethodEntry(Spec):
         return training.model_copy(update=self.training.model_dump(exclude_unset=True))
 
 
-if TYPE_CHECKING:
-    Methods = list[MethodEntry] | None
-else:
-    Methods = Annotated[list[MethodEntry] | None, Shorthand(tuple(METHODS.kinds()), each=True, inside="method")]
+Methods = list[Annotated[MethodEntry, Shorthand(METHODS, inside="method")]] | None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from lt_train.backbones.base import BACKBONES
 from lt_train.core.imports import is_installed
-from lt_train.core.registry import KindSpec, Registry
+from lt_train.core.registry import KindSpec
 from lt_train.datasets.base import DATASETS
 from lt_train.methods.base import METHODS, MethodSpec
 from lt_train.methods.constraints import CONSTRAINTS
@@ -17,30 +17,22 @@ from lt_train.methods.heads.base import HEADS
 from lt_train.methods.post_hoc import POST_HOC
 from lt_train.methods.samplers import SAMPLERS
 from lt_train.pretrain.recipes import RECIPES
-from sweeps.config.interfaces import BackendSpec, TrackingSpec
+from sweeps.config.interfaces import BACKENDS, TRACKERS, BackendSpec, TrackingSpec
 from sweeps.search.base import ALGORITHMS, EARLY_STOPPING
 
 __all__ = [
-    "BACKENDS",
     "BACKEND_DEFAULT",
     "BASELINES_DEFAULT",
     "BASELINE_KINDS",
     "DEFAULT_TRACKER",
     "KINDS_BY_DEFAULT",
     "STAGE1_HEAD",
-    "TRACKERS",
     "TRACKING_DEFAULT",
     "default_backend",
     "default_baselines",
     "default_tracking",
     "plugin_groups",
 ]
-
-BACKENDS = Registry("sweeps.backends", BackendSpec, modules=("inline", "ray"))  # type: ignore[type-abstract]
-"""The backends."""
-
-TRACKERS = Registry("sweeps.tracking", TrackingSpec, modules=("null", "mlflow"))  # type: ignore[type-abstract]
-"""The trackers."""
 
 DEFAULT_TRACKER = "mlflow"
 """The kind of a mapping in `tracking` without `kind`."""

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
+from sweeps.config.interfaces import BACKENDS
 from sweeps.config.methods import (
     Candidate,
     MethodEntry,
@@ -27,7 +28,6 @@ from sweeps.config.methods import (
     types_of,
     why_not_searchable,
 )
-from sweeps.config.plugin_groups import BACKENDS
 from sweeps.config.sections import SearchSpec
 from sweeps.search.base import Dimension, Range
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from lt_train.core.fields import Shorthand
 from lt_train.core.registry import NOT_IDENTITY, Spec, marked_fields
 from lt_train.core.text import MemorySize
 from sweeps.search.algorithms import TreeParzen
@@ -14,15 +13,11 @@ from sweeps.search.base import ALGORITHMS, EARLY_STOPPING, AlgorithmSpec, EarlyS
 
 __all__ = ["PAPER_PROTOCOL", "ResourcesSpec", "SearchSpec", "SelectionSpec"]
 
-
 if TYPE_CHECKING:
     from lt_train.retrain.base import EpochSelection
 
-    Algorithm = AlgorithmSpec
-    EarlyStopping = EarlyStoppingSpec
-else:
-    Algorithm = Annotated[ALGORITHMS.union(), Shorthand(tuple(ALGORITHMS.kinds()))]
-    EarlyStopping = Annotated[EARLY_STOPPING.union(), Shorthand(tuple(EARLY_STOPPING.kinds()))]
+Algorithm = Annotated[AlgorithmSpec, ALGORITHMS]
+EarlyStopping = Annotated[EarlyStoppingSpec, EARLY_STOPPING]
 
 
 class SearchSpec(Spec):

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -22,17 +22,15 @@ from lt_train.core.registry import NOT_IDENTITY, PATH, Spec, as_document, marked
 from lt_train.core.validation import Problem, dotted, explain
 from lt_train.datasets.base import DATASETS, DatasetSpec
 from lt_train.features.spec import FeaturesSpec
-from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
+from lt_train.methods.base import TrainingSpec
 from lt_train.pretrain.recipes import RECIPES, RecipeSpec
-from sweeps.config.interfaces import BackendSpec, TrackingSpec
-from sweeps.config.methods import Candidate, Methods, candidates
+from sweeps.config.interfaces import BACKENDS, TRACKERS, BackendSpec, TrackingSpec
+from sweeps.config.methods import Candidate, Method, Methods, candidates
 from sweeps.config.plugin_groups import (
     BACKEND_DEFAULT,
-    BACKENDS,
     BASELINES_DEFAULT,
     DEFAULT_TRACKER,
     KINDS_BY_DEFAULT,
-    TRACKERS,
     TRACKING_DEFAULT,
     default_backend,
     default_baselines,
@@ -54,27 +52,13 @@ __all__ = [
     "validate_document",
 ]
 
-if TYPE_CHECKING:
-    Dataset = DatasetSpec
-    Backbone = BackboneSpec | None
-    Recipe = RecipeSpec | None
-    Method = MethodSpec | None
-    Baselines = list[MethodSpec]
-    Selection = SelectionSpec
-    Backend = BackendSpec
-    Tracking = TrackingSpec
-else:
-    Dataset = Annotated[DATASETS.union(), Shorthand(tuple(DATASETS.kinds()))]
-    Backbone = Annotated[BACKBONES.union() | None, Shorthand(tuple(BACKBONES.kinds()))]
-    Recipe = Annotated[RECIPES.union() | None, Shorthand(tuple(RECIPES.kinds()))]
-    Method = Annotated[METHODS.union() | None, Shorthand(tuple(METHODS.kinds()))]
-    Baselines = Annotated[list[METHODS.union()], Shorthand(tuple(METHODS.kinds()), each=True)]
-    Selection = Annotated[SelectionSpec, Shorthand(("paper",), meanings={"paper": PAPER_PROTOCOL})]
-    Backend = Annotated[BACKENDS.union(), Shorthand(tuple(BACKENDS.kinds())), NOT_IDENTITY]
-    Tracking = Annotated[
-        TRACKERS.union(), Shorthand(tuple(TRACKERS.kinds()), default_kind=DEFAULT_TRACKER), NOT_IDENTITY
-    ]
-
+Dataset = Annotated[DatasetSpec, DATASETS]
+Backbone = Annotated[BackboneSpec, BACKBONES] | None
+Recipe = Annotated[RecipeSpec, RECIPES] | None
+Baselines = list[Method]
+Selection = Annotated[SelectionSpec, Shorthand(("paper",), meanings={"paper": PAPER_PROTOCOL})]
+Backend = Annotated[BackendSpec, BACKENDS, NOT_IDENTITY]
+Tracking = Annotated[TrackingSpec, TRACKERS, Shorthand(default_kind=DEFAULT_TRACKER), NOT_IDENTITY]
 
 MATRIX_KEY = "matrix"
 """The key of a file with several sweeps; `sweeps.config.matrix` reads such a file."""
@@ -106,7 +90,7 @@ class SweepSpec(Spec):
         default=None, description="the recipe that trains the backbone; null: backbone.checkpoint is given"
     )
     features: FeaturesSpec = Field(default=FeaturesSpec(), description="how the features are extracted")
-    method: Method = Field(
+    method: Method | None = Field(
         default=None,
         description="how the classifier is re-trained; its fields hold the values that are not searched",
     )

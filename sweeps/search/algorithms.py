@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from sweeps.search.base import AlgorithmSpec, Choice, Dimension, IntRange, Tried
+from sweeps.search.base import ALGORITHMS, AlgorithmSpec, Choice, Dimension, IntRange, Tried
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_TRIALS", "MIN_TRIALS", "Grid", "RandomSearch", "TreeParzen", "importances"]
 
 
+@ALGORITHMS.register
 class TreeParzen(AlgorithmSpec):
     """Multivariate Tree-structured Parzen Estimator of Optuna (Bergstra et al., 2011; Falkner et al., 2018).
 
@@ -51,6 +52,7 @@ class TreeParzen(AlgorithmSpec):
         return ask(space, tried, range(len(tried), len(tried) + count), sampler)
 
 
+@ALGORITHMS.register
 class RandomSearch(AlgorithmSpec):
     """Independent random draws, regardless of results. Suited to sensitivity plots and as a baseline."""
 
@@ -69,6 +71,7 @@ class RandomSearch(AlgorithmSpec):
         return ask(space, (), numbers, lambda number: RandomSampler(seed=trial_seed(seed, number)))
 
 
+@ALGORITHMS.register
 class Grid(AlgorithmSpec):
     """Every combination of `choice` and `int` dimensions once.
 

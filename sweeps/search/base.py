@@ -227,8 +227,8 @@ class AlgorithmSpec(KindSpec):
         yield from ()
 
 
-ALGORITHMS = Registry("sweeps.search", AlgorithmSpec, modules=("algorithms",))  # type: ignore[type-abstract]
-"""The search algorithms."""
+ALGORITHMS = Registry("algorithms", AlgorithmSpec, "sweeps.search", modules=["algorithms"])  # type: ignore[type-abstract]
+"""The plugin group of search algorithms."""
 
 
 class EarlyStoppingSpec(KindSpec):
@@ -243,6 +243,11 @@ class EarlyStoppingSpec(KindSpec):
         yield from ()
 
 
+EARLY_STOPPING = Registry("early_stopping", EarlyStoppingSpec, "sweeps.search", modules=["base"])  # type: ignore[type-abstract]
+"""The plugin group of early stopping rules."""
+
+
+@EARLY_STOPPING.register
 class NoEarlyStopping(EarlyStoppingSpec):
     """Every trial runs all epochs."""
 
@@ -259,6 +264,7 @@ def _ascending(rungs: tuple[int, ...]) -> tuple[int, ...]:
     return rungs
 
 
+@EARLY_STOPPING.register
 class SuccessiveHalving(EarlyStoppingSpec):
     """Stops the poorer trials of a pack after each rung (Jamieson and Talwalkar, AISTATS 2016).
 
@@ -290,7 +296,3 @@ class SuccessiveHalving(EarlyStoppingSpec):
                 "rungs",
                 f"must have at least one below training.epochs, which is {training.epochs}, got {list(self.rungs)}",
             )
-
-
-EARLY_STOPPING = Registry("sweeps.search", EarlyStoppingSpec, modules=("base",))  # type: ignore[type-abstract]
-"""The early stopping rules."""

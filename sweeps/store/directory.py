@@ -16,9 +16,8 @@ from typing import Any
 from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError, SpecError, UserError
 from lt_train.core.io import writing
-from sweeps.config.interfaces import TrackingSpec
+from sweeps.config.interfaces import BACKENDS, TRACKERS, TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
-from sweeps.config.plugin_groups import BACKENDS, TRACKERS
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.store.layout import (
     CACHE,

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from sweeps.config.interfaces import Champion, TrackedSweep, TrackedTrial, Tracker, TrackingSpec
+from sweeps.config.interfaces import TRACKERS, Champion, TrackedSweep, TrackedTrial, Tracker, TrackingSpec
 
 __all__ = ["NullTracking"]
 
 
+@TRACKERS.register
 class NullTracking(TrackingSpec):
     """No tracking."""
 

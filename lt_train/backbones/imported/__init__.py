@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from lt_train.backbones.base import BackboneSpec, FrozenBackbone
+from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
 from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError, first_line
 from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import nn, torch
 from lt_train.core.io import sha256_file
-from lt_train.core.registry import allowed_names, allowed_package
+from lt_train.core.plugins import allowed_names, module_path
 from lt_train.core.validation import named, nearest
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _of_package(factory: str, module: str, name: str) -> Callable[..., Any]:
             f"factory must name torchvision, timm or a package that --allow-import names, got {factory}; "
             f"`--allow-import {module.partition('.')[0]}` allows the code of that package to run"
         )
-    allowed_package(package)
+    module_path(package)
     try:
         function: Any = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # the package's own code may raise anything
@@ -119,6 +119,7 @@ PerChannel = Annotated[tuple[float, ...], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+@BACKBONES.register
 class Imported(BackboneSpec):
     """A model of torchvision or timm, or of a package given with `--allow-import`, with its own checkpoint.
 

@@ -121,7 +121,7 @@ class HeadSpec(KindSpec):
         return 1.0
 
 
-HEADS = Registry("lt_train.methods.heads", HeadSpec)  # type: ignore[type-abstract]
+HEADS = Registry("heads", HeadSpec, "lt_train.methods.heads")  # type: ignore[type-abstract]
 """The plugin group of heads."""
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from lt_train.core.fields import BATCHED
 from lt_train.core.imports import nn, torch
-from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
+from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec, StackedHead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,7 @@ class StackedLinear(StackedHead):
         return self.parameters["weight"].square().sum(dim=1, keepdim=True).sqrt(), self.parameters["bias"]
 
 
+@HEADS.register
 class Linear(HeadSpec):
     """One weight row and one bias per class, `z = W f + b`."""
 
@@ -132,6 +133,7 @@ class StackedCosine(StackedHead):
         return {"weight": self.parameters["weight"][seed, :, lane].T.contiguous().cpu()}
 
 
+@HEADS.register
 class Cosine(HeadSpec):
     """`z_k = s cos(W_k, f)`: no bias, independent of the norms of weight rows and features.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lt_train.core.imports import nn, torch
-from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
+from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec, StackedHead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,7 @@ class StackedScaling(StackedHead):
         return {"scale": self.parameters["scale"][seed, 0, lane].clone().cpu(), **self.frozen}
 
 
+@HEADS.register
 class LWS(HeadSpec):
     """Learnable weight scaling, `z_k = c_k (W_k f + b_k)`: only the factors c are trained, starting from 1.
 
@@ -142,6 +143,7 @@ class StackedAlignment(StackedHead):
         return (self.parameters["alpha"] - 1.0) * logits_SB1K + self.parameters["beta"]
 
 
+@HEADS.register
 class DisAlign(HeadSpec):
     """Gated calibration of the frozen logits, `z_k + g (alpha_k z_k + beta_k - z_k)` with `g = sigmoid(v f + v_0)`.
 

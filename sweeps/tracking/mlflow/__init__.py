@@ -12,7 +12,7 @@ from lt_train.core.errors import LongtailError
 from lt_train.core.imports import require
 from lt_train.core.registry import PATH
 from sweeps.cluster.environment import holds_credentials
-from sweeps.config.interfaces import TrackedSweep, Tracker, TrackingSpec
+from sweeps.config.interfaces import TRACKERS, TrackedSweep, Tracker, TrackingSpec
 
 __all__ = ["MlflowTracking"]
 
@@ -27,6 +27,7 @@ def _without_password(uri: str | None) -> str | None:
     return uri
 
 
+@TRACKERS.register
 class MlflowTracking(TrackingSpec):
     """MLflow, on a local SQLite store (default) or on a tracking server."""
 

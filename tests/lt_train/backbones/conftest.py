@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.imported import write_arrays
 
-from lt_train.core.registry import ALLOWED_VARIABLE
+from lt_train.core.plugins import ALLOWED_VARIABLE
 from lt_train.datasets.base import DatasetSpec
 
 

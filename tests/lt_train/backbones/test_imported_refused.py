@@ -14,7 +14,7 @@ from support.imported import CLASSES, RESNET, external_bank, load, make_bank, sa
 
 from lt_train.backbones.base import BACKBONES
 from lt_train.core.errors import CheckpointError, SpecError, UserError
-from lt_train.core.registry import ALLOWED_VARIABLE
+from lt_train.core.plugins import ALLOWED_VARIABLE
 from lt_train.datasets.base import DatasetSpec
 from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import train_backbone

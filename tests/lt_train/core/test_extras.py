@@ -10,7 +10,7 @@ import pytest
 SPECS = """
 from lt_train.core.errors import UserError
 from lt_train.core.imports import require
-from sweeps.config.plugin_groups import BACKENDS
+from sweeps.config.interfaces import BACKENDS
 from sweeps.config.plugin_groups import TRACKERS
 assert {"inline", "ray"} <= set(BACKENDS.kinds())
 assert {"none", "mlflow"} <= set(TRACKERS.kinds())

@@ -28,14 +28,14 @@ from lt_train.methods.heads.base import HEADS
 from lt_train.methods.post_hoc import POST_HOC
 from lt_train.methods.samplers import SAMPLERS
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, BATCHED, Field(gt=0)]
 EVERY = {**ALLOWED, **OPTIONS, **PARTS}
 
 
 class Inner(Spec):
     """A part of a part."""
 
-    tau: float = 1.0
+    tau: Annotated[float, BATCHED] = 1.0
     steps: int = 3
 
 
@@ -48,11 +48,12 @@ class Part(Spec):
 
 
 class Whole(Spec):
-    """Batched floats, also in parts, and floats that are not: declared static, in a union, in a tuple, absent."""
+    """Batched floats, also in parts, and floats that are not: declared static, undeclared, in a tuple, absent."""
 
     lr: Positive = 0.1
     wd: Annotated[float, BATCHED] = 0.0
     fixed: Annotated[float, STATIC] = 7.0
+    plain: float = 8.0
     epochs: int = 2
     mode: Literal["one", "other"] = "one"
     maybe: float | None = 0.5
@@ -69,6 +70,7 @@ def test_batched_fields_are_lane_values_by_dotted_path() -> None:
 def test_everything_else_is_static() -> None:
     assert static_fields(Whole()) == {
         "fixed": 7.0,
+        "plain": 8.0,
         "epochs": 2,
         "mode": "one",
         "maybe": 0.5,
@@ -128,7 +130,7 @@ def test_the_hyperparameters_that_the_paper_searches_are_lane_values() -> None:
     } <= found
 
 
-@pytest.mark.parametrize("group", [METHODS, HEADS, SAMPLERS, CONSTRAINTS, POST_HOC], ids=lambda group: group.package)
+@pytest.mark.parametrize("group", [METHODS, HEADS, SAMPLERS, CONSTRAINTS, POST_HOC], ids=lambda group: group.name)
 def test_every_number_of_a_method_or_part_declares_whether_it_is_batched(group: Registry[KindSpec]) -> None:
     for kind, spec in group.kinds().items():
         batched, static = marked_fields(spec, BATCHED), marked_fields(spec, STATIC)
@@ -176,7 +178,7 @@ class Tree(BaseModel):
     maybe: Annotated[Small | None, Shorthand(("small",))] = None
     named: Annotated[Small, Shorthand(("best",), meanings={"best": {"kind": "small", "size": 9}})] = Small()
     default: Annotated[Small, Shorthand((), default_kind="small")] = Small()
-    items: Annotated[list[Small | Large], Shorthand(("small", "large"), each=True)] = Field(default_factory=list)
+    items: list[Annotated[Small | Large, Shorthand(("small", "large"))]] = Field(default_factory=list)
     inside: Annotated[Large, Shorthand(("small",), inside="part")] = Large()
     long: Large = Large()
     number: int = 0
@@ -237,8 +239,8 @@ def test_the_schema_of_a_method_takes_the_words_too(kind: str) -> None:
     properties = METHODS.kinds()[kind].model_json_schema()["properties"]
     for part, field in METHODS.kinds()[kind].model_fields.items():
         for mark in field.metadata:
-            if isinstance(mark, Shorthand):
-                assert {"type": "string", "enum": list(mark.words)} in properties[part]["anyOf"], part
+            if isinstance(mark, Registry):
+                assert {"type": "string", "enum": list(mark.kinds())} in properties[part]["anyOf"], part
 
 
 def test_an_unknown_word_is_reported_with_its_field() -> None:

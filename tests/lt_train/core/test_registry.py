@@ -1,141 +1,326 @@
-"""Registries collect kinds from modules, report duplicates with both files, and suggest the nearest kind."""
+"""Registries: kinds of modules, of notebooks, of allowed modules and of installed packages, and what is refused."""
 
+import inspect
+import pickle
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
+import cloudpickle
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from lt_train.core.errors import SpecError
-from lt_train.core.registry import ALLOWED_VARIABLE, KindSpec, Registry
+from lt_train.core import plugins
+from lt_train.core.errors import SpecError, UserError
+from lt_train.core.fields import BATCHED
+from lt_train.core.registry import KindSpec, Registry, Spec, as_document
+from lt_train.core.validation import explain
 
-KIND = """
+ANIMAL = """
 from typing import Literal
-from lt_train.core.registry import KindSpec
+from {test} import ANIMALS, Animal
 
-class {name}(KindSpec):
+@ANIMALS.register
+class {name}(Animal):
     kind: Literal["{kind}"] = "{kind}"
     size: int = 1
     rate: float = 0.5
 """
 
 
-class Package:
-    """A package of kinds in a temporary folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, folder.name
-        folder.mkdir()
-        (folder / "__init__.py").touch()
-
-    def add(self, file: str, kind: str, name: str = "Kind") -> Path:
-        path = self.folder / file
-        path.write_text(KIND.format(kind=kind, name=name))
-        return path
+class Animal(KindSpec):
+    """The base class of the group of these tests."""
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Package]:
-    """A package with a unique name, because Python caches modules by name."""
+ANIMALS = Registry("animals", Animal, "zoo")
+"""A group whose built-in kinds are in the package `zoo` of each test."""
+
+
+@pytest.fixture(autouse=True)
+def _zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package `zoo` with the kind `ant`; nothing is registered yet."""
     monkeypatch.syspath_prepend(tmp_path)
-    made = Package(tmp_path / f"package_of_{request.node.name}")
-    yield made
-    for module in [name for name in sys.modules if name.split(".")[0] == made.name]:
-        del sys.modules[module]
+    monkeypatch.setattr(plugins, "_imported", set())
+    monkeypatch.setattr(plugins, "failures", {})
+    plugins.offered.cache_clear()
+    ANIMALS.__init__(ANIMALS.name, ANIMALS.base, ANIMALS.package)  # type: ignore[misc]
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "__init__.py").touch()
+    add_module(tmp_path / "zoo" / "ant.py", "ant")
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+    plugins.offered.cache_clear()
 
 
-def test_adding_a_module_is_enough(package: Package) -> None:
-    package.add("zebra.py", "zebra")
-    package.add("ant.py", "ant")
-    found = Registry(package.name, KindSpec).kinds()
-    assert list(found) == ["ant", "zebra"]
-    assert found["ant"].__module__ == f"{package.name}.ant"
+def add_module(path: Path, kind: str, name: str = "Kind", also: str = "") -> None:
+    """A module with one kind, or one more kind in it."""
+    path.parent.mkdir(exist_ok=True)
+    text = path.read_text() if path.exists() else ""
+    path.write_text(text + also + ANIMAL.format(kind=kind, name=name, test=__name__))
 
 
-def test_bases_and_imported_kinds_are_not_kinds_of_the_file(package: Package) -> None:
-    package.add("ant.py", "ant")
-    (package.folder / "other.py").write_text(
-        "from lt_train.core.registry import KindSpec\n"
-        f"from {package.name}.ant import Kind\n"
-        "class Base(KindSpec):\n    pass\n"
-    )
-    assert list(Registry(package.name, KindSpec).kinds()) == ["ant"]
+def install(folder: Path, package: str, kind: str, value: str) -> None:
+    """An installed distribution that offers a kind."""
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[longtail_sweeps.animals]\n{kind} = {value}\n")
 
 
-def test_one_file_may_hold_several_kinds(package: Package) -> None:
-    path = package.add("family.py", "small", "Small")
-    path.write_text(path.read_text() + KIND.format(kind="large", name="Large"))
-    assert list(Registry(package.name, KindSpec).kinds()) == ["large", "small"]
+def test_a_module_of_the_package_is_enough(tmp_path: Path) -> None:
+    add_module(tmp_path / "zoo" / "zebra.py", "zebra")
+    (tmp_path / "zoo" / "other.py").write_text("from zoo.ant import Kind\nclass Base(Kind):\n    pass\n")
+    assert list(ANIMALS.kinds()) == ["ant", "zebra"]
+    assert ANIMALS.kinds()["ant"].__module__ == "zoo.ant"
 
 
-def test_a_plain_module_is_a_group_too(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages given with `--allow-import` extend a group by a module or a package of its name."""
-    package.add("heads.py", "ant")
-    other = Package(package.folder.parent / f"other_{package.name}")
-    other.add("heads.py", "bee")
-    monkeypatch.setenv(ALLOWED_VARIABLE, other.name)
-    assert list(Registry(f"{package.name}.heads", KindSpec).kinds()) == ["ant", "bee"]
+def test_one_file_may_hold_several_kinds(tmp_path: Path) -> None:
+    add_module(tmp_path / "zoo" / "ant.py", "large_ant", "Large")
+    assert list(ANIMALS.kinds()) == ["ant", "large_ant"]
 
 
-def test_a_duplicate_names_both_files(package: Package) -> None:
-    first, second = package.add("first.py", "same"), package.add("second.py", "same")
-    with pytest.raises(TypeError, match="kind 'same' is defined twice") as caught:
-        Registry(package.name, KindSpec).kinds()
-    assert str(first) in str(caught.value)
-    assert str(second) in str(caught.value)
+def test_a_duplicate_names_both_classes(tmp_path: Path) -> None:
+    add_module(tmp_path / "zoo" / "other.py", "ant", "Other")
+    with pytest.raises(UserError, match=r"kind 'ant' is defined twice, in zoo\.ant\.Kind and in zoo\.other\.Other"):
+        ANIMALS.kinds()
 
 
-def test_a_duplicate_within_one_file_is_reported(package: Package) -> None:
-    path = package.add("only.py", "same", "One")
-    path.write_text(path.read_text() + KIND.format(kind="same", name="Other"))
-    with pytest.raises(TypeError, match="kind 'same' is defined twice"):
-        Registry(package.name, KindSpec).kinds()
+class Bee(Animal):
+    """A class that is not registered."""
+
+    kind: Literal["bee"] = "bee"
+    stripes: tuple[int, ...] = (1, 2)
 
 
-def test_the_union_is_discriminated_by_kind(package: Package) -> None:
-    package.add("ant.py", "ant")
-    package.add("bee.py", "bee")
-    adapter: TypeAdapter[KindSpec] = TypeAdapter(Registry(package.name, KindSpec).union())
-    assert type(adapter.validate_json('{"kind": "bee"}')) is Registry(package.name, KindSpec).kinds()["bee"]
-    with pytest.raises(ValidationError, match="does not match any of the expected tags: 'ant', 'bee'"):
-        adapter.validate_json('{"kind": "wasp"}')
+class Garden(Spec):
+    """Fields that take animals."""
+
+    first: Annotated[Animal, ANIMALS]
+    second: Annotated[Animal, ANIMALS] | None = None
+    others: tuple[Annotated[Animal, ANIMALS], ...] = ()
 
 
-def test_a_group_of_one_kind_has_a_union_too(package: Package) -> None:
-    package.add("ant.py", "ant")
-    adapter: TypeAdapter[KindSpec] = TypeAdapter(Registry(package.name, KindSpec).union())
-    assert adapter.validate_json('{"kind": "ant"}').kind == "ant"
-    with pytest.raises(ValidationError, match="Input should be 'ant'"):
-        adapter.validate_json('{"kind": "bee"}')
+def test_a_kind_that_is_registered_later_is_accepted() -> None:
+    with pytest.raises(ValidationError):
+        Garden.model_validate_json('{"first": {"kind": "bee"}}')
+    assert ANIMALS.register(Bee) is Bee
+    found = Garden.model_validate_json('{"first": {"kind": "bee", "stripes": [3]}, "others": [{"kind": "ant"}]}')
+    assert found.first == Bee(stripes=(3,))
+    assert [other.kind for other in found.others] == ["ant"]
+    assert Garden(first="bee", others=["ant", Bee()]).others[1] == Bee()  # type: ignore[arg-type]
+    assert found.model_dump(mode="json")["first"] == {"kind": "bee", "stripes": [3]}
+    assert {"type": "string", "enum": ["ant", "bee"]} in Garden.model_json_schema()["properties"]["first"]["anyOf"]
 
 
-def test_an_unknown_kind_suggests_the_nearest(package: Package) -> None:
-    package.add("ant.py", "balanced_softmax")
-    package.add("bee.py", "focal")
-    with pytest.raises(SpecError, match=r"did you mean 'balanced_softmax'\? known: balanced_softmax, focal"):
-        Registry(package.name, KindSpec).parse({"kind": "balanced_sofmax"})
-    with pytest.raises(SpecError, match="'xyz' is unknown; known: balanced_softmax, focal"):
-        Registry(package.name, KindSpec).parse({"kind": "xyz"})
-    with pytest.raises(SpecError, match="None is unknown; known: balanced_softmax, focal"):
-        Registry(package.name, KindSpec).parse({})
+def test_an_instance_registers_its_class() -> None:
+    assert as_document({"first": Bee()}) == {"first": {"kind": "bee"}}
+    assert ANIMALS.kinds()["bee"] is Bee
+    assert ANIMALS.parse({"kind": "bee", "stripes": [4]}) == Bee(stripes=(4,))
 
 
-def test_all_problems_are_reported_at_once(package: Package) -> None:
-    package.add("ant.py", "ant")
+def test_a_subclass_needs_a_kind_of_its_own() -> None:
+    class Ant(ANIMALS.kinds()["ant"]):  # type: ignore[misc]
+        """Inherits the kind of its base."""
+
+    with pytest.raises(UserError, match="kind 'ant' is defined twice"):
+        as_document(Ant())
+
+
+def test_a_cell_of_a_notebook_may_be_run_again() -> None:
+    def cell(size: int) -> type[Animal]:
+        @ANIMALS.register
+        class Wasp(Animal):
+            """Defined by every run of the cell."""
+
+            kind: Literal["wasp"] = "wasp"
+            size_now: ClassVar[int] = size
+
+        return Wasp
+
+    old, new = cell(1), cell(2)
+    assert ANIMALS.kinds()["wasp"] is new
+    as_document(old())
+    assert ANIMALS.kinds()["wasp"] is new
+
+
+def test_classes_that_cannot_be_kinds_are_refused() -> None:
+    class Nameless(Animal):
+        """Has no kind."""
+
+    class Whole(Animal):
+        """Declares an integer as batched."""
+
+        kind: Literal["whole"] = "whole"
+        legs: Annotated[int, BATCHED] = 4
+
+    class Other(KindSpec):
+        """Belongs to another group."""
+
+        kind: Literal["other"] = "other"
+
+    for refused, message in [
+        (Nameless, 'Nameless must name its kind, for example kind: Literal["nameless"]'),
+        (Whole, "Whole.legs is BATCHED, so it must be a float"),
+        (Other, "must be a subclass of Animal"),
+        ("ant", "must be a subclass of Animal"),
+    ]:
+        with pytest.raises(TypeError) as caught:
+            ANIMALS.register(refused)  # type: ignore[type-var]
+        assert message in str(caught.value)
+
+
+def test_an_unknown_kind_suggests_the_nearest(tmp_path: Path) -> None:
+    add_module(tmp_path / "zoo" / "bee.py", "balanced_softmax")
+    with pytest.raises(SpecError, match=r"did you mean 'balanced_softmax'\? known: ant, balanced_softmax"):
+        ANIMALS.parse({"kind": "balanced_sofmax"})
+    for document, shown in [({"kind": "xyz"}, "'xyz'"), ({}, "None"), ({"kind": []}, r"\[\]")]:
+        with pytest.raises(SpecError, match=f"{shown} is unknown; known: ant, balanced_softmax"):
+            ANIMALS.parse(document)
+
+
+def test_all_problems_are_reported_at_once_also_inside_a_field() -> None:
+    ANIMALS.register(Bee)
+    wrong = {"kind": "ant", "size": "3", "rate": True, "sise": 3}
     with pytest.raises(SpecError, match="ant") as caught:
-        Registry(package.name, KindSpec).parse({"kind": "ant", "size": "3", "rate": True, "sise": 3})
+        ANIMALS.parse(wrong)
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["ant.size", "ant.rate", "ant.sise"]
     assert "did you mean 'size'?" in caught.value.problems[2]
     assert caught.value.exit_code == 2
+    document = '{"first": {"kind": "ant", "size": 2.5}, "second": {"kind": "aunt"}, "others": [{}, 3]}'
+    with pytest.raises(ValidationError) as nested:
+        Garden.model_validate_json(document)
+    problems = explain(nested.value, Garden)
+    assert [problem.loc for problem in problems] == [
+        ("first", "size"),
+        ("second", "kind"),
+        ("others", 0),
+        ("others", 1),
+    ]
+    assert "unknown kind 'aunt'; did you mean 'ant'?" in problems[1].message
 
 
-def test_an_integer_is_accepted_for_a_float_but_not_the_reverse(package: Package) -> None:
-    package.add("ant.py", "ant")
-    assert Registry(package.name, KindSpec).parse({"kind": "ant", "rate": 1, "size": 2}).model_dump() == {
-        "kind": "ant",
-        "size": 2,
-        "rate": 1.0,
-    }
+def test_an_integer_is_accepted_for_a_float_but_not_the_reverse() -> None:
+    assert ANIMALS.parse({"kind": "ant", "rate": 1, "size": 2}).model_dump() == {"kind": "ant", "size": 2, "rate": 1.0}
     with pytest.raises(SpecError, match=r"ant\.size: must be a whole number, got 2\.5"):
-        Registry(package.name, KindSpec).parse({"kind": "ant", "size": 2.5})
+        ANIMALS.parse({"kind": "ant", "size": 2.5})
+
+
+def test_a_registry_is_the_same_object_after_pickling() -> None:
+    assert pickle.loads(pickle.dumps(ANIMALS)) is ANIMALS
+    assert cloudpickle.loads(cloudpickle.dumps(ANIMALS)) is ANIMALS
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the allowed modules, as `--allow-import` does."""
+    return lambda names: monkeypatch.setenv(plugins.ALLOWED_VARIABLE, names)
+
+
+def test_a_module_or_package_that_is_allowed_is_imported(tmp_path: Path, allow: Callable[[str], None]) -> None:
+    add_module(tmp_path / "one_file.py", "bee")
+    add_module(tmp_path / "a_package" / "__init__.py", "wasp")
+    assert list(ANIMALS.kinds()) == ["ant"]
+    allow("one_file, a_package")
+    assert list(ANIMALS.kinds()) == ["ant", "bee", "wasp"]
+
+
+@pytest.mark.parametrize(
+    ("also", "reason"),
+    [
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def (", "SyntaxError: invalid syntax (broken.py, line 1)"),
+    ],
+)
+def test_a_module_that_fails_is_named_and_stops_nothing_else(
+    also: str, reason: str, tmp_path: Path, allow: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_module(tmp_path / "broken.py", "bee", also=also)
+    add_module(tmp_path / "sound.py", "wasp")
+    allow("broken,sound")
+    assert list(ANIMALS.kinds()) == list(ANIMALS.kinds()) == ["ant", "wasp"]
+    assert [record.message for record in caplog.records] == [
+        f"broken could not be imported, its kinds are not available: {reason}"
+    ]
+    with pytest.raises(SpecError) as caught:
+        ANIMALS.parse({"kind": "bee"})
+    assert f"; broken could not be imported: {reason}" in str(caught.value)
+
+
+def test_a_module_with_a_kind_that_exists_is_named(
+    tmp_path: Path, allow: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_module(tmp_path / "second_ant.py", "ant")
+    allow("second_ant")
+    assert ANIMALS.kinds()["ant"].__module__ == "zoo.ant"
+    assert "second_ant could not be imported" in caplog.text
+    assert "kind 'ant' is defined twice, in zoo.ant.Kind and in second_ant.Kind; rename one" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "zoo.no_such_module", "no_such.module", "zoo.py", "a-b", "../zoo"])
+def test_a_name_that_is_no_module_is_an_error(name: str, allow: Callable[[str], None]) -> None:
+    allow(name)
+    with pytest.raises(UserError, match="--allow-import"):
+        ANIMALS.kinds()
+
+
+def test_an_installed_package_is_listed_and_not_imported(tmp_path: Path, allow: Callable[[str], None]) -> None:
+    install(tmp_path, "hive", "bee", "hive.animals:Kind")
+    add_module(tmp_path / "hive" / "animals.py", "bee")
+    (tmp_path / "hive" / "__init__.py").touch()
+    assert plugins.offered("animals")["bee"].value == "hive.animals:Kind"
+    with pytest.raises(SpecError, match="the installed package hive offers it: allow it with --allow-import hive"):
+        ANIMALS.parse({"kind": "bee"})
+    assert "hive" not in sys.modules
+    allow("hive")
+    assert ANIMALS.parse({"kind": "bee"}).kind == "bee"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("hive.animals:NoSuchClass", "AttributeError"),
+        ("hive.no_such_module:Kind", "ModuleNotFoundError"),
+        ("hive.animals:Kind", "is of kind 'wasp'"),
+    ],
+)
+def test_a_package_with_a_wrong_entry_point_is_named(
+    value: str, reason: str, tmp_path: Path, allow: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    install(tmp_path, "hive", "bee", value)
+    add_module(tmp_path / "hive" / "animals.py", "wasp")
+    (tmp_path / "hive" / "__init__.py").touch()
+    allow("hive")
+    assert "ant" in ANIMALS.kinds()
+    assert f"{value} (animals: bee) could not be imported" in caplog.text
+    assert reason in caplog.text
+
+
+def test_a_kind_of_a_notebook_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    """Kinds defined in `__main__` travel by value, as `cloudpickle` sends them to the workers of Ray."""
+    script = tmp_path / "notebook.py"
+    script.write_text(
+        inspect.cleandoc("""
+        import sys
+        from typing import Annotated, Literal
+        import cloudpickle
+        from lt_train.core.fields import BATCHED
+        from lt_train.methods.base import METHODS, CrossEntropyMethod
+
+        @METHODS.register
+        class Mine(CrossEntropyMethod):
+            kind: Literal["mine"] = "mine"
+            strength: Annotated[float, BATCHED] = 1.0
+
+        open(sys.argv[1], "wb").write(cloudpickle.dumps(Mine(strength=0.25, head="cosine")))
+        """)
+    )
+    subprocess.run([sys.executable, script, tmp_path / "sent"], check=True)
+    received = cloudpickle.loads((tmp_path / "sent").read_bytes())
+    assert received.lane_values()["strength"] == 0.25
+    assert received.head.kind == "cosine"

@@ -13,7 +13,7 @@ import sweeps
 from lt_train.core.errors import BankError
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Pack, Run, RunResult
-from sweeps.config.plugin_groups import BACKENDS
+from sweeps.config.interfaces import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 

@@ -29,7 +29,7 @@ from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Pack, Run, RunResult
 from sweeps.backends.ray import _check_resources, _slots
 from sweeps.backends.tune import is_own_fault
-from sweeps.config.plugin_groups import BACKENDS
+from sweeps.config.interfaces import BACKENDS
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 

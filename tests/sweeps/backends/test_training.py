@@ -24,8 +24,7 @@ from lt_train.datasets.base import DATASETS, ImageData, Labelled
 from lt_train.pretrain.recipes import RECIPES
 from lt_train.pretrain.train import resume_file, train_backbone
 from sweeps.backends.workers import _check_stage1_resources, _JobImages
-from sweeps.config.interfaces import BackboneJob
-from sweeps.config.plugin_groups import BACKENDS
+from sweeps.config.interfaces import BACKENDS, BackboneJob
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare
 

@@ -1,0 +1,110 @@
+"""Code of other authors: the modules that `--allow-import` names, and kinds that installed packages offer.
+
+A sweep file names kinds, never code. A module of a user, or of an installed package, is imported only if the person who
+runs the program allows it by name (`ALLOWED_VARIABLE`). Kinds that an installed package declares as entry points are
+listed without importing the package.
+
+A module that cannot be imported is reported as a warning and remembered in `failures`. Whatever does not need its kinds
+continues.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from lt_train.core.errors import UserError, first_line
+
+__all__ = [
+    "ALLOWED_VARIABLE",
+    "allowed_names",
+    "failures",
+    "import_allowed",
+    "is_allowed",
+    "load",
+    "module_path",
+    "offered",
+]
+
+_log = logging.getLogger(__name__)
+
+ALLOWED_VARIABLE = "LT_ALLOW_IMPORT"
+"""Environment variable with a comma-separated list of modules or packages that are imported; `--allow-import` sets it.
+
+Their classes are decorated with the `register` method of a plugin group, such as `METHODS.register`.
+"""
+
+ENTRY_POINTS = "longtail_sweeps"
+"""Kinds of the group `methods` are entry points of the group `longtail_sweeps.methods`: `kind = "module:Class"`."""
+
+failures: dict[str, str] = {}
+"""Why an allowed module, or a kind that a package offers, could not be loaded, by its name."""
+
+_imported: set[str] = set()
+
+
+def allowed_names() -> list[str]:
+    """The modules and packages that `ALLOWED_VARIABLE` names."""
+    return [name.strip() for name in os.environ.get(ALLOWED_VARIABLE, "").split(",") if name.strip()]
+
+
+def is_allowed(module: str) -> bool:
+    """Whether `ALLOWED_VARIABLE` names `module` or a package that contains it."""
+    return any(f"{module}.".startswith(f"{name}.") for name in allowed_names())
+
+
+def module_path(name: str) -> Path:
+    """The file of a module, or the directory of a package, given with `--allow-import`. Nothing in it is imported.
+
+    Raises:
+        UserError: it is not a valid module name, or there is no such module.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+        hint = f"; for a file, give {Path(name).stem} in the directory of the file" if name.endswith(".py") else ""
+        raise UserError(f"--allow-import must be the name of a module or package, got {name!r}{hint}")
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
+        raise UserError(
+            f"--allow-import {name}: there is no such module on the Python path; install it, set PYTHONPATH, or run "
+            "the command in the directory that contains it"
+        )
+    return Path(spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin or "")
+
+
+def import_allowed() -> None:
+    """Import every allowed module once, so that it registers its kinds. One that fails is recorded in `failures`.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    for name in allowed_names():
+        if name not in _imported:
+            module_path(name)
+            _imported.add(name)  # before the import, because the module may use plugin groups itself
+            load(name, functools.partial(importlib.import_module, name))
+
+
+def load(name: str, importing: Callable[[], object]) -> object:
+    """The result of `importing`; None if it fails, with the reason in `failures` and in a warning."""
+    try:
+        return importing()
+    except (Exception, SystemExit) as error:  # the code of another author may raise anything
+        failures[name] = f"{type(error).__name__}: {first_line(error)}"
+        _log.warning("%s could not be imported, its kinds are not available: %s", name, failures[name])
+        return None
+
+
+@functools.cache
+def offered(group: str) -> dict[str, EntryPoint]:
+    """The kinds of a plugin group that installed packages offer, allowed or not, by kind. Nothing is imported."""
+    return {point.name: point for point in entry_points(group=f"{ENTRY_POINTS}.{group}")}
