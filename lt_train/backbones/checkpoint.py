@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
 from lt_train.backbones.layers import Classifier
+from lt_train.core.code import code_of
 from lt_train.core.errors import CheckpointError, SpecError
 from lt_train.core.io import atomic_file, digest_tensors, fingerprint_tensors, parse_json, write_tensors
 from lt_train.core.validation import dotted, explain
@@ -209,13 +210,15 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
             raise CheckpointError(f"backbone {source.kind} has no weights; give it a checkpoint")
         if (frozen := source.read_checkpoint(image_shape)) is not None:
             _freeze(frozen.network)
-            return frozen
+            code = code_of(source)
+            return replace(frozen, identity={**frozen.identity, "code": code}) if code else frozen
         path = Path(source.checkpoint).expanduser()
     else:
         path = source.expanduser()
     classifier, about = load_checkpoint(path)
     if isinstance(source, BackboneSpec):
         _refuse_other(source, about["backbone"], path)
+    code = code_of(BACKBONES.parse(about["backbone"]))
     content = fingerprint_tensors(_without(about, "digest", "address"), classifier.state_dict())
     _freeze(classifier.backbone)
     return FrozenBackbone(
@@ -225,7 +228,7 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
         in_channels=classifier.in_channels,
         mean=about.get("mean"),
         std=about.get("std"),
-        identity={"backbone": about["backbone"], "checkpoint": content},
+        identity={"backbone": about["backbone"], "checkpoint": content, **({"code": code} if code else {})},
         display_name=f"checkpoint {path}",
         remedy="train one on this dataset with `lt-train backbone`",
         record={name: about[name] for name in ("recipe", "seed", "accuracy", "curve") if name in about},

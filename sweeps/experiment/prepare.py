@@ -18,6 +18,7 @@ import torch
 
 from lt_train.backbones.base import BackboneSpec
 from lt_train.backbones.checkpoint import ImageSource, load_checkpoint
+from lt_train.core.code import code_of
 from lt_train.core.device import check_device
 from lt_train.core.errors import BankError, CheckpointError, UserError, first_line
 from lt_train.core.io import fingerprint, set_aside
@@ -144,6 +145,7 @@ def _backbone(
             "stage1": spec.stage1.identity(workers=workers),
             # Several workers sum in another order and have their own batch norm statistics, which changes the weights.
             **({"workers": workers} if workers > 1 else {}),
+            **({"code": code} if (code := code_of([spec.backbone, spec.stage1])) else {}),
         }
     )
     out = Path(spec.storage) / CACHE / "checkpoints" / f"{spec.backbone.kind}-{address[:16]}.safetensors"

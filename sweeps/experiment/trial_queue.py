@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
+from lt_train.core.code import code_of, outside_kinds
+from lt_train.core.registry import KindSpec
 from lt_train.core.validation import named
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
@@ -83,6 +85,7 @@ class TrialQueue:
         self._without_heads: set[str] = set()
         self._restoring: set[str] = set()
         self._leader: TrialRuns | None = None
+        self._code: dict[tuple[type[KindSpec], ...], dict[str, str]] = {}
         self._baselines: frozenset[str] = frozenset()
         self._enqueue("baseline", baseline_trials(spec))
         self._baselines = frozenset(self._first)
@@ -302,10 +305,12 @@ class TrialQueue:
         """
         halving = self._halving(run, phase)
         rule = self._rule(phase)
-        as_baseline = run_key(self.bank_fingerprint, run, rule)
+        kinds = tuple(outside_kinds(run.method))
+        code = self._code[kinds] = self._code[kinds] if kinds in self._code else code_of(run.method)
+        as_baseline = run_key(self.bank_fingerprint, run, rule, code=code)
         if halving is None and (not pool or as_baseline in self._baselines):
             return as_baseline
-        return run_key(self.bank_fingerprint, run, rule, halving, pool)
+        return run_key(self.bank_fingerprint, run, rule, halving, pool, code)
 
 
 def _searched_values(ledger: Ledger) -> dict[str, dict[int, dict[str, Any]]]:

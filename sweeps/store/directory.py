@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.clock import now_ms
+from lt_train.core.code import code_of
 from lt_train.core.errors import LongtailError, SpecError, UserError
 from lt_train.core.io import writing
 from sweeps.config.interfaces import BACKENDS, TRACKERS, TrackingSpec
@@ -74,6 +75,7 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, earlier: SweepDirecto
             "started_ms": now_ms(),
             "spec_fingerprint": spec.fingerprint(),
             "bank_fingerprint": bank_fingerprint,
+            "code": code_of(spec),
             "spec": spec.resolved(),
         }
         write_document(path / IDENTITY, identity)
@@ -111,6 +113,12 @@ def find_sweep(spec: SweepSpec, resumed: SweepDirectory | None = None) -> SweepD
             raise identity_lost(path)
         return None
     directory = SweepDirectory(path, identity)
+    code = code_of(spec)
+    if code != identity["code"]:
+        changed = ", ".join(sorted(name for name, _ in code.items() ^ identity["code"].items()))
+        raise UserError(
+            f"{path} was trained with other code: that of {changed} has changed since; restore it, {_REMEDY}"
+        )
     if directory.spec_fingerprint != spec.fingerprint():
         changed = ", ".join(_differences(directory.identity["spec"], spec.resolved()))
         why = f"{changed} differ" if changed else "it was written by another version of this program"

@@ -34,12 +34,17 @@ Accuracies = tuple[float | None, ...]
 
 
 def run_key(
-    bank_fingerprint: str, run: Run, rule: EpochSelection, halving: Halving | None = None, pool: str = ""
+    bank_fingerprint: str,
+    run: Run,
+    rule: EpochSelection,
+    halving: Halving | None = None,
+    pool: str = "",
+    code: Mapping[str, str] | None = None,
 ) -> str:
     """The identity of a run: a fingerprint of everything that determines its numbers, 64 hex digits.
 
     Which runs share its pack is not part of it; within a `pool`, such as one candidate, that follows from the sweep
-    file.
+    file. `code` are fingerprints of the code of kinds from outside this package (`lt_train.core.code.code_of`).
     """
     counts: list[Any] = [rule.epoch, rule.on, rule.metric] if rule.epoch == "best" else ["last"]
     if halving is not None:
@@ -54,6 +59,7 @@ def run_key(
             "seed": run.seed,
             "rule": counts,
             **({"pool": pool} if pool else {}),
+            **({"code": dict(code)} if code else {}),
         }
     )
 
