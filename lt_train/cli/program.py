@@ -34,8 +34,8 @@ AllowImport = Annotated[
     list[str],
     typer.Option(
         "--allow-import",
-        metavar="PACKAGE",
-        help="Also use the components of this package. Its code is executed. May be repeated.",
+        metavar="MODULE",
+        help="Also use the components of this module or package. Its code is executed. May be repeated.",
         show_default=False,
     ),
 ]

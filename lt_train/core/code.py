@@ -1,8 +1,9 @@
 """Fingerprints of the code of kinds from outside, so that results of changed code are not taken for those of the old.
 
 What a built-in kind computes is fixed by a version of this package. The class of a user may change between two runs of
-a cell, while its name and fields stay the same. So the source of the class, of the functions, classes and constants of
-the same package that it uses, is part of the identity of a run. Comments, docstrings and formatting are not.
+a cell, while its name and fields stay the same. So the source of the class, and of the functions, classes and constants
+that it uses, is part of the identity of a run, unless they belong to an installed library other than its own package.
+Comments, docstrings and formatting are not part of it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import sys
+import sysconfig
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -48,7 +52,19 @@ def outside_kinds(value: Any) -> Iterator[type[KindSpec]]:
 
 
 def _package(item: Any) -> str:
-    return str(getattr(item, "__module__", None) or "").partition(".")[0]
+    """The top-level package of a module, class or function; empty if it has none."""
+    name = item.__name__ if isinstance(item, types.ModuleType) else getattr(item, "__module__", None)
+    return str(name or "").partition(".")[0]
+
+
+@functools.cache
+def _is_library(package: str) -> bool:
+    """Whether a package is installed, or part of Python or of this project."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if package in _OWN or package in sys.stdlib_module_names:
+        return package != "__main__"
+    places = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    return file is not None and any(Path(file).is_relative_to(place) for place in places)
 
 
 def _fingerprint(spec: type) -> str:
@@ -65,7 +81,7 @@ def _collect(item: Any, name: str, package: str, found: dict[str, str]) -> None:
             _collect(part, f"{name}()", package, found)
     elif isinstance(item, _CONSTANT):
         found[name] = repr(item)
-    elif name in found or _package(item) != package:
+    elif name in found or not _is_users(item, package):
         return
     elif inspect.isclass(item):
         found[name] = ", ".join(base.__qualname__ for base in item.__bases__)
@@ -80,11 +96,16 @@ def _collect(item: Any, name: str, package: str, found: dict[str, str]) -> None:
         used = _names(item.__code__)
         for key in sorted(used):
             value = item.__globals__.get(key)
-            if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] == package:
+            if isinstance(value, types.ModuleType) and _is_users(value, package):
                 for inner in sorted(used & vars(value).keys()):
                     _collect(getattr(value, inner), f"{value.__name__}.{inner}", package, found)
             elif value is not None:
                 _collect(value, key, package, found)
+
+
+def _is_users(item: Any, package: str) -> bool:
+    own = _package(item)
+    return own == package or (own != "" and not _is_library(own))
 
 
 def _functions(member: Any) -> list[Any]:

@@ -24,7 +24,7 @@ import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast, get_args
+from typing import Annotated, Any, Generic, TypeVar, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -46,6 +46,7 @@ from lt_train.core.validation import dotted, explain, offer
 __all__ = [
     "NOT_IDENTITY",
     "PATH",
+    "REGISTRIES",
     "KindSpec",
     "Registry",
     "Spec",
@@ -132,15 +133,13 @@ class Registry(KindField, Generic[SpecT]):
         modules: the modules of `package` that define kinds; None for all of them, including those in subpackages.
     """
 
-    _all: ClassVar[dict[str, Registry[Any]]] = {}
-
     def __init__(self, name: str, base: type[SpecT], package: str, modules: Sequence[str] | None = None) -> None:
         self.name, self.base, self.package, self.modules = name, base, package, modules
         self._kinds: dict[str, type[SpecT]] = {}
         self._has_built_ins = False
         self._loaded: set[str] = set()  # entry points
         self._adapter: TypeAdapter[SpecT] | None = None
-        self._all[name] = self
+        REGISTRIES[name] = self
 
     def register(self, spec: ClassT) -> ClassT:
         """Make a kind available in this process; a decorator. A cell of a notebook may be run again.
@@ -269,14 +268,18 @@ class Registry(KindField, Generic[SpecT]):
             raise UserError(f"the entry point {point.name} is of kind {spec.kind_name()!r}; give both the same name")
 
 
+REGISTRIES: dict[str, Registry[Any]] = {}
+"""The plugin groups of the modules that are imported, by name."""
+
+
 def _registry(module: str, name: str) -> Registry[Any]:
     importlib.import_module(module)
-    return Registry._all[name]
+    return REGISTRIES[name]
 
 
 def _register_class(spec: type[KindSpec]) -> None:
     """Register the class of an instance with its group, if it belongs to one and is not registered yet."""
-    for registry in Registry._all.values():
+    for registry in REGISTRIES.values():
         if issubclass(spec, registry.base):
             known = registry.kinds().get(spec.kind_name())
             if known is None or _place(known) != _place(spec):

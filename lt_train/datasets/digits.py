@@ -6,7 +6,7 @@ scikit-learn package, so nothing is downloaded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,9 +21,6 @@ from lt_train.datasets.longtail import (
     ValPerClass,
     cut_longtail,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["DigitsLT"]
 

@@ -60,7 +60,7 @@ class JobFlags:
         ship_code: upload this machine's `lt_train` and `sweeps`.
         image: container image of driver and workers.
         cpus, gpus: of the driver; None if not given.
-        allow_import: packages whose components may be used.
+        allow_import: modules and packages whose components may be used.
     """
 
     env: Sequence[str]

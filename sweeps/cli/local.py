@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -322,7 +322,22 @@ def kinds(*, as_json: AsJson = False) -> int:
             fields_shown = ", ".join(f"{key}={value}" for key, value in _fields(kind).items())
             table.add_row(name, Text(f"{summary}\n{fields_shown}" if fields_shown else summary), end_section=True)
         Console().print(table)
+    for group, offered, module in _offered():
+        print(
+            f"{group}: {offered} is offered by {module}, which is not imported; allow it with --allow-import {module}"
+        )
     return 0
+
+
+def _offered() -> Iterator[tuple[str, str, str]]:
+    """Kinds that installed packages offer and that are not allowed: their group, name and package."""
+    from lt_train.core.plugins import is_allowed, offered
+    from lt_train.core.registry import REGISTRIES
+
+    for group in REGISTRIES:
+        for kind, point in offered(group).items():
+            if not is_allowed(point.module):
+                yield group, kind, point.module.partition(".")[0]
 
 
 def _fields(kind: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import shlex
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -51,7 +53,7 @@ class JobOptions:
     Attributes:
         environment: environment variables, which everyone who may list jobs can read.
         ship_code: upload this machine's `lt_train` and `sweeps`, instead of using those installed on the cluster.
-        packages: directories of further packages to upload.
+        packages: directories of further packages to upload, or files of modules.
         image: container image to run in, on clusters with a container runtime. Ray sends only environment variables
             into a container, so no code can be uploaded.
         cpus, gpus: resources of the driver, which trains stage 1 and extracts features where these are missing; 0 runs
@@ -144,20 +146,21 @@ class Cluster:
             JOB_VARIABLE: job_id,
             "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS),
         }
-        modules = [*(_own_packages() if options.ship_code else []), *map(str, options.packages)]
         runtime_env: dict[str, Any] = {"env_vars": environment}
         if options.image is not None:
-            assert not modules, "the command line refuses to ship code into a container"
+            assert not options.packages, "the command line refuses to ship code into a container"
             runtime_env["image_uri"] = options.image
             environment |= inline_environment(working_dir / place) if working_dir is not None else {}
             place = "."
         elif working_dir is not None:
             runtime_env["working_dir"] = str(working_dir)
-        if modules:
-            runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
         # -P: files of the working directory cannot be imported.
         command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps"]
-        with self._translate_errors():
+        with self._translate_errors(), tempfile.TemporaryDirectory() as staging:
+            modules = _own_packages() if options.ship_code else []
+            modules += [_as_package(path, Path(staging)) for path in options.packages]
+            if modules:
+                runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
             self._client.submit_job(
                 entrypoint=" ".join([*command, *map(shlex.quote, arguments)]),
                 submission_id=job_id,
@@ -286,6 +289,19 @@ def _job(details: Any) -> Job:
 
 def _options_json(options: JobOptions) -> str:
     return json.dumps({name: getattr(options, name) for name in ("ship_code", "image", "cpus", "gpus")})
+
+
+def _as_package(path: Path, staging: Path) -> str:
+    """The directory of a package; for a module in one file, that of a package with the same content.
+
+    Ray's job API uploads directories only.
+    """
+    if path.is_dir():
+        return str(path)
+    place = staging / path.stem
+    place.mkdir()
+    shutil.copyfile(path, place / "__init__.py")
+    return str(place)
 
 
 def _own_packages() -> list[str]:

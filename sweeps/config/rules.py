@@ -86,7 +86,10 @@ def _worker_problems(parts: Parts) -> Iterator[Problem]:
 
 def _may_hold_features(dataset: DatasetSpec) -> bool:
     """Whether a dataset can be used without a backbone, by the return type of its `load`."""
-    returned = get_type_hints(type(dataset).load)["return"]
+    try:
+        returned = get_type_hints(type(dataset).load)["return"]
+    except (KeyError, NameError):  # a dataset of a user without an annotation
+        return True
     return FeatureData in (returned, *get_args(returned))
 
 

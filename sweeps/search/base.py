@@ -56,6 +56,10 @@ class _Dimension(Spec):
     def probes(self) -> Iterator[tuple[int, Scalar]]:
         """`(index in the list, value)` of the values to validate; if they are valid, all values of the range are."""
 
+    @abstractmethod
+    def at(self, share: float) -> Scalar:
+        """The value at a share of the range, in [0, 1): a uniform share gives the distribution of the dimension."""
+
 
 class Range(_Dimension):
     """Base of dimensions with two bounds, both included. `number` is the type of the field they apply to."""
@@ -115,6 +119,10 @@ class Uniform(Range):
         alias="uniform", description="[low, high], low < high: numbers from low to high, uniformly distributed"
     )
 
+    def at(self, share: float) -> float:
+        """See `_Dimension.at`."""
+        return min(self.low + share * (self.high - self.low), self.high)
+
 
 class LogUniform(Range):
     """A number from low to high, uniformly distributed on a logarithmic scale."""
@@ -127,6 +135,10 @@ class LogUniform(Range):
         description="[low, high], 0 < low < high: numbers from low to high, uniform on a logarithmic scale",
     )
 
+    def at(self, share: float) -> float:
+        """See `_Dimension.at`."""
+        return float(min(max(self.low * (self.high / self.low) ** share, self.low), self.high))
+
 
 class IntRange(Range):
     """A whole number from low to high, both included, uniformly distributed."""
@@ -137,6 +149,11 @@ class IntRange(Range):
     bounds: Annotated[list[int], _TwoBounds, _Ordered] = Field(
         alias="int", description="[low, high], low < high: whole numbers from low to high, both included"
     )
+
+    def at(self, share: float) -> int:
+        """See `_Dimension.at`."""
+        low, high = int(self.low), int(self.high)
+        return low + int(share * (high - low + 1))
 
 
 class Choice(_Dimension):
@@ -151,6 +168,11 @@ class Choice(_Dimension):
     def probes(self) -> Iterator[tuple[int, Scalar]]:
         """Every value."""
         yield from enumerate(self.values)
+
+    def at(self, share: float) -> Scalar:
+        """See `_Dimension.at`."""
+        value: Scalar = self.values[int(share * len(self.values))]
+        return value
 
 
 def _key_of(document: Any) -> str | None:

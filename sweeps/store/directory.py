@@ -17,6 +17,7 @@ from lt_train.core.clock import now_ms
 from lt_train.core.code import code_of
 from lt_train.core.errors import LongtailError, SpecError, UserError
 from lt_train.core.io import writing
+from lt_train.core.plugins import allowed_names
 from sweeps.config.interfaces import BACKENDS, TRACKERS, TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.spec import SweepSpec, load_resolved
@@ -115,7 +116,7 @@ def find_sweep(spec: SweepSpec, resumed: SweepDirectory | None = None) -> SweepD
     directory = SweepDirectory(path, identity)
     code = code_of(spec)
     if code != identity["code"]:
-        changed = ", ".join(sorted(name for name, _ in code.items() ^ identity["code"].items()))
+        changed = ", ".join(sorted({name for name, _ in code.items() ^ identity["code"].items()}))
         raise UserError(
             f"{path} was trained with other code: that of {changed} has changed since; restore it, {_REMEDY}"
         )
@@ -185,7 +186,20 @@ def load_spec(directory: SweepDirectory) -> SweepSpec:
     """
     path = directory.path
     # Name and storage follow from the path, because the directory may have been moved.
-    return load_resolved(directory.identity["spec"] | {"storage": str(path.parent), "name": path.name})
+    document = directory.identity["spec"] | {"storage": str(path.parent), "name": path.name}
+    try:
+        return load_resolved(document)
+    except SpecError as error:
+        modules = sorted({name.rpartition(".")[0] for name in directory.identity["code"]} - {*allowed_names()})
+        if not modules:
+            raise
+        if "__main__" in modules:
+            remedy = "open it in the notebook or script that defines them"
+        else:
+            remedy = "give " + " ".join(f"--allow-import {module}" for module in modules)
+        raise SpecError(
+            [*error.problems, f"{path} uses {', '.join(directory.identity['code'])}, which are not imported; {remedy}"]
+        ) from None
 
 
 def load_tracking(directory: SweepDirectory) -> TrackingSpec:

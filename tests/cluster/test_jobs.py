@@ -232,16 +232,13 @@ def test_the_status_of_a_failed_sweep_has_the_reason(
 def test_code_is_shipped_on_request(
     shell: Shell, sweep_file: Callable[..., Path], submitted: Callable[..., str], cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    """A method in a package that the cluster does not have; without --allow-import it is unknown."""
-    package = tmp_path / "my_methods"
-    (package / "methods").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "methods" / "__init__.py").touch()
-    source = (
-        '"""A method of a user."""\nfrom typing import Literal\nfrom lt_train.methods.base import CrossEntropyMethod\n'
-        'class Mine(CrossEntropyMethod):\n    """Cross entropy."""\n    kind: Literal["mine"] = "mine"\n'
+    """A method in a file that the cluster does not have; without --allow-import it is unknown."""
+    (tmp_path / "my_methods.py").write_text(
+        '"""A method of a user."""\nfrom typing import Literal\n'
+        "from lt_train.methods.base import METHODS, CrossEntropyMethod\n"
+        "@METHODS.register\nclass Mine(CrossEntropyMethod):\n"
+        '    """Cross entropy."""\n    kind: Literal["mine"] = "mine"\n'
     )
-    (package / "methods" / "mine.py").write_text(source)
     file = sweep_file(
         "plugged", search={"trials": 2, "space": {"method.lr": {"loguniform": [1e-3, 1e-1]}}}, method="ce"
     )

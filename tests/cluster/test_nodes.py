@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -129,8 +128,9 @@ KILLER = '''
 import os
 from typing import Literal
 from lt_train.losses import CrossEntropy
-from lt_train.methods.base import TrainedMethod
+from lt_train.methods.base import METHODS, TrainedMethod
 
+@METHODS.register
 class Killer(TrainedMethod):
     """Cross entropy that kills its process."""
     kind: Literal["killer"] = "killer"
@@ -145,14 +145,11 @@ class Killer(TrainedMethod):
 
 @pytest.fixture
 def killer(cluster: LocalCluster) -> Iterator[str]:
-    """A package with a method that kills workers, installed on every node."""
-    package = cluster.plugins / "killing"
-    (package / "methods").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "methods" / "__init__.py").touch()
-    (package / "methods" / "killer.py").write_text(KILLER)
-    yield package.name
-    shutil.rmtree(package)
+    """A module with a method that kills workers, installed on every node."""
+    module = cluster.plugins / "killing.py"
+    module.write_text(KILLER)
+    yield module.stem
+    module.unlink()
 
 
 def test_only_the_lanes_that_kill_their_worker_fail(

@@ -217,17 +217,21 @@ def test_a_missing_timm_is_an_error_with_the_install_command(monkeypatch: pytest
         BACKBONES.parse({"kind": "imported", "factory": "timm:resnet18"}).build(3)
 
 
-def test_a_package_is_called_only_if_it_is_allowed(allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_is_called_only_if_it_is_allowed(
+    allowed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def build(function: str) -> None:
         BACKBONES.parse({"kind": "imported", "factory": f"{allowed}.external_models:{function}"}).build(3)
 
-    monkeypatch.setenv(ALLOWED_VARIABLE, f"another, {allowed}")
+    monkeypatch.setenv(ALLOWED_VARIABLE, f"json, {allowed}")
     build("Tiny")
     with pytest.raises(UserError, match="external_models must define a function or class system, but does not"):
         build("system")  # imported there, not defined there
     with pytest.raises(UserError, match=r"external_models:no_model must return a torch\.nn\.Module, got int"):
         build("no_model")
     monkeypatch.delenv("LT_TINY_RAN")
+    (tmp_path / f"{allowed[:-1]}.py").touch()  # a module whose name is the start of the package's
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(ALLOWED_VARIABLE, allowed[:-1])
     with pytest.raises(UserError, match=f"`--allow-import {allowed}` allows the code of that package"):
         build("no_model")

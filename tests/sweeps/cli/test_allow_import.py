@@ -21,11 +21,12 @@ SOURCE = '''
 """A custom method."""
 from pathlib import Path
 from typing import Literal
-from lt_train.methods.base import TrainedMethod
+from lt_train.methods.base import METHODS, TrainedMethod
 from lt_train.losses import CrossEntropy
 
 Path(__file__).with_name("was-imported").touch()
 
+@METHODS.register
 class Mine(TrainedMethod):
     """Cross entropy under another name."""
     kind: Literal["mine"] = "mine"
@@ -41,9 +42,10 @@ def package(tmp_path: Path) -> Path:
     """A package in the current directory of the command."""
     methods = tmp_path / "here" / "my_package" / "methods"
     methods.mkdir(parents=True)
-    (methods.parent / "__init__.py").touch()
+    (methods.parent / "__init__.py").write_text("import my_package.methods.mine")
     (methods / "__init__.py").touch()
     (methods / "mine.py").write_text(SOURCE)
+    (tmp_path / "here" / "one_module.py").write_text(SOURCE.replace("was-imported", "one-was-imported"))
     return tmp_path / "here"
 
 
@@ -72,6 +74,39 @@ def test_a_sweep_file_alone_imports_no_code(package: Path, small_sweep: Callable
     assert "mine" in done.stdout
 
 
+def test_a_single_module_is_enough_and_its_code_is_part_of_the_sweep(
+    package: Path, small_sweep: Callable[..., SweepSpec]
+) -> None:
+    file = package / "sweep.yaml"
+    document = {**small_sweep().resolved(), "method": {"kind": "mine"}}
+    document["search"]["space"] = {"method.lr": {"loguniform": [1e-3, 1e-1]}}
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    done = lt_sweep(package, "run", str(file), "--allow-import", "one_module")
+    assert done.returncode == 0, done.stderr
+    directory = Path(document["storage"]) / document["name"]
+    unknown = lt_sweep(package, "report", str(directory))
+    assert unknown.returncode == 2
+    assert "uses one_module.Mine, which are not imported; give --allow-import one_module" in unknown.stderr
+    assert lt_sweep(package, "report", str(directory), "--allow-import", "one_module").returncode == 0
+    module = package / "one_module.py"
+    module.write_text(module.read_text().replace('"""Cross entropy."""', '"""Plain cross entropy."""'))
+    again = lt_sweep(package, "run", str(file), "--allow-import", "one_module")
+    assert again.returncode == 0, again.stderr
+    module.write_text(module.read_text().replace("CrossEntropy()", "CrossEntropy(smooth_factor=0.5)"))
+    changed = lt_sweep(package, "run", str(file), "--allow-import", "one_module")
+    assert changed.returncode == 2
+    assert "was trained with other code: that of one_module.Mine has changed since" in changed.stderr
+
+
+def test_a_broken_module_stops_nothing_that_does_not_need_it(package: Path) -> None:
+    (package / "broken.py").write_text("import no_such_library")
+    (package / "datasets.py").write_text("raise RuntimeError('this file has nothing to do with sweeps')")
+    done = lt_sweep(package, "kinds", "--allow-import", "broken", "--allow-import", "one_module")
+    assert done.returncode == 0, done.stderr
+    assert "warning: broken could not be imported, its kinds are not available: ModuleNotFoundError" in done.stderr
+    assert "mine" in done.stdout
+
+
 def test_a_file_in_the_current_directory_shadows_no_library(package: Path) -> None:
     (package / "rich.py").write_text("raise SystemExit('imported')")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -85,9 +120,9 @@ def test_a_file_in_the_current_directory_shadows_no_library(package: Path) -> No
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("no_such_package", "--allow-import no_such_package: there is no such package on the Python path"),
-        ("../my_package", "--allow-import must be the name of a package, got '../my_package'"),
-        ("my_package; rm", "--allow-import must be the name of a package, got 'my_package; rm'"),
+        ("no_such_package", "--allow-import no_such_package: there is no such module on the Python path"),
+        ("../my_package", "--allow-import must be the name of a module or package, got '../my_package'"),
+        ("my_package; rm", "--allow-import must be the name of a module or package, got 'my_package; rm'"),
     ],
 )
 def test_a_name_that_is_not_a_package_is_refused(name: str, problem: str, package: Path) -> None:
@@ -99,14 +134,13 @@ def test_a_name_that_is_not_a_package_is_refused(name: str, problem: str, packag
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("no_such_package", "--allow-import no_such_package: there is no such package on the Python path"),
-        ("one_module", "--allow-import one_module: it must be a package"),
+        ("no_such_package", "--allow-import no_such_package: there is no such module on the Python path"),
+        ("one-module", "--allow-import must be the name of a module or package, got 'one-module'"),
     ],
 )
 def test_code_that_cannot_be_shipped_is_refused_before_the_cluster_is_contacted(
     name: str, problem: str, package: Path
 ) -> None:
-    (package / "one_module.py").touch()
     address = ("--address", "http://127.0.0.1:1")
     refused = lt_sweep(package, "resume", "mine", *address, "--ship-code", "--allow-import", name)
     assert refused.returncode == 2

@@ -32,6 +32,21 @@ def test_invalid_dimensions_are_refused(text: str, message: str) -> None:
         space(f'{{"method.lr": {text}}}')
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ('{"uniform": [2, 4]}', [2.0, 3.0, 4.0]),
+        ('{"loguniform": [0.01, 1]}', [0.01, 0.1, 1.0]),
+        ('{"int": [1, 3]}', [1, 2, 3]),
+        ('{"choice": ["a", "b", "c"]}', ["a", "b", "c"]),
+    ],
+)
+def test_a_share_of_a_range_is_a_value(text: str, values: list[object]) -> None:
+    dimension = space(f'{{"method.lr": {text}}}')["method.lr"]
+    found = [dimension.at(share) for share in (0.0, 0.5, 1 - 1e-12)]
+    assert found == [pytest.approx(value) for value in values] if isinstance(values[0], float) else found == values
+
+
 @pytest.mark.parametrize("epochs", [1, 20])
 def test_none_stops_and_refuses_nothing(epochs: int) -> None:
     training = TrainingSpec(epochs=epochs)
