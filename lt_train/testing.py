@@ -12,8 +12,9 @@ Shapes: S seeds, B batch, T lanes, K classes.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -97,11 +98,15 @@ def _check_loss(method: TrainedMethod) -> None:
     seeds, batch, lanes = 2, 5, 3
     stream = torch.Generator().manual_seed(0)
     single = {path: torch.tensor(value, dtype=torch.float64) for path, value in method.lane_values().items()}
+    settings = [[variant.lane_values() for variant in _variants(method, lanes)] for _ in range(seeds)]
     several = {
-        path: value * (0.5 + 0.5 * torch.rand(seeds, 1, lanes, generator=stream, dtype=torch.float64))
-        for path, value in single.items()
+        path: torch.tensor([[[lane[path] for lane in row]] for row in settings], dtype=torch.float64) for path in single
     }
-    loss, stacked = method.loss(single, counts), method.loss(several, counts)
+    try:
+        loss, stacked = method.loss(single, counts), method.loss(several, counts)
+    except KeyError as error:
+        problem = f"{name}.loss uses lanes[{error}], but {name} has no such field that declares BATCHED"
+        raise AssertionError(problem) from None
     corners = torch.cartesian_prod(*[torch.tensor([-100.0, 0.0, 100.0])] * classes).double()
     extreme, every = corners.repeat(classes, 1), torch.arange(classes).repeat_interleave(len(corners))
     value = loss(extreme, every)
@@ -151,21 +156,31 @@ def _check_training(method: MethodSpec) -> None:
     _assert_same_head(found[0], fused.fit(bank, runs[:1])[0], f"{name}: a run depends on the other runs of its pack")
 
 
-def _variants(method: MethodSpec) -> Iterator[MethodSpec]:
-    """The method, and one with each batched field halved; values that are refused are kept."""
-    yield method
+def _variants(method: MethodSpec, count: int = 2) -> list[MethodSpec]:
+    """The method, and others that differ from it in every batched field, as far as the fields allow it."""
+    found = [method]
     document = method.model_dump(mode="json")
-    for path, value in lane_values(method).items():
-        *parents, field = path.split(".")
-        target = document
-        for parent in parents:
-            target = target[parent]
-        target[field] = value * 0.5
-        try:
-            type(method).model_validate_json(json.dumps(document))
-        except ValidationError:
-            target[field] = value
-    yield type(method).model_validate_json(json.dumps(document))
+    for number in range(1, count):
+        for path, value in lane_values(method).items():
+            *parents, field = path.split(".")
+            target = document
+            for parent in parents:
+                target = target[parent]
+            smaller, larger = value * (1 - 0.4 * number), value * (1 + 0.4 * number)
+            for other in (smaller, larger, value) if value else (0.2 * number, value):
+                target[field] = other
+                if _is_valid(type(method), document):
+                    break
+        found.append(type(method).model_validate_json(json.dumps(document)))
+    return found
+
+
+def _is_valid(cls: type[MethodSpec], document: Mapping[str, Any]) -> bool:
+    try:
+        cls.model_validate_json(json.dumps(document))
+    except ValidationError:
+        return False
+    return True
 
 
 def _state(result: RunResult) -> Mapping[str, Any]:
@@ -205,7 +220,7 @@ def check_dataset(dataset: DatasetSpec | type[DatasetSpec]) -> None:
     """Check a dataset: what `load` returns, and that it returns the same again.
 
     Shapes and types are those of `ImageData` or `FeatureData`, labels are 0 .. K-1, every class has training images,
-    `split_counts` covers them, and no input is in the data twice.
+    `split_counts` covers them, and no input is in two parts.
 
     Args:
         dataset: an instance, or a class whose fields have defaults. The data is loaded twice.
@@ -227,8 +242,10 @@ def check_dataset(dataset: DatasetSpec | type[DatasetSpec]) -> None:
     empty = (counts == 0).nonzero().flatten().tolist()
     assert not empty, f"{name}: classes {empty} have no training image"
     assert bool((data.split_counts >= counts).all()), f"{name}: split_counts must count all training images"
-    rows = [row for labelled in parts.values() for row in _rows(labelled)]
-    assert len(rows) == len(set(rows)), f"{name}: {len(rows) - len(set(rows))} inputs are in the data twice"
+    contents = {part: set(_rows(labelled)) for part, labelled in parts.items()}
+    for one, other in itertools.combinations(contents, 2):
+        shared = len(contents[one] & contents[other])
+        assert not shared, f"{name}: {one} and {other} have {shared} {'input' if shared == 1 else 'inputs'} in common"
 
 
 def _check_part(name: str, data: ImageData | FeatureData, part: Labelled[Any]) -> None:

@@ -1,135 +1,223 @@
 """Fingerprints of the code of kinds from outside, so that results of changed code are not taken for those of the old.
 
-What a built-in kind computes is fixed by a version of this package. The class of a user may change between two runs of
-a cell, while its name and fields stay the same. So the source of the class, and of the functions, classes and constants
-that it uses, is part of the identity of a run, unless they belong to an installed library other than its own package.
-Comments, docstrings and formatting are not part of it.
+What a built-in kind computes is fixed by a version of this package. A class of a user may change between two runs of a
+cell or a command, while its name and fields stay the same. So its code is part of the identity of its runs: the source
+of the module that defines it, and of all modules of the user that this module imports, without comments, docstrings
+and formatting. Installed libraries do not count, except for the package that the class belongs to.
+
+Any change in these modules counts, also one that the class does not use: that costs another training, whereas a change
+that is overlooked would cost a wrong number. In a notebook, the cell with the class counts, and the cells and plain
+values that it uses by name.
+
+The source is read when a class is registered, so that a file that is edited later does not stand for the code that
+runs.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import inspect
+import linecache
 import sys
 import sysconfig
-import textwrap
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
 
+from lt_train.core.fields import NOT_IDENTITY, has_marker
 from lt_train.core.io import fingerprint
-from lt_train.core.registry import KindSpec
 
-__all__ = ["code_of", "outside_kinds"]
+__all__ = ["code_of", "outside_classes", "remember"]
 
 _OWN = ("lt_train", "sweeps")
-_CONSTANT = (bool, int, float, complex, str, bytes, tuple, frozenset, type(None))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+_fingerprints: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
 
 def code_of(value: Any) -> dict[str, str]:
-    """A fingerprint per kind in a specification (or a list of them) that is defined outside this package; often empty.
+    """A fingerprint (sha256, hex) for every class in a specification that is not part of this package; often empty.
 
-    Keys are the names of classes, values are sha256 in hex.
+    Args:
+        value: a specification, or a list or mapping of them. Fields that are declared `NOT_IDENTITY` do not count.
+
+    Returns:
+        Fingerprints by `module:class`.
     """
-    return {f"{one.__module__}.{one.__qualname__}": _fingerprint(one) for one in outside_kinds(value)}
+    return {f"{one.__module__}:{one.__qualname__}": remember(one) for one in outside_classes(value)}
 
 
-def outside_kinds(value: Any) -> Iterator[type[KindSpec]]:
-    """The classes of kinds in a specification, or a list of them, that are defined outside this package."""
-    if isinstance(value, KindSpec) and _package(type(value)) not in _OWN:
-        yield type(value)
+def outside_classes(value: Any) -> Iterator[type[BaseModel]]:
+    """The classes of specifications, and of their parts, that are defined outside this package."""
     if isinstance(value, BaseModel):
-        value = [getattr(value, name) for name in type(value).model_fields]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from outside_kinds(item)
+        if _top(type(value).__module__) not in _OWN:
+            yield type(value)
+        fields = type(value).model_fields.items()
+        value = [getattr(value, name) for name, field in fields if not has_marker(field, NOT_IDENTITY)]
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from outside_classes(item)
 
 
-def _package(item: Any) -> str:
-    """The top-level package of a module, class or function; empty if it has none."""
-    name = item.__name__ if isinstance(item, types.ModuleType) else getattr(item, "__module__", None)
-    return str(name or "").partition(".")[0]
+def remember(cls: type) -> str:
+    """The fingerprint of the code of a class, computed at the first call."""
+    if cls not in _fingerprints:
+        code = _Code(cls)
+        for base in cls.__mro__:
+            if base is not object:
+                code.add(base)
+        _fingerprints[cls] = fingerprint([code.modules, sorted(code.cells.values()), code.values])
+    return _fingerprints[cls]
+
+
+class _Code:
+    """The code that a class may use.
+
+    Attributes:
+        package: the top-level package or module of the class.
+        modules: sources by name of the module.
+        cells: sources of cells of a notebook by name; the names are counted up and do not count.
+        values: numbers, strings, and lists and mappings of them, that cells use, by name.
+    """
+
+    def __init__(self, cls: type) -> None:
+        self.package = _top(cls.__module__)
+        self.modules: dict[str, str] = {}
+        self.cells: dict[str, str] = {}
+        self.values: dict[str, str] = {}
+
+    def add(self, item: Any) -> None:
+        """Add the module of a class or function, or its cell."""
+        if self._counts(item.__module__) and _origin(item.__module__) is None:
+            self._add_cells(item)
+        else:
+            self._add_module(item.__module__)
+
+    def _counts(self, module: str) -> bool:
+        top = _top(module)
+        return top == self.package or not (top in _OWN or _is_installed(top))
+
+    def _add_module(self, module: str) -> None:
+        """Add the source of a module, and of the modules that it imports."""
+        if module in self.modules or not self._counts(module):
+            return
+        file = _origin(module)
+        if file is None or not file.endswith(".py"):
+            return
+        tree = _parsed(Path(file).read_text())
+        self.modules[module] = ast.unparse(tree)
+        for imported in _imports(tree, module if Path(file).name == "__init__.py" else module.rpartition(".")[0]):
+            self._add_module(imported)
+
+    def _add_cells(self, item: Any) -> None:
+        """Add the cells that define a class or function, and what they use by name."""
+        for file, namespace in _places(item):
+            if file in self.cells:
+                continue
+            source = "".join(linecache.getlines(file))
+            if not source:  # neither a notebook nor a file
+                self.cells[file] = _byte_code(item)
+                continue
+            tree = _parsed(source)
+            self.cells[file] = ast.unparse(tree)
+            for imported in _imports(tree, ""):
+                self._add_module(imported)
+            for name in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}):
+                value = namespace.get(name)
+                if isinstance(value, types.FunctionType | type):
+                    self.add(value)
+                elif isinstance(value, types.ModuleType):
+                    self._add_module(value.__name__)
+                elif (text := _plain(value)) is not None:
+                    self.values[name] = text
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
 
 
 @functools.cache
-def _is_library(package: str) -> bool:
-    """Whether a package is installed, or part of Python or of this project."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    if package in _OWN or package in sys.stdlib_module_names:
-        return package != "__main__"
+def _is_installed(package: str) -> bool:
+    if package == "__main__":
+        return False
+    if package in sys.stdlib_module_names:
+        return True
+    file = _origin(package)
     places = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
-    return file is not None and any(Path(file).is_relative_to(place) for place in places)
+    return file is None or any(Path(file).is_relative_to(place) for place in places)
 
 
-def _fingerprint(spec: type) -> str:
-    found: dict[str, str] = {}
-    _collect(spec, spec.__qualname__, _package(spec), found)
-    return fingerprint(found)
-
-
-def _collect(item: Any, name: str, package: str, found: dict[str, str]) -> None:
-    """Add the source of `item`, and of everything of the same package that it uses, to `found`."""
-    item = inspect.unwrap(item) if callable(item) else item
-    if isinstance(item, functools.partial):
-        for part in (item.func, item.args, *item.keywords.values()):
-            _collect(part, f"{name}()", package, found)
-    elif isinstance(item, _CONSTANT):
-        found[name] = repr(item)
-    elif name in found or not _is_users(item, package):
-        return
-    elif inspect.isclass(item):
-        found[name] = ", ".join(base.__qualname__ for base in item.__bases__)
-        for base in item.__bases__:
-            _collect(base, base.__qualname__, package, found)
-        for key, member in vars(item).items():
-            if not key.startswith(("__", "_abc", "model_")) or key in ("__init__", "__call__"):
-                for function in _functions(member):
-                    _collect(function, f"{name}.{key}", package, found)
-    elif isinstance(item, types.FunctionType):
-        found[name] = _source(item)
-        used = _names(item.__code__)
-        for key in sorted(used):
-            value = item.__globals__.get(key)
-            if isinstance(value, types.ModuleType) and _is_users(value, package):
-                for inner in sorted(used & vars(value).keys()):
-                    _collect(getattr(value, inner), f"{value.__name__}.{inner}", package, found)
-            elif value is not None:
-                _collect(value, key, package, found)
-
-
-def _is_users(item: Any, package: str) -> bool:
-    own = _package(item)
-    return own == package or (own != "" and not _is_library(own))
-
-
-def _functions(member: Any) -> list[Any]:
-    """The functions behind a member of a class: of a property, a class method, or itself."""
-    if isinstance(member, property):
-        return [function for function in (member.fget, member.fset) if function is not None]
-    if isinstance(member, classmethod | staticmethod):
-        return [member.__func__]
-    return [getattr(member, "wrapped", member)]  # validators of pydantic wrap their function
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return {*code.co_names}.union(*map(_names, inner))
-
-
-def _source(function: types.FunctionType) -> str:
-    """The syntax tree without docstrings; the byte code if the source is not available."""
+def _origin(module: str) -> str | None:
+    """The file of a module, which is not imported; None if it has none."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        return getattr(loaded, "__file__", None)
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        code = function.__code__
-        return repr((code.co_code, [one for one in code.co_consts if isinstance(one, _CONSTANT)]))
+        spec = importlib.util.find_spec(module) if "." not in module or _top(module) in sys.modules else None
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None or not spec.has_location else spec.origin
+
+
+def _parsed(source: str) -> ast.Module:
+    """The syntax tree without docstrings."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """The names of all modules that a module may import, wherever the statement is."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def _places(item: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files of the functions of a class, or of a function, and their global names."""
+    members = vars(item).values() if isinstance(item, type) else [item]
+    for member in members:
+        function = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)) or member)
+        if isinstance(function, types.FunctionType):
+            yield function.__code__.co_filename, function.__globals__
+
+
+def _plain(value: Any) -> str | None:
+    """A text for a number, a string, or a list or mapping of them; None for anything else."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, Mapping):
+        value = sorted(value.items(), key=repr)
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=repr)
+    if isinstance(value, list | tuple):
+        parts = [_plain(item) for item in value]
+        return None if None in parts else f"[{', '.join(map(str, parts))}]"
+    return None
+
+
+def _byte_code(item: Any) -> str:
+    """For code without source."""
+    members = vars(item).values() if isinstance(item, type) else [item]
+    return repr([_shown(member.__code__) for member in members if isinstance(member, types.FunctionType)])
+
+
+def _shown(code: types.CodeType) -> list[Any]:
+    inner = [_shown(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    return [code.co_code, code.co_names, [one for one in code.co_consts if isinstance(one, _PLAIN)], inner]

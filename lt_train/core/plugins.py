@@ -10,12 +10,14 @@ continues.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -61,19 +63,16 @@ def is_allowed(module: str) -> bool:
 
 
 def module_path(name: str) -> Path:
-    """The file of a module, or the directory of a package, given with `--allow-import`. Nothing in it is imported.
+    """The file of a module, or the directory of the package it is in, given with `--allow-import`; nothing is imported.
 
     Raises:
         UserError: it is not a valid module name, or there is no such module.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+    if name.endswith(".py") or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         hint = f"; for a file, give {Path(name).stem} in the directory of the file" if name.endswith(".py") else ""
         raise UserError(f"--allow-import must be the name of a module or package, got {name!r}{hint}")
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
+    spec = importlib.util.find_spec(name.partition(".")[0])  # of a submodule it would import the package
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
         raise UserError(
             f"--allow-import {name}: there is no such module on the Python path; install it, set PYTHONPATH, or run "
             "the command in the directory that contains it"
@@ -97,14 +96,15 @@ def import_allowed() -> None:
 def load(name: str, importing: Callable[[], object]) -> object:
     """The result of `importing`; None if it fails, with the reason in `failures` and in a warning."""
     try:
-        return importing()
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is reserved for results
+            return importing()
     except (Exception, SystemExit) as error:  # the code of another author may raise anything
         failures[name] = f"{type(error).__name__}: {first_line(error)}"
-        _log.warning("%s could not be imported, its kinds are not available: %s", name, failures[name])
+        _log.warning("%s could not be imported, and not all of its kinds are available: %s", name, failures[name])
         return None
 
 
 @functools.cache
-def offered(group: str) -> dict[str, EntryPoint]:
-    """The kinds of a plugin group that installed packages offer, allowed or not, by kind. Nothing is imported."""
-    return {point.name: point for point in entry_points(group=f"{ENTRY_POINTS}.{group}")}
+def offered(group: str) -> tuple[EntryPoint, ...]:
+    """The kinds of a plugin group that installed packages offer, allowed or not. Nothing is imported."""
+    return tuple(sorted(entry_points(group=f"{ENTRY_POINTS}.{group}"), key=lambda point: (point.name, point.value)))

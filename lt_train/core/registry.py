@@ -21,6 +21,7 @@ import json
 import operator
 import os
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
@@ -39,6 +40,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from lt_train.core import plugins
+from lt_train.core.code import remember
 from lt_train.core.errors import SpecError, UserError
 from lt_train.core.fields import BATCHED, NOT_IDENTITY, PATH, KindField, expand, marked_fields
 from lt_train.core.validation import dotted, explain, offer
@@ -154,10 +156,14 @@ class Registry(KindField, Generic[SpecT]):
         known = self._kinds.get(kind)
         if known is not None and _place(known) != _place(spec):
             raise UserError(
-                f"{self.name}: kind {kind!r} is defined twice, in {_place(known)} and in {_place(spec)}; rename one"
+                f"{self.name}: kind {kind!r} is defined twice, in {_place(known)} and in {_place(spec)}; give one "
+                "of them another kind"
             )
         self._kinds = dict(sorted({**self._kinds, kind: cast(type[SpecT], spec)}.items()))
         self._adapter = None
+        if not _is_in("lt_train", spec.__module__) and not _is_in("sweeps", spec.__module__):
+            remember(spec)
+        _register_defaults(spec)
         return spec
 
     def kinds(self) -> Mapping[str, type[SpecT]]:
@@ -168,10 +174,11 @@ class Registry(KindField, Generic[SpecT]):
         """
         self._load_built_ins()
         plugins.import_allowed()
-        for kind, point in plugins.offered(self.name).items():
-            if kind not in self._loaded and plugins.is_allowed(point.module):
-                self._loaded.add(kind)
-                plugins.load(f"{point.value} ({self.name}: {kind})", functools.partial(self._load_offered, point))
+        for point in plugins.offered(self.name):
+            if point.value not in self._loaded and plugins.is_allowed(point.module):
+                self._loaded.add(point.value)
+                name = f"{point.value} ({self.name}: {point.name})"
+                plugins.load(name, functools.partial(self._load_offered, point))
         return MappingProxyType(self._kinds)
 
     def parse(self, document: Mapping[str, Any]) -> SpecT:
@@ -191,10 +198,10 @@ class Registry(KindField, Generic[SpecT]):
 
     def hint(self, kind: Any) -> str:
         """`; ...`: where an unknown kind may come from, a package that is not allowed or that failed; else empty."""
-        point = plugins.offered(self.name).get(kind) if isinstance(kind, str) else None
-        if point is not None and not plugins.is_allowed(point.module):
-            package = point.module.partition(".")[0]
-            return f"; the installed package {package} offers it: allow it with --allow-import {package}"
+        offering = {point.module.partition(".")[0] for point in plugins.offered(self.name) if point.name == kind}
+        for package in sorted(offering):
+            if not plugins.is_allowed(package):
+                return f"; the installed package {package} offers it: allow it with --allow-import {package}"
         return "".join(f"; {name} could not be imported: {reason}" for name, reason in plugins.failures.items())
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -219,9 +226,14 @@ class Registry(KindField, Generic[SpecT]):
         if not (inspect.isclass(spec) and issubclass(spec, self.base)):
             raise TypeError(f"{self.name}: a kind must be a subclass of {self.base.__name__}, got {spec!r}")
         kind, name = spec.kind_name(), spec.__name__
-        if not kind:
+        names = get_args(spec.model_fields["kind"].annotation)
+        is_name = len(names) == 1 and isinstance(kind, str) and re.fullmatch(r"[a-z][a-z0-9_]*", kind)
+        if not is_name or spec.model_fields["kind"].default != kind:
             example = f'kind: Literal["{name.lower()}"] = "{name.lower()}"'
-            raise TypeError(f"{self.name}: {name} must name its kind, for example {example}")
+            raise TypeError(
+                f"{self.name}: {name} must name its kind, in lower case letters, digits and underscores, for example "
+                f"{example}"
+            )
         if inspect.isabstract(spec):
             raise TypeError(f"{self.name}: {name} must implement {', '.join(sorted(spec.__abstractmethods__))}")
         for field in marked_fields(spec, BATCHED):
@@ -281,9 +293,15 @@ def _register_class(spec: type[KindSpec]) -> None:
     """Register the class of an instance with its group, if it belongs to one and is not registered yet."""
     for registry in REGISTRIES.values():
         if issubclass(spec, registry.base):
-            known = registry.kinds().get(spec.kind_name())
-            if known is None or _place(known) != _place(spec):
+            if registry.kinds().get(spec.kind_name()) is not spec:
                 registry.register(spec)
+
+
+def _register_defaults(spec: type[KindSpec]) -> None:
+    """Register the classes of parts that are the default of a field: a part of the user may occur nowhere else."""
+    for field in spec.model_fields.values():
+        if isinstance(field.default, KindSpec):
+            _register_class(type(field.default))
 
 
 def _is_in(package: str, module: str) -> bool:

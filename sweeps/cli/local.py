@@ -335,9 +335,9 @@ def _offered() -> Iterator[tuple[str, str, str]]:
     from lt_train.core.registry import REGISTRIES
 
     for group in REGISTRIES:
-        for kind, point in offered(group).items():
+        for point in offered(group):
             if not is_allowed(point.module):
-                yield group, kind, point.module.partition(".")[0]
+                yield group, point.name, point.module.partition(".")[0]
 
 
 def _fields(kind: Any) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Cluster:
         command = [*(["cd", place, "&&"] if place != "." else []), "python", "-P", "-m", "sweeps"]
         with self._translate_errors(), tempfile.TemporaryDirectory() as staging:
             modules = _own_packages() if options.ship_code else []
-            modules += [_as_package(path, Path(staging)) for path in options.packages]
+            modules += [_as_package(path, Path(staging)) for path in dict.fromkeys(options.packages)]
             if modules:
                 runtime_env |= {"py_modules": modules, "excludes": ["__pycache__"]}
             self._client.submit_job(

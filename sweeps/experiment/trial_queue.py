@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from lt_train.core.code import code_of, outside_kinds
-from lt_train.core.registry import KindSpec
+from pydantic import BaseModel
+
+from lt_train.core.code import code_of, outside_classes
 from lt_train.core.validation import named
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
@@ -85,7 +86,7 @@ class TrialQueue:
         self._without_heads: set[str] = set()
         self._restoring: set[str] = set()
         self._leader: TrialRuns | None = None
-        self._code: dict[tuple[type[KindSpec], ...], dict[str, str]] = {}
+        self._code: dict[tuple[type[BaseModel], ...], dict[str, str]] = {}
         self._baselines: frozenset[str] = frozenset()
         self._enqueue("baseline", baseline_trials(spec))
         self._baselines = frozenset(self._first)
@@ -305,7 +306,7 @@ class TrialQueue:
         """
         halving = self._halving(run, phase)
         rule = self._rule(phase)
-        kinds = tuple(outside_kinds(run.method))
+        kinds = tuple(outside_classes(run.method))
         code = self._code[kinds] = self._code[kinds] if kinds in self._code else code_of(run.method)
         as_baseline = run_key(self.bank_fingerprint, run, rule, code=code)
         if halving is None and (not pool or as_baseline in self._baselines):

@@ -17,7 +17,7 @@ from lt_train.core.clock import now_ms
 from lt_train.core.code import code_of
 from lt_train.core.errors import LongtailError, SpecError, UserError
 from lt_train.core.io import writing
-from lt_train.core.plugins import allowed_names
+from lt_train.core.plugins import is_allowed
 from sweeps.config.interfaces import BACKENDS, TRACKERS, TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.spec import SweepSpec, load_resolved
@@ -190,7 +190,8 @@ def load_spec(directory: SweepDirectory) -> SweepSpec:
     try:
         return load_resolved(document)
     except SpecError as error:
-        modules = sorted({name.rpartition(".")[0] for name in directory.identity["code"]} - {*allowed_names()})
+        used = {name.partition(":")[0] for name in directory.identity["code"]}
+        modules = sorted(module for module in used if not is_allowed(module))
         if not modules:
             raise
         if "__main__" in modules:

@@ -144,6 +144,28 @@ def test_a_wrong_loss_is_named(loss: Any, message: str) -> None:
         check_method(Wrong)
 
 
+def test_bounds_of_fields_are_kept() -> None:
+    class Bounded(Own):
+        """A field that must be at least 1."""
+
+        strength: Annotated[float, BATCHED, Field(ge=1, description="at least 1")] = 1.0
+
+        def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+            return OwnLoss((lanes["strength"] - 1).sqrt())
+
+    check_method(Bounded)
+
+
+def test_a_field_that_is_not_batched_is_named() -> None:
+    class Forgotten(Own):
+        """Lacks the declaration."""
+
+        strength: float = Field(default=1.0, description="a weight")
+
+    with pytest.raises(AssertionError, match=r"uses lanes\['strength'\], but Forgotten has no such field"):
+        check_method(Forgotten)
+
+
 def test_a_method_that_fails_is_named() -> None:
     class Diverging(CrossEntropyMethod):
         """A learning rate without sense."""
@@ -198,7 +220,7 @@ def messages() -> Iterator[tuple[str, str]]:
     yield "length", "Features: train: 29 inputs and 30 labels"
     yield "empty", r"Features: classes \[2\] have no training image"
     yield "counts", "Features: split_counts must count all training images"
-    yield "overlap", "Features: 1 inputs are in the data twice"
+    yield "overlap", "Features: train and test have 1 input in common"
     yield "random", "Features: loading again gives another train set"
 
 

@@ -122,6 +122,17 @@ def test_an_instance_registers_its_class() -> None:
     assert ANIMALS.parse({"kind": "bee", "stripes": [4]}) == Bee(stripes=(4,))
 
 
+def test_a_part_that_is_only_a_default_is_registered() -> None:
+    @ANIMALS.register
+    class Hive(Animal):
+        """Has a part of the user."""
+
+        kind: Literal["hive"] = "hive"
+        queen: Annotated[Animal, ANIMALS] = Bee()
+
+    assert ANIMALS.parse({"kind": "hive", "queen": {"kind": "bee", "stripes": [7]}}).queen == Bee(stripes=(7,))  # type: ignore[attr-defined]
+
+
 def test_a_subclass_needs_a_kind_of_its_own() -> None:
     class Ant(ANIMALS.kinds()["ant"]):  # type: ignore[misc]
         """Inherits the kind of its base."""
@@ -144,12 +155,22 @@ def test_a_cell_of_a_notebook_may_be_run_again() -> None:
     old, new = cell(1), cell(2)
     assert ANIMALS.kinds()["wasp"] is new
     as_document(old())
-    assert ANIMALS.kinds()["wasp"] is new
+    assert ANIMALS.kinds()["wasp"] is old, "an instance stands for its own class"
 
 
 def test_classes_that_cannot_be_kinds_are_refused() -> None:
     class Nameless(Animal):
         """Has no kind."""
+
+    class Spaces(Animal):
+        """Has a kind that is no word."""
+
+        kind: Literal["two words"] = "two words"
+
+    class Two(Animal):
+        """Has two kinds."""
+
+        kind: Literal["one", "two"] = "one"
 
     class Whole(Animal):
         """Declares an integer as batched."""
@@ -163,7 +184,12 @@ def test_classes_that_cannot_be_kinds_are_refused() -> None:
         kind: Literal["other"] = "other"
 
     for refused, message in [
-        (Nameless, 'Nameless must name its kind, for example kind: Literal["nameless"]'),
+        (
+            Nameless,
+            'letters, digits and underscores, for example kind: Literal["nameless"] = "nameless"',
+        ),
+        (Spaces, "Spaces must name its kind"),
+        (Two, "Two must name its kind"),
         (Whole, "Whole.legs is BATCHED, so it must be a float"),
         (Other, "must be a subclass of Animal"),
         ("ant", "must be a subclass of Animal"),
@@ -245,11 +271,39 @@ def test_a_module_that_fails_is_named_and_stops_nothing_else(
     allow("broken,sound")
     assert list(ANIMALS.kinds()) == list(ANIMALS.kinds()) == ["ant", "wasp"]
     assert [record.message for record in caplog.records] == [
-        f"broken could not be imported, its kinds are not available: {reason}"
+        f"broken could not be imported, and not all of its kinds are available: {reason}"
     ]
     with pytest.raises(SpecError) as caught:
         ANIMALS.parse({"kind": "bee"})
     assert f"; broken could not be imported: {reason}" in str(caught.value)
+
+
+def test_a_package_that_fails_stops_nothing_if_a_part_of_it_is_allowed(
+    tmp_path: Path, allow: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_module(tmp_path / "bad_package" / "part.py", "bee")
+    (tmp_path / "bad_package" / "__init__.py").write_text("raise SystemExit(0)")
+    allow("bad_package.part")
+    assert list(ANIMALS.kinds()) == ["ant"]
+    assert "bad_package.part could not be imported" in caplog.text
+
+
+def test_a_module_that_prints_does_not_disturb_results(
+    tmp_path: Path, allow: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_module(tmp_path / "talking.py", "bee", also="print('hello')")
+    allow("talking")
+    assert list(ANIMALS.kinds()) == ["ant", "bee"]
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_two_packages_may_offer_one_kind(tmp_path: Path, allow: Callable[[str], None]) -> None:
+    for package in ("hive", "meadow"):
+        install(tmp_path, package, "bee", f"{package}.animals:Kind")
+        add_module(tmp_path / package / "animals.py", "bee")
+        (tmp_path / package / "__init__.py").touch()
+    allow("hive")
+    assert ANIMALS.kinds()["bee"].__module__ == "hive.animals"
 
 
 def test_a_module_with_a_kind_that_exists_is_named(
@@ -259,10 +313,13 @@ def test_a_module_with_a_kind_that_exists_is_named(
     allow("second_ant")
     assert ANIMALS.kinds()["ant"].__module__ == "zoo.ant"
     assert "second_ant could not be imported" in caplog.text
-    assert "kind 'ant' is defined twice, in zoo.ant.Kind and in second_ant.Kind; rename one" in caplog.text
+    assert (
+        "kind 'ant' is defined twice, in zoo.ant.Kind and in second_ant.Kind; give one of them another kind"
+        in caplog.text
+    )
 
 
-@pytest.mark.parametrize("name", ["no_such_module", "zoo.no_such_module", "no_such.module", "zoo.py", "a-b", "../zoo"])
+@pytest.mark.parametrize("name", ["no_such_module", "no_such.module", "zoo.py", "a-b", "../zoo", "sys"])
 def test_a_name_that_is_no_module_is_an_error(name: str, allow: Callable[[str], None]) -> None:
     allow(name)
     with pytest.raises(UserError, match="--allow-import"):
@@ -273,7 +330,7 @@ def test_an_installed_package_is_listed_and_not_imported(tmp_path: Path, allow: 
     install(tmp_path, "hive", "bee", "hive.animals:Kind")
     add_module(tmp_path / "hive" / "animals.py", "bee")
     (tmp_path / "hive" / "__init__.py").touch()
-    assert plugins.offered("animals")["bee"].value == "hive.animals:Kind"
+    assert [(point.name, point.value) for point in plugins.offered("animals")] == [("bee", "hive.animals:Kind")]
     with pytest.raises(SpecError, match="the installed package hive offers it: allow it with --allow-import hive"):
         ANIMALS.parse({"kind": "bee"})
     assert "hive" not in sys.modules
