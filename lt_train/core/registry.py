@@ -161,9 +161,9 @@ class Registry(KindField, Generic[SpecT]):
             )
         self._kinds = dict(sorted({**self._kinds, kind: cast(type[SpecT], spec)}.items()))
         self._adapter = None
-        if not _is_in("lt_train", spec.__module__) and not _is_in("sweeps", spec.__module__):
+        if not _is_own(spec):
             remember(spec)
-        _register_defaults(spec)
+            _register_defaults(spec)
         return spec
 
     def kinds(self) -> Mapping[str, type[SpecT]]:
@@ -291,7 +291,9 @@ def _registry(module: str, name: str) -> Registry[Any]:
 
 def _register_class(spec: type[KindSpec]) -> None:
     """Register the class of an instance with its group, if it belongs to one and is not registered yet."""
-    for registry in REGISTRIES.values():
+    if _is_own(spec):
+        return  # registered when its module was imported
+    for registry in list(REGISTRIES.values()):
         if issubclass(spec, registry.base):
             if registry.kinds().get(spec.kind_name()) is not spec:
                 registry.register(spec)
@@ -302,6 +304,11 @@ def _register_defaults(spec: type[KindSpec]) -> None:
     for field in spec.model_fields.values():
         if isinstance(field.default, KindSpec):
             _register_class(type(field.default))
+
+
+def _is_own(spec: type[KindSpec]) -> bool:
+    """Whether a class is part of this project."""
+    return _is_in("lt_train", spec.__module__) or _is_in("sweeps", spec.__module__)
 
 
 def _is_in(package: str, module: str) -> bool:

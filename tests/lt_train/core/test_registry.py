@@ -163,7 +163,7 @@ def test_classes_that_cannot_be_kinds_are_refused() -> None:
         """Has no kind."""
 
     class Spaces(Animal):
-        """Has a kind that is no word."""
+        """Has a kind with a space."""
 
         kind: Literal["two words"] = "two words"
 
