@@ -10,8 +10,7 @@ import pytest
 SPECS = """
 from lt_train.core.errors import UserError
 from lt_train.core.imports import require
-from sweeps.config.interfaces import BACKENDS
-from sweeps.config.plugin_groups import TRACKERS
+from sweeps.config.interfaces import BACKENDS, TRACKERS
 assert {"inline", "ray"} <= set(BACKENDS.kinds())
 assert {"none", "mlflow"} <= set(TRACKERS.kinds())
 assert "torch" not in sys.modules, "reading a sweep file does not need torch"
