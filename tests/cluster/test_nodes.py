@@ -146,6 +146,7 @@ class Killer(TrainedMethod):
 @pytest.fixture
 def killer(cluster: LocalCluster) -> Iterator[str]:
     """A module with a method that kills workers, installed on every node."""
+    cluster.plugins.mkdir(exist_ok=True)
     module = cluster.plugins / "killing.py"
     module.write_text(KILLER)
     yield module.stem
