@@ -98,9 +98,9 @@ def _check_loss(method: TrainedMethod) -> None:
     seeds, batch, lanes = 2, 5, 3
     stream = torch.Generator().manual_seed(0)
     single = {path: torch.tensor(value, dtype=torch.float64) for path, value in method.lane_values().items()}
-    settings = [[variant.lane_values() for variant in _variants(method, lanes)] for _ in range(seeds)]
+    settings = [variant.lane_values() for variant in _variants(method, lanes)]
     several = {
-        path: torch.tensor([[[lane[path] for lane in row]] for row in settings], dtype=torch.float64) for path in single
+        path: torch.tensor([[[lane[path] for lane in settings]]] * seeds, dtype=torch.float64) for path in single
     }
     try:
         loss, stacked = method.loss(single, counts), method.loss(several, counts)

@@ -33,7 +33,7 @@ from pydantic import BaseModel
 from lt_train.core.fields import NOT_IDENTITY, has_marker
 from lt_train.core.io import fingerprint
 
-__all__ = ["code_of", "outside_classes", "remember"]
+__all__ = ["code_of", "remember"]
 
 _OWN = ("lt_train", "sweeps")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -50,10 +50,10 @@ def code_of(value: Any) -> dict[str, str]:
     Returns:
         Fingerprints by `module:class`.
     """
-    return {f"{one.__module__}:{one.__qualname__}": remember(one) for one in outside_classes(value)}
+    return {f"{one.__module__}:{one.__qualname__}": remember(one) for one in _outside_classes(value)}
 
 
-def outside_classes(value: Any) -> Iterator[type[BaseModel]]:
+def _outside_classes(value: Any) -> Iterator[type[BaseModel]]:
     """The classes of specifications, and of their parts, that are defined outside this package."""
     if isinstance(value, BaseModel):
         if _top(type(value).__module__) not in _OWN:
@@ -61,7 +61,7 @@ def outside_classes(value: Any) -> Iterator[type[BaseModel]]:
         fields = type(value).model_fields.items()
         value = [getattr(value, name) for name, field in fields if not has_marker(field, NOT_IDENTITY)]
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from outside_classes(item)
+        yield from _outside_classes(item)
 
 
 def remember(cls: type) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "Shorthand",
     "annotated",
     "expand",
+    "is_model",
     "lane_values",
     "marked_fields",
     "part_of",
@@ -191,7 +192,7 @@ def _expand(annotation: Any, value: Any) -> Any:
         return value
     if origin in (list, tuple) and isinstance(value, list):
         return [_expand(inner[0], item) for item in value]
-    return expand(annotation, value) if _is_model(annotation) else value
+    return expand(annotation, value) if is_model(annotation) else value
 
 
 def _may_be(member: Any, value: Any) -> bool:
@@ -201,9 +202,10 @@ def _may_be(member: Any, value: Any) -> bool:
     return bool(value.get("kind") == member.model_fields["kind"].default)
 
 
-def _is_model(annotation: Any) -> bool:
+def is_model(annotation: Any) -> bool:
+    """Whether an annotation is a pydantic model."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _is_kind(annotation: Any) -> bool:
-    return _is_model(annotation) and "kind" in annotation.model_fields
+    return is_model(annotation) and "kind" in annotation.model_fields

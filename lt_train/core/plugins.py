@@ -30,6 +30,7 @@ __all__ = [
     "failures",
     "import_allowed",
     "is_allowed",
+    "is_in",
     "load",
     "module_path",
     "offered",
@@ -59,7 +60,12 @@ def allowed_names() -> list[str]:
 
 def is_allowed(module: str) -> bool:
     """Whether `ALLOWED_VARIABLE` names `module` or a package that contains it."""
-    return any(f"{module}.".startswith(f"{name}.") for name in allowed_names())
+    return any(is_in(name, module) for name in allowed_names())
+
+
+def is_in(package: str, module: str) -> bool:
+    """Whether a module is `package` itself or part of it."""
+    return f"{module}.".startswith(f"{package}.")
 
 
 def module_path(name: str) -> Path:

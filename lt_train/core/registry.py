@@ -151,7 +151,7 @@ class Registry(KindField, Generic[SpecT]):
             UserError: another class has the same kind; the message names both.
         """
         kind = self._check(spec)
-        if not _is_in(self.package, spec.__module__):
+        if not plugins.is_in(self.package, spec.__module__):
             self._load_built_ins()
         known = self._kinds.get(kind)
         if known is not None and _place(known) != _place(spec):
@@ -308,11 +308,7 @@ def _register_defaults(spec: type[KindSpec]) -> None:
 
 def _is_own(spec: type[KindSpec]) -> bool:
     """Whether a class is part of this project."""
-    return _is_in("lt_train", spec.__module__) or _is_in("sweeps", spec.__module__)
-
-
-def _is_in(package: str, module: str) -> bool:
-    return f"{module}.".startswith(f"{package}.")
+    return plugins.is_in("lt_train", spec.__module__) or plugins.is_in("sweeps", spec.__module__)
 
 
 def _place(spec: type[KindSpec]) -> str:

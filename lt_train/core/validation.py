@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from lt_train.core.fields import KindField, annotated
+from lt_train.core.fields import KindField, annotated, is_model
 
 __all__ = ["Problem", "dotted", "explain", "named", "nearest", "offer"]
 
@@ -266,29 +266,25 @@ def _options(annotation: Any, tag: str | None = None, metadata: tuple[Any, ...] 
         for member in get_args(annotation):
             yield from _options(member, tag, metadata)
     else:
-        if tag is None and _is_model(annotation) and "kind" in annotation.model_fields:
+        if tag is None and is_model(annotation) and "kind" in annotation.model_fields:
             names = get_args(annotation.model_fields["kind"].annotation)
             tag = names[0] if names else None
         yield _Option(annotation, tag, metadata)
 
 
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
 def _is_container(annotation: Any) -> bool:
-    return _is_model(annotation) or get_origin(annotation) in (dict, list, tuple)
+    return is_model(annotation) or get_origin(annotation) in (dict, list, tuple)
 
 
 def _keys(annotation: Any) -> list[str]:
-    if not _is_model(annotation):
+    if not is_model(annotation):
         return []
     return [field.alias or name for name, field in annotation.model_fields.items()]
 
 
 def _children(annotation: Any, part: str | int) -> Iterator[tuple[Any, str | None]]:
     """`(annotation, description)` of the entry `part` of a container, if it exists."""
-    if _is_model(annotation):
+    if is_model(annotation):
         for name, field in annotation.model_fields.items():
             if part == (field.alias or name):
                 yield field, field.description

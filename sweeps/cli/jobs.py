@@ -86,7 +86,7 @@ class JobFlags:
         if self.allow_import:  # a variable and not a flag of the driver, because workers and a resume need it too
             environment[ALLOWED_VARIABLE] = ",".join(self.allow_import)
         # For a subpackage, the whole top-level package is uploaded.
-        packages = [module_path(name.partition(".")[0]) for name in self.allow_import if self.ship_code]
+        packages = [module_path(name) for name in self.allow_import if self.ship_code]
         return JobOptions(
             environment=environment,
             ship_code=self.ship_code,

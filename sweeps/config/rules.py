@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from lt_train.core.fields import annotated
 from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
@@ -319,8 +320,7 @@ def valid_parts(model: type[BaseModel], document: Mapping[str, Any]) -> dict[str
         if name == "methods" and isinstance(document[name], list):
             parts[name] = [_valid_entry(index, entry) for index, entry in enumerate(document[name])]
             continue
-        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        part = _validate(annotation, document[name], prune=name in _PRUNED, reset_trials=name == "search")
+        part = _validate(annotated(field), document[name], prune=name in _PRUNED, reset_trials=name == "search")
         # A space whose ranges are all invalid must not be reported as an empty space.
         if part is not _INVALID and not (name == "search" and document[name].get("space") and not part.space):
             parts[name] = part

@@ -15,13 +15,11 @@ import functools
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
-from lt_train.core.code import code_of, outside_classes
+from lt_train.core.code import code_of
 from lt_train.core.validation import named
 from lt_train.features.bank import FeatureBank
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
@@ -86,7 +84,6 @@ class TrialQueue:
         self._without_heads: set[str] = set()
         self._restoring: set[str] = set()
         self._leader: TrialRuns | None = None
-        self._code: dict[tuple[type[BaseModel], ...], dict[str, str]] = {}
         self._baselines: frozenset[str] = frozenset()
         self._enqueue("baseline", baseline_trials(spec))
         self._baselines = frozenset(self._first)
@@ -272,7 +269,8 @@ class TrialQueue:
         keys_of: dict[Run, str] = {}
         for trial in trials:
             self.trials[trial.name] = self._open[trial.name] = trial
-            keys = self._keys[trial.name] = [self._key(run, phase, pool) for run in trial.runs()]
+            code = code_of(trial.method)
+            keys = self._keys[trial.name] = [self._key(run, phase, pool, code) for run in trial.runs()]
             for run, key in zip(trial.runs(), keys, strict=True):
                 if key not in self._first:
                     self._first[key] = trial
@@ -299,15 +297,13 @@ class TrialQueue:
             return None
         return self.spec.search.early_stopping.halving(run.training)
 
-    def _key(self, run: Run, phase: Phase, pool: str) -> str:
+    def _key(self, run: Run, phase: Phase, pool: str, code: Mapping[str, str]) -> str:
         """A run's key: shared within a candidate and with an identical baseline, but not between candidates.
 
         Which of two candidates requests a run first depends on timing, and so would the pack of a shared run.
         """
         halving = self._halving(run, phase)
         rule = self._rule(phase)
-        kinds = tuple(outside_classes(run.method))
-        code = self._code[kinds] = self._code[kinds] if kinds in self._code else code_of(run.method)
         as_baseline = run_key(self.bank_fingerprint, run, rule, code=code)
         if halving is None and (not pool or as_baseline in self._baselines):
             return as_baseline

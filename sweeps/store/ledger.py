@@ -55,7 +55,6 @@ from sweeps.store.pack_files import (
     read_arrays,
     read_head,
     run_arrays,
-    runs_in,
     save_arrays,
     save_heads,
 )
@@ -164,14 +163,16 @@ class LedgerReader:
     def _missing(self, files: Sequence[Path], has_result: bool) -> Iterator[str]:
         """What the ledger lacks compared with files that are written later, or at most one pack earlier."""
         unlisted = [file for file in files if name_parts(file)[0] not in self._recorded]
-        packs = sum(any(self._is_missing(line) for line in runs_in(file)) for file in unlisted)
+        packs = sum(any(self._is_missing(line) for line in lines_in(file)) for file in unlisted)
         if packs > 1:
             yield f"lines of {packs} packs are missing"
         elif has_result and not self._has_ended:
             yield "its end is missing"
 
-    def _is_missing(self, line: Mapping[str, Any]) -> bool:
-        return line.get("sweep_id", "") == self.sweep_id and line["key"] not in self.runs
+    def _is_missing(self, line: Any) -> bool:
+        """Whether a line of any file in `packs/` is that of a run of this sweep that the ledger lacks."""
+        is_run = isinstance(line, dict) and line.get("event") == "run" and line.get("sweep_id", "") == self.sweep_id
+        return is_run and line["key"] not in self.runs
 
     def _is_of_another_sweep(self, line: Mapping[str, Any]) -> bool:
         found = line.get("sweep_id", "")
@@ -430,8 +431,7 @@ class Ledger(LedgerReader):
         again = {key for pack in lost.values() for key in pack} - keys
         outcome = f"{_runs(keys, 'was', 'were')} restored from packs/" if keys else ""
         if damaged:
-            with writing(self.path):
-                remove(self.path.parent / RESULT)  # written again at the end
+            remove(self.path.parent / RESULT)  # written again at the end
             outcome += f"{' and ' if outcome else ''}{_runs(again, 'is', 'are')} trained again" if again else ""
             logger.warning(
                 "%s was damaged: %s. It is repaired%s%s",
@@ -500,7 +500,7 @@ class Ledger(LedgerReader):
             }
             if is_used:
                 continue
-            runs, end = runs_in(file), lines[-1]
+            runs, end = [line for line in lines if line["event"] == "run"], lines[-1]
             keys = {run["key"] for run in runs}
             if keys <= known:
                 remove(file)  # a pack that was trained twice

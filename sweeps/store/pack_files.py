@@ -34,7 +34,6 @@ __all__ = [
     "read_arrays",
     "read_head",
     "run_arrays",
-    "runs_in",
     "save_arrays",
     "save_heads",
 ]
@@ -124,11 +123,6 @@ def lines_in(file: Path) -> list[dict[str, Any]]:
     except (SafetensorError, OSError):
         return []
     return lines
-
-
-def runs_in(file: Path) -> list[dict[str, Any]]:
-    """The lines of the runs among `lines_in`."""
-    return [line for line in lines_in(file) if isinstance(line, dict) and line.get("event") == "run"]
 
 
 def read_arrays(file: Path, recorded: str) -> dict[str, NDArray[Any]]:

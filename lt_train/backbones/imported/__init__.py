@@ -26,7 +26,7 @@ from lt_train.core.errors import CheckpointError, UserError, first_line
 from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import nn, torch
 from lt_train.core.io import sha256_file
-from lt_train.core.plugins import allowed_names, module_path
+from lt_train.core.plugins import allowed_names, is_in, module_path
 from lt_train.core.validation import named, nearest
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _of_timm(factory: str, name: str) -> Callable[..., Any]:
 
 def _of_package(factory: str, module: str, name: str) -> Callable[..., Any]:
     """A function defined in an allowed package; imported ones, such as `os.system`, are refused."""
-    package = next((one for one in allowed_names() if f"{module}.".startswith(f"{one}.")), None)
+    package = next((one for one in allowed_names() if is_in(one, module)), None)
     if package is None:
         raise UserError(
             f"factory must name torchvision, timm or a package that --allow-import names, got {factory}; "
@@ -110,7 +110,7 @@ def _of_package(factory: str, module: str, name: str) -> Callable[..., Any]:
             f"factory {factory}: {module} cannot be imported: {type(error).__name__}: {first_line(error)}"
         ) from error
     home = getattr(function, "__module__", None) or ""
-    if not callable(function) or not f"{home}.".startswith(f"{package}."):
+    if not callable(function) or not is_in(package, home):
         raise UserError(f"factory {factory}: {module} must define a function or class {name}, but does not")
     return lambda **arguments: function(**arguments)
 

@@ -32,19 +32,15 @@ def set_environment() -> None:
     A process that starts threads calls this before: C libraries such as Ray's and the AWS SDK read the environment
     without a lock, and crash if it changes at that moment.
     """
-    wanted = {
-        # MLflow's own retries repeat requests whose answer was lost, which creates runs twice, and block for minutes.
-        # `BackgroundTracker` retries instead, after looking up what exists.
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
-        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": os.environ.get("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
-    }
-    for name, value in wanted.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
-    if "MLFLOW_RUN_ID" in os.environ:  # do not write to the run of a parent process
-        del os.environ["MLFLOW_RUN_ID"]
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # MLflow's own retries repeat requests whose answer was lost, which creates runs twice, and block for minutes.
+    # `BackgroundTracker` retries instead, after looking up what exists.
+    if os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") != "0":
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    # Do not write to the run of a parent process.
+    os.environ.pop("MLFLOW_RUN_ID", None)
 
 
 def open_client(uri: str) -> Any:
