@@ -123,9 +123,9 @@ def _on_bank(bank: FeatureBank, size: Size) -> list[dict[str, dict[str, float]]]
     training = lt_train.TrainingSpec(epochs=size.epochs, batch_size=BATCH_SIZE)
     rows: list[dict[str, dict[str, float]]] = [{} for _ in range(size.seeds)]
     for name, setting in SETTINGS.items():
-        results = lt_train.fit(bank, [lt_train.Run(_method(setting), training, seed) for seed in range(size.seeds)])
-        for row, result in zip(rows, results, strict=True):
-            row[name] = dict(zip(SPLITS, result.test_accuracy[-1].tolist(), strict=True))
+        fits = lt_train.fit(bank, _method(setting), seeds=size.seeds, training=training)
+        for row, one in zip(rows, fits, strict=True):
+            row[name] = dict(zip(SPLITS, one.result.test_accuracy[-1].tolist(), strict=True))
     return rows
 
 
@@ -140,7 +140,7 @@ def _parity(network: nn.Module, start: tuple[Tensor, Tensor], data: ImageData, b
     training = lt_train.TrainingSpec(epochs=loop.epochs, batch_size=loop.batch_size)
     found = {}
     for name, hit in top1_correct(network, heads, data, data.augmentation.flip).items():
-        (result,) = lt_train.fit(bank, [lt_train.Run(_method(SETTINGS[name]), training, 0)])
+        result = lt_train.fit(bank, _method(SETTINGS[name]), training=training)[0].result
         weight = torch.from_numpy(result.kept.state["weight"])
         found[name] = {
             "largest_difference_of_weights": float((heads[name].weight.detach() - weight).abs().max()),

@@ -27,7 +27,7 @@ from settings import BATCH_SIZE, PAPER_EPOCHS, Settings
 
 __all__ = ["end_to_end", "scaled", "sweep_document", "union_seconds"]
 
-RUN_SWEEP = "import sys, sweeps; sweeps.run(sweeps.load(sys.argv[1]))"
+RUN_SWEEP = "import sys, sweeps; sweeps.run(sweeps.load_sweep(sys.argv[1]))"
 
 
 def end_to_end(settings: Settings) -> dict[str, Any]:

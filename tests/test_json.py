@@ -81,7 +81,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         (found / f"{name}.yaml").write_text(yaml.safe_dump(document))
         if name != "new":
-            sweeps.run(sweeps.load(found / f"{name}.yaml"))
+            sweeps.run(sweeps.load_sweep(found / f"{name}.yaml"))
     return found
 
 
@@ -109,7 +109,7 @@ def test_standard_output_is_one_document(
 ) -> None:
     monkeypatch.chdir(place)
     if command == "lt-sweep demo":  # tests/documentation/test_demo.py runs the whole demo
-        run, small = sweeps.run, sweeps.load("other.yaml")
+        run, small = sweeps.run, sweeps.load_sweep("other.yaml")
         monkeypatch.setattr("sweeps.experiment.runner.run", lambda spec, fresh: run(small))
     (bank,) = (place / "banks").glob("[0-9a-f]*")
     program, *words = f"{command} {CASES[command]}".replace("BANK", bank.name).split()

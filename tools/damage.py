@@ -153,12 +153,12 @@ class Storage:
         file.write_text(f"{SWEEPS}storage: {self.place}\n")
         self.matrix: SweepMatrix = load_matrix(file)
         self.members = [self.place / spec.name for spec in self.matrix.sweeps]
-        sweeps.run_matrix(self.matrix)
+        sweeps.run(self.matrix)
         self.finished = self._state(place / "finished")
         self.truth = self.everything()
         shutil.rmtree(self.place)
         try:
-            sweeps.run_matrix(self.matrix, callbacks=[_interruption(self.members[1].name)])
+            sweeps.run(self.matrix, callbacks=[_interruption(self.members[1].name)])
         except KeyboardInterrupt:
             pass
         self.unfinished = self._state(place / "unfinished", self.members[0].name)
@@ -262,12 +262,12 @@ class Storage:
         """Resume the matrix; if its own file is damaged, run its file again. Returns errors and the log."""
         with _log() as said:
             try:
-                sweeps.resume_matrix(self.place / "small")
+                sweeps.resume(self.place / "small")
             except LongtailError as error:
                 if "matrix.json is damaged" not in str(error):
                     raise
                 said.append(str(error))
-                sweeps.run_matrix(self.matrix)
+                sweeps.run(self.matrix)
         return said
 
     def check(self, case: Case, said: list[str]) -> int:

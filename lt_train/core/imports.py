@@ -23,16 +23,13 @@ EXTRAS = {"ray": "ray", "mlflow": "mlflow", "matplotlib": "report", "jinja2": "r
 """The extra of the package that installs each optional library."""
 
 
-def lazy_exports(
-    package: str, modules: Mapping[str, str], renamed: Mapping[str, str] | None = None
-) -> Callable[[str], Any]:
+def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package that imports its public names at first use.
 
     Args:
         package: its name.
         modules: the module of each name; an empty string if the name is a submodule. `__version__` is added: the
             installed version.
-        renamed: what a name is called in its module, where it differs.
     """
 
     def __getattr__(name: str) -> Any:
@@ -42,7 +39,7 @@ def lazy_exports(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if not modules[name]:
             return importlib.import_module(f"{package}.{name}")
-        return getattr(importlib.import_module(modules[name]), (renamed or {}).get(name, name))
+        return getattr(importlib.import_module(modules[name]), name)
 
     return __getattr__
 

@@ -1,14 +1,17 @@
 """User-facing text: progress, times, durations and amounts of memory.
 
-The progress of long work is a bar with rate and remaining time on a terminal, otherwise periodic log messages.
+The progress of long work is a bar with rate and remaining time on a terminal, a bar below the cell in a notebook, and
+otherwise periodic log messages.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import logging
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -33,6 +36,7 @@ ProgressCallback = Callable[[int, int, str], None]
 """`callback(done, total, note)`. A non-empty note is shown beside the count."""
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_UPDATES = 0.2
 logger = logging.getLogger(__name__)
 
 
@@ -47,8 +51,7 @@ def progress(
         unit: what is counted, in the singular.
         on_progress: called at every report with text such as `title: 3 of 20 epochs`.
     """
-    console = Console(stderr=True)
-    with _bar(console, title, unit) if console.is_terminal else contextlib.nullcontext(_lines(title, unit)) as show:
+    with _shown(title, unit) as show:
 
         def report(done: int, total: int, note: str = "") -> None:
             show(done, total, note)
@@ -56,6 +59,13 @@ def progress(
                 on_progress(f"{title}: {done} of {total} {unit}s")
 
         yield report
+
+
+def _shown(title: str, unit: str) -> contextlib.AbstractContextManager[ProgressCallback]:
+    if _is_notebook():
+        return contextlib.nullcontext(_notebook(title, unit))
+    console = Console(stderr=True)
+    return _bar(console, title, unit) if console.is_terminal else contextlib.nullcontext(_lines(title, unit))
 
 
 @contextlib.contextmanager
@@ -80,6 +90,39 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[ProgressCallback]:
             bar.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield report
+
+
+def _is_notebook() -> bool:
+    """Whether this is the process of a notebook, which shows rich output."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _notebook(title: str, unit: str) -> ProgressCallback:
+    """A bar below the cell, updated in place."""
+    from IPython.display import display
+
+    handle, begun, first, last = None, time.monotonic(), None, 0.0
+
+    def report(done: int, total: int, note: str = "") -> None:
+        nonlocal handle, begun, first, last
+        now = time.monotonic()
+        if first is None:
+            begun, first = now, done
+        if handle is not None and done < total and now - last < _SECONDS_BETWEEN_UPDATES:
+            return
+        last = now
+        rate = (done - first) / (now - begun) if now - begun > 1.0 else 0.0
+        left = f", {format_duration((total - done) / rate)} left" if rate and done < total else ""
+        text = f"{title}: {done} of {total} {unit}s{left}{f', {note}' if note else ''}"
+        bar = f'<progress value="{done}" max="{total}"></progress> {html.escape(text)}'
+        data = {"text/plain": text, "text/html": bar}
+        if handle is None:
+            handle = display(data, raw=True, display_id=True)
+        else:
+            handle.update(data, raw=True)
+
+    return report
 
 
 def _lines(title: str, unit: str) -> ProgressCallback:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +26,7 @@ from lt_train.datasets.longtail import hold_out_fraction
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Arrays"]
+__all__ = ["Arrays", "features_of"]
 
 _LAYOUT = (
     "features: train_features [N, D] or [V, N, D], train_labels [N], test_features [N, D] or [A, N, D], "
@@ -70,46 +71,24 @@ class Arrays(DatasetSpec):
         Raises:
             DataError: the file, a key, a shape, a dtype, a label or a value is wrong; the message names it.
         """
-        arrays = _File(Path(self.path).expanduser())
+        path = Path(self.path).expanduser()
+        arrays = _Arrays(str(path), _read(path))
         if "train_features" in arrays.tensors:
-            arrays.check_names("features", ("weight", "bias"))
-            return self._features(arrays)
+            return _features(arrays, self.val_fraction)
         if "train_images" in arrays.tensors:
             arrays.check_names("images")
             return self._images(arrays)
         held = ", ".join(sorted(arrays.tensors)) or "nothing"
-        raise DataError(f"{arrays.path} must contain {_LAYOUT}; got {held}")
+        raise DataError(f"{path} must contain {_LAYOUT}; got {held}")
 
-    def _features(self, arrays: _File) -> FeatureData:
-        train, test = arrays.features("train"), arrays.features("test")
-        val = arrays.features("val") if "val_features" in arrays.tensors else None
-        dim = train.inputs.shape[-1]
-        head = arrays.head(dim)
-        num_classes = _class_count(train, val, test) if head is None else int(head[0].shape[0])
-        for name, part in (("test", test), ("val", val)):
-            if part is not None and part.inputs.shape[-1] != dim:
-                raise DataError(
-                    f"{arrays.path}: {name}_features must have the {dim} dimensions of train_features, "
-                    f"got {part.inputs.shape[-1]}"
-                )
-        counts = arrays.check_classes(train, val, test, num_classes)
-        notes: tuple[str, ...] = ()
-        if val is None:
-            kept, held, notes = hold_out_fraction(train.labels, self.val_fraction)
-            if held is not None:  # validation uses the first view only
-                val = Labelled(train.inputs[:1, held], train.labels[held])
-                train = Labelled(train.inputs[:, kept], train.labels[kept])
-        notes = (*notes, *note_untested(test.labels, num_classes))
-        return FeatureData(train, val, test, num_classes, counts, head, notes)
-
-    def _images(self, arrays: _File) -> ImageData:
+    def _images(self, arrays: _Arrays) -> ImageData:
         train, test = arrays.images("train"), arrays.images("test")
         val = arrays.images("val") if "val_images" in arrays.tensors else None
         for name, part in (("test", test), ("val", val)):
             if part is not None and part.inputs.shape[1:] != train.inputs.shape[1:]:
                 raise DataError(
-                    f"{arrays.path}: {name}_images must have the shape {list(train.inputs.shape[1:])} of train_images, "
-                    f"got {list(part.inputs.shape[1:])}"
+                    f"{arrays.where}: {name}_images must have the shape {list(train.inputs.shape[1:])} of "
+                    f"train_images, got {list(part.inputs.shape[1:])}"
                 )
         num_classes = _class_count(train, val, test)
         counts = arrays.check_classes(train, val, test, num_classes)
@@ -134,25 +113,70 @@ class Arrays(DatasetSpec):
         )
 
 
-class _File:
-    """The tensors of one file, and the checks that each of them must pass."""
+def features_of(tensors: Mapping[str, Tensor], *, val_fraction: float = 0.2) -> FeatureData:
+    """Features in memory, checked like those of a file.
 
-    def __init__(self, path: Path) -> None:
-        from safetensors.torch import load_file  # imports torch
+    Args:
+        tensors: by the names of the dataset `arrays`.
+        val_fraction: share of each class's training images to hold out for validation if there is no `val_features`.
 
-        self.path = path
-        if not path.is_file():
-            raise DataError(f"path {path} does not exist; it must name an .npz or .safetensors file")
-        try:
-            if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as archive:
-                    self.tensors = {name: torch.from_numpy(archive[name]) for name in archive.files}
-            elif path.suffix == ".safetensors":
-                self.tensors = load_file(path)
-            else:
-                raise DataError(f"path must end in .npz or .safetensors, got {path}")
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
-            raise DataError(f"{path} cannot be read ({error}); write it again") from None
+    Raises:
+        DataError: a name, shape, dtype, label or value is wrong; the message names it.
+    """
+    return _features(_Arrays("arrays", tensors), val_fraction)
+
+
+def _features(arrays: _Arrays, val_fraction: float) -> FeatureData:
+    arrays.check_names("features", ("weight", "bias"))
+    train, test = arrays.features("train"), arrays.features("test")
+    val = arrays.features("val") if "val_features" in arrays.tensors else None
+    dim = train.inputs.shape[-1]
+    head = arrays.head(dim)
+    num_classes = _class_count(train, val, test) if head is None else int(head[0].shape[0])
+    for name, part in (("test", test), ("val", val)):
+        if part is not None and part.inputs.shape[-1] != dim:
+            raise DataError(
+                f"{arrays.where}: {name}_features must have the {dim} dimensions of train_features, "
+                f"got {part.inputs.shape[-1]}"
+            )
+    counts = arrays.check_classes(train, val, test, num_classes)
+    notes: tuple[str, ...] = ()
+    if val is None:
+        kept, held, notes = hold_out_fraction(train.labels, val_fraction)
+        if held is not None:  # validation uses the first view only
+            val = Labelled(train.inputs[:1, held], train.labels[held])
+            train = Labelled(train.inputs[:, kept], train.labels[kept])
+    notes = (*notes, *note_untested(test.labels, num_classes))
+    return FeatureData(train, val, test, num_classes, counts, head, notes)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    from safetensors.torch import load_file  # imports torch
+
+    if not path.is_file():
+        raise DataError(f"path {path} does not exist; it must name an .npz or .safetensors file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: torch.from_numpy(archive[name]) for name in archive.files}
+        if path.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
+        raise DataError(f"path must end in .npz or .safetensors, got {path}")
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read ({error}); write it again") from None
+
+
+class _Arrays:
+    """Named tensors, and the checks that each of them must pass. Messages start with `where`."""
+
+    def __init__(self, where: str, tensors: Mapping[str, Tensor]) -> None:
+        self.where, self.tensors = where, tensors
 
     def check_names(self, inputs: str, head: tuple[str, ...] = ()) -> None:
         """Refuse half of a pair and likely typos of missing names; other names are ignored."""
@@ -160,12 +184,12 @@ class _File:
         names_read = f"recognised names: {', '.join(known)}"
         for half, other in (("val_labels", f"val_{inputs}"), ("bias", "weight")):
             if half in known and half in self.tensors and other not in self.tensors:
-                raise DataError(f"{self.path}: {half} requires {other}, which is missing; {names_read}")
+                raise DataError(f"{self.where}: {half} requires {other}, which is missing; {names_read}")
         absent = {_stem(name): name for name in known if name not in self.tensors}
         for name in sorted(self.tensors.keys() - {*known}):
             if near := difflib.get_close_matches(_stem(name), absent, n=1, cutoff=_TYPO_CUTOFF):
                 raise DataError(
-                    f"{self.path}: {name} is not a recognised name; did you mean {absent[near[0]]!r}? Rename or "
+                    f"{self.where}: {name} is not a recognised name; did you mean {absent[near[0]]!r}? Rename or "
                     f"remove it; {names_read}"
                 )
 
@@ -207,14 +231,14 @@ class _File:
     ) -> Tensor:
         """int64 `[K]` training counts, after checking that labels are in range and no class is empty."""
         if num_classes < 2:
-            raise DataError(f"{self.path}: there must be at least two classes, got {num_classes}")
+            raise DataError(f"{self.where}: there must be at least two classes, got {num_classes}")
         for name, part in (("train", train), ("val", val), ("test", test)):
             if part is None:
                 continue
             outside = part.labels[(part.labels < 0) | (part.labels >= num_classes)]
             if len(outside):
                 raise DataError(
-                    f"{self.path}: {name}_labels must be in 0 .. {num_classes - 1}, got {int(outside[0])} "
+                    f"{self.where}: {name}_labels must be in 0 .. {num_classes - 1}, got {int(outside[0])} "
                     f"({len(outside)} outside)"
                 )
         present = train.labels.unique()  # sorted; a bincount would run out of memory if a label is absurdly large
@@ -222,7 +246,7 @@ class _File:
             gaps = (present != torch.arange(len(present))).nonzero()
             first = int(gaps[0]) if len(gaps) else len(present)
             raise DataError(
-                f"{self.path}: every class needs a training image, and class {first} has none "
+                f"{self.where}: every class needs a training image, and class {first} has none "
                 f"({num_classes - len(present)} of {num_classes} classes are empty); number the classes without gaps"
             )
         return torch.bincount(train.labels, minlength=num_classes)
@@ -237,21 +261,21 @@ class _File:
 
     def _get(self, name: str) -> Tensor:
         if name not in self.tensors:
-            raise DataError(f"{self.path}: {name} is missing; the file must contain {_LAYOUT}")
+            raise DataError(f"{self.where}: {name} is missing; there must be {_LAYOUT}")
         return self.tensors[name]
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
         broken = torch.nonzero(~torch.isfinite(tensor))
         if len(broken):
             raise DataError(
-                f"{self.path}: {name} must be finite, got {len(broken)} NaN or infinite values, "
+                f"{self.where}: {name} must be finite, got {len(broken)} NaN or infinite values, "
                 f"the first at {broken[0].tolist()}"
             )
         return tensor
 
     def _wrong(self, name: str, rule: str, tensor: Tensor) -> DataError:
         kind = str(tensor.dtype).removeprefix("torch.")
-        return DataError(f"{self.path}: {name} must be {rule}, got {kind} {list(tensor.shape)}")
+        return DataError(f"{self.where}: {name} must be {rule}, got {kind} {list(tensor.shape)}")
 
 
 def _class_count(*parts: Labelled[Tensor] | None) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 
 from lt_train.backbones.base import BackboneSpec, FrozenBackbone
 from lt_train.backbones.checkpoint import load_frozen
@@ -22,6 +23,7 @@ from lt_train.core.text import ProgressCallback
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import describe_unreadable
 from lt_train.datasets._images.files import ImageFiles, Images
+from lt_train.datasets.arrays import features_of
 from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.files import bank_fingerprint, map_set, write_bank
@@ -29,7 +31,7 @@ from lt_train.features.partial import PartialBank, SetShape, exclusive
 from lt_train.features.shards import Extractor, ShardResult, Throughput, Workers, in_this_process, shards
 from lt_train.features.spec import FeaturesSpec
 
-__all__ = ["build_bank"]
+__all__ = ["bank_from_arrays", "build_bank"]
 
 _SHARD_BATCHES = 4
 """Batches per shard when other processes extract."""
@@ -255,14 +257,54 @@ def _check_fit(frozen: FrozenBackbone, data: ImageData) -> None:
 
 def _import(dataset: DatasetSpec, data: FeatureData, store: Path) -> Path:
     """The bank of a dataset of features."""
-    inputs: dict[str, Any] = {"dataset": dataset.identity(), "digests": _digests(data), "dtype": "float32"}
-    if data.head is not None:
-        inputs["head"] = Labelled(*data.head).digest()
+    inputs = {"dataset": dataset.identity()} | _content(data)
     path = store / bank_fingerprint(inputs)
-    if path.is_dir():
-        return path
-    bank = FeatureBank(
-        fingerprint=path.name,
+    return path if path.is_dir() else write_bank(store, inputs, _bank_of(data, path.name))
+
+
+def bank_from_arrays(
+    *,
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    val_features: ArrayLike | None = None,
+    val_labels: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    val_fraction: float = 0.2,
+) -> FeatureBank:
+    """A feature bank in memory, from your own features.
+
+    Args:
+        train_features: floats `[N, D]`, or `[V, N, D]` with several views of each image.
+        train_labels: integers `[N]`, classes 0 to K - 1; so for the other labels.
+        test_features: floats `[N, D]`, or `[A, N, D]`: logits are averaged over A views.
+        test_labels: integers `[N]`.
+        val_features: as `test_features`.
+        val_labels: integers `[N]`.
+        weight: of the stage-1 classifier, floats `[K, D]`; without it methods need `init: random`.
+        bias: of the stage-1 classifier, floats `[K]`; zero if not given.
+        val_fraction: share of each class's training images to hold out for validation if `val_features` is not given;
+            0 for none.
+
+    Raises:
+        DataError: a shape, dtype, label or value is wrong; the message names the array.
+    """
+    given = {name: value for name, value in locals().items() if name != "val_fraction" and value is not None}
+    data = features_of({name: torch.as_tensor(value) for name, value in given.items()}, val_fraction=val_fraction)
+    return _bank_of(data, bank_fingerprint(_content(data)))
+
+
+def _content(data: FeatureData) -> dict[str, Any]:
+    """What determines the content of the bank of these features, apart from their origin."""
+    content: dict[str, Any] = {"digests": _digests(data), "dtype": "float32"}
+    return content if data.head is None else content | {"head": Labelled(*data.head).digest()}
+
+
+def _bank_of(data: FeatureData, fingerprint: str) -> FeatureBank:
+    return FeatureBank(
+        fingerprint=fingerprint,
         train_features=data.train.inputs,
         train_labels=data.train.labels,
         val=EvalSet(data.val.inputs, data.val.labels) if data.val else None,
@@ -272,7 +314,6 @@ def _import(dataset: DatasetSpec, data: FeatureData, store: Path) -> Path:
         split_counts=data.split_counts,
         notes=data.notes,
     )
-    return write_bank(store, inputs, bank)
 
 
 def _digests(data: ImageData | FeatureData) -> Mapping[str, str | None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,8 +15,11 @@ from lt_train.metrics import SPLITS
 from sweeps.analysis.comparability import Comparability, comparability, differing_fields
 from sweeps.analysis.labels import NO_WIDTH, role, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns, read_sweeps
-from sweeps.analysis.result import Accuracies, ResultModel
+from sweeps.analysis.result import Accuracies, ResultModel, columns
 from sweeps.analysis.statistics import FALSE_DISCOVERY_RATE, Comparison, Test, class_gains, compare_trials, match_seeds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ClassChange",
@@ -125,13 +128,39 @@ class SweepComparison(ResultModel):
     )
     pairs: list[SweepPair] = Field(description="every other sweep against the reference")
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row per pair of corresponding trials and metric.
 
-def compare(*runs: str | Path) -> SweepComparison:
+        Columns: `sweep`, `reference`, `what` (winner, or the name of a method or baseline), `metric`, `difference` with
+        the ends of its 95% interval (`difference_low`, `difference_high`), `p_value`, `test`, `verdict`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "sweep": pair.label,
+                    "reference": pair.reference,
+                    "what": one.what,
+                    "metric": metric,
+                    **columns("difference", gain.difference),
+                    "p_value": gain.p_value,
+                    "test": gain.test,
+                    "verdict": gain.verdict,
+                }
+                for pair in self.pairs
+                for one in (*([] if pair.winners is None else [pair.winners]), *pair.methods)
+                for metric, gain in one.gain.items()
+            ]
+        )
+
+
+def compare(*runs: str | os.PathLike[str]) -> SweepComparison:
     """Compare sweeps, finished or not, with the first of them.
 
     Args:
-        runs: directories of sweeps or matrices, or `result.json` files. A matrix stands for those of its sweeps that
-            were started. Nothing is trained and no lease is taken.
+        runs: open sweeps, directories of sweeps or matrices, or `result.json` files. A matrix stands for those of its
+            sweeps that were started. Nothing is trained and no lease is taken.
 
     Raises:
         UserError: fewer than two sweeps, the same sweep twice, or not a sweep directory.

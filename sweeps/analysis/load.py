@@ -6,6 +6,7 @@ Everything comes from the ledger. Reading takes no lease and is safe while the s
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,7 @@ class Sweep:
             return None, f"The head of {trial.trial.name} cannot be read, so figures of logits lack it: {error}"
 
 
-def read_sweep(run: str | Path) -> Sweep:
+def read_sweep(run: str | os.PathLike[str]) -> Sweep:
     """The sweep of a directory, or of the `result.json` in it.
 
     Raises:
@@ -289,7 +290,7 @@ def _trials(spec: SweepSpec, ledger: LedgerReader) -> list[TrialRuns]:
     return sorted(found, key=place)
 
 
-def read_sweeps(runs: Sequence[str | Path]) -> list[Sweep]:
+def read_sweeps(runs: Sequence[str | os.PathLike[str]]) -> list[Sweep]:
     """Several sweeps, see `read_sweep`. A matrix directory stands for those of its sweeps that were started.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,9 @@ from sweeps.analysis.summary import summarise
 from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
 from sweeps.store.layout import SweepDirectory, is_sweep, sweep_directory
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MatrixCell", "MatrixRow", "MatrixTable", "matrix_table", "read_result", "result_in"]
 
@@ -47,6 +50,22 @@ class MatrixTable(ResultModel):
     axis: str = Field(description="section or dotted field that differs between the rows")
     methods: list[str] = Field(description="columns: baselines that are not a method of the sweep, then the methods")
     rows: list[MatrixRow]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per sweep and method.
+
+        Columns: `sweep`, the axis with its value, `method`, `best`, and mean accuracies on test with the ends of their
+        95% intervals, as in `Result.to_frame`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"sweep": row.sweep, self.axis: row.value, "method": method, "best": cell.best} | cell.mean.columns()
+                for row in self.rows
+                for method, cell in row.cells.items()
+            ]
+        )
 
 
 def matrix_table(matrix: SweepMatrix) -> MatrixTable:

@@ -6,13 +6,17 @@ ends of its 95% interval over seeds, which are null for a single run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lt_train.metrics import SPLITS
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "Accuracies",
@@ -28,6 +32,7 @@ __all__ = [
     "SeedAccuracies",
     "TrialRow",
     "Winner",
+    "columns",
 ]
 
 
@@ -59,6 +64,18 @@ class Accuracies(ResultModel):
         named = zip(SPLITS, self.by_split(), strict=True)
         return {f"acc_{split}": None if one is None else one.value for split, one in named}
 
+    def columns(self) -> dict[str, float]:
+        """Three columns of a table per metric: the mean, and the ends of its interval as `_low` and `_high`."""
+        named = zip(SPLITS, self.by_split(), strict=True)
+        return {name: value for split, one in named for name, value in columns(f"acc_{split}", one).items()}
+
+
+def columns(name: str, one: Estimate | None) -> dict[str, float]:
+    """An estimate as three columns of a table: `name`, `name_low`, `name_high`; NaN where there is no value."""
+    values = (None, None, None) if one is None else (one.value, one.low, one.high)
+    known = (math.nan if value is None else value for value in values)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), known, strict=True))
+
 
 class SeedAccuracies(ResultModel):
     """Top-1 test accuracies of one run at its selected epoch; all null if it failed."""
@@ -87,6 +104,11 @@ class Row(ResultModel):
     best_of: SeedAccuracies = Field(description="the seed that is best by the selection metric")
     mean: Accuracies = Field(description="accuracy on test")
     loma: Loma = Field(description="Logits Magnitude on test")
+
+    def columns(self) -> dict[str, Any]:
+        """Its numbers as columns of a table."""
+        best = {"best_of_acc_all": self.best_of.acc_all}
+        return self.mean.columns() | best | {"loma_mean": self.loma.mean, "loma_cv": self.loma.cv}
 
 
 class Winner(Row):
@@ -186,6 +208,24 @@ class Result(ResultModel):
         "callbacks until the last run; artifacts are not included); ledger. Of all calls, summed over workers: train"
     )
     notes: list[str] = Field(description="remarks on the data, and failed runs outside the search")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per method, best first, and per baseline.
+
+        Columns: `method`, `role` (winner, method, baseline), `trial`, searched values by dotted path, mean accuracies
+        on test with the ends of their 95% intervals (`acc_all`, `acc_all_low`, `acc_all_high`, ...), `best_of_acc_all`,
+        `objective`, `loma_mean`, `loma_cv`.
+        """
+        import pandas as pd
+
+        rows = []
+        for rank, one in enumerate(self.methods):
+            about = {"method": one.method, "role": "method" if rank else "winner", "trial": one.trial, **one.searched}
+            rows.append(about | one.columns() | {"objective": one.objective})
+        for name, baseline in self.baselines.items():
+            rows.append({"method": name, "role": "baseline"} | baseline.columns())
+        frame = pd.DataFrame(rows)
+        return frame if frame.empty else frame.astype({"trial": "Int64"})
 
     def other_baselines(self) -> dict[str, Row]:
         """Baselines whose configuration is not that of a method's row."""

@@ -6,7 +6,6 @@ needs them.
 
 from __future__ import annotations
 
-import functools
 import importlib.resources
 import json
 import logging
@@ -14,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -28,6 +27,7 @@ from lt_train.core.io import writing
 from sweeps.cli.options import Fresh, Results, Spec, Specs, app
 
 if TYPE_CHECKING:
+    from sweeps.analysis.matrix_table import MatrixTable
     from sweeps.analysis.result import Result
 
 OUTPUT_COLUMNS = 100
@@ -163,8 +163,7 @@ def run(
 
     loaded = load_file(find_spec(spec))
     if backend is not None:
-        changed = functools.partial(with_backend, backend=backend)
-        loaded = loaded.map(changed) if isinstance(loaded, SweepMatrix) else changed(loaded)
+        loaded = with_backend(loaded, backend)
     if JOB_VARIABLE in os.environ:
         # Ray may recreate a job's working directory while the job runs. The storage directory stays.
         loaded = loaded.with_absolute_paths(Path.cwd())
@@ -173,7 +172,7 @@ def run(
         os.chdir(loaded.storage)
     if isinstance(loaded, SweepMatrix):
         matrix = loaded
-        return show_matrix(lambda: runner.run_matrix(matrix, fresh=fresh), as_json=as_json)
+        return show_matrix(lambda: runner.run(matrix, fresh=fresh), as_json=as_json)
     sweep = loaded
     return _show(lambda: runner.run(sweep, fresh=fresh), Path(sweep.storage).expanduser() / sweep.name, as_json)
 
@@ -188,10 +187,10 @@ def resume_here(target: Path, *, as_json: bool) -> int:
     target = target.expanduser()
     found = load_target(target) if target.exists() else None
     if isinstance(found, SweepMatrix):
-        matrix = found
         # A directory is resumed with the specs in it: the sweep file may have changed since.
-        resumed = (lambda: runner.resume_matrix(target)) if target.is_dir() else (lambda: runner.run_matrix(matrix))
-        return show_matrix(resumed, as_json=as_json)
+        matrix = found
+        resumed = (lambda: runner.resume(target)) if target.is_dir() else (lambda: runner.run(matrix))
+        return show_matrix(cast("Callable[[], MatrixTable]", resumed), as_json=as_json)
     if found is not None:
         raise UserError(
             f"{target} is a sweep file; resume needs the directory of the sweep, {found.storage}/{found.name}"

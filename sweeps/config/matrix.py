@@ -85,7 +85,9 @@ def load_matrix(path: str | os.PathLike[str]) -> SweepMatrix:
     """
     matrix = load_file(path)
     if isinstance(matrix, SweepSpec):
-        raise SpecError(f"{path}:1: {MATRIX_KEY}: is not given: the file holds one sweep; read it with sweeps.load")
+        raise SpecError(
+            f"{path}:1: {MATRIX_KEY}: is not given: the file holds one sweep; read it with sweeps.load_sweep"
+        )
     return matrix
 
 

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from lt_train.core.errors import CheckpointError, DataError, LongtailError, StorageError, UserError, first_line
 from lt_train.core.imports import require
@@ -26,8 +26,9 @@ from sweeps.analysis.load import sweep_in_ledger
 from sweeps.analysis.matrix_table import MatrixTable, matrix_table
 from sweeps.analysis.result import Result
 from sweeps.analysis.summary import summarise
-from sweeps.config.matrix import SweepMatrix, load_matrix
-from sweeps.config.spec import SweepSpec, load_sweep
+from sweeps.config.interfaces import BackendSpec
+from sweeps.config.matrix import SweepMatrix, load_file
+from sweeps.config.spec import SweepSpec
 from sweeps.experiment.events import Callback, Dispatcher, Preparing, SweepFinished, SweepStarted
 from sweeps.experiment.listeners import TrackingBehind, listening, mark_stopped
 from sweeps.experiment.prepare import Prepared, open_cached_bank, prepare_all
@@ -42,54 +43,108 @@ from sweeps.store.directory import (
     load_spec,
     open_directory,
     save_matrix,
+    with_backend,
 )
-from sweeps.store.layout import SweepDirectory, check_place, existing_sweep, is_sweep, leases, sweep_directory
+from sweeps.store.layout import (
+    SweepDirectory,
+    check_place,
+    existing_sweep,
+    is_matrix,
+    is_sweep,
+    leases,
+    sweep_directory,
+)
 from sweeps.store.lease import Lease, acquire_lease
 from sweeps.store.ledger import Ledger
 from sweeps.store.progress import JOB_VARIABLE
 
-__all__ = ["MatrixFailed", "TrackingBehind", "archive", "resume", "resume_matrix", "run", "run_matrix"]
+__all__ = ["MatrixFailed", "Sweepable", "TrackingBehind", "archive", "resume", "run", "to_spec"]
 
 
 logger = logging.getLogger(__name__)
 
+Sweepable = SweepSpec | SweepMatrix | Mapping[str, Any] | str | os.PathLike[str]
+"""A sweep or a matrix: its spec, its file, or a mapping in the form of the file of a sweep."""
 
+
+@overload
 def run(
-    spec: SweepSpec | Mapping[str, Any] | str | os.PathLike[str],
+    spec: SweepSpec | Mapping[str, Any],
     *,
+    backend: str | BackendSpec | None = ...,
+    fresh: bool = ...,
+    callbacks: Sequence[Callback] = ...,
+) -> Result: ...
+@overload
+def run(
+    spec: SweepMatrix,
+    *,
+    backend: str | BackendSpec | None = ...,
+    fresh: bool = ...,
+    callbacks: Sequence[Callback] = ...,
+) -> MatrixTable: ...
+@overload
+def run(  # Any: type checkers cannot know whether a file holds a matrix
+    spec: str | os.PathLike[str],
+    *,
+    backend: str | BackendSpec | None = ...,
+    fresh: bool = ...,
+    callbacks: Sequence[Callback] = ...,
+) -> Result | Any: ...
+def run(
+    spec: Sweepable,
+    *,
+    backend: str | BackendSpec | None = None,
     fresh: bool = False,
     callbacks: Sequence[Callback] = (),
-) -> Result:
-    """Run a sweep, or resume it after an earlier call was interrupted. A finished sweep is not trained again.
+) -> Result | MatrixTable:
+    """Run a sweep or a matrix, or resume it after an earlier call was interrupted. Finished sweeps are not run again.
 
     Args:
-        spec: the sweep, its file, or a mapping in the form of the file.
-        fresh: start over and keep the results of an earlier sweep of this name as `<name>.previous-<N>`.
+        spec: the sweep or matrix, its file, or a mapping in the form of a sweep file.
+        backend: replaces the backend of the spec: an instance, or a kind with its defaults, such as `inline`. Results
+            do not depend on it.
+        fresh: start over and keep the results of earlier sweeps of this name as `<name>.previous-<N>`.
         callbacks: called in order with every event (`sweeps.experiment.events`), in this process and between packs. An
             exception of a callback is logged and does not affect the sweep; KeyboardInterrupt stops it.
 
     Returns:
-        The content of `<storage>/<name>/result.json`.
+        The content of `<storage>/<name>/result.json`; for a matrix the results of its sweeps side by side.
 
     Raises:
-        UserError: the spec, the data or the directory has to be changed first.
+        UserError: the spec, the data or the directory has to be changed first, or the sweep is running already.
         StorageError: a disk is full; free space and run again.
         TrackingBehind: tracking is incomplete because its server could not be reached; the result is in the error.
+        MatrixFailed: some sweeps of a matrix failed; the others are finished.
         LongtailError: packs failed; run again.
     """
-    if isinstance(spec, Mapping):
-        spec = SweepSpec(**spec)
-    elif not isinstance(spec, SweepSpec):
-        spec = load_sweep(spec)
-    spec = spec.with_absolute_paths(Path.cwd())
-    check_name(spec)
-    require(*spec.backend.libraries, *spec.tracking.libraries)
-    with sigterm_as_interrupt(), _lease(spec.storage, spec.name) as lease:
-        return _run(spec, lease, callbacks, None, fresh=fresh)
+    found = to_spec(spec)
+    if backend is not None:
+        found = with_backend(found, backend)
+    found = found.with_absolute_paths(Path.cwd())
+    if isinstance(found, SweepMatrix):
+        return _run_all(found, lambda spec: run(spec, callbacks=callbacks), fresh=fresh)
+    check_name(found)
+    require(*found.backend.libraries, *found.tracking.libraries)
+    with sigterm_as_interrupt(), _lease(found.storage, found.name) as lease:
+        return _run(found, lease, callbacks, None, fresh=fresh)
 
 
-def resume(directory: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Result:
-    """Resume the sweep in `directory`; see `run`."""
+def to_spec(spec: Sweepable) -> SweepSpec | SweepMatrix:
+    """The sweep or matrix of a file or mapping; a spec is returned as it is.
+
+    Raises:
+        SpecError: the file or mapping is invalid.
+    """
+    if isinstance(spec, SweepSpec | SweepMatrix):
+        return spec
+    return SweepSpec(**spec) if isinstance(spec, Mapping) else load_file(spec)
+
+
+def resume(directory: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Result | Any:
+    """Resume the sweep or the matrix in a directory, as it was started; see `run`."""
+    if is_matrix(Path(directory)):
+        return _resume_matrix(Path(directory), callbacks)
     path = existing_sweep(Path(directory))
     with sigterm_as_interrupt(), _lease(path.parent, path.name) as lease:
         resumed = sweep_directory(path)
@@ -208,37 +263,13 @@ class MatrixFailed(LongtailError):
         self.exit_code = UserError.exit_code if invalid_input else LongtailError.exit_code
 
 
-def run_matrix(
-    matrix: SweepMatrix | str | os.PathLike[str], *, fresh: bool = False, callbacks: Sequence[Callback] = ()
-) -> MatrixTable:
-    """Run the sweeps of a matrix, or resume them after an earlier call was interrupted.
-
-    Args:
-        matrix: the sweeps, or their file.
-        fresh: start all sweeps over and keep earlier results of these names as `<name>.previous-<N>`.
-        callbacks: called with every event of every sweep; see `run`.
-
-    Returns:
-        Their results side by side; `matrix_table` reads them again at any time.
-
-    Raises:
-        UserError: the name of the matrix is taken, or another driver runs the matrix or, with `fresh`, one of its
-            sweeps.
-        MatrixFailed: some sweeps failed; the others are finished.
-    """
-    if not isinstance(matrix, SweepMatrix):
-        matrix = load_matrix(matrix)
-    return _run_all(matrix.with_absolute_paths(Path.cwd()), lambda spec: run(spec, callbacks=callbacks), fresh=fresh)
-
-
-def resume_matrix(directory: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> MatrixTable:
-    """Resume the matrix in `directory`; see `run_matrix`."""
-
+def _resume_matrix(directory: Path, callbacks: Sequence[Callback]) -> MatrixTable:
     def run_or_resume(spec: SweepSpec) -> Result:
         path = Path(spec.storage) / spec.name
-        return resume(path, callbacks=callbacks) if is_sweep(path) else run(spec, callbacks=callbacks)
+        found: Result = resume(path, callbacks=callbacks) if is_sweep(path) else run(spec, callbacks=callbacks)
+        return found
 
-    return _run_all(load_matrix_directory(Path(directory)), run_or_resume)
+    return _run_all(load_matrix_directory(directory), run_or_resume)
 
 
 def _run_all(matrix: SweepMatrix, run_one: Callable[[SweepSpec], Result], *, fresh: bool = False) -> MatrixTable:

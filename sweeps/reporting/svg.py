@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sweeps.reporting.model import Figure, Panel, Series
+
+if TYPE_CHECKING:
+    from sweeps.reporting._canvas import Canvas
 
 INK = "#010203"
 """Placeholder for `currentColor` in the SVG."""
@@ -76,38 +79,45 @@ def draw_svg(figure: Figure, prefix: str) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    with mpl.rc_context(_settings(INK, PLACEHOLDERS)):
-        canvas = _canvas(figure)
-        canvas.patch.set_alpha(0)
-        out = io.StringIO()
+    canvas = _canvas(figure, _settings(INK, PLACEHOLDERS))
+    canvas.patch.set_alpha(0)
+    out = io.StringIO()
+    with mpl.rc_context(canvas.settings):
         # `savefig` would compute the layout twice.
         FigureCanvasSVG(canvas).print_svg(out, metadata=dict.fromkeys(("Date", "Creator", "Type", "Format")))
     return _inline(out.getvalue(), prefix, figure)
 
 
+def draw(figure: Figure) -> Canvas:
+    """A figure with its title as a matplotlib figure, which a notebook shows."""
+    canvas = _canvas(figure, _settings("black", PALETTE), legends="lower")
+    canvas.suptitle(figure.title, fontsize=10)
+    return canvas
+
+
 def draw_png(figure: Figure, file: Path) -> None:
     """Write a figure with its title as PNG."""
+    canvas = draw(figure)
+    canvas.savefig(file, dpi=canvas.RESOLUTION)
+
+
+def _canvas(figure: Figure, settings: Mapping[str, Any], legends: Literal["upper", "lower"] = "upper") -> Canvas:
+    """The drawn panels, with a common legend above or below them."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_settings("black", PALETTE)):
-        canvas = _canvas(figure)
-        canvas.suptitle(figure.title, fontsize=10)
-        canvas.savefig(file, dpi=120)
-
-
-def _canvas(figure: Figure) -> Any:
-    from matplotlib.figure import Figure as Canvas
+    from sweeps.reporting._canvas import Canvas
 
     columns = min(figure.columns, len(figure.panels))
     rows = math.ceil(len(figure.panels) / columns)
     width = WIDTH * {1: 1.35, 2: 2}.get(columns, 0.75 * columns)
-    canvas = Canvas(figsize=(width, HEIGHT * rows), layout="constrained")
-    grid = canvas.subplots(rows, columns, squeeze=False).ravel()
-    for axes, panel in zip(grid, figure.panels, strict=False):
-        _panel(axes, panel)
-    _legends(canvas, list(grid[: len(figure.panels)]))
-    for unused in grid[len(figure.panels) :]:
-        unused.set_axis_off()
+    with mpl.rc_context(dict(settings)):
+        canvas = Canvas(settings, figsize=(width, HEIGHT * rows), layout="constrained")
+        grid = canvas.subplots(rows, columns, squeeze=False).ravel()
+        for axes, panel in zip(grid, figure.panels, strict=False):
+            _panel(axes, panel)
+        _legends(canvas, list(grid[: len(figure.panels)]), legends)
+        for unused in grid[len(figure.panels) :]:
+            unused.set_axis_off()
     return canvas
 
 
@@ -151,7 +161,7 @@ def _ink() -> Any:
     return mpl.rcParams["text.color"]
 
 
-def _legends(canvas: Any, panels: Sequence[Any]) -> None:
+def _legends(canvas: Canvas, panels: Sequence[Any], place: Literal["upper", "lower"]) -> None:
     """One legend for all panels if they show the same series, else one per panel, outside the axes."""
     look = {"frameon": False, "fontsize": LEGEND_SIZE, "handlelength": 2.6, "columnspacing": 1.2}
     by_panel = [axes.get_legend_handles_labels() for axes in panels]
@@ -159,7 +169,7 @@ def _legends(canvas: Any, panels: Sequence[Any]) -> None:
     if all(set(own) <= set(labels) for _, own in by_panel):
         if len(labels) > 1:
             columns = _columns(labels, 72 * canvas.get_figwidth())
-            canvas.legend(handles, labels, loc="outside upper left", ncols=columns, **look)
+            canvas.legend(handles, labels, loc=f"outside {place} left", ncols=columns, **look)
         return
     width = canvas.get_figwidth() / len({axes.get_subplotspec().colspan.start for axes in panels})
     for axes, (own, names) in zip(panels, by_panel, strict=True):

@@ -6,6 +6,7 @@ anything is written.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,12 +39,12 @@ class Written:
     reports: tuple[SweepReport, ...]
 
 
-def write_report(*runs: str | Path, out: str | Path | None = None) -> Path:
+def report(*runs: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Write the report of one or more sweeps, finished or not, and return its page.
 
     Args:
-        runs: directories of sweeps or matrices, or `result.json` files. A matrix stands for those of its sweeps that
-            were started. Nothing is trained and no lease is taken.
+        runs: open sweeps, directories of sweeps or matrices, or `result.json` files. A matrix stands for those of its
+            sweeps that were started. Nothing is trained and no lease is taken.
         out: directory to write to; None: `report/` in the directory, if there is only one.
 
     Raises:
@@ -53,8 +54,8 @@ def write_report(*runs: str | Path, out: str | Path | None = None) -> Path:
     return write(runs, out).page
 
 
-def write(runs: Sequence[str | Path], out: str | Path | None = None) -> Written:
-    """Like `write_report`, but return the content too."""
+def write(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> Written:
+    """As `report`, and return the content too."""
     require("jinja2", "matplotlib")
     if not runs:
         raise UserError("a report needs at least one sweep directory, got none")

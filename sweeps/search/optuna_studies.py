@@ -7,6 +7,7 @@ of a file has no effect.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,10 +17,11 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from lt_train.core.errors import UserError
 from lt_train.core.io import fingerprint
 from sweeps.search.base import Choice, Dimension, IntRange, LogUniform, Tried
 
-__all__ = ["JointTPE", "ask", "study_of", "trial_seed"]
+__all__ = ["JointTPE", "PastTrial", "ask", "past_study", "study_of", "trial_seed"]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -98,6 +100,63 @@ def study_of(space: Mapping[str, Dimension], tried: Iterable[Tried]) -> Study:
             study.add_trial(trial)
         except ValueError:  # Optuna has found that the trial does not fit its distributions
             continue
+    return study
+
+
+@dataclass(frozen=True)
+class PastTrial:
+    """A trial of a search as it was, for `past_study`.
+
+    Attributes:
+        tried: its values, state and objective.
+        intermediate: the objective's metric after each epoch.
+        attributes: user attributes.
+        started, ended: when its first run was requested and its last one recorded, in seconds since 1970.
+    """
+
+    tried: Tried
+    intermediate: Mapping[int, float]
+    attributes: Mapping[str, Any]
+    started: float
+    ended: float
+
+
+def past_study(
+    name: str, space: Mapping[str, Dimension], trials: Iterable[PastTrial], metric: str, storage: Any = None
+) -> Study:
+    """A study for people, with all trials of a search and what is known of them; no sampler learns from it.
+
+    Args:
+        name: of the study.
+        space: the searched dimensions.
+        trials: in the order of their numbers.
+        metric: what the values are.
+        storage: as for `optuna.create_study`; None for memory.
+
+    Raises:
+        UserError: the storage has a study of this name.
+    """
+    try:
+        study = optuna.create_study(study_name=name, direction="maximize", storage=storage)
+    except optuna.exceptions.DuplicatedStudyError:
+        raise UserError(f"{storage} has a study {name} already; delete it, or choose another storage") from None
+    study.set_user_attr("objective", metric)
+    distributions = _distributions(space)
+    for one in trials:
+        trial = FrozenTrial(
+            number=-1,  # the study sets number and trial_id
+            trial_id=-1,
+            state=_STATES[one.tried.state],
+            value=one.tried.value,
+            params={path: one.tried.params[path] for path in distributions},
+            distributions=distributions,
+            intermediate_values=dict(one.intermediate),
+            user_attrs=dict(one.attributes),
+            system_attrs={},
+            datetime_start=datetime.fromtimestamp(one.started),
+            datetime_complete=datetime.fromtimestamp(one.ended),
+        )
+        study.add_trial(trial)
     return study
 
 

@@ -11,14 +11,14 @@ import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lt_train.core.clock import now_ms
 from lt_train.core.code import code_of
 from lt_train.core.errors import LongtailError, SpecError, UserError
 from lt_train.core.io import writing
 from lt_train.core.plugins import is_allowed
-from sweeps.config.interfaces import BACKENDS, TRACKERS, TrackingSpec
+from sweeps.config.interfaces import BACKENDS, TRACKERS, BackendSpec, TrackingSpec
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.spec import SweepSpec, load_resolved
 from sweeps.store.layout import (
@@ -212,16 +212,26 @@ def load_tracking(directory: SweepDirectory) -> TrackingSpec:
     return TRACKERS.parse(directory.identity["spec"]["tracking"])
 
 
-def with_backend(spec: SweepSpec, backend: str) -> SweepSpec:
-    """The same sweep on another backend, given by its kind. Results do not depend on the backend.
+Sweeps = TypeVar("Sweeps", bound=SweepSpec | SweepMatrix)
+
+
+def with_backend(spec: Sweeps, backend: str | BackendSpec) -> Sweeps:
+    """The same sweep or matrix on another backend, on which results do not depend.
+
+    Args:
+        spec: the sweep or matrix.
+        backend: an instance, or a kind with its defaults.
 
     Raises:
         UserError: there is no such backend.
+        SpecError: the sweep cannot run on this backend.
     """
+    if isinstance(spec, SweepMatrix):
+        return spec.map(lambda one: with_backend(one, backend))  # type: ignore[return-value]
     known = BACKENDS.kinds()
-    if backend not in known:
-        raise UserError(f"--backend must be one of {', '.join(known)}, got {backend!r}")
-    return spec.model_copy(update={"backend": known[backend].model_validate({"kind": backend})})
+    if isinstance(backend, str) and backend not in known:
+        raise UserError(f"backend must be one of {', '.join(known)}, got {backend!r}")
+    return load_resolved(spec.resolved() | {"backend": backend})  # type: ignore[return-value]
 
 
 def save_matrix(matrix: SweepMatrix, failed: Mapping[str, str]) -> None:

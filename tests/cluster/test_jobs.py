@@ -204,7 +204,7 @@ def test_a_matrix_is_one_job(
     here = file.with_name("here.yaml")
     document = small_sweep(name="matrix", search={"trials": 2}).resolved()
     here.write_text(yaml.safe_dump(document | {"matrix": axis}, sort_keys=False))
-    undisturbed = sweeps.run_matrix(sweeps.load_matrix(here))
+    undisturbed = sweeps.run(sweeps.load_matrix(here))
     for row in undisturbed.rows:
         found = Result.model_validate_json((cluster.place / "storage" / row.sweep / "result.json").read_text())
         assert found.methods[0].mean == row.cells["los"].mean

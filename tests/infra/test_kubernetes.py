@@ -169,7 +169,7 @@ def test_a_job_has_the_metadata_of_lt_sweep_submit() -> None:
     assert given["spec"].parent == Path(mount)
     assert kustomization("kuberay/job")["configMapGenerator"] == [{"name": "sweep", "files": [given["spec"].name]}]
 
-    sweep = sweeps.load(INFRA / "kuberay" / "job" / given["spec"].name)
+    sweep = sweeps.load_sweep(INFRA / "kuberay" / "job" / given["spec"].name)
     assert spec["metadata"] == {SWEEP: sweep.name, STORAGE: sweep.storage}
     assert any(Path(sweep.storage).is_relative_to(one["mountPath"]) for one in mounts if one["name"] == "storage")
     environment = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
@@ -192,7 +192,7 @@ def test_drivers_have_their_mlflow_login(pod: str) -> None:
 
 
 def test_the_jobs_sweep_uses_the_mlflow_service() -> None:
-    uri = sweeps.load(INFRA / "kuberay" / "job" / "sweep.yaml").tracking.uri
+    uri = sweeps.load_sweep(INFRA / "kuberay" / "job" / "sweep.yaml").tracking.uri
     host = re.fullmatch(r"http://(\S+)", uri)[1]
     (pod,) = [spec for name, spec in PODS.items() if name.startswith("mlflow/kubernetes/mlflow.yaml")]
     environment = {one["name"]: one["value"] for one in pod["spec"]["containers"][0]["env"]}

@@ -32,8 +32,8 @@ def test_its_sweep_can_be_submitted(tmp_path: Path) -> None:
     file = tmp_path / "demo.yaml"
     file.write_text(cluster.demo("http://127.0.0.1:1234", tmp_path / "a place", cpus=3))
     with prepare_upload(file):
-        spec = sweeps.load(file)
-    ready = sweeps.load(cluster.DEMO)
+        spec = sweeps.load_sweep(file)
+    ready = sweeps.load_sweep(cluster.DEMO)
     assert (spec.storage, spec.resources.cpus_per_pack, spec.backend.kind) == (str(tmp_path / "a place"), 3, "ray")
     assert getattr(spec.tracking, "uri", None) == "http://127.0.0.1:1234"
     assert (spec.search, spec.dataset, spec.method) == (ready.search, ready.dataset, ready.method)

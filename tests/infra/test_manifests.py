@@ -157,4 +157,4 @@ def test_duplicate_keys_are_refused(tmp_path: Any) -> None:
 
 
 def test_the_jobs_sweep_is_valid() -> None:
-    assert sweeps.load(INFRA / "kuberay" / "job" / "sweep.yaml").name == "demo"
+    assert sweeps.load_sweep(INFRA / "kuberay" / "job" / "sweep.yaml").name == "demo"

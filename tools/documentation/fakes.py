@@ -30,7 +30,7 @@ def write_fakes(place: Path) -> Path:
         sweeps.run(load_resolved(_sweep(place, name)))
     matrix = place / "table4.yaml"
     matrix.write_text(yaml.safe_dump({**_sweep(place, "table4"), "matrix": {"training.epochs": [2, 3]}}))
-    sweeps.run_matrix(load_matrix(matrix))
+    sweeps.run(load_matrix(matrix))
     return place
 
 

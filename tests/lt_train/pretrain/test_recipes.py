@@ -73,7 +73,7 @@ def test_the_cosine_starts_at_lr_and_is_half_midway() -> None:
 
 @pytest.mark.parametrize("ratio", [10, 50])
 def test_bundled_sweeps_train_ltwbs_strong_baseline(ratio: int) -> None:
-    spec = sweeps.load(Path(sweeps.__file__).parent / "specs" / f"cifar100_lt_ir{ratio}.yaml")
+    spec = sweeps.load_sweep(Path(sweeps.__file__).parent / "specs" / f"cifar100_lt_ir{ratio}.yaml")
     assert spec.backbone is not None
     assert spec.backbone.kind == "resnet34"
     recipe = spec.stage1

@@ -42,7 +42,7 @@ def test_a_bank_and_a_live_loop_train_the_same_head(kind: str, tmp_path: Path) -
     bank = lt_train.open_bank(build_bank(dataset, checkpoint, FeaturesSpec(views=EPOCHS), tmp_path / "banks"))
     method = lt_train.METHODS.parse({"kind": "los", "smooth_factor": 0.8, "lr": 0.05})
     run = lt_train.Run(method, lt_train.TrainingSpec(epochs=EPOCHS, batch_size=64), SEED)
-    (result,) = lt_train.fit(bank, [run])
+    result = lt_train.fit(bank, run)[0].result
     assert result.kept is not None
 
     classifier, _ = load_checkpoint(checkpoint)

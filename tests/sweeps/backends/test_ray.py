@@ -290,7 +290,7 @@ def counted(*arguments):
     shutdown(*arguments)
 
 ray.shutdown = counted
-sweeps.run(sweeps.load(sys.argv[1]))
+sweeps.run(sweeps.load_sweep(sys.argv[1]))
 """
 
 

@@ -203,7 +203,7 @@ def test_invalid_input_exits_with_2_and_one_message(lt_sweep: Command, spec_file
     assert "Traceback" not in no_data.stderr
     backend = lt_sweep("run", spec_file, "--backend", "slurm")
     assert backend.returncode == 2
-    assert "--backend must be one of inline, ray, got 'slurm'" in backend.stderr
+    assert "backend must be one of inline, ray, got 'slurm'" in backend.stderr
     assert lt_sweep("resume", tmp_path).returncode == 2
     assert lt_sweep("frobnicate").returncode == 2
     usage = lt_sweep("plan", spec_file, "--tflops", "0")

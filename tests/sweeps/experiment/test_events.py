@@ -267,7 +267,7 @@ def test_files_and_mappings_are_run(small_sweep: MakeSweep, tmp_path: Path) -> N
     result = sweeps.run(file)
     assert sweeps.run(document) == sweeps.run(str(file)) == result
     events: list[Event] = []
-    assert len(sweeps.run_matrix(matrix, callbacks=[events.append]).rows) == 2
-    sweeps.resume_matrix(tmp_path / "runs" / "both", callbacks=[events.append])
+    assert len(sweeps.run(matrix, callbacks=[events.append]).rows) == 2
+    sweeps.resume(tmp_path / "runs" / "both", callbacks=[events.append])
     started = [one.spec.name for one in events if isinstance(one, SweepStarted)]
     assert started == ["both-1", "both-2", "both-1", "both-2"]

@@ -32,7 +32,6 @@ from sweeps.config.spec import SweepSpec, load_sweep
 from sweeps.config.trials import Trial, search_size
 from sweeps.experiment.plan import plan
 from sweeps.experiment.prepare import prepare
-from sweeps.experiment.runner import run_matrix
 from sweeps.experiment.trial_queue import TrialQueue
 from sweeps.store.ledger import Ledger
 from sweeps.store.records import Record, RunArrays
@@ -293,7 +292,7 @@ def test_each_sweep_of_a_matrix_has_its_own(small_sweep: MakeSweep, tmp_path: Pa
     file = tmp_path / "matrix.yaml"
     file.write_text(yaml.safe_dump(document))
     matrix = load_matrix(file)
-    table = run_matrix(matrix)
+    table = sweeps.run(matrix)
     assert [len(row.cells) for row in table.rows] == [3, 3]
     epochs = [
         Result.model_validate_json((directory(spec) / "result.json").read_text()).extended.params["epochs"]

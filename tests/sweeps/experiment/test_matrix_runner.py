@@ -24,7 +24,7 @@ from lt_train.core.errors import UserError
 from sweeps.analysis.matrix_table import MatrixTable, matrix_table
 from sweeps.config.matrix import SweepMatrix, load_matrix
 from sweeps.config.spec import SweepSpec
-from sweeps.experiment.runner import MatrixFailed, resume_matrix, run, run_matrix
+from sweeps.experiment.runner import MatrixFailed, resume, run
 from sweeps.store.directory import save_matrix
 from sweeps.store.layout import leases, read_document, sweep_directory, write_document
 from sweeps.store.lease import acquire_lease
@@ -79,7 +79,7 @@ def lt_sweep(
 
 def test_each_is_an_ordinary_sweep_and_the_table_holds_their_results(matrix_file: MakeMatrix, tmp_path: Path) -> None:
     matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
-    table = run_matrix(matrix)
+    table = run(matrix)
     assert (table.matrix, table.axis, table.methods) == ("fam", "training.epochs", ["vanilla", "ce", "los"])
     assert [(row.value, row.sweep, row.missing) for row in table.rows] == [("1", "fam-1", ""), ("2", "fam-2", "")]
     for row, spec in zip(table.rows, matrix.sweeps, strict=True):
@@ -95,13 +95,13 @@ def test_each_is_an_ordinary_sweep_and_the_table_holds_their_results(matrix_file
         assert {cell.mean.acc_all.value for cell in row.cells.values() if cell.best} == {highest}
     assert len(list((tmp_path / "runs" / "cache" / "banks").iterdir())) == 1, "sweeps of a matrix share banks"
     assert matrix_table(matrix) == table
-    assert resume_matrix(tmp_path / "runs" / "fam") == table
+    assert resume(tmp_path / "runs" / "fam") == table
 
 
 def test_a_failure_does_not_stop_the_others(matrix_file: MakeMatrix, features_file: Path, tmp_path: Path) -> None:
     file = matrix_file({"dataset.path": {"gone": str(tmp_path / "no.npz"), "here": str(features_file)}})
     with pytest.raises(MatrixFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-gone: .*no\.npz") as failed:
-        run_matrix(load_matrix(file))
+        run(load_matrix(file))
     gone, here = failed.value.table.rows
     assert (gone.cells, set(here.cells)) == ({}, {"vanilla", "ce", "los"})
     assert gone.missing.startswith("failed: ")
@@ -111,7 +111,7 @@ def test_a_failure_does_not_stop_the_others(matrix_file: MakeMatrix, features_fi
 def test_a_sweep_without_a_winner_has_failed(matrix_file: MakeMatrix) -> None:
     sound = ["ce"]
     with pytest.raises(MatrixFailed, match="fam-broken: every trial") as failed:
-        run_matrix(load_matrix(matrix_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
+        run(load_matrix(matrix_file({"methods": {"broken": BIG_LR["methods"], "sound": sound}})))
     assert failed.value.exit_code == 1
     assert [list(row.cells) for row in failed.value.table.rows] == [["vanilla"], ["vanilla", "ce"]]
 
@@ -120,10 +120,10 @@ def test_a_fresh_run_that_was_stopped_resumes_the_fresh_sweeps(
     matrix_file: MakeMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix, runs = load_matrix(matrix_file({"training.epochs": [1, 2]})), tmp_path / "runs"
-    run_matrix(matrix)
+    run(matrix)
     before = {name: sweep_directory(runs / name).sweep_id for name in ("fam-1", "fam-2")}
     with acquire_lease(leases(runs), "fam-2"), pytest.raises(UserError, match="sweep fam-2 is being run by"):
-        run_matrix(matrix, fresh=True)
+        run(matrix, fresh=True)
     assert not (runs / "fam-1.previous-1").exists(), "nothing is archived while a sweep is being run"
 
     def stopped(*_: object, **__: object) -> None:
@@ -132,29 +132,29 @@ def test_a_fresh_run_that_was_stopped_resumes_the_fresh_sweeps(
     with monkeypatch.context() as patched:
         patched.setattr("sweeps.experiment.runner.run", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run_matrix(matrix, fresh=True)
-    resume_matrix(runs / "fam")
+            run(matrix, fresh=True)
+    resume(runs / "fam")
     for name, sweep_id in before.items():
         assert sweep_directory(runs / f"{name}.previous-1").sweep_id == sweep_id
         assert sweep_directory(runs / name).sweep_id != sweep_id
 
 
 def test_a_result_of_another_spec_is_a_failure(matrix_file: MakeMatrix, tmp_path: Path) -> None:
-    run_matrix(load_matrix(matrix_file({"training.epochs": [1, 2]})))
+    run(load_matrix(matrix_file({"training.epochs": [1, 2]})))
     changed = load_matrix(matrix_file({"training.epochs": {"1": 1, "2": 3}}))
     with pytest.raises(MatrixFailed, match=r"fam-2: .* holds another sweep"):
-        run_matrix(changed)
+        run(changed)
     with pytest.raises(
         MatrixFailed, match=r"1 of 2 sweeps of fam failed:\n  fam-2: .*an earlier version of the sweep file"
     ) as failed:
-        resume_matrix(tmp_path / "runs" / "fam")
+        resume(tmp_path / "runs" / "fam")
     assert failed.value.exit_code == UserError.exit_code
 
 
 def test_a_matrix_has_one_driver(matrix_file: MakeMatrix, tmp_path: Path) -> None:
     matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
     with acquire_lease(leases(tmp_path / "runs"), "fam"), pytest.raises(UserError, match=str(os.getpid())):
-        run_matrix(matrix)
+        run(matrix)
     assert not (tmp_path / "runs" / "fam-1").exists()
 
 
@@ -164,8 +164,8 @@ def test_a_matrix_and_a_sweep_do_not_share_a_directory(
     run(small_sweep(name="fam", search={"trials": 1}))
     matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
     with pytest.raises(UserError, match="holds a sweep of this name"):
-        run_matrix(matrix)
-    run_matrix(SweepMatrix("other", matrix.axis, matrix.members))
+        run(matrix)
+    run(SweepMatrix("other", matrix.axis, matrix.members))
     with pytest.raises(UserError, match="is a matrix's directory"):
         run(small_sweep(name="other"))
 
@@ -267,13 +267,13 @@ def test_a_file_uploaded_with_an_earlier_job_is_requested_again(
     matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}, dataset={"kind": "arrays", "path": str(uploaded)}))
     advice = r"dataset\.path was uploaded with an earlier job, upload it again with `lt-sweep submit`"
     with pytest.raises(MatrixFailed, match=advice) as failed:
-        run_matrix(matrix)
+        run(matrix)
     assert failed.value.exit_code == UserError.exit_code
     with pytest.raises(MatrixFailed, match=advice):
-        resume_matrix(tmp_path / "runs" / "fam")
+        resume(tmp_path / "runs" / "fam")
     monkeypatch.delenv(JOB_VARIABLE)
     with pytest.raises(MatrixFailed) as local:
-        resume_matrix(tmp_path / "runs" / "fam")
+        resume(tmp_path / "runs" / "fam")
     assert "with an earlier job" not in str(local.value)
 
 
@@ -291,12 +291,12 @@ def test_a_damaged_matrix_file_is_set_aside(matrix_file: MakeMatrix, tmp_path: P
 
 def test_a_matrix_continues_if_an_identity_is_missing(matrix_file: MakeMatrix, tmp_path: Path) -> None:
     matrix = load_matrix(matrix_file({"training.epochs": [1, 2]}))
-    run_matrix(matrix)
+    run(matrix)
     before = matrix_table(matrix)
     identity = tmp_path / "runs" / "fam-1" / "sweep.json"
     identity.unlink()
     assert matrix_table(matrix) == before
-    assert resume_matrix(tmp_path / "runs" / "fam") == before
+    assert resume(tmp_path / "runs" / "fam") == before
     assert identity.is_file()
 
 
@@ -304,7 +304,7 @@ def test_a_sweep_without_permission_fails_in_one_line(
     matrix_file: MakeMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     matrix, is_sweep = load_matrix(matrix_file({"training.epochs": [1, 2]})), sweeps.experiment.runner.is_sweep
-    run_matrix(matrix)
+    run(matrix)
 
     def refuse(path: Path) -> bool:
         if path.name == "fam-1":
@@ -313,7 +313,7 @@ def test_a_sweep_without_permission_fails_in_one_line(
 
     monkeypatch.setattr("sweeps.experiment.runner.is_sweep", refuse)
     with contextlib.suppress(MatrixFailed):
-        resume_matrix(tmp_path / "runs" / "fam")
+        resume(tmp_path / "runs" / "fam")
     (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert error.getMessage().startswith("fam-1: ")
     assert "Permission denied" in error.getMessage()
@@ -368,10 +368,3 @@ def test_the_plan_adds_up_and_counts_shared_work_once(
     shown = lt_sweep("plan", file, file, "--tflops", "10").stdout
     assert "10 TFLOP/s" in shown
     assert shown.count("fam-1") == 2
-
-
-def test_the_public_functions() -> None:
-    assert sweeps.run_matrix is run_matrix
-    assert sweeps.load_matrix is load_matrix
-    assert sweeps.matrix_table is matrix_table
-    assert sweeps.resume_matrix is resume_matrix

@@ -183,7 +183,7 @@ def test_a_matrix_stands_for_its_sweeps_and_has_a_table_by_method(small_sweep: M
     document["selection"]["extended_training"] = 3
     file = tmp_path / "fam.json"
     file.write_text(json.dumps(document))
-    table = sweeps.run_matrix(sweeps.load_matrix(file))
+    table = sweeps.run(sweeps.load_matrix(file))
     place = tmp_path / "runs" / "fam"
     written = write([place])
     assert written.page == place / "report" / "index.html"

@@ -245,7 +245,7 @@ def test_the_file_of_another_matrix_is_refused(small_sweep: MakeSweep, tmp_path:
     save_matrix(SweepMatrix("other", "training.epochs", specs), failed={})
     assert list(load_matrix_directory(tmp_path / "runs" / "other").members) == ["1", "2"]
     (tmp_path / "runs" / "other").rename(tmp_path / "runs" / "mine")
-    for read in (load_matrix_directory, sweeps.resume_matrix, matrix_sweeps):
+    for read in (load_matrix_directory, sweeps.resume, matrix_sweeps):
         with pytest.raises(UserError, match=r"is that of matrix other, not of mine; rename the directory to other, or"):
             read(tmp_path / "runs" / "mine")
 

@@ -168,7 +168,7 @@ def finish_after_all_trials(self, *arguments):
     print("torch._dynamo" in sys.modules)
     return finish(self, *arguments)
 BackgroundTracker.finish = finish_after_all_trials
-sweeps.run(sweeps.load({str(file)!r}))
+sweeps.run(sweeps.load_sweep({str(file)!r}))
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -184,7 +184,7 @@ import mlflow, sweeps
 mlflow.set_tracking_uri("sqlite:///{tmp_path}/mine.db")
 mlflow.set_experiment("mine")
 with mlflow.start_run() as mine:
-    sweeps.run(sweeps.load({str(file)!r}))
+    sweeps.run(sweeps.load_sweep({str(file)!r}))
     mlflow.log_metric("ours", 1.0)
 assert mlflow.get_run(mine.info.run_id).data.metrics == {{"ours": 1.0}}
 """

@@ -1,0 +1,138 @@
+"""`lt_train.fit`: re-train classifiers on a feature bank and look at the results, without a sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import pandas as pd
+
+from lt_train.core.errors import LongtailError
+from lt_train.core.imports import torch
+from lt_train.features.bank import FeatureBank
+from lt_train.methods.base import MethodSpec, TrainingSpec
+from lt_train.metrics import SPLITS
+from lt_train.retrain import fused
+from lt_train.retrain.base import EpochSelection, Run, RunResult
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Fit", "Fits", "fit"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One run with its result."""
+
+    run: Run
+    result: RunResult
+
+    def classifier(self) -> nn.Module:
+        """The trained classifier of the selected epoch: from features `[..., D]` to logits `[..., K]`.
+
+        Raises:
+            LongtailError: the run failed.
+        """
+        if self.result.kept is None:
+            raise LongtailError(f"{self.run.method.kind}, seed {self.run.seed} failed: {self.result.failure}")
+        return self.run.method.classifier({name: torch.tensor(v) for name, v in self.result.kept.state.items()})
+
+    def accuracies(self, epoch: int | None = None) -> dict[str, float]:
+        """Accuracies by column, as fractions of 1: `acc_all`, ... on test, `val_acc_all`, ... with a validation set.
+
+        Args:
+            epoch: from 0; None for the selected epoch. NaN everywhere if the run failed before it.
+        """
+        kept = self.result.kept
+        at = (-1 if kept is None else kept.epoch) if epoch is None else epoch
+        sets = {"": self.result.test_accuracy} | (
+            {} if self.result.val_accuracy is None else {"val_": self.result.val_accuracy}
+        )
+        return {
+            f"{prefix}acc_{split}": float(curve[at, column]) if 0 <= at < len(curve) else math.nan
+            for prefix, curve in sets.items()
+            for column, split in enumerate(SPLITS)
+        }
+
+
+class Fits(Sequence[Fit]):
+    """The fits of one call, in the order of its methods, then of its seeds."""
+
+    def __init__(self, fits: Sequence[Fit]) -> None:
+        self._fits = tuple(fits)
+
+    @overload
+    def __getitem__(self, index: int) -> Fit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Fits: ...
+    def __getitem__(self, index: int | slice) -> Fit | Fits:
+        return Fits(self._fits[index]) if isinstance(index, slice) else self._fits[index]
+
+    def __len__(self) -> int:
+        return len(self._fits)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per fit: `method`, its numbers (`lr`, ...), `seed`, `epoch` (from 1), accuracies, `failure`."""
+        return pd.DataFrame(
+            [
+                _about(one)
+                | {"epoch": None if one.result.kept is None else one.result.kept.epoch + 1}
+                | one.accuracies()
+                | {"failure": one.result.failure}
+                for one in self._fits
+            ]
+        ).astype({"epoch": "Int64"} if self._fits else {})
+
+    def curves(self) -> pd.DataFrame:
+        """One row per fit and epoch: the columns of `to_frame` without `failure`, and `loss`."""
+        return pd.DataFrame(list(self._epochs()))
+
+    def _epochs(self) -> Iterator[dict[str, Any]]:
+        for one in self._fits:
+            for epoch, loss in enumerate(one.result.train_loss.tolist()):
+                yield _about(one) | {"epoch": epoch + 1, "loss": loss} | one.accuracies(epoch)
+
+    def __repr__(self) -> str:
+        failed = sum(one.result.failure is not None for one in self._fits)
+        return f"<Fits: {len(self)} runs, {failed} failed>"
+
+
+def _about(one: Fit) -> dict[str, Any]:
+    return {"method": one.run.method.kind, **one.run.method.lane_values(), "seed": one.run.seed}
+
+
+def fit(
+    bank: FeatureBank,
+    methods: MethodSpec | Run | Sequence[MethodSpec | Run],
+    *,
+    seeds: int | Sequence[int] = 1,
+    training: TrainingSpec | None = None,
+    selection: EpochSelection | None = None,
+    device: str = "cpu",
+) -> Fits:
+    """Re-train the classifier with each method and seed, all in one batched loop.
+
+    Args:
+        bank: the features, from `open_bank` or `bank_from_arrays`.
+        methods: such as `lt_train.methods.LOS(smooth_factor=0.9)`. A `Run` has its own training and seed.
+        seeds: their number, 0 to `seeds` - 1, or the seeds themselves.
+        training: epochs and batch size; None for the defaults.
+        selection: which epoch's head counts; None for the last.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        BankError: a method cannot be trained on this bank; the message says why.
+        OutOfMemory: memory ran out with a single run.
+    """
+    given = [methods] if isinstance(methods, MethodSpec | Run) else list(methods)
+    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    runs = [
+        run
+        for one in given
+        for run in ([one] if isinstance(one, Run) else [Run(one, training or TrainingSpec(), seed) for seed in numbers])
+    ]
+    results = fused.fit(bank, runs, device, selection)
+    return Fits([Fit(run, result) for run, result in zip(runs, results, strict=True)])

@@ -1,0 +1,1 @@
+"""What a script or notebook does with a sweep: open it, tabulate, plot, compare, export."""
