@@ -77,6 +77,7 @@ class OpenSweep:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._has_driver = lease_owner(leases(self.path.parent), self.path.name) is not None
 
     @property
     def path(self) -> Path:
@@ -93,12 +94,12 @@ class OpenSweep:
         """Its specification, with every default written out."""
         return self._snapshot.spec
 
-    @functools.cached_property
+    @property
     def state(self) -> Literal["finished", "running", "interrupted"]:
         """`finished` if every run is recorded, `running` while a driver works on it, otherwise `interrupted`."""
         if self._snapshot.state == "finished":
             return "finished"
-        return "interrupted" if lease_owner(leases(self.path.parent), self.path.name) is None else "running"
+        return "running" if self._has_driver else "interrupted"
 
     @functools.cached_property
     def result(self) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pydoc
 import random
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,7 @@ def test_paths_become_absolute_and_urls_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_public_names_are_listed_and_exist() -> None:
+    assert len(pydoc.plain(pydoc.render_doc(sweeps)).splitlines()) <= 48, "help(sweeps) fits two screens"
     assert all(getattr(sweeps, name) is not None for name in dir(sweeps))
     assert sweeps.__version__
     with pytest.raises(AttributeError, match="no_such_name"):
