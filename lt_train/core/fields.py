@@ -123,7 +123,8 @@ class Shorthand:
         words: the bare words that the JSON schema offers; a `KindField` offers its kinds.
         meanings: what each word stands for, where that is not `{kind: word}`.
         default_kind: the kind of a mapping that names none.
-        inside: the field of the mapping whose kind the word names, if it does not name the mapping's own.
+        inside: the field of the mapping whose kind the word names, if it does not name the mapping's own. The value of
+            that field, which has a `kind`, stands for the mapping, too.
     """
 
     words: tuple[str, ...] | KindField = ()
@@ -139,13 +140,16 @@ class Shorthand:
             return dict(self.meanings[value]) if value in self.meanings else value
         if self.default_kind is not None and isinstance(value, dict) and "kind" not in value:
             return {"kind": self.default_kind, **value}
+        if self.inside is not None and isinstance(value, dict) and "kind" in value:
+            return {self.inside: value}
         return value
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The long form or one of the words."""
+        """The long form, the part that it may be reduced to, or one of the words."""
         long = handler(schema)
         words = list(self.words.kinds() if isinstance(self.words, KindField) else self.words)
-        return {"anyOf": [long, {"type": "string", "enum": words}]} if words else long
+        part = [] if self.inside is None else [handler.resolve_ref_schema(long)["properties"][self.inside]]
+        return {"anyOf": [long, *part, {"type": "string", "enum": words}]} if words else long
 
 
 def annotated(field: FieldInfo) -> Any:

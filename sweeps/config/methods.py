@@ -113,7 +113,10 @@ Method = Annotated[MethodSpec, METHODS]
 
 
 class MethodEntry(Spec):
-    """One of several methods that a sweep compares. The bare name of a kind stands for the kind with its defaults."""
+    """One of several methods that a sweep compares.
+
+    The name of a kind stands for the kind with its defaults, and a method for an entry with nothing else.
+    """
 
     name: str | None = Field(
         default=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -177,19 +178,23 @@ def test_every_ready_sweep_of_the_paper_has_its_plan() -> None:
 
 @pytest.mark.parametrize(
     ("page", "printed"),
-    [("README.md", "'method.smooth_factor': "), ("docs/python.md", "search-0006 {'method.smooth_factor': ")],
+    [("README.md", "'method.smooth_factor': "), ("docs/python.md", "wins with ")],
 )
+@pytest.mark.filterwarnings("ignore")  # Optuna marks some plots as experimental
 def test_python_lines_run(
     page: str,
     printed: str,
     monkeypatch: pytest.MonkeyPatch,
     small_sweep,
+    features_file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As they are, on a sweep of seconds."""
-    (text,) = [block.text for block in blocks((ROOT / page).read_text()) if block.language == "python"]
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(small_sweep().resolved(), sort_keys=False))
+    """All of a page from the first to the last, as they are, on a sweep of seconds."""
+    code = [block.text for block in blocks((ROOT / page).read_text()) if block.language == "python"]
+    spec = small_sweep(name="mine", storage="runs").resolved()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    shutil.copy(features_file, tmp_path / "features.npz")
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, page, "exec"), {})
+    exec(compile("\n".join(code), page, "exec"), {})
     assert printed in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 `reference` writes docs/reference from the schema, the kinds and the commands. `outputs` runs the commands of
 docs/tutorial.md, README.md and docs/paper.md and updates the outputs shown below them. `images` runs the demo and
-creates docs/images from its report, with Chromium.
+creates docs/images from its report, with Chromium. `notebook` runs docs/notebook.ipynb and stores its outputs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]  # tests/support is sh
 from documentation.elsewhere import typed_in
 from documentation.fakes import write_fakes
 from documentation.images import take_images
+from documentation.notebook import write_notebook
 from documentation.pages import blocks
 from documentation.reference import reference
 from documentation.running import walk, without_notes
@@ -50,7 +51,13 @@ def write_outputs() -> None:
         page.write_text(text)
 
 
-PARTS = {"reference": write_reference, "outputs": write_outputs, "images": take_images}
+def run_notebook() -> None:
+    """Run docs/notebook.ipynb and store its outputs."""
+    with tempfile.TemporaryDirectory(prefix="lt-docs-") as directory:
+        write_notebook(Path(directory))
+
+
+PARTS = {"reference": write_reference, "outputs": write_outputs, "images": take_images, "notebook": run_notebook}
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ SHELL = "sets up the shell, as the tests do"
 MACHINES = "needs several machines; tests/infra checks the file that it names against its schema"
 KUBERNETES = "needs Kubernetes; tests/infra checks the manifests against their schemas"
 DOCKER = "needs Docker; tests/infra reads the file that it names"
+SERVER = "runs until Ctrl-C; test_plots.py stores the study that it shows"
 HOURS = "takes hours and needs published images; the file is validated instead"
 
 PAGE = ("tests/cluster/test_the_page.py::test_the_commands_of_the_documentation_run",)
@@ -39,6 +40,7 @@ ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
         "pip install '.[all]'": INSTALL,
     },
     "docs/tutorial.md": {"make env": MAKE, 'export PATH="$PWD/.venv/bin:$PATH"': SHELL},
+    "docs/python.md": {"optuna-dashboard sqlite:///study.db": SERVER},
     "docs/frozen.md": {
         "python benchmarks/frozen.py": ("tests/benchmarks/test_frozen.py::test_a_tiny_measurement_is_complete",)
     },

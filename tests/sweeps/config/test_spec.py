@@ -326,3 +326,12 @@ def test_the_public_names_are_listed_and_exist() -> None:
     assert sweeps.__version__
     with pytest.raises(AttributeError, match="no_such_name"):
         sweeps.no_such_name  # noqa: B018
+
+
+def test_a_method_stands_for_its_entry(tmp_path: Path) -> None:
+    text = GOOD.replace("method: {kind: los}", "methods: [los, {kind: ce, init: random}]")
+    spec = load(tmp_path, text)
+    assert [one.method.kind for one in spec.methods] == ["los", "ce"]
+    assert spec.methods[1].method.init == "random"
+    document = spec.resolved() | {"methods": ["los", spec.methods[1].method]}
+    assert SweepSpec(**document) == spec
