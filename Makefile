@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 UNIT := tests --ignore=tests/cluster --ignore=tests/faults --ignore=tests/documentation --ignore=tests/benchmarks
 
-.PHONY: help env demo docs test test-quick test-docs test-cluster test-install lint bench bench-quick scale faults damage cluster-up \
+.PHONY: help env demo docs site test test-quick test-docs test-cluster test-install lint bench bench-quick scale faults damage cluster-up \
   cluster-down lock clean
 .DEFAULT_GOAL := help
 
@@ -23,6 +23,7 @@ help:
 	@echo "make scale         the driver with 1,000 simulated packs on 500 simulated workers"
 	@echo "make cluster-up    a team's cluster on this machine: Ray, PostgreSQL, S3, MLflow; cluster-down stops it"
 	@echo "make docs          regenerates the reference, the tutorial's outputs and the images (needs chromium)"
+	@echo "make site          the documentation as a website: open site/index.html (one minute; needs no network)"
 	@echo "make env           the development environment in .venv"
 
 env: .venv/.done
@@ -58,6 +59,10 @@ test-install: env
 
 docs: env
 	$(BIN)/python tools/documentation
+
+# Material announces MkDocs 2 at every build; the variable silences it.
+site: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file tools/documentation/mkdocs.yml
 
 lint: env
 	$(BIN)/ruff check .
@@ -96,4 +101,4 @@ lock: $(UV)
 	  --no-header --no-emit-index-url --no-annotate --output-file requirements-oldest.lock
 
 clean:
-	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .tools site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
