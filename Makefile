@@ -13,7 +13,7 @@ help:
 	@echo "make demo          a small sweep on bundled data, with its result table (3 minutes the first time)"
 	@echo "make test          unit tests (14 minutes on two cores)"
 	@echo "make test-quick    unit tests without the slow ones (a few minutes)"
-	@echo "make test-docs     runs the commands of README and docs and the benchmarks once, and compares outputs"
+	@echo "make test-docs     runs the commands of README and docs and the benchmarks once, and builds the site"
 	@echo "make test-cluster  tests on a local cluster, and each fault once (20 minutes)"
 	@echo "make test-install  installs the wheel into empty environments, newest and oldest versions, and runs the demo"
 	@echo "make lint          ruff, mypy, import contracts, language"
@@ -62,7 +62,7 @@ docs: env
 
 # Material announces MkDocs 2 at every build; the variable silences it.
 site: env
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file tools/documentation/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file tools/documentation/mkdocs.yml
 
 lint: env
 	$(BIN)/ruff check .

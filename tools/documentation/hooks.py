@@ -112,7 +112,7 @@ def notebook(path: Path) -> str:
         elif cell.cell_type == "code":
             parts.append(f"```python\n{cell.source}\n```")
             parts += [_output(output) for output in cell.outputs]
-    parts.insert(1, f"[Download this page as a notebook]({path.name}){{download}}")
+    parts.insert(1, f'<a href="{path.name}" download>Download this page as a notebook</a>')
     return "\n\n".join(parts) + "\n"
 
 
