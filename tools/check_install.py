@@ -29,6 +29,8 @@ CASES = {
 }
 """Extras and the file of version constraints, by case."""
 
+TYPED_SCRIPT = ROOT / "tools" / "typed_script.py"
+
 EXPECTED = {"vanilla": 0.828, "ce": 0.828, "los": 0.902}
 """Test accuracy over all classes that the demo ends with, by method."""
 
@@ -75,7 +77,7 @@ def check(case: str, wheel: Path, place: Path) -> None:
     run([*install, f"longtail-sweeps{extras} @ {wheel.as_uri()}"], place, dict(os.environ))
     python, sweep, train = (venv / "bin" / name for name in ("python", "lt-sweep", "lt-train"))
     names = run([python, "-c", "import sweeps, lt_train; print(*dir(sweeps), sweeps.__version__)"], place, environment)
-    for word in ("run", "load", "SweepSpec"):
+    for word in ("run", "open_sweep", "SweepSpec"):
         if word not in names.split():
             sys.exit(f"{case}: dir(sweeps) lacks {word}")
     for program, package in ((sweep, "sweeps"), (train, "lt_train")):
@@ -89,7 +91,21 @@ def check(case: str, wheel: Path, place: Path) -> None:
     found = accuracies(place / "runs" / "demo" / "result.json")
     if found != EXPECTED:
         sys.exit(f"{case}: the demo ends with {found}, expected {EXPECTED}\n{printed}")
+    check_types(case, python, place)
     print(f"{case}: installed and used in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def check_types(case: str, python: Path, place: Path) -> None:
+    """`mypy --strict` accepts a script that uses the installed package, and finds what is wrong with another one."""
+    script, wrong = place / "script.py", "\nresult.winnr\n"
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--config-file=", script]
+    for text, expected in (("", "Success"), (wrong, 'maybe "winner"')):
+        script.write_text(TYPED_SCRIPT.read_text() + text)
+        checked = subprocess.run(
+            [str(word) for word in command], cwd=place, capture_output=True, text=True, check=False
+        )
+        if expected not in checked.stdout:
+            sys.exit(f"{case}: mypy of a script{text and ' with a mistake'} prints\n{checked.stdout}{checked.stderr}")
 
 
 def main(names: list[str]) -> int:
