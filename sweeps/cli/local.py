@@ -6,7 +6,6 @@ needs them.
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import logging
 import os
@@ -36,28 +35,6 @@ OUTPUT_COLUMNS = 100
 _log = logging.getLogger(__name__)
 
 
-def find_spec(target: Path) -> Path:
-    """The file or directory `target`, or the bundled sweep file of that name if there is none.
-
-    Raises:
-        SpecError: `target` is a bare name, and neither a file nor a bundled sweep file has it.
-    """
-    if target.exists() or target.suffix or target.name != str(target):
-        return target
-    bundled = bundled_specs()
-    if target.name not in bundled:
-        raise SpecError(
-            f"{target}: no such file, and no bundled sweep file of this name; bundled: {', '.join(bundled)}"
-        )
-    return bundled[target.name]
-
-
-def bundled_specs() -> dict[str, Path]:
-    """The sweep files that come with the package, by name."""
-    files = importlib.resources.files("sweeps").joinpath("specs").iterdir()
-    return {path.stem: path for path in sorted(Path(str(file)) for file in files) if path.suffix == ".yaml"}
-
-
 @command(app, "validate", "lt-sweep validate sweep.yaml")
 def validate(specs: Specs, *, as_json: AsJson = False) -> int:
     """Check sweep files and print all problems."""
@@ -67,7 +44,7 @@ def validate(specs: Specs, *, as_json: AsJson = False) -> int:
     problems: list[str] = []
     for spec in specs:
         try:
-            for sweep in sweeps_of(load_file(find_spec(spec))):
+            for sweep in sweeps_of(load_file(spec)):
                 check_name(sweep)
         except SpecError as error:
             problems += error.problems
@@ -101,7 +78,7 @@ def plan(
     """
     from sweeps.config.matrix import load_file, sweeps_of
 
-    sweeps = [sweep for spec in specs for sweep in sweeps_of(load_file(find_spec(spec)))]
+    sweeps = [sweep for spec in specs for sweep in sweeps_of(load_file(spec))]
 
     from sweeps.experiment import plan as planning  # imports torch, which takes longer than reading the files
     from sweeps.reporting.terminal import plan_table, plans_document, plans_table
@@ -127,7 +104,7 @@ def demo(*, as_json: AsJson = False) -> int:
     from sweeps.config.spec import load_sweep
     from sweeps.experiment import runner
 
-    spec = load_sweep(bundled_specs()["demo"])  # its default backend and tracker are those that are installed
+    spec = load_sweep("demo")  # its default backend and tracker are those that are installed
     backends, trackers = BACKENDS.kinds().values(), TRACKERS.kinds().values()
     libraries = {name for kind in backends for name in kind.libraries} | {
         name for kind in trackers for name in kind.libraries
@@ -161,7 +138,7 @@ def run(
     from sweeps.store.directory import with_backend
     from sweeps.store.progress import JOB_VARIABLE
 
-    loaded = load_file(find_spec(spec))
+    loaded = load_file(spec)
     if backend is not None:
         loaded = with_backend(loaded, backend)
     if JOB_VARIABLE in os.environ:

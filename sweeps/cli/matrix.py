@@ -44,10 +44,8 @@ def show_results(target: Path, *, as_json: bool, markdown: bool) -> int:
     Raises:
         UserError: there are no results, or `target` is not the directory of a sweep or a matrix.
     """
-    from sweeps.cli.local import find_spec
     from sweeps.store.layout import sweep_directory
 
-    target = find_spec(target)
     found = load_target(target)
     if isinstance(found, SweepMatrix):
         table = matrix_table(found)

@@ -6,6 +6,7 @@ implements. Keys must be text and unique; tags other than YAML's own are refused
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -78,13 +79,19 @@ class Source:
 
 
 def load_yaml(path: str | os.PathLike[str]) -> Source:
-    """Read one YAML mapping.
+    """Read one YAML mapping from a file, or from the bundled sweep file of this name if there is no such file.
 
     Raises:
         SpecError: the file is missing, empty, not UTF-8 text, not valid YAML, not a mapping, or repeats a key. Every
             repeated key is reported with both lines.
     """
     path = Path(path)
+    if not (path.exists() or path.suffix) and path.name == str(path):
+        bundled = _bundled()
+        if path.name not in bundled:
+            names = ", ".join(bundled)
+            raise SpecError(f"{path}: no such file, and no bundled sweep file of this name; bundled: {names}")
+        path = bundled[path.name]
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -96,6 +103,12 @@ def load_yaml(path: str | os.PathLike[str]) -> Source:
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     return parse_yaml(text, path)
+
+
+def _bundled() -> dict[str, Path]:
+    """The sweep files that come with the package, by name."""
+    files = importlib.resources.files("sweeps").joinpath("specs").iterdir()
+    return {path.stem: path for path in sorted(Path(str(file)) for file in files) if path.suffix == ".yaml"}
 
 
 def parse_yaml(text: str, path: str | os.PathLike[str] = "<text>") -> Source:

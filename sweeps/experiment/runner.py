@@ -101,7 +101,8 @@ def run(
     """Run a sweep or a matrix, or resume it after an earlier call was interrupted. Finished sweeps are not run again.
 
     Args:
-        spec: the sweep or matrix, its file, or a mapping in the form of a sweep file.
+        spec: the sweep or matrix, its file, the name of a bundled file such as `demo`, or a mapping in the form of a
+            sweep file.
         backend: replaces the backend of the spec: an instance, or a kind with its defaults, such as `inline`. Results
             do not depend on it.
         fresh: start over and keep the results of earlier sweeps of this name as `<name>.previous-<N>`.
