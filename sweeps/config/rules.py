@@ -19,6 +19,7 @@ from lt_train.core.fields import annotated
 from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
+from lt_train.metrics import METRICS, scores
 from sweeps.config.interfaces import BACKENDS
 from sweeps.config.methods import (
     Candidate,
@@ -47,6 +48,7 @@ def broken_rules(parts: Parts) -> Iterator[Problem]:
     yield from _backbone_problems(parts)
     yield from _worker_problems(parts)
     yield from _selection_problems(parts)
+    yield from _metric_problems(parts)
     yield from _method_problems(parts)
     if "search" in parts:
         searched = _searched(parts)
@@ -101,6 +103,35 @@ def _selection_problems(parts: Parts) -> Iterator[Problem]:
         yield Problem(
             ("dataset", "val_per_class"),
             "0 leaves no validation set for selection; set it to at least 1, or set selection.on to test",
+        )
+
+
+def _metric_problems(parts: Parts) -> Iterator[Problem]:
+    if "metrics" not in parts:
+        return
+    kinds = [metric.kind for metric in parts["metrics"]]
+    for index, kind in enumerate(kinds):
+        if kind in kinds[:index]:
+            yield Problem(
+                ("metrics", index), f"{kind} is already metrics[{kinds.index(kind)}]; list each kind of metric once"
+            )
+    if "selection" not in parts:
+        return
+    loc, metric = ("selection", "metric"), parts["selection"].metric
+    known = {score.name: score for score in scores(parts["metrics"])}
+    if metric in METRICS.kinds() and metric not in known:
+        yield Problem(loc, f"{metric} is not computed in this sweep; list it in metrics")
+    elif metric not in known:
+        yield Problem(
+            loc, f"unknown metric {metric!r}{offer(metric, [*known, *METRICS.kinds()])}{METRICS.hint(metric)}"
+        )
+    elif not known[metric].higher_is_better:
+        yield Problem(loc, f"must be a metric of which a higher value is better, got {metric}, which is only reported")
+    elif not known[metric].percent:
+        yield Problem(
+            loc,
+            f"must be a metric in percent, because the smallest differences that count are percentage points, got "
+            f"{metric}, which is only reported",
         )
 
 
