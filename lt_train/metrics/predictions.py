@@ -18,8 +18,8 @@ __all__ = ["NLL", "MacroF1", "MeanClassAccuracy"]
 class MacroF1(MetricSpec):
     """Mean over classes of `F1_k = 2 TP_k / (2 TP_k + FP_k + FN_k)`, in [0, 1]; classes without images are left out.
 
-    Unlike the mean of the class accuracies, it also falls if other classes are predicted as a rare one. Source:
-    Opitz and Burst 2019, Macro F1 and Macro F1, Eq. 1 ("averaged F1"); the same as in scikit-learn.
+    Unlike the mean of the class accuracies, it also falls if images of other classes are predicted as a rare one.
+    Source: Opitz and Burst 2019, Macro F1 and Macro F1 (averaged F1); the same as in scikit-learn.
     """
 
     kind: Literal["macro_f1"] = "macro_f1"
@@ -53,8 +53,7 @@ class NLL(MetricSpec):
     """Negative log likelihood `-mean(log p_y)` in nats, in [0, 87.4]: how well the probabilities are calibrated.
 
     Lower is better, so it is reported and cannot be selected on. `p_y` is at least the smallest normal float32 number.
-    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, Eq. 4, divided by N; the same as in scikit-learn
-    up to that bound.
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks; the log loss of scikit-learn up to that bound.
     """
 
     higher_is_better: ClassVar[bool] = False

@@ -19,7 +19,7 @@ from lt_train.core.fields import annotated
 from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
-from lt_train.metrics import METRICS, scores
+from lt_train.metrics import METRICS, Score, scores
 from sweeps.config.interfaces import BACKENDS
 from sweeps.config.methods import (
     Candidate,
@@ -117,22 +117,23 @@ def _metric_problems(parts: Parts) -> Iterator[Problem]:
             )
     if "selection" not in parts:
         return
-    loc, metric = ("selection", "metric"), parts["selection"].metric
-    known = {score.name: score for score in scores(parts["metrics"])}
-    if metric in METRICS.kinds() and metric not in known:
-        yield Problem(loc, f"{metric} is not computed in this sweep; list it in metrics")
-    elif metric not in known:
-        yield Problem(
-            loc, f"unknown metric {metric!r}{offer(metric, [*known, *METRICS.kinds()])}{METRICS.hint(metric)}"
-        )
-    elif not known[metric].higher_is_better:
-        yield Problem(loc, f"must be a metric of which a higher value is better, got {metric}, which is only reported")
-    elif not known[metric].percent:
-        yield Problem(
-            loc,
-            f"must be a metric in percent, because the smallest differences that count are percentage points, got "
-            f"{metric}, which is only reported",
-        )
+    metric = parts["selection"].metric
+    if reason := _not_selectable(metric, {score.name: score for score in scores(parts["metrics"])}):
+        yield Problem(("selection", "metric"), reason)
+
+
+def _not_selectable(metric: str, known: Mapping[str, Score]) -> str:
+    """Why a sweep with these scores cannot select on `metric`; empty if it can."""
+    if metric not in known:
+        if metric in METRICS.kinds():
+            return f"{metric} is not computed in this sweep; list it in metrics"
+        return f"unknown metric {metric!r}{offer(metric, [*known, *METRICS.kinds()])}{METRICS.hint(metric)}"
+    only = f"got {metric}, which can only be reported"
+    if not known[metric].higher_is_better:
+        return f"must be a metric of which higher values are better, {only}"
+    if not known[metric].percent:
+        return f"must be a metric in percent, because relevant differences are defined in percentage points, {only}"
+    return ""
 
 
 def _method_problems(parts: Parts) -> Iterator[Problem]:

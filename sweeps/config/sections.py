@@ -55,7 +55,7 @@ class SelectionSpec(Spec):
     metric: str = Field(
         default="acc_all",
         description="acc_all, acc_many, acc_medium or acc_few: top-1 accuracy over all classes or one split of the "
-        "classes; or the kind of one of the sweep's metrics, which must be in percent and higher where it is better",
+        "classes; or the kind of one of the sweep's metrics that is in percent and of which higher values are better",
     )
     on: Literal["val", "test"] = Field(
         default="val",

@@ -108,7 +108,8 @@ class SweepSpec(Spec):
     search: SearchSpec = Field(description="which configurations are tried")
     metrics: Metrics = Field(
         default_factory=list,
-        description="further metrics of the predictions, which are recorded and shown beside the accuracies",
+        description="further metrics of the predictions, which are recorded and shown like the accuracies; each kind "
+        "at most once",
     )
     selection: Selection = Field(
         default=SelectionSpec(),

@@ -109,13 +109,12 @@ def runs_view(spec: SweepSpec, has_val: bool) -> RunsView:
     rank = ranked_by(spec)
     on_test = [score.name for score in spec.scores]
     on_val = [f"val_{name}" for name in on_test] if has_val else []
-    metrics = [name for name in on_test if name == spec.selection.metric and not name.startswith("acc_")]
     searched = [path for candidate in spec.candidates() for path in candidate.space]
     return RunsView(
         rank=rank,
         metrics=list(dict.fromkeys([rank, *on_test, *on_val])),
         searched=[_inner(path) for path in dict.fromkeys(searched)],
-        charted=[*metrics, "acc_few", "acc_all"],
+        charted=["acc_few", "acc_all"],
         searched_by={
             candidate.name: [_as_charted(path, _logarithmic(candidate)) for path in candidate.space]
             for candidate in spec.candidates()
@@ -255,8 +254,8 @@ def _points(values: Any) -> list[tuple[int, float]]:
 
 
 def _named(prefix: str, scores: Sequence[Score], row: Any) -> dict[str, float]:
-    named = {f"{prefix}{score.name}": round(float(value), 6) for score, value in zip(scores, row, strict=True)}
-    return _without_nan(named)
+    names = [f"{prefix}{score.name}" for score in scores]
+    return _without_nan({name: round(float(value), 6) for name, value in zip(names, row, strict=True)})
 
 
 def _without_nan(values: dict[str, float | None]) -> dict[str, float]:
