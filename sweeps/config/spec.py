@@ -176,6 +176,8 @@ class SweepSpec(Spec):
         content of files is part of the fingerprint of the feature bank instead.
         """
         document = self.resolved()
+        if not self.metrics:
+            del document["metrics"]  # as in the keys of runs
         for name, section in self._identity_sections():
             identity = getattr(section, "identity", None)
             if identity is not None:
