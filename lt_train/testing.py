@@ -1,4 +1,4 @@
-"""Conformance checks for kinds of your own: `check_method`, `check_dataset` and `check_kind`.
+"""Conformance checks for kinds of your own: `check_method`, `check_dataset`, `check_metric` and `check_kind`.
 
 Call them from a test of your package:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,16 +22,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from lt_train.core.errors import UserError
 from lt_train.core.fields import lane_values
 from lt_train.core.registry import KindSpec
 from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.losses import Loss
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
+from lt_train.metrics import MetricSpec, evaluate
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import Run, RunResult
 
-__all__ = ["check_dataset", "check_kind", "check_method"]
+__all__ = ["check_dataset", "check_kind", "check_method", "check_metric"]
 
 TOLERANCE = 1e-3
 """Largest relative difference between the weights of the two engines after a few epochs, in float32."""
@@ -268,3 +271,46 @@ def _rows(part: Labelled[Any]) -> list[bytes]:
         return []
     inputs = part.inputs if part.inputs.dtype == torch.uint8 else part.inputs[0]
     return [row.contiguous().numpy().tobytes() for row in inputs]
+
+
+def check_metric(metric: MetricSpec | type[MetricSpec]) -> None:
+    """Check a metric on random predictions, on right ones, and where one class is predicted for all images.
+
+    - `check_kind`.
+    - It returns one finite number; a fraction, if it is declared to be in percent.
+    - The order of images does not change it, and neither does a second call.
+    - It does not change its arguments, which are read-only.
+
+    Args:
+        metric: an instance, or a class whose fields have defaults.
+
+    Raises:
+        AssertionError: a requirement is not met.
+    """
+    checked = check_kind(metric)
+    assert isinstance(checked, MetricSpec), f"{type(checked).__name__} is not a metric"
+    name, stream, classes = type(checked).__name__, torch.Generator().manual_seed(0), 4
+    labels = torch.arange(classes).repeat_interleave(torch.tensor([20, 12, 6, 2]))
+    counts, order = torch.tensor([200, 60, 15, 1]), torch.randperm(len(labels), generator=stream)
+    right = 20.0 * torch.nn.functional.one_hot(labels, classes)
+    random = torch.randn(len(labels), classes, generator=stream)
+    cases = {"random predictions": random, "right predictions": right, "one class for all images": 0.0 * right}
+    cases["one class for all images"][:, 1] = 200.0
+
+    def value(logits: Tensor, labels: Tensor) -> float:
+        try:
+            (found,) = evaluate([checked], logits, labels, counts)
+        except UserError as error:
+            raise AssertionError(f"{name}: {error}") from error
+        return found
+
+    for what, logits in cases.items():
+        found = value(logits, labels)
+        assert math.isfinite(found), f"{name} is not finite for {what}"
+        assert not checked.percent or abs(found) <= 1 + 1e-6, (
+            f"{name} is declared to be in percent, so it must return a fraction, got {found:g}; or declare "
+            "percent: ClassVar[bool] = False"
+        )
+        assert value(logits, labels) == found, f"{name} returns another value at a second call"
+        shuffled = value(logits[order], labels[order])
+        assert math.isclose(shuffled, found, rel_tol=1e-5, abs_tol=1e-7), f"{name} depends on the order of images"

@@ -35,4 +35,4 @@ seconds: float = sweeps.plan(spec).seconds
 problems: list[str] = sweeps.validate("mine.yaml")
 bank = lt_train.bank_from_arrays(**np.load("features.npz"))
 fits = lt_train.fit(bank, [methods.CE(), methods.LOS(smooth_factor=0.9)], seeds=5)
-print(fits[0].accuracies()["acc_all"], fits.to_frame().columns, accuracy, names, rows, seconds, problems, difference)
+print(fits[0].scores()["acc_all"], fits.to_frame().columns, accuracy, names, rows, seconds, problems, difference)

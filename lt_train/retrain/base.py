@@ -1,7 +1,7 @@
 """Inputs and outputs of re-training: runs, packs and results, the same for both engines.
 
 `HalvingTrials` decides which runs stop at a rung of successive halving, from recorded accuracies alone.
-Shapes: E epochs, K classes, D features.
+Shapes: E epochs, C columns of scores, K classes, D features.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from lt_train.core.errors import BankError, SpecError
 from lt_train.core.imports import torch
 from lt_train.core.io import fingerprint
 from lt_train.core.seeding import generator
+from lt_train.core.validation import offer
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.metrics import SPLITS, split_masks
+from lt_train.metrics import ACCURACIES, MetricSpec, Score, scores, split_masks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,11 +52,32 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EpochSelection:
-    """Which epoch's head is selected: the last, or the best by `metric` on `on` (ties: the later, as in the paper)."""
+    """Which epoch's head is selected: the last, or the best by `metric` on `on` (ties: the later, as in the paper).
+
+    An epoch in which `metric` is undefined (NaN) is only selected if it is so in all epochs.
+
+    Attributes:
+        metric: `acc_all`, `acc_many`, `acc_medium`, `acc_few`, or the kind of one of `metrics`.
+        metrics: further metrics, computed after every epoch.
+
+    Raises:
+        SpecError: `metric` is not one of them.
+    """
 
     epoch: Literal["last", "best"] = "last"
     on: Literal["val", "test"] = "val"
-    metric: Literal["acc_all", "acc_many", "acc_medium", "acc_few"] = "acc_all"
+    metric: str = "acc_all"
+    metrics: tuple[MetricSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = [score.name for score in self.scores]
+        if self.metric not in known:
+            raise SpecError(f"metric {self.metric!r} is unknown{offer(self.metric, known)}")
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The columns of the score arrays of a run: C accuracies and metrics."""
+        return scores(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -126,11 +148,12 @@ class SelectedHead:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of one run. Accuracies are fractions; an empty split is NaN.
+    """The result of one run. Accuracies are fractions; an empty split, and an undefined metric, is NaN.
 
     Attributes:
-        val_accuracy: float32 `[E, 4]` over `metrics.SPLITS`, mean of per-class accuracies; None without a val set.
-        test_accuracy: float32 `[E, 4]` over `metrics.SPLITS`, top-1.
+        val_accuracy: float32 `[E, C]` over `EpochSelection.scores`; accuracies are the mean of per-class accuracies.
+            None without a val set.
+        test_accuracy: float32 `[E, C]` over `EpochSelection.scores`; accuracies are top-1.
         train_loss: float32 `[E]`, mean per-sample loss over the epoch; NaN for a method that trains nothing.
         kept: the selected head; None when the run failed.
         failure: None, or why the run failed; the curves then end before the epoch in which it failed.
@@ -156,12 +179,13 @@ def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochSelection, hal
     if (rule.epoch == "best" or halving is not None) and rule.on == "val" and bank.val is None:
         what = "epoch: best" if rule.epoch == "best" else "successive halving"
         raise BankError(f"{what} on val needs a validation set, but this bank has none; select on: test")
-    split = split_masks(bank.split_counts)[score_column(rule)]
-    if not split.any():
-        raise BankError(f"{rule.metric} cannot be selected on: this dataset has no class in that split")
-    images = bank.val if rule.on == "val" else bank.test
-    if images is not None and not split[images.labels].any():
-        raise BankError(f"{rule.metric} cannot be selected on: the {rule.on} set has no image of that split")
+    if score_column(rule) < len(ACCURACIES):
+        split = split_masks(bank.split_counts)[score_column(rule)]
+        if not split.any():
+            raise BankError(f"{rule.metric} cannot be selected on: this dataset has no class in that split")
+        images = bank.val if rule.on == "val" else bank.test
+        if images is not None and not split[images.labels].any():
+            raise BankError(f"{rule.metric} cannot be selected on: the {rule.on} set has no image of that split")
     for method in dict.fromkeys(run.method for run in runs):
         _check_method(bank, method)
 
@@ -198,8 +222,8 @@ def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:
 
 
 def score_column(rule: EpochSelection) -> int:
-    """The column of an accuracy array that the rule selects by."""
-    return SPLITS.index(rule.metric.removeprefix("acc_"))
+    """The column of a score array that the rule selects by."""
+    return [score.name for score in rule.scores].index(rule.metric)
 
 
 def learning_rate_factor(epoch: int, epochs: int) -> float:
@@ -234,7 +258,7 @@ class HalvingTrials:
         Args:
             active: runs that are not stopped yet; failed runs may be among them.
             finished: number of finished epochs.
-            curves: for every run the accuracies that the rule selects by, `[E, 4]`; shorter for a failed run.
+            curves: for every run the scores on the set that the rule selects on, `[E, C]`; shorter for a failed run.
         """
         running = [trial for trial in self.trials if trial[0] in active and self.epochs[trial[0]] > finished]
         if finished not in self.halving.rungs or not running:
@@ -256,13 +280,13 @@ class HalvingTrials:
         return list(stops.values())
 
     def _score(self, trial: Sequence[int], finished: int, curves: Sequence[Array | None]) -> float:
-        """Mean over the trial's seeds of the last or best accuracy so far; -inf if a run failed."""
+        """Mean over the trial's seeds of the last or best score so far; -inf if a run failed or it is undefined."""
         column = score_column(self.rule)
-        scores: list[float] = []
+        found: list[float] = []
         for index in trial:
             curve = curves[index]
             if curve is None or len(curve) < finished:
                 return -math.inf
-            accuracies = curve[:finished, column]
-            scores.append(float(accuracies.max() if self.rule.epoch == "best" else accuracies[-1]))
-        return float(np.mean(scores))
+            values = np.nan_to_num(curve[:finished, column], nan=-math.inf)
+            found.append(float(values.max() if self.rule.epoch == "best" else values[-1]))
+        return float(np.mean(found))

@@ -13,7 +13,6 @@ from lt_train.core.errors import LongtailError
 from lt_train.core.imports import torch
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainingSpec
-from lt_train.metrics import SPLITS
 from lt_train.retrain import fused
 from lt_train.retrain.base import EpochSelection, Run, RunResult
 
@@ -25,10 +24,15 @@ __all__ = ["Fit", "Fits", "fit"]
 
 @dataclass(frozen=True)
 class Fit:
-    """One run with its result."""
+    """One run with its result.
+
+    Attributes:
+        names: of the columns of its score arrays: the accuracies, then further metrics.
+    """
 
     run: Run
     result: RunResult
+    names: tuple[str, ...]
 
     def classifier(self) -> nn.Module:
         """The trained classifier of the selected epoch: from features `[..., D]` to logits `[..., K]`.
@@ -40,8 +44,8 @@ class Fit:
             raise LongtailError(f"{self.run.method.kind}, seed {self.run.seed} failed: {self.result.failure}")
         return self.run.method.classifier({name: torch.tensor(v) for name, v in self.result.kept.state.items()})
 
-    def accuracies(self, epoch: int | None = None) -> dict[str, float]:
-        """Accuracies by column, as fractions of 1: `acc_all`, ... on test, `val_acc_all`, ... with a validation set.
+    def scores(self, epoch: int | None = None) -> dict[str, float]:
+        """Accuracies as fractions of 1, and metrics: `acc_all`, ... on test, `val_acc_all`, ... on a validation set.
 
         Args:
             epoch: from 0; None for the selected epoch. NaN everywhere if the run failed before it.
@@ -52,9 +56,9 @@ class Fit:
             {} if self.result.val_accuracy is None else {"val_": self.result.val_accuracy}
         )
         return {
-            f"{prefix}acc_{split}": float(curve[at, column]) if 0 <= at < len(curve) else math.nan
+            f"{prefix}{name}": float(curve[at, column]) if 0 <= at < len(curve) else math.nan
             for prefix, curve in sets.items()
-            for column, split in enumerate(SPLITS)
+            for column, name in enumerate(self.names)
         }
 
 
@@ -80,7 +84,7 @@ class Fits(Sequence[Fit]):
             [
                 _about(one)
                 | {"epoch": None if one.result.kept is None else one.result.kept.epoch + 1}
-                | one.accuracies()
+                | one.scores()
                 | {"failure": one.result.failure}
                 for one in self._fits
             ]
@@ -93,7 +97,7 @@ class Fits(Sequence[Fit]):
     def _epochs(self) -> Iterator[dict[str, Any]]:
         for one in self._fits:
             for epoch, loss in enumerate(one.result.train_loss.tolist()):
-                yield _about(one) | {"epoch": epoch + 1, "loss": loss} | one.accuracies(epoch)
+                yield _about(one) | {"epoch": epoch + 1, "loss": loss} | one.scores(epoch)
 
     def __repr__(self) -> str:
         failed = sum(one.result.failure is not None for one in self._fits)
@@ -120,7 +124,7 @@ def fit(
         methods: such as `lt_train.methods.LOS(smooth_factor=0.9)`. A `Run` has its own training and seed.
         seeds: their number, 0 to `seeds` - 1, or the seeds themselves.
         training: epochs and batch size; None for the defaults.
-        selection: which epoch's head counts; None for the last.
+        selection: which epoch's head counts, and further metrics; None for the last epoch and accuracies only.
         device: `cpu` or `cuda`.
 
     Raises:
@@ -135,4 +139,5 @@ def fit(
         for run in ([one] if isinstance(one, Run) else [Run(one, training or TrainingSpec(), seed) for seed in numbers])
     ]
     results = fused.fit(bank, runs, device, selection)
-    return Fits([Fit(run, result) for run, result in zip(runs, results, strict=True)])
+    names = tuple(score.name for score in (selection or EpochSelection()).scores)
+    return Fits([Fit(run, result, names) for run, result in zip(runs, results, strict=True)])

@@ -7,7 +7,7 @@ neighbours, except for the different rounding of matrix products of another widt
 
 This module forms stacks and records results; `retrain.stack` trains one stack.
 
-Shapes: S seeds, T lanes, K classes, E epochs.
+Shapes: S seeds, T lanes, K classes, E epochs, C columns of scores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from lt_train.core.device import matmul_precision
 from lt_train.features.bank import FeatureBank
-from lt_train.metrics import SPLITS
 from lt_train.retrain.base import (
     Array,
     EpochSelection,
@@ -77,7 +76,7 @@ class _PackTraining:
     ) -> None:
         self.data, self.runs, self.rule = DeviceBank(bank, device), runs, rule
         self.trials = None if halving is None else HalvingTrials(runs, rule, halving)
-        self.histories = [_History() for _ in runs]
+        self.histories = [_History(rule) for _ in runs]
         self.results: dict[int, RunResult] = {}
 
     def train(self) -> list[RunResult]:
@@ -130,8 +129,8 @@ class _PackTraining:
         """Evaluate the current heads, append to the histories, and save the heads that are the best so far."""
         loss = loss_ST.cpu().numpy()
         last = stack.finished == stack.epochs
-        accuracy = stack.accuracy(selected=last and self.rule.epoch == "last")
-        test, val = accuracy["test"], accuracy.get("val")
+        scores = stack.scores(self.rule.metrics, selected=last and self.rule.epoch == "last")
+        test, val = scores["test"], scores.get("val")
         finite, adjustment_finite = stack.finite_ST.cpu().numpy(), stack.adjustment_finite_ST.cpu().numpy()
         better = np.zeros(stack.shape, dtype=bool)
         for (s, t), index in np.ndenumerate(np.array(stack.index_ST)):
@@ -141,7 +140,7 @@ class _PackTraining:
             elif history.failure is None and not adjustment_finite[s, t]:
                 history.failure = overflowed()
             if history.failure is None:
-                better[s, t] = history.add(loss[s, t], test[s, t], None if val is None else val[s, t], self.rule)
+                better[s, t] = history.add(loss[s, t], test[s, t], None if val is None else val[s, t])
         if self.rule.epoch == "best" and stack.method.trains:
             stack.select(torch.from_numpy(better).to(self.data.device))
 
@@ -171,7 +170,7 @@ class _PackTraining:
         if self.trials is None:
             return stacks
         active = {index for index in range(len(self.runs)) if index not in self.results}
-        left = self.trials.survivors(active, finished, [history.curve(self.rule) for history in self.histories])
+        left = self.trials.survivors(active, finished, [history.curve() for history in self.histories])
         if left == active:
             return stacks
         old = {
@@ -189,42 +188,47 @@ class _PackTraining:
 class _History:
     """The curves of one run so far and its selected epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: EpochSelection) -> None:
+        self.rule = rule
         self.test: list[Array] = []
         self.val: list[Array] = []
         self.loss: list[float] = []
         self.failure: str | None = None
         self.selected = -1
-        self.best_score = -1.0
+        self.best_score = -np.inf
 
-    def add(self, loss: float, test: Array, val: Array | None, rule: EpochSelection) -> bool:
+    def add(self, loss: float, test: Array, val: Array | None) -> bool:
         """Append an epoch; returns whether it is the selected one so far."""
         self.loss.append(loss)
         self.test.append(test)
         if val is not None:
             self.val.append(val)
-        accuracy = test if rule.on == "test" or val is None else val
-        score = float(accuracy[score_column(rule)]) if rule.epoch == "best" else 0.0
+        values = test if self.rule.on == "test" or val is None else val
+        best = self.rule.epoch == "best"
+        score = float(np.nan_to_num(values[score_column(self.rule)], nan=-np.inf)) if best else 0.0
         better = score >= self.best_score
         if better:
             self.best_score, self.selected = score, len(self.loss) - 1
         return better
 
-    def curve(self, rule: EpochSelection) -> Array:
-        """The accuracies that the rule selects by, `[E, 4]`."""
-        return _rows(self.test if rule.on == "test" else self.val)
+    def curve(self) -> Array:
+        """The scores on the set that the rule selects on, `[E, C]`."""
+        return self._rows(self.test if self.rule.on == "test" else self.val)
 
     def result(self, head: SelectedHead, stopped: int | None, *, has_val: bool) -> RunResult:
         """The result of the run; a failed run has no head."""
         failed = self.failure is not None
         return RunResult(
-            val_accuracy=_rows(self.val) if has_val else None,
-            test_accuracy=_rows(self.test),
+            val_accuracy=self._rows(self.val) if has_val else None,
+            test_accuracy=self._rows(self.test),
             train_loss=np.array(self.loss, dtype=np.float32),
             kept=None if failed else head,
             failure=self.failure,
             stopped=None if failed else stopped,
         )
+
+    def _rows(self, rows: list[Array]) -> Array:
+        return np.stack(rows) if rows else np.empty((0, len(self.rule.scores)), dtype=np.float32)
 
 
 def _evenly(indices: list[int], most: int) -> Iterator[list[int]]:
@@ -232,10 +236,6 @@ def _evenly(indices: list[int], most: int) -> Iterator[list[int]]:
     chunks = -(-len(indices) // most)
     for number in range(chunks):
         yield indices[len(indices) * number // chunks : len(indices) * (number + 1) // chunks]
-
-
-def _rows(rows: list[Array]) -> Array:
-    return np.stack(rows) if rows else np.empty((0, len(SPLITS)), dtype=np.float32)
 
 
 def in_parallel(tasks: Sequence[Iterator[None]], device: str) -> None:

@@ -15,7 +15,8 @@ Stage 2, implemented here, re-trains only the classifier on top of these feature
 5. **Constraint.** Optionally, weight rows are projected after every step or every epoch (MaxNorm).
 6. **Evaluation.** After every epoch the logits are averaged over the test views and, optionally, adjusted post hoc:
    scale_k z_k + offset_k (tau-normalisation, logit adjustment). Accuracy is reported for all, many, medium and few
-   classes; on the validation set as the mean of per-class accuracies, on the test set as top-1.
+   classes; on the validation set as the mean of per-class accuracies, on the test set as top-1. Further metrics
+   (`lt_train.metrics`) follow.
 7. **Selected epoch.** The result is the head of the last epoch, or of the best one by validation or test accuracy
    (`EpochSelection`; of equal epochs the later one counts). It carries per-class test accuracy and the paper's logit
    statistics.
@@ -28,7 +29,7 @@ This engine defines what a run is; it is written for clarity, not for speed. `re
 one batched loop and must agree with it for every method, head and sampler; `retrain.stack` is the fast counterpart of
 `_fit_one` below. Both engines share the batch order, the starting head, the loss and the metrics, and nothing else.
 
-Shapes: V training views, A test views, N images, B batch, D features, K classes, E epochs.
+Shapes: V training views, A test views, N images, B batch, D features, K classes, E epochs, C columns of scores.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from lt_train.core.fields import part_of
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod
 from lt_train.methods.heads._modules import Adjusted
-from lt_train.metrics import SPLITS, LogitStatistics, correct_per_class, split_accuracy, split_masks
+from lt_train.metrics import LogitStatistics, correct_per_class, evaluate, split_accuracy, split_masks
 from lt_train.retrain.base import (
     Array,
     EpochSelection,
@@ -140,7 +141,7 @@ class _History:
         self.val: list[Tensor] = []
         self.test: list[Tensor] = []
         self.train_loss: list[float] = []
-        self.best_score = -1.0
+        self.best_score = -np.inf
         self.selected: tuple[int, dict[str, Tensor]] | None = None
 
     def add(self, head: nn.Module, train_loss: float) -> bool:
@@ -149,14 +150,14 @@ class _History:
         if isinstance(classifier, Adjusted) and not all(table.isfinite().all() for table in classifier.buffers(False)):
             return False
         self.train_loss.append(train_loss)
-        self.test.append(self._accuracy(classifier, self.bank.test, "micro"))
+        self.test.append(self._scores(classifier, self.bank.test, "micro"))
         if self.bank.val is not None:
-            self.val.append(self._accuracy(classifier, self.bank.val, "macro"))
+            self.val.append(self._scores(classifier, self.bank.val, "macro"))
 
         score = 0.0  # the same for every epoch, so that the last one is selected
         if self.rule.epoch == "best":
-            accuracy = self.val[-1] if self.rule.on == "val" else self.test[-1]
-            score = float(accuracy[score_column(self.rule)])
+            values = self.val[-1] if self.rule.on == "val" else self.test[-1]
+            score = float(values[score_column(self.rule)].nan_to_num(nan=-np.inf))
         if score >= self.best_score:
             self.best_score = score
             state = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
@@ -165,8 +166,8 @@ class _History:
 
     def result(self, failure: str | None = None, stopped: int | None = None) -> RunResult:
         return RunResult(
-            val_accuracy=None if self.bank.val is None else _curve(self.val),
-            test_accuracy=_curve(self.test),
+            val_accuracy=None if self.bank.val is None else self._curve(self.val),
+            test_accuracy=self._curve(self.test),
             train_loss=np.array(self.train_loss, dtype=np.float32),
             kept=None if failure else self._selected_head(),
             failure=failure,
@@ -192,12 +193,19 @@ class _History:
         device = next(head.parameters()).device
         return Adjusted(head, scale.to(device), offset.to(device))
 
-    def _accuracy(self, classifier: nn.Module, images: EvalSet, average: Literal["micro", "macro"]) -> Tensor:
-        """`[4]`: accuracy over `metrics.SPLITS`."""
-        classes = self.bank.num_classes
+    def _scores(self, classifier: nn.Module, images: EvalSet, average: Literal["micro", "macro"]) -> Tensor:
+        """`[C]`: accuracy by split, then the further metrics."""
+        classes, logits_NK = self.bank.num_classes, _logits(classifier, images)
         total_K = torch.bincount(images.labels, minlength=classes)
-        correct_K = correct_per_class(_logits(classifier, images), images.labels, classes)
-        return split_accuracy(correct_K, total_K, self.split_masks, average)
+        accuracy = split_accuracy(
+            correct_per_class(logits_NK, images.labels, classes), total_K, self.split_masks, average
+        )
+        metrics = evaluate(self.rule.metrics, logits_NK, images.labels, self.bank.class_counts)
+        return torch.cat([accuracy, torch.tensor(metrics)])
+
+    def _curve(self, rows: list[Tensor]) -> Array:
+        """`[E, C]` of E rows, E possibly 0."""
+        return torch.stack(rows).numpy() if rows else np.empty((0, len(self.rule.scores)), dtype=np.float32)
 
 
 def measure(bank: FeatureBank, classifier: nn.Module, epoch: int = 0) -> SelectedHead:
@@ -220,8 +228,3 @@ def _logits(classifier: nn.Module, images: EvalSet) -> Tensor:
     device = next(iter(classifier.state_dict().values())).device
     logits_ANK: Tensor = classifier(images.features.to(device).float())
     return logits_ANK.mean(dim=0).cpu()
-
-
-def _curve(rows: list[Tensor]) -> Array:
-    """`[E, 4]` of E rows, E possibly 0."""
-    return torch.stack(rows).numpy() if rows else np.empty((0, len(SPLITS)), dtype=np.float32)

@@ -5,7 +5,7 @@ differentiated with respect to the logits only, each head's gradient is written 
 gradient's matrix product, and the learning rate into the loss's gradient. `retrain.fused` decides which runs are
 stacked and when they stop.
 
-Shapes: S seeds, B batch, T lanes, K classes, D features, N images, I inputs of a head, R x C one parameter of a lane.
+Shapes: S seeds, B batch, T lanes, K classes, D features, N images, I inputs of a head, M metrics, C columns of scores.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from lt_train.features.files import read_batches
 from lt_train.methods.base import TrainedMethod
 from lt_train.methods.heads.base import Classifier, HeadSpec
 from lt_train.methods.samplers import SamplerSpec
-from lt_train.metrics import LogitStatistics, split_accuracy, split_masks, top1_correct
+from lt_train.metrics import LogitStatistics, MetricSpec, evaluate, split_accuracy, split_masks, top1_correct
 from lt_train.retrain.base import Array, Run, learning_rate_factor, start_head
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ __all__ = ["DeviceBank", "Measured", "Stack"]
 
 LOGIT_BYTES = {"cpu": 2**22, "cuda": 2**28}
 """Largest size of the logits of one evaluation step; on a CPU they should fit into the cache."""
+
+METRIC_BYTES = {"cpu": 2**27, "cuda": 2**31}
+"""Largest size of the logits of several lanes of a stack on a whole set, of which metrics are computed."""
 
 Affine = tuple[Tensor, Tensor]
 
@@ -164,10 +168,11 @@ class Stack:
             self.adjustment_finite_ST = self.adjustment_finite_ST & finite
 
     @torch.no_grad()
-    def accuracy(self, *, selected: bool = False) -> dict[str, Array]:
-        """Accuracy by split, `[S, T, 4]`: on `test` top-1; on `val`, if there is one, the mean over classes.
+    def scores(self, metrics: Sequence[MetricSpec] = (), *, selected: bool = False) -> dict[str, Array]:
+        """Accuracy by split, then metrics, `[S, T, C]`. Accuracies on `val`, if there is one, are means over classes.
 
         Args:
+            metrics: further metrics.
             selected: the current heads are the selected ones; `measure` then needs no further pass over the test set.
         """
         found: dict[str, Array] = {}
@@ -178,6 +183,8 @@ class Stack:
                 self._measured = Measured(statistics, correct_STK)
             average: Literal["macro", "micro"] = "macro" if name == "val" else "micro"
             found[name] = split_accuracy(correct_STK, images.totals, self.data.masks, average).cpu().numpy()
+            if metrics:
+                found[name] = np.concatenate([found[name], self._metrics(metrics, images)], axis=-1)
         return found
 
     @torch.no_grad()
@@ -265,6 +272,23 @@ class Stack:
             if statistics is not None:
                 statistics.update(logits_SBTK.transpose(0, 1), labels_B)
         return correct_STK
+
+    def _metrics(self, metrics: Sequence[MetricSpec], images: EvaluationInputs) -> Array:
+        """The values of metrics, `[S, T, M]`, in passes over the images of as many lanes as `METRIC_BYTES` allows."""
+        (seeds, lanes), number, classes = self.shape, len(images.labels), self.data.bank.num_classes
+        found_STM = np.empty((seeds, lanes, len(metrics)), dtype=np.float32)
+        at_once = max(1, METRIC_BYTES[torch.device(self.data.device).type] // (4 * seeds * number * classes))
+        for start in range(0, lanes, at_once):
+            width, done = min(at_once, lanes - start), 0
+            logits_STNK = torch.empty(seeds, width, number, classes, device=self.data.device)
+            for logits_SBTK, labels_B in self._logits(images):
+                part = logits_SBTK[:, :, start : start + width]
+                logits_STNK[:, :, done : done + len(labels_B)] = part.transpose(1, 2)
+                done += len(labels_B)
+            for s, t in np.ndindex(seeds, width):
+                logits_NK = logits_STNK[s, t]
+                found_STM[s, start + t] = evaluate(metrics, logits_NK, images.labels, self.data.class_counts)
+        return found_STM
 
     def _statistics(self) -> LogitStatistics:
         return LogitStatistics(self.data.bank.num_classes, self.shape, device=self.data.device)

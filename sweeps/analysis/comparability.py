@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lt_train.metrics import SPLITS, split_of
+from lt_train.metrics import ACCURACIES, split_of
 from sweeps.analysis.labels import role, unfinished
 from sweeps.analysis.load import Sweep
 from sweeps.config.methods import Candidate
@@ -23,15 +23,15 @@ class Comparability:
     Attributes:
         comparable: whether both have the same classes.
         same_test: whether both were tested on the same images, so that equal seeds can be paired.
-        columns: of `SPLITS`, those with the same classes in both.
-        column: the split that the verdict is based on.
+        scores: names of the accuracies over the same classes in both, and of the metrics that both have.
+        metric: the one that the verdict is based on.
         cautions: limits of the comparison, in sentences.
     """
 
     comparable: bool
     same_test: bool
-    columns: frozenset[int]
-    column: int
+    scores: frozenset[str]
+    metric: str
     cautions: tuple[str, ...]
 
 
@@ -41,16 +41,18 @@ def comparability(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> Comp
     same_test = _same_test(a, b)
     reason = _incomparable(a, b, same_test=bool(same_test))
     same_splits = _same_splits(a, b)
-    columns = frozenset(range(len(SPLITS)) if same_splits else [0])
-    column = b.column if a.column == b.column and b.column in columns else 0
+    accuracies = ACCURACIES if same_splits else ACCURACIES[:1]
+    names = [one.name for one in accuracies] + [one.kind for one in a.spec.metrics if one in b.spec.metrics]
+    metric = b.score.name if a.score.name == b.score.name and b.score.name in names else names[0]
+    scores = frozenset(names)
     if reason:
-        return Comparability(False, False, columns, column, (reason, *_incomplete(ours, reference)))
+        return Comparability(False, False, scores, metric, (reason, *_incomplete(ours, reference)))
     cautions = (
         *_incomplete(ours, reference),
-        *_selection(ours, reference, column),
+        *_selection(ours, reference, metric),
         *_data(a, b, same_test, same_splits=same_splits),
     )
-    return Comparability(True, bool(same_test), columns, column, cautions)
+    return Comparability(True, bool(same_test), scores, metric, cautions)
 
 
 def _same_test(a: Sweep, b: Sweep) -> bool | None:
@@ -90,7 +92,7 @@ def _incomplete(*sides: tuple[str, Sweep]) -> Iterator[str]:
             yield f"{label} has no {role(sweep)}: {reason}."
 
 
-def _selection(ours: tuple[str, Sweep], reference: tuple[str, Sweep], column: int) -> Iterator[str]:
+def _selection(ours: tuple[str, Sweep], reference: tuple[str, Sweep], metric: str) -> Iterator[str]:
     (label, a), (reference_label, b) = ours, reference
     mine, theirs = (one.spec.selection.model_dump(exclude={"extended_training"}) for one in (a, b))
     if differ := [f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]:
@@ -99,8 +101,8 @@ def _selection(ours: tuple[str, Sweep], reference: tuple[str, Sweep], column: in
             f"{'; '.join(differ)}."
         )
     yield from _optimistic(ours, reference)
-    if a.column != b.column or b.column != column:
-        yield f"The verdict is based on acc_{SPLITS[column]}, which both have."
+    if not a.score.name == b.score.name == metric:
+        yield f"The verdict is based on {metric}, which both have."
 
 
 def _optimistic(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> Iterator[str]:

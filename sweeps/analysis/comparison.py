@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from lt_train.core.errors import UserError
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES, Score
 from sweeps.analysis.comparability import Comparability, comparability, differing_fields
 from sweeps.analysis.labels import NO_WIDTH, role, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns, read_sweeps
@@ -112,6 +112,7 @@ class SweepPair(ResultModel):
     comparable: bool = Field(description="whether differences of accuracies have a meaning")
     cautions: list[str] = Field(description="why they are not comparable, or what limits the comparison")
     metric: str = Field(description="the verdict is based on it: the selection metric, if both have the same")
+    metrics: list[Score] = Field(default=[], description="the further metrics that both have")
     winners: TrialGain | None
     methods: list[TrialGain] = Field(description="best trials of the methods, and baselines, that both sweeps have")
     classes: ClassChanges | None
@@ -205,7 +206,7 @@ def _trial(runs: TrialRuns) -> ComparedTrial:
         searched=runs.trial.params,
         params=params if training is None else params | {"training": training.model_dump(mode="json")},
         seeds=list(runs.seeds),
-        mean=Accuracies.of(runs.values),
+        mean=Accuracies.of(runs.values, runs.scores),
     )
 
 
@@ -213,7 +214,7 @@ def _pair(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> SweepPair:
     (label, own), (reference_label, theirs) = ours, reference
     common = comparability(ours, reference)
     winners = classes = None
-    metric = f"acc_{SPLITS[common.column]}"
+    metric = common.metric
     cautions, methods = list(common.cautions), list[TrialGain]()
     if common.comparable:
         methods = [_gain(name, one, other, common) for name, one, other in _shared(own, theirs)]
@@ -229,6 +230,7 @@ def _pair(ours: tuple[str, Sweep], reference: tuple[str, Sweep]) -> SweepPair:
         comparable=common.comparable,
         cautions=cautions,
         metric=metric,
+        metrics=[score for score in own.spec.scores[len(ACCURACIES) :] if score.name in common.scores],
         winners=winners,
         methods=methods,
         classes=classes,
@@ -247,8 +249,8 @@ def _shared(ours: Sweep, reference: Sweep) -> Iterator[tuple[str, TrialRuns, Tri
 
 
 def _gain(what: str, ours: TrialRuns, theirs: TrialRuns, common: Comparability) -> TrialGain:
-    found = zip(SPLITS, compare_trials(ours, theirs, pair=common.same_test), strict=True)
-    gain = {f"acc_{split}": one for split, one in found if one is not None and SPLITS.index(split) in common.columns}
+    found = compare_trials(ours, theirs, pair=common.same_test)
+    gain = {name: one for name, one in found.items() if one is not None and name in common.scores}
     return TrialGain(what=what, ours=trial_label(ours), reference=trial_label(theirs), gain=gain)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from lt_train.metrics import SPLITS, split_of
+from lt_train.metrics import Score, split_of
 from sweeps.analysis import selection
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.store.records import Record
@@ -23,15 +23,15 @@ def trials_frame(sweep: Sweep) -> pd.DataFrame:
     """One row per trial. Accuracies are means over its seeds, NaN if one of them failed.
 
     Columns: `trial` (unique name), `phase`, `method`, `number`, searched values, `status` (finished, stopped, failed),
-    `objective`, `seeds` (their number), `epochs` and the accuracies `acc_all`, `acc_many`, `acc_medium`, `acc_few` on
-    test, the same with the prefix `val_` if there is a validation set, `loma_mean`, `loma_cv`, `failure` and
-    `finished_at` (UTC).
+    `objective`, `seeds` (their number), `epochs`, the accuracies `acc_all`, `acc_many`, `acc_medium`, `acc_few` and the
+    sweep's further metrics on test, the same with the prefix `val_` if there is a validation set, `loma_mean`,
+    `loma_cv`, `failure` and `finished_at` (UTC).
     """
     rows = []
     for one in sweep.every:
         records = one.records
         status = "failed" if one.failed else "finished" if one.stopped is None else "stopped"
-        values = {name: selection.mean_of_all(column) for name, column in _columns(records).items()}
+        values = {name: selection.mean_of_all(column) for name, column in _columns(records, one.scores).items()}
         rows.append(
             _about(one)
             | {"status": status, "objective": one.objective, "seeds": len(records)}
@@ -51,7 +51,7 @@ def runs_frame(sweep: Sweep) -> pd.DataFrame:
     """
     rows = []
     for one in sweep.every:
-        columns = _columns(one.records)
+        columns = _columns(one.records, one.scores)
         for place, record in enumerate(one.records):
             rows.append(
                 _about(one)
@@ -91,7 +91,7 @@ def curves_frame(trial: TrialRuns) -> pd.DataFrame:
     for place, (seed, loss) in enumerate(zip(trial.seeds, trial.losses(), strict=True)):
         columns: dict[str, Any] = {"seed": seed, "epoch": range(1, len(loss) + 1), "loss": loss}
         for prefix, curves in sets.items():
-            columns |= {f"{prefix}acc_{split}": curves[place][:, column] for column, split in enumerate(SPLITS)}
+            columns |= {f"{prefix}{score.name}": curves[place][:, c] for c, score in enumerate(trial.scores)}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
@@ -107,14 +107,14 @@ def _about(one: TrialRuns) -> dict[str, Any]:
     }
 
 
-def _columns(records: Sequence[Record]) -> dict[str, list[float | None]]:
+def _columns(records: Sequence[Record], scores: Sequence[Score]) -> dict[str, list[float | None]]:
     """The numbers of runs by column."""
     columns: dict[str, list[float | None]] = {}
     for prefix, which in (("", "test"), ("val_", "val")):
-        for place, split in enumerate(SPLITS):
+        for place, score in enumerate(scores):
             found = [getattr(record, which) for record in records]
             if which == "test" or any(row is not None for row in found):
-                columns[f"{prefix}acc_{split}"] = [None if row is None else row[place] for row in found]
+                columns[f"{prefix}{score.name}"] = [None if row is None else row[place] for row in found]
     for name in ("loma_mean", "loma_cv"):
         columns[name] = [getattr(record, name) for record in records]
     return columns
@@ -129,6 +129,7 @@ def _frame(rows: Sequence[dict[str, Any]], trials: Sequence[TrialRuns], *, after
     others = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in paths]
     place = others.index(after) + 1
     frame = frame[[*others[:place], *paths, *others[place:]]]
-    numbers = [name for name in frame.columns if name.startswith(("acc_", "val_acc_", "loma_"))]
+    scores = {f"{prefix}{score.name}" for one in trials for score in one.scores for prefix in ("", "val_")}
+    numbers = [name for name in frame.columns if name in scores or name.startswith("loma_")]
     types = dict.fromkeys([*numbers, "objective"], "float64") | ({"epoch": "Int64"} if "epoch" in frame else {})
     return frame.astype(types).assign(**{time: pd.to_datetime(frame[time], unit="ms", utc=True)})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.core.validation import named
 from lt_train.features.files import Manifest, open_test, read_manifest
-from lt_train.metrics import SPLITS
+from lt_train.metrics import Score
 from sweeps.analysis import selection
 from sweeps.analysis.selection import TrialRuns, ranking, trial_runs
 from sweeps.config.plugin_groups import STAGE1_HEAD
@@ -177,8 +177,13 @@ class Sweep:
 
     @property
     def column(self) -> int:
-        """Column of `SPLITS` of the selection metric."""
-        return SPLITS.index(self.spec.selection.metric.removeprefix("acc_"))
+        """Column of the selection metric."""
+        return selection.column_of(self.spec.selection.metric, self.spec.scores)
+
+    @property
+    def score(self) -> Score:
+        """The selection metric."""
+        return self.spec.scores[self.column]
 
     @property
     def num_classes(self) -> int | None:
@@ -190,8 +195,7 @@ class Sweep:
 
     def best_seed(self, trial: TrialRuns) -> Record:
         """The run that a best-of-S report shows: the best by the selection metric."""
-        chosen = self.spec.selection
-        return trial.records[selection.best_seed(trial.records, metric=chosen.metric, on=chosen.on)]
+        return trial.records[selection.best_seed(trial.records, column=self.column, on=self.spec.selection.on)]
 
     def classifier(self, trial: TrialRuns) -> nn.Module | None:
         """The stored head of a trial's best seed; None if there is none or it cannot be read, see `head_errors`."""
@@ -274,7 +278,7 @@ def _trials(spec: SweepSpec, ledger: LedgerReader) -> list[TrialRuns]:
             trial = recorded_trial(spec, candidates[one.method], one.phase, one.number, one.params)
         records = [ledger.runs[key] for key in one.keys if key in ledger.runs]
         if trial is not None and trial.name == one.name and len(records) == len(one.keys):
-            found.append(trial_runs(trial, records, spec.selection, ledger))
+            found.append(trial_runs(trial, records, spec.selection, ledger, spec.scores))
     best_first = ranking(found, spec, "search")
     ranks = {(one.trial.candidate, one.trial.number): rank for rank, one in enumerate(best_first)}
     places = {name: place for place, name in enumerate(["", *candidates])}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from lt_train.core.errors import LongtailError, first_line
+from lt_train.metrics import Score
 from sweeps.analysis.load import read_directory
 from sweeps.analysis.result import Accuracies, ExtendedRun, MethodRow, Protocol, Result, ResultModel, Row
 from sweeps.analysis.summary import summarise
@@ -49,6 +50,7 @@ class MatrixTable(ResultModel):
     matrix: str
     axis: str = Field(description="section or dotted field that differs between the rows")
     methods: list[str] = Field(description="columns: baselines that are not a method of the sweep, then the methods")
+    metrics: list[Score] = Field(default=[], description="the further metrics of the sweeps")
     rows: list[MatrixRow]
 
     def to_frame(self) -> pd.DataFrame:
@@ -78,6 +80,7 @@ def matrix_table(matrix: SweepMatrix) -> MatrixTable:
         matrix=matrix.name,
         axis=matrix.axis,
         methods=[*baselines, *methods],
+        metrics=list(dict.fromkeys(score for result in results for score in result.metrics)),
         rows=[_row(value, spec.name, found[value]) for value, spec in matrix.members.items()],
     )
 

@@ -7,12 +7,13 @@ ends of its 95% interval over seeds, which are null for a single run.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES, Score
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ __all__ = [
 ]
 
 
+def in_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the name of their score, as fields: an accuracy has a field of its own, metrics share one."""
+    own = {score.name for score in ACCURACIES}
+    accuracies = {name: value for name, value in values.items() if name in own}
+    return {**accuracies, "metrics": {name: value for name, value in values.items() if name not in own}}
+
+
 class ResultModel(BaseModel):
     """Base of every model that is written as JSON."""
 
@@ -43,31 +51,44 @@ class ResultModel(BaseModel):
 
 
 class Accuracies(ResultModel):
-    """Top-1 accuracy on the test set over all classes and by split: mean over seeds with its 95% interval."""
+    """Top-1 accuracy on test over all classes and by split, and further metrics: mean over seeds, with 95% interval."""
 
     acc_all: Estimate | None = Field(description="over all test images")
     acc_many: Estimate | None = Field(description="over the images of classes with more than 100 training images")
     acc_medium: Estimate | None = Field(description="of classes with 20 to 100 training images")
     acc_few: Estimate | None = Field(description="of classes with fewer than 20 training images")
+    metrics: dict[str, Estimate | None] = Field(
+        default={}, description="the sweep's further metrics by kind; null where undefined"
+    )
 
     @classmethod
-    def of(cls, values: Array) -> Accuracies:
-        """Estimates from test accuracies `[S, 4]`."""
-        return cls(**{f"acc_{split}": estimate(values[:, column]) for column, split in enumerate(SPLITS)})
+    def of(cls, values: Array, scores: Sequence[Score] = ACCURACIES) -> Accuracies:
+        """Estimates from scores on test `[S, C]`, whose columns are `scores`."""
+        return cls(**in_fields({score.name: estimate(values[:, column]) for column, score in enumerate(scores)}))
 
     def by_split(self) -> tuple[Estimate | None, ...]:
-        """In the order of `SPLITS`."""
+        """The accuracies in the order of `SPLITS`."""
         return (self.acc_all, self.acc_many, self.acc_medium, self.acc_few)
+
+    def by_score(self) -> tuple[Estimate | None, ...]:
+        """The accuracies, then the further metrics."""
+        return (*self.by_split(), *self.metrics.values())
+
+    def of_score(self, name: str) -> Estimate | None:
+        """One accuracy or metric by name; None if it is undefined or was not computed."""
+        found: Estimate | None = self.metrics[name] if name in self.metrics else getattr(self, name, None)
+        return found
 
     def values(self) -> dict[str, float | None]:
         """The means by metric, without their intervals."""
-        named = zip(SPLITS, self.by_split(), strict=True)
-        return {f"acc_{split}": None if one is None else one.value for split, one in named}
+        names = [*(score.name for score in ACCURACIES), *self.metrics]
+        return {name: None if one is None else one.value for name, one in zip(names, self.by_score(), strict=True)}
 
     def columns(self) -> dict[str, float]:
         """Three columns of a table per metric: the mean, and the ends of its interval as `_low` and `_high`."""
-        named = zip(SPLITS, self.by_split(), strict=True)
-        return {name: value for split, one in named for name, value in columns(f"acc_{split}", one).items()}
+        names = (*(score.name for score in ACCURACIES), *self.metrics)
+        named = zip(names, self.by_score(), strict=True)
+        return {column: value for name, one in named for column, value in columns(name, one).items()}
 
 
 def columns(name: str, one: Estimate | None) -> dict[str, float]:
@@ -78,15 +99,22 @@ def columns(name: str, one: Estimate | None) -> dict[str, float]:
 
 
 class SeedAccuracies(ResultModel):
-    """Top-1 test accuracies of one run at its selected epoch; all null if it failed."""
+    """Top-1 test accuracies, and further metrics, of one run at its selected epoch; all null if it failed."""
 
     acc_all: float | None = Field(description="over all test images")
     acc_many: float | None = Field(description="over the images of classes with more than 100 training images")
     acc_medium: float | None = Field(description="of classes with 20 to 100 training images")
     acc_few: float | None = Field(description="of classes with fewer than 20 training images")
+    metrics: dict[str, float | None] = Field(
+        default={}, description="the sweep's further metrics by kind; null where undefined"
+    )
     seed: int = Field(description="of batch order and random initial weights")
     val_acc_all: float | None = Field(description="class-balanced accuracy on the validation set; null without one")
     failure: str | None = Field(description="why the run failed; null for a finished one")
+
+    def values(self) -> dict[str, float | None]:
+        """The accuracies, then the further metrics, by name."""
+        return {**{score.name: getattr(self, score.name) for score in ACCURACIES}, **self.metrics}
 
 
 class Loma(ResultModel):
@@ -169,7 +197,7 @@ class Protocol(ResultModel):
     on: Literal["val", "test"] = Field(description="data on which the metric is computed")
     epoch: Literal["last", "best"] = Field(description="epoch at which a run is evaluated")
     objective: Literal["mean", "best"] = Field(description="how the seeds of a trial are combined")
-    metric: str = Field(description="such as acc_all")
+    metric: str = Field(description="such as acc_all, or the kind of a further metric")
     seeds: int = Field(description="runs per trial")
     finalists: int = Field(description="best trials that ran again on new seeds; if any, results are from those runs")
 
@@ -191,6 +219,7 @@ class Result(ResultModel):
     spec_fingerprint: str = Field(description="sha256 of everything in the sweep file that influences results")
     bank_fingerprint: str = Field(description="of the feature bank")
     protocol: Protocol = Field(description="how trials were ranked")
+    metrics: list[Score] = Field(default=[], description="the further metrics of the sweep")
     runs: RunCounts = Field(description="numbers of runs")
     trials: list[TrialRow] = Field(description="trials of the search, by method, then by number")
     winner: Winner | None = Field(description="best of all methods; null if every trial, or every finalist, failed")
@@ -208,6 +237,11 @@ class Result(ResultModel):
         "callbacks until the last run; artifacts are not included); ledger. Of all calls, summed over workers: train"
     )
     notes: list[str] = Field(description="remarks on the data, and failed runs outside the search")
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The accuracies and the further metrics."""
+        return (*ACCURACIES, *self.metrics)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per method, best first, and per baseline.

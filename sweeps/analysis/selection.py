@@ -1,19 +1,20 @@
 """Which trial wins: a trial with its recorded runs, its objective, the ranking, and extended training.
 
-Columns are those of `lt_train.metrics.SPLITS`; accuracies are fractions of 1; an empty split is NaN.
+Columns are the scores of a sweep: accuracy over all classes and by split, then its metrics. Accuracies are fractions of
+1; an empty split, and an undefined metric, is NaN.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lt_train.core.validation import named
 from lt_train.methods.base import MethodSpec, TrainingSpec
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES, Score
 from sweeps.analysis.statistics import Array, Comparison, Estimate, Trend, estimate, paired
 from sweeps.config.trials import Phase, Trial
 from sweeps.store.ledger import LedgerReader
@@ -27,6 +28,7 @@ __all__ = [
     "ExtendedTraining",
     "TrialRuns",
     "best_seed",
+    "column_of",
     "extended_training",
     "mean_of_all",
     "ranking",
@@ -49,19 +51,23 @@ class TrialRuns:
     """A trial with the records of all its seeds, in seed order.
 
     Attributes:
-        objective: mean or best over its seeds, as the protocol says; None if a run failed or the split is empty.
+        objective: mean or best over its seeds, as the protocol says; None for a failed trial.
         ledger: has the arrays of its runs.
+        scores: the columns of its scores, C of them.
+        undefined: why it has no objective although no run failed; else empty.
     """
 
     trial: Trial
     records: tuple[Record, ...]
     objective: float | None
     ledger: LedgerReader = field(repr=False, compare=False)
+    scores: tuple[Score, ...] = ACCURACIES
+    undefined: str = ""
 
     @property
     def failed(self) -> bool:
-        """Whether a run failed."""
-        return any(record.failure is not None for record in self.records)
+        """Whether a run failed, or the selection metric is undefined for one."""
+        return bool(self.undefined) or any(record.failure is not None for record in self.records)
 
     @property
     def stopped(self) -> int | None:
@@ -85,11 +91,11 @@ class TrialRuns:
 
     @property
     def values(self) -> Array:
-        """Test accuracies `[S, 4]` at the selected epoch. Not for a failed trial."""
+        """Scores on test `[S, C]` at the selected epoch. Not for a failed trial."""
         return reported(self.records)
 
     def curves(self, on: EvaluationSet) -> Array:
-        """Accuracies after every epoch, `[S, E, 4]`. Not for a failed trial.
+        """Scores after every epoch, `[S, E, C]`. Not for a failed trial.
 
         Raises:
             LongtailError: the file with the arrays of its runs is missing or altered; so for the methods below.
@@ -103,7 +109,7 @@ class TrialRuns:
         return np.stack([self.ledger.arrays(record.key).loss for record in self.records])
 
     def ended(self, on: EvaluationSet = "test") -> Array:
-        """Accuracies `[S, 4]` at the last epoch, whichever epoch is selected. Not for a failed trial."""
+        """Scores `[S, C]` at the last epoch, whichever epoch is selected. Not for a failed trial."""
         return self.curves(on)[:, -1]
 
     def by_class(self, name: Literal["class_accuracy", "loma", "regularised_std"]) -> Array:
@@ -112,16 +118,31 @@ class TrialRuns:
         return np.stack([getattr(one, name) for one in arrays])
 
 
-def trial_runs(trial: Trial, records: Sequence[Record], chosen: SelectionSpec, ledger: LedgerReader) -> TrialRuns:
+def trial_runs(
+    trial: Trial,
+    records: Sequence[Record],
+    chosen: SelectionSpec,
+    ledger: LedgerReader,
+    scores: tuple[Score, ...] = ACCURACIES,
+) -> TrialRuns:
     """A trial with its records and its objective.
 
-    A failed seed fails the trial. Leaving it out would reward configurations that sometimes diverge.
+    A failed seed fails the trial, and so does one for which the selection metric is undefined. Leaving it out would
+    reward configurations that sometimes diverge.
     """
-    value = math.nan
-    if all(record.failure is None for record in records):
-        scores = _scores(records, chosen.metric, chosen.on)
-        value = float(scores.max() if chosen.objective == "best" else scores.mean())
-    return TrialRuns(trial, tuple(records), None if math.isnan(value) else value, ledger)
+    runs = TrialRuns(trial, tuple(records), None, ledger, scores)
+    if runs.failed:
+        return runs
+    values = reported(records, chosen.on)[:, column_of(chosen.metric, scores)]
+    if np.isnan(values).any():
+        seeds = [record.seed for record, value in zip(records, values, strict=True) if np.isnan(value)]
+        return replace(runs, undefined=f"{chosen.metric} on {chosen.on} is undefined for seed {named(seeds, 3)}")
+    return replace(runs, objective=float(values.max() if chosen.objective == "best" else values.mean()))
+
+
+def column_of(metric: str, scores: Sequence[Score]) -> int:
+    """The column of a metric."""
+    return [score.name for score in scores].index(metric)
 
 
 def ranking(
@@ -144,14 +165,13 @@ def ranking(
 
 
 def reported(records: Sequence[Record], on: EvaluationSet = "test") -> Array:
-    """Accuracies `[S, 4]` of each seed's run at its selected epoch. Not for failed runs."""
-    rows = [record.val if on == "val" else record.test for record in records]
-    return np.array(rows, dtype=np.float64).reshape(len(records), len(SPLITS))
+    """Scores `[S, C]` of each seed's run at its selected epoch. Not for failed runs."""
+    return np.array([record.val if on == "val" else record.test for record in records], dtype=np.float64)
 
 
-def best_seed(records: Sequence[Record], *, metric: str, on: EvaluationSet) -> int:
+def best_seed(records: Sequence[Record], *, column: int, on: EvaluationSet) -> int:
     """Index of the seed that a best-of-S report shows: the best by the selection metric, the first of equal ones."""
-    return int(_scores(records, metric, on).argmax())
+    return int(reported(records, on)[:, column].argmax())
 
 
 def mean_of_all(values: Sequence[float | None]) -> float | None:
@@ -187,16 +207,14 @@ def extended_training(
     """Compare the extended run with the winner, and with the stage-1 head `start`; None if one of the runs failed."""
     if extended.failed or winner.failed:
         return None
-    column = SPLITS.index(metric.removeprefix("acc_"))
+    column = column_of(metric, winner.scores)
     after, before = (one.ended(on)[:, column] for one in (extended, winner))
     accuracy, change = estimate(after), paired(after, before, equivalence=True)
     if accuracy is None or change is None:
         return None
     over_start = None
     if start is not None and not start.failed:
-        over_start = paired(after, np.broadcast_to(_scores(start.records, metric, on), after.shape), equivalence=True)
+        over_start = paired(
+            after, np.broadcast_to(reported(start.records, on)[:, column], after.shape), equivalence=True
+        )
     return ExtendedTraining(accuracy, change, over_start)
-
-
-def _scores(records: Sequence[Record], metric: str, on: EvaluationSet) -> Array:
-    return reported(records, on)[:, SPLITS.index(metric.removeprefix("acc_"))]

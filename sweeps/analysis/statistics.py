@@ -3,7 +3,7 @@
 Pure functions. Accuracies are fractions of 1; an empty split is NaN. `scipy.stats` is imported when a test is computed,
 because its import takes longer than most commands.
 
-Shapes: S and R seeds, E epochs, K classes.
+Shapes: S and R seeds, E epochs, C columns of scores, K classes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from scipy import special
 
-from lt_train.metrics import SPLITS
+from lt_train.metrics import Score
 
 if TYPE_CHECKING:
     from sweeps.analysis.load import TrialRuns
@@ -42,6 +42,7 @@ __all__ = [
     "estimate",
     "expected_best",
     "match_seeds",
+    "oriented",
     "paired",
     "significant",
     "welch",
@@ -224,15 +225,28 @@ def _beyond(gap: float, p_value: float | None, comparisons: int = 1) -> bool:
     return gap > ONE_SEED_LEVEL if p_value is None else gap > LEVEL and p_value < 0.05 / comparisons
 
 
-def compare_trials(ours: TrialRuns, theirs: TrialRuns, *, pair: bool = True) -> tuple[Comparison | None, ...]:
-    """Test accuracy of `ours` minus `theirs` by column of `SPLITS`; None for an empty split.
+def compare_trials(ours: TrialRuns, theirs: TrialRuns, *, pair: bool = True) -> dict[str, Comparison | None]:
+    """`ours` minus `theirs` on test by the names of the scores that both have; None for an empty split.
 
     Paired by seed. Welch's test where the trials share no seeds, and where `pair` is false because the same seed does
     not mean the same noise, as on different test images.
     """
     a, b, same_seeds = match_seeds(ours, theirs, pair=pair)
     test = paired if same_seeds else welch
-    return tuple(test(a[:, column], b[:, column]) for column in range(len(SPLITS)))
+    columns = {score.name: column for column, score in enumerate(theirs.scores)}
+    return {
+        score.name: oriented(test(a[:, column], b[:, columns[score.name]]), score)
+        for column, score in enumerate(ours.scores)
+        if score.name in columns
+    }
+
+
+def oriented(comparison: Comparison | None, score: Score) -> Comparison | None:
+    """A comparison with `better` and `worse` exchanged for a metric of which lower values are better."""
+    if comparison is None or score.higher_is_better:
+        return comparison
+    opposite: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+    return replace(comparison, verdict=opposite.get(comparison.verdict, comparison.verdict))
 
 
 def match_seeds(
@@ -241,7 +255,7 @@ def match_seeds(
     """Values of both trials, and whether their rows are paired: the shared seeds if there are any, else all seeds.
 
     A method that trains nothing has one run, which stands for every seed. `read` returns the values `[S, ...]` of a
-    trial; by default its test accuracies `[S, 4]`.
+    trial; by default its scores on test `[S, C]`.
     """
     sides = []
     for trial in (ours, theirs):

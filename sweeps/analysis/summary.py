@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
+from lt_train.core.validation import named
+from lt_train.metrics import ACCURACIES, Score
 from sweeps.analysis import selection
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.result import (
@@ -23,8 +23,9 @@ from sweeps.analysis.result import (
     SeedAccuracies,
     TrialRow,
     Winner,
+    in_fields,
 )
-from sweeps.analysis.statistics import Array, Comparison, paired
+from sweeps.analysis.statistics import Array, Comparison, oriented, paired
 from sweeps.store.records import Record
 
 __all__ = ["summarise"]
@@ -56,6 +57,7 @@ def summarise(sweep: Sweep) -> Result:
             seeds=chosen.seeds,
             finalists=chosen.finalists,
         ),
+        metrics=list(spec.scores[len(ACCURACIES) :]),
         runs=RunCounts(
             finished=len(trained) - failed - stopped, stopped=stopped, failed=failed, shared=sweep.shared_runs
         ),
@@ -66,7 +68,7 @@ def summarise(sweep: Sweep) -> Result:
                 params=one.trial.params,
                 objective=one.objective,
                 stopped=one.stopped,
-                seeds=[_seed_row(record) for record in one.records],
+                seeds=[_seed_row(record, spec.scores) for record in one.records],
             )
             for one in sweep.searched
         ],
@@ -76,8 +78,17 @@ def summarise(sweep: Sweep) -> Result:
         extended=extended,
         extended_skipped=extended_skipped,
         seconds={name: round(value, 3) for name, value in sweep.seconds.items()},
-        notes=[*sweep.notes, *failures, *_search_notes(sweep)],
+        notes=[*sweep.notes, *failures, *_undefined_notes(sweep), *_search_notes(sweep)],
     )
+
+
+def _undefined_notes(sweep: Sweep) -> list[str]:
+    """A note if the selection metric is undefined for some trials."""
+    found = [one for one in sweep.every if one.undefined]
+    if not found:
+        return []
+    names = named([one.trial.name for one in found], 3)
+    return [f"{found[0].undefined}, so the trial counts as failed; so in all: {names}"]
 
 
 def _search_notes(sweep: Sweep) -> list[str]:
@@ -152,7 +163,9 @@ def _difference(
 ) -> dict[str, Comparison]:
     """`ours` minus `theirs` on the test set, by metric, paired by seed; a single run stands for every seed."""
     a, b = np.broadcast_arrays(read(ours), read(theirs))
-    found = {f"acc_{split}": paired(a[:, column], b[:, column]) for column, split in enumerate(SPLITS)}
+    found = {
+        score.name: oriented(paired(a[:, column], b[:, column]), score) for column, score in enumerate(ours.scores)
+    }
     return {metric: comparison for metric, comparison in found.items() if comparison is not None}
 
 
@@ -160,8 +173,8 @@ def _row(sweep: Sweep, one: TrialRuns) -> Row:
     return Row(
         params=one.trial.method.model_dump(mode="json") | one.trial.training.model_dump(mode="json"),
         seeds=list(one.seeds),
-        best_of=_seed_row(sweep.best_seed(one)),
-        mean=Accuracies.of(one.values),
+        best_of=_seed_row(sweep.best_seed(one), one.scores),
+        mean=Accuracies.of(one.values, one.scores),
         loma=Loma(
             mean=selection.mean_of_all([record.loma_mean for record in one.records]),
             cv=selection.mean_of_all([record.loma_cv for record in one.records]),
@@ -169,18 +182,11 @@ def _row(sweep: Sweep, one: TrialRuns) -> Row:
     )
 
 
-def _seed_row(record: Record) -> SeedAccuracies:
-    if record.failure is not None:
-        nothing = dict.fromkeys((f"acc_{split}" for split in SPLITS), None)
-        return SeedAccuracies(**nothing, seed=record.seed, val_acc_all=None, failure=record.failure)
-    val = selection.reported([record], "val")[0, 0] if record.val else math.nan
-    return SeedAccuracies(
-        **_named(selection.reported([record])[0]), seed=record.seed, val_acc_all=_number(val), failure=None
-    )
-
-
-def _named(row: Any) -> dict[str, float | None]:
-    return {f"acc_{split}": _number(value) for split, value in zip(SPLITS, row, strict=True)}
+def _seed_row(record: Record, scores: Sequence[Score]) -> SeedAccuracies:
+    row = [math.nan] * len(scores) if record.failure is not None else selection.reported([record])[0]
+    values = {score.name: _number(value) for score, value in zip(scores, row, strict=True)}
+    val = None if record.val is None else record.val[0]
+    return SeedAccuracies(**in_fields(values), seed=record.seed, val_acc_all=val, failure=record.failure)
 
 
 def _number(value: float) -> float | None:

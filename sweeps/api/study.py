@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lt_train.core.errors import LongtailError, UserError
-from lt_train.metrics import SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.search.base import Tried
@@ -42,10 +41,10 @@ def _past(sweep: Sweep, one: TrialRuns) -> PastTrial:
 
     recorded = sweep.ledger.trials[one.trial.name]
     attributes: dict[str, Any] = {"trial": one.trial.name, "seeds": list(one.seeds)}
-    for place, split in enumerate(SPLITS):
+    for place, score in enumerate(one.scores):
         values = [None if record.test is None else record.test[place] for record in one.records]
         if (mean := selection.mean_of_all(values)) is not None:
-            attributes[f"acc_{split}"] = mean
+            attributes[score.name] = mean
     reasons = [record.failure for record in one.records if record.failure is not None]
     attributes |= {"failure": reasons[0]} if reasons else {}
     if one.objective is None:

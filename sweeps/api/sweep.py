@@ -256,7 +256,7 @@ class Winner:
     @property
     def accuracy(self) -> Accuracies:
         """Accuracies on test, means over seeds with their 95% intervals, as fractions of 1."""
-        return Accuracies.of(self._trial.values)
+        return Accuracies.of(self._trial.values, self._trial.scores)
 
     def classifier(self) -> nn.Module:
         """The trained classifier: a torch module from features `[..., D]` to logits `[..., K]`.

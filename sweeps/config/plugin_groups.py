@@ -16,6 +16,7 @@ from lt_train.methods.constraints import CONSTRAINTS
 from lt_train.methods.heads.base import HEADS
 from lt_train.methods.post_hoc import POST_HOC
 from lt_train.methods.samplers import SAMPLERS
+from lt_train.metrics import METRICS
 from lt_train.pretrain.recipes import RECIPES
 from sweeps.config.interfaces import BACKENDS, TRACKERS, BackendSpec, TrackingSpec
 from sweeps.search.base import ALGORITHMS, EARLY_STOPPING
@@ -64,6 +65,7 @@ def plugin_groups() -> dict[str, Mapping[str, type[KindSpec]]]:
         "method.sampler": SAMPLERS.kinds(),
         "method.constraint": CONSTRAINTS.kinds(),
         "method.post_hoc": POST_HOC.kinds(),
+        "metrics": METRICS.kinds(),
         "search.algorithm": ALGORITHMS.kinds(),
         "search.early_stopping": EARLY_STOPPING.kinds(),
         "backend": BACKENDS.kinds(),

@@ -19,6 +19,7 @@ from lt_train.core.fields import annotated
 from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
+from lt_train.metrics import METRICS, Score, scores
 from sweeps.config.interfaces import BACKENDS
 from sweeps.config.methods import (
     Candidate,
@@ -47,6 +48,7 @@ def broken_rules(parts: Parts) -> Iterator[Problem]:
     yield from _backbone_problems(parts)
     yield from _worker_problems(parts)
     yield from _selection_problems(parts)
+    yield from _metric_problems(parts)
     yield from _method_problems(parts)
     if "search" in parts:
         searched = _searched(parts)
@@ -102,6 +104,36 @@ def _selection_problems(parts: Parts) -> Iterator[Problem]:
             ("dataset", "val_per_class"),
             "0 leaves no validation set for selection; set it to at least 1, or set selection.on to test",
         )
+
+
+def _metric_problems(parts: Parts) -> Iterator[Problem]:
+    if "metrics" not in parts:
+        return
+    kinds = [metric.kind for metric in parts["metrics"]]
+    for index, kind in enumerate(kinds):
+        if kind in kinds[:index]:
+            yield Problem(
+                ("metrics", index), f"{kind} is already metrics[{kinds.index(kind)}]; list each kind of metric once"
+            )
+    if "selection" not in parts:
+        return
+    metric = parts["selection"].metric
+    if reason := _not_selectable(metric, {score.name: score for score in scores(parts["metrics"])}):
+        yield Problem(("selection", "metric"), reason)
+
+
+def _not_selectable(metric: str, known: Mapping[str, Score]) -> str:
+    """Why a sweep with these scores cannot select on `metric`; empty if it can."""
+    if metric not in known:
+        if metric in METRICS.kinds():
+            return f"{metric} is not computed in this sweep; list it in metrics"
+        return f"unknown metric {metric!r}{offer(metric, [*known, *METRICS.kinds()])}{METRICS.hint(metric)}"
+    only = f"got {metric}, which can only be reported"
+    if not known[metric].higher_is_better:
+        return f"must be a metric of which higher values are better, {only}"
+    if not known[metric].percent:
+        return f"must be a metric in percent, because relevant differences are defined in percentage points, {only}"
+    return ""
 
 
 def _method_problems(parts: Parts) -> Iterator[Problem]:

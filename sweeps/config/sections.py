@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
@@ -14,6 +15,7 @@ from sweeps.search.base import ALGORITHMS, EARLY_STOPPING, AlgorithmSpec, EarlyS
 __all__ = ["PAPER_PROTOCOL", "ResourcesSpec", "SearchSpec", "SelectionSpec"]
 
 if TYPE_CHECKING:
+    from lt_train.metrics import MetricSpec
     from lt_train.retrain.base import EpochSelection
 
 Algorithm = Annotated[AlgorithmSpec, ALGORITHMS]
@@ -50,8 +52,10 @@ class SearchSpec(Spec):
 class SelectionSpec(Spec):
     """The protocol: how trials are ranked and the winner is selected. It is shown with every result."""
 
-    metric: Literal["acc_all", "acc_many", "acc_medium", "acc_few"] = Field(
-        default="acc_all", description="top-1 accuracy over all classes or one split of the classes"
+    metric: str = Field(
+        default="acc_all",
+        description="acc_all, acc_many, acc_medium or acc_few: top-1 accuracy over all classes or one split of the "
+        "classes; or the kind of one of the sweep's metrics that is in percent and of which higher values are better",
     )
     on: Literal["val", "test"] = Field(
         default="val",
@@ -79,11 +83,11 @@ class SelectionSpec(Spec):
         "has converged; affects neither the selection nor the winner's results; null: no extended training",
     )
 
-    def epoch_rule(self) -> EpochSelection:
-        """The epoch at which a run is evaluated."""
+    def epoch_rule(self, metrics: Sequence[MetricSpec] = ()) -> EpochSelection:
+        """The epoch at which a run is evaluated, and the further metrics of the sweep."""
         from lt_train.retrain.base import EpochSelection
 
-        return EpochSelection(self.epoch, self.on, self.metric)
+        return EpochSelection(self.epoch, self.on, self.metric, tuple(metrics))
 
 
 PAPER_PROTOCOL = {"on": "test", "epoch": "best", "objective": "best", "seeds": 5, "finalists": 0}

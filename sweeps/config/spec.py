@@ -23,6 +23,7 @@ from lt_train.core.validation import Problem, dotted, explain
 from lt_train.datasets.base import DATASETS, DatasetSpec
 from lt_train.features.spec import FeaturesSpec
 from lt_train.methods.base import TrainingSpec
+from lt_train.metrics import METRICS, MetricSpec, Score, scores
 from lt_train.pretrain.recipes import RECIPES, RecipeSpec
 from sweeps.config.interfaces import BACKENDS, TRACKERS, BackendSpec, TrackingSpec
 from sweeps.config.methods import Candidate, Method, Methods, candidates
@@ -56,6 +57,7 @@ Dataset = Annotated[DatasetSpec, DATASETS]
 Backbone = Annotated[BackboneSpec, BACKBONES] | None
 Recipe = Annotated[RecipeSpec, RECIPES] | None
 Baselines = list[Method]
+Metrics = list[Annotated[MetricSpec, METRICS]]
 Selection = Annotated[SelectionSpec, Shorthand(("paper",), meanings={"paper": PAPER_PROTOCOL})]
 Backend = Annotated[BackendSpec, BACKENDS, NOT_IDENTITY]
 Tracking = Annotated[TrackingSpec, TRACKERS, Shorthand(default_kind=DEFAULT_TRACKER), NOT_IDENTITY]
@@ -104,6 +106,11 @@ class SweepSpec(Spec):
         default=TrainingSpec(), description="number of epochs and batch size of the re-training"
     )
     search: SearchSpec = Field(description="which configurations are tried")
+    metrics: Metrics = Field(
+        default_factory=list,
+        description="further metrics of the predictions, which are recorded and shown like the accuracies; each kind "
+        "at most once",
+    )
     selection: Selection = Field(
         default=SelectionSpec(),
         description="how trials are ranked and the winner is selected; paper: as in the paper",
@@ -157,6 +164,11 @@ class SweepSpec(Spec):
         """The searched methods, one or more."""
         return candidates(self.method, self.methods, self.training, self.search)
 
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The columns of the score arrays of every run: the accuracies and the sweep's metrics."""
+        return scores(self.metrics)
+
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that influences results.
 
@@ -164,6 +176,8 @@ class SweepSpec(Spec):
         content of files is part of the fingerprint of the feature bank instead.
         """
         document = self.resolved()
+        if not self.metrics:
+            del document["metrics"]  # as in the keys of runs
         for name, section in self._identity_sections():
             identity = getattr(section, "identity", None)
             if identity is not None:

@@ -201,7 +201,7 @@ def _parent_metrics(spec: SweepSpec, result: Result) -> dict[str, float]:
     if winner is None:
         return {}
     values: dict[str, Any] = winner.mean.values()
-    values |= {f"best_of_{name}": value for name, value in winner.best_of.model_dump().items() if name[:4] == "acc_"}
+    values |= {f"best_of_{name}": value for name, value in winner.best_of.values().items()}
     values |= {"loma_mean": winner.loma.mean, "loma_cv": winner.loma.cv}
     values |= {ranked_by(spec): result.methods[0].objective, "objective": result.methods[0].objective}
     return {name: round(value, 6) for name, value in values.items() if value is not None}

@@ -22,7 +22,6 @@ import numpy as np
 
 from lt_train.core.errors import LongtailError, UserError
 from lt_train.core.text import format_bytes, whole_mebibytes
-from lt_train.metrics import SPLITS
 from lt_train.retrain.base import EpochSelection, Halving, Pack, Run, RunResult
 from lt_train.retrain.memory import lane_bytes
 from sweeps.config.sections import ResourcesSpec
@@ -195,7 +194,7 @@ class Retries:
         if self._failed[pack.name] < MAX_PACK_FAILURES:
             return [pack], None
         if len(pack.runs) == 1:
-            return [], Outcome(pack, [_failed_run(why)], 0.0)
+            return [], Outcome(pack, [_failed_run(pack.rule, why)], 0.0)
         parts = [
             replace(pack, name=f"{pack.name}.{number}", runs=tuple(half)) for number, half in enumerate(_halves(pack))
         ]
@@ -225,10 +224,10 @@ def _halves(pack: Pack) -> Iterator[Sequence[Run]]:
         yield list(itertools.chain.from_iterable(half))
 
 
-def _failed_run(why: str) -> RunResult:
+def _failed_run(rule: EpochSelection, why: str) -> RunResult:
     return RunResult(
         val_accuracy=None,
-        test_accuracy=np.empty((0, len(SPLITS)), dtype=np.float32),
+        test_accuracy=np.empty((0, len(rule.scores)), dtype=np.float32),
         train_loss=np.empty(0, dtype=np.float32),
         kept=None,
         failure=f"the worker process failed {MAX_PACK_FAILURES} times while training this run alone: {why}",

@@ -28,9 +28,9 @@ from lt_train.features.bank import FeatureBank
 from lt_train.features.extract import build_bank
 from lt_train.features.files import open_bank
 from lt_train.features.shards import Extractor, Shard, ShardResult
-from lt_train.metrics import SPLITS, split_masks
+from lt_train.metrics import ACCURACIES, split_masks
 from lt_train.pretrain.train import train_backbone
-from lt_train.retrain.base import Run, check_runs
+from lt_train.retrain.base import Run, check_runs, score_column
 from sweeps.config.interfaces import BackboneJob
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.packing import PackSize
@@ -211,8 +211,9 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
             "selection.on is val, but the dataset has no validation set; add one (val_per_class, val_fraction, "
             "val_features), or select on test, as the paper does"
         )
-    if spec.selection.on == "val" and bank.val is not None:
-        split = split_masks(bank.split_counts)[SPLITS.index(spec.selection.metric.removeprefix("acc_"))]
+    rule = spec.selection.epoch_rule(spec.metrics)
+    if spec.selection.on == "val" and bank.val is not None and score_column(rule) < len(ACCURACIES):
+        split = split_masks(bank.split_counts)[score_column(rule)]
         if not split[bank.val.labels.unique()].any():
             raise UserError(
                 f"selection.metric {spec.selection.metric} on val: the validation set has no image of that split; "
@@ -225,7 +226,7 @@ def _check(spec: SweepSpec, bank: FeatureBank) -> None:
             # What a method requires of a bank, such as a head to start from, may depend on the searched value.
             runs += [Run(*candidate.with_values({path: value}), 0) for _, value in dimension.probes()]
     runs += [Run(method, spec.training, 0) for method in spec.baselines]
-    check_runs(bank, runs, spec.selection.epoch_rule())
+    check_runs(bank, runs, rule)
     check_packs(spec, PackSize(spec.resources, spec.search.early_stopping, bank.num_classes, bank.feature_dim))
 
 

@@ -64,7 +64,7 @@ class TrialQueue:
     ) -> None:
         self.spec, self.bank_fingerprint, self.ledger, self.emit = spec, bank.fingerprint, ledger, emit
         self.size = PackSize(spec.resources, spec.search.early_stopping, bank.num_classes, bank.feature_dim)
-        self.rule = spec.selection.epoch_rule()
+        self.rule = spec.selection.epoch_rule(spec.metrics)
         recorded = _searched_values(ledger)
         self.studies = [Study(spec, one, recorded.get(one.name, {})) for one in spec.candidates()]
         self.trials: dict[str, Trial] = {}
@@ -165,7 +165,7 @@ class TrialQueue:
             keys = self._keys[name]
             if all(key in self.ledger.runs for key in keys):
                 records = [self.ledger.runs[key] for key in keys]
-                self.finished[name] = trial_runs(trial, records, self.spec.selection, self.ledger)
+                self.finished[name] = trial_runs(trial, records, self.spec.selection, self.ledger, self.rule.scores)
                 del self._open[name]
                 if trial.phase == "extended":
                     others = {key for other, keys in self._keys.items() if other != name for key in keys}
@@ -269,7 +269,7 @@ class TrialQueue:
         keys_of: dict[Run, str] = {}
         for trial in trials:
             self.trials[trial.name] = self._open[trial.name] = trial
-            code = code_of(trial.method)
+            code = code_of([trial.method, *self.rule.metrics])
             keys = self._keys[trial.name] = [self._key(run, phase, pool, code) for run in trial.runs()]
             for run, key in zip(trial.runs(), keys, strict=True):
                 if key not in self._first:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lt_train.metrics import Score
 from sweeps.analysis.statistics import Estimate
 
-Kind = Literal["text", "percent", "points", "gain", "number", "loma", "count", "p"]
-"""Format of a column. Percent, points and gain show fractions times 100; points and gain have a sign. Estimates are
-shown with half the width of their interval, in a points column with its ends. A number has 3 significant digits, loma
-3 decimals."""
+Kind = Literal["text", "percent", "points", "gain", "number", "change", "loma", "count", "p"]
+"""Format of a column. Percent, points and gain show fractions times 100; points, gain and change have a sign. Estimates
+are shown with half the width of their interval, in a points or change column with its ends. A number and a change have
+3 significant digits, loma 3 decimals."""
 
 
 Cell = str | int | float | Estimate | None
@@ -31,6 +32,14 @@ class Column:
 
     title: str
     kind: Kind = "text"
+
+
+def score_columns(
+    scores: Iterable[Score], kind: Literal["percent", "points", "gain"] = "percent"
+) -> tuple[Column, ...]:
+    """One column per score; metrics that are not in percent are shown as plain numbers."""
+    plain: Kind = "number" if kind == "percent" else "change"
+    return tuple(Column(score.title, kind if score.percent else plain) for score in scores)
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,7 @@ def format_cell(cell: Cell, kind: Kind) -> str:
     if isinstance(cell, Estimate):
         if cell.low is None or cell.high is None:
             return format_cell(cell.value, kind)
-        if kind == "points":
+        if kind in ("points", "change"):
             return f"{_number(cell.value, kind)} [{_number(cell.low, kind)}, {_number(cell.high, kind)}]"
         scale = 100 if kind in ("percent", "gain") else 1
         half = scale * (cell.high - cell.low) / 2
@@ -240,6 +249,8 @@ def _number(value: float, kind: Kind) -> str:
         return percent(value)
     if kind in ("points", "gain"):
         return points(value)
+    if kind == "change":
+        return f"{value + 0.0:+.3g}"
     if kind == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
     if kind == "count":

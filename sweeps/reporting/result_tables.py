@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES, SPLITS, Score
 from sweeps.analysis.comparability import differing_rows
 from sweeps.analysis.comparison import ClassChange, ClassChanges, ComparedTrial, SweepComparison, SweepPair, TrialGain
 from sweeps.analysis.labels import best_text, finalists_text, objective_text, short_params, verdict_text
 from sweeps.analysis.matrix_table import MatrixRow, MatrixTable
 from sweeps.analysis.result import MethodRow, Protocol, Result, Row
 from sweeps.config.plugin_groups import STAGE1_HEAD
-from sweeps.reporting.model import Cell, Column, Figure, Line, Panel, Section, Series, Table
+from sweeps.reporting.model import Cell, Column, Figure, Line, Panel, Section, Series, Table, score_columns
 
-BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
 LOMA = (Column("LoMa", "loma"), Column("cv", "loma"))
 
 
@@ -29,11 +28,11 @@ def method_table(result: Result) -> Table:
     rows = [_method(row, baselines, protocol.metric, row.tied and rank > 0) for rank, row in enumerate(result.methods)]
     for name, row in result.other_baselines().items():
         empty = [""] * len(baselines)
-        numbers = (*row.mean.by_split(), row.best_of.acc_all, *empty, row.loma.mean, row.loma.cv)
+        numbers = (*row.mean.by_score(), row.best_of.acc_all, *empty, row.loma.mean, row.loma.cv)
         rows.append((f"{name} (baseline)", *numbers, "", "", ""))
     columns = (
         Column("method"),
-        *BY_SPLIT,
+        *score_columns(result.scores),
         Column(f"best of {seeds}", "percent"),
         *(Column(f"gain over {name}", "points") for name in baselines),
         *LOMA,
@@ -56,7 +55,7 @@ def _method(row: MethodRow, baselines: list[str], metric: str, tied: bool) -> tu
     gains = (row.gain.get(name, {}).get(metric) for name in baselines)
     return (
         row.method + " =" * tied,
-        *row.mean.by_split(),
+        *row.mean.by_score(),
         row.best_of.acc_all,
         *("" if gain is None else gain.difference for gain in gains),
         row.loma.mean,
@@ -73,11 +72,12 @@ def ranking_table(result: Result, most: int | None = None) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for rank, row in enumerate(result.methods):
         tie = "=" if rank and row.tied else ""
-        rows.append((tie, row.method, *row.mean.by_split(), row.best_of.acc_all, row.objective))
+        rows.append((tie, row.method, *row.mean.by_score(), row.best_of.acc_all, row.objective))
     for name, baseline in result.other_baselines().items():
-        rows.append(("", f"{name} (baseline)", *baseline.mean.by_split(), baseline.best_of.acc_all, ""))
+        rows.append(("", f"{name} (baseline)", *baseline.mean.by_score(), baseline.best_of.acc_all, ""))
     last = (Column(f"best/{protocol.seeds}", "percent"), Column(protocol.on, "percent"))
-    return Table("methods", "", (Column(""), Column("method"), *BY_SPLIT, *last), tuple(rows[:most]))
+    columns = (Column(""), Column("method"), *score_columns(result.scores), *last)
+    return Table("methods", "", columns, tuple(rows[:most]))
 
 
 def winner_table(result: Result, most: int | None = None) -> Table:
@@ -89,35 +89,39 @@ def winner_table(result: Result, most: int | None = None) -> Table:
     for name, row in shown:
         rows += _best_and_mean(name, row)
     title = f"{result.sweep}: test accuracy in %"
-    return Table("winner", title, (Column("method"), Column("statistic"), *BY_SPLIT, *LOMA), tuple(rows))
+    columns = (Column("method"), Column("statistic"), *score_columns(result.scores), *LOMA)
+    return Table("winner", title, columns, tuple(rows))
 
 
 def _best_and_mean(name: str, row: Row) -> list[tuple[Cell, ...]]:
-    best = [getattr(row.best_of, f"acc_{split}") for split in SPLITS]
+    best = list(row.best_of.values().values())
     loma = (row.loma.mean, row.loma.cv)
     if len(row.seeds) == 1:
         return [(name, "one run", *best, *loma)]
-    return [(name, f"best of {len(row.seeds)}", *best, "", ""), ("", "mean ±95%", *row.mean.by_split(), *loma)]
+    return [(name, f"best of {len(row.seeds)}", *best, "", ""), ("", "mean ±95%", *row.mean.by_score(), *loma)]
 
 
 def matrix_tables(table: MatrixTable) -> tuple[Table, ...]:
-    """A matrix: one row per sweep, one column per method, over all classes and, if there are any, over few classes."""
+    """A matrix: one row per sweep, one column per method; over all classes, over few classes if any, and by metric."""
     found = []
-    columns = (Column(table.axis), *(Column(method, "percent") for method in table.methods))
     notes = matrix_notes(table)
-    for split in ("all", "few"):
+    for score in (ACCURACIES[0], ACCURACIES[-1], *table.metrics):
+        kind = score_columns([score])[0].kind
+        columns = (Column(table.axis), *(Column(method, kind) for method in table.methods))
         rows: list[tuple[Cell, ...]] = []
         best = set()
         for number, row in enumerate(table.rows):
             cells = [row.cells.get(method) for method in table.methods]
-            rows.append((row.value, *(None if one is None else getattr(one.mean, f"acc_{split}") for one in cells)))
+            rows.append((row.value, *(None if one is None else one.mean.of_score(score.name) for one in cells)))
             best |= {(number, column) for column, one in enumerate(cells, 1) if one is not None and one.best}
-        if split == "all" or any(cell is not None for row in rows for cell in row[1:]):
-            more = ["bold: the highest of its row", *notes] if split == "all" else []
-            what = f"Test accuracy in % over {split} classes, mean and half width of its 95% interval"
-            note = "; ".join([what, *more]) + "."
-            name, title = f"{table.matrix}_{split}", f"{table.matrix} by {table.axis}: {split} classes"
-            strong = frozenset(best if split == "all" else ())
+        first = score == ACCURACIES[0]
+        if first or any(cell is not None for row in rows for cell in row[1:]):
+            more = ["bold: the highest of its row", *notes] if first else []
+            classes = f"{score.title} classes" if score in ACCURACIES else score.title
+            what = f"accuracy in % over {classes}" if score in ACCURACIES else score.title + " in %" * score.percent
+            note = "; ".join([f"Test {what}, mean and half width of its 95% interval", *more]) + "."
+            name, title = f"{table.matrix}_{score.title}", f"{table.matrix} by {table.axis}: {classes}"
+            strong = frozenset(best if first else ())
             found.append(Table(name, title, columns, tuple(rows), note, strong_cells=strong))
     return tuple(found)
 
@@ -246,21 +250,21 @@ def _pair(pair: SweepPair, number: int) -> Section:
 
 def _gains(pair: SweepPair, number: int) -> Table:
     found = [one for one in (pair.winners, *pair.methods) if one is not None]
-    splits = [split for split in SPLITS if any(f"acc_{split}" in one.gain for one in found)]
+    scores = [one for one in (*ACCURACIES, *pair.metrics) if any(one.name in other.gain for other in found)]
     what = Column(f"{pair.label} minus {pair.reference}")
-    columns = (what, *(Column(split, "gain") for split in splits), Column("p", "p"), Column("verdict"))
+    columns = (what, *score_columns(scores, "gain"), Column("p", "p"), Column("verdict"))
     note = (
         f"Percentage points on test with half widths of their 95% intervals. p and verdict: two-sided t test in "
         f"{pair.metric}, paired by seed, or Welch's where no seeds are shared; tied: the interval contains 0; "
         "undecided: one run, or all seeds differ by the same images. Shown are the methods (best trial) and baselines "
         "that both sweeps have."
     )
-    rows = tuple(_gain(one, splits, pair.metric) for one in found)
+    rows = tuple(_gain(one, scores, pair.metric) for one in found)
     return Table(f"compared_{number}_gains", "Gains", columns, rows, note, frozenset({0} if pair.winners else ()))
 
 
-def _gain(one: TrialGain, splits: Sequence[str], metric: str) -> tuple[Cell, ...]:
-    gains = [one.gain.get(f"acc_{split}") for split in splits]
+def _gain(one: TrialGain, scores: Sequence[Score], metric: str) -> tuple[Cell, ...]:
+    gains = [one.gain.get(score.name) for score in scores]
     cells = [None if gain is None else gain.difference for gain in gains]
     judged = one.gain.get(metric)
     return (one.what, *cells, None if judged is None else judged.p_value, verdict_text(judged))

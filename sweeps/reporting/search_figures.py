@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES
 from sweeps.analysis.labels import role, short_params, times_as_long, trial_label
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.config.methods import Candidate
@@ -85,18 +85,23 @@ def epochs(sweep: Sweep) -> Figure | None:
     sets: list[Literal["val", "test"]] = ["val", "test"] if winner.has_val else ["test"]
     for on in sets:
         series, lines = [], []
-        for style, split in enumerate(SPLITS):
-            one = _along(split, winner, on, style)
-            if any(value is not None for value in one.y):
-                series.append(replace(one, style=style, faint=style != sweep.column))
+        for column, score in enumerate(winner.scores):
+            one = _along(score.title, winner, on, column)
+            if score.percent and any(value is not None for value in one.y):
+                series.append(replace(one, style=_style(column), faint=column != sweep.column))
         if extended is not None:
-            name = f"{SPLITS[sweep.column]}, {times_as_long(sweep)}"
+            name = f"{sweep.score.title}, {times_as_long(sweep)}"
             series.append(replace(_along(name, extended, on, sweep.column), style=4))
         head = sweep.stage1_head
         if head is not None and (on == "test" or head.has_val):
             start = head.curves(on)[:, :, sweep.column].mean()
-            lines.append(Line(f"stage-1 head, {SPLITS[sweep.column]}", y=100 * float(start), style=5))
-        panels.append(Panel("epoch", f"{on} accuracy, %", tuple(series), f"on {on}", tuple(lines)))
+            lines.append(Line(f"stage-1 head, {sweep.score.title}", y=100 * float(start), style=5))
+        what = "accuracy" if len(winner.scores) == len(ACCURACIES) else "score"
+        panels.append(Panel("epoch", f"{on} {what}, %", tuple(series), f"on {on}", tuple(lines)))
+    for column, score in enumerate(winner.scores):
+        if not score.percent:
+            plain = [replace(_along(on, winner, on, column), style=style) for style, on in enumerate(sets)]
+            panels.append(Panel("epoch", score.name, tuple(plain), score.name))
     outcome = convergence(sweep, winner)
     seeds = len(winner.records)
     over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
@@ -107,8 +112,14 @@ def epochs(sweep: Sweep) -> Figure | None:
 
 def _along(name: str, runs: TrialRuns, on: Literal["val", "test"], column: int) -> Series:
     mean = runs.curves(on)[:, :, column].mean(axis=0)
-    curve = [None if math.isnan(value) else 100 * float(value) for value in mean]
+    scale = 100 if runs.scores[column].percent else 1
+    curve = [None if math.isnan(value) else scale * float(value) for value in mean]
     return Series(name, [float(epoch) for epoch in range(1, len(curve) + 1)], curve)
+
+
+def _style(column: int) -> int:
+    """The style of a column; 4 and 5 are those of the extended training and of the stage-1 head."""
+    return column if column < len(ACCURACIES) else 6 + (column - len(ACCURACIES)) % 2
 
 
 def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
@@ -127,15 +138,16 @@ def smooth_factor(sweeps: Sequence[Sweep]) -> Figure | None:
         series.append(Series(name, [a for a, _ in line], [b for _, b in line], style=style))
     if not series:
         return None
-    metric = sweeps[0].spec.selection.metric.removeprefix("acc_")
+    score = sweeps[0].score
+    what = f"accuracy ({score.title})" if score in ACCURACIES else score.title
     return Figure(
         "smooth_factor",
         "Accuracy against smooth factor (Fig. 4)",
         "Points are trials, which differ in their other parameters. The line connects the best trials, by the "
         "selection metric, of each value or range of the smooth factor.",
-        f"Scatter plot of test accuracy against smooth factor for {len(series) // 2} sweep(s). "
+        f"Scatter plot of test {what} against smooth factor for {len(series) // 2} sweep(s). "
         + " ".join(f"{one.name}: {_trend(one)}" for one in series[1::2]),
-        (Panel("smooth factor", f"test accuracy ({metric}), %", tuple(series)),),
+        (Panel("smooth factor", f"test {what}, %", tuple(series)),),
     )
 
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES, SPLITS
 from sweeps.analysis import selection
 from sweeps.analysis.labels import best_text, short_params, trial_label, verdict_text
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.analysis.statistics import compare_trials, estimate
 from sweeps.config.plugin_groups import STAGE1_HEAD
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting.model import Cell, Column, Table
-from sweeps.reporting.verdict import BY_SPLIT, accuracy_cells
+from sweeps.reporting.model import Cell, Column, Table, score_columns
+from sweeps.reporting.verdict import score_cells
 
 Splits = tuple[float | None, float | None, float | None, float | None]
 
@@ -145,11 +145,11 @@ def methods(sweep: Sweep) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for one in shown:
         baseline = one.trial.phase == "baseline"
-        gap = None if first is None or one is first else compare_trials(one, first)[sweep.column]
+        gap = None if first is None or one is first else compare_trials(one, first)[sweep.score.name]
         rows.append(
             (
                 trial_label(one) + " (baseline)" * baseline,
-                *accuracy_cells(one),
+                *score_cells(one),
                 _best(sweep, one),
                 None if gap is None else gap.difference,
                 "best" if one is first else verdict_text(gap),
@@ -161,7 +161,7 @@ def methods(sweep: Sweep) -> Table:
         )
     columns = (
         Column("method"),
-        *BY_SPLIT,
+        *score_columns(sweep.spec.scores),
         Column(f"best of {seeds}", "percent"),
         Column("minus best", "gain"),
         Column("verdict"),
@@ -212,7 +212,7 @@ def finalists(sweep: Sweep) -> Table | None:
     for one in sweep.finalists:
         before = searched.get((one.trial.candidate, one.trial.number))
         old, new = None if before is None else before.objective, one.objective
-        gap = None if head is None or one.failed else compare_trials(one, head)[sweep.column]
+        gap = None if head is None or one.failed else compare_trials(one, head)[sweep.score.name]
         change = None if old is None or new is None else new - old
         over = (None if gap is None else gap.difference, "failed" if one.failed else verdict_text(gap))
         rows.append((trial_label(one), old, new, change, *over, short_params(one.trial.params)))
@@ -233,15 +233,17 @@ def finalists(sweep: Sweep) -> Table | None:
 def all_runs(trials: Sequence[TrialRuns]) -> Table:
     """All runs of these trials, for programs."""
     paths = list(dict.fromkeys(path for one in trials for path in one.trial.params))
-    titles = ["phase", "method", "trial", *paths, "seed", "objective", *(f"acc_{split}" for split in SPLITS)]
+    scores = trials[0].scores if trials else ACCURACIES
+    titles = ["phase", "method", "trial", *paths, "seed", "objective", *(score.name for score in scores)]
     rows: list[tuple[Cell, ...]] = []
     for one in trials:
         for record in one.records:
-            numbers: list[Any] = [None] * len(SPLITS)
+            numbers: list[Any] = [None] * len(scores)
             if record.failure is None:
                 numbers = [None if np.isnan(v) else float(v) for v in selection.reported([record])[0]]
             about = (one.trial.phase, one.trial.display_name, one.trial.number, *(_cell(one, path) for path in paths))
-            rows.append((*about, record.seed, one.objective, *numbers, record.stopped, record.failure))
+            failure = record.failure or one.undefined or None
+            rows.append((*about, record.seed, one.objective, *numbers, record.stopped, failure))
     return Table("runs", "All runs", tuple(map(Column, [*titles, "stopped", "failure"])), tuple(rows))
 
 
@@ -255,13 +257,14 @@ def best_trials(sweep: Sweep) -> Table | None:
         (
             trial_label(one),
             one.objective,
-            *accuracy_cells(one),
+            *score_cells(one),
             short_params(one.trial.params),
         )
         for one in best
     )
     what = Column(f"{sweep.spec.selection.on} {sweep.spec.selection.metric}", "percent")
-    columns = (Column("trial"), what, *(Column(f"test {split}", "percent") for split in SPLITS), Column("parameters"))
+    on_test = (replace(column, title=f"test {column.title}") for column in score_columns(sweep.spec.scores))
+    columns = (Column("trial"), what, *on_test, Column("parameters"))
     note = f"{best_text(len(best)).capitalize()} of {len(sweep.searched)} trials. All runs are in data/runs.csv."
     return Table("trials", "Best trials of the search", columns, rows, note)
 
@@ -343,6 +346,11 @@ def failures(sweep: Sweep) -> Table | None:
         (one.trial.phase, trial_label(one), f"{count} of {len(one.records)}", short_params(one.trial.params), why)
         for one, reasons in found
         for why, count in reasons.items()
+    ]
+    rows += [
+        (one.trial.phase, trial_label(one), "", short_params(one.trial.params), one.undefined)
+        for one in sweep.every
+        if one.undefined
     ]
     if not rows:
         return None

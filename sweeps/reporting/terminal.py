@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from lt_train.core.text import format_bytes, format_duration
+from lt_train.metrics import ACCURACIES, Score
 from sweeps.analysis.labels import seeds_text, short_params, trend_text
 from sweeps.analysis.matrix_table import MatrixTable
 from sweeps.analysis.result import Plan, Result, Winner
@@ -63,9 +64,12 @@ def winner_line(result: Result) -> str:
     winner = result.winner
     if winner is None:
         return ""
-    gains = [f"{_points(gain['acc_all'])} over {name}" for name, gain in winner.gain.items() if "acc_all" in gain]
-    accuracy = format_cell(winner.mean.by_split()[0], "percent")
-    return f"{_label(result, winner)}: test {accuracy} %" + (f", {', '.join(gains)}" if gains else "")
+    # The accuracy over all classes, unless a further metric was selected on.
+    score = next((one for one in result.metrics if one.name == result.protocol.metric), ACCURACIES[0])
+    gains = [f"{_points(gain[score.name])} over {name}" for name, gain in winner.gain.items() if score.name in gain]
+    value = format_cell(winner.mean.of_score(score.name), "percent")
+    metric = "" if score == ACCURACIES[0] else f" {score.name}"
+    return f"{_label(result, winner)}: test{metric} {value} %" + (f", {', '.join(gains)}" if gains else "")
 
 
 def sections_shown(sections: Sequence[Section]) -> Group:
@@ -121,7 +125,7 @@ def _notes(result: Result, most: int | None) -> list[Text]:
         lines.append(f"every {'finalist' if some else f'trial{complete}'} failed: see result.json for the reasons")
     elif len(result.methods) <= 1:
         for name, gain in list(winner.gain.items())[:most]:
-            lines.append(f"gain over {name}, points: {_gains(gain)}")
+            lines.append(f"gain over {name}, points: {_gains(gain, result.metrics)}")
     lines += _extended(result)
     if protocol.seeds > 1:
         ties = any(row.tied for row in result.methods[1:most])
@@ -137,8 +141,9 @@ def _notes(result: Result, most: int | None) -> list[Text]:
     return [Text(line) for line in lines]
 
 
-def _gains(gain: Mapping[str, Comparison]) -> str:
-    return ", ".join(f"{metric[4:]} {_points(gain[metric])}" for metric in ("acc_all", "acc_few") if metric in gain)
+def _gains(gain: Mapping[str, Comparison], metrics: Sequence[Score]) -> str:
+    shown = [ACCURACIES[0], ACCURACIES[-1], *(score for score in metrics if score.percent)]
+    return ", ".join(f"{score.title} {_points(gain[score.name])}" for score in shown if score.name in gain)
 
 
 def _extended(result: Result) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES
 from sweeps.analysis import selection
 from sweeps.analysis.labels import (
     NO_WIDTH,
@@ -34,9 +34,7 @@ from sweeps.analysis.statistics import (
     paired,
 )
 from sweeps.config.plugin_groups import STAGE1_HEAD
-from sweeps.reporting.model import Cell, Column, Table, Verdict, format_cell, points
-
-BY_SPLIT = tuple(Column(split, "percent") for split in SPLITS)
+from sweeps.reporting.model import Cell, Column, Table, Verdict, format_cell, points, score_columns
 
 
 def verdict(sweep: Sweep) -> Verdict:
@@ -67,9 +65,9 @@ def selected(sweep: Sweep) -> str:
     return f"{text}. Accuracies are on the test set."
 
 
-def accuracy_cells(runs: TrialRuns) -> list[Cell]:
-    """Test accuracy by split: mean with interval."""
-    return [estimate(runs.values[:, column]) for column in range(len(SPLITS))]
+def score_cells(runs: TrialRuns) -> list[Cell]:
+    """Scores on test: means with intervals."""
+    return [estimate(runs.values[:, column]) for column in range(len(runs.scores))]
 
 
 def _rivals(sweep: Sweep) -> list[tuple[str, TrialRuns]]:
@@ -87,8 +85,9 @@ def _headline(sweep: Sweep) -> str:
             return "No results yet."
         which = "every finished trial" if sweep.state == "unfinished" else "every trial, or every finalist,"
         return f"No {role(sweep)}: {which} failed or was stopped."
-    split = SPLITS[sweep.column]
-    gaps = {name: compare_trials(winner, one)[sweep.column] for name, one in _rivals(sweep)}
+    score = sweep.score
+    what = f"accuracy over {score.title} classes" if score in ACCURACIES else score.title
+    gaps = {name: compare_trials(winner, one)[score.name] for name, one in _rivals(sweep)}
     ties = [name for name, gap in gaps.items() if gap is not None and gap.verdict == "tied"]
     ahead = [name for name in sweep.finished_baselines if (gap := gaps[name]) is not None and gap.behind]
     head, over = sweep.stage1_head, ""
@@ -104,7 +103,7 @@ def _headline(sweep: Sweep) -> str:
     worse = f", but is worse than {' and '.join(ahead)}" if ahead else ""
     tied = f"; tied with {' and '.join(ties)}" if ties else ""
     accuracy = format_cell(estimate(winner.values[:, sweep.column]), "percent")
-    return f"{winner.trial.display_name} {leads}{worse}: {accuracy} % accuracy over {split} classes{over}{tied}."
+    return f"{winner.trial.display_name} {leads}{worse}: {accuracy} % {what}{over}{tied}."
 
 
 def _about(sweep: Sweep) -> str:
@@ -126,14 +125,17 @@ def _numbers(sweep: Sweep) -> Table | None:
     winner = sweep.winner
     if winner is None:
         return None
-    rows: list[tuple[Cell, ...]] = [(f"{role(sweep)}, mean ±95%", *accuracy_cells(winner))]
+    rows: list[tuple[Cell, ...]] = [(f"{role(sweep)}, mean ±95%", *score_cells(winner))]
     seeds = len(winner.records)
     if seeds > 1:
         best = selection.reported([sweep.best_seed(winner)])[0]
         rows.append((f"{role(sweep)}, best of {seeds}", *(None if np.isnan(value) else float(value) for value in best)))
-        bias = [best_of_bias(winner.values[:, column]) for column in range(len(SPLITS))]
+        bias = [
+            best_of_bias(winner.values[:, column]) if score.percent and score.higher_is_better else None
+            for column, score in enumerate(sweep.spec.scores)
+        ]
         rows.append((f"expected bias of best of {seeds}*", *bias))
-    rows += [(f"{name}, mean ±95%", *accuracy_cells(one)) for name, one in _rivals(sweep)]
+    rows += [(f"{name}, mean ±95%", *score_cells(one)) for name, one in _rivals(sweep)]
     how = "by the selection metric on test" if sweep.spec.selection.on == "test" else "on val"
     note = (
         f"* The best of {seeds} normally distributed seeds lies {expected_best(seeds):.2f} standard deviations above "
@@ -141,7 +143,8 @@ def _numbers(sweep: Sweep) -> Table | None:
         "this."
     )
     title = f"The {role(sweep)}"
-    return Table("winner", title, (Column("%"), *BY_SPLIT), tuple(rows), note * (seeds > 1), frozenset({0}))
+    columns = (Column("%"), *score_columns(sweep.spec.scores))
+    return Table("winner", title, columns, tuple(rows), note * (seeds > 1), frozenset({0}))
 
 
 def _gains(sweep: Sweep) -> Table | None:
@@ -150,12 +153,12 @@ def _gains(sweep: Sweep) -> Table | None:
         return None
     for name, one in _rivals(sweep):
         gaps = compare_trials(winner, one)
-        judged = gaps[sweep.column]
-        cells = [None if gap is None else gap.difference for gap in gaps]
+        judged = gaps[sweep.score.name]
+        cells = [None if gap is None else gap.difference for gap in gaps.values()]
         rows.append((name, *cells, None if judged is None else judged.p_value, verdict_text(judged)))
     columns = (
         Column(f"{role(sweep)} minus"),
-        *(Column(split, "points") for split in SPLITS),
+        *score_columns(sweep.spec.scores, "points"),
         Column("p", "p"),
         Column("verdict"),
     )
@@ -187,9 +190,11 @@ def _cautions(sweep: Sweep) -> Iterator[str]:
         yield NO_WIDTH
     if text := convergence(sweep, winner):
         yield text
-    empty = [split for column, split in enumerate(SPLITS) if np.isnan(winner.values[:, column]).all()]
-    if empty:
+    missing = [score for column, score in enumerate(winner.scores) if np.isnan(winner.values[:, column]).any()]
+    if empty := [score.title for score in missing if score in ACCURACIES]:
         yield f"No {' and no '.join(empty)} classes in this dataset: shown as a dash, never counted as 0."
+    if undefined := [score.title for score in missing if score not in ACCURACIES]:
+        yield f"Undefined for the {role(sweep)} and shown as a dash: {', '.join(undefined)}."
     failed = [one for one in sweep.every if one.failed and one is not sweep.extended]
     if failed:
         yield f"{len(failed)} trial{'s' * (len(failed) > 1)} failed and cannot win; see Failures."
@@ -221,7 +226,7 @@ def _new_seeds(sweep: Sweep, winner: TrialRuns) -> str:
         f"{100 * before.objective:.2f} % in the search ({points(winner.objective - before.objective)})"
     )
     head = sweep.stage1_head
-    gain = None if head is None else compare_trials(winner, head)[sweep.column]
+    gain = None if head is None else compare_trials(winner, head)[sweep.score.name]
     if gain is None:
         return f"{text}."
     outcome = {
@@ -299,7 +304,7 @@ def _by_extended_training(sweep: Sweep, found: selection.ExtendedTraining) -> st
 def _test_change(winner: TrialRuns, extended: TrialRuns) -> tuple[Comparison | None, ...]:
     """The extended run minus the winner on test by split, both at their last epoch, paired by seed."""
     after, before = (one.ended() for one in (extended, winner))
-    return tuple(paired(after[:, column], before[:, column]) for column in range(len(SPLITS)))
+    return tuple(paired(after[:, column], before[:, column]) for column in range(len(winner.scores)))
 
 
 def _points(gap: Comparison) -> str:
@@ -343,18 +348,19 @@ def extended_table(sweep: Sweep) -> Table | None:
     winner, extended, found = sweep.winner, sweep.extended, sweep.extended_training
     if winner is None or extended is None or found is None:
         return None
-    chosen, head, split = sweep.spec.selection, sweep.stage1_head, SPLITS[sweep.column]
+    chosen, head = sweep.spec.selection, sweep.stage1_head
     rows: list[tuple[Cell, ...]] = []
     if chosen.on == "val":
         before, after = (one.ended("val")[:, sweep.column] for one in (winner, extended))
         over = None if found.over_start is None else found.over_start.difference
-        rows.append((f"val {split}", estimate(before), estimate(after), found.change.difference, over))
+        rows.append((f"val {sweep.score.title}", estimate(before), estimate(after), found.change.difference, over))
     change = _test_change(winner, extended)
-    start = (None,) * len(SPLITS) if head is None else compare_trials(extended, head)
-    for column, name in enumerate(SPLITS):
-        means = (estimate(one.ended()[:, column]) for one in (winner, extended))
-        gaps = (None if gap is None else gap.difference for gap in (change[column], start[column]))
-        rows.append((f"test {name}", *means, *gaps))
+    start = {} if head is None else compare_trials(extended, head)
+    for column, score in enumerate(sweep.spec.scores):
+        if score.percent:
+            means = (estimate(one.ended()[:, column]) for one in (winner, extended))
+            gaps = (None if gap is None else gap.difference for gap in (change[column], start.get(score.name)))
+            rows.append((f"test {score.title}", *means, *gaps))
     epochs = winner.trial.training.epochs, extended.trial.training.epochs
     columns = (
         Column("accuracy"),

@@ -356,7 +356,7 @@ class Ledger(LedgerReader):
         self._check_lease()
         start, at_ms = time.perf_counter(), now_ms()
         records = [
-            Record.of(key, run.seed, result, pack.name, at_ms)
+            Record.of(key, run.seed, result, pack.name, at_ms, pack.rule.scores)
             for key, run, result in zip(keys, pack.runs, results, strict=True)
         ]
         lines = [record.line(trial) for record, trial in zip(records, trials, strict=True)]

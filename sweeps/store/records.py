@@ -11,7 +11,7 @@ import numpy as np
 
 from lt_train.core.imports import torch
 from lt_train.core.io import fingerprint
-from lt_train.metrics import SPLITS, loma_cv
+from lt_train.metrics import ACCURACIES, Score, loma_cv
 from lt_train.retrain.base import NUMERICS_VERSION, EpochSelection, Halving, Run, RunResult
 
 if TYPE_CHECKING:
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from sweeps.config.trials import Phase, Trial
 
 __all__ = [
-    "Accuracies",
     "Record",
     "RecordedTrial",
     "RunArrays",
+    "Scores",
     "SweepEnd",
     "rounded",
     "run_key",
 ]
 
-Accuracies = tuple[float | None, ...]
-"""By split, in the order of `SPLITS`; None stands for NaN: a split without classes."""
+Scores = tuple[float | None, ...]
+"""Accuracy by split, in the order of `SPLITS`, then the further metrics; None stands for NaN: a split without classes.
+"""
 
 
 def run_key(
@@ -58,6 +59,7 @@ def run_key(
             "training": run.training.model_dump(mode="json"),
             "seed": run.seed,
             "rule": counts,
+            **({"metrics": [one.model_dump(mode="json") for one in rule.metrics]} if rule.metrics else {}),
             **({"pool": pool} if pool else {}),
             **({"code": dict(code)} if code else {}),
         }
@@ -72,9 +74,10 @@ class Record:
         failure: why the run failed; None if it did not.
         epochs: number of finished epochs.
         epoch: the selected epoch, from 0; -1 for a failed run.
-        val: class-balanced accuracy on the validation set; None without one, and for a failed run.
-        test: top-1 accuracy on the test set; None for a failed run.
+        val: class-balanced accuracy on the validation set, and metrics; None without one, and for a failed run.
+        test: top-1 accuracy on the test set, and metrics; None for a failed run.
         at_ms: when it was recorded, in milliseconds since 1970.
+        metrics: the kinds of the further metrics; empty for a failed run.
     """
 
     key: str
@@ -83,12 +86,13 @@ class Record:
     failure: str | None
     epochs: int
     epoch: int
-    val: Accuracies | None
-    test: Accuracies | None
+    val: Scores | None
+    test: Scores | None
     loma_mean: float | None
     loma_cv: float | None
     pack: str
     at_ms: int
+    metrics: tuple[str, ...] = ()
 
     @property
     def stopped(self) -> int | None:
@@ -96,8 +100,10 @@ class Record:
         return self.epochs if self.status == "stopped" else None
 
     @classmethod
-    def of(cls, key: str, seed: int, result: RunResult, pack: str, at_ms: int) -> Record:
-        """The record of a run's result."""
+    def of(
+        cls, key: str, seed: int, result: RunResult, pack: str, at_ms: int, scores: Sequence[Score] = ACCURACIES
+    ) -> Record:
+        """The record of a run's result; `scores` are the columns of its score arrays."""
         kept = result.kept
         val = None if kept is None or result.val_accuracy is None else result.val_accuracy[kept.epoch]
         return cls(
@@ -107,19 +113,22 @@ class Record:
             failure=result.failure,
             epochs=len(result.test_accuracy) if result.stopped is None else result.stopped,
             epoch=-1 if kept is None else kept.epoch,
-            val=None if val is None else _accuracies(val),
-            test=None if kept is None else _accuracies(result.test_accuracy[kept.epoch]),
+            val=None if val is None else _row(val),
+            test=None if kept is None else _row(result.test_accuracy[kept.epoch]),
             loma_mean=None if kept is None else _finite(float(np.nanmean(kept.loma))),
             loma_cv=None if kept is None else _finite(float(loma_cv(torch.tensor(kept.loma)))),
             pack=pack,
             at_ms=at_ms,
+            metrics=() if kept is None else tuple(score.name for score in scores[len(ACCURACIES) :]),
         )
 
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> Record:
         """The record in a line of the ledger."""
         test, val = (
-            tuple(line[f"{prefix}acc_{split}"] for split in SPLITS) if f"{prefix}acc_all" in line else None
+            (*(line[f"{prefix}{score.name}"] for score in ACCURACIES), *line.get(f"{prefix}metrics", {}).values())
+            if f"{prefix}acc_all" in line
+            else None
             for prefix in ("", "val_")
         )
         return cls(
@@ -135,6 +144,7 @@ class Record:
             loma_cv=line["loma_cv"],
             pack=line["pack"],
             at_ms=line["at_ms"],
+            metrics=tuple(line.get("metrics", ())),
         )
 
     def line(self, trial: Trial) -> dict[str, Any]:
@@ -148,13 +158,22 @@ class Record:
             **({} if self.failure is None else {"failure": self.failure}),
             "epochs": self.epochs,
             "epoch": None if self.epoch < 0 else self.epoch + 1,
-            **_by_split("acc_", self.test),
-            **_by_split("val_acc_", self.val),
+            **self._named("", self.test),
+            **self._named("val_", self.val),
             "loma_mean": self.loma_mean,
             "loma_cv": self.loma_cv,
             "key": self.key,
             "pack": self.pack,
         }
+
+    def _named(self, prefix: str, values: Scores | None) -> dict[str, Any]:
+        """Fields of a line; the metrics are in one mapping, so that their names cannot be those of other fields."""
+        if values is None:
+            return {}
+        fields: dict[str, Any] = {f"{prefix}{one.name}": value for one, value in zip(ACCURACIES, values, strict=False)}
+        if self.metrics:
+            fields[f"{prefix}metrics"] = dict(zip(self.metrics, values[len(ACCURACIES) :], strict=True))
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +227,8 @@ class RunArrays:
     """The arrays of one run: E epochs, K classes. Accuracies are fractions; NaN for a split or class without images.
 
     Attributes:
-        val: `[E, 4]`, class-balanced accuracy after every epoch; None without a validation set.
-        test: `[E, 4]`, top-1 accuracy.
+        val: `[E, C]`, class-balanced accuracy by split after every epoch, then metrics; None without a validation set.
+        test: `[E, C]`, top-1 accuracy by split, then metrics.
         loss: `[E]`, mean training loss.
         class_accuracy, loma, regularised_std: `[K]`, on test at the selected epoch; empty for a failed run.
     """
@@ -243,14 +262,8 @@ def rounded(array: NDArray[Any]) -> NDArray[np.float64]:
     return np.round(array.astype(np.float64), _DECIMALS).astype(np.float64)
 
 
-def _accuracies(row: NDArray[np.float32]) -> Accuracies:
+def _row(row: NDArray[np.float32]) -> Scores:
     return tuple(_finite(round(float(value), _DECIMALS)) for value in row)
-
-
-def _by_split(prefix: str, values: Accuracies | None) -> dict[str, float | None]:
-    if values is None:
-        return {}
-    return {f"{prefix}{split}": value for split, value in zip(SPLITS, values, strict=True)}
 
 
 def _finite(value: float) -> float | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from lt_train.backbones.checkpoint import ImageSource, load_frozen
 from lt_train.core.errors import UserError, first_line
 from lt_train.features.bank import FeatureBank
 from lt_train.features.files import read_manifest
-from lt_train.metrics import SPLITS
+from lt_train.metrics import ACCURACIES, SPLITS, Score
 from sweeps.analysis import selection
 from sweeps.analysis.labels import protocol, ranked_by, short_params
 from sweeps.analysis.selection import TrialRuns
@@ -69,22 +69,22 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
     seed_runs: list[tuple[int, dict[str, float]]] = []
     if not runs.failed:
         values = runs.values
-        metrics |= _named("acc", values.mean(axis=0))
+        metrics |= _named("", runs.scores, values.mean(axis=0))
         if runs.has_val:
-            metrics |= _named("val_acc", selection.reported(records, "val").mean(axis=0))
+            metrics |= _named("val_", runs.scores, selection.reported(records, "val").mean(axis=0))
         metrics |= _without_nan(
             {name: selection.mean_of_all([getattr(r, name) for r in records]) for name in ("loma_mean", "loma_cv")}
         )
         # Extended training does not compete, so it has no objective where trials are sorted by it.
         if runs.objective is not None and trial.phase != "extended":
             metrics["objective"] = runs.objective
-        for column, split in enumerate(SPLITS):
+        for column, score in enumerate(runs.scores):
             points = [(record.seed, float(v)) for record, v in zip(records, values[:, column], strict=True)]
-            series[f"seed_acc_{split}"] = [point for point in points if not np.isnan(point[1])]
+            series[f"seed_{score.name}"] = [point for point in points if not np.isnan(point[1])]
         series |= _curves(runs)
         tables["per_class.csv"] = _per_class(runs)
     for record in succeeded:
-        row = _named("acc", selection.reported([record])[0])
+        row = _named("", runs.scores, selection.reported([record])[0])
         seed_runs.append((record.seed, row | _without_nan({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
     title = f"{trial.display_name} {short_params(trial.params)}".strip()
     settings = dotted_params(trial.method) | dotted_params(trial.training) | _logarithms(trial, spec)
@@ -105,10 +105,10 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
 
 
 def runs_view(spec: SweepSpec, has_val: bool) -> RunsView:
-    """Columns and charts of a sweep's runs: the selection metric, test accuracy by split, and searched parameters."""
+    """Columns and charts of a sweep's runs: the selection metric, scores on test and val, and searched parameters."""
     rank = ranked_by(spec)
-    on_val = [f"val_acc_{split}" for split in SPLITS] if has_val else []
-    on_test = [f"acc_{split}" for split in SPLITS]
+    on_test = [score.name for score in spec.scores]
+    on_val = [f"val_{name}" for name in on_test] if has_val else []
     searched = [path for candidate in spec.candidates() for path in candidate.space]
     return RunsView(
         rank=rank,
@@ -195,6 +195,10 @@ def _trial_note(runs: TrialRuns, spec: SweepSpec) -> str:
         "`loma_*`: Logits Magnitude, mean and spread over classes. `seed_*` has one step per seed, `epoch_*` one per "
         "epoch.",
     ]
+    if metrics := [f"`{score.name}`" for score in runs.scores[len(ACCURACIES) :]]:
+        lines[-1] += f" Further metrics, with `val_` on validation: {', '.join(metrics)}."
+    if runs.undefined:
+        lines += ["", f"{runs.undefined}, so this trial counts as failed."]
     if runs.stopped is not None:
         lines += ["", f"Stopped early after epoch {runs.stopped}; its metrics are those of that epoch."]
     failed = [record for record in records if record.failure is not None]
@@ -223,15 +227,15 @@ def stage1_series(record: Mapping[str, Any]) -> dict[str, list[tuple[int, float]
 
 
 def _curves(runs: TrialRuns) -> dict[str, list[tuple[int, float]]]:
-    """Accuracy and loss by epoch, starting at 1, mean over seeds."""
+    """Scores and loss by epoch, starting at 1, mean over seeds."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    stacks = {"epoch_acc": runs.curves("test")}
+    stacks = {"epoch_": runs.curves("test")}
     if runs.has_val:
-        stacks["epoch_val_acc"] = runs.curves("val")
-    for name, stack in stacks.items():
-        mean_E4 = stack.mean(axis=0)
-        for column, split in enumerate(SPLITS):
-            curves[f"{name}_{split}"] = _points(mean_E4[:, column])
+        stacks["epoch_val_"] = runs.curves("val")
+    for prefix, stack in stacks.items():
+        mean_EC = stack.mean(axis=0)
+        for column, score in enumerate(runs.scores):
+            curves[f"{prefix}{score.name}"] = _points(mean_EC[:, column])
     curves["epoch_loss"] = _points(runs.losses().mean(axis=0))
     return curves
 
@@ -249,8 +253,9 @@ def _points(values: Any) -> list[tuple[int, float]]:
     return [(epoch, float(value)) for epoch, value in enumerate(values, start=1) if not np.isnan(value)]
 
 
-def _named(prefix: str, row: Any) -> dict[str, float]:
-    return _without_nan({f"{prefix}_{split}": round(float(value), 6) for split, value in zip(SPLITS, row, strict=True)})
+def _named(prefix: str, scores: Sequence[Score], row: Any) -> dict[str, float]:
+    names = [f"{prefix}{score.name}" for score in scores]
+    return _without_nan({name: round(float(value), 6) for name, value in zip(names, row, strict=True)})
 
 
 def _without_nan(values: dict[str, float | None]) -> dict[str, float]:

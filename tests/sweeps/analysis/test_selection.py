@@ -18,13 +18,13 @@ from sweeps.config.sections import SelectionSpec
 from sweeps.config.spec import SweepSpec
 from sweeps.config.trials import Trial
 from sweeps.store.ledger import LedgerReader
-from sweeps.store.records import Accuracies, Record
+from sweeps.store.records import Record, Scores
 
 
 def record(
     seed: int, test: float | None, *, val: float | None = None, failure: str | None = None, stopped: int | None = None
 ) -> Record:
-    accuracies: Accuracies | None = None if test is None else (test, None, test / 2, test / 4)
+    accuracies: Scores | None = None if test is None else (test, None, test / 2, test / 4)
     status: Literal["failed", "stopped", "finished"] = "failed" if failure else "stopped" if stopped else "finished"
     return Record(
         key=f"k{seed}",
@@ -90,8 +90,8 @@ def test_a_split_without_images_gives_no_objective():
 
 def test_best_seed_is_chosen_on_val_and_the_first_of_equal_ones():
     records = [record(0, 0.9, val=0.5), record(1, 0.1, val=0.7), record(2, 0.2, val=0.7)]
-    assert selection.best_seed(records, metric="acc_all", on="val") == 1
-    assert selection.best_seed(records, metric="acc_all", on="test") == 0
+    assert selection.best_seed(records, column=0, on="val") == 1
+    assert selection.best_seed(records, column=0, on="test") == 0
 
 
 def test_failed_and_stopped_trials_are_not_ranked_and_ties_go_by_number(small_sweep: Callable[..., SweepSpec]):

@@ -38,7 +38,7 @@ def trial(accuracies: dict[int, float], method: MethodSpec | None = None) -> Tri
 
 
 def compared(ours: TrialRuns, theirs: TrialRuns, *, pair: bool = True) -> Comparison:
-    found = compare_trials(ours, theirs, pair=pair)[0]
+    found = compare_trials(ours, theirs, pair=pair)["acc_all"]
     assert found is not None
     return found
 
@@ -90,7 +90,7 @@ def test_seeds_that_rise_and_fall_together_are_paired() -> None:
     found = compared(trial(ours), trial(theirs))
     assert (found.verdict, found.pairs) == ("better", 3)
     assert found.difference.value == pytest.approx(0.032 / 3)
-    assert compare_trials(trial(ours), trial(theirs))[3] is None, "an empty split"
+    assert compare_trials(trial(ours), trial(theirs))["acc_few"] is None, "an empty split"
     assert compared(trial(theirs), trial(ours)).verdict == "worse"
 
 

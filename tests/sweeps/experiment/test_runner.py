@@ -38,8 +38,8 @@ def test_result_json_is_the_documented_model_and_is_consistent(small_sweep: Make
     assert Result.model_validate_json(json.dumps(written)) == result
     assert written["schema"] == 1
     assert set(written) == {
-        "schema", "sweep", "spec_fingerprint", "bank_fingerprint", "protocol", "runs", "trials", "winner", "methods",
-        "baselines", "extended", "extended_skipped", "seconds", "notes",
+        "schema", "sweep", "spec_fingerprint", "bank_fingerprint", "protocol", "metrics", "runs", "trials", "winner",
+        "methods", "baselines", "extended", "extended_skipped", "seconds", "notes",
     }  # fmt: skip
     assert written["runs"] == {"finished": 7 * 3 + 1 + 3, "stopped": 0, "failed": 0, "shared": 0}
     assert {"total", "train", "search", "listeners"} <= set(written["seconds"])
