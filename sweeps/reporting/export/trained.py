@@ -96,9 +96,10 @@ def trial_named(sweep: Sweep, name: str) -> TrialRuns:
     """
     known = {one.trial.name: one for one in sweep.every}
     if name not in known:
-        names = named(list(known), 10) or "none"
+        meant = nearest(name, known) or ";"
         raise UserError(
-            f"trial must be a finished trial of {sweep.spec.name}, got {name!r}{nearest(name, known) or ";"} trials: {names}"
+            f"trial must be a finished trial of {sweep.spec.name}, got {name!r}{meant} trials: "
+            f"{named(list(known), 10) or 'none'}"
         )
     return known[name]
 
