@@ -19,7 +19,7 @@ from lt_train.core.registry import KindSpec, Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKBONES", "BackboneSpec", "FrozenBackbone"]
+__all__ = ["BACKBONES", "BackboneSpec", "FrozenBackbone", "WholeModel"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,21 @@ class FrozenBackbone:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class WholeModel:
+    """The weights of a model from images to logits, under the names of the model's own module.
+
+    Attributes:
+        tensors: complete, for `load_state_dict` with `strict=True`.
+        code: Python statements that create the module as `model`.
+        channels: of the images `[N, channels, H, W]` that it takes, normalised.
+    """
+
+    tensors: Mapping[str, Tensor]
+    code: str
+    channels: int
+
+
 class BackboneSpec(KindSpec):
     """Base of every backbone kind.
 
@@ -78,6 +93,24 @@ class BackboneSpec(KindSpec):
 
         Returns:
             None if `checkpoint` was written by `lt-train backbone`, which is the default.
+
+        Raises:
+            UserError: as documented by the kind.
+        """
+        return None
+
+    def with_head(
+        self, image_shape: tuple[int, int, int], head: tuple[Tensor, Tensor], trained: Mapping[str, Tensor] | None
+    ) -> WholeModel | None:
+        """The whole model with another head, for kinds whose networks are part of a model with names of its own.
+
+        Args:
+            image_shape: `(C, H, W)` of the images to process.
+            head: `(weight [K, D], bias [K])` on the features.
+            trained: the state of the network of `build`, if stage 1 trained it; None: `checkpoint` is of another tool.
+
+        Returns:
+            None for other kinds, whose whole model is `lt_train.backbones.layers.Classifier`.
 
         Raises:
             UserError: as documented by the kind.

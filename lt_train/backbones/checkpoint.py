@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
+from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone, WholeModel
 from lt_train.backbones.layers import Classifier
 from lt_train.core.code import code_of
-from lt_train.core.errors import CheckpointError, SpecError
+from lt_train.core.errors import CheckpointError, SpecError, UserError
 from lt_train.core.io import atomic_file, digest_tensors, fingerprint_tensors, parse_json, write_tensors
 from lt_train.core.validation import dotted, explain
 
-__all__ = ["ImageSource", "is_own_checkpoint", "load_checkpoint", "load_frozen", "save_checkpoint"]
+__all__ = ["ImageSource", "is_own_checkpoint", "load_checkpoint", "load_frozen", "load_whole", "save_checkpoint"]
 
 
 _KEY = "longtail-sweeps checkpoint"
@@ -233,6 +233,44 @@ def load_frozen(source: Path | BackboneSpec, image_shape: tuple[int, int, int]) 
         remedy="train one on this dataset with `lt-train backbone`",
         record={name: about[name] for name in ("recipe", "seed", "accuracy", "curve") if name in about},
     )
+
+
+def load_whole(
+    source: Path | BackboneSpec, image_shape: tuple[int, int, int], head: tuple[Tensor, Tensor]
+) -> WholeModel:
+    """The model of a source, see `load_frozen`, with another head.
+
+    Args:
+        source: the checkpoint or the backbone.
+        image_shape: `(C, H, W)` of the images to process.
+        head: `(weight [K, D], bias [K])` on the features of `load_frozen`.
+
+    Raises:
+        CheckpointError: see `load_frozen`.
+        UserError: see `BackboneSpec.with_head`; or the classifier of the checkpoint is a cosine classifier.
+    """
+    path = source if isinstance(source, Path) else Path(source.checkpoint or "")
+    if isinstance(source, BackboneSpec) and not is_own_checkpoint(path.expanduser()):
+        whole = source.with_head(image_shape, head, None)
+        assert whole is not None, "a kind that reads checkpoints of other tools returns the model"
+        return whole
+    classifier, _ = load_checkpoint(path)
+    if classifier.cosine_scale is not None:
+        raise UserError(
+            f"the classifier of checkpoint {path} computes cosines, and cannot hold the weights of a linear head"
+        )
+    whole = classifier.spec.with_head(image_shape, head, classifier.backbone.state_dict())
+    if whole is not None:
+        return whole
+    spec = classifier.spec.model_dump(mode="json", exclude={"checkpoint"})
+    code = (
+        "from lt_train.backbones.base import BACKBONES\n"
+        "from lt_train.backbones.layers import Classifier\n\n"
+        f"backbone = BACKBONES.parse({spec!r})\n"
+        f"model = Classifier(backbone, in_channels={classifier.in_channels}, num_classes={len(head[0])})"
+    )
+    state = {**classifier.state_dict(), "head.weight": head[0], "head.bias": head[1]}
+    return WholeModel(state, code, classifier.in_channels)
 
 
 def _refuse_other(wanted: BackboneSpec, found: Mapping[str, Any], path: Path) -> None:

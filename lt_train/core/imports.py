@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from lt_train.core.errors import UserError
 
-__all__ = ["functional", "is_installed", "lazy_exports", "nn", "require", "torch"]
+__all__ = ["functional", "installed_version", "is_installed", "lazy_exports", "nn", "require", "torch"]
 
 
-EXTRAS = {"ray": "ray", "mlflow": "mlflow", "matplotlib": "report", "jinja2": "report"}
+EXTRAS = {
+    "ray": "ray",
+    "mlflow": "mlflow",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+}
 """The extra of the package that installs each optional library."""
 
 
@@ -34,7 +41,7 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], An
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            return _version()
+            return installed_version()
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if not modules[name]:
@@ -44,7 +51,8 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], An
     return __getattr__
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """The version of this package; `0+unknown` if it is not installed."""
     try:
         return importlib.metadata.version("longtail-sweeps")
     except importlib.metadata.PackageNotFoundError:

@@ -17,6 +17,7 @@ from lt_train.core.fields import NOT_IDENTITY, marked_fields
 from lt_train.core.imports import torch
 from lt_train.core.registry import KindSpec, Registry
 from lt_train.core.text import ProgressCallback
+from lt_train.datasets._images.decode import Decoder
 from lt_train.datasets._images.files import ImageFiles, Images
 from lt_train.datasets._images.transform import AnyAugmentation, Augmentation, PadCrop, ResizedCrop
 
@@ -198,6 +199,38 @@ class DatasetSpec(KindSpec):
         Images are on torch's device `meta`. None for a kind whose content is known only from its files.
         """
         return None
+
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """`(C, H, W)` of its images; None for features. Some kinds read their data to find out.
+
+        Raises:
+            DataError: see `load`.
+        """
+        data = self.as_published() or self.load()
+        if not isinstance(data, ImageData):
+            return None
+        _, channels, height, width = data.train.inputs.shape
+        return channels, height, width
+
+    def decoder(self) -> Decoder:
+        """What turns the file of an image into an RGB image of the size of its own.
+
+        Raises:
+            DataError: it has no images, or they are not square; or see `load`.
+        """
+        shape = self.image_shape()
+        if shape is None or shape[1] != shape[2]:
+            got = "features" if shape is None else f"images of {shape[1]} x {shape[2]}"
+            raise DataError(f"image files become square images, but dataset {self.kind} has {got}")
+        return Decoder(shape[1], shape[1])
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, by number; empty if unknown.
+
+        Raises:
+            DataError: see `load`.
+        """
+        return ()
 
     def identity(self) -> dict[str, Any]:
         """The spec as JSON without the fields declared `NOT_IDENTITY`: what the data is, on any machine."""

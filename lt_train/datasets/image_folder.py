@@ -17,14 +17,12 @@ from lt_train.core.fields import NOT_IDENTITY, PATH
 from lt_train.core.imports import torch
 from lt_train.core.validation import named
 from lt_train.datasets._images.checks import ListedImages, Listing
-from lt_train.datasets._images.files import Files
+from lt_train.datasets._images.files import Files, images_below
 from lt_train.datasets._images.spec import CutImagesSpec
 from lt_train.datasets.base import DATASETS
 from lt_train.datasets.longtail import hold_out_fraction
 
 __all__ = ["ImageFolder"]
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @DATASETS.register
@@ -113,18 +111,8 @@ def _listed(root: Path, part: str, classes: list[str]) -> tuple[ListedImages, li
         raise DataError(f"{root / part} must have the classes of train, but has others: {named(unknown)}")
     names, labels, others = [], [], []
     for label, name in enumerate(classes):
-        found = sorted(_files_below(root, os.path.join(part, name)))
-        images = [file for file in found if file.lower().endswith(SUFFIXES)]
-        others += [file for file in found if not file.lower().endswith(SUFFIXES)]
+        images, ignored = images_below(root, os.path.join(part, name))
+        others += ignored
         names += images
         labels += [label] * len(images)
     return ListedImages(Files(root, names), torch.tensor(labels, dtype=torch.int64)), others
-
-
-def _files_below(root: Path, folder: str) -> list[str]:
-    """Paths relative to root of all files in a folder and its subfolders, without hidden files."""
-    found = []
-    for place, _, files in os.walk(root / folder):
-        inside = os.path.relpath(place, root)
-        found += [f"{inside}/{file}".replace(os.sep, "/") for file in files if not file.startswith(".")]
-    return found

@@ -1,7 +1,8 @@
 """`lt-sweep`: hyperparameter sweeps from the command line.
 
-The commands are in `sweeps.cli.local` (files, and sweeps on this machine) and `sweeps.cli.jobs` (running sweeps, here
-or on a cluster). They import what they need when they run, so that `--help` imports neither torch nor Ray.
+The commands are in `sweeps.cli.local` (files, and sweeps on this machine), `sweeps.cli.export` (their classifiers) and
+`sweeps.cli.jobs` (running sweeps, here or on a cluster). They import what they need when they run, so that `--help`
+imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from lt_train.cli.program import Version, run_program
 from lt_train.cli.program import parse as parse_words
-from sweeps.cli import jobs, local  # noqa: F401 (importing registers the commands)
+from sweeps.cli import export, jobs, local  # noqa: F401 (importing registers the commands)
 from sweeps.cli.options import app
 
 

@@ -12,7 +12,7 @@ from sweeps.experiment.signals import interrupt
 
 _ORDER = (
     *("demo", "validate", "plan", "run", "resume", "status", "stop"),
-    *("table", "report", "compare", "ui", "kinds", "schema", "submit", "list", "logs"),
+    *("table", "report", "compare", "export", "predict", "ui", "kinds", "schema", "submit", "list", "logs"),
 )
 """The commands: running sweeps, their results, reference, clusters."""
 

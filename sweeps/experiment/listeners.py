@@ -13,6 +13,7 @@ from lt_train.core.clock import now_ms
 from lt_train.core.errors import LongtailError
 from lt_train.core.text import ProgressCallback, progress
 from lt_train.features.bank import FeatureBank
+from sweeps.analysis.image_classifier import image_classifier
 from sweeps.analysis.labels import ranked_by, short_params
 from sweeps.analysis.load import Sweep
 from sweeps.analysis.result import Result
@@ -39,7 +40,7 @@ from sweeps.store.layout import SweepDirectory
 from sweeps.store.lease import Lease
 from sweeps.store.progress import BestTrial, Progress, Publisher
 from sweeps.tracking.background import BackgroundTracker
-from sweeps.tracking.content import dataset_infos, image_classifier, runs_view, stage1_series, tracked_trial
+from sweeps.tracking.content import dataset_infos, runs_view, stage1_series, tracked_trial
 from sweeps.tracking.null import NullTracking
 
 __all__ = ["Artifacts", "ShowProgress", "Tracking", "TrackingBehind", "listening", "mark_stopped"]

@@ -1,11 +1,7 @@
 """Builds what trackers receive: display names, metrics, curves, notes, table columns, datasets, and the champion.
 
 The champion is stored as an exported graph only, because loading a graph runs no code of the model and does not need
-this package. The first `torch.export` imports torch's compiler, which briefly removes modules of the standard library
-(`_operator`) from `sys.modules`, so that unpickling in another thread fails. Nothing is exported before training has
-finished.
-
-Shapes: N images, C channels, H x W pixels, D features, K classes.
+this package.
 """
 
 from __future__ import annotations
@@ -19,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
 
-from lt_train.backbones.checkpoint import ImageSource, load_frozen
-from lt_train.core.errors import UserError, first_line
+from lt_train.core.errors import first_line
 from lt_train.features.bank import FeatureBank
 from lt_train.features.files import read_manifest
 from lt_train.metrics import ACCURACIES, SPLITS, Score
 from sweeps.analysis import selection
+from sweeps.analysis.image_classifier import example_images, exported_graph
 from sweeps.analysis.labels import protocol, ranked_by, short_params
 from sweeps.analysis.selection import TrialRuns
 from sweeps.config.interfaces import Champion, DatasetInfo, ImageModel, RunsView, TrackedTrial
@@ -36,10 +31,8 @@ from sweeps.config.trials import Trial
 from sweeps.search.base import LogUniform
 
 __all__ = [
-    "ImageClassifier",
     "champion_digest",
     "dataset_infos",
-    "image_classifier",
     "is_exportable",
     "runs_view",
     "stage1_series",
@@ -264,57 +257,6 @@ def _without_nan(values: dict[str, float | None]) -> dict[str, float]:
 
 logger = logging.getLogger(__name__)
 
-EXPORT_TOLERANCE = 1e-3
-"""Largest difference between logits of the graph and of the module, as a share of the largest logit."""
-
-
-class ImageClassifier(nn.Module):
-    """Logits of images as in the sweep's evaluation on test: normalisation, backbone, classifier.
-
-    With `mirrored`, the logits are the mean over an image and its mirror image.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        classifier: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        mirrored: bool,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.classifier, self.mirrored = backbone, classifier, mirrored
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 `[N, H, W, C]`, the layout of Pillow and numpy, to float32 `[N, K]`."""
-        normalised = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        logits: Tensor = self.classifier(self.backbone(normalised))
-        if self.mirrored:
-            logits = (logits + self.classifier(self.backbone(normalised.flip(-1)))) / 2
-        return logits
-
-
-def image_classifier(classifier: nn.Module, bank: FeatureBank, images: ImageSource | None) -> ImageModel | None:
-    """The classifier with the backbone of its bank; None if the backbone's checkpoint is missing or has changed."""
-    if images is None or bank.path is None:
-        return None
-    inputs = read_manifest(bank.path).inputs
-    try:
-        frozen = load_frozen(images.backbone, images.shape)
-    except UserError:  # the file was removed while the sweep ran
-        return None
-    if frozen.identity["checkpoint"] != inputs["checkpoint"]:
-        return None
-    transform, mirrored = inputs["transform"], len(bank.test.features) == 2
-    module = ImageClassifier(frozen.network, classifier, transform["mean"], transform["std"], mirrored).eval()
-    channels, height, width = images.shape
-    return ImageModel(module, (height, width, channels))
-
 
 def champion_digest(champion: Champion, variant: str) -> str:
     """Digest of everything that determines the models: the head's weights, its bank, and what is logged of it."""
@@ -326,18 +268,9 @@ def champion_digest(champion: Champion, variant: str) -> str:
 
 def is_exportable(images: ImageModel) -> bool:
     """Whether `torch.export` gives a graph with the same logits, for any number of images; if not, logs a warning."""
-    shape = images.shape
-    example = torch.zeros(2, *shape, dtype=torch.uint8)
-    pixels = torch.arange(3 * shape[0] * shape[1] * shape[2], dtype=torch.int64) * 37 % 256
-    others = pixels.to(torch.uint8).view(3, *shape)
     try:
-        graph = torch.export.export(images.module, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        with torch.no_grad():
-            expected, found = images.module(others), graph.module()(others)
-        same = (found - expected).abs().max() <= EXPORT_TOLERANCE * expected.abs().max()
-        problem = "" if same else "the logits of the graph differ"
+        exported_graph(images.module, *example_images(images.shape))
     except Exception as error:  # of torch, or of the model's own code
-        problem = first_line(error)
-    if problem:
-        logger.warning("the champion is logged without its backbone, which torch cannot export: %s", problem)
-    return not problem
+        logger.warning("the champion is logged without its backbone, which torch cannot export: %s", first_line(error))
+        return False
+    return True

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone
+from lt_train.backbones.base import BACKBONES, BackboneSpec, FrozenBackbone, WholeModel
 from lt_train.core import seeding
 from lt_train.core.errors import CheckpointError, UserError, first_line
 from lt_train.core.fields import NOT_IDENTITY, PATH
@@ -113,6 +113,19 @@ def _of_package(factory: str, module: str, name: str) -> Callable[..., Any]:
     if not callable(function) or not is_in(package, home):
         raise UserError(f"factory {factory}: {module} must define a function or class {name}, but does not")
     return lambda **arguments: function(**arguments)
+
+
+def _creating(factory: str, arguments: Mapping[str, Any], num_classes: int) -> str:
+    """Python code that creates the model of a factory as `model`."""
+    package, _, name = factory.partition(":")
+    if "num_classes" in arguments:  # `use_head: false` accepts a model for other classes
+        arguments = {**arguments, "num_classes": num_classes}
+    given = "".join(f", {argument}={value!r}" for argument, value in arguments.items())
+    if package == "torchvision":
+        return f"from torchvision.models import get_model\n\nmodel = get_model({name!r}{given})"
+    if package == "timm":
+        return f"import timm\n\nmodel = timm.create_model({name!r}{given})"
+    return f"from {package} import {name}\n\nmodel = {name}({given.removeprefix(', ')})"
 
 
 PerChannel = Annotated[tuple[float, ...], Field(min_length=1)]
@@ -221,30 +234,19 @@ class Imported(BackboneSpec):
         """
         from lt_train.backbones.checkpoint import is_own_checkpoint
         from lt_train.backbones.imported.classifier import FeaturesOf, warm_head
-        from lt_train.backbones.imported.weights import fit_weights, read_weights
 
         assert self.checkpoint is not None, "called for a backbone with a checkpoint"
         path = Path(self.checkpoint).expanduser()
         if is_own_checkpoint(path):
             return None
-        tensors = read_weights(path)
         shape = (len(self.mean), *image_shape[1:])
-        with seeding.global_stream("cpu", "imported backbone"):  # initial values of missing weights
-            model = make_model(self.factory, self.arguments).eval()
-        network, dims = self._split(model, [shape])
-        unused = () if self.use_head else network.layers
-        try:
-            report = fit_weights(
-                model, tensors, self.strip_prefix, self.allow_missing, self.allow_left_over, ignored=unused
-            )
-        except CheckpointError as error:
-            raise CheckpointError(f"checkpoint {path} for {self.factory}: {error}") from None
+        network, dims, report = self._loaded(path, shape)
         head = warm_head(network, _images(shape), self.factory) if self.use_head else None
         normalised = head.normalised if head else ()
         layers = named(network.layers)
         start = head.note if head else f"features are the inputs of {layers}, whose weights are not used"
         return FrozenBackbone(
-            network=FeaturesOf(model, network.layers, shape[0], normalised),
+            network=FeaturesOf(network.model, network.layers, shape[0], normalised),
             feature_dim=sum(dims),
             head=(head.weight, head.bias) if head else None,
             in_channels=image_shape[0] if image_shape[0] == 1 else shape[0],
@@ -259,6 +261,50 @@ class Imported(BackboneSpec):
             "its features",
             notes=(f"backbone {self.factory}: {report}; {start}",),
         )
+
+    def with_head(
+        self, image_shape: tuple[int, int, int], head: tuple[Tensor, Tensor], trained: Mapping[str, Tensor] | None
+    ) -> WholeModel | None:
+        """See `BackboneSpec.with_head`: the model that the factory creates, under its own names.
+
+        Raises:
+            CheckpointError: see `read_checkpoint`.
+            UserError: the model cannot be created, or its classifiers cannot compute the logits of the head.
+        """
+        from lt_train.backbones.imported.replace import replace_head
+        from lt_train.backbones.imported.weights import fit_weights
+
+        shape = (len(self.mean), *image_shape[1:])
+        if trained is None:
+            assert self.checkpoint is not None, "called for a backbone with a checkpoint"
+            network, _, _ = self._loaded(Path(self.checkpoint).expanduser(), shape)
+        else:  # of stage 1, which trained the model without its classifiers
+            network, _ = self._created(shape)
+            own = {name.partition("model.")[2]: tensor for name, tensor in trained.items()}
+            fit_weights(network.model, own, "", ignored=network.layers)
+        replace_head(network, head, _images(shape), self.factory)
+        return WholeModel(network.model.state_dict(), _creating(self.factory, self.arguments, len(head[0])), shape[0])
+
+    def _created(self, shape: tuple[int, int, int]) -> tuple[FeaturesOf, list[int]]:
+        """The model with the initial values of weights that a checkpoint lacks, and the D of each classifier."""
+        with seeding.global_stream("cpu", "imported backbone"):
+            model = make_model(self.factory, self.arguments).eval()
+        return self._split(model, [shape])
+
+    def _loaded(self, path: Path, shape: tuple[int, int, int]) -> tuple[FeaturesOf, list[int], KeyReport]:
+        """The model with the weights of the file, the D of each classifier, and which tensors match."""
+        from lt_train.backbones.imported.weights import fit_weights, read_weights
+
+        tensors = read_weights(path)
+        network, dims = self._created(shape)
+        unused = () if self.use_head else network.layers
+        try:
+            report = fit_weights(
+                network.model, tensors, self.strip_prefix, self.allow_missing, self.allow_left_over, ignored=unused
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint {path} for {self.factory}: {error}") from None
+        return network, dims, report
 
     def _names(self) -> tuple[str, ...]:
         """The names of the given layers, possibly none."""

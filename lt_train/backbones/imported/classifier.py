@@ -49,12 +49,14 @@ class WarmHead:
     Attributes:
         weight, bias: `[K, D_1 + .. + D_m]` and `[K]`, on the layers' concatenated features.
         normalised: the layers whose features must be scaled to length 1.
+        shares: the factor of each layer's logits in those of the head; 1 for a layer whose output the model returns.
         note: a description of the head for the user.
     """
 
     weight: Tensor
     bias: Tensor
     normalised: tuple[str, ...]
+    shares: tuple[float, ...]
     note: str
 
 
@@ -99,6 +101,7 @@ def warm_head(network: FeaturesOf, images: Tensor, model_name: str) -> WarmHead:
         weight=weight.contiguous(),
         bias=torch.stack(biases).sum(0),
         normalised=tuple(layer.name for layer in layers if layer.scale is not None),
+        shares=tuple(shares),
         note=_note(layers, list(weight.shape), times, as_returned=found is not None),
     )
 

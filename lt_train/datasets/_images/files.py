@@ -32,6 +32,7 @@ __all__ = [
     "Images",
     "Source",
     "error_reason",
+    "images_below",
     "io_error_reason",
     "read_ahead",
     "shared_tensor",
@@ -74,6 +75,25 @@ class Files:
             head = file.read(3)
             file.seek(max(size - 2, 0))
             return size, head, file.read(2)
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+"""Of files that are taken for images."""
+
+
+def images_below(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Images, and other files, in a folder of `root` and its subfolders: paths relative to `root`, sorted.
+
+    Hidden files are left out.
+    """
+    found = []
+    for place, _, files in os.walk(root / folder):
+        inside = os.path.relpath(place, root)
+        start = "" if inside == "." else f"{inside}/".replace(os.sep, "/")
+        found += [f"{start}{file}" for file in files if not file.startswith(".")]
+    found.sort()
+    images = [file for file in found if file.lower().endswith(SUFFIXES)]
+    return images, [file for file in found if not file.lower().endswith(SUFFIXES)]
 
 
 def try_decode(

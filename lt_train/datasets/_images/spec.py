@@ -127,6 +127,22 @@ class ImagesSpec(DatasetSpec):
             DataError: folders or lists are missing or malformed.
         """
 
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(3, size, size)`; no file is read."""
+        return 3, self.size, self.size
+
+    def decoder(self) -> Decoder:
+        """Resizing and centre crop, by the fields `resize` and `size`."""
+        return Decoder(self.size, self.resize or self.size)
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, from folders or files alone; empty if the kind has none.
+
+        Raises:
+            DataError: see `listing`.
+        """
+        return self.listing().classes
+
     def tail(self) -> Cut | None:
         """The long tail to cut, or None to use the whole training set."""
         return None
@@ -185,7 +201,7 @@ class ImagesSpec(DatasetSpec):
         Raises:
             StorageError: the operating system cannot read an existing file; not with `report_io_errors`.
         """
-        decoder = Decoder(self.size, self.resize or self.size)
+        decoder = self.decoder()
         parts = listing.parts()
         total, done = sum(len(part.labels) for part in parts.values()), 0
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lt_train.methods.heads.base import Classifier
+from lt_train.methods.heads.fold import as_linear
 from lt_train.methods.heads.linear import MIN_NORM
 
 __all__ = ["Adjusted", "AlignedModule", "CosineModule", "ScaledModule"]
@@ -44,6 +46,10 @@ class ScaledModule(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits `[..., K]` of features `[..., D]`."""
         return self.scale * nn.functional.linear(features, self.weight, self.bias)
+
+    def linear(self) -> Classifier:
+        """The equal linear classifier, with the factors multiplied into rows and biases."""
+        return self.scale.unsqueeze(-1) * self.weight, self.scale * self.bias
 
 
 class AlignedModule(nn.Module):
@@ -86,3 +92,10 @@ class Adjusted(nn.Module):
         """Logits `[..., K]` of features `[..., D]`."""
         logits: Tensor = self.head(features)
         return self.scale * logits + self.offset
+
+    def linear(self) -> Classifier | None:
+        """The equal linear classifier; None if the head has none."""
+        if (inner := as_linear(self.head)) is None:
+            return None
+        weight, bias = inner
+        return self.scale.unsqueeze(-1) * weight, self.scale * bias + self.offset

@@ -20,11 +20,11 @@ from support.stores import all_runs, client
 import sweeps
 from lt_train.backbones.checkpoint import load_checkpoint, save_checkpoint
 from lt_train.features.files import open_test
+from sweeps.analysis import image_classifier as networks
+from sweeps.analysis.image_classifier import ImageClassifier
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.prepare import prepare_all
 from sweeps.experiment.runner import TrackingBehind
-from sweeps.tracking import content
-from sweeps.tracking.content import ImageClassifier
 
 pytestmark = pytest.mark.slow
 
@@ -220,12 +220,12 @@ def test_a_replaced_checkpoint_is_not_part_of_a_champion(image_classifier: MakeS
     prepared = prepare_all(image_classifier())
     assert prepared.images is not None
     head = torch.nn.Linear(prepared.bank.feature_dim, 10)
-    assert content.image_classifier(head, prepared.bank, prepared.images) is not None
+    assert networks.image_classifier(head, prepared.bank, prepared.images) is not None
     checkpoint = prepared.images.backbone
     assert isinstance(checkpoint, Path)
     classifier, about = load_checkpoint(checkpoint)
     torch.nn.init.zeros_(classifier.head.weight)
     save_checkpoint(checkpoint, classifier, about)
-    assert content.image_classifier(head, prepared.bank, prepared.images) is None
+    assert networks.image_classifier(head, prepared.bank, prepared.images) is None
     checkpoint.unlink()
-    assert content.image_classifier(head, prepared.bank, prepared.images) is None
+    assert networks.image_classifier(head, prepared.bank, prepared.images) is None
