@@ -12,6 +12,7 @@ Shapes: S seeds, B batch, T lanes, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from lt_train.core.fields import lane_values
+from lt_train.core.fields import lane_values, substitute
 from lt_train.core.registry import KindSpec
 from lt_train.datasets.base import DatasetSpec, FeatureData, ImageData, Labelled
 from lt_train.features.bank import EvalSet, FeatureBank
@@ -159,28 +160,16 @@ def _check_training(method: MethodSpec) -> None:
 def _variants(method: MethodSpec, count: int = 2) -> list[MethodSpec]:
     """The method, and others that differ from it in every batched field, as far as the fields allow it."""
     found = [method]
-    document = method.model_dump(mode="json")
     for number in range(1, count):
+        variant = method
         for path, value in lane_values(method).items():
-            *parents, field = path.split(".")
-            target = document
-            for parent in parents:
-                target = target[parent]
             smaller, larger = value * (1 - 0.4 * number), value * (1 + 0.4 * number)
-            for other in (smaller, larger, value) if value else (0.2 * number, value):
-                target[field] = other
-                if _is_valid(type(method), document):
+            for other in (smaller, larger) if value else (0.2 * number,):
+                with contextlib.suppress(ValidationError):
+                    variant = substitute(variant, {path: other})
                     break
-        found.append(type(method).model_validate_json(json.dumps(document)))
+        found.append(variant)
     return found
-
-
-def _is_valid(cls: type[MethodSpec], document: Mapping[str, Any]) -> bool:
-    try:
-        cls.model_validate_json(json.dumps(document))
-    except ValidationError:
-        return False
-    return True
 
 
 def _state(result: RunResult) -> Mapping[str, Any]:
