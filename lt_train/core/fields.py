@@ -211,6 +211,8 @@ def _expand(annotation: Any, value: Any) -> Any:
         return value
     if origin in (list, tuple) and isinstance(value, list):
         return [_expand(inner[0], item) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {key: _expand(inner[1], item) for key, item in value.items()}
     return expand(annotation, value) if is_model(annotation) else value
 
 
