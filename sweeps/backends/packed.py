@@ -7,6 +7,7 @@ be pickled would be reported without the attribute that is the reason.
 from __future__ import annotations
 
 import socket
+import traceback
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,15 +25,22 @@ DEEPEST = 12
 
 @dataclass(frozen=True)
 class CannotImport:
-    """What a worker returns for a pack that it cannot unpickle."""
+    """What a worker returns for a pack that it cannot unpickle.
+
+    Attributes:
+        reason: the error, in one line.
+        module: the module whose import raised it; empty if that is not known.
+    """
 
     reason: str
+    module: str = ""
 
     def error(self, pack: Pack) -> UserError:
-        """The error for the user, which names the modules of the pack's kinds from outside."""
-        modules = sorted({key.partition(":")[0] for run in pack.runs for key in code_of(getattr(run, "method", None))})
+        """The error for the user, which names the module, or else those of the pack's kinds from outside."""
+        kinds = sorted({key.partition(":")[0] for run in pack.runs for key in code_of(getattr(run, "method", None))})
+        modules = self.module or " or ".join(kinds) or "the classes of a pack"
         return UserError(
-            f"a worker cannot import {' or '.join(modules) or 'the classes of a pack'}: {self.reason}; every node "
+            f"a worker cannot import {modules}: {self.reason}; every node "
             "needs the packages of the driver, including those named by --allow-import, and what these need "
             "(`lt-sweep submit --ship-code` sends them); then `lt-sweep resume` continues"
         )
@@ -60,7 +68,9 @@ def unpack(data: bytes) -> Pack | CannotImport:
     try:
         pack: Pack = cloudpickle.loads(data)
     except (Exception, SystemExit) as error:
-        return CannotImport(f"{type(error).__name__}: {first_line(error)} (on {socket.gethostname()})")
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+        module = next((str(frame.f_globals["__name__"]) for frame in reversed(frames)), "")
+        return CannotImport(f"{type(error).__name__}: {first_line(error)} (on {socket.gethostname()})", module)
     return pack
 
 

@@ -57,11 +57,11 @@ def check_algorithm(algorithm: AlgorithmSpec | type[AlgorithmSpec]) -> None:
     searched = [space for space in spaces if not list(checked.check(space))]
     assert searched, f"{name}.check refuses all spaces; it must accept those with {{choice: ...}}, or with two bounds"
     for space in searched:
+        for state in ("running", "stopped", "failed"):
+            _check_without_results(checked, space, state)
         _check_values(checked, space)
         _check_dependence(checked, space)
         _check_extension(checked, space)
-        for state in ("running", "stopped", "failed"):
-            _check_without_results(checked, space, state)
 
 
 def proposals(
@@ -154,10 +154,12 @@ def _check_without_results(
     tried: list[Tried] = []
     for number in range(15 if size is None else min(size, 15)):
         try:
-            (params,) = algorithm.propose(space, 0, tried, 1)
+            proposed = algorithm.propose(space, 0, tried, 1)
         except Exception as error:
             problem = f"{name}.propose fails if all {number} trials are {state}: {type(error).__name__}: {error}"
             raise AssertionError(problem) from error
+        assert len(proposed) == 1, f"{name}.propose gave {len(proposed)} trials instead of 1, after {number}"
+        params = proposed[0]
         tried.append(Tried(params, state, 0.5, 5) if state == "stopped" else Tried(params, state))
 
 

@@ -96,5 +96,6 @@ def test_a_module_that_a_worker_cannot_import_is_named(in_worker: str | None, re
     importlib.invalidate_caches()
     found = unpack(data)
     assert isinstance(found, CannotImport)
+    assert found.module == ("only_mine" if in_worker in ("1 / 0", "raise SystemExit('no license')") else "")
     with pytest.raises(UserError, match=rf"^a worker cannot import only_mine: ({reason}).* \(on .*\).*--ship-code"):
         raise found.error(pack)
