@@ -25,7 +25,7 @@ import sysconfig
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
@@ -93,7 +93,7 @@ class _Code:
 
     def add(self, item: Any) -> None:
         """Add the module of a class or function, or its cell."""
-        if self._counts(item.__module__) and _origin(item.__module__) is None:
+        if self._counts(item.__module__) and _find(item.__module__).file is None:
             self._add_cells(item)
         else:
             self._add_module(item.__module__)
@@ -106,35 +106,47 @@ class _Code:
         """Add the source of a module, and of the modules that it imports."""
         if module in self.modules or not self._counts(module):
             return
-        file = _origin(module)
-        if file is None or not file.endswith(".py"):
+        file = _find(module).file
+        if file is None or file.suffix != ".py":
             return
-        tree = _parsed(Path(file).read_text())
+        tree = _parsed(file.read_text())
         self.modules[module] = ast.unparse(tree)
-        for imported in _imports(tree, module if Path(file).name == "__init__.py" else module.rpartition(".")[0]):
+        for imported in _imports(tree, module if file.name == "__init__.py" else module.rpartition(".")[0]):
             self._add_module(imported)
 
     def _add_cells(self, item: Any) -> None:
         """Add the cells that define a class or function, and what they use by name."""
-        for file, namespace in _places(item):
-            if file in self.cells:
+        if isinstance(item, type):
+            for name, value in vars(item).items():
+                if not name.startswith("__") and (text := _plain(value)) is not None:
+                    self.values[f"{item.__qualname__}.{name}"] = text
+        for function in _functions(item):
+            code = function.__code__
+            source = "".join(linecache.getlines(code.co_filename))
+            # Without source, as of code that `exec` runs, one name of a file may stand for any code.
+            cell = code.co_filename if source else f"{code.co_filename}:{function.__qualname__}"
+            if cell in self.cells:
                 continue
-            source = "".join(linecache.getlines(file))
-            if not source:  # neither a notebook nor a file
-                self.cells[file] = _byte_code(item)
-                continue
-            tree = _parsed(source)
-            self.cells[file] = ast.unparse(tree)
-            for imported in _imports(tree, ""):
-                self._add_module(imported)
-            for name in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}):
-                value = namespace.get(name)
-                if isinstance(value, types.FunctionType | type):
-                    self.add(value)
-                elif isinstance(value, types.ModuleType):
-                    self._add_module(value.__name__)
-                elif (text := _plain(value)) is not None:
-                    self.values[name] = text
+            if source:
+                tree = _parsed(source)
+                self.cells[cell] = ast.unparse(tree)
+                for imported in _imports(tree, ""):
+                    self._add_module(imported)
+                names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            else:
+                self.cells[cell] = repr([_byte_code(code), _plain(function.__defaults__)])
+                names = _names(code)
+            for name in sorted(names):
+                self._add_value(name, function.__globals__.get(name))
+
+    def _add_value(self, name: str, value: Any) -> None:
+        """Add what a cell uses by name."""
+        if isinstance(value, types.FunctionType | type):
+            self.add(value)
+        elif isinstance(value, types.ModuleType):
+            self._add_module(value.__name__)
+        elif (text := _plain(value)) is not None:
+            self.values[name] = text
 
 
 def _top(module: str) -> str:
@@ -147,21 +159,42 @@ def _is_installed(package: str) -> bool:
         return False
     if package in sys.stdlib_module_names:
         return True
-    file = _origin(package)
-    places = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
-    return file is None or any(Path(file).is_relative_to(place) for place in places)
+    found = _find(package)
+    places = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    own = [path for path in (found.file, *found.folders) if path is not None]
+    return not own or any(path.is_relative_to(place) for path in own for place in places)
 
 
-def _origin(module: str) -> str | None:
-    """The file of a module, which is not imported; None if it has none."""
+class _Found(NamedTuple):
+    """The file of a module, None if it has none, and the folders with the modules of a package."""
+
+    file: Path | None
+    folders: tuple[Path, ...] = ()
+
+
+def _find(module: str) -> _Found:
+    """Where a module is. Nothing is imported, not even the package that it is in."""
     loaded = sys.modules.get(module)
     if loaded is not None:
-        return getattr(loaded, "__file__", None)
+        file = getattr(loaded, "__file__", None)
+        return _Found(file and Path(file), tuple(map(Path, getattr(loaded, "__path__", ()))))
+    parent, _, name = module.rpartition(".")
+    if parent:
+        for folder in _find(parent).folders:
+            for file, folders in ((folder / name / "__init__.py", (folder / name,)), (folder / f"{name}.py", ())):
+                if file.is_file():
+                    return _Found(file, folders)
+        return _Found(None, tuple(folder / name for folder in _find(parent).folders if (folder / name).is_dir()))
     try:
-        spec = importlib.util.find_spec(module) if "." not in module or _top(module) in sys.modules else None
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
-        return None
-    return None if spec is None or not spec.has_location else spec.origin
+        spec = None
+    if spec is None:
+        return _Found(None)
+    return _Found(
+        Path(spec.origin) if spec.has_location and spec.origin else None,
+        tuple(map(Path, spec.submodule_search_locations or ())),
+    )
 
 
 def _parsed(source: str) -> ast.Module:
@@ -189,13 +222,12 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
             yield from (".".join(parts[: depth + 1]) for depth in range(len(parts)))
 
 
-def _places(item: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files of the functions of a class, or of a function, and their global names."""
-    members = vars(item).values() if isinstance(item, type) else [item]
-    for member in members:
+def _functions(item: Any) -> Iterator[types.FunctionType]:
+    """The functions of a class, or the function itself."""
+    for member in vars(item).values() if isinstance(item, type) else [item]:
         function = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)) or member)
         if isinstance(function, types.FunctionType):
-            yield function.__code__.co_filename, function.__globals__
+            yield function
 
 
 def _plain(value: Any) -> str | None:
@@ -212,12 +244,15 @@ def _plain(value: Any) -> str | None:
     return None
 
 
-def _byte_code(item: Any) -> str:
-    """For code without source."""
-    members = vars(item).values() if isinstance(item, type) else [item]
-    return repr([_shown(member.__code__) for member in members if isinstance(member, types.FunctionType)])
+def _byte_code(code: types.CodeType) -> list[Any]:
+    """What stands for code without source."""
+    constants = [one for one in code.co_consts if isinstance(one, _PLAIN)]
+    return [code.co_code, code.co_names, constants, [_byte_code(one) for one in _inner(code)]]
 
 
-def _shown(code: types.CodeType) -> list[Any]:
-    inner = [_shown(one) for one in code.co_consts if isinstance(one, types.CodeType)]
-    return [code.co_code, code.co_names, [one for one in code.co_consts if isinstance(one, _PLAIN)], inner]
+def _names(code: types.CodeType) -> set[str]:
+    return {*code.co_names}.union(*(_names(one) for one in _inner(code)))
+
+
+def _inner(code: types.CodeType) -> list[types.CodeType]:
+    return [one for one in code.co_consts if isinstance(one, types.CodeType)]

@@ -6,6 +6,7 @@ reads declarations and needs no list of kinds or of field names.
 
 from __future__ import annotations
 
+import json
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -31,9 +32,11 @@ __all__ = [
     "marked_fields",
     "part_of",
     "static_fields",
+    "substitute",
 ]
 
 ValueT = TypeVar("ValueT")
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,22 @@ def static_fields(spec: BaseModel) -> dict[str, Any]:
         elif isinstance(value, BaseModel):
             document[name] = static_fields(value)
     return document
+
+
+def substitute(model: ModelT, values: Mapping[str, Any]) -> ModelT:
+    """`model` with the values of some fields replaced, given by dotted path, for example `lr` and `head.scale`.
+
+    Raises:
+        ValidationError: a value, or the combination of values, is not valid.
+    """
+    document = model.model_dump(mode="json")
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        target = document
+        for parent in parents:
+            target = target[parent]
+        target[name] = value
+    return type(model).model_validate_json(json.dumps(document))
 
 
 def part_of(lanes: Mapping[str, ValueT], part: str) -> dict[str, ValueT]:
@@ -196,6 +215,8 @@ def _expand(annotation: Any, value: Any) -> Any:
         return value
     if origin in (list, tuple) and isinstance(value, list):
         return [_expand(inner[0], item) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {key: _expand(inner[1], item) for key, item in value.items()}
     return expand(annotation, value) if is_model(annotation) else value
 
 

@@ -4,8 +4,8 @@ A sweep file names kinds, never code. A module of a user, or of an installed pac
 runs the program allows it by name (`ALLOWED_VARIABLE`). Kinds that an installed package declares as entry points are
 listed without importing the package.
 
-A module that cannot be imported is reported as a warning and remembered in `failures`. Whatever does not need its kinds
-continues.
+A module that cannot be imported is reported as a warning and remembered in `failures`, and its kinds are not available.
+Whatever does not need them continues.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "module_path",
     "offered",
+    "registered",
 ]
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ failures: dict[str, str] = {}
 """Why an allowed module, or a kind that a package offers, could not be loaded, by its name."""
 
 _imported: set[str] = set()
+_with_kinds: set[str] = set()  # modules that have registered kinds
+_undo: list[list[Callable[[], None]]] = []  # for every module that is being loaded, what its failure undoes
 
 
 def allowed_names() -> list[str]:
@@ -97,17 +100,56 @@ def import_allowed() -> None:
             module_path(name)
             _imported.add(name)  # before the import, because the module may use plugin groups itself
             load(name, functools.partial(importlib.import_module, name))
+            if name not in failures and not _offers_kinds(name):
+                _log.warning(
+                    "%s registers no kind, so --allow-import %s has no effect; decorate its classes with the register "
+                    "method of their group, such as METHODS.register",
+                    name,
+                    name,
+                )
 
 
 def load(name: str, importing: Callable[[], object]) -> object:
     """The result of `importing`; None if it fails, with the reason in `failures` and in a warning."""
+    _undo.append([])
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is reserved for results
             return importing()
     except (Exception, SystemExit) as error:  # the code of another author may raise anything
         failures[name] = f"{type(error).__name__}: {first_line(error)}"
         _log.warning("%s could not be imported, and not all of its kinds are available: %s", name, failures[name])
+        for undo in reversed(_undo[-1]):
+            undo()
         return None
+    finally:
+        _undo.pop()
+
+
+def registered(module: str, forget: Callable[[], None]) -> None:
+    """Note that a module has registered a kind.
+
+    Args:
+        module: its name.
+        forget: called if the import of the module, or of a package that it is in, fails after that.
+    """
+
+    def undo() -> None:
+        parts = module.split(".")
+        # Python removes a module that fails from `sys.modules`.
+        if any(".".join(parts[: depth + 1]) not in sys.modules for depth in range(len(parts))):
+            _with_kinds.discard(module)
+            forget()
+
+    _with_kinds.add(module)
+    if _undo:
+        _undo[-1].append(undo)
+
+
+def _offers_kinds(name: str) -> bool:
+    """Whether a module or package that was imported has kinds, registered or as entry points."""
+    groups = (group for group in entry_points().groups if group.startswith(f"{ENTRY_POINTS}."))
+    offering = {point.module for group in groups for point in entry_points(group=group)}
+    return any(is_in(name, module) for module in _with_kinds | offering)
 
 
 @functools.cache

@@ -43,7 +43,7 @@ from lt_train.core import plugins
 from lt_train.core.code import remember
 from lt_train.core.errors import SpecError, UserError
 from lt_train.core.fields import BATCHED, NOT_IDENTITY, PATH, KindField, expand, marked_fields
-from lt_train.core.validation import dotted, explain, offer
+from lt_train.core.validation import dotted, explain, nearest, offer
 
 __all__ = [
     "NOT_IDENTITY",
@@ -66,6 +66,7 @@ class Spec(BaseModel):
 
     Raises:
         pydantic.ValidationError: a value is invalid; `lt_train.core.validation.explain` puts it into words.
+        SpecError: a class stands in the place of an instance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -87,11 +88,21 @@ class Spec(BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
-def as_document(value: Any) -> Any:
+def as_document(value: Any, loc: tuple[str | int, ...] = ()) -> Any:
     """`value` in the form of a sweep file: specifications become mappings of the fields that were given.
 
     The class of an instance that no `Registry` has yet is registered.
+
+    Args:
+        value: what a constructor was called with.
+        loc: its path, for messages.
+
+    Raises:
+        SpecError: a class stands in the place of an instance.
     """
+    if isinstance(value, type) and issubclass(value, KindSpec):
+        name = value.__name__
+        raise SpecError(f"{dotted(loc)}: must be an instance, got the class {name}; pass an instance: {name}(...)")
     if isinstance(value, KindSpec):
         _register_class(type(value))
     if isinstance(value, BaseModel):
@@ -100,11 +111,11 @@ def as_document(value: Any) -> Any:
             for name, field in type(value).model_fields.items()
             if name in value.model_fields_set or name == "kind"
         }
-        return as_document(given)
+        return as_document(given, loc)
     if isinstance(value, Mapping):
-        return {key: as_document(item) for key, item in value.items()}
+        return {key: as_document(item, (*loc, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_document(item) for item in value]
+        return [as_document(item, (*loc, index)) for index, item in enumerate(value)]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -141,6 +152,7 @@ class Registry(KindField, Generic[SpecT]):
         self._has_built_ins = False
         self._loaded: set[str] = set()  # entry points
         self._adapter: TypeAdapter[SpecT] | None = None
+        self._in_schema = False
         REGISTRIES[name] = self
 
     def register(self, spec: ClassT) -> ClassT:
@@ -159,9 +171,9 @@ class Registry(KindField, Generic[SpecT]):
                 f"{self.name}: kind {kind!r} is defined twice, in {_place(known)} and in {_place(spec)}; give one "
                 "of them another kind"
             )
-        self._kinds = dict(sorted({**self._kinds, kind: cast(type[SpecT], spec)}.items()))
-        self._adapter = None
+        self._set({**self._kinds, kind: cast(type[SpecT], spec)})
         if not _is_own(spec):
+            plugins.registered(spec.__module__, functools.partial(self._forget, kind, known))
             remember(spec)
             _register_defaults(spec)
         return spec
@@ -197,25 +209,43 @@ class Registry(KindField, Generic[SpecT]):
             raise SpecError([f"{dotted((name, *loc))}: {text}" for loc, text in explain(error, spec)]) from None
 
     def hint(self, kind: Any) -> str:
-        """`; ...`: where an unknown kind may come from, a package that is not allowed or that failed; else empty."""
+        """`; ...`: where an unknown kind may come from: a package that is not allowed or that failed, or any module."""
         offering = {point.module.partition(".")[0] for point in plugins.offered(self.name) if point.name == kind}
         for package in sorted(offering):
             if not plugins.is_allowed(package):
                 return f"; the installed package {package} offers it: allow it with --allow-import {package}"
-        return "".join(f"; {name} could not be imported: {reason}" for name, reason in plugins.failures.items())
+        if plugins.failures:
+            return "".join(f"; {name} could not be imported: {reason}" for name, reason in plugins.failures.items())
+        is_typo = bool(nearest(str(kind), self._kinds))
+        return "" if is_typo else "; for a kind of your own, import its module, or name it with --allow-import MODULE"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """A validator that looks kinds up when it is called."""
         return core_schema.no_info_plain_validator_function(self._validate)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Any kind of the group, or its name."""
+        """Any kind of the group, or its name. Inside a kind that contains kinds of its own group: with any fields."""
         words = {"type": "string", "enum": list(self.kinds())}
-        return {"anyOf": [handler(self._union().core_schema), words]}
+        if self._in_schema:
+            return {"anyOf": [{"type": "object", "properties": {"kind": words}, "required": ["kind"]}, words]}
+        self._in_schema = True
+        try:
+            return {"anyOf": [handler(self._union().core_schema), words]}
+        finally:
+            self._in_schema = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process is the registry of that process."""
         return _registry, (self.base.__module__, self.name)
+
+    def _set(self, kinds: Mapping[str, type[SpecT]]) -> None:
+        self._kinds = dict(sorted(kinds.items()))
+        self._adapter = None
+
+    def _forget(self, kind: str, before: type[SpecT] | None) -> None:
+        """Undo a registration; `before` is the class that had the kind then."""
+        others = {name: spec for name, spec in self._kinds.items() if name != kind}
+        self._set(others if before is None else {**others, kind: before})
 
     def _check(self, spec: type[KindSpec]) -> str:
         """The kind of a class that can be registered.

@@ -190,8 +190,8 @@ class _History:
         if adjustment.needs_rows:
             row_norms, bias = head.get_parameter("weight").norm(dim=-1).cpu(), head.get_parameter("bias").cpu()
         scale, offset = adjustment.affine(values, self.bank.class_counts, row_norms, bias)
-        device = next(head.parameters()).device
-        return Adjusted(head, scale.to(device), offset.to(device))
+        device, classes = next(head.parameters()).device, (self.bank.num_classes,)
+        return Adjusted(head, scale.expand(classes).to(device), offset.expand(classes).to(device))
 
     def _scores(self, classifier: nn.Module, images: EvalSet, average: Literal["micro", "macro"]) -> Tensor:
         """`[C]`: accuracy by split, then the further metrics."""

@@ -231,9 +231,7 @@ class Stack:
         affine = self._affine()
         if affine is None:
             return state
-        scale, offset = (
-            tensor.expand(*self.shape, -1)[seed, lane].cpu().clone() for tensor in map(_drop_batch, affine)
-        )
+        scale, offset = (tensor[seed, 0, lane].cpu().clone() for tensor in affine)
         return {**{f"head.{name}": tensor for name, tensor in state.items()}, "scale": scale, "offset": offset}
 
     def _affine(self) -> Affine | None:
@@ -243,7 +241,10 @@ class Stack:
             return None
         lanes = {name: value.unsqueeze(-1) for name, value in part_of(self.lanes, "post_hoc").items()}
         norms, bias = self.head.row_norms() if adjustment.needs_rows else (None, None)
-        return adjustment.affine(lanes, self.data.class_counts, norms, bias)
+        scale, offset = adjustment.affine(lanes, self.data.class_counts, norms, bias)
+        (seeds, runs), classes, device = self.shape, self.data.bank.num_classes, self.data.device
+        shape = (seeds, 1, runs, classes)
+        return scale.expand(shape).to(device), offset.expand(shape).to(device)
 
     def _logits(self, images: EvaluationInputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits `[S, B, T, K]` (view average, adjusted) and labels `[B]`, in batches of at most `LOGIT_BYTES`."""
@@ -292,11 +293,6 @@ class Stack:
 
     def _statistics(self) -> LogitStatistics:
         return LogitStatistics(self.data.bank.num_classes, self.shape, device=self.data.device)
-
-
-def _drop_batch(tensor: Tensor) -> Tensor:
-    """`[S, 1, T, K]` (or anything that broadcasts to it) without its batch axis."""
-    return tensor.squeeze(1) if tensor.ndim == 4 else tensor
 
 
 SHARE_OF_DEVICE = 0.6

@@ -11,6 +11,8 @@ from typing import Any
 
 from lt_train.core.errors import LongtailError, StorageError, UserError
 from lt_train.features.bank import FeatureBank
+from lt_train.retrain.base import Pack
+from sweeps.backends.packed import CannotImport, pack_bytes, unpack
 from sweeps.cluster.bank_store import open_published_bank
 from sweeps.cluster.environment import load_secret_files
 from sweeps.config.interfaces import PackSource
@@ -35,11 +37,11 @@ def trainable_class() -> Any:
             import torch
 
             torch.set_num_threads(threads)
-            self.payload, self.device, self.pack, self.pause = bank, device, config["pack"], PAUSE
+            self.payload, self.device, self.data, self.pause = bank, device, config["pack"], PAUSE
             self.bank: FeatureBank | None = None
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.pack = new_config["pack"]
+            self.data = new_config["pack"]
             return True
 
         def step(self) -> dict[str, Any]:
@@ -48,9 +50,11 @@ def trainable_class() -> Any:
             start = time.perf_counter()
             outcome: Any
             try:
-                if self.bank is None:
-                    self.bank = _open_bank(self.payload)
-                outcome = fused.fit(self.bank, self.pack.runs, self.device, self.pack.rule, self.pack.halving)
+                pack = outcome = unpack(self.data)
+                if isinstance(pack, Pack):
+                    if self.bank is None:
+                        self.bank = _open_bank(self.payload)
+                    outcome = fused.fit(self.bank, pack.runs, self.device, pack.rule, pack.halving)
                 self.pause = PAUSE
             except LongtailError as error:
                 outcome = error  # raised by the driver, or retried
@@ -99,13 +103,14 @@ def searcher(source: PackSource) -> Any:
                 return Searcher.FINISHED
             try:
                 pack = self.source.next_pack()
+                data = None if pack is None else pack_bytes(pack)
             except Exception as error:
                 self.error = error
                 return Searcher.FINISHED
             if pack is None:
                 return Searcher.FINISHED if self.source.exhausted() else None
             self.in_flight[trial_id] = pack
-            return {"pack": pack}
+            return {"pack": data}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             references = (result or {}).get("outcome")
@@ -124,6 +129,8 @@ def searcher(source: PackSource) -> Any:
 
         def take(self, pack: Any, outcome: Any, seconds: float) -> None:
             try:
+                if isinstance(outcome, CannotImport):
+                    raise outcome.error(pack)  # it would occur again
                 if isinstance(outcome, StorageError):
                     self.source.failed(pack, str(outcome), own=False)
                     return

@@ -6,17 +6,16 @@ searched field has a dotted path through the parts of the method: `lr`, `head.sc
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, field_serializer
 from pydantic.fields import FieldInfo
 
 from lt_train.core.errors import SpecError
-from lt_train.core.fields import Shorthand
+from lt_train.core.fields import Shorthand, substitute
 from lt_train.core.io import fingerprint
 from lt_train.core.registry import Spec
 from lt_train.methods.base import METHODS, MethodSpec, TrainingSpec
@@ -30,13 +29,9 @@ __all__ = [
     "Methods",
     "candidates",
     "searchable",
-    "substitute",
     "types_of",
     "why_not_searchable",
 ]
-
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def searchable(model: BaseModel) -> dict[str, FieldInfo]:
@@ -52,22 +47,6 @@ def searchable(model: BaseModel) -> dict[str, FieldInfo]:
         elif name != "kind" and {*types_of(field)} & {int, float, str, bool, Literal}:
             found[name] = field
     return found
-
-
-def substitute(model: ModelT, values: Mapping[str, Any]) -> ModelT:
-    """`model` with the values of some `searchable` fields replaced.
-
-    Raises:
-        ValidationError: a value, or the combination of values, is not valid.
-    """
-    document = model.model_dump(mode="json")
-    for path, value in values.items():
-        *parents, name = path.split(".")
-        target = document
-        for parent in parents:
-            target = target[parent]
-        target[name] = value
-    return type(model).model_validate_json(json.dumps(document))
 
 
 def why_not_searchable(model: BaseModel, path: str, prefix: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from lt_train.core.fields import annotated
+from lt_train.core.fields import annotated, substitute
 from lt_train.core.validation import Problem, dotted, explain, offer
 from lt_train.datasets.base import DatasetSpec, FeatureData
 from lt_train.methods.base import TrainingSpec
@@ -26,7 +26,6 @@ from sweeps.config.methods import (
     MethodEntry,
     candidates,
     searchable,
-    substitute,
     types_of,
     why_not_searchable,
 )

@@ -43,7 +43,17 @@ from sweeps.tracking.background import BackgroundTracker
 from sweeps.tracking.content import dataset_infos, runs_view, stage1_series, tracked_trial
 from sweeps.tracking.null import NullTracking
 
-__all__ = ["Artifacts", "ShowProgress", "Tracking", "TrackingBehind", "listening", "mark_stopped"]
+__all__ = [
+    "Artifacts",
+    "ShowProgress",
+    "Tracking",
+    "TrackingBehind",
+    "champion",
+    "listening",
+    "mark_stopped",
+    "parent_metrics",
+    "tracked_sweep",
+]
 
 
 class TrackingBehind(LongtailError):
@@ -120,7 +130,7 @@ class Tracking:
                 self._started = event
                 spec.tracking.prepare()
                 self._tracker = BackgroundTracker(
-                    lambda: spec.tracking.open(_tracked_sweep(spec, directory, bank), Path(spec.storage)),
+                    lambda: spec.tracking.open(tracked_sweep(spec, directory, bank), Path(spec.storage)),
                     may_write=self._lease.is_valid,
                     flush_timeout=spec.tracking.flush_timeout,
                     on_change=lambda pending, error: self._publisher.update(
@@ -138,9 +148,9 @@ class Tracking:
     def _finish(self, event: SweepFinished, started: SweepStarted, tracker: BackgroundTracker) -> None:
         sweep, result, directory = event.sweep, event.result, started.directory
         try:
-            champion = _champion(sweep, result, started)
+            model = champion(sweep, result, started)
             note = finished_note(sweep.spec, result, directory.path)
-            done = tracker.finish(_parent_metrics(sweep.spec, result), directory.artifacts, champion, note)
+            done = tracker.finish(parent_metrics(sweep.spec, result), directory.artifacts, model, note)
             error = tracker.last_error
         except Exception as failure:
             tracker.interrupted()
@@ -151,14 +161,14 @@ class Tracking:
 
 def mark_stopped(spec: SweepSpec, directory: SweepDirectory, lease: Lease) -> Exception | None:
     """Mark a sweep whose driver died as stopped in tracking; returns why that failed."""
-    started = _tracked_sweep(spec, directory, None)
+    started = tracked_sweep(spec, directory, None)
     spec.tracking.prepare()
     tracker = BackgroundTracker(lambda: spec.tracking.open(started, Path(spec.storage)), may_write=lease.is_valid)
     tracker.interrupted()
     return tracker.last_error
 
 
-def _tracked_sweep(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | None) -> TrackedSweep:
+def tracked_sweep(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank | None) -> TrackedSweep:
     """What tracking shows of the sweep; without a bank only what is needed to find its run."""
     params = {
         "dataset": spec.dataset.kind,
@@ -181,7 +191,8 @@ def _tracked_sweep(spec: SweepSpec, directory: SweepDirectory, bank: FeatureBank
     )
 
 
-def _champion(sweep: Sweep, result: Result, started: SweepStarted) -> Champion | None:
+def champion(sweep: Sweep, result: Result, started: SweepStarted) -> Champion | None:
+    """The classifier of the winner's best seed; None without a winner."""
     winner = sweep.winner
     if winner is None:
         return None
@@ -196,7 +207,7 @@ def _champion(sweep: Sweep, result: Result, started: SweepStarted) -> Champion |
     )
 
 
-def _parent_metrics(spec: SweepSpec, result: Result) -> dict[str, float]:
+def parent_metrics(spec: SweepSpec, result: Result) -> dict[str, float]:
     """The winner's numbers, including the objective, by which sweeps can be ranked."""
     winner = result.winner
     if winner is None:

@@ -219,10 +219,10 @@ def _wait_until_dead(directory: Path, name: str, number: int, owner: LeaseOwner)
     Raises:
         UserError: the owner is alive.
     """
-    alive = UserError(
-        f"sweep {name} is being run by {owner.who}, since {format_time(owner.since_ms)}; wait for it, or stop it with "
-        "`lt-sweep stop`"
-    )
+    remedy = "wait for it, or stop it with `lt-sweep stop`"
+    if owner.is_local() and owner.process == os.getpid():
+        remedy = "an earlier call in this process runs it; wait for that call, or interrupt it"
+    alive = UserError(f"sweep {name} is being run by {owner.who}, since {format_time(owner.since_ms)}; {remedy}")
     if owner.is_local():
         if owner.is_alive():
             raise alive

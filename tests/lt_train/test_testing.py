@@ -1,20 +1,35 @@
 """The conformance checks pass for built-in kinds and name what is wrong with others."""
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from lt_train.backbones.base import BackboneSpec
 from lt_train.core.fields import BATCHED
 from lt_train.core.registry import KindSpec
+from lt_train.core.seeding import generator
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled
 from lt_train.datasets.digits import DigitsLT
 from lt_train.losses import CrossEntropy, Loss, label_index
 from lt_train.methods.base import METHODS, CrossEntropyMethod, MethodSpec, TrainedMethod
-from lt_train.testing import check_dataset, check_kind, check_method
+from lt_train.methods.constraints import ConstraintSpec
+from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
+from lt_train.methods.post_hoc import PostHocSpec
+from lt_train.methods.samplers import SamplerSpec
+from lt_train.testing import (
+    check_backbone,
+    check_constraint,
+    check_dataset,
+    check_head,
+    check_kind,
+    check_method,
+    check_post_hoc,
+    check_sampler,
+)
 
 
 @pytest.mark.parametrize("kind", METHODS.kinds())
@@ -235,8 +250,250 @@ def test_a_wrong_dataset_is_named(change: str, message: str) -> None:
 
 
 def test_a_kind_of_another_group_is_refused() -> None:
-    with pytest.raises(AssertionError, match="Kind is not a method"):
+    with pytest.raises(AssertionError, match="Kind must be a subclass of MethodSpec"):
         check_method(Kind)  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="Kind is not a dataset"):
+    with pytest.raises(AssertionError, match="Kind must be a subclass of DatasetSpec"):
         check_dataset(Kind)  # type: ignore[arg-type]
     assert not issubclass(Kind, MethodSpec)
+
+
+class Offset(HeadSpec):
+    """The frozen classifier with a trained offset per class; `change` breaks one thing."""
+
+    needs_classifier: ClassVar[bool] = True
+
+    kind: Literal["offset"] = "offset"
+    change: str = Field(default="", description="what is wrong")
+
+    def module(self, start: Classifier) -> nn.Module:
+        """See `HeadSpec.module`."""
+        module = nn.Module()
+        copied = [tensor if self.change == "shared" else tensor.clone() for tensor in start]
+        module.register_buffer("weight", copied[0])
+        module.register_buffer("bias", copied[1])
+        first = torch.randn(copied[1].shape) if self.change == "random" else torch.zeros_like(copied[1])
+        module.register_parameter("offset", nn.Parameter(first))
+        module.forward = lambda x: nn.functional.linear(x, module.weight, module.bias) + module.offset  # type: ignore
+        return module
+
+    def stack(self, modules_ST: Sequence[Sequence[Any]], lanes: Mapping[str, Tensor], device: str) -> StackedHead:
+        """See `HeadSpec.stack`."""
+        offset = torch.stack([torch.stack([one.offset.detach() for one in row])[None] for row in modules_ST])
+        one = modules_ST[0][0]
+        return StackedOffset(offset.to(device), {"weight": one.weight, "bias": one.bias}, self.change)
+
+    def num_parameters(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.num_parameters`."""
+        return num_classes + (self.change == "number")
+
+    def inputs(self, features: Tensor, start: Any) -> Tensor:
+        """See `HeadSpec.inputs`."""
+        assert start is not None
+        logits = nn.functional.linear(features, *start)
+        return logits.relu() if self.change == "logits" else logits
+
+
+class StackedOffset(StackedHead):
+    """`offset [S, 1, T, K]`; inputs: logits of the classifier."""
+
+    def __init__(self, offset: Tensor, frozen: dict[str, Tensor], change: str) -> None:
+        self.parameters, self.frozen, self.change = {"offset": offset}, frozen, change
+
+    def logits(self, inputs_SBI: Tensor) -> Tensor:
+        """See `StackedHead.logits`."""
+        return inputs_SBI.unsqueeze(2) + self.parameters["offset"]
+
+    def accumulate(
+        self, into: Any, inputs_SBI: Tensor, logits_SBTK: Tensor, grad_SBTK: Tensor, keep: float, decay: Any
+    ) -> None:
+        """See `StackedHead.accumulate`."""
+        into["offset"].mul_(keep).add_(grad_SBTK.sum(dim=1, keepdim=True))
+        if decay is not None and self.change != "decay":
+            into["offset"].add_(decay * self.parameters["offset"])
+
+    def state(self, seed: int, lane: int) -> dict[str, Tensor]:
+        """See `StackedHead.state`."""
+        offset = self.parameters["offset"][seed, 0, lane]
+        return {"offset": offset if self.change == "view" else offset.clone(), **self.frozen}
+
+
+def test_a_head_conforms() -> None:
+    check_head(Offset)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("shared", "Offset.module must copy the classifier"),
+        ("random", "Offset.module must not use the global random generator"),
+        ("number", "Offset.num_parameters is 5, but its module has 4 parameters"),
+        ("logits", "Offset: stacked logits are not those of the module"),
+        ("decay", "Offset.accumulate differs from keep .* for offset"),
+        ("view", "Offset.state must return copies, not views of offset"),
+    ],
+)
+def test_a_wrong_head_is_named(change: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_head(Offset(change=change))
+
+
+class Bent(Offset):
+    """A head that is not affine and does not say so."""
+
+    kind: Literal["bent"] = "bent"
+    affine: ClassVar[bool] = False
+
+
+def test_a_class_attribute_of_a_head_that_is_not_true_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"Bent\.affine must be True"):
+        check_head(Bent)
+
+
+class Order(SamplerSpec):
+    """The images in random order; `change` breaks one thing."""
+
+    kind: Literal["order"] = "order"
+    change: str = Field(default="", description="what is wrong")
+
+    def order(self, labels: Tensor, seed: int, epoch: int) -> Tensor:
+        """See `SamplerSpec.order`."""
+        match self.change:
+            case "global":
+                return torch.randperm(len(labels))
+            case "same":
+                return torch.arange(len(labels))
+            case "type":
+                return torch.arange(len(labels)).int()
+            case "short":
+                return torch.arange(max(labels.unique().numel(), 1))
+            case "far":
+                return torch.arange(len(labels)) + 1
+        return torch.randperm(len(labels), generator=generator("order", seed, epoch))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("global", "Order.order changes when it is called again"),
+        ("same", "Order.order must differ between the epochs"),
+        ("type", "Order.order must be int64, got torch.int32"),
+        ("short", r"Order.order must have one index per image, \[86\], got \(4,\)"),
+        ("far", r"Order.order must be in 0 \.\. 85, got 1 \.\. 86"),
+    ],
+)
+def test_a_wrong_sampler_is_named(change: str, message: str) -> None:
+    check_sampler(Order)
+    with pytest.raises(AssertionError, match=message):
+        check_sampler(Order(change=change))
+
+
+class Halve(ConstraintSpec):
+    """Halves the rows every time, by the longest row of all lanes, or divides by their length."""
+
+    kind: Literal["halve"] = "halve"
+    change: str = Field(default="", description="what is wrong")
+
+    def project_(self, rows: Tensor, dim: int, start_norms: Tensor, lanes: Mapping[str, Tensor]) -> None:
+        """See `ConstraintSpec.project_`."""
+        norms = rows.square().sum(dim=dim, keepdim=True).sqrt()
+        match self.change:
+            case "again":
+                rows.mul_(0.5)
+            case "lanes":
+                rows.div_(rows.abs().max())
+            case "zero":
+                rows.div_(norms)
+            case _:
+                rows.div_(norms.clamp(min=1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("again", "Halve.project_ changes rows that are projected already"),
+        ("lanes", "Halve: a lane of stacked rows is projected differently"),
+        ("zero", "Halve.project_ gives values that are not finite"),
+    ],
+)
+def test_a_wrong_constraint_is_named(change: str, message: str) -> None:
+    check_constraint(Halve)
+    with pytest.raises(AssertionError, match=message):
+        check_constraint(Halve(change=change))
+
+
+class Shift(PostHocSpec):
+    """Subtracts a value from the logits of large classes; `change` breaks one thing."""
+
+    kind: Literal["shift"] = "shift"
+    by: Annotated[float, BATCHED, Field(ge=0, description="what is subtracted")] = 1.0
+    change: str = Field(default="", description="what is wrong")
+
+    def affine(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, row_norms: Any, bias: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See `PostHocSpec.affine`."""
+        by = lanes["by"].mean() if self.change == "lanes" else lanes["by"]
+        offset = -by * (class_counts - self.change.count("finite")).log()
+        return torch.ones(()), offset.unsqueeze(-1) if self.change == "shape" else offset
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lanes", "Shift.affine: a lane depends on other lanes"),
+        ("finite", "Shift.affine: the offset is not finite"),
+        ("shape", "Shift.affine: the offset must be broadcastable"),
+    ],
+)
+def test_a_wrong_adjustment_is_named(change: str, message: str) -> None:
+    check_post_hoc(Shift)
+    with pytest.raises(AssertionError, match=message):
+        check_post_hoc(Shift(change=change))
+
+
+class Pooled(BackboneSpec):
+    """The mean over pixels, projected; `change` breaks one thing."""
+
+    kind: Literal["pooled"] = "pooled"
+    change: str = Field(default="", description="what is wrong")
+
+    def build(self, in_channels: int) -> tuple[nn.Module, int]:
+        """See `BackboneSpec.build`."""
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, 6)]
+        match self.change:
+            case "random":
+                layers.append(Noise())
+            case "batch":
+                layers.append(Centred())
+            case "unused":
+                layers[0].register_parameter("rest", nn.Parameter(torch.zeros(1)))
+        return nn.Sequential(*layers), 6 + (self.change == "dim")
+
+
+class Centred(nn.Module):
+    """Depends on the batch also in evaluation mode."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features - features.mean(dim=0)
+
+
+class Noise(nn.Module):
+    """Random also in evaluation mode."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + torch.randn_like(features)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dim", r"Pooled.build states 7 features, .* got \(4, 6\)"),
+        ("random", "Pooled: evaluating an image again gives other features"),
+        ("batch", "Pooled: in evaluation mode the features of an image must not depend on"),
+        ("unused", "Pooled: the parameter 0.rest has no finite gradient"),
+    ],
+)
+def test_a_wrong_backbone_is_named(change: str, message: str) -> None:
+    check_backbone(Pooled)
+    with pytest.raises(AssertionError, match=message):
+        check_backbone(Pooled(change=change))

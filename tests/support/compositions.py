@@ -9,9 +9,10 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from lt_train.core.errors import SpecError
+from lt_train.core.fields import substitute
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod
 from lt_train.methods.constraints import CONSTRAINTS
 from lt_train.methods.heads.base import HEADS
@@ -30,7 +31,6 @@ __all__ = [
     "Document",
     "named",
     "searchable",
-    "set_lane_value",
     "variants",
 ]
 
@@ -49,8 +49,8 @@ def searchable(method: MethodSpec) -> tuple[str, ...]:
     """Lane values that may be changed; not those without effect, such as `gamma` without focal loss."""
     paths = []
     for path, value in method.lane_values().items():
-        with contextlib.suppress(SpecError):
-            set_lane_value(method, path, value * 0.5 + 0.001)
+        with contextlib.suppress(ValidationError):
+            substitute(method, {path: value * 0.5 + 0.001})
             paths.append(path)
     return tuple(paths)
 
@@ -63,32 +63,17 @@ def variants(method: MethodSpec, number: int, *, alike: Iterable[str] = ()) -> l
     """
     settings = []
     for i in range(number):
-        document = method.model_dump(mode="json")
+        values = {}
         for path in searchable(method):
             default = method.lane_values()[path]
             index = 0 if path in alike else i
             if path in KNOWN:
                 known = KNOWN[path]
-                value = known[index % len(known)] * (1 - index // len(known) / 20)
+                values[path] = known[index % len(known)] * (1 - index // len(known) / 20)
             else:
-                value = default * (1 - 0.93 * index / number)
-            _set(document, path, value)
-        settings.append(METHODS.parse(document))
+                values[path] = default * (1 - 0.93 * index / number)
+        settings.append(substitute(method, values))
     return settings
-
-
-def set_lane_value(method: MethodSpec, path: str, value: float) -> MethodSpec:
-    """`method` with one of its lane values replaced, by dotted path."""
-    document = method.model_dump(mode="json")
-    _set(document, path, value)
-    return METHODS.parse(document)
-
-
-def _set(document: Document, path: str, value: float) -> None:
-    *parts, name = path.split(".")
-    for part in parts:
-        document = document[part]
-    document[name] = value
 
 
 def _options(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["Cosine", "Linear", "StackedLinear"]
 
 
+def _rows(weight_DK: Tensor) -> Tensor:
+    """A copy `[K, D]` on the CPU; `contiguous` alone copies nothing if D is 1."""
+    return weight_DK.T.clone(memory_format=torch.contiguous_format).cpu()
+
+
 class StackedLinear(StackedHead):
     """`weight [S, D, T, K]` and `bias [S, 1, T, K]`: one matrix product per seed, forward and backward."""
 
@@ -58,7 +63,10 @@ class StackedLinear(StackedHead):
     def state(self, seed: int, lane: int) -> dict[str, Tensor]:
         """See `StackedHead.state`."""
         weight, bias = self.parameters["weight"], self.parameters["bias"]
-        return {"weight": weight[seed, :, lane].T.contiguous().cpu(), "bias": bias[seed, 0, lane].clone().cpu()}
+        return {
+            "weight": weight[seed, :, lane].T.clone(memory_format=torch.contiguous_format).cpu(),
+            "bias": bias[seed, 0, lane].clone().cpu(),
+        }
 
     def row_norms(self) -> tuple[Tensor, Tensor]:
         """See `StackedHead.row_norms`."""
@@ -130,7 +138,7 @@ class StackedCosine(StackedHead):
 
     def state(self, seed: int, lane: int) -> dict[str, Tensor]:
         """See `StackedHead.state`."""
-        return {"weight": self.parameters["weight"][seed, :, lane].T.contiguous().cpu()}
+        return {"weight": _rows(self.parameters["weight"][seed, :, lane])}
 
 
 @HEADS.register

@@ -14,14 +14,13 @@ import torch
 import yaml
 
 from lt_train.core.imports import installed_version
-from lt_train.metrics import SPLITS, correct_per_class, split_accuracy, split_masks
+from lt_train.metrics import ACCURACIES, SPLITS, correct_per_class, split_accuracy, split_masks
 from sweeps.analysis.labels import protocol, role, seeds_text, unfinished
 from sweeps.analysis.result import Accuracies
 from sweeps.analysis.selection import reported
 from sweeps.reporting.export.formats import Export
 from sweeps.reporting.export.trained import TrainedHead
-from sweeps.reporting.model import Cell, Column, Table, as_markdown
-from sweeps.reporting.result_tables import BY_SPLIT
+from sweeps.reporting.model import Cell, Column, Table, as_markdown, score_columns
 
 __all__ = ["CARD", "GENERATOR", "model_card"]
 
@@ -114,7 +113,7 @@ def _cautions(head: TrainedHead) -> list[str]:
 def _accuracies(head: TrainedHead, export: Export) -> Table:
     """Accuracies on test: of this head as the sweep tested it and, where it differs, as exported; means over seeds."""
     sweep, trial = head.sweep, head.trial
-    tested = [None if np.isnan(value) else float(value) for value in reported([head.record])[0]]
+    tested = [None if np.isnan(value) else float(value) for value in reported([head.record])[0, : len(ACCURACIES)]]
     rows: list[tuple[Cell, ...]] = []
     note = (
         "Top-1 accuracy on the test set in %, over all classes and by class size (training images: many > 100, few < "
@@ -139,7 +138,7 @@ def _accuracies(head: TrainedHead, export: Export) -> Table:
     start = sweep.stage1_head
     if start is not None and start is not trial:
         rows.append(("before re-training", *Accuracies.of(start.values).by_split()))
-    return Table("accuracy", "Accuracy", (Column("test accuracy"), *BY_SPLIT), tuple(rows), note)
+    return Table("accuracy", "Accuracy", (Column("test accuracy"), *score_columns(ACCURACIES)), tuple(rows), note)
 
 
 def _test_views(head: TrainedHead) -> int:

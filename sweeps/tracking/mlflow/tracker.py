@@ -65,7 +65,9 @@ class MlflowTracker:
         """See `Tracker.finish`."""
         now = now_ms()
         loading = "" if champion is None else f"\n{_loading(self.sweep.name)}"
-        self._batch(self.parent, dict(metrics), {}, {}, now, _note(note + loading))
+        shown = self.client.get_run(self.parent).data.metrics
+        changed = {key: value for key, value in metrics.items() if shown.get(key) != value}  # a repeated call adds none
+        self._batch(self.parent, changed, {}, {}, now, _note(note + loading))
         self.client.log_artifacts(self.parent, str(artifacts))
         if champion is not None:
             self._register(champion)

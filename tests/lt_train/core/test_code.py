@@ -183,3 +183,37 @@ def test_code_without_source_is_identified_by_its_byte_code() -> None:
 
     assert kind("smooth(1)") == kind("smooth(1)")
     assert len({str(kind(factor)) for factor in ("smooth(1)", "smooth(2)", "SCALE.real", "SCALE.imag")}) == 4
+
+
+def test_every_class_without_source_counts() -> None:
+    def kind(helper: str, power: int = 1) -> dict[str, str]:
+        names: dict[str, Any] = {"__name__": "no_source"}
+        exec(f"def smooth(x):\n    return x * {helper}\nclass Base:\n    POWER = {power}\n", names)
+        exec(CELLS[2].replace("Mine(Cross", "Mine(Base, Cross"), names)
+        return code_of(names["Mine"]())
+
+    assert kind("2.0") == kind("2.0")
+    assert kind("2.0") != kind("2.5"), "a function that the class uses"
+    assert kind("2.0") != kind("2.0", power=2), "a value of another class"
+
+
+def test_helpers_that_are_not_imported_yet_count_and_stay_so(folder: Path) -> None:
+    """Also those without an `__init__.py`; reading the code of a class runs no code."""
+
+    def found(value: str) -> str:
+        for package, names in {"late": ("__init__", "steps"), "late/inner": ("plain",)}.items():
+            (folder / package).mkdir(exist_ok=True)
+            for name in names:
+                (folder / package / f"{name}.py").write_text("1 / 0\n" if name == "__init__" else f"STEP = {value}\n")
+        body = "from late.inner import plain\n        from late.steps import STEP"
+        code = CODE.replace("from helpers.lazy import step", body)
+        (folder / "lazy_one.py").write_text(code.replace("import helpers.numbers", ""))
+        sys.modules.pop("lazy_one", None)
+        importlib.invalidate_caches()
+        module: Any = importlib.import_module("lazy_one")
+        return code_of(module.Mine())["lazy_one:Mine"]
+
+    before = found("1")
+    assert found("1") == before
+    assert found("2") != before
+    assert "late" not in sys.modules

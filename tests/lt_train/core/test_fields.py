@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
-from support.compositions import ALLOWED, DEFAULTS, EVERY_PART, OPTIONS, PARTS, searchable, set_lane_value
+from support.compositions import ALLOWED, DEFAULTS, EVERY_PART, OPTIONS, PARTS, searchable
 
 from lt_train.core.errors import SpecError
 from lt_train.core.fields import (
@@ -19,6 +19,7 @@ from lt_train.core.fields import (
     marked_fields,
     part_of,
     static_fields,
+    substitute,
 )
 from lt_train.core.registry import KindSpec, Registry, Spec
 from lt_train.methods import LOS, LogitAdjustLoss, heads
@@ -105,7 +106,7 @@ def test_lane_values_and_static_fields_are_the_whole_method(method: MethodSpec) 
 @pytest.mark.parametrize("method", EVERY.values(), ids=EVERY)
 def test_another_lane_value_leaves_the_static_fields(method: MethodSpec) -> None:
     for path in searchable(method):
-        other = set_lane_value(method, path, method.lane_values()[path] * 0.5 + 0.001)
+        other = substitute(method, {path: method.lane_values()[path] * 0.5 + 0.001})
         assert other != method
         assert other.static_fields() == method.static_fields()
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 import cloudpickle
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from lt_train.core import plugins
 from lt_train.core.errors import SpecError, UserError
@@ -43,6 +43,7 @@ def _zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package `zoo` with the kind `ant`; nothing is registered yet."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(plugins, "_imported", set())
+    monkeypatch.setattr(plugins, "_with_kinds", set())
     monkeypatch.setattr(plugins, "failures", {})
     plugins.offered.cache_clear()
     ANIMALS.__init__(ANIMALS.name, ANIMALS.base, ANIMALS.package)  # type: ignore[misc]
@@ -102,6 +103,7 @@ class Garden(Spec):
     first: Annotated[Animal, ANIMALS]
     second: Annotated[Animal, ANIMALS] | None = None
     others: tuple[Annotated[Animal, ANIMALS], ...] = ()
+    named: dict[str, Annotated[Animal, ANIMALS]] = Field(default_factory=dict)
 
 
 def test_a_kind_that_is_registered_later_is_accepted() -> None:
@@ -112,8 +114,32 @@ def test_a_kind_that_is_registered_later_is_accepted() -> None:
     assert found.first == Bee(stripes=(3,))
     assert [other.kind for other in found.others] == ["ant"]
     assert Garden(first="bee", others=["ant", Bee()]).others[1] == Bee()  # type: ignore[arg-type]
+    assert Garden(first="bee", named={"a": "bee"}).named == {"a": Bee()}  # type: ignore[arg-type, dict-item]
     assert found.model_dump(mode="json")["first"] == {"kind": "bee", "stripes": [3]}
     assert {"type": "string", "enum": ["ant", "bee"]} in Garden.model_json_schema()["properties"]["first"]["anyOf"]
+
+
+def test_a_kind_may_contain_kinds_of_its_group() -> None:
+    @ANIMALS.register
+    class Herd(Animal):
+        """Several animals, which may be herds."""
+
+        kind: Literal["herd"] = "herd"
+        members: tuple[Annotated[Animal, ANIMALS], ...] = ()
+
+    document = {"kind": "herd", "members": ["ant", {"kind": "herd", "members": ["ant"]}]}
+    assert [one.kind for one in ANIMALS.parse(document).members] == ["ant", "herd"]  # type: ignore[attr-defined]
+    schema = Garden.model_json_schema()
+    assert {"ant", "herd"} == set(schema["properties"]["first"]["anyOf"][1]["enum"])
+    assert "members" in schema["$defs"]["Herd"]["properties"]
+
+
+def test_a_class_in_the_place_of_an_instance_is_named() -> None:
+    for arguments, path in [({"first": Bee}, "first"), ({"first": "ant", "others": ["ant", Bee]}, r"others\[1\]")]:
+        with pytest.raises(
+            SpecError, match=rf"^{path}: must be an instance, got the class Bee; pass .*: Bee\(\.\.\.\)"
+        ):
+            Garden(**arguments)
 
 
 def test_an_instance_registers_its_class() -> None:
@@ -206,6 +232,8 @@ def test_an_unknown_kind_suggests_the_nearest(tmp_path: Path) -> None:
     for document, shown in [({"kind": "xyz"}, "'xyz'"), ({}, "None"), ({"kind": []}, r"\[\]")]:
         with pytest.raises(SpecError, match=f"{shown} is unknown; known: ant, balanced_softmax"):
             ANIMALS.parse(document)
+    with pytest.raises(SpecError, match="for a kind of your own, import its module, or name it with --allow-import"):
+        ANIMALS.parse({"kind": "xyz"})
 
 
 def test_all_problems_are_reported_at_once_also_inside_a_field() -> None:
@@ -276,6 +304,37 @@ def test_a_module_that_fails_is_named_and_stops_nothing_else(
     with pytest.raises(SpecError) as caught:
         ANIMALS.parse({"kind": "bee"})
     assert f"; broken could not be imported: {reason}" in str(caught.value)
+
+
+def test_a_module_that_fails_half_way_leaves_nothing_and_what_it_imported_stays(
+    tmp_path: Path, allow: Callable[[str], None]
+) -> None:
+    add_module(tmp_path / "whole.py", "wasp")
+    add_module(tmp_path / "half.py", "bee", also="import whole")
+    add_module(tmp_path / "half_package" / "part.py", "moth")
+    (tmp_path / "half_package" / "__init__.py").write_text("import half_package.part\n1 / 0")
+    with (tmp_path / "half.py").open("a") as file:
+        file.write("1 / 0")
+    allow("half,half_package")
+    assert list(ANIMALS.kinds()) == ["ant", "wasp"]
+    with pytest.raises(SpecError, match="half could not be imported: ZeroDivisionError"):
+        ANIMALS.parse({"kind": "bee"})
+
+
+def test_a_module_that_registers_nothing_is_named(
+    tmp_path: Path, allow: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "datasets.py").write_text("PATH = 'a file that has nothing to do with kinds'")
+    add_module(tmp_path / "exports" / "animals.py", "bee")
+    (tmp_path / "exports" / "__init__.py").write_text("from exports.animals import Kind")
+    install(tmp_path, "hive", "wasp", "hive.animals:Kind")
+    add_module(tmp_path / "hive" / "animals.py", "wasp")
+    (tmp_path / "hive" / "__init__.py").touch()
+    allow("datasets,exports,exports.animals,hive")
+    assert list(ANIMALS.kinds()) == ["ant", "bee", "wasp"]
+    (message,) = caplog.messages
+    assert "datasets registers no kind" in message
+    assert "METHODS.register" in message
 
 
 def test_a_package_that_fails_stops_nothing_if_a_part_of_it_is_allowed(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.banks import make_bank
-from support.compositions import TRAINED, set_lane_value
+from support.compositions import TRAINED
 from support.engines import (
     Engine,
     agree,
@@ -21,6 +21,7 @@ from support.engines import (
     with_method,
 )
 
+from lt_train.core.fields import substitute
 from lt_train.methods.base import TrainingSpec
 from lt_train.retrain import fused
 from lt_train.retrain.base import EpochSelection, Halving, HalvingTrials, Run
@@ -33,7 +34,7 @@ LAST, BEST = EpochSelection("last"), EpochSelection("best")
 def trials(rates: Sequence[float], *, seeds: Sequence[int] = (0, 7), epochs: int = 6, kind: str = "ce") -> list[Run]:
     """A trial for each learning rate, seed by seed: all of seed 0, then all of seed 7."""
     return [
-        Run(set_lane_value(TRAINED[kind], "lr", rate), TrainingSpec(epochs=epochs), seed)
+        Run(substitute(TRAINED[kind], {"lr": rate}), TrainingSpec(epochs=epochs), seed)
         for seed in seeds
         for rate in rates
     ]
@@ -60,7 +61,7 @@ def test_both_engines_stop_the_same_trials(kind: str) -> None:
 @pytest.mark.parametrize("head", ["cosine", "lws", "disalign"])
 def test_survivors_on_other_heads_are_those_of_the_reference(head: str) -> None:
     method = type(TRAINED["los"]).model_validate_json(f'{{"head": {{"kind": "{head}"}}, "momentum": 0.8}}')
-    runs = [replace(run, method=set_lane_value(method, "lr", run.method.lr)) for run in trials(RATES[:5], epochs=4)]
+    runs = [replace(run, method=substitute(method, {"lr": run.method.lr})) for run in trials(RATES[:5], epochs=4)]
     assert {result.stopped for result in agree(BANK, runs, BEST, Halving((2, 3)))} == {2, 3, None}
 
 

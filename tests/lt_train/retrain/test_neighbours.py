@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.banks import make_bank
-from support.compositions import ALLOWED, DEFAULTS, PARTS, TRAINED, searchable, set_lane_value, variants
+from support.compositions import ALLOWED, DEFAULTS, PARTS, TRAINED, searchable, variants
 from support.engines import (
     Engine,
     agree,
@@ -21,6 +21,7 @@ from support.engines import (
     with_method,
 )
 
+from lt_train.core.fields import substitute
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain import fused, reference
 from lt_train.retrain.base import EpochSelection, Run
@@ -160,7 +161,7 @@ def test_an_adjustment_that_overflows_fails_alone() -> None:
 def test_a_trained_head_whose_adjustment_overflows_fails_alone() -> None:
     document = {"kind": "los", "post_hoc": {"kind": "tau_norm", "tau": 1.0}}
     runs = make_runs(METHODS.parse(document), epochs=3, seeds=(0, 0, 7, 7))
-    worse = [runs[0], replace(runs[1], method=set_lane_value(runs[1].method, "post_hoc.tau", 1e6)), *runs[2:]]
+    worse = [runs[0], replace(runs[1], method=substitute(runs[1].method, {"post_hoc.tau": 1e6})), *runs[2:]]
     results = agree(BANK, worse, RULE)
     assert [result.failure for result in results] == [None, OVERFLOWED, None, None]
     for index, expected in enumerate(fused.fit(BANK, runs, rule=RULE)):
@@ -189,7 +190,7 @@ def test_every_lane_value_reaches_the_loop(method: MethodSpec, path: str) -> Non
     base = variants(method, 3)[1]  # no value is 0 here
     if isinstance(method, TrainedMethod):
         base = base.model_copy(update={"lr": 0.05})
-    changed = set_lane_value(base, path, base.lane_values()[path] * 0.5)
+    changed = substitute(base, {path: base.lane_values()[path] * 0.5})
     runs = [Run(setting, TrainingSpec(epochs=2), 0) for setting in (base, changed, base)]
     results = agree(BANK, runs)
     first, second, third = (predict(BANK, run, kept(result)) for run, result in zip(runs, results, strict=True))

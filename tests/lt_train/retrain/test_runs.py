@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from support.banks import make_bank
-from support.compositions import ALLOWED, DEFAULTS, OPTIONS, PARTS, set_lane_value
+from support.compositions import ALLOWED, DEFAULTS, OPTIONS, PARTS
 from support.engines import lone_run, make_runs
 
+from lt_train.core.fields import substitute
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import METHODS, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Run, diverged, learning_rate_factor, score_column, start_head
@@ -111,4 +112,4 @@ def test_a_grid_of_tau_is_one_stack_and_another_bias_is_not() -> None:
     runs = [Run(method, TrainingSpec(), seed) for seed, method in enumerate([*taus, kept])]
     pack = _PackTraining(make_bank(), runs, "cpu", EpochSelection(), None)
     assert [stack.shape for stack in pack._stacks(range(22))] == [(1, 21), (1, 1)]
-    assert set_lane_value(taus[0], "post_hoc.tau", 2.0) == taus[20]
+    assert substitute(taus[0], {"post_hoc.tau": 2.0}) == taus[20]

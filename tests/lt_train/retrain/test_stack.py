@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 from support.banks import make_bank
-from support.compositions import TRAINED, set_lane_value
+from support.compositions import TRAINED
 from support.engines import lone_run, make_runs
 
+from lt_train.core.fields import substitute
 from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain.base import Run, learning_rate_factor, start_head
 from lt_train.retrain.stack import DeviceBank, Stack
@@ -21,10 +22,10 @@ def runs_of(method: dict[str, object], momentum: Sequence[float], weight_decay: 
     runs = []
     for index in range(len(SEEDS) * LANES):
         one = METHODS.parse({**method, "lr": (0.01, 0.002, 0.05, 0.03, 0.001, 0.02)[index]})
-        one = set_lane_value(one, "momentum", momentum[index])
+        one = substitute(one, {"momentum": momentum[index]})
         runs.append(
             Run(
-                set_lane_value(one, "weight_decay", weight_decay[index]),
+                substitute(one, {"weight_decay": weight_decay[index]}),
                 TrainingSpec(epochs=4, batch_size=8),
                 SEEDS[index // LANES],
             )

@@ -102,7 +102,7 @@ def test_a_package_that_workers_lack_ends_the_sweep_at_once(
     monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
     ray_backend = BACKENDS.kinds()["ray"].model_validate({"kind": "ray"})
     source = OnePack((elsewhere.Run(),), EpochSelection())
-    with pytest.raises(UserError, match=r"cannot start a worker: .*only_the_driver_has_it.*--ship-code"):
+    with pytest.raises(UserError, match=r"a worker cannot import .*only_the_driver_has_it.*--ship-code"):
         ray_backend.train(prepare(small_sweep()), source, cpus=1, gpus=0)
     assert source.failures == []
 

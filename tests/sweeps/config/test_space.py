@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from lt_train.core.fields import substitute
 from lt_train.methods.base import METHODS, MethodSpec
-from sweeps.config.methods import searchable, substitute, why_not_searchable
+from sweeps.config.methods import searchable, why_not_searchable
 
 COSINE = METHODS.parse({"kind": "los", "head": "cosine", "sampler": "class_balanced"})
 NO_VALUE = "is not a single number or word; search its fields, or list several methods in methods"

@@ -13,7 +13,7 @@ import yaml
 from support.queues import in_random_order, train_all
 
 import sweeps
-from lt_train.core.errors import LongtailError, StorageError
+from lt_train.core.errors import LongtailError, StorageError, UserError
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.events import (
     Dispatcher,
@@ -271,3 +271,17 @@ def test_files_and_mappings_are_run(small_sweep: MakeSweep, tmp_path: Path) -> N
     sweeps.resume(tmp_path / "runs" / "both", callbacks=[events.append])
     started = [one.spec.name for one in events if isinstance(one, SweepStarted)]
     assert started == ["both-1", "both-2", "both-1", "both-2"]
+
+
+def test_the_same_sweep_cannot_be_run_while_it_runs(spec: SweepSpec) -> None:
+    refused: list[UserError] = []
+
+    def run_again(event: Event) -> None:
+        if isinstance(event, TrialFinished):
+            with pytest.raises(UserError) as caught:
+                sweeps.run(spec)
+            refused.append(caught.value)
+
+    assert sweeps.run(spec, callbacks=[run_again]).winner is not None
+    assert "sweep small is being run by" in str(refused[0])
+    assert "an earlier call in this process runs it" in str(refused[0])
