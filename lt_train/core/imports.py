@@ -19,7 +19,7 @@ from lt_train.core.errors import UserError
 __all__ = ["functional", "is_installed", "lazy_exports", "nn", "require", "torch"]
 
 
-EXTRAS = {"ray": "ray", "mlflow": "mlflow", "matplotlib": "report", "jinja2": "report"}
+EXTRAS = {"ray": "ray", "mlflow": "mlflow", "wandb": "wandb", "matplotlib": "report", "jinja2": "report"}
 """The extra of the package that installs each optional library."""
 
 

@@ -308,7 +308,7 @@ class TrackingSpec(KindSpec):
         "what could not be written by then",
     )
 
-    def prepare(self) -> None:
+    def prepare(self, storage: Path) -> None:
         """Set what the library reads from the environment; called once, before `open` is called in another thread."""
         return None
 
@@ -328,5 +328,5 @@ class TrackingSpec(KindSpec):
 BACKENDS = Registry("backends", BackendSpec, "sweeps.backends", modules=["inline", "ray"])  # type: ignore[type-abstract]
 """The plugin group of backends."""
 
-TRACKERS = Registry("trackers", TrackingSpec, "sweeps.tracking", modules=["null", "mlflow"])  # type: ignore[type-abstract]
+TRACKERS = Registry("trackers", TrackingSpec, "sweeps.tracking", modules=["null", "mlflow", "wandb"])  # type: ignore[type-abstract]
 """The plugin group of trackers."""

@@ -117,7 +117,7 @@ class Tracking:
         match event:
             case SweepStarted(spec=spec, directory=directory, bank=bank):
                 self._started = event
-                spec.tracking.prepare()
+                spec.tracking.prepare(Path(spec.storage))
                 self._tracker = BackgroundTracker(
                     lambda: spec.tracking.open(_tracked_sweep(spec, directory, bank), Path(spec.storage)),
                     may_write=self._lease.is_valid,
@@ -151,7 +151,7 @@ class Tracking:
 def mark_stopped(spec: SweepSpec, directory: SweepDirectory, lease: Lease) -> Exception | None:
     """Mark a sweep whose driver died as stopped in tracking; returns why that failed."""
     started = _tracked_sweep(spec, directory, None)
-    spec.tracking.prepare()
+    spec.tracking.prepare(Path(spec.storage))
     tracker = BackgroundTracker(lambda: spec.tracking.open(started, Path(spec.storage)), may_write=lease.is_valid)
     tracker.interrupted()
     return tracker.last_error

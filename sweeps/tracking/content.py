@@ -39,8 +39,8 @@ __all__ = [
     "ImageClassifier",
     "champion_digest",
     "dataset_infos",
+    "exported",
     "image_classifier",
-    "is_exportable",
     "runs_view",
     "stage1_series",
     "tracked_trial",
@@ -319,8 +319,8 @@ def champion_digest(champion: Champion, variant: str) -> str:
     return hasher.hexdigest()[:16]
 
 
-def is_exportable(images: ImageModel) -> bool:
-    """Whether `torch.export` gives a graph with the same logits, for any number of images; if not, logs a warning."""
+def exported(images: ImageModel) -> torch.export.ExportedProgram | None:
+    """The model as a graph with the same logits, for any number of images; None, with a warning, if that fails."""
     shape = images.shape
     example = torch.zeros(2, *shape, dtype=torch.uint8)
     pixels = torch.arange(3 * shape[0] * shape[1] * shape[2], dtype=torch.int64) * 37 % 256
@@ -333,6 +333,7 @@ def is_exportable(images: ImageModel) -> bool:
         problem = "" if same else "the logits of the graph differ"
     except Exception as error:  # of torch, or of the model's own code
         problem = first_line(error)
-    if problem:
-        logger.warning("the champion is logged without its backbone, which torch cannot export: %s", problem)
-    return not problem
+    if not problem:
+        return graph
+    logger.warning("the champion is logged without its backbone, which torch cannot export: %s", problem)
+    return None

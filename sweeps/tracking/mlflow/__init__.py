@@ -66,7 +66,7 @@ class MlflowTracking(TrackingSpec):
         """The same tracker, with the sweep's name as its experiment if none is given."""
         return self if self.experiment else self.model_copy(update={"experiment": name})
 
-    def prepare(self) -> None:
+    def prepare(self, storage: Path) -> None:
         """See `TrackingSpec.prepare`."""
         from sweeps.tracking.mlflow.store import set_environment
 

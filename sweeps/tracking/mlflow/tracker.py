@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_train.core.clock import now_ms
 from sweeps.config.interfaces import Champion, DatasetInfo, TrackedSweep, TrackedTrial
-from sweeps.tracking.content import champion_digest, is_exportable
+from sweeps.tracking.content import champion_digest, exported
 from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, view_tags
 from sweeps.tracking.mlflow.store import open_client
 
@@ -174,7 +174,7 @@ class MlflowTracker:
         if logged == digest:
             return
         images = champion.with_backbone() if self.spec.champion == "images" else None
-        if images is None or not is_exportable(images):
+        if images is None or exported(images) is None:
             images, digest = None, head_digest
         if logged == digest:
             return
