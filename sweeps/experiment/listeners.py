@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.clock import now_ms
-from lt_train.core.errors import LongtailError
+from lt_train.core.errors import LongtailError, first_line
 from lt_train.core.text import ProgressCallback, progress
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.labels import ranked_by, short_params
@@ -50,8 +50,9 @@ class TrackingBehind(LongtailError):
 
     def __init__(self, result: Result, directory: Path, reason: Exception | None) -> None:
         self.result = result
+        cause = "it was stopped" if reason is None else first_line(reason)
         super().__init__(
-            f"the sweep is finished and its result is written, but tracking could not be completed: {reason}; "
+            f"the sweep is finished and its result is written, but tracking could not be completed: {cause}; "
             f"`lt-sweep resume {directory}` writes the rest and trains nothing again"
         )
         self.__cause__ = reason

@@ -87,7 +87,7 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
         row = _named("acc", selection.reported([record])[0])
         seed_runs.append((record.seed, row | _without_nan({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
     title = f"{trial.display_name} {short_params(trial.params)}".strip()
-    settings = dotted_params(trial.method) | dotted_params(trial.training) | _logarithms(trial, spec)
+    settings = dotted_params(trial.method) | dotted_params(trial.training)
     return TrackedTrial(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
@@ -99,6 +99,7 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
         failed=runs.failed,
         finished_ms=max(record.at_ms for record in records),
         seed_runs=seed_runs,
+        logarithms=_logarithms(trial, spec),
         stopped=runs.stopped,
         note=_trial_note(runs, spec),
     )
@@ -170,7 +171,7 @@ def _logarithms(trial: Trial, spec: SweepSpec) -> dict[str, float]:
 
 
 def _as_charted(path: str, logarithmic: set[str]) -> str:
-    """The parameter that a chart shows: MLflow's charts have no logarithmic axis."""
+    """The parameter that a chart without logarithmic axes shows."""
     return f"log10_{_inner(path)}" if path in logarithmic else _inner(path)
 
 

@@ -132,7 +132,7 @@ class MlflowTracker:
 
     def _log(self, trial: TrackedTrial, parent: str, role: str) -> str:
         found = self.known.get(trial.key)
-        params = {**trial.params, "phase": trial.phase}
+        params = {**trial.params, **trial.logarithms, "phase": trial.phase}
         if found is not None and found.ended:
             return found.run_id
         run_id = found.run_id if found else self._create(trial.key, trial.name, role, parent, trial.finished_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,6 +23,8 @@ NAME = r"^[^/\\#?%:]{1,128}$"
 """Names of projects and entities that W&B allows."""
 
 LOGIN = "set WANDB_API_KEY (for a job, with --secret-file), run `wandb login`, or set tracking.mode to offline"
+
+REFUSED = re.compile(r"error 40[13]\b")
 
 
 @TRACKERS.register
@@ -87,7 +90,8 @@ class WandbTracking(TrackingSpec):
             return WandbTracker(self, sweep, storage.resolve(), target)
         except wandb.errors.UsageError as error:
             raise UserError(f"Weights & Biases: {first_line(error)}; {LOGIN}") from error
-        except wandb.errors.AuthenticationError as error:
-            raise LongtailError(f"{settings.base_url} refuses the login ({first_line(error)}); {LOGIN}") from error
         except wandb.errors.CommError as error:
-            raise LongtailError(f"{settings.base_url}: {first_line(error)}") from error
+            refused = isinstance(error, wandb.errors.AuthenticationError) or REFUSED.search(str(error))
+            problem = f"refuses the login, or access to project {project}" if refused else "cannot be reached"
+            advice = f"; {LOGIN}" if refused else ""
+            raise LongtailError(f"{settings.base_url} {problem} ({first_line(error)}){advice}") from error

@@ -31,7 +31,7 @@ __all__ = ["WandbTracker", "run_id"]
 COMPLETE = "longtail-sweeps.json"
 """File that marks the directory of a completely written run; it names the project that the run was written to."""
 
-TIMEOUT = 30.0
+TIMEOUT = 20.0
 """Seconds that wandb waits for the server when a run starts, and for uploads when it ends."""
 
 NAME_LENGTH = 128
@@ -118,17 +118,21 @@ class WandbTracker:
             finish_timeout=TIMEOUT,
             finish_timeout_raises=True,
         )
-        return wandb.init(
-            **self.target,
-            id=run,
-            resume="allow" if self.target["mode"] == "online" else None,
-            name=name[:NAME_LENGTH],
-            group=f"{self.sweep.name}-{self.sweep.sweep_id[:8]}",
-            job_type=job_type,
-            config=dict(config),
-            notes=note or None,
-            settings=settings,
-        )
+        try:
+            return wandb.init(
+                **self.target,
+                id=run,
+                resume="allow" if self.target["mode"] == "online" else None,
+                name=name[:NAME_LENGTH],
+                group=f"{self.sweep.name}-{self.sweep.sweep_id[:8]}",
+                job_type=job_type,
+                config=dict(config),
+                notes=note or None,
+                settings=settings,
+            )
+        except Exception:
+            _reset()
+            raise
 
     def _write(self, trial: TrackedTrial, job_type: str, more: Mapping[str, Any] | None = None) -> None:
         """Write a run, unless that was done before."""
@@ -214,6 +218,19 @@ class WandbTracker:
         logged = self.parent.log_artifact(artifact, aliases=["latest", *aliases])
         if self.target["mode"] == "online":
             logged.wait(timeout=max(TIMEOUT, self.spec.flush_timeout))
+
+
+def _reset() -> None:
+    """Stop wandb's process, which would refuse to start a run again whose start failed, unless the user has a run.
+
+    It waits for open runs, at most `TIMEOUT`.
+    """
+    import wandb
+
+    if wandb.run is None:
+        _open_parents.clear()
+        with contextlib.suppress(Exception, SystemExit):  # SystemExit: the process ended with an error
+            wandb.teardown(exit_code=1)
 
 
 def _log(run: Any, series: Mapping[str, list[tuple[int, float]]], tables: Mapping[str, str] | None = None) -> None:
