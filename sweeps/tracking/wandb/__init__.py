@@ -49,7 +49,7 @@ class WandbTracking(TrackingSpec):
     seed_runs: bool = Field(default=False, description="also log a run for every seed")
     champion: Literal["images", "features"] = Field(
         default="images",
-        description="models of the winner that are uploaded; images: one with the backbone and one of the head alone; "
+        description="models of the winner that are logged; images: one with the backbone and one of the head alone; "
         "features: only that of the head, which is small",
     )
 
