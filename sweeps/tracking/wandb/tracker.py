@@ -5,7 +5,8 @@ history at steps that a run has already, and stores equal artifacts once.
 
 wandb writes every run to a directory of its own, `<storage>/wandb/<mode>-<time>-<id>`, also online. Once a run is
 written completely, that directory receives the file `longtail-sweeps.json`, and directories of earlier attempts at the
-same run are removed. A run that has such a directory is not written again.
+same run are removed. A run that has such a directory is not written again. Offline, wandb's process may write the last
+records a moment later; it outlives a killed driver for that long.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 
 def by_key(spec: SweepSpec) -> dict[str, WandbRun]:
+    """The runs in the files of a sweep, which wandb's process writes in the background until it is stopped."""
+    wandb.teardown()
     runs = wandb_runs(Path(spec.storage))
     found = {run.key: run for run in runs}
     assert len(found) == len(runs), "a run was written twice"
@@ -295,6 +297,7 @@ def test_a_missing_login_is_reported_without_a_prompt(small_sweep: MakeSweep):
 def test_offline_files_can_be_synchronised(small_sweep: MakeSweep, server: WandbServer):
     spec = small_sweep(tracking=OFFLINE, search={"trials": 2})
     sweeps.run(spec)
+    wandb.teardown()
     places = [str(run.directory) for run in wandb_runs(Path(spec.storage))]
     command = [sys.executable, "-m", "wandb", "sync", *places]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
