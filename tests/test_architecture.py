@@ -61,6 +61,12 @@ def test_all_contracts_are_kept() -> None:
             "sweeps.experiment.runner -> mlflow",
         ),
         (
+            "sweeps/reporting/terminal.py",
+            "import wandb",
+            "Weights & Biases is imported in tracking only",
+            "sweeps.reporting.terminal -> wandb",
+        ),
+        (
             "sweeps/experiment/runner.py",
             "import sweeps.reporting.terminal",
             "the runner emits events and shows nothing itself",

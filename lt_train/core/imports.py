@@ -22,6 +22,7 @@ __all__ = ["functional", "installed_version", "is_installed", "lazy_exports", "n
 EXTRAS = {
     "ray": "ray",
     "mlflow": "mlflow",
+    "wandb": "wandb",
     "matplotlib": "report",
     "jinja2": "report",
     "onnx": "onnx",

@@ -220,6 +220,7 @@ class TrackedTrial:
         failed: whether a seed failed.
         finished_ms: when the trial's last run was recorded; equal at every repetition.
         seed_runs: seed and metrics of every seed that did not fail, for trackers that show one run per seed.
+        logarithms: `log10_<name>` of parameters that are searched on a logarithmic scale, for charts without one.
         stopped: the epoch after which early stopping ended the trial, to which its metrics belong; else None.
         note: Markdown description.
     """
@@ -234,6 +235,7 @@ class TrackedTrial:
     failed: bool
     finished_ms: int
     seed_runs: Sequence[tuple[int, Mapping[str, float]]] = ()
+    logarithms: Mapping[str, float] = field(default_factory=dict)
     stopped: int | None = None
     note: str = ""
 
@@ -308,7 +310,7 @@ class TrackingSpec(KindSpec):
         "what could not be written by then",
     )
 
-    def prepare(self) -> None:
+    def prepare(self, storage: Path) -> None:
         """Set what the library reads from the environment; called once, before `open` is called in another thread."""
         return None
 
@@ -328,5 +330,5 @@ class TrackingSpec(KindSpec):
 BACKENDS = Registry("backends", BackendSpec, "sweeps.backends", modules=["inline", "ray"])  # type: ignore[type-abstract]
 """The plugin group of backends."""
 
-TRACKERS = Registry("trackers", TrackingSpec, "sweeps.tracking", modules=["null", "mlflow"])  # type: ignore[type-abstract]
+TRACKERS = Registry("trackers", TrackingSpec, "sweeps.tracking", modules=["null", "mlflow", "wandb"])  # type: ignore[type-abstract]
 """The plugin group of trackers."""

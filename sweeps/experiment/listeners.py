@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.core.clock import now_ms
-from lt_train.core.errors import LongtailError
+from lt_train.core.errors import LongtailError, first_line
 from lt_train.core.text import ProgressCallback, progress
 from lt_train.features.bank import FeatureBank
 from sweeps.analysis.image_classifier import image_classifier
@@ -61,8 +61,9 @@ class TrackingBehind(LongtailError):
 
     def __init__(self, result: Result, directory: Path, reason: Exception | None) -> None:
         self.result = result
+        cause = "it was stopped" if reason is None else first_line(reason)
         super().__init__(
-            f"the sweep is finished and its result is written, but tracking could not be completed: {reason}; "
+            f"the sweep is finished and its result is written, but tracking could not be completed: {cause}; "
             f"`lt-sweep resume {directory}` writes the rest and trains nothing again"
         )
         self.__cause__ = reason
@@ -128,7 +129,7 @@ class Tracking:
         match event:
             case SweepStarted(spec=spec, directory=directory, bank=bank):
                 self._started = event
-                spec.tracking.prepare()
+                spec.tracking.prepare(Path(spec.storage))
                 self._tracker = BackgroundTracker(
                     lambda: spec.tracking.open(tracked_sweep(spec, directory, bank), Path(spec.storage)),
                     may_write=self._lease.is_valid,
@@ -162,7 +163,7 @@ class Tracking:
 def mark_stopped(spec: SweepSpec, directory: SweepDirectory, lease: Lease) -> Exception | None:
     """Mark a sweep whose driver died as stopped in tracking; returns why that failed."""
     started = tracked_sweep(spec, directory, None)
-    spec.tracking.prepare()
+    spec.tracking.prepare(Path(spec.storage))
     tracker = BackgroundTracker(lambda: spec.tracking.open(started, Path(spec.storage)), may_write=lease.is_valid)
     tracker.interrupted()
     return tracker.last_error

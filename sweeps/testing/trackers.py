@@ -48,7 +48,7 @@ def check_tracker(tracking: TrackingSpec | type[TrackingSpec], shown: Shown | No
         content = _content(Path(place))
         storage = Path(place) / "storage"
         storage.mkdir()
-        checked.prepare()
+        checked.prepare(storage)
         _Session(checked.for_sweep(content.sweep.name), storage, content, shown).check()
         own, name = checked.own_files, type(checked).__name__
         for path in storage.iterdir():

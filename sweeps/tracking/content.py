@@ -33,7 +33,7 @@ from sweeps.search.base import LogUniform
 __all__ = [
     "champion_digest",
     "dataset_infos",
-    "is_exportable",
+    "exported",
     "runs_view",
     "stage1_series",
     "tracked_trial",
@@ -80,7 +80,7 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
         row = _named("", runs.scores, selection.reported([record])[0])
         seed_runs.append((record.seed, row | _without_nan({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
     title = f"{trial.display_name} {short_params(trial.params)}".strip()
-    settings = dotted_params(trial.method) | dotted_params(trial.training) | _logarithms(trial, spec)
+    settings = dotted_params(trial.method) | dotted_params(trial.training)
     return TrackedTrial(
         key=trial.name,
         name=f"{title} ({trial.phase})" if trial.phase != "search" else title,
@@ -92,6 +92,7 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
         failed=runs.failed,
         finished_ms=max(record.at_ms for record in records),
         seed_runs=seed_runs,
+        logarithms=_logarithms(trial, spec),
         stopped=runs.stopped,
         note=_trial_note(runs, spec),
     )
@@ -163,7 +164,7 @@ def _logarithms(trial: Trial, spec: SweepSpec) -> dict[str, float]:
 
 
 def _as_charted(path: str, logarithmic: set[str]) -> str:
-    """The parameter that a chart shows: MLflow's charts have no logarithmic axis."""
+    """The parameter that a chart without logarithmic axes shows."""
     return f"log10_{_inner(path)}" if path in logarithmic else _inner(path)
 
 
@@ -266,11 +267,10 @@ def champion_digest(champion: Champion, variant: str) -> str:
     return hasher.hexdigest()[:16]
 
 
-def is_exportable(images: ImageModel) -> bool:
-    """Whether `torch.export` gives a graph with the same logits, for any number of images; if not, logs a warning."""
+def exported(images: ImageModel) -> torch.export.ExportedProgram | None:
+    """The model as a graph with the same logits, for any number of images; None, with a warning, if that fails."""
     try:
-        exported_graph(images.module, *example_images(images.shape))
+        return exported_graph(images.module, *example_images(images.shape))
     except Exception as error:  # of torch, or of the model's own code
         logger.warning("the champion is logged without its backbone, which torch cannot export: %s", first_line(error))
-        return False
-    return True
+        return None

@@ -49,6 +49,16 @@ ELSEWHERE: dict[str, dict[str, str | tuple[str, ...]]] = {
             "tests/sweeps/tracking/test_mlflow_in_a_browser.py::test_the_runs_table_shows_the_best_first",
         )
     },
+    "docs/wandb.md": {
+        "pip install '.[wandb]'": INSTALL,
+        "wandb login": "needs an account",
+        "wandb sync runs/wandb/offline-run-*": (
+            "tests/sweeps/tracking/test_wandb.py::test_offline_files_can_be_synchronised",
+        ),
+        f"lt-sweep submit mine.yaml {HERE} --env WANDB_ENTITY=us --secret-file WANDB_API_KEY=/home/sweeps/wandb-key": (
+            STOPPED,
+        ),
+    },
     "docs/report.md": {"make bench BENCH=--parts=f": MAKE},
     "docs/paper.md": {"lt-sweep run sweeps/specs/table4.yaml": HOURS},
     "docs/results.md": {

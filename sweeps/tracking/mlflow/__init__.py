@@ -41,7 +41,7 @@ class MlflowTracking(TrackingSpec):
         description="tracking URI: sqlite:///FILE, http(s)://HOST, postgresql://...; null: sqlite:///<storage>/mlflow.db",
     )
     experiment: str | None = Field(default=None, description="experiment; null: the sweep's name")
-    seed_runs: bool = Field(default=False, description="also log a grandchild run for every seed")
+    seed_runs: bool = Field(default=False, description="also log a run for every seed")
     champion: Literal["images", "features"] = Field(
         default="images",
         description="models of the winner that are logged; images: one with the backbone and one of the head alone; "
@@ -66,7 +66,7 @@ class MlflowTracking(TrackingSpec):
         """The same tracker, with the sweep's name as its experiment if none is given."""
         return self if self.experiment else self.model_copy(update={"experiment": name})
 
-    def prepare(self) -> None:
+    def prepare(self, storage: Path) -> None:
         """See `TrackingSpec.prepare`."""
         from sweeps.tracking.mlflow.store import set_environment
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_train.core.clock import now_ms
 from sweeps.config.interfaces import Champion, DatasetInfo, TrackedSweep, TrackedTrial
-from sweeps.tracking.content import champion_digest, is_exportable
+from sweeps.tracking.content import champion_digest, exported
 from sweeps.tracking.mlflow.pages import EXPERIMENT_NOTE, view_tags
 from sweeps.tracking.mlflow.store import open_client
 
@@ -134,7 +134,7 @@ class MlflowTracker:
 
     def _log(self, trial: TrackedTrial, parent: str, role: str) -> str:
         found = self.known.get(trial.key)
-        params = {**trial.params, "phase": trial.phase}
+        params = {**trial.params, **trial.logarithms, "phase": trial.phase}
         if found is not None and found.ended:
             return found.run_id
         run_id = found.run_id if found else self._create(trial.key, trial.name, role, parent, trial.finished_ms)
@@ -176,7 +176,7 @@ class MlflowTracker:
         if logged == digest:
             return
         images = champion.with_backbone() if self.spec.champion == "images" else None
-        if images is None or not is_exportable(images):
+        if images is None or exported(images) is None:
             images, digest = None, head_digest
         if logged == digest:
             return

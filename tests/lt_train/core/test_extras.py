@@ -12,7 +12,7 @@ from lt_train.core.errors import UserError
 from lt_train.core.imports import require
 from sweeps.config.interfaces import BACKENDS, TRACKERS
 assert {"inline", "ray"} <= set(BACKENDS.kinds())
-assert {"none", "mlflow"} <= set(TRACKERS.kinds())
+assert {"none", "mlflow", "wandb"} <= set(TRACKERS.kinds())
 assert "torch" not in sys.modules, "reading a sweep file does not need torch"
 """
 
@@ -26,6 +26,10 @@ USES = {
         "require(*TRACKERS.kinds()['mlflow'].libraries)",
         "TRACKERS.parse({'kind': 'mlflow'}).open(None, None)",
         "from pathlib import Path; TRACKERS.parse({'kind': 'mlflow'}).serve('x', Path(), 1)",
+    ],
+    "wandb": [
+        "require(*TRACKERS.kinds()['wandb'].libraries)",
+        "TRACKERS.parse({'kind': 'wandb'}).open(None, None)",
     ],
 }
 

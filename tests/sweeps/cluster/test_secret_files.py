@@ -40,6 +40,7 @@ def test_variables_without_secrets_are_accepted(pair: str) -> None:
     "name",
     [
         "MLFLOW_TRACKING_PASSWORD",
+        "WANDB_API_KEY",
         "AWS_SECRET_ACCESS_KEY",
         "HF_TOKEN",
         "API_KEY",

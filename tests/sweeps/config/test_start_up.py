@@ -8,7 +8,7 @@ import pytest
 
 SPECS = Path(__file__).parents[3] / "sweeps" / "specs"
 DEMO = SPECS / "demo.yaml"
-HEAVY = {"torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "scipy", "sklearn"}
+HEAVY = {"torch", "torchvision", "ray", "mlflow", "wandb", "optuna", "matplotlib", "scipy", "sklearn"}
 
 
 def imported(code: str) -> set[str]:

@@ -253,7 +253,7 @@ def test_a_zero_in_one_method_does_not_affect_a_log_scale_in_another(several: Ma
     log_scaled = {
         runs.trial.candidate
         for runs in queue.finished.values()
-        if "log10_weight_decay" in tracked_trial(runs, spec).params
+        if "log10_weight_decay" in tracked_trial(runs, spec).logarithms
     }
     assert log_scaled == {"los"}
 
