@@ -59,7 +59,7 @@ def export(
             json.dumps({"file": str(file), "format": format, "trial": head.trial.trial.name, "seed": head.record.seed})
         )
     else:
-        print(f"{file}: {head.name}, seed {head.record.seed}; README.md beside it tells how to load it")
+        print(f"{file}: {head.name}, seed {head.record.seed}; README.md beside it has the code that loads it")
     return 0
 
 

@@ -5,15 +5,12 @@ Shapes: K classes, D features.
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
+from lt_train.core.imports import nn, torch
 from lt_train.methods.heads.base import Classifier
 
 __all__ = ["as_linear"]
 
 
-@torch.no_grad()
 def as_linear(classifier: nn.Module) -> Classifier | None:
     """`(weight [K, D], bias [K])` of the one linear layer that computes the same logits; None if there is none.
 
@@ -25,5 +22,6 @@ def as_linear(classifier: nn.Module) -> Classifier | None:
         found: Classifier | None = (weight, weight.new_zeros(len(weight)) if bias is None else bias)
     else:
         linear = getattr(classifier, "linear", None)
-        found = linear() if callable(linear) else None
+        with torch.no_grad():
+            found = linear() if callable(linear) else None
     return None if found is None else (found[0].detach().contiguous(), found[1].detach().contiguous())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lt_train.core.errors import UserError
 from lt_train.core.io import atomic_directory, remove
-from lt_train.core.validation import nearest
+from lt_train.core.validation import named, nearest
 from sweeps.analysis.load import Sweep
 from sweeps.analysis.selection import TrialRuns
 from sweeps.reporting.export.card import CARD, GENERATOR, model_card
@@ -69,11 +69,14 @@ def export_model(
 
 
 def _check_place(place: Path, force: bool) -> None:
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    found = [file.name for file in place.iterdir()] if place.is_dir() else []
+    if not place.exists() or (place.is_dir() and not found):
         return
     card = place / CARD
     if not (card.is_file() and GENERATOR in card.read_text(errors="replace")):
         raise UserError(f"{place} exists and is not an earlier export; give another --out")
+    if others := sorted(name for name in found if name not in (CARD, CLASSES) and not name.startswith("model.")):
+        raise UserError(f"{place} has an earlier export and other files, {named(others, 5)}; give another --out")
     if not force:
         raise UserError(f"{place} has an earlier export; give another --out, or replace it with --force")
 

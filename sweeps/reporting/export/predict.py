@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -84,7 +84,8 @@ def predict(
     rule = unreadable or getattr(dataset, "bad_images", sweep.spec.features.unreadable)
     images = ImageFiles(Files(root, names), dataset.decoder(), np.zeros(len(names), dtype=np.int64))
     model = with_backbone(head.classifier, frozen, manifest.inputs, source.shape)
-    logits, wrong = _logits(model, images, sweep.spec.features.batch_size)
+    found = _run(model, images, sweep.spec.features.batch_size, top)
+    wrong = found.unreadable
     if wrong:
         text = describe_unreadable({str(root): {names[row]: why for row, why in wrong.items()}})
         if rule == "fail":
@@ -92,16 +93,14 @@ def predict(
         _log.warning("left out: %s", text)
     kept = [row for row in range(len(names)) if row not in wrong]
     labels = [*class_names(sweep, classes)] or [str(k) for k in range(classes)]
-    probabilities = logits[kept].double().softmax(dim=1)
-    best = probabilities.topk(top or 1, dim=1)
     columns: dict[str, object] = {"file": [names[row] for row in kept]}
     for place in range(top or 1):
         number = f"_{place + 1}" if place else ""
-        columns[f"class{number}"] = [labels[k] for k in best.indices[:, place].tolist()]
-        columns[f"probability{number}"] = best.values[:, place].numpy()
+        columns[f"class{number}"] = [labels[k] for k in found.classes[kept, place].tolist()]
+        columns[f"probability{number}"] = found.highest[kept, place].numpy()
     frame = pd.DataFrame(columns)
     if top is None:
-        every = pd.DataFrame(probabilities.numpy(), columns=[f"p_{label}" for label in labels])
+        every = pd.DataFrame(found.every[kept].numpy(), columns=[f"p_{label}" for label in labels])
         frame = pd.concat([frame, every], axis=1)
     return frame
 
@@ -118,19 +117,36 @@ def _image_names(root: Path) -> list[str]:
     return names
 
 
+class _Found(NamedTuple):
+    """Predictions of images, sorted by probability; of unreadable images they are meaningless.
+
+    `highest` and `classes` are `[N, top]`; `every` are all probabilities `[N, K]`, empty with `top`.
+    """
+
+    highest: Tensor
+    classes: Tensor
+    every: Tensor
+    unreadable: dict[int, str]
+
+
 @torch.inference_mode()
-def _logits(model: ImageModel, images: ImageFiles, batch_size: int) -> tuple[Tensor, dict[int, str]]:
-    """Logits `[N, K]`, and the reason for each unreadable image by row, whose logits are meaningless."""
-    logits: list[Tensor] = []
+def _run(model: ImageModel, images: ImageFiles, batch_size: int, top: int | None) -> _Found:
+    best: list[tuple[Tensor, Tensor]] = []
+    every: list[Tensor] = []
     unreadable: dict[int, str] = {}
     with progress("predictions", "image") as report:
         for rows, (decoded, wrong) in _batches(images, batch_size):
             if model.shape[2] == 1:
                 decoded = _luminance(decoded)
-            logits.append(model.module(decoded.permute(0, 2, 3, 1)))
+            probabilities = model.module(decoded.permute(0, 2, 3, 1)).double().softmax(dim=1)
+            highest, classes = probabilities.topk(top or 1, dim=1)
+            best.append((highest, classes))
+            if top is None:
+                every.append(probabilities)
             unreadable |= {rows.start + place: why for place, why in wrong.items()}
             report(rows.stop, len(images), "")
-    return torch.cat(logits), unreadable
+    highest, classes = (torch.cat(part) for part in zip(*best, strict=True))
+    return _Found(highest, classes, torch.cat(every or [torch.empty(0)]), unreadable)
 
 
 def _batches(images: ImageFiles, batch_size: int) -> Iterator[tuple[range, tuple[Tensor, dict[int, str]]]]:

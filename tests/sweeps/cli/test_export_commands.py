@@ -53,7 +53,7 @@ def test_predict_prints_or_writes_a_csv(
         "dataset": {"kind": "image_folder", "root": str(birds), "size": 8},
         "backbone": {"kind": "small_cnn", "width": 4},
         "stage1": {"kind": "ce", "epochs": 1},
-        "search": {"trials": 1, "space": {}},
+        "search": {"trials": 1, "space": {"method.lr": {"loguniform": [1e-2, 1.0]}}},
     }
     spec = load_resolved(small_sweep().resolved() | changed)
     sweeps.run(spec)

@@ -217,6 +217,9 @@ def test_an_existing_directory_is_replaced_on_request_only(small_sweep: MakeSwee
     replaced = export_model(sweep, tmp_path / "out", format="safetensors", force=True)
     assert replaced.is_file()
     assert not file.exists()
+    (tmp_path / "out" / "own.txt").write_text("keep")
+    with pytest.raises(UserError, match=r"has an earlier export and other files, own\.txt"):
+        export_model(sweep, tmp_path / "out", format="safetensors", force=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(UserError, match="is not an earlier export"):

@@ -74,6 +74,10 @@ def test_the_test_images_have_the_recorded_accuracy(sweep: tuple[Sweep, float], 
     probabilities = frame[["p_auk", "p_crow", "p_owl"]].to_numpy()
     np.testing.assert_allclose(probabilities.sum(1), 1)
     assert (probabilities.max(1) == frame["probability"]).all()
+    classifier = found.classifier(found.winner)
+    with torch.inference_mode():  # of the features of the sweep, whose test images are in the same order
+        tested = torch.stack([classifier(view) for view in found.test.features]).mean(0).softmax(1)
+    np.testing.assert_allclose(probabilities, tested.numpy(), atol=1e-4)
 
 
 def test_the_most_probable_classes(sweep: tuple[Sweep, float], birds: Path) -> None:
