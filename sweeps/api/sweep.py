@@ -25,6 +25,7 @@ from sweeps.api.study import to_optuna
 from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.runner import Sweepable, to_spec
+from sweeps.reporting.export import export_model, predict, trained_head, winner_state_dict
 from sweeps.reporting.write import report as write_report
 from sweeps.store.directory import load_matrix_directory
 from sweeps.store.layout import is_matrix, is_sweep, leases
@@ -33,7 +34,7 @@ from sweeps.store.lease import lease_owner
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
-    from torch import nn
+    from torch import Tensor, nn
 
     from lt_train.methods.base import MethodSpec, TrainingSpec
 
@@ -262,12 +263,54 @@ class Winner:
         """The trained classifier: a torch module from features `[..., D]` to logits `[..., K]`.
 
         Raises:
-            UserError: the head is not stored any more, or is damaged; the message says which.
+            LongtailError: the head is missing or damaged; the message names its file.
         """
-        found = self._snapshot.classifier(self._trial)
-        if found is None:
-            raise UserError(next(iter(self._snapshot.head_errors), f"the head of {self.trial} is not stored any more"))
-        return found
+        return trained_head(self._snapshot, self._trial).classifier
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of the whole model with this head, for `load_state_dict` of your own module.
+
+        The names are those of the model that the backbone's factory creates; see docs/export.md.
+
+        Raises:
+            UserError: the head is not linear, or the model's classifier cannot hold it.
+            LongtailError: the head or the checkpoint of the backbone is missing or damaged.
+        """
+        return winner_state_dict(self._snapshot, self._trial)
+
+    def export(
+        self,
+        format: str,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        force: bool = False,
+    ) -> Path:
+        """Write the trained classifier with a model card beside it, and return its file.
+
+        Args:
+            format: `state_dict`, `safetensors`, `pt2` or `onnx`.
+            out: directory to write to; None: `export/<format>` in the sweep's directory.
+            force: replace an earlier export.
+
+        Raises:
+            UserError: unknown format, the directory is not empty, or the format cannot hold the head.
+            LongtailError: the head or the checkpoint of the backbone is missing or damaged.
+        """
+        place = None if out is None else Path(out)
+        return export_model(self._snapshot, place, format=format, trial=self._trial, force=force)
+
+    def predict(self, folder: str | os.PathLike[str], *, top: int | None = None) -> pd.DataFrame:
+        """Classes and probabilities of the images of a folder, one row per image, in the order of their paths.
+
+        Args:
+            folder: is searched with its subfolders.
+            top: show the best classes only, with their probabilities; None: a column per class.
+
+        Raises:
+            UserError: the sweep has no backbone, or the folder has no images.
+            DataError: an image cannot be read, and the dataset does not skip such images.
+        """
+        return predict(self._snapshot, Path(folder), trial=self._trial, top=top)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{path}={value!r}" for path, value in self.params.items())
