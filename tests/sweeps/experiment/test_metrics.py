@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 from support.ledgers import runs_by_key, runs_of
 from support.reports import directory, rows, text
@@ -226,7 +229,7 @@ def test_a_broken_metric_stops_at_the_first_pack(small_sweep: MakeSweep) -> None
 def test_the_code_of_a_metric_is_part_of_the_identity(small_sweep: MakeSweep, module: Path) -> None:
     spec = small_sweep(metrics=["large_classes"])
     sweeps.run(spec)
-    module.write_text(SOURCE.replace(".mean() if", ".max() if"))
+    module.write_text(SOURCE.replace(".mean() if", ".mean() / 2 if"))
     del sys.modules["own_metrics"]
     METRICS._kinds.pop("large_classes"), METRICS._kinds.pop("confidence")
     importlib.invalidate_caches()
@@ -238,10 +241,23 @@ def test_the_code_of_a_metric_is_part_of_the_identity(small_sweep: MakeSweep, mo
     assert not runs_by_key(spec).keys() & runs_by_key(changed).keys()
 
 
-def test_ray_workers_compute_it(small_sweep: MakeSweep, local_ray: str, module: Path) -> None:
+def test_workers_of_ray_compute_it(small_sweep: MakeSweep, module: Path, one_thread: None) -> None:
+    """From the command line, where a local Ray has two workers; a metric that is broken there is named."""
     inline, spec = selected(small_sweep, name="inline"), selected(small_sweep, backend="ray")
-    expected, found = sweeps.run(inline), sweeps.run(spec)
+    broken = small_sweep(name="broken", metrics=[{"kind": "confidence", "broken": True}], backend="ray")
+    ended = [lt_sweep_run(one, module) for one in (spec, broken)]
+    assert ended[0].returncode == 0, ended[0].stderr
+    expected = sweeps.run(inline)
     assert runs_by_key(spec) == runs_by_key(inline)
-    assert found.winner == expected.winner
-    with pytest.raises(UserError, match="metric confidence must return one number"):
-        sweeps.run(small_sweep(name="broken", metrics=[{"kind": "confidence", "broken": True}], backend="ray"))
+    assert expected.winner is not None
+    assert json.loads((directory(spec) / "result.json").read_text())["winner"]["trial"] == expected.winner.trial
+    assert ended[1].returncode == 2
+    assert "metric confidence must return one number for a set of images, got ndarray of shape" in ended[1].stderr
+
+
+def lt_sweep_run(spec: SweepSpec, module: Path) -> subprocess.CompletedProcess[str]:
+    file = module.with_name(f"{spec.name}.yaml")
+    file.write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+    command = [sys.executable, "-m", "sweeps", "run", str(file), "--allow-import", module.stem]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=module.parent, env=environment, capture_output=True, text=True, check=False)
