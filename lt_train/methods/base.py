@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -30,8 +30,11 @@ from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lt_train.core.seeding import Step
+
 __all__ = [
     "METHODS",
+    "Augmentation",
     "CrossEntropyMethod",
     "LearningRate",
     "MethodSpec",
@@ -53,6 +56,8 @@ Head = Annotated[HeadSpec, HEADS]
 Sampler = Annotated[SamplerSpec, SAMPLERS]
 Constraint = Annotated[ConstraintSpec, CONSTRAINTS] | None
 PostHoc = Annotated[PostHocSpec, POST_HOC] | None
+Augmentation: TypeAlias = "Callable[[Tensor, Tensor, Step], Tensor]"
+"""Features `[B, D]`, labels `[B]` and step of a batch to its new features."""
 
 
 class TrainingSpec(Spec):
@@ -92,19 +97,27 @@ class MethodSpec(KindSpec):
         """The trained classifier, `[..., D] -> [..., K]`, from the state of a run (`SelectedHead.state`).
 
         Raises:
-            RuntimeError: the tensors do not belong to the head of this method.
+            KeyError, RuntimeError: the tensors do not belong to the head of this method.
         """
         from lt_train.methods.heads._modules import Adjusted
 
-        inner = (
-            state
-            if self.post_hoc is None
-            else {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
-        )
-        weight = inner["weight"]
-        head = self.head.module((torch.zeros_like(weight), weight.new_zeros(len(weight))))
-        head.load_state_dict(dict(inner))
+        classes, dim = self.state_shape(state)
+        head = self.head.module((torch.zeros(classes, dim), torch.zeros(classes)))
+        head.load_state_dict(self._head_state(state))
         return head if self.post_hoc is None else Adjusted(head, state["scale"], state["offset"])
+
+    def state_shape(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        """`(K, D)` of the classifier in the state of a run.
+
+        Raises:
+            KeyError: the tensors do not belong to the head of this method.
+        """
+        return self.head.state_shape(self._head_state(state))
+
+    def _head_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.post_hoc is None:
+            return dict(state)
+        return {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
 
     def incompatibility(self, class_counts: Tensor) -> str:
         """Why this method cannot be used on data with these class counts `[K]`; empty if it can."""
@@ -159,6 +172,17 @@ class TrainedMethod(MethodSpec):
             lanes: all lane values by dotted path, `[]` for one run or `[S, 1, T]` for a stack.
             class_counts: int64 `[K]`, training images per class, on the same device.
         """
+
+    def augmentation(self, class_counts: Tensor) -> Augmentation | None:
+        """A change of the training features of every batch; None by default.
+
+        It is called with float32 features `[B, D]` of one seed, their labels `[B]` and the step, and returns new
+        features. All lanes of a stack share the features, so it may depend on static fields only, not on lane values.
+
+        Args:
+            class_counts: int64 `[K]`, training images per class, on the same device.
+        """
+        return None
 
     def validate_combination(self) -> Iterator[str]:
         """See `MethodSpec.validate_combination`."""

@@ -122,8 +122,8 @@ class _PackTraining:
         """The largest number of lanes of such runs in a stack; unlimited for untrained runs, which share one head."""
         if not run.method.trains:
             return len(self.runs)
-        classes, dim = self.data.bank.num_classes, self.data.bank.feature_dim
-        lane_bytes = 4 * (run.method.head.num_parameters(classes, dim) + run.training.batch_size * classes)
+        head, shape = run.method.head, (self.data.bank.num_classes, self.data.bank.feature_dim)
+        lane_bytes = 4 * (head.num_parameters(*shape) + run.training.batch_size * head.num_activations(*shape))
         return max(1, STACK_BYTES[torch.device(self.data.device).type] // lane_bytes)
 
     def _record(self, stack: Stack, loss_ST: Tensor) -> None:

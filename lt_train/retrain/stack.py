@@ -19,9 +19,10 @@ from torch import Tensor
 
 from lt_train.core.fields import part_of, static_fields
 from lt_train.core.io import fingerprint
+from lt_train.core.seeding import Step
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.files import read_batches
-from lt_train.methods.base import TrainedMethod
+from lt_train.methods.base import Augmentation, TrainedMethod
 from lt_train.methods.heads.base import Classifier, HeadSpec
 from lt_train.methods.samplers import SamplerSpec
 from lt_train.metrics import LogitStatistics, split_accuracy, split_masks, top1_correct
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceBank", "Measured", "Stack"]
 
 LOGIT_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Largest size of the logits of one evaluation step; on a CPU they should fit into the cache."""
+"""Largest size of the logits (and hidden layers) of one evaluation step; on a CPU they should fit into the cache."""
 
 Affine = tuple[Tensor, Tensor]
 
@@ -62,13 +63,14 @@ class Stack:
     def __init__(self, data: DeviceBank, runs: Sequence[Run], index_ST: Sequence[Sequence[int]]) -> None:
         self.data, self.index_ST = data, index_ST
         self.runs_ST = [[runs[index] for index in row] for row in index_ST]
+        self.seeds = tuple(row[0].seed for row in self.runs_ST)
         first = self.runs_ST[0][0]
         self.method, self.training = first.method, first.training
         self.shape = len(index_ST), len(index_ST[0])
         self.lanes = self._lane_tensors()
         self.images = data.images(self.method.head)
         heads = self.runs_ST if self.method.trains else [[first]]
-        modules = [[self.method.head.module(start_head(data.bank, run)) for run in row] for row in heads]
+        modules = [[run.method.head.module(start_head(data.bank, run), run.seed) for run in row] for row in heads]
         self.head = self.method.head.stack(modules, part_of(self.lanes, "head"), data.device)
         self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.head.parameters.items()}
         self.finite_ST = torch.ones(self.shape, dtype=torch.bool, device=data.device)
@@ -80,6 +82,7 @@ class Stack:
         self._rate_factor = 1.0
         if isinstance(self.method, TrainedMethod):
             self.loss = self.method.loss(self.lanes, data.class_counts)
+            self.augment = self.method.augmentation(data.class_counts)
             momentum, self._decays = self.lanes["momentum"], bool(self.lanes["weight_decay"].any())
             # Determined once, not per step: reading a value from a CUDA device synchronises it.
             self._shared_momentum = float(momentum.max()) if bool((momentum == momentum.max()).all()) else None
@@ -106,10 +109,15 @@ class Stack:
         rate_S1T = self._start_epoch(epoch)
         decay = (rate_S1T * self.lanes["weight_decay"]).unsqueeze(-1) if self._decays else None
         loss_ST = torch.zeros(self.shape, device=self.data.device)
-        for features_SBD, labels_SB1 in self.data.batches(epoch, torch.stack(orders), self.training.batch_size):
+        batches = self.data.batches(epoch, torch.stack(orders), self.training.batch_size)
+        for number, (features_SBD, labels_SB1) in enumerate(batches):
+            step = Step(self.seeds, epoch, self.epochs, number, labels_SB1.shape[1], self.data.device)
+            if self.augment is not None:
+                features_SBD = self._augmented(self.augment, features_SBD, labels_SB1, step)
             inputs_SBI = self.method.head.inputs(features_SBD, self.data.start)
             logits_SBTK = self.head.logits(inputs_SBI)
-            loss_SBT, grad_SBTK = self.loss.with_gradient(logits_SBTK, labels_SB1, rate_S1T / labels_SB1.shape[1])
+            loss = self.loss.at(step)
+            loss_SBT, grad_SBTK = loss.with_gradient(logits_SBTK, labels_SB1, rate_S1T / labels_SB1.shape[1])
             self._step(inputs_SBI, logits_SBTK, grad_SBTK, decay)
             loss_ST += loss_SBT.sum(dim=1)
             if constraint is not None and constraint.every == "step":
@@ -120,6 +128,11 @@ class Stack:
         self._check_finite(loss_ST)
         self._check_adjustment()
         return loss_ST
+
+    def _augmented(self, augment: Augmentation, features_SBD: Tensor, labels_SB1: Tensor, step: Step) -> Tensor:
+        """Features of one batch changed by the method, one seed at a time."""
+        by_seed = zip(features_SBD, labels_SB1.squeeze(-1), self.seeds, strict=True)
+        return torch.stack([augment(features_BD, labels_B, step.of(seed)) for features_BD, labels_B, seed in by_seed])
 
     def _start_epoch(self, epoch: int) -> Tensor:
         """The learning rates of this epoch, `[S, 1, T]`.
@@ -243,7 +256,8 @@ class Stack:
         affine = self._affine()
         seeds, lanes = self.shape
         limit = LOGIT_BYTES[torch.device(self.data.device).type]
-        at_once = max(1, limit // (4 * seeds * lanes * self.data.bank.num_classes))
+        values = self.method.head.num_activations(self.data.bank.num_classes, self.data.bank.feature_dim)
+        at_once = max(1, limit // (4 * seeds * lanes * values))
         for start in range(0, len(images.labels), at_once):
             views = images.inputs[:, start : start + at_once]
             heads = seeds if self.method.trains else 1

@@ -1,18 +1,56 @@
 """Every head, as a plain module and stacked: equal logits, gradients of autograd, states that round-trip.
 
-The heads are those of the registry, with one variant per value of each option.
+The heads are those of the registry, with one variant per value of each option, and one from outside with the default
+stack.
 """
 
 import copy
 import typing
+from collections.abc import Mapping
 
 import pytest
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from lt_train.core.fields import BATCHED
 from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec, StackedHead
 
 SEEDS, BATCH, LANES, CLASSES, DIM = 2, 5, 3, 4, 6
+
+
+class Prototypes(HeadSpec):
+    """`z_k = s g W_k f - s |f - c_k|^2` with buffers that differ by lane (s) and that do not (W), and a scalar g."""
+
+    kind: typing.Literal["prototypes"] = "prototypes"
+    scale: typing.Annotated[float, BATCHED, Field(gt=0, description="s")] = 2.0
+
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
+        return PrototypesModule(start[0], self.scale)
+
+    def num_parameters(self, num_classes: int, feature_dim: int) -> int:
+        return num_classes * feature_dim + 1
+
+    def state_shape(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        classes, dim = state["centers"].shape
+        return classes, dim
+
+
+class PrototypesModule(nn.Module):
+    """See `Prototypes`."""
+
+    scale: Tensor
+    frozen: Tensor
+
+    def __init__(self, weight: Tensor, scale: float) -> None:
+        super().__init__()
+        self.centers, self.gate = nn.Parameter(weight.clone()), nn.Parameter(torch.ones(()))
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("frozen", torch.ones_like(weight), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        far = (features.unsqueeze(-2) - self.centers).square().sum(dim=-1)
+        return self.scale * (self.gate * features @ self.frozen.T - far)
 
 
 def variants() -> list[typing.Any]:
@@ -23,7 +61,7 @@ def variants() -> list[typing.Any]:
         for name, field in spec.model_fields.items():
             if field.annotation is bool:
                 found.append(pytest.param(spec(**{name: not field.default}), id=f"{kind}-{name}"))
-    return found
+    return [*found, pytest.param(Prototypes(), id="from outside")]
 
 
 every_head = pytest.mark.parametrize("spec", variants())
@@ -120,6 +158,8 @@ def test_a_state_restores_the_module(spec: HeadSpec) -> None:
             own = spec.model_copy(update={name: float(value[s, 0, t]) for name, value in case.lanes.items()})
             again = own.module((torch.zeros_like(case.start[0]), torch.zeros_like(case.start[1]))).double()
             again.load_state_dict(state)
+            assert state.keys() == module.state_dict().keys()
+            assert spec.state_shape(state) == (CLASSES, DIM)
             for name, tensor in module.state_dict().items():
                 assert torch.equal(again.state_dict()[name], tensor), name
             torch.testing.assert_close(again(case.features_SBD), module(case.features_SBD))
