@@ -30,7 +30,7 @@ from lt_train.losses import Loss
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.methods.heads.base import HeadSpec
 from lt_train.retrain import fused, reference
-from lt_train.retrain.base import Run, RunResult
+from lt_train.retrain.base import Run, RunResult, prepared_runs
 
 __all__ = ["check_dataset", "check_kind", "check_method"]
 
@@ -94,13 +94,16 @@ def check_method(method: MethodSpec | type[MethodSpec]) -> None:
     checked = check_kind(method)
     assert isinstance(checked, MethodSpec), f"{type(checked).__name__} is not a method"
     if isinstance(checked, TrainedMethod):
-        _check_loss(checked)
-        _check_augmentation(checked, _bank())
+        bank = _bank()
+        (run,) = prepared_runs(bank, [Run(checked, TrainingSpec(), 0)])
+        assert isinstance(run.method, TrainedMethod), f"{type(checked).__name__}.prepared must return a method"
+        _check_loss(run.method, bank.class_counts)
+        _check_augmentation(run.method, bank)
     _check_training(checked)
 
 
-def _check_loss(method: TrainedMethod) -> None:
-    name, counts, classes = type(method).__name__, torch.tensor([16, 4, 1]), 3
+def _check_loss(method: TrainedMethod, counts: Tensor) -> None:
+    name, classes = type(method).__name__, len(counts)
     seeds, batch, lanes = 2, 5, 3
     stream = torch.Generator().manual_seed(0)
     settings = [variant.lane_values() for variant in _variants(method, lanes)]
@@ -112,7 +115,8 @@ def _check_loss(method: TrainedMethod) -> None:
     except KeyError as error:
         problem = f"{name}.loss uses lanes[{error}], but {name} has no such field that declares BATCHED"
         raise AssertionError(problem) from None
-    _check_large_logits(name, method.loss({path: value[:1, :, :1] for path, value in several.items()}, counts))
+    one_run = {path: value[:1, :, :1] for path, value in several.items()}
+    _check_large_logits(name, method.loss(one_run, counts), classes)
 
     logits = 3 * torch.randn(seeds, batch, lanes, classes, generator=stream, dtype=torch.float64)
     labels = (torch.arange(seeds * batch) % classes).view(seeds, batch, 1)
@@ -141,9 +145,8 @@ def _check_loss(method: TrainedMethod) -> None:
         _assert_close((of_step(logits[:, order], labels[:, order]),), (losses[:, order],), problem)
 
 
-def _check_large_logits(name: str, loss: Loss) -> None:
+def _check_large_logits(name: str, loss: Loss, classes: int) -> None:
     """One value per image, finite for logits that differ by 200, also for a batch of one image."""
-    classes = 3
     corners = torch.cartesian_prod(*[torch.tensor([-100.0, 0.0, 100.0])] * classes).double()
     extreme, every = corners.repeat(classes, 1), torch.arange(classes).repeat_interleave(len(corners))
     for images in (len(every), 1):

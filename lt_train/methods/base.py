@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -24,13 +24,15 @@ from lt_train.core.registry import KindSpec, Registry, Spec
 from lt_train.losses import CrossEntropy, Loss, empty_classes
 from lt_train.methods.constraints import CONSTRAINTS, ConstraintSpec
 from lt_train.methods.heads import HEADS, HeadSpec, Linear
-from lt_train.methods.post_hoc import POST_HOC, PostHocSpec
+from lt_train.methods.post_hoc import POST_HOC, FittedPostHoc, PostHocSpec
 from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lt_train.core.seeding import Step
+    from lt_train.features.bank import EvalSet
+    from lt_train.methods.heads.base import Classifier
 
 __all__ = [
     "METHODS",
@@ -77,10 +79,12 @@ class MethodSpec(KindSpec):
     Class attributes:
         trains: whether the head is trained. A method that trains nothing is evaluated once.
         needs_all_classes: whether it divides by class sizes, so that every class must have training images.
+        prepares_on_val: whether `prepared` reads the validation set. The accuracy on that set is then optimistic.
     """
 
     trains: ClassVar[bool]
     needs_all_classes: ClassVar[bool] = False
+    prepares_on_val: ClassVar[bool] = False
 
     head: Head = Field(default=Linear(), description="the classifier")
     post_hoc: PostHoc = Field(default=None, description="adjustment of the logits of the trained head at evaluation")
@@ -92,6 +96,20 @@ class MethodSpec(KindSpec):
     def static_fields(self) -> dict[str, Any]:
         """All other fields, nested. Runs share a pack only if these are equal."""
         return static_fields(self)
+
+    @property
+    def uses_val(self) -> bool:
+        """Whether the method or its post-hoc adjustment sets values from the validation set."""
+        return self.prepares_on_val or isinstance(self.post_hoc, FittedPostHoc)
+
+    def prepared(self, val: EvalSet, start: Classifier | None) -> Self:
+        """This method with fields set from the validation set, before training; called if it `prepares_on_val`.
+
+        Args:
+            val: the validation set, on the CPU.
+            start: the stage-1 classifier, None if the bank has none.
+        """
+        return self
 
     def classifier(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The trained classifier, `[..., D] -> [..., K]`, from the state of a run (`SelectedHead.state`).

@@ -34,6 +34,7 @@ from lt_train.retrain.base import (
     check_runs,
     diverged,
     overflowed,
+    prepared_runs,
     score_column,
 )
 from lt_train.retrain.memory import fit_in_memory
@@ -64,6 +65,7 @@ def fit(
     """
     rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
+    runs = prepared_runs(bank, runs)
     return fit_in_memory(
         lambda part: _PackTraining(bank, part, device, rule, halving).train(), runs, splittable=halving is None
     )

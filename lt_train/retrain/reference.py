@@ -47,6 +47,7 @@ from lt_train.core.seeding import Step
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod
 from lt_train.methods.heads._modules import Adjusted
+from lt_train.methods.post_hoc import FittedPostHoc
 from lt_train.metrics import SPLITS, LogitStatistics, correct_per_class, split_accuracy, split_masks
 from lt_train.retrain.base import (
     Array,
@@ -59,6 +60,7 @@ from lt_train.retrain.base import (
     check_runs,
     diverged,
     overflowed,
+    prepared_runs,
     score_column,
     start_head,
 )
@@ -79,6 +81,7 @@ def fit(
     """
     rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
+    runs = prepared_runs(bank, runs)
     stops: list[int | None] = [None] * len(runs)
     if halving is not None:
         complete = [_fit_one(bank, run, device, rule) for run in runs]
@@ -219,7 +222,12 @@ class _History:
         row_norms = bias = None
         if adjustment.needs_rows:
             row_norms, bias = head.get_parameter("weight").norm(dim=-1).cpu(), head.get_parameter("bias").cpu()
-        scale, offset = adjustment.affine(values, self.bank.class_counts, row_norms, bias)
+        if isinstance(adjustment, FittedPostHoc):
+            assert self.bank.val is not None, "check_runs refuses such an adjustment on a bank without val"
+            val = _logits(head, self.bank.val), self.bank.val.labels
+            scale, offset = adjustment.fit(values, self.bank.class_counts, *val)
+        else:
+            scale, offset = adjustment.affine(values, self.bank.class_counts, row_norms, bias)
         device = next(head.parameters()).device
         return Adjusted(head, scale.to(device), offset.to(device))
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,9 @@ from lt_train.core.io import fingerprint
 from lt_train.core.seeding import Step
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.files import read_batches
-from lt_train.methods.base import Augmentation, TrainedMethod
+from lt_train.methods.base import Augmentation, MethodSpec, TrainedMethod
 from lt_train.methods.heads.base import Classifier, HeadSpec
+from lt_train.methods.post_hoc import FittedPostHoc
 from lt_train.methods.samplers import SamplerSpec
 from lt_train.metrics import LogitStatistics, split_accuracy, split_masks, top1_correct
 from lt_train.retrain.base import Array, Run, learning_rate_factor, start_head
@@ -78,6 +80,7 @@ class Stack:
         self.finished, self.epochs = 0, self.training.epochs if self.method.trains else 1
         self._selected: dict[str, Tensor] = {}
         self._measured: Measured | None = None
+        self._fitted: Affine | None = None  # of the current heads
         self._shared_state: dict[str, Tensor] = {}
         self._rate_factor = 1.0
         if isinstance(self.method, TrainedMethod):
@@ -100,7 +103,7 @@ class Stack:
     @torch.no_grad()
     def train_epoch(self) -> Tensor:
         """One pass over the training set; returns the mean loss of every lane, `[S, T]`, NaN if nothing is trained."""
-        epoch, self.finished = self.finished, self.finished + 1
+        epoch, self.finished, self._fitted = self.finished, self.finished + 1, None
         if not isinstance(self.method, TrainedMethod):
             self._check_adjustment()
             return torch.full(self.shape, torch.nan, device=self.data.device)
@@ -224,6 +227,7 @@ class Stack:
         """LoMa, regularised std and per-class accuracy of the selected heads on the test set; ends the training."""
         if self._measured is None:
             self.head.parameters.update(self._selected)
+            self._fitted = None
             statistics = self._statistics()
             self._measured = Measured(statistics, self._count_correct(self.images["test"], statistics))
         return self._measured
@@ -247,9 +251,27 @@ class Stack:
         adjustment = self.method.post_hoc
         if adjustment is None:
             return None
+        if isinstance(adjustment, FittedPostHoc):
+            self._fitted = self._fitted or self._fit(adjustment)
+            return self._fitted
         lanes = {name: value.unsqueeze(-1) for name, value in part_of(self.lanes, "post_hoc").items()}
         norms, bias = self.head.row_norms() if adjustment.needs_rows else (None, None)
         return adjustment.affine(lanes, self.data.class_counts, norms, bias)
+
+    def _fit(self, adjustment: FittedPostHoc) -> Affine:
+        """Scale and offset of every run, chosen on the validation logits of its current head, one run at a time."""
+        bank, tables = self.data.bank, []
+        assert bank.val is not None, "check_runs refuses such an adjustment on a bank without val"
+        features = bank.val.features.to(self.data.device).float()
+        for (s, t), run in np.ndenumerate(np.array(self.runs_ST, dtype=object)):
+            plain: MethodSpec = run.method.model_copy(update={"post_hoc": None})
+            state = self.head.state(s, t) if self.method.trains else self.head.state(0, 0)
+            logits_NK = plain.classifier(state).to(self.data.device)(features).mean(dim=0).cpu()
+            values = part_of(run.method.lane_values(), "post_hoc")
+            lanes = {name: torch.tensor(value) for name, value in values.items()}
+            tables.append(torch.stack(adjustment.fit(lanes, bank.class_counts, logits_NK, bank.val.labels)))
+        scale, offset = torch.stack(tables, dim=1).view(2, self.shape[0], 1, self.shape[1], -1).to(self.data.device)
+        return scale, offset
 
     def _logits(self, images: EvaluationInputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits `[S, B, T, K]` (view average, adjusted) and labels `[B]`, in batches of at most `LOGIT_BYTES`."""

@@ -6,7 +6,7 @@ The fused engine must agree with the reference on them, whatever shares a stack.
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import pytest
@@ -16,13 +16,16 @@ from support.banks import make_bank
 from support.engines import agree, assert_same, distance, kept, predict, stack_bytes
 from torch import Tensor
 
+from lt_train.core.errors import BankError
 from lt_train.core.fields import BATCHED
 from lt_train.core.seeding import Step
-from lt_train.losses import CrossEntropy, Loss, column
-from lt_train.methods.base import Augmentation, TrainedMethod, TrainingSpec
+from lt_train.features.bank import EvalSet
+from lt_train.losses import CrossEntropy, Loss, column, log_prior
+from lt_train.methods.base import Augmentation, MethodSpec, TrainedMethod, TrainingSpec
 from lt_train.methods.heads.base import HEADS
+from lt_train.methods.post_hoc import FittedPostHoc
 from lt_train.methods.samplers import SAMPLERS
-from lt_train.retrain import fused
+from lt_train.retrain import fused, reference
 from lt_train.retrain.base import EpochSelection, Halving, Run
 from lt_train.testing import check_method
 
@@ -116,6 +119,46 @@ class MixupLoss(Loss):
         return share * loss(logits, labels) + (1 - share) * loss(logits, labels.gather(1, partner))
 
 
+class Hard(Outside):
+    """Class weights that grow with the error of the stage-1 head on the validation set."""
+
+    prepares_on_val: ClassVar[bool] = True
+
+    kind: Literal["hard"] = "hard"
+    weights: tuple[float, ...] = Field(default=(), description="set from the validation set")
+
+    def prepared(self, val: EvalSet, start: tuple[Tensor, Tensor] | None) -> Self:
+        assert start is not None
+        logits = val.features.mean(dim=0) @ start[0].T + start[1]
+        wrong = (logits.argmax(dim=-1) != val.labels).float()
+        errors = torch.bincount(val.labels, wrong) / torch.bincount(val.labels)
+        return self.model_copy(update={"weights": tuple(errors.tolist())})
+
+    def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+        return CrossEntropy(weight=1 + lanes["strength"].unsqueeze(-1) * torch.tensor(self.weights))
+
+
+class Start(MethodSpec):
+    """The stage-1 head."""
+
+    trains: ClassVar[bool] = False
+
+    kind: Literal["start"] = "start"
+
+
+class Fitted(FittedPostHoc):
+    """`z / std - s log p` with the standard deviation of the true logits of the validation set."""
+
+    kind: Literal["fitted"] = "fitted"
+    share: Annotated[float, BATCHED, Field(description="s")] = 0.5
+
+    def fit(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        offset = -lanes["share"] * log_prior(None, class_counts)
+        return logits.gather(1, labels[:, None]).std().reciprocal().expand(len(offset)), offset
+
+
 def torch_rand(stream: torch.Generator, images: int) -> Tensor:
     return torch.rand(images, generator=stream)
 
@@ -124,7 +167,7 @@ def torch_permutation(stream: torch.Generator, images: int) -> Tensor:
     return torch.randperm(images, generator=stream)
 
 
-METHODS = (Noisy, Spread, Mixup)
+METHODS = (Noisy, Spread, Mixup, Hard)
 every_method = pytest.mark.parametrize("method", METHODS, ids=[method.kind_name() for method in METHODS])
 
 
@@ -211,3 +254,47 @@ def test_noise_differs_between_seeds_epochs_and_steps() -> None:
     fused.fit(BANK, [replace(run, method=Watched()) for run in runs_of(Noisy, epochs=2)[:4]])
     assert len(seen) == 2 * 2 * 3, "two seeds, two epochs, three steps"
     assert len({noise.tobytes() for noise in seen}) == len(seen)
+
+
+# The validation set
+
+
+def with_fitted(run: Run, share: float) -> Run:
+    return replace(run, method=run.method.model_copy(update={"post_hoc": Fitted(share=share)}))
+
+
+@pytest.mark.parametrize("head", HEADS.kinds())
+@pytest.mark.parametrize("halving", [None, Halving((1, 2))], ids=["whole", "halved"])
+@pytest.mark.parametrize("rule", [RULE, EpochSelection("best", "val"), EpochSelection()], ids=str)
+def test_a_fitted_adjustment_is_the_same_in_both_engines(
+    head: str, halving: Halving | None, rule: EpochSelection
+) -> None:
+    runs = [with_fitted(run, 0.1 + 0.2 * lane) for lane, run in enumerate(runs_of(Noisy, head)) if lane < 5]
+    runs = [replace(run, seed=seed) for run in runs for seed in (0, 3)]
+    agree(BANK, runs, rule, halving)
+
+
+def test_a_fitted_adjustment_of_the_stage_1_head() -> None:
+    """One head for all lanes, whose adjustments differ."""
+    runs = [with_fitted(Run(Start(), TrainingSpec(), 0), share) for share in (0.0, 0.3, 0.9)]
+    results = agree(BANK, runs)
+    assert len({kept(result).state["offset"].tobytes() for result in results}) == 3
+
+
+def test_the_adjustment_is_fitted_to_the_validation_set() -> None:
+    assert BANK.head is not None
+    assert BANK.val is not None
+    true = (BANK.val.features[0] @ BANK.head[0].T + BANK.head[1])[range(20), BANK.val.labels]
+    (result,) = agree(BANK, [with_fitted(Run(Start(), TrainingSpec(), 0), 0.0)])
+    np.testing.assert_allclose(kept(result).state["scale"], 1 / float(true.std()), rtol=1e-4)
+
+
+def test_methods_that_use_val_need_it() -> None:
+    without = make_bank((40, 20, 9, 4, 1), dim=6, val_per_class=0)
+    (hard, *_), (plain, *_) = runs_of(Hard), runs_of(Noisy)
+    assert hard.method.uses_val
+    assert with_fitted(plain, 0.1).method.uses_val
+    assert not plain.method.uses_val
+    for fit, run in product((fused.fit, reference.fit), (hard, with_fitted(plain, 0.1))):
+        with pytest.raises(BankError, match=r"(hard|post_hoc fitted) sets values from the validation set"):
+            fit(without, [run])
