@@ -76,7 +76,7 @@ def summarise(sweep: Sweep) -> Result:
         extended=extended,
         extended_skipped=extended_skipped,
         seconds={name: round(value, 3) for name, value in sweep.seconds.items()},
-        notes=[*sweep.notes, *failures, *_search_notes(sweep), *_val_notes(sweep)],
+        notes=[*sweep.notes, *failures, *_search_notes(sweep)],
     )
 
 
@@ -88,17 +88,6 @@ def _search_notes(sweep: Sweep) -> list[str]:
     return [
         f"Trials were proposed with several versions of a library ({', '.join(versions)}), because the sweep was "
         "resumed with another one; a sweep with a single version may try other trials."
-    ]
-
-
-def _val_notes(sweep: Sweep) -> list[str]:
-    """A note if methods set values from the validation set."""
-    names = dict.fromkeys(one.trial.candidate for one in sweep.every if one.trial.method.uses_val)
-    if not names:
-        return []
-    return [
-        f"Accuracies of {', '.join(names)} on the validation set are optimistic, because the method sets values from "
-        "that set; compare methods on the test set."
     ]
 
 
