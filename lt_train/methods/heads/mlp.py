@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lt_train.core.fields import STATIC
 from lt_train.core.imports import nn, torch
 from lt_train.core.seeding import generator
 from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec
@@ -26,7 +27,7 @@ class MLP(HeadSpec):
     """
 
     kind: Literal["mlp"] = "mlp"
-    hidden: Annotated[int, Field(ge=1, description="number H of hidden units, >= 1")] = 128
+    hidden: Annotated[int, STATIC, Field(ge=1, description="number H of hidden units, >= 1")] = 128
 
     def module(self, start: Classifier, seed: int = 0) -> nn.Module:
         """An `MLPModule`; U and c are uniform in +-1/sqrt(D), as in torch.nn.Linear."""
