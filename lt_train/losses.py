@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeAlias
 
 from pydantic import AfterValidator, Field
 
@@ -27,6 +27,8 @@ from lt_train.core.imports import functional, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lt_train.core.seeding import Step
 
 __all__ = [
     "BinarySigmoid",
@@ -53,7 +55,15 @@ Table: TypeAlias = "Tensor | float"
 
 
 class Loss(ABC):
-    """Base class of losses."""
+    """Base class of losses.
+
+    Class attributes:
+        over_batch: whether the loss of an image may depend on the other images of its batch. Such a loss always sees
+            logits `[S, B, T, K]` and labels `[S, B, 1]`, with B images on axis 1, and hyperparameters `[S, 1, T]`; for
+            one run, S = T = 1. Seeds and lanes must not depend on one another. The last batch may be short.
+    """
+
+    over_batch: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,9 +72,14 @@ class Loss(ABC):
         For finite logits the loss and its gradient are finite.
         """
 
+    def at(self, step: Step) -> Loss:
+        """The loss of one step; by default this loss. One with noise (`Step.draw`) or a schedule returns another."""
+        return self
+
     def with_gradient(self, logits: Tensor, labels: Tensor, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
         """`(loss [...], scale * d loss / d logits [..., K])`; `scale` broadcasts to `[...]`. `logits` is not changed.
 
+        Of a loss over the batch, the gradient of the sum of all losses, times `scale`, which is one number per lane.
         The default uses autograd. Losses override it with a faster gradient.
         """
         with torch.enable_grad():

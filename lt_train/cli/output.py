@@ -35,13 +35,13 @@ def load_classifier(bank: FeatureBank, file: Path | None) -> torch.nn.Module:
         return Vanilla().classifier({"weight": bank.head[0], "bias": bank.head[1]})
     state, about = load_head(file)
     try:
-        classifier = METHODS.parse(about["method"]).classifier(state)
+        method = METHODS.parse(about["method"])
+        classifier, shape = method.classifier(state), method.state_shape(state)
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"head {file} does not match the method that it names ({error})") from None
-    shape = next(list(tensor.shape) for tensor in state.values() if tensor.ndim == 2)
-    if shape != [bank.num_classes, bank.feature_dim]:
+    if shape != (bank.num_classes, bank.feature_dim):
         raise CheckpointError(
-            f"head {file} is for another bank: its weight is {shape} where this bank needs "
+            f"head {file} is for another bank: its weight is {list(shape)} where this bank needs "
             f"[{bank.num_classes}, {bank.feature_dim}]"
         )
     if about.get("bank") != bank.fingerprint:

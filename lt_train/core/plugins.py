@@ -35,6 +35,7 @@ __all__ = [
     "module_path",
     "offered",
     "registered",
+    "without_kinds",
 ]
 
 _log = logging.getLogger(__name__)
@@ -100,13 +101,6 @@ def import_allowed() -> None:
             module_path(name)
             _imported.add(name)  # before the import, because the module may use plugin groups itself
             load(name, functools.partial(importlib.import_module, name))
-            if name not in failures and not _offers_kinds(name):
-                _log.warning(
-                    "%s registers no kind, so --allow-import %s has no effect; decorate its classes with the register "
-                    "method of their group, such as METHODS.register",
-                    name,
-                    name,
-                )
 
 
 def load(name: str, importing: Callable[[], object]) -> object:
@@ -145,11 +139,12 @@ def registered(module: str, forget: Callable[[], None]) -> None:
         _undo[-1].append(undo)
 
 
-def _offers_kinds(name: str) -> bool:
-    """Whether a module or package that was imported has kinds, registered or as entry points."""
+def without_kinds() -> list[str]:
+    """The allowed modules and packages that were imported and have no kind, registered or as an entry point."""
     groups = (group for group in entry_points().groups if group.startswith(f"{ENTRY_POINTS}."))
-    offering = {point.module for group in groups for point in entry_points(group=group)}
-    return any(is_in(name, module) for module in _with_kinds | offering)
+    having = _with_kinds | {point.module for group in groups for point in entry_points(group=group)}
+    imported = (name for name in allowed_names() if name in _imported and name not in failures)
+    return [name for name in imported if not any(is_in(name, module) for module in having)]
 
 
 @functools.cache

@@ -209,13 +209,16 @@ class Registry(KindField, Generic[SpecT]):
             raise SpecError([f"{dotted((name, *loc))}: {text}" for loc, text in explain(error, spec)]) from None
 
     def hint(self, kind: Any) -> str:
-        """`; ...`: where an unknown kind may come from: a package that is not allowed or that failed, or any module."""
+        """`; ...`: where an unknown kind may come from: a package that is not allowed, that failed or has no kinds."""
         offering = {point.module.partition(".")[0] for point in plugins.offered(self.name) if point.name == kind}
         for package in sorted(offering):
             if not plugins.is_allowed(package):
                 return f"; the installed package {package} offers it: allow it with --allow-import {package}"
         if plugins.failures:
             return "".join(f"; {name} could not be imported: {reason}" for name, reason in plugins.failures.items())
+        if without := plugins.without_kinds():
+            decorate = f"decorate its class with {self.name.upper()}.register"
+            return f"; {', '.join(without)}, given with --allow-import, registers no kind: {decorate}"
         is_typo = bool(nearest(str(kind), self._kinds))
         return "" if is_typo else "; for a kind of your own, import its module, or name it with --allow-import MODULE"
 

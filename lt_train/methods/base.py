@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -24,14 +24,19 @@ from lt_train.core.registry import KindSpec, Registry, Spec
 from lt_train.losses import CrossEntropy, Loss, empty_classes
 from lt_train.methods.constraints import CONSTRAINTS, ConstraintSpec
 from lt_train.methods.heads import HEADS, HeadSpec, Linear
-from lt_train.methods.post_hoc import POST_HOC, PostHocSpec
+from lt_train.methods.post_hoc import POST_HOC, FittedPostHoc, PostHocSpec
 from lt_train.methods.samplers import SAMPLERS, Instance, SamplerSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lt_train.core.seeding import Step
+    from lt_train.features.bank import EvalSet
+    from lt_train.methods.heads.base import Classifier
+
 __all__ = [
     "METHODS",
+    "Augmentation",
     "CrossEntropyMethod",
     "LearningRate",
     "MethodSpec",
@@ -53,6 +58,8 @@ Head = Annotated[HeadSpec, HEADS]
 Sampler = Annotated[SamplerSpec, SAMPLERS]
 Constraint = Annotated[ConstraintSpec, CONSTRAINTS] | None
 PostHoc = Annotated[PostHocSpec, POST_HOC] | None
+Augmentation: TypeAlias = "Callable[[Tensor, Tensor, Step], Tensor]"
+"""Features `[B, D]`, labels `[B]` and step of a batch to its new features."""
 
 
 class TrainingSpec(Spec):
@@ -72,10 +79,12 @@ class MethodSpec(KindSpec):
     Class attributes:
         trains: whether the head is trained. A method that trains nothing is evaluated once.
         needs_all_classes: whether it divides by class sizes, so that every class must have training images.
+        prepares_on_val: whether `prepared` reads the validation set. The accuracy on that set is then optimistic.
     """
 
     trains: ClassVar[bool]
     needs_all_classes: ClassVar[bool] = False
+    prepares_on_val: ClassVar[bool] = False
 
     head: Head = Field(default=Linear(), description="the classifier")
     post_hoc: PostHoc = Field(default=None, description="adjustment of the logits of the trained head at evaluation")
@@ -88,23 +97,45 @@ class MethodSpec(KindSpec):
         """All other fields, nested. Runs share a pack only if these are equal."""
         return static_fields(self)
 
+    @property
+    def uses_val(self) -> bool:
+        """Whether the method or its post-hoc adjustment sets values from the validation set."""
+        return self.prepares_on_val or isinstance(self.post_hoc, FittedPostHoc)
+
+    def prepared(self, val: EvalSet, start: Classifier | None) -> Self:
+        """This method with fields set from the validation set, before training; called if it `prepares_on_val`.
+
+        Args:
+            val: the validation set, on the CPU.
+            start: the stage-1 classifier, None if the bank has none.
+        """
+        return self
+
     def classifier(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The trained classifier, `[..., D] -> [..., K]`, from the state of a run (`SelectedHead.state`).
 
         Raises:
-            RuntimeError: the tensors do not belong to the head of this method.
+            KeyError, RuntimeError: the tensors do not belong to the head of this method.
         """
         from lt_train.methods.heads._modules import Adjusted
 
-        inner = (
-            state
-            if self.post_hoc is None
-            else {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
-        )
-        weight = inner["weight"]
-        head = self.head.module((torch.zeros_like(weight), weight.new_zeros(len(weight))))
-        head.load_state_dict(dict(inner))
+        classes, dim = self.state_shape(state)
+        head = self.head.module((torch.zeros(classes, dim), torch.zeros(classes)))
+        head.load_state_dict(self._head_state(state))
         return head if self.post_hoc is None else Adjusted(head, state["scale"], state["offset"])
+
+    def state_shape(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        """`(K, D)` of the classifier in the state of a run.
+
+        Raises:
+            KeyError: the tensors do not belong to the head of this method.
+        """
+        return self.head.state_shape(self._head_state(state))
+
+    def _head_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.post_hoc is None:
+            return dict(state)
+        return {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
 
     def incompatibility(self, class_counts: Tensor) -> str:
         """Why this method cannot be used on data with these class counts `[K]`; empty if it can."""
@@ -159,6 +190,17 @@ class TrainedMethod(MethodSpec):
             lanes: all lane values by dotted path, `[]` for one run or `[S, 1, T]` for a stack.
             class_counts: int64 `[K]`, training images per class, on the same device.
         """
+
+    def augmentation(self, class_counts: Tensor) -> Augmentation | None:
+        """A change of the training features of every batch; None by default.
+
+        It is called with float32 features `[B, D]` of one seed, their labels `[B]` and the step, and returns new
+        features. All lanes of a stack share the features, so it may depend on static fields only, not on lane values.
+
+        Args:
+            class_counts: int64 `[K]`, training images per class, on the same device.
+        """
+        return None
 
     def validate_combination(self) -> Iterator[str]:
         """See `MethodSpec.validate_combination`."""

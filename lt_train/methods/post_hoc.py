@@ -2,7 +2,7 @@
 
 They need no training, so a whole grid of adjustments is evaluated on one set of logits.
 
-Shapes: K classes, `...` any lane axes.
+Shapes: N images, K classes, `...` any lane axes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lt_train.losses import Prior, log_prior, prior_incompatibility
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["POST_HOC", "LogitAdjust", "PostHocSpec", "TauNorm"]
+__all__ = ["POST_HOC", "FittedPostHoc", "LogitAdjust", "PostHocSpec", "TauNorm"]
 
 
 class PostHocSpec(KindSpec):
@@ -51,6 +51,29 @@ class PostHocSpec(KindSpec):
     def incompatibility(self, class_counts: Tensor) -> str:
         """Why this adjustment cannot be applied to data with these class counts `[K]`; empty if it can."""
         return ""
+
+
+class FittedPostHoc(PostHocSpec):
+    """Base class of adjustments that are chosen on the validation set. The accuracy on that set is then optimistic."""
+
+    @abstractmethod
+    def fit(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`(scale, offset)`, each `[K]`, for one run. It is called after every epoch; all tensors are on the CPU.
+
+        Args:
+            lanes: the batched fields of this spec, each `[]`.
+            class_counts: int64 `[K]`, training images per class.
+            logits: float32 `[N, K]`, of the N validation images, averaged over views, by the head of this epoch.
+            labels: int64 `[N]`, of the validation images.
+        """
+
+    def affine(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, row_norms: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Not used; see `fit`."""
+        raise NotImplementedError(f"{type(self).__name__} is fitted")
 
 
 POST_HOC = Registry("post_hoc", PostHocSpec, "lt_train.methods.post_hoc")  # type: ignore[type-abstract]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "diverged",
     "learning_rate_factor",
     "overflowed",
+    "prepared_runs",
     "score_column",
     "start_head",
 ]
@@ -172,8 +173,9 @@ def check_runs(bank: FeatureBank, runs: Sequence[Run], rule: EpochSelection, hal
     """Refuse runs that cannot be trained on this bank, before training starts.
 
     Raises:
-        BankError: features or labels are invalid; a method needs a stage-1 head and the bank has none; classes without
-            training images where a method needs their counts; `rule` names a validation set or split that is missing.
+        BankError: features or labels are invalid; a method needs a stage-1 head, or a validation set, and the bank has
+            none; classes without training images where a method needs their counts; `rule` names a validation set or
+            split that is missing.
     """
     bank.check()
     if (rule.epoch == "best" or halving is not None) and rule.on == "val" and bank.val is None:
@@ -203,8 +205,21 @@ def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
             f"constraint {method.constraint.kind} takes its radius from the stage-1 head, and this bank has none; "
             "provide `weight` and `bias` with the features"
         )
+    if method.uses_val and (bank.val is None or not len(bank.val.labels)):
+        part = method.kind if method.prepares_on_val or method.post_hoc is None else f"post_hoc {method.post_hoc.kind}"
+        raise BankError(f"{part} sets values from the validation set, and this bank has none; provide one or remove it")
     if reason := method.incompatibility(bank.class_counts):
         raise BankError(f"method {method.kind}: {reason}")
+
+
+def prepared_runs(bank: FeatureBank, runs: Sequence[Run]) -> list[Run]:
+    """The runs with what their methods take from the validation set before training; see `MethodSpec.prepared`."""
+    methods: dict[MethodSpec, MethodSpec] = {}
+    for run in runs:
+        if run.method.prepares_on_val and run.method not in methods:
+            assert bank.val is not None, "check_runs refuses such methods on a bank without a validation set"
+            methods[run.method] = run.method.prepared(bank.val, bank.head)
+    return [replace(run, method=methods[run.method]) if run.method in methods else run for run in runs]
 
 
 def start_head(bank: FeatureBank, run: Run) -> tuple[Tensor, Tensor]:

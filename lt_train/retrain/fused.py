@@ -33,6 +33,7 @@ from lt_train.retrain.base import (
     check_runs,
     diverged,
     overflowed,
+    prepared_runs,
     score_column,
 )
 from lt_train.retrain.memory import fit_in_memory
@@ -63,6 +64,7 @@ def fit(
     """
     rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
+    runs = prepared_runs(bank, runs)
     return fit_in_memory(
         lambda part: _PackTraining(bank, part, device, rule, halving).train(), runs, splittable=halving is None
     )
@@ -121,8 +123,8 @@ class _PackTraining:
         """The largest number of lanes of such runs in a stack; unlimited for untrained runs, which share one head."""
         if not run.method.trains:
             return len(self.runs)
-        classes, dim = self.data.bank.num_classes, self.data.bank.feature_dim
-        lane_bytes = 4 * (run.method.head.num_parameters(classes, dim) + run.training.batch_size * classes)
+        head, shape = run.method.head, (self.data.bank.num_classes, self.data.bank.feature_dim)
+        lane_bytes = 4 * (head.num_parameters(*shape) + run.training.batch_size * head.num_activations(*shape))
         return max(1, STACK_BYTES[torch.device(self.data.device).type] // lane_bytes)
 
     def _record(self, stack: Stack, loss_ST: Tensor) -> None:

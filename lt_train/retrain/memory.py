@@ -40,14 +40,14 @@ def lane_bytes(
     """Bytes that one more lane costs `fused.fit`, on the device and in results; an upper estimate.
 
     The sum of weights, momentum and selected weights (under successive halving also those of the new, smaller stacks
-    while the old ones still exist), the returned head, the logits of one batch and their gradient, and the float64
-    statistics of the final evaluation.
+    while the old ones still exist), the returned head, the logits (and hidden layers) of one batch and their gradient,
+    and the float64 statistics of the final evaluation.
     """
     head = num_classes * (feature_dim + 1)
     trained = method.head.num_parameters(num_classes, feature_dim) if method.trains else head
     copies = (3 if halving_factor is None else 3 + 3 / halving_factor) if method.trains else 1
-    returned = head + (trained if method.head.needs_classifier else 0)
-    batch = 5 * training.batch_size * num_classes
+    returned = head + trained if method.head.needs_classifier else max(head, trained)
+    batch = 5 * training.batch_size * method.head.num_activations(num_classes, feature_dim)
     statistics = 16 * num_classes
     return round(FLOAT_BYTES * (copies * trained + returned + batch + statistics))
 

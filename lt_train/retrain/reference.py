@@ -7,9 +7,11 @@ Stage 2, implemented here, re-trains only the classifier on top of these feature
 1. **Start.** The head starts from the classifier of stage 1 (`init: checkpoint`, the warm start) or from random weights
    (`init: random`).
 2. **Batches.** In every epoch the method's sampler draws an order of the training images, instance-balanced or
-   class-balanced, from the run's seed and the epoch alone. Epoch e uses view e mod V of the images.
+   class-balanced, from the run's seed and the epoch alone. Epoch e uses view e mod V of the images. Optionally, the
+   method changes the features of a batch.
 3. **Loss.** The method's loss is a per-sample function of logits and labels, for example cross entropy with smoothed
-   labels (Label Over-Smooth) or with class weights. A step minimises its mean over the batch.
+   labels (Label Over-Smooth) or with class weights. A step minimises its mean over the batch. Losses from outside may
+   also use random numbers, the position of the step, and the other images of the batch.
 4. **Optimiser.** SGD with momentum and weight decay. The learning rate follows a cosine from `lr` towards 0, stepped
    after each epoch: lr (1 + cos(pi e / E)) / 2.
 5. **Constraint.** Optionally, weight rows are projected after every step or every epoch (MaxNorm).
@@ -34,7 +36,7 @@ Shapes: V training views, A test views, N images, B batch, D features, K classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,9 +44,11 @@ import torch
 from torch import Tensor, nn
 
 from lt_train.core.fields import part_of
+from lt_train.core.seeding import Step
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod
 from lt_train.methods.heads._modules import Adjusted
+from lt_train.methods.post_hoc import FittedPostHoc
 from lt_train.metrics import LogitStatistics, correct_per_class, evaluate, split_accuracy, split_masks
 from lt_train.retrain.base import (
     Array,
@@ -57,11 +61,12 @@ from lt_train.retrain.base import (
     check_runs,
     diverged,
     overflowed,
+    prepared_runs,
     score_column,
     start_head,
 )
 
-__all__ = ["fit", "measure"]
+__all__ = ["LossOfRun", "fit", "measure"]
 
 
 def fit(
@@ -77,6 +82,7 @@ def fit(
     """
     rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
+    runs = prepared_runs(bank, runs)
     stops: list[int | None] = [None] * len(runs)
     if halving is not None:
         complete = [_fit_one(bank, run, device, rule) for run in runs]
@@ -87,13 +93,14 @@ def fit(
 def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochSelection, stop: int | None = None) -> RunResult:
     """Train and evaluate one run; with `stop`, only for that many epochs."""
     method = run.method
-    head = method.head.module(start_head(bank, run)).to(device)
+    head = method.head.module(start_head(bank, run), run.seed).to(device)
     history = _History(bank, method, rule)
     if not isinstance(method, TrainedMethod):
         return history.result(None if history.add(head, train_loss=float("nan")) else overflowed())
 
     hyperparameters = {name: torch.tensor(value, device=device) for name, value in method.lane_values().items()}
-    loss_function = method.loss(hyperparameters, bank.class_counts.to(device))
+    class_counts = bank.class_counts.to(device)
+    loss_function, augment = LossOfRun(method, hyperparameters, class_counts), method.augmentation(class_counts)
     optimizer = torch.optim.SGD(head.parameters(), method.lr, method.momentum, weight_decay=method.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=run.training.epochs)
     views, num_images = bank.train_features.shape[:2]
@@ -101,10 +108,13 @@ def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochSelection, sto
     for epoch in range(run.training.epochs if stop is None else stop):
         total_loss = 0.0
         order_N = method.sampler.order(bank.train_labels, run.seed, epoch)
-        for batch_B in order_N.split(run.training.batch_size):
+        for number, batch_B in enumerate(order_N.split(run.training.batch_size)):
+            step = Step(run.seed, epoch, run.training.epochs, number, len(batch_B), device)
             features_BD = bank.train_features[epoch % views, batch_B].to(device).float()
             labels_B = bank.train_labels[batch_B].to(device)
-            loss = loss_function(head(features_BD), labels_B).mean()
+            if augment is not None:
+                features_BD = augment(features_BD, labels_B, step)
+            loss = loss_function(head(features_BD), labels_B, step).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -120,6 +130,30 @@ def _fit_one(bank: FeatureBank, run: Run, device: str, rule: EpochSelection, sto
         if not history.add(head, total_loss / num_images):
             return history.result(failure=overflowed())
     return history.result(stopped=stop)
+
+
+class LossOfRun:
+    """The loss of a method for the batches of one run.
+
+    Args:
+        method: the method.
+        hyperparameters: all lane values by dotted path, each `[]`.
+        class_counts: int64 `[K]`.
+    """
+
+    def __init__(self, method: TrainedMethod, hyperparameters: Mapping[str, Tensor], class_counts: Tensor) -> None:
+        self.loss = method.loss(hyperparameters, class_counts)
+        if self.loss.over_batch:  # sees a stack of one run
+            stacked = {name: value.view(1, 1, 1) for name, value in hyperparameters.items()}
+            self.loss = method.loss(stacked, class_counts)
+
+    def __call__(self, logits_BK: Tensor, labels_B: Tensor, step: Step) -> Tensor:
+        """Loss `[B]` of the images of one batch."""
+        if not self.loss.over_batch:
+            return self.loss.at(step)(logits_BK, labels_B)
+        assert isinstance(step.seed, int), "this engine trains single runs"
+        logits_SBTK, labels_SB1 = logits_BK[None, :, None], labels_B[None, :, None]
+        return self.loss.at(step.of((step.seed,)))(logits_SBTK, labels_SB1)[0, :, 0]
 
 
 @torch.no_grad()
@@ -189,7 +223,12 @@ class _History:
         row_norms = bias = None
         if adjustment.needs_rows:
             row_norms, bias = head.get_parameter("weight").norm(dim=-1).cpu(), head.get_parameter("bias").cpu()
-        scale, offset = adjustment.affine(values, self.bank.class_counts, row_norms, bias)
+        if isinstance(adjustment, FittedPostHoc):
+            assert self.bank.val is not None, "check_runs refuses such an adjustment on a bank without val"
+            val = _logits(head, self.bank.val), self.bank.val.labels
+            scale, offset = adjustment.fit(values, self.bank.class_counts, *val)
+        else:
+            scale, offset = adjustment.affine(values, self.bank.class_counts, row_norms, bias)
         device, classes = next(head.parameters()).device, (self.bank.num_classes,)
         return Adjusted(head, scale.expand(classes).to(device), offset.expand(classes).to(device))
 

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from lt_train.core.fields import part_of, static_fields
 from lt_train.core.io import fingerprint
+from lt_train.core.seeding import Step
 from lt_train.features.bank import EvalSet, FeatureBank
 from lt_train.features.files import read_batches
-from lt_train.methods.base import TrainedMethod
+from lt_train.methods.base import Augmentation, MethodSpec, TrainedMethod
 from lt_train.methods.heads.base import Classifier, HeadSpec
+from lt_train.methods.post_hoc import FittedPostHoc
 from lt_train.methods.samplers import SamplerSpec
 from lt_train.metrics import LogitStatistics, MetricSpec, evaluate, split_accuracy, split_masks, top1_correct
 from lt_train.retrain.base import Array, Run, learning_rate_factor, start_head
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceBank", "Measured", "Stack"]
 
 LOGIT_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Largest size of the logits of one evaluation step; on a CPU they should fit into the cache."""
+"""Largest size of the logits (and hidden layers) of one evaluation step; on a CPU they should fit into the cache."""
 
 METRIC_BYTES = {"cpu": 2**27, "cuda": 2**31}
 """Largest size of the logits of several lanes of a stack on a whole set, of which metrics are computed."""
@@ -66,13 +68,14 @@ class Stack:
     def __init__(self, data: DeviceBank, runs: Sequence[Run], index_ST: Sequence[Sequence[int]]) -> None:
         self.data, self.index_ST = data, index_ST
         self.runs_ST = [[runs[index] for index in row] for row in index_ST]
+        self.seeds = tuple(row[0].seed for row in self.runs_ST)
         first = self.runs_ST[0][0]
         self.method, self.training = first.method, first.training
         self.shape = len(index_ST), len(index_ST[0])
         self.lanes = self._lane_tensors()
         self.images = data.images(self.method.head)
         heads = self.runs_ST if self.method.trains else [[first]]
-        modules = [[self.method.head.module(start_head(data.bank, run)) for run in row] for row in heads]
+        modules = [[run.method.head.module(start_head(data.bank, run), run.seed) for run in row] for row in heads]
         self.head = self.method.head.stack(modules, part_of(self.lanes, "head"), data.device)
         self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.head.parameters.items()}
         self.finite_ST = torch.ones(self.shape, dtype=torch.bool, device=data.device)
@@ -80,10 +83,12 @@ class Stack:
         self.finished, self.epochs = 0, self.training.epochs if self.method.trains else 1
         self._selected: dict[str, Tensor] = {}
         self._measured: Measured | None = None
+        self._fitted: Affine | None = None  # of the current heads
         self._shared_state: dict[str, Tensor] = {}
         self._rate_factor = 1.0
         if isinstance(self.method, TrainedMethod):
             self.loss = self.method.loss(self.lanes, data.class_counts)
+            self.augment = self.method.augmentation(data.class_counts)
             momentum, self._decays = self.lanes["momentum"], bool(self.lanes["weight_decay"].any())
             # Determined once, not per step: reading a value from a CUDA device synchronises it.
             self._shared_momentum = float(momentum.max()) if bool((momentum == momentum.max()).all()) else None
@@ -101,7 +106,7 @@ class Stack:
     @torch.no_grad()
     def train_epoch(self) -> Tensor:
         """One pass over the training set; returns the mean loss of every lane, `[S, T]`, NaN if nothing is trained."""
-        epoch, self.finished = self.finished, self.finished + 1
+        epoch, self.finished, self._fitted = self.finished, self.finished + 1, None
         if not isinstance(self.method, TrainedMethod):
             self._check_adjustment()
             return torch.full(self.shape, torch.nan, device=self.data.device)
@@ -110,10 +115,15 @@ class Stack:
         rate_S1T = self._start_epoch(epoch)
         decay = (rate_S1T * self.lanes["weight_decay"]).unsqueeze(-1) if self._decays else None
         loss_ST = torch.zeros(self.shape, device=self.data.device)
-        for features_SBD, labels_SB1 in self.data.batches(epoch, torch.stack(orders), self.training.batch_size):
+        batches = self.data.batches(epoch, torch.stack(orders), self.training.batch_size)
+        for number, (features_SBD, labels_SB1) in enumerate(batches):
+            step = Step(self.seeds, epoch, self.epochs, number, labels_SB1.shape[1], self.data.device)
+            if self.augment is not None:
+                features_SBD = self._augmented(self.augment, features_SBD, labels_SB1, step)
             inputs_SBI = self.method.head.inputs(features_SBD, self.data.start)
             logits_SBTK = self.head.logits(inputs_SBI)
-            loss_SBT, grad_SBTK = self.loss.with_gradient(logits_SBTK, labels_SB1, rate_S1T / labels_SB1.shape[1])
+            loss = self.loss.at(step)
+            loss_SBT, grad_SBTK = loss.with_gradient(logits_SBTK, labels_SB1, rate_S1T / labels_SB1.shape[1])
             self._step(inputs_SBI, logits_SBTK, grad_SBTK, decay)
             loss_ST += loss_SBT.sum(dim=1)
             if constraint is not None and constraint.every == "step":
@@ -124,6 +134,11 @@ class Stack:
         self._check_finite(loss_ST)
         self._check_adjustment()
         return loss_ST
+
+    def _augmented(self, augment: Augmentation, features_SBD: Tensor, labels_SB1: Tensor, step: Step) -> Tensor:
+        """Features of one batch changed by the method, one seed at a time."""
+        by_seed = zip(features_SBD, labels_SB1.squeeze(-1), self.seeds, strict=True)
+        return torch.stack([augment(features_BD, labels_B, step.of(seed)) for features_BD, labels_B, seed in by_seed])
 
     def _start_epoch(self, epoch: int) -> Tensor:
         """The learning rates of this epoch, `[S, 1, T]`.
@@ -218,6 +233,7 @@ class Stack:
         """LoMa, regularised std and per-class accuracy of the selected heads on the test set; ends the training."""
         if self._measured is None:
             self.head.parameters.update(self._selected)
+            self._fitted = None
             statistics = self._statistics()
             self._measured = Measured(statistics, self._count_correct(self.images["test"], statistics))
         return self._measured
@@ -239,6 +255,9 @@ class Stack:
         adjustment = self.method.post_hoc
         if adjustment is None:
             return None
+        if isinstance(adjustment, FittedPostHoc):
+            self._fitted = self._fitted or self._fit(adjustment)
+            return self._fitted
         lanes = {name: value.unsqueeze(-1) for name, value in part_of(self.lanes, "post_hoc").items()}
         norms, bias = self.head.row_norms() if adjustment.needs_rows else (None, None)
         scale, offset = adjustment.affine(lanes, self.data.class_counts, norms, bias)
@@ -246,12 +265,28 @@ class Stack:
         shape = (seeds, 1, runs, classes)
         return scale.expand(shape).to(device), offset.expand(shape).to(device)
 
+    def _fit(self, adjustment: FittedPostHoc) -> Affine:
+        """Scale and offset of every run, chosen on the validation logits of its current head, one run at a time."""
+        bank, tables = self.data.bank, []
+        assert bank.val is not None, "check_runs refuses such an adjustment on a bank without val"
+        features = bank.val.features.to(self.data.device).float()
+        for (s, t), run in np.ndenumerate(np.array(self.runs_ST, dtype=object)):
+            plain: MethodSpec = run.method.model_copy(update={"post_hoc": None})
+            state = self.head.state(s, t) if self.method.trains else self.head.state(0, 0)
+            logits_NK = plain.classifier(state).to(self.data.device)(features).mean(dim=0).cpu()
+            values = part_of(run.method.lane_values(), "post_hoc")
+            lanes = {name: torch.tensor(value) for name, value in values.items()}
+            tables.append(torch.stack(adjustment.fit(lanes, bank.class_counts, logits_NK, bank.val.labels)))
+        scale, offset = torch.stack(tables, dim=1).view(2, self.shape[0], 1, self.shape[1], -1).to(self.data.device)
+        return scale, offset
+
     def _logits(self, images: EvaluationInputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits `[S, B, T, K]` (view average, adjusted) and labels `[B]`, in batches of at most `LOGIT_BYTES`."""
         affine = self._affine()
         seeds, lanes = self.shape
         limit = LOGIT_BYTES[torch.device(self.data.device).type]
-        at_once = max(1, limit // (4 * seeds * lanes * self.data.bank.num_classes))
+        values = self.method.head.num_activations(self.data.bank.num_classes, self.data.bank.feature_dim)
+        at_once = max(1, limit // (4 * seeds * lanes * values))
         for start in range(0, len(images.labels), at_once):
             views = images.inputs[:, start : start + at_once]
             heads = seeds if self.method.trains else 1

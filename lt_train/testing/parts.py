@@ -14,7 +14,7 @@ from lt_train.core.seeding import generator
 from lt_train.methods.base import MethodSpec
 from lt_train.methods.constraints import ConstraintSpec
 from lt_train.methods.cross_entropy import CE
-from lt_train.methods.post_hoc import PostHocSpec
+from lt_train.methods.post_hoc import FittedPostHoc, PostHocSpec
 from lt_train.methods.samplers import SamplerSpec
 from lt_train.testing.kinds import assert_close, check_kind
 from lt_train.testing.methods import check_training
@@ -106,7 +106,7 @@ def check_post_hoc(adjustment: PostHocSpec | type[PostHocSpec]) -> None:
 
     - `check_kind`.
     - `affine` returns a finite scale and offset, broadcastable to `[..., K]`, for each lane as alone; also for a class
-      with one image and for weight rows of zeros.
+      with one image and for weight rows of zeros. A `FittedPostHoc` is checked in training only.
     - Both engines apply it alike.
 
     Args:
@@ -116,6 +116,13 @@ def check_post_hoc(adjustment: PostHocSpec | type[PostHocSpec]) -> None:
         AssertionError: a requirement is not met.
     """
     checked = check_kind(adjustment, PostHocSpec)
+    if not isinstance(checked, FittedPostHoc):
+        _check_affine(checked)
+    method: MethodSpec = CE(post_hoc=checked)
+    check_training(method)
+
+
+def _check_affine(checked: PostHocSpec) -> None:
     name = type(checked).__name__
     counts, shape = torch.tensor([60, 9, 3, 1]), (SEEDS, 1, LANES, CLASSES)
     reason = checked.incompatibility(counts)
@@ -142,8 +149,6 @@ def check_post_hoc(adjustment: PostHocSpec | type[PostHocSpec]) -> None:
             several = tuple(tensor.expand(shape)[s, 0, t] for tensor in found)
             expected = tuple(one.expand(CLASSES).to(other.dtype) for one, other in zip(alone, several, strict=True))
             assert_close(several, expected, f"{name}.affine: a lane depends on other lanes")
-    method: MethodSpec = CE(post_hoc=checked)
-    check_training(method)
 
 
 def _lanes(kind: KindSpec) -> dict[str, Tensor]:

@@ -118,10 +118,17 @@ class Sweep:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on the data."""
+        """Remarks on the data, and on methods whose validation accuracy is optimistic."""
+        names = dict.fromkeys(one.trial.candidate for one in self.every if one.trial.method.uses_val)
+        optimistic = (
+            f"Accuracies of {', '.join(names)} on the validation set are optimistic, because the method sets values "
+            "from that set; compare methods on the test set.",
+        )
         if self.ledger.end is not None:
-            return self.ledger.end.notes
-        return tuple(self.manifest.notes) if self.manifest is not None else ()
+            of_data: tuple[str, ...] = self.ledger.end.notes
+        else:
+            of_data = tuple(self.manifest.notes) if self.manifest is not None else ()
+        return of_data + optimistic if names else of_data
 
     @property
     def test(self) -> EvalSet | None:

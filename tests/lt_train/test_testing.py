@@ -1,5 +1,6 @@
 """The conformance checks pass for built-in kinds and name what is wrong with others."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from lt_train.backbones.base import BackboneSpec
 from lt_train.core.fields import BATCHED
 from lt_train.core.registry import KindSpec
-from lt_train.core.seeding import generator
+from lt_train.core.seeding import Step, generator
 from lt_train.datasets.base import DatasetSpec, FeatureData, Labelled
 from lt_train.datasets.digits import DigitsLT
 from lt_train.losses import CrossEntropy, Loss, label_index
-from lt_train.methods.base import METHODS, CrossEntropyMethod, MethodSpec, TrainedMethod
+from lt_train.methods.base import METHODS, Augmentation, CrossEntropyMethod, MethodSpec, TrainedMethod
 from lt_train.methods.constraints import ConstraintSpec
-from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
+from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec, StackedHead
 from lt_train.methods.post_hoc import PostHocSpec
 from lt_train.methods.samplers import SamplerSpec
 from lt_train.testing import (
@@ -124,26 +125,87 @@ class WrongGradient(CrossEntropy):
         return loss, 0.5 * gradient
 
 
-class BatchLoss(OwnLoss):
-    """Depends on the other images of the batch."""
+class AcrossLanes(OwnLoss):
+    """Depends on the other images and lanes."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = super().__call__(logits, labels)
         return loss + loss.detach().mean()
 
 
-def test_a_method_with_its_own_loss_conforms() -> None:
-    check_method(Own)
-    check_method(Own(head="cosine", strength=0.5))  # type: ignore[arg-type]
+class BatchLoss(OwnLoss):
+    """Adds the mean loss of the batch."""
+
+    over_batch: ClassVar[bool] = True
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = super().__call__(logits, labels)
+        return loss * loss.mean(dim=1, keepdim=True)
+
+
+class Undeclared(OwnLoss):
+    """Depends on the other images, for any number of axes."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = super().__call__(logits, labels)
+        return loss + loss.mean(dim=1 if loss.ndim == 3 else 0, keepdim=True)
+
+
+class AcrossSeeds(BatchLoss):
+    """Uses the wrong axis."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = OwnLoss.__call__(self, logits, labels)
+        return loss * loss.mean(dim=0, keepdim=True)
+
+
+class Ordered(BatchLoss):
+    """Depends on the place in the batch."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return OwnLoss.__call__(self, logits, labels).cumsum(dim=1)
+
+
+class Noisy(OwnLoss):
+    """Adds normal noise to the logits."""
+
+    def at(self, step: Step) -> Loss:
+        """See `Loss.at`."""
+        noise = step.draw("own", lambda stream, images: torch.randn(images, 1, generator=stream))
+        return OwnLoss(self.strength * noise.abs().squeeze(-1))
+
+
+class GlobalNoise(OwnLoss):
+    """Draws from the global generator."""
+
+    def at(self, step: Step) -> Loss:
+        """Wrong."""
+        return OwnLoss(self.strength * torch.rand(()))
+
+
+@pytest.mark.parametrize("loss", [OwnLoss, BatchLoss, Noisy])
+def test_a_method_with_its_own_loss_conforms(loss: type[OwnLoss]) -> None:
+    class Right(Own):
+        """A method with a loss that conforms."""
+
+        def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+            return loss(lanes["strength"])
+
+    check_method(Right)
+    check_method(Right(head="cosine", strength=0.5))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (MeanLoss, r"the loss of Wrong must return one value per image, got \(\)"),
+        (MeanLoss, r"the loss of Wrong must return one value per image, .* got \(\)"),
         (UnstableLoss, "the loss of Wrong or its gradient is not finite for large logits"),
         (lambda strength: WrongGradient(), "with_gradient of Wrong is not the gradient of its loss"),
-        (BatchLoss, "a lane of Wrong depends on other lanes"),
+        (AcrossLanes, "a lane of Wrong depends on other lanes"),
+        (AcrossSeeds, "a lane of Wrong depends on other lanes or seeds"),
+        (Undeclared, "the loss of Wrong depends on other images, but does not declare over_batch"),
+        (Ordered, "the loss of Wrong depends on the order of the images"),
+        (GlobalNoise, "a lane of Wrong depends on other lanes"),
         (lambda strength: OwnLoss(strength.mean()), "a lane of Wrong depends on other lanes"),
     ],
 )
@@ -157,6 +219,147 @@ def test_a_wrong_loss_is_named(loss: Any, message: str) -> None:
 
     with pytest.raises(AssertionError, match=message):
         check_method(Wrong)
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (lambda features, labels, step: features[:, :2], r"Wrong.augmentation returns \(5, 2\) for \(5, 6\)"),
+        (lambda features, labels, step: features.double(), "Wrong.augmentation must return torch.float32"),
+        (lambda features, labels, step: features / 0, "Wrong.augmentation returns features that are not finite"),
+        (lambda features, labels, step: features.mul_(2), "Wrong.augmentation must not change its arguments"),
+        (lambda features, labels, step: features + torch.rand(()), "the fused engine differs from the reference"),
+        (lambda features, labels, step: features + step.draw("own", noise_of), None),
+    ],
+)
+def test_an_augmentation_is_checked(augment: Augmentation, message: str | None) -> None:
+    class Wrong(Own):
+        """A method that changes features."""
+
+        def augmentation(self, class_counts: Tensor) -> Augmentation:
+            return augment
+
+    with pytest.raises(AssertionError, match=message) if message else contextlib.nullcontext():
+        check_method(Wrong)
+
+
+def noise_of(stream: torch.Generator, images: int) -> Tensor:
+    return torch.randn(images, 1, generator=stream)
+
+
+class Distance(HeadSpec):
+    """Distances to one center per class."""
+
+    kind: Literal["distance"] = "distance"
+    scale: Annotated[float, BATCHED, Field(gt=0, description="factor of the distances")] = 1.0
+
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
+        """See `HeadSpec.module`."""
+        return DistanceModule(start[0], self.scale)
+
+    def num_parameters(self, num_classes: int, feature_dim: int) -> int:
+        """See `HeadSpec.num_parameters`."""
+        return num_classes * feature_dim
+
+    def state_shape(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        """See `HeadSpec.state_shape`."""
+        classes, dim = state["centers"].shape
+        return classes, dim
+
+
+class DistanceModule(nn.Module):
+    """See `Distance`."""
+
+    scale: Tensor
+
+    def __init__(self, centers: Tensor, scale: float) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(centers.clone())
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[..., K]` of features `[..., D]`."""
+        distance = (features.unsqueeze(-2) - self.centers).square().sum(-1)
+        return -self.scale * distance
+
+
+class Affine(Distance):
+    """Declares logits that are affine."""
+
+    kind: Literal["affine"] = "affine"  # type: ignore[assignment]
+
+    affine: ClassVar[bool] = True
+
+
+class Few(Distance):
+    """Miscounts its parameters."""
+
+    kind: Literal["few"] = "few"  # type: ignore[assignment]
+
+    def num_parameters(self, num_classes: int, feature_dim: int) -> int:
+        """Wrong."""
+        return num_classes
+
+
+class Shapeless(Distance):
+    """Does not say where the shape is."""
+
+    kind: Literal["shapeless"] = "shapeless"  # type: ignore[assignment]
+
+    def state_shape(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Wrong."""
+        return HeadSpec.state_shape(self, state)
+
+
+class Plain(Distance):
+    """A number that differs by lane in a Python attribute."""
+
+    kind: Literal["plain"] = "plain"  # type: ignore[assignment]
+
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
+        """Wrong."""
+        module = DistanceModule(start[0], 1.0)
+        del module.scale
+        object.__setattr__(module, "scale", self.scale)
+        return module
+
+
+class Random(Distance):
+    """Starts from numbers of the global generator."""
+
+    kind: Literal["random"] = "random"  # type: ignore[assignment]
+
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
+        """Wrong."""
+        return DistanceModule(torch.randn_like(start[0]), self.scale)
+
+
+@pytest.fixture
+def own_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is undone."""
+    monkeypatch.setattr(HEADS, "_kinds", dict(HEADS.kinds()))
+    monkeypatch.setattr(HEADS, "_adapter", None)
+
+
+@pytest.mark.usefixtures("own_heads")
+def test_a_method_with_a_head_from_outside_conforms() -> None:
+    check_method(Own(head=Distance(scale=0.5)))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (Affine, "the fused engine differs from the reference: LoMa .*is its head affine"),
+        (Few, "Few.num_parameters must count the parameters of its module, 24, got 4"),
+        (Shapeless, "Shapeless.state_shape does not find .K, D. in the state of its module, which has no 'weight'"),
+        (Plain, "the fused engine differs from the reference: centers"),
+        (Random, "the fused engine differs from the reference: centers"),
+    ],
+)
+@pytest.mark.usefixtures("own_heads")
+def test_a_wrong_head_of_a_method_is_named(head: type[HeadSpec], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_method(Own(head=head()))
 
 
 def test_bounds_of_fields_are_kept() -> None:
@@ -261,11 +464,12 @@ class Offset(HeadSpec):
     """The frozen classifier with a trained offset per class; `change` breaks one thing."""
 
     needs_classifier: ClassVar[bool] = True
+    affine: ClassVar[bool] = True
 
     kind: Literal["offset"] = "offset"
     change: str = Field(default="", description="what is wrong")
 
-    def module(self, start: Classifier) -> nn.Module:
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
         """See `HeadSpec.module`."""
         module = nn.Module()
         copied = [tensor if self.change == "shared" else tensor.clone() for tensor in start]
@@ -326,7 +530,7 @@ def test_a_head_conforms() -> None:
     [
         ("shared", "Offset.module must copy the classifier"),
         ("random", "Offset.module must not use the global random generator"),
-        ("number", "Offset.num_parameters is 5, but its module has 4 parameters"),
+        ("number", "Offset.num_parameters must count the parameters of its module, 4, got 5"),
         ("logits", "Offset: stacked logits are not those of the module"),
         ("decay", "Offset.accumulate differs from keep .* for offset"),
         ("view", "Offset.state must return copies, not views of offset"),

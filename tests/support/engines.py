@@ -191,8 +191,8 @@ def everything(result: RunResult) -> list[object]:
 
 def stack_bytes(bank: FeatureBank, run: Run, lanes: int) -> dict[str, int]:
     """`fused.STACK_BYTES` for which at most `lanes` of such runs fit into a stack."""
-    classes = bank.num_classes
-    numbers = run.method.head.num_parameters(classes, bank.feature_dim) + run.training.batch_size * classes
+    head, shape = run.method.head, (bank.num_classes, bank.feature_dim)
+    numbers = head.num_parameters(*shape) + run.training.batch_size * head.num_activations(*shape)
     return {"cpu": 4 * numbers * lanes + 1}
 
 

@@ -12,7 +12,7 @@ from lt_train.methods.heads.base import Classifier
 from lt_train.methods.heads.fold import as_linear
 from lt_train.methods.heads.linear import MIN_NORM
 
-__all__ = ["Adjusted", "AlignedModule", "CosineModule", "ScaledModule"]
+__all__ = ["Adjusted", "AlignedModule", "CosineModule", "MLPModule", "ScaledModule"]
 
 
 class CosineModule(nn.Module):
@@ -74,6 +74,24 @@ class AlignedModule(nn.Module):
         logits = nn.functional.linear(features, self.weight, self.bias)
         confidence = torch.sigmoid(features @ self.gate + self.gate_bias).unsqueeze(-1)
         return confidence * (self.alpha * logits + self.beta) + (1.0 - confidence) * logits
+
+
+class MLPModule(nn.Module):
+    """`W f + b + V relu(U f + c)`; V starts at 0.
+
+    W, b, U, c and V are `weight [K, D]`, `bias [K]`, `hidden_weight [H, D]`, `hidden_bias [H]` and `out [K, H]`.
+    """
+
+    def __init__(self, linear: Classifier, hidden: Classifier) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(tensor.clone()) for tensor in linear)
+        self.hidden_weight, self.hidden_bias = (nn.Parameter(tensor.clone()) for tensor in hidden)
+        self.out = nn.Parameter(linear[0].new_zeros(len(linear[0]), len(hidden[0])))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[..., K]` of features `[..., D]`."""
+        hidden = nn.functional.linear(features, self.hidden_weight, self.hidden_bias).relu()
+        return nn.functional.linear(features, self.weight, self.bias) + nn.functional.linear(hidden, self.out)
 
 
 class Adjusted(nn.Module):

@@ -1,8 +1,10 @@
 """Base classes of classifier heads: `HeadSpec`, and `StackedHead` for many runs at once; files of trained heads.
 
-A head kind consists of a `HeadSpec` subclass, a `torch.nn.Module` that defines what the head computes (in `_modules`),
-and a `StackedHead` that computes the same for S x T runs at once, with hand-written gradients. The reference engine
-trains the modules. Results are stored as module states, and stacks are built from modules and split into module states.
+A head kind consists of a `HeadSpec` subclass and a `torch.nn.Module` that defines what the head computes (in
+`_modules`). A `StackedHead` computes the same for S x T runs at once. The default, `StackedModules`, batches any module
+and takes gradients from autograd; linear and cosine heads and heads on a frozen classifier have faster stacks with
+hand-written gradients. The reference engine trains the modules. Results are stored as module states, and stacks are
+built from modules and split into module states.
 
 Shapes: S seeds, B batch, T lanes (trials), K classes, D features, I inputs of the product of a stacked head.
 """
@@ -70,7 +72,7 @@ class StackedHead(ABC):
 
     @abstractmethod
     def state(self, seed: int, lane: int) -> dict[str, Tensor]:
-        """The state of one lane for `load_state_dict` of its module, on the CPU; always contains `weight [K, D]`."""
+        """The state of one lane for `load_state_dict` of its module, on the CPU."""
 
     def row_norms(self) -> tuple[Tensor, Tensor]:
         """Norms of the weight rows and the bias, both `[S, 1, T, K]`. Only heads with `has_rows` implement it."""
@@ -84,28 +86,52 @@ class HeadSpec(KindSpec):
         has_rows: it trains one weight row per class whose norm matters, so that MaxNorm and tau-normalisation apply.
             The parameters of its module are then `weight [K, D]` and `bias [K]`.
         needs_classifier: it re-scales a trained classifier, so it cannot start from random weights.
-        affine: its logits are affine in `inputs`, so that the mean over test views can be taken of the inputs.
+        affine: its logits are affine in `inputs`, so that the mean over test views can be taken of the inputs. False is
+            always right; True makes evaluation faster.
     """
 
     has_rows: ClassVar[bool] = False
     needs_classifier: ClassVar[bool] = False
-    affine: ClassVar[bool] = True
+    affine: ClassVar[bool] = False
 
     @abstractmethod
-    def module(self, start: Classifier) -> nn.Module:
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
         """The head of one run as a plain module, `[..., D] -> [..., K]`. All parameters of the module are trained.
 
         Args:
             start: the classifier to start from; the module copies it.
+            seed: seed of the run. Parameters that start from random values draw them from `seeding.generator` with a
+                name of their own and this seed.
         """
 
-    @abstractmethod
     def stack(self, modules_ST: Sequence[Sequence[Any]], lanes: Mapping[str, Tensor], device: str) -> StackedHead:
-        """Stack modules, given by seed and lane; `lanes` are the batched fields of this spec, each `[S, 1, T]`."""
+        """Stack modules, given by seed and lane; `lanes` are the batched fields of this spec, each `[S, 1, T]`.
+
+        The default suits every module that `StackedModules` can batch, of a head that does not override `inputs`.
+        """
+        from lt_train.methods.heads._stacked import StackedModules
+
+        return StackedModules(modules_ST, device)
 
     @abstractmethod
     def num_parameters(self, num_classes: int, feature_dim: int) -> int:
         """Number of trained values per lane, which determines its memory."""
+
+    def num_activations(self, num_classes: int, feature_dim: int) -> int:
+        """Number of values per image and lane that `StackedHead.logits` computes, the K logits included.
+
+        It determines the memory of a batch. A head with hidden layers adds their values.
+        """
+        return num_classes
+
+    def state_shape(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        """`(K, D)` of the classifier in the state of a module; by default the shape of its tensor `weight`.
+
+        Raises:
+            KeyError: the state is not that of this head.
+        """
+        classes, dim = state["weight"].shape
+        return classes, dim
 
     def inputs(self, features: Tensor, start: Classifier | None) -> Tensor:
         """The inputs of `StackedHead.logits`, `[..., D] -> [..., I]`; computed once per batch for all lanes.

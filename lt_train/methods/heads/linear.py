@@ -78,10 +78,11 @@ class Linear(HeadSpec):
     """One weight row and one bias per class, `z = W f + b`."""
 
     has_rows: ClassVar[bool] = True
+    affine: ClassVar[bool] = True
 
     kind: Literal["linear"] = "linear"
 
-    def module(self, start: Classifier) -> nn.Module:
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
         """`torch.nn.Linear` with the values of `start`."""
         classes, dim = start[0].shape
         # The plain constructor draws from the global generator, and skip_init imports sympy, which takes seconds.
@@ -148,13 +149,15 @@ class Cosine(HeadSpec):
     Source: Liu et al. 2019, Large-Scale Long-Tailed Recognition in an Open World (OLTR); paper, Table 1.
     """
 
+    affine: ClassVar[bool] = True
+
     kind: Literal["cosine"] = "cosine"
     scale: Annotated[float, BATCHED, Field(gt=0, description="factor s = 1/temperature of the cosines, > 0")] = 30.0
     squash: Annotated[
         bool, Field(description="multiply the cosines by |f| / (1 + |f|), which keeps part of the feature norm (OLTR)")
     ] = False
 
-    def module(self, start: Classifier) -> nn.Module:
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
         """A `CosineModule` with the normalised rows of `start`, without its bias."""
         from lt_train.methods.heads._modules import CosineModule
 

@@ -61,10 +61,11 @@ class LWS(HeadSpec):
     """
 
     needs_classifier: ClassVar[bool] = True
+    affine: ClassVar[bool] = True
 
     kind: Literal["lws"] = "lws"
 
-    def module(self, start: Classifier) -> nn.Module:
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
         """A `ScaledModule` with all factors equal to 1."""
         from lt_train.methods.heads._modules import ScaledModule
 
@@ -151,11 +152,10 @@ class DisAlign(HeadSpec):
     """
 
     needs_classifier: ClassVar[bool] = True
-    affine: ClassVar[bool] = False
 
     kind: Literal["disalign"] = "disalign"
 
-    def module(self, start: Classifier) -> nn.Module:
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
         """An `AlignedModule` that returns the logits of the classifier."""
         from lt_train.methods.heads._modules import AlignedModule
 

@@ -1,5 +1,7 @@
 """Streams: named, independent of the global generator, and distinct."""
 
+from dataclasses import replace
+
 import torch
 
 from lt_train.core import seeding
@@ -20,3 +22,18 @@ def test_the_global_generator_is_restored() -> None:
         second = torch.rand(3)
     assert torch.equal(first, second)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_numbers_of_a_step_are_those_of_its_seed_name_and_position() -> None:
+    def sample(stream: torch.Generator, images: int) -> torch.Tensor:
+        return torch.rand(images, 2, generator=stream)
+
+    step = seeding.Step((3, 8), epoch=1, epochs=4, number=2, images=5)
+    stacked = step.draw("noise", sample)
+    assert stacked.shape == (2, 5, 1, 2)
+    for s, seed in enumerate((3, 8)):
+        assert torch.equal(stacked[s, :, 0], step.of(seed).draw("noise", sample))
+    others = [replace(step, epoch=2), replace(step, number=1), step.of((3, 9)), replace(step, seed=(8, 3))]
+    assert not any(torch.equal(other.draw("noise", sample), stacked) for other in others)
+    assert not torch.equal(step.draw("other", sample), stacked)
+    assert step.draw("one", lambda stream, images: torch.rand(images, generator=stream)).shape == (2, 5, 1)

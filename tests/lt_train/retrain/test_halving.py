@@ -58,7 +58,7 @@ def test_both_engines_stop_the_same_trials(kind: str) -> None:
         assert kept(result).epoch < len(result.test_accuracy)
 
 
-@pytest.mark.parametrize("head", ["cosine", "lws", "disalign"])
+@pytest.mark.parametrize("head", ["cosine", "lws", "disalign", "mlp"])
 def test_survivors_on_other_heads_are_those_of_the_reference(head: str) -> None:
     method = type(TRAINED["los"]).model_validate_json(f'{{"head": {{"kind": "{head}"}}, "momentum": 0.8}}')
     runs = [replace(run, method=substitute(method, {"lr": run.method.lr})) for run in trials(RATES[:5], epochs=4)]

@@ -16,7 +16,7 @@ from support.compositions import DEFAULTS
 from support.engines import assert_same, make_runs
 
 from lt_train.core.errors import BankError, OutOfMemory
-from lt_train.methods.base import TrainingSpec
+from lt_train.methods.base import METHODS, TrainingSpec
 from lt_train.retrain import fused
 from lt_train.retrain.base import EpochSelection, Run, RunResult
 from lt_train.retrain.memory import fit_in_memory, lane_bytes
@@ -177,5 +177,8 @@ def test_lane_bytes_by_hand() -> None:
     assert lane_bytes(DEFAULTS["los"], TrainingSpec(batch_size=16, epochs=99), **sizes) == 4 * (4 * 210 + 800 + 160)
     # Half of the lanes move to new stacks while the old ones still exist.
     assert lane_bytes(DEFAULTS["los"], training, **sizes, halving_factor=2.0) == 4 * (5.5 * 210 + 5 * 80 + 160)
+    # A hidden layer of 7: more weights in every copy, and more values per image.
+    mlp = METHODS.parse({"kind": "ce", "head": {"kind": "mlp", "hidden": 7}})
+    assert lane_bytes(mlp, training, **sizes) == 4 * (4 * (210 + 7 * 21 + 70) + 5 * 8 * 34 + 160)
     # 10 factors are trained; the returned head includes the frozen classifier.
     assert lane_bytes(DEFAULTS["lws"], training, **sizes) == 4 * (3 * 10 + 10 + 210 + 5 * 80 + 160)

@@ -75,7 +75,7 @@ def test_logits_are_averaged_over_test_views_not_features(head: str) -> None:
         np.testing.assert_allclose(kept(result).loma, own, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["cosine", "disalign"])
+@pytest.mark.parametrize("head", ["cosine", "disalign", "mlp"])
 def test_averaging_features_over_views_changes_the_logits_of_some_heads(head: str) -> None:
     """Guards the test above."""
     bank, method = make_bank(test_views=3), METHODS.parse({"kind": "ce", "head": head})

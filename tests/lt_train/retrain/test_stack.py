@@ -45,14 +45,14 @@ def stack_of(runs: list[Run]) -> Stack:
 @pytest.mark.parametrize(
     "weight_decay", [[0.0] * 6, [0.1] * 6, [0.0, 0.1, 0.3, 0.2, 0.0, 1.0]], ids=["no decay", "one decay", "own decay"]
 )
-@pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign"])
+@pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign", "mlp"])
 def test_steps_are_torchs_sgd(momentum: list[float], weight_decay: list[float], head: str) -> None:
     """Four epochs, so that the rate changes while momentum is nonzero; the last batch of each is short."""
     runs = runs_of({"kind": "los", "head": head}, momentum, weight_decay)
     stack = stack_of(runs)
     losses = torch.stack([stack.train_epoch() for _ in range(4)])
     for index, run in enumerate(runs):
-        module = run.method.head.module(start_head(BANK, run))
+        module = run.method.head.module(start_head(BANK, run), run.seed)
         optimizer = torch.optim.SGD(
             module.parameters(), run.method.lr, momentum[index], weight_decay=weight_decay[index]
         )
@@ -82,7 +82,7 @@ def test_the_first_step_is_the_gradient(kind: str) -> None:
     run = Run(free, run.training, run.seed)
     stack = Stack(DeviceBank(BANK, "cpu"), [run], [[0]])
     stack.train_epoch()
-    module = free.head.module(start_head(BANK, run))
+    module = free.head.module(start_head(BANK, run), run.seed)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     lanes = {name: torch.tensor(value) for name, value in free.lane_values().items()}
     order = free.sampler.order(BANK.train_labels, run.seed, 0)
@@ -95,7 +95,7 @@ def test_the_first_step_is_the_gradient(kind: str) -> None:
         assert float((moved - parameter.grad).norm()) <= 1e-3 * scale, name
 
 
-@pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign"])
+@pytest.mark.parametrize("head", ["linear", "cosine", "lws", "disalign", "mlp"])
 def test_lanes_that_move_to_another_stack_continue_unchanged(head: str) -> None:
     """Weights, momentum, its scale, selected heads and failures are carried over."""
     momentum, decay = [0.9, 0.5, 0.3, 0.1, 0.8, 0.9], [0.0, 0.1, 0.3, 0.2, 0.0, 0.1]

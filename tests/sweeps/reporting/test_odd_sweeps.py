@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 from support.features import write_features
 from support.reports import NO_MARK_UP, cut_short, directory, figures, reported, rows, text
+from torch import Tensor
 
 import sweeps
 from lt_train.core.errors import LongtailError
+from lt_train.methods import LOS
+from lt_train.methods.post_hoc import POST_HOC, FittedPostHoc
 from sweeps.analysis.load import read_sweep
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.class_figures import MOST_CLASSES
@@ -77,6 +82,30 @@ def test_failed_runs_are_listed_with_the_reason_and_do_not_win(small_sweep: Make
     assert "No run failed." not in page
     (history,) = [figure for figure in written.reports[0].figures() if figure.name == "history"]
     assert [len(one.x) for one in history.panels[0].series if one.name == "failed"] == [2]
+
+
+class Standardised(FittedPostHoc):
+    """Divides the logits by their standard deviation on the validation set."""
+
+    kind: Literal["standardised"] = "standardised"
+
+    def fit(
+        self, lanes: Mapping[str, Tensor], class_counts: Tensor, logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `FittedPostHoc.fit`."""
+        scale = logits.std().reciprocal().expand(len(class_counts))
+        return scale, torch.zeros_like(scale)
+
+
+def test_a_method_that_sets_values_from_val_is_noted(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POST_HOC, "_kinds", dict(POST_HOC.kinds()))
+    monkeypatch.setattr(POST_HOC, "_adapter", None)
+    note = "validation set are optimistic, because the method sets values from that set"
+    assert note not in text(reported(small_sweep()))
+    adjusted = LOS(post_hoc=Standardised())
+    assert f"Accuracies of los on the {note}" in text(
+        reported(small_sweep(name="fitted", method=adjusted.model_dump()))
+    )
 
 
 def test_a_sweep_whose_trials_all_failed_has_no_winner(small_sweep: MakeSweep) -> None:
