@@ -239,6 +239,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
+                if file.is_file():  # a library may have made it private
+                    file.chmod(0o666 & ~_umask())
                 sync(file)
             try:
                 temporary.rename(path)

@@ -120,7 +120,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "file") as temporary:
         assert temporary.stat().st_mode & 0o777 == 0o600
     with atomic_directory(tmp_path / "bank") as directory:
-        (directory / "part").touch()
+        (directory / "part").touch(0o600)
         assert directory.stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "bank").stat().st_mode & 0o777 == 0o750
