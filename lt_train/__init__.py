@@ -17,7 +17,6 @@ datasets and other kinds of your own.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from lt_train.core.imports import lazy_exports
@@ -53,8 +52,6 @@ _PUBLIC = {
 }
 
 __getattr__ = lazy_exports(__name__, _PUBLIC)
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __dir__() -> list[str]:

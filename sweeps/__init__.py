@@ -19,7 +19,6 @@ Names are imported on first use. `sweeps.testing` checks search algorithms, trac
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from lt_train.core.imports import lazy_exports
@@ -87,8 +86,6 @@ _PUBLIC = {
 }
 
 __getattr__ = lazy_exports(__name__, _PUBLIC)
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __dir__() -> list[str]:

@@ -33,12 +33,23 @@ from pydantic import BaseModel
 from lt_train.core.fields import NOT_IDENTITY, has_marker
 from lt_train.core.io import fingerprint
 
-__all__ = ["code_of", "remember"]
+__all__ = ["code_of", "modules_of", "remember"]
 
 _OWN = ("lt_train", "sweeps")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 _fingerprints: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+
+
+def modules_of(value: Any) -> list[str]:
+    """The modules outside this package that define a class of a specification or of any of its parts, sorted."""
+    found = set[str]()
+    if isinstance(value, BaseModel):
+        found |= {type(value).__module__} if _top(type(value).__module__) not in _OWN else set()
+        value = [getattr(value, name) for name in type(value).model_fields]
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        found |= set(modules_of(item))
+    return sorted(found)
 
 
 def code_of(value: Any) -> dict[str, str]:

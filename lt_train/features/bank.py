@@ -30,7 +30,7 @@ class EvalSet:
     labels: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeatureBank:
     """Features of one dataset through one frozen backbone, held in memory or memory-mapped.
 
@@ -59,6 +59,15 @@ class FeatureBank:
     notes: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    def __repr__(self) -> str:
+        views, images, dim = self.train_features.shape
+        val = "no val" if self.val is None else f"{len(self.val.labels)} val"
+        head = "no stage-1 classifier" if self.head is None else "with stage-1 classifier"
+        return (
+            f"<FeatureBank {self.fingerprint[:12]}: {images} training ({views} views), {val}, {len(self.test.labels)} "
+            f"test images of {self.num_classes} classes, {dim} features, {head}>"
+        )
 
     @property
     def num_classes(self) -> int:

@@ -274,7 +274,7 @@ def bank_from_arrays(
     bias: ArrayLike | None = None,
     val_fraction: float = 0.2,
 ) -> FeatureBank:
-    """A feature bank in memory, from your own features.
+    """A feature bank in memory, from copies of your own features.
 
     Args:
         train_features: floats `[N, D]`, or `[V, N, D]` with several views of each image.
@@ -292,7 +292,8 @@ def bank_from_arrays(
         DataError: a shape, dtype, label or value is wrong; the message names the array.
     """
     given = {name: value for name, value in locals().items() if name != "val_fraction" and value is not None}
-    data = features_of({name: torch.as_tensor(value) for name, value in given.items()}, val_fraction=val_fraction)
+    copies = {name: torch.as_tensor(value).detach().clone() for name, value in given.items()}
+    data = features_of(copies, val_fraction=val_fraction)
     return _bank_of(data, bank_fingerprint(_content(data)))
 
 

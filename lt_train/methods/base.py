@@ -105,6 +105,9 @@ class MethodSpec(KindSpec):
     def prepared(self, val: EvalSet, start: Classifier | None) -> Self:
         """This method with fields set from the validation set, before training; called if it `prepares_on_val`.
 
+        It must not change `head`, `post_hoc`, fields that declare BATCHED, or fields that a sweep searches: results are
+        recorded under the values that the method had before.
+
         Args:
             val: the validation set, on the CPU.
             start: the stage-1 classifier, None if the bank has none.

@@ -33,8 +33,8 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 _RESERVED = re.compile(
-    r"(acc|val|seed|epoch|best_of|loma|stage1|log10)_.*|all|many|medium|few|loss|objective|seed|phase|method|trial|"
-    r"number|stopped|failure"
+    r"(acc|val|seed|epoch|best_of|loma|stage1|log10)_.*|all|many|medium|few|loss|objective|seeds?|phase|method|trial|"
+    r"number|stopped|failed|failure|status|epochs?|keys?|pack|finished_at|role|best|sweep|value|what|reference"
 )
 """Names with another meaning in tables or in tracking."""
 

@@ -21,7 +21,7 @@ from lt_train.core.seeding import generator
 from lt_train.core.validation import offer
 from lt_train.features.bank import FeatureBank
 from lt_train.methods.base import MethodSpec, TrainedMethod, TrainingSpec
-from lt_train.metrics import ACCURACIES, MetricSpec, Score, scores, split_masks
+from lt_train.metrics import ACCURACIES, METRICS, MetricSpec, Score, scores, split_masks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +59,10 @@ class EpochSelection:
 
     Attributes:
         metric: `acc_all`, `acc_many`, `acc_medium`, `acc_few`, or the kind of one of `metrics`.
-        metrics: further metrics, computed after every epoch.
+        metrics: further metrics, instances or kinds, computed after every epoch.
 
     Raises:
-        SpecError: `metric` is not one of them.
+        SpecError: `metric` is not one of them, or lower values of it are better; or a kind is listed twice.
     """
 
     epoch: Literal["last", "best"] = "last"
@@ -71,9 +71,15 @@ class EpochSelection:
     metrics: tuple[MetricSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        known = [score.name for score in self.scores]
+        given = [METRICS.parse({"kind": one}) if isinstance(one, str) else one for one in self.metrics]
+        object.__setattr__(self, "metrics", tuple(given))
+        known = {score.name: score for score in self.scores}
+        if len(known) < len(self.scores):
+            raise SpecError(f"each kind of metric may be listed once, got {', '.join(one.kind for one in given)}")
         if self.metric not in known:
             raise SpecError(f"metric {self.metric!r} is unknown{offer(self.metric, known)}")
+        if not known[self.metric].higher_is_better:
+            raise SpecError(f"metric must be one of which higher values are better, got {self.metric}")
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -213,12 +219,23 @@ def _check_method(bank: FeatureBank, method: MethodSpec) -> None:
 
 
 def prepared_runs(bank: FeatureBank, runs: Sequence[Run]) -> list[Run]:
-    """The runs with what their methods take from the validation set before training; see `MethodSpec.prepared`."""
+    """The runs with what their methods take from the validation set before training; see `MethodSpec.prepared`.
+
+    Raises:
+        SpecError: a method changes what must stay as it was.
+    """
     methods: dict[MethodSpec, MethodSpec] = {}
     for run in runs:
-        if run.method.prepares_on_val and run.method not in methods:
+        method = run.method
+        if method.prepares_on_val and method not in methods:
             assert bank.val is not None, "check_runs refuses such methods on a bank without a validation set"
-            methods[run.method] = run.method.prepared(bank.val, bank.head)
+            found = methods[method] = method.prepared(bank.val, bank.head)
+            kept = (method.head, method.post_hoc, method.lane_values())
+            if (found.head, found.post_hoc, found.lane_values()) != kept:
+                raise SpecError(
+                    f"method {method.kind}: prepared must not change head, post_hoc or a field that declares BATCHED, "
+                    f"got {found!r}; set other fields of the method"
+                )
     return [replace(run, method=methods[run.method]) if run.method in methods else run for run in runs]
 
 

@@ -64,9 +64,11 @@ def fit(
     """
     rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
-    runs = prepared_runs(bank, runs)
+    trials = None if halving is None else HalvingTrials(runs, rule, halving)
     return fit_in_memory(
-        lambda part: _PackTraining(bank, part, device, rule, halving).train(), runs, splittable=halving is None
+        lambda part: _PackTraining(bank, part, device, rule, trials).train(),
+        prepared_runs(bank, runs),
+        splittable=trials is None,
     )
 
 
@@ -74,10 +76,10 @@ class _PackTraining:
     """The runs of one call, referred to by index, their stacks and their histories."""
 
     def __init__(
-        self, bank: FeatureBank, runs: Sequence[Run], device: str, rule: EpochSelection, halving: Halving | None
+        self, bank: FeatureBank, runs: Sequence[Run], device: str, rule: EpochSelection, trials: HalvingTrials | None
     ) -> None:
         self.data, self.runs, self.rule = DeviceBank(bank, device), runs, rule
-        self.trials = None if halving is None else HalvingTrials(runs, rule, halving)
+        self.trials = trials
         self.histories = [_History(rule) for _ in runs]
         self.results: dict[int, RunResult] = {}
 

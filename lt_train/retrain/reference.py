@@ -82,11 +82,12 @@ def fit(
     """
     rule = rule or EpochSelection()
     check_runs(bank, runs, rule, halving)
-    runs = prepared_runs(bank, runs)
     stops: list[int | None] = [None] * len(runs)
-    if halving is not None:
+    trials = None if halving is None else HalvingTrials(runs, rule, halving)
+    runs = prepared_runs(bank, runs)
+    if trials is not None:
         complete = [_fit_one(bank, run, device, rule) for run in runs]
-        stops = HalvingTrials(runs, rule, halving).stops(complete)
+        stops = trials.stops(complete)
     return [_fit_one(bank, run, device, rule, stop) for run, stop in zip(runs, stops, strict=True)]
 
 

@@ -33,7 +33,8 @@ def check_method(method: MethodSpec | type[MethodSpec]) -> None:
     """Check a method: its loss, and that both engines train the same heads with it.
 
     - `check_kind`.
-    - The loss returns one finite value per image, also for logits that differ by 200. `with_gradient` is its gradient.
+    - The loss returns one finite value per image, also for logits that differ by 200, and where a field is at a bound
+      (`ge`, `le`). `with_gradient` is its gradient.
       A lane does not depend on others, and an image does not, unless the loss declares `over_batch`; the order of the
       images then has no effect.
     - An augmentation returns features of the same shape and does not change its arguments.
@@ -61,7 +62,8 @@ def _check_loss(method: TrainedMethod, counts: Tensor) -> None:
     name, classes = type(method).__name__, len(counts)
     seeds, batch, lanes = 2, 5, 3
     stream = torch.Generator().manual_seed(0)
-    settings = [variant.lane_values() for variant in _variants(method, lanes)]
+    variants = _variants(method, lanes)
+    settings = [variant.lane_values() for variant in variants]
     several = {
         path: torch.tensor([[[lane[path] for lane in settings]]] * seeds, dtype=torch.float64) for path in settings[0]
     }
@@ -70,8 +72,12 @@ def _check_loss(method: TrainedMethod, counts: Tensor) -> None:
     except KeyError as error:
         problem = f"{name}.loss uses lanes[{error}], but {name} has no such field that declares BATCHED"
         raise AssertionError(problem) from None
-    one_run = {path: value[:1, :, :1] for path, value in several.items()}
-    _check_large_logits(name, method.loss(one_run, counts), classes)
+    for limit in [method, *_at_bounds(method)]:
+        one_run = {
+            path: torch.full((1, 1, 1), value, dtype=torch.float64) for path, value in limit.lane_values().items()
+        }
+        at = "" if limit is method else f" at {limit.lane_values()}"
+        _check_large_logits(f"{name}{at}", limit.loss(one_run, counts), classes)
 
     logits = 3 * torch.randn(seeds, batch, lanes, classes, generator=stream, dtype=torch.float64)
     labels = (torch.arange(seeds * batch) % classes).view(seeds, batch, 1)
@@ -84,11 +90,15 @@ def _check_loss(method: TrainedMethod, counts: Tensor) -> None:
     assert_close((losses, gradients), expected, f"with_gradient of {name} is not the gradient of its loss")
     for s in range(seeds):
         for t in range(lanes):
-            alone = reference.LossOfRun(method, {path: value[s, 0, t] for path, value in several.items()}, counts)
+            own_lanes = {path: value[s, 0, t] for path, value in several.items()}
+            variant = variants[t]
+            assert isinstance(variant, TrainedMethod), "it is a copy of the method"
+            alone = reference.LossOfRun(variant, own_lanes, counts)
             leaf = logits[s, :, t].clone().requires_grad_()
             own = alone(leaf, labels[s, :, 0], step.of(s))
             (gradient,) = torch.autograd.grad(own.sum(), leaf)
-            found, problem = (losses[s, :, t], gradients[s, :, t]), f"a lane of {name} depends on other lanes or seeds"
+            found = losses[s, :, t], gradients[s, :, t]
+            problem = f"a lane of {name} depends on other lanes or seeds, or its loss reads a field instead of `lanes`"
             assert_close(found, (own.detach(), gradient), problem)
     if not stacked.over_batch:
         others = torch.cat([logits[:, :2], -logits[:, 2:]], dim=1)
@@ -195,6 +205,17 @@ def _variants(method: MethodSpec, count: int = 2) -> list[MethodSpec]:
                     variant = substitute(variant, {path: other})
                     break
         found.append(variant)
+    return found
+
+
+def _at_bounds(method: TrainedMethod) -> list[TrainedMethod]:
+    """The method with a batched field of its own at a bound that belongs to its range; one for each."""
+    found = []
+    for name, field in type(method).model_fields.items():
+        bounds = [getattr(mark, end) for mark in field.metadata for end in ("ge", "le") if hasattr(mark, end)]
+        for bound in bounds if name in method.lane_values() else ():
+            with contextlib.suppress(ValidationError):
+                found.append(substitute(method, {name: float(bound)}))
     return found
 
 

@@ -34,10 +34,10 @@ def trials_frame(sweep: Sweep) -> pd.DataFrame:
         values = {name: selection.mean_of_all(column) for name, column in _columns(records, one.scores).items()}
         rows.append(
             _about(one)
-            | {"status": status, "objective": one.objective, "seeds": len(records)}
+            | {"status": status, "objective": _objective(one), "seeds": len(records)}
             | {"epochs": max(record.epochs for record in records)}
             | values
-            | {"failure": next((record.failure for record in records if record.failure is not None), None)}
+            | {"failure": one.failure}
             | {"finished_at": max(record.at_ms for record in records)}
         )
     return _frame(rows, sweep.every, after="number", time="finished_at")
@@ -55,7 +55,7 @@ def runs_frame(sweep: Sweep) -> pd.DataFrame:
         for place, record in enumerate(one.records):
             rows.append(
                 _about(one)
-                | {"seed": record.seed, "status": record.status, "objective": one.objective, "epochs": record.epochs}
+                | {"seed": record.seed, "status": record.status, "objective": _objective(one), "epochs": record.epochs}
                 | {"epoch": None if record.epoch < 0 else record.epoch + 1}
                 | {name: column[place] for name, column in columns.items()}
                 | {"failure": record.failure, "key": record.key, "pack": record.pack, "finished_at": record.at_ms}
@@ -94,6 +94,11 @@ def curves_frame(trial: TrialRuns) -> pd.DataFrame:
             columns |= {f"{prefix}{score.name}": curves[place][:, c] for c, score in enumerate(trial.scores)}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def _objective(one: TrialRuns) -> float | None:
+    """None for extended training, which does not take part in the selection."""
+    return None if one.trial.phase == "extended" else one.objective
 
 
 def _about(one: TrialRuns) -> dict[str, Any]:

@@ -56,14 +56,14 @@ class MatrixTable(ResultModel):
     def to_frame(self) -> pd.DataFrame:
         """One row per sweep and method.
 
-        Columns: `sweep`, the axis with its value, `method`, `best`, and mean accuracies on test with the ends of their
+        Columns: `sweep`, `value` (of the matrix), `method`, `best`, and mean accuracies on test with the ends of their
         95% intervals, as in `Result.to_frame`.
         """
         import pandas as pd
 
         return pd.DataFrame(
             [
-                {"sweep": row.sweep, self.axis: row.value, "method": method, "best": cell.best} | cell.mean.columns()
+                {"sweep": row.sweep, "value": row.value, "method": method, "best": cell.best} | cell.mean.columns()
                 for row in self.rows
                 for method, cell in row.cells.items()
             ]

@@ -246,20 +246,20 @@ class Result(ResultModel):
     def to_frame(self) -> pd.DataFrame:
         """One row per method, best first, and per baseline.
 
-        Columns: `method`, `role` (winner, method, baseline), `trial`, searched values by dotted path, mean accuracies
-        on test with the ends of their 95% intervals (`acc_all`, `acc_all_low`, `acc_all_high`, ...), `best_of_acc_all`,
-        `objective`, `loma_mean`, `loma_cv`.
+        Columns: `method`, `role` (winner, method, baseline), `number` of the trial, searched values by dotted path,
+        mean accuracies and metrics on test with the ends of their 95% intervals (`acc_all`, `acc_all_low`,
+        `acc_all_high`, ...), `best_of_acc_all`, `objective`, `loma_mean`, `loma_cv`.
         """
         import pandas as pd
 
         rows = []
         for rank, one in enumerate(self.methods):
-            about = {"method": one.method, "role": "method" if rank else "winner", "trial": one.trial, **one.searched}
+            about = {"method": one.method, "role": "method" if rank else "winner", "number": one.trial, **one.searched}
             rows.append(about | one.columns() | {"objective": one.objective})
         for name, baseline in self.baselines.items():
             rows.append({"method": name, "role": "baseline"} | baseline.columns())
         frame = pd.DataFrame(rows)
-        return frame if frame.empty else frame.astype({"trial": "Int64"})
+        return frame.astype({"number": "Int64"}) if "number" in frame else frame
 
     def other_baselines(self) -> dict[str, Row]:
         """Baselines whose configuration is not that of a method's row."""

@@ -65,9 +65,14 @@ class TrialRuns:
     undefined: str = ""
 
     @property
+    def failure(self) -> str | None:
+        """Why it failed: the reason of the first run that did, or that the selection metric is undefined for one."""
+        return next((record.failure for record in self.records if record.failure is not None), self.undefined or None)
+
+    @property
     def failed(self) -> bool:
-        """Whether a run failed, or the selection metric is undefined for one."""
-        return bool(self.undefined) or any(record.failure is not None for record in self.records)
+        """Whether it has no objective, because a run failed or the selection metric is undefined for one."""
+        return self.failure is not None
 
     @property
     def stopped(self) -> int | None:

@@ -84,11 +84,8 @@ def summarise(sweep: Sweep) -> Result:
 
 def _undefined_notes(sweep: Sweep) -> list[str]:
     """A note if the selection metric is undefined for some trials."""
-    found = [one for one in sweep.every if one.undefined]
-    if not found:
-        return []
-    names = named([one.trial.name for one in found], 3)
-    return [f"{found[0].undefined}, so the trial counts as failed; so in all: {names}"]
+    found = [f"{one.trial.name}: {one.undefined}" for one in sweep.every if one.undefined]
+    return [f"trials that count as failed: {named(found, 3)}"] if found else []
 
 
 def _search_notes(sweep: Sweep) -> list[str]:

@@ -22,7 +22,7 @@ def validate(spec: Sweepable) -> list[str]:
     """All problems of a sweep or matrix; empty if it is valid. Data and checkpoints are not read.
 
     Args:
-        spec: its file, or a mapping in the form of a sweep file.
+        spec: its file, the name of a bundled file, its spec, or a mapping in the form of a file.
 
     Returns:
         Messages `file:line: dotted.path: rule, value, what is allowed`; without file and line for a mapping.
@@ -45,7 +45,7 @@ def plan(spec: Sweepable, *, tflops: float | None = None) -> Plan | dict[str, Pl
     """Estimate trials, runs, packs, memory and time of a sweep. The data is read; nothing is trained.
 
     Args:
-        spec: the sweep or matrix, its file, or a mapping in the form of a sweep file.
+        spec: the sweep or matrix, its file, the name of a bundled file, or a mapping in the form of a file.
         tflops: rate of the device in 10^12 operations per second; None: 20 if packs are trained on GPUs, otherwise
             measured on this machine.
 

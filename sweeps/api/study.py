@@ -45,8 +45,7 @@ def _past(sweep: Sweep, one: TrialRuns) -> PastTrial:
         values = [None if record.test is None else record.test[place] for record in one.records]
         if (mean := selection.mean_of_all(values)) is not None:
             attributes[score.name] = mean
-    reasons = [record.failure for record in one.records if record.failure is not None]
-    attributes |= {"failure": reasons[0]} if reasons else {}
+    attributes |= {"failure": one.failure} if one.failure else {}
     if one.objective is None:
         tried = Tried(one.trial.params, "failed")
     elif one.stopped is not None:

@@ -7,7 +7,7 @@ import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pandas as pd
 
@@ -25,7 +25,7 @@ from sweeps.api.study import to_optuna
 from sweeps.config.matrix import SweepMatrix
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.runner import Sweepable, to_spec
-from sweeps.reporting.export import export_model, predict, trained_head, winner_state_dict
+from sweeps.reporting.export import export_model, predict, trained_head, trial_named, winner_state_dict
 from sweeps.reporting.write import report as write_report
 from sweeps.store.directory import load_matrix_directory
 from sweeps.store.layout import is_matrix, is_sweep, leases
@@ -41,11 +41,18 @@ if TYPE_CHECKING:
 __all__ = ["OpenMatrix", "OpenSweep", "Winner", "open_sweep"]
 
 
-def open_sweep(sweep: Sweepable | OpenSweep) -> OpenSweep | Any:
+@overload
+def open_sweep(sweep: SweepSpec | Mapping[str, Any]) -> OpenSweep: ...
+@overload
+def open_sweep(sweep: SweepMatrix) -> OpenMatrix: ...
+@overload
+def open_sweep(sweep: str | os.PathLike[str]) -> OpenSweep | Any: ...  # type checkers cannot know what a path holds
+def open_sweep(sweep: Sweepable) -> OpenSweep | OpenMatrix:
     """Open a sweep that is finished, running or interrupted. Nothing is trained, and a running sweep is not disturbed.
 
     Args:
-        sweep: its directory, its sweep file, its spec, or a mapping in the form of a sweep file.
+        sweep: its directory, its sweep file, the name of a bundled file such as `demo`, its spec, or a mapping in the
+            form of a sweep file.
 
     Returns:
         The sweep as it is now; for a matrix, an `OpenMatrix` of the sweeps that were started.
@@ -58,15 +65,22 @@ def open_sweep(sweep: Sweepable | OpenSweep) -> OpenSweep | Any:
         path = Path(sweep).expanduser()
         if is_matrix(path):
             return _open_matrix(load_matrix_directory(path))
-        if path.is_dir() or path.suffix not in (".yaml", ".yml"):
-            return OpenSweep(read_sweep(path))
+        if path.is_dir() or (path.suffix not in (".yaml", ".yml") and (path.name != str(path) or path.exists())):
+            return _open(path)
     spec = to_spec(sweep).with_absolute_paths(Path.cwd())
     if isinstance(spec, SweepMatrix):
         return _open_matrix(spec)
     path = Path(spec.storage) / spec.name
     if not is_sweep(path):
         raise UserError(f"{path} does not exist: the sweep {spec.name} was not started; start it with sweeps.run")
-    return OpenSweep(read_sweep(path))
+    return _open(path)
+
+
+def _open(path: Path) -> OpenSweep:
+    place = path.parent if path.name == "result.json" else path
+    # Before the ledger is read: a driver that ends meanwhile leaves a finished sweep.
+    has_driver = lease_owner(leases(place.parent), place.name) is not None
+    return OpenSweep(read_sweep(path), has_driver=has_driver)
 
 
 class OpenSweep:
@@ -76,9 +90,8 @@ class OpenSweep:
     access returns a copy.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._has_driver = lease_owner(leases(self.path.parent), self.path.name) is not None
+    def __init__(self, snapshot: Snapshot, *, has_driver: bool) -> None:
+        self._snapshot, self._has_driver = snapshot, has_driver
 
     @property
     def path(self) -> Path:
@@ -152,16 +165,11 @@ class OpenSweep:
         return curves_frame(self._trial(trial))
 
     def _trial(self, name: str | None) -> TrialRuns:
-        if name is None:
-            if self._snapshot.winner is None:
-                raise UserError(f"{self.path} has no complete trial")
-            return self._snapshot.winner
-        found = next((one for one in self._snapshot.every if one.trial.name == name), None)
+        found = self._snapshot.winner if name is None else trial_named(self._snapshot, name)
         if found is None:
-            raise UserError(f"trial must be one of the column `trial` of `trials`, got {name!r}")
+            raise UserError(f"{self.path} has no complete trial")
         if found.failed:
-            why = next(record.failure for record in found.records if record.failure is not None)
-            raise UserError(f"trial {name} failed: {why}")
+            raise UserError(f"trial {found.trial.name} failed: {found.failure}")
         return found
 
     @property
@@ -206,7 +214,7 @@ class OpenSweep:
 
     def refresh(self) -> OpenSweep:
         """The sweep as it is now."""
-        return OpenSweep(read_sweep(self.path))
+        return _open(self.path)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -345,22 +353,37 @@ class OpenMatrix:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials of all sweeps, with the value of the matrix as first column; see `OpenSweep.trials`."""
+        """The trials of all sweeps; the first column `value` is that of the matrix. See `OpenSweep.trials`."""
         return self._together({value: sweep.trials for value, sweep in self.sweeps.items()})
 
     @property
     def runs(self) -> pd.DataFrame:
-        """The runs of all sweeps, with the value of the matrix as first column; see `OpenSweep.runs`."""
+        """The runs of all sweeps; the first column `value` is that of the matrix. See `OpenSweep.runs`."""
         return self._together({value: sweep.runs for value, sweep in self.sweeps.items()})
+
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """The classes of all sweeps; the first column `value` is that of the matrix. See `OpenSweep.per_class`."""
+        return self._together({value: sweep.per_class for value, sweep in self.sweeps.items()})
+
+    def compare(self) -> SweepComparison:
+        """Compare the sweeps with the first of them; see `sweeps.compare`."""
+        return compare(self)
+
+    def refresh(self) -> OpenMatrix:
+        """The sweeps as they are now."""
+        return _open_matrix(self.spec)
 
     def report(self, out: str | os.PathLike[str] | None = None) -> Path:
         """Write the HTML report of all sweeps and return its page; see `sweeps.report`."""
         return write_report(self, out=out)
 
     def _together(self, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-        return pd.concat(frames, names=[self.spec.axis]).reset_index(level=0).reset_index(drop=True)
+        return pd.concat(frames, names=["value"]).reset_index(level=0).reset_index(drop=True)
 
     def __getitem__(self, value: str) -> OpenSweep:
+        if value not in self.sweeps:
+            raise UserError(f"value must be one of {', '.join(self.sweeps)}, which were started, got {value!r}")
         return self.sweeps[value]
 
     def __fspath__(self) -> str:
@@ -376,7 +399,7 @@ class OpenMatrix:
 
 def _open_matrix(matrix: SweepMatrix) -> OpenMatrix:
     paths = {value: Path(spec.storage) / spec.name for value, spec in matrix.members.items()}
-    found = {value: OpenSweep(read_sweep(path)) for value, path in paths.items() if is_sweep(path)}
+    found = {value: _open(path) for value, path in paths.items() if is_sweep(path)}
     if not found:
         raise UserError(f"no sweep of the matrix {matrix.name} was started; start them with sweeps.run")
     return OpenMatrix(matrix, found)

@@ -20,7 +20,7 @@ _ORDER = (
 class LtSweep(Program):
     """The root command of `lt-sweep`."""
 
-    interrupted = "interrupted; continue with `lt-sweep resume`"
+    interrupted = "interrupted; finished runs are kept, and the same command continues"
     on_sigterm = staticmethod(interrupt)
 
     def list_commands(self, ctx: Any) -> list[str]:

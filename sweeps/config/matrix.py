@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 from lt_train.core.errors import SpecError
 from lt_train.core.fields import expand
+from lt_train.core.registry import as_document
 from lt_train.core.validation import Problem
 from sweeps.config.spec import MATRIX_KEY, NAME, SHARED, SweepSpec, format_problems, validate_document
-from sweeps.config.yaml_source import Source, load_yaml
+from sweeps.config.yaml_source import Source, load_yaml, parse_yaml
 
-__all__ = ["SweepMatrix", "load_file", "load_matrix", "sweeps_of"]
+__all__ = ["SweepMatrix", "load_document", "load_file", "load_matrix", "sweeps_of"]
 
 Loc = tuple[int | str, ...]
 
@@ -70,6 +71,21 @@ def load_file(path: str | os.PathLike[str]) -> SweepSpec | SweepMatrix:
     if isinstance(sweep, SweepSpec):
         return sweep
     raise SpecError(format_problems(sweep, source))
+
+
+def load_document(document: Mapping[str, Any]) -> SweepSpec | SweepMatrix:
+    """The sweep or matrix of a mapping in the form of a file, which may contain instances of specifications.
+
+    Raises:
+        SpecError: `problems` holds every problem as `dotted.path: message`.
+    """
+    if MATRIX_KEY not in document:
+        return SweepSpec(**document)
+    source = parse_yaml(json.dumps(as_document(dict(document)), default=repr), "mapping")
+    try:
+        return _matrix(source)
+    except SpecError as error:
+        raise SpecError([re.sub(r"^mapping:\d+: ", "", problem) for problem in error.problems]) from None
 
 
 def sweeps_of(loaded: SweepSpec | SweepMatrix) -> list[SweepSpec]:

@@ -290,7 +290,7 @@ class ShowProgress:
         if self.stopped:
             notes.append(f"{self.stopped} trials stopped early")
         if self.failed:
-            notes.append(f"{self.failed} trials failed")
+            notes.append(f"{self.failed} trial{'s' * (self.failed != 1)} failed")
         if self.packs_lost:
             notes.append(f"{self.packs_lost} packs lost with their nodes and rescheduled")
         self._report(self.runs, self._planned.runs, ", ".join(notes))

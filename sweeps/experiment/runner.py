@@ -27,7 +27,7 @@ from sweeps.analysis.matrix_table import MatrixTable, matrix_table
 from sweeps.analysis.result import Result
 from sweeps.analysis.summary import summarise
 from sweeps.config.interfaces import BackendSpec
-from sweeps.config.matrix import SweepMatrix, load_file
+from sweeps.config.matrix import SweepMatrix, load_document, load_file
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.events import Callback, Dispatcher, Preparing, SweepFinished, SweepStarted
 from sweeps.experiment.listeners import TrackingBehind, listening, mark_stopped
@@ -64,7 +64,7 @@ __all__ = ["MatrixFailed", "Sweepable", "TrackingBehind", "archive", "resume", "
 logger = logging.getLogger(__name__)
 
 Sweepable = SweepSpec | SweepMatrix | Mapping[str, Any] | str | os.PathLike[str]
-"""A sweep or a matrix: its spec, its file, or a mapping in the form of the file of a sweep."""
+"""A sweep or a matrix: its spec, its file, or a mapping in the form of a file."""
 
 
 @overload
@@ -102,7 +102,7 @@ def run(
 
     Args:
         spec: the sweep or matrix, its file, the name of a bundled file such as `demo`, or a mapping in the form of a
-            sweep file.
+            file.
         backend: replaces the backend of the spec: an instance, or a kind with its defaults, such as `inline`. Results
             do not depend on it.
         fresh: start over and keep the results of earlier sweeps of this name as `<name>.previous-<N>`.
@@ -139,7 +139,7 @@ def to_spec(spec: Sweepable) -> SweepSpec | SweepMatrix:
     """
     if isinstance(spec, SweepSpec | SweepMatrix):
         return spec
-    return SweepSpec(**spec) if isinstance(spec, Mapping) else load_file(spec)
+    return load_document(spec) if isinstance(spec, Mapping) else load_file(spec)
 
 
 def resume(directory: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Result | Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lt_train.metrics import Score
+from lt_train.metrics import ACCURACIES, Score
 from sweeps.analysis.statistics import Estimate
 
 Kind = Literal["text", "percent", "points", "gain", "number", "change", "loma", "count", "p"]
@@ -28,18 +28,19 @@ Cell = str | int | float | Estimate | None
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table."""
+    """One column of a table. An `optional` one is left out where a terminal is too narrow."""
 
     title: str
     kind: Kind = "text"
+    optional: bool = False
 
 
 def score_columns(
     scores: Iterable[Score], kind: Literal["percent", "points", "gain"] = "percent"
 ) -> tuple[Column, ...]:
-    """One column per score; metrics that are not in percent are shown as plain numbers."""
+    """One column per score, optional beside accuracies; metrics that are not in percent are shown as plain numbers."""
     plain: Kind = "number" if kind == "percent" else "change"
-    return tuple(Column(score.title, kind if score.percent else plain) for score in scores)
+    return tuple(Column(one.title, kind if one.percent else plain, one not in ACCURACIES) for one in scores)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -17,7 +17,7 @@ from sweeps.analysis.matrix_table import MatrixTable
 from sweeps.analysis.result import Plan, Result, Winner
 from sweeps.analysis.statistics import Comparison
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting.model import Section, Table, format_cell
+from sweeps.reporting.model import Column, Section, Table, format_cell
 from sweeps.reporting.result_tables import matrix_notes, matrix_tables, ranking_table, selection_text, winner_table
 
 SCREEN = 24
@@ -84,20 +84,45 @@ def sections_shown(sections: Sequence[Section]) -> Group:
     return Group(*parts[:-1])
 
 
-def _rich_table(one: Table, padding: int = 2) -> RichTable:
-    """Numbers are never wrapped or cut; text columns fold instead."""
-    title = Text(one.title) if one.title else None
-    table = RichTable(title=title, title_justify="left", title_style="", box=None, padding=(0, padding, 0, 0))
-    for column in one.columns:
-        number = column.kind != "text"
-        table.add_column(column.title, justify="right" if number else "left", overflow="fold", no_wrap=number)
-    for index, row in enumerate(one.rows):
-        cells = []
-        for place, (cell, column) in enumerate(zip(row, one.columns, strict=True)):
-            mark = "*" * ((index, place) in one.strong_cells)
-            cells.append(Text(format_cell(cell, column.kind) + mark, style="bold" * one.is_strong(index, place)))
-        table.add_row(*cells)
-    return table
+class _FittingTable:
+    """A table that leaves out optional columns, the last first, where the terminal is too narrow for all of them."""
+
+    def __init__(self, table: Table, padding: int) -> None:
+        self.table, self.padding = table, padding
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        columns, unlimited = list(self.table.columns), options.update(max_width=10_000)
+        shown = self._of(columns)
+        while console.measure(shown, options=unlimited).maximum > options.max_width and any(
+            column.optional for column in columns
+        ):
+            columns.remove([column for column in columns if column.optional][-1])
+            shown = self._of(columns)
+        yield shown
+        if hidden := [column.title for column in self.table.columns if column not in columns]:
+            yield Text(f"  the terminal is too narrow for {', '.join(hidden)}")
+
+    def _of(self, columns: Sequence[Column]) -> RichTable:
+        """Numbers are never wrapped or cut; text columns fold instead."""
+        one = self.table
+        title = Text(one.title) if one.title else None
+        table = RichTable(title=title, title_justify="left", title_style="", box=None, padding=(0, self.padding, 0, 0))
+        for column in columns:
+            number = column.kind != "text"
+            table.add_column(column.title, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        for index, row in enumerate(one.rows):
+            cells = []
+            for place, (cell, column) in enumerate(zip(row, one.columns, strict=True)):
+                mark = "*" * ((index, place) in one.strong_cells)
+                if column in columns:
+                    text = format_cell(cell, column.kind) + mark
+                    cells.append(Text(text, style="bold" * one.is_strong(index, place)))
+            table.add_row(*cells)
+        return table
+
+
+def _rich_table(one: Table, padding: int = 2) -> RenderableType:
+    return _FittingTable(one, padding)
 
 
 def _hidden(rows: int, most: int | None) -> list[Text]:

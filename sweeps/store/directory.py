@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lt_train.core.clock import now_ms
-from lt_train.core.code import code_of
+from lt_train.core.code import code_of, modules_of
 from lt_train.core.errors import LongtailError, SpecError, UserError
 from lt_train.core.io import writing
 from lt_train.core.plugins import is_allowed
@@ -77,6 +77,7 @@ def open_directory(spec: SweepSpec, bank_fingerprint: str, earlier: SweepDirecto
             "spec_fingerprint": spec.fingerprint(),
             "bank_fingerprint": bank_fingerprint,
             "code": code_of(spec),
+            "modules": modules_of(spec),
             "spec": spec.resolved(),
         }
         write_document(path / IDENTITY, identity)
@@ -189,18 +190,15 @@ def load_spec(directory: SweepDirectory) -> SweepSpec:
     document = directory.identity["spec"] | {"storage": str(path.parent), "name": path.name}
     try:
         return load_resolved(document)
-    except SpecError as error:
-        used = {name.partition(":")[0] for name in directory.identity["code"]}
-        modules = sorted(module for module in used if not is_allowed(module))
+    except SpecError:
+        modules = [module for module in directory.identity["modules"] if not is_allowed(module)]
         if not modules:
             raise
         if "__main__" in modules:
             remedy = "open it in the notebook or script that defines them"
         else:
-            remedy = "give " + " ".join(f"--allow-import {module}" for module in modules)
-        raise SpecError(
-            [*error.problems, f"{path} uses {', '.join(directory.identity['code'])}, which are not imported; {remedy}"]
-        ) from None
+            remedy = "give " + " ".join(f"--allow-import {module}" for module in modules) + ", or import them in Python"
+        raise SpecError(f"{path} uses kinds of {', '.join(modules)}, which are not imported; {remedy}") from None
 
 
 def load_tracking(directory: SweepDirectory) -> TrackingSpec:

@@ -207,6 +207,10 @@ def test_a_method_with_its_own_loss_conforms(loss: type[OwnLoss]) -> None:
         (Ordered, "the loss of Wrong depends on the order of the images"),
         (GlobalNoise, "a lane of Wrong depends on other lanes"),
         (lambda strength: OwnLoss(strength.mean()), "a lane of Wrong depends on other lanes"),
+        (
+            lambda strength: OwnLoss(strength - 1) if strength.min() > 0 else UnstableLoss(strength),
+            "Wrong at .*0.0.*not finite",
+        ),
     ],
 )
 def test_a_wrong_loss_is_named(loss: Any, message: str) -> None:
@@ -360,6 +364,17 @@ def test_a_method_with_a_head_from_outside_conforms() -> None:
 def test_a_wrong_head_of_a_method_is_named(head: type[HeadSpec], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_method(Own(head=head()))
+
+
+def test_a_loss_that_reads_a_field_instead_of_lanes_is_named() -> None:
+    class Fixed(Own):
+        """All runs of a loop would have the value of the first one."""
+
+        def loss(self, lanes: Mapping[str, Tensor], class_counts: Tensor) -> Loss:
+            return OwnLoss(torch.tensor(self.strength))
+
+    with pytest.raises(AssertionError, match="its loss reads a field instead of `lanes`"):
+        check_method(Fixed)
 
 
 def test_bounds_of_fields_are_kept() -> None:
@@ -541,16 +556,11 @@ def test_a_wrong_head_is_named(change: str, message: str) -> None:
         check_head(Offset(change=change))
 
 
-class Bent(Offset):
-    """A head that is not affine and does not say so."""
-
-    kind: Literal["bent"] = "bent"
-    affine: ClassVar[bool] = False
-
-
+@pytest.mark.usefixtures("own_heads")
 def test_a_class_attribute_of_a_head_that_is_not_true_is_named() -> None:
-    with pytest.raises(AssertionError, match=r"Bent\.affine must be True"):
-        check_head(Bent)
+    check_head(Distance)
+    with pytest.raises(AssertionError, match=r"Affine\.affine must be False"):
+        check_head(Affine)
 
 
 class Order(SamplerSpec):

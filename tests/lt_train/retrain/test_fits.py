@@ -40,7 +40,7 @@ def test_the_table_shows_what_the_engine_returns(features_file: Path) -> None:
     frame = fits.to_frame()
     assert frame.seed.tolist() == [3, 4, 3, 4]
     assert frame.method.tolist() == ["los", "los", "ce", "ce"]
-    assert frame.smooth_factor.isna().tolist() == [False, False, True, True]
+    assert frame["method.smooth_factor"].isna().tolist() == [False, False, True, True]
     for one, expected in zip(fits, fused.fit(bank, runs), strict=True):
         np.testing.assert_array_equal(one.result.test_accuracy, expected.test_accuracy)
     assert frame.acc_all[1] == fits[1].result.test_accuracy[-1, 0]

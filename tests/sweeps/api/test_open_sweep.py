@@ -112,7 +112,7 @@ def test_the_result_as_a_table(sweep: sweeps.OpenSweep) -> None:
     assert sweep.name in sweep._repr_html_()
 
 
-@pytest.mark.parametrize(("ask", "message"), [("nothing", "column `trial`"), ("failed", "diverged")])
+@pytest.mark.parametrize(("ask", "message"), [("nothing", "trial must be a finished trial"), ("failed", "diverged")])
 def test_a_trial_without_curves_is_named(sweep: sweeps.OpenSweep, ask: str, message: str) -> None:
     failed = sweep.trials.query("status == 'failed'").trial.iloc[0]
     with pytest.raises(UserError, match=message):
@@ -166,7 +166,7 @@ def test_matrices_use_the_same_functions(features_file: Path, tmp_path: Path) ->
         matrix = sweeps.open_sweep(place)
         assert matrix.table == table == sweeps.resume(matrix)
         assert matrix["2"].spec.training.epochs == 2
-        assert matrix.trials.groupby("training.epochs").size().to_dict() == {"1": 4, "2": 4}
+        assert matrix.trials.groupby("value").size().to_dict() == {"1": 4, "2": 4}
         assert len(matrix.runs) == 2 * (2 * 2 + 1 + 2)
     frame = table.to_frame()
     assert frame.query("best").acc_all.tolist() == [

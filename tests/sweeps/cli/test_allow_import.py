@@ -86,7 +86,7 @@ def test_a_single_module_is_enough_and_its_code_is_part_of_the_sweep(
     directory = Path(document["storage"]) / document["name"]
     unknown = lt_sweep(package, "report", str(directory))
     assert unknown.returncode == 2
-    assert "uses one_module:Mine, which are not imported; give --allow-import one_module" in unknown.stderr
+    assert "uses kinds of one_module, which are not imported; give --allow-import one_module" in unknown.stderr
     assert lt_sweep(package, "report", str(directory), "--allow-import", "one_module").returncode == 0
     module = package / "one_module.py"
     module.write_text(module.read_text().replace('"""Cross entropy."""', '"""Plain cross entropy."""  # a comment'))
