@@ -88,6 +88,7 @@ class ImageData:
         mean, std: per-channel statistics on the 0..1 scale, each of length C.
         augmentation: applied to training images in stage 1 and in the bank's views.
         notes: facts about the cut that a user must know; shown wherever the data is used.
+        class_names: names of the classes, by number; empty if unknown.
     """
 
     train: Labelled[Images]
@@ -99,6 +100,7 @@ class ImageData:
     std: tuple[float, ...]
     augmentation: Augmentation
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def parts(self) -> dict[str, Labelled[Images]]:
         """The parts that exist, by name."""
@@ -223,14 +225,6 @@ class DatasetSpec(KindSpec):
             got = "features" if shape is None else f"images of {shape[1]} x {shape[2]}"
             raise DataError(f"image files become square images, but dataset {self.kind} has {got}")
         return Decoder(shape[1], shape[1])
-
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, by number; empty if unknown.
-
-        Raises:
-            DataError: see `load`.
-        """
-        return ()
 
     def identity(self) -> dict[str, Any]:
         """The spec as JSON without the fields declared `NOT_IDENTITY`: what the data is, on any machine."""

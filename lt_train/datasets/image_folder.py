@@ -61,7 +61,8 @@ class ImageFolder(CutImagesSpec):
                 f"{root / 'train' if divided else root} must contain one folder per class for at least two classes, "
                 f"got {named(classes) or 'none'}"
             )
-        notes = [f"classes are numbered in alphabetical order: {named([f'{k} {c}' for k, c in enumerate(classes)])}"]
+        shown = [os.fsencode(name).decode(errors="replace") for name in classes]  # a folder may have any bytes
+        notes = [f"classes are numbered in alphabetical order: {named([f'{k} {c}' for k, c in enumerate(shown)])}"]
         train, ignored = _listed(root, "train" if divided else "", classes)
         val = None
         if not divided:
@@ -80,7 +81,7 @@ class ImageFolder(CutImagesSpec):
             raise DataError(f"{root} has a train folder, but neither test nor val beside it; add one of them")
         if ignored:
             notes.append(f"files without an image suffix were ignored: {len(ignored)} ({named(ignored, 5)})")
-        return Listing(train, val, test, tuple(classes), tuple(notes))
+        return Listing(train, val, test, tuple(shown), tuple(notes))
 
     def _hold_out_test(self, whole: ListedImages, notes: list[str]) -> tuple[ListedImages, ListedImages]:
         """Training and test set of a tree without parts."""

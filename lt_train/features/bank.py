@@ -45,6 +45,7 @@ class FeatureBank:
         split_counts: int64 `[K]`, images per class before any hold-out (defines many / medium / few).
         notes: facts that a user must know.
         record: how the backbone was trained, as recorded in its checkpoint, as JSON; empty if unknown.
+        class_names: names of the classes in the dataset that the features were extracted from; empty if unknown.
         path: the directory that the bank was opened from; None for a bank in memory.
     """
 
@@ -58,6 +59,7 @@ class FeatureBank:
     split_counts: Tensor
     notes: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
     path: Path | None = None
 
     def __repr__(self) -> str:

@@ -228,6 +228,7 @@ def _finished(
         split_counts=data.split_counts,
         notes=tuple(notes),
         record=frozen.record,
+        class_names=data.class_names,
     )
     return bank, files
 

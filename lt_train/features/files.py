@@ -69,8 +69,9 @@ class Manifest(BaseModel):
     """The description of a bank in `manifest.json`.
 
     `inputs` is everything that determines its contents (dataset spec and digests, backbone, checkpoint sha256,
-    transform, seed, views, dtype) and `fingerprint` is their hash: equal inputs are extracted once. `seal` is the hash
-    of the rest of the manifest and detects edits.
+    transform, seed, views, dtype) and `fingerprint` is their hash: equal inputs are extracted once. `class_names` are
+    those of the dataset when its features were extracted, empty if unknown. `seal` is the hash of the rest of the
+    manifest and detects edits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,11 +87,12 @@ class Manifest(BaseModel):
     test_counts: list[int]
     notes: list[str]
     files: dict[str, FileEntry]
+    class_names: list[str] = []
     seal: str = ""
 
     def sealed(self) -> Manifest:
         """This manifest with its seal computed."""
-        return self.model_copy(update={"seal": fingerprint(self.model_dump(exclude={"seal"}))})
+        return self.model_copy(update={"seal": fingerprint(self.model_dump(exclude={"seal"}, exclude_defaults=True))})
 
 
 def bank_fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -149,6 +151,7 @@ def write_bank(
             test_counts=bank.test.labels.bincount(minlength=bank.num_classes).tolist(),
             notes=list(bank.notes),
             files=entries,
+            class_names=list(bank.class_names),
         ).sealed()
         (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return path
@@ -192,6 +195,7 @@ def open_bank(path: Path) -> FeatureBank:
         split_counts=torch.tensor(manifest.split_counts),
         notes=tuple(manifest.notes),
         record=parse_json((path / RECORD).read_text()) if RECORD in manifest.files else {},
+        class_names=tuple(manifest.class_names),
         path=path,
     )
 

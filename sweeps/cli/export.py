@@ -86,7 +86,10 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Classify the images of a folder and write a CSV of class names and probabilities."""
+    """Classify the images of a folder and write a CSV of class names and probabilities.
+
+    --json prints the rows as JSON or, with --out, the name of the CSV file and the number of its images.
+    """
     from lt_train.core.io import atomic_file
     from sweeps.analysis.load import read_sweep
     from sweeps.reporting.export import predict as predictions
@@ -97,11 +100,13 @@ def predict(
     sweep = read_sweep(run)
     chosen = None if trial is None else trial_named(sweep, trial)
     frame = predictions(sweep, folder, trial=chosen, unreadable=unreadable, top=top)
-    text = frame.to_json(orient="records") if as_json else frame.to_csv(index=False, float_format="%.6g")
+    text = (
+        frame.to_json(orient="records") if as_json and out is None else frame.to_csv(index=False, float_format="%.6g")
+    )
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
         return 0
     with atomic_file(out) as file:
         file.write_text(text)
-    print(f"{out}: {len(frame)} images")
+    print(json.dumps({"file": str(out), "images": len(frame)}) if as_json else f"{out}: {len(frame)} images")
     return 0

@@ -135,14 +135,6 @@ class ImagesSpec(DatasetSpec):
         """Resizing and centre crop, by the fields `resize` and `size`."""
         return Decoder(self.size, self.resize or self.size)
 
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, from folders or files alone; empty if the kind has none.
-
-        Raises:
-            DataError: see `listing`.
-        """
-        return self.listing().classes
-
     def tail(self) -> Cut | None:
         """The long tail to cut, or None to use the whole training set."""
         return None
@@ -260,6 +252,7 @@ class ImagesSpec(DatasetSpec):
                 std=self.std,
                 augmentation=self.augmentation,
                 notes=(*notes, *more, *note_untested(test.labels, num_classes, listing.classes)),
+                class_names=listing.classes,
             )
         )
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lt_train.core.imports import installed_version
-from lt_train.metrics import ACCURACIES, SPLITS, correct_per_class, split_accuracy, split_masks
+from lt_train.metrics import ACCURACIES, correct_per_class, evaluate, split_accuracy, split_masks
 from sweeps.analysis.labels import protocol, role, seeds_text, unfinished
 from sweeps.analysis.result import Accuracies
 from sweeps.analysis.selection import reported
@@ -65,12 +65,13 @@ def model_card(head: TrainedHead, export: Export, format: str, classes: str) -> 
 
 def _metadata(head: TrainedHead, format: str) -> str:
     task = "tabular-classification" if head.sweep.spec.backbone is None else "image-classification"
-    accuracies = dict(zip(SPLITS, reported([head.record])[0].tolist(), strict=True))
-    metrics = [
-        {"type": "accuracy", "name": f"top-1 accuracy, {split} classes", "value": round(value, 6)}
-        for split, value in accuracies.items()
-        if not np.isnan(value)
-    ]
+    metrics = list[dict[str, Any]]()
+    for score, value in zip(head.trial.scores, reported([head.record])[0].tolist(), strict=True):
+        is_accuracy = score in ACCURACIES
+        type_ = "accuracy" if is_accuracy else score.name
+        name = f"top-1 accuracy, {score.title} classes" if is_accuracy else score.name
+        if not np.isnan(value):
+            metrics.append({"type": type_, "name": name, "value": round(value, 6)})
     kind = head.sweep.spec.dataset.kind
     document = {
         "library_name": "onnx" if format == "onnx" else "pytorch",
@@ -111,25 +112,28 @@ def _cautions(head: TrainedHead) -> list[str]:
 
 
 def _accuracies(head: TrainedHead, export: Export) -> Table:
-    """Accuracies on test: of this head as the sweep tested it and, where it differs, as exported; means over seeds."""
+    """Scores on test: of this head as the sweep tested it and, where it differs, as exported; means over seeds."""
     sweep, trial = head.sweep, head.trial
-    tested = [None if np.isnan(value) else float(value) for value in reported([head.record])[0, : len(ACCURACIES)]]
+    tested = [None if np.isnan(value) else float(value) for value in reported([head.record])[0]]
     rows: list[tuple[Cell, ...]] = []
     note = (
         "Top-1 accuracy on the test set in %, over all classes and by class size (training images: many > 100, few < "
         "20)."
     )
+    if metrics := sweep.spec.metrics:
+        note += f" Further metrics of the sweep: {', '.join(one.kind for one in metrics)}."
     views = _test_views(head)
     if views > 1 and not export.mirrored:
         images = sweep.spec.backbone is not None
         averaged = "an image and its mirror image" if images else f"{views} views of a test image"
         rows.append((f"this model, mean over {averaged}", *tested))
-        rows.append((f"this model, {'one image' if images else 'first view'}", *(_one_view(head) or [None] * 4)))
+        one_view = _one_view(head) or [None] * len(tested)
+        rows.append((f"this model, {'one image' if images else 'first view'}", *one_view))
         note += f" The sweep averages logits over {averaged}; this file computes those of one."
     else:
         rows.append(("this model", *tested))
     if len(trial.records) > 1:
-        rows.append((f"mean of {len(trial.records)} seeds", *Accuracies.of(trial.values).by_split()))
+        rows.append((f"mean of {len(trial.records)} seeds", *Accuracies.of(trial.values, trial.scores).by_score()))
         note += (
             f" This model is the best of {seeds_text(len(trial.records))} by the selection metric (seed "
             f"{head.record.seed}). The mean over seeds, with the half width of its 95% interval, is what to expect of "
@@ -137,8 +141,8 @@ def _accuracies(head: TrainedHead, export: Export) -> Table:
         )
     start = sweep.stage1_head
     if start is not None and start is not trial:
-        rows.append(("before re-training", *Accuracies.of(start.values).by_split()))
-    return Table("accuracy", "Accuracy", (Column("test accuracy"), *score_columns(ACCURACIES)), tuple(rows), note)
+        rows.append(("before re-training", *Accuracies.of(start.values, start.scores).by_score()))
+    return Table("accuracy", "Accuracy", (Column("test accuracy"), *score_columns(trial.scores)), tuple(rows), note)
 
 
 def _test_views(head: TrainedHead) -> int:
@@ -151,7 +155,7 @@ def _test_views(head: TrainedHead) -> int:
 
 @torch.inference_mode()
 def _one_view(head: TrainedHead) -> list[float | None] | None:
-    """Accuracies by split for test images in one view; None if the test features are not available."""
+    """Scores for test images in one view; None if the test features are not available."""
     test, manifest = head.sweep.test, head.sweep.manifest
     if test is None or manifest is None:
         return None
@@ -159,6 +163,7 @@ def _one_view(head: TrainedHead) -> list[float | None] | None:
     correct = correct_per_class(logits, test.labels, manifest.num_classes)
     masks = split_masks(torch.tensor(manifest.split_counts))
     found = split_accuracy(correct, torch.tensor(manifest.test_counts), masks).tolist()
+    found += evaluate(head.sweep.spec.metrics, logits, test.labels, torch.tensor(manifest.class_counts))
     return [None if np.isnan(value) else value for value in found]
 
 

@@ -15,7 +15,7 @@ from sweeps.analysis.load import Sweep
 from sweeps.analysis.selection import TrialRuns
 from sweeps.reporting.export.card import CARD, GENERATOR, model_card
 from sweeps.reporting.export.formats import FORMATS, prepare
-from sweeps.reporting.export.trained import class_names, trained_head
+from sweeps.reporting.export.trained import trained_head
 
 __all__ = ["CLASSES", "FORMATS", "export_model"]
 
@@ -55,7 +55,7 @@ def export_model(
     place = sweep.path / "export" / format if out is None else Path(out).expanduser()
     _check_place(place, force)
     head = trained_head(sweep, trial)
-    names = class_names(sweep, head.dims[0])
+    names = head.class_names
     with _quiet():
         export = prepare(head, format)
         with atomic_directory(place) as directory:

@@ -26,7 +26,7 @@ from sweeps.analysis.image_classifier import backbone_of, with_backbone
 from sweeps.analysis.load import Sweep
 from sweeps.analysis.selection import TrialRuns
 from sweeps.config.interfaces import ImageModel
-from sweeps.reporting.export.trained import class_names, trained_head
+from sweeps.reporting.export.trained import trained_head
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +47,8 @@ def predict(
     """The predicted class of every image in a folder and its subfolders, sorted by name.
 
     Images are decoded, resized and normalised as the test images of the sweep's dataset, and tested in the same way:
-    with the mean over the mirror image, if the sweep did so. The data of the sweep are not needed, except for the
-    names of classes.
+    with the mean over the mirror image, if the sweep did so. The data of the sweep are not needed, except for a dataset
+    whose image size is known from its files only.
 
     Args:
         sweep: whose backbone is used; it must have one.
@@ -61,7 +61,8 @@ def predict(
     Returns:
         One row per image, with the columns `file` (path below `folder`), `class` and `probability` of the most
         probable class. Then `p_<class>` for every class or, with `top`, `class_2`, `probability_2` and so on.
-        Probabilities are the softmax of the logits. Classes are named as in the dataset, or numbered from 0.
+        Probabilities are the softmax of the logits. Classes are named as in the dataset when the features were
+        extracted, or numbered from 0 if it had no names.
 
     Raises:
         UserError: the folder has no images, the sweep has no backbone, `top` is not in 1 .. K; or see `trained_head`
@@ -92,7 +93,7 @@ def predict(
             raise DataError(f"{text}; fix or remove them, or leave them out with --unreadable skip")
         _log.warning("left out: %s", text)
     kept = [row for row in range(len(names)) if row not in wrong]
-    labels = [*class_names(sweep, classes)] or [str(k) for k in range(classes)]
+    labels = [*head.class_names] or [str(k) for k in range(classes)]
     columns: dict[str, object] = {"file": [names[row] for row in kept]}
     for place in range(top or 1):
         number = f"_{place + 1}" if place else ""

@@ -21,7 +21,7 @@ from sweeps.analysis.load import Sweep
 from sweeps.analysis.selection import TrialRuns
 from sweeps.store.records import Record
 
-__all__ = ["ANY_HEAD", "TrainedHead", "class_names", "trained_head", "trial_named", "whole_model", "winner_state_dict"]
+__all__ = ["ANY_HEAD", "TrainedHead", "trained_head", "trial_named", "whole_model", "winner_state_dict"]
 
 ANY_HEAD = "the formats pt2 and onnx hold any head"
 
@@ -37,23 +37,29 @@ class TrainedHead:
         trial: its trial.
         record: its run: the best of the trial's seeds by the selection metric.
         classifier: features `[N, D]` to logits `[N, K]`.
+        dims: `(K, D)`.
     """
 
     sweep: Sweep
     trial: TrialRuns
     record: Record
     classifier: nn.Module
+    dims: tuple[int, int]
 
     @property
     def name(self) -> str:
-        """`los, trial 3`."""
+        """The label of its trial: method and number, such as `los, trial 3`, or the name of a baseline."""
         return trial_label(self.trial)
 
     @property
-    def dims(self) -> tuple[int, int]:
-        """`(K, D)`."""
-        classes, features = next(tuple(one.shape) for one in self.classifier.state_dict().values() if one.ndim == 2)
-        return classes, features
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes when the features were extracted, by number; empty if they are unknown."""
+        manifest = self.sweep.manifest
+        names = () if manifest is None else tuple(manifest.class_names)
+        if names and len(names) != self.dims[0]:
+            _log.warning("classes are numbered, because the dataset named %d of %d classes", len(names), self.dims[0])
+            return ()
+        return names
 
 
 def trained_head(sweep: Sweep, trial: TrialRuns | None = None) -> TrainedHead:
@@ -78,10 +84,11 @@ def trained_head(sweep: Sweep, trial: TrialRuns | None = None) -> TrainedHead:
             f"trial {name} could not win any more, so its head was removed; heads are stored of {named(kept, 10)}"
         )
     state = sweep.ledger.head(record.key)
+    method = chosen.trial.method
     try:
-        return TrainedHead(sweep, chosen, record, chosen.trial.method.classifier(state).eval())
+        return TrainedHead(sweep, chosen, record, method.classifier(state).eval(), method.state_shape(state))
     except (KeyError, RuntimeError) as error:
-        raise LongtailError(f"the head of {name} does not fit its method {chosen.trial.method.kind}: {error}") from None
+        raise LongtailError(f"the head of {name} does not fit its method {method.kind}: {error}") from None
 
 
 def _is_stored(sweep: Sweep, one: TrialRuns) -> bool:
@@ -144,16 +151,3 @@ def winner_state_dict(sweep: Sweep, trial: TrialRuns | None = None) -> dict[str,
     """
     tensors = whole_model(trained_head(sweep, trial)).tensors
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def class_names(sweep: Sweep, num_classes: int) -> tuple[str, ...]:
-    """Names of the classes by number; empty, with a message, if the dataset is not available or has other classes."""
-    try:
-        names = sweep.spec.dataset.class_names()
-    except (LongtailError, OSError) as error:
-        _log.warning("classes are numbered, because their names cannot be read: %s", error)
-        return ()
-    if names and len(names) != num_classes:
-        _log.warning("classes are numbered, because the dataset has %d classes now, not %d", len(names), num_classes)
-        return ()
-    return names

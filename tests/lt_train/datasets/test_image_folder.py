@@ -1,5 +1,6 @@
 """Folders of images: parts, classes, the long-tailed cut, unreadable images, and equality of files and memory."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,18 @@ def test_parts_and_classes_are_folders_in_alphabetical_order(tmp_path: Path) -> 
     assert names(data.train)[:2] == ["train/auk/00.jpg", "train/auk/01.jpg"]
     assert data.train.inputs[:].shape == data.train.inputs.shape == (21, 3, 8, 8)
     assert data.notes == ("classes are numbered in alphabetical order: 0 auk, 1 crow, 2 owl",)
+    assert data.class_names == ("auk", "crow", "owl")
     assert data.mean == (0.485, 0.456, 0.406)
+
+
+def test_names_of_folders_may_have_any_bytes(tmp_path: Path) -> None:
+    write_tree(tmp_path, PARTS)
+    for part in PARTS:
+        if (folder := tmp_path / part / "owl").exists():
+            folder.rename(os.fsdecode(os.fsencode(tmp_path / part) + b"/h\xfcbou"))
+    data = load(tmp_path)
+    assert data.class_names == ("auk", "crow", "h\ufffdbou")
+    assert data.notes[0].encode().endswith("2 h\ufffdbou".encode())
 
 
 def test_images_are_found_at_any_depth_and_other_files_are_reported(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def make(images: int = 12) -> FeatureBank:
         split_counts=torch.bincount(labels),
         notes=("a note",),
         record={"accuracy": 0.25},
+        class_names=("auk", "crow", "red fox"),
     )
 
 
@@ -47,7 +48,7 @@ def test_a_round_trip_changes_nothing(path: Path) -> None:
         value, original = getattr(bank, field.name), getattr(expected, field.name)
         if isinstance(original, torch.Tensor):
             assert torch.equal(value, original), field.name
-        elif field.name in ("fingerprint", "notes", "val"):
+        elif field.name in ("fingerprint", "notes", "val", "class_names"):
             assert value == original, field.name
     assert torch.equal(bank.test.features, expected.test.features)
     again = FeatureBank.from_arrays(bank.to_arrays())
@@ -87,6 +88,7 @@ def test_no_damage_gives_another_bank(path: Path, name: str) -> None:
         else:
             assert name == "manifest.json", "every byte of the other files has a meaning"
             assert (bank.fingerprint, bank.notes, bank.record) == (truth.fingerprint, truth.notes, truth.record)
+            assert bank.class_names == truth.class_names
             assert torch.equal(bank.train_features, truth.train_features)
             assert torch.equal(bank.class_counts, truth.class_counts)
     assert len(messages) >= (80 if name == "manifest.json" else 106)
@@ -120,6 +122,8 @@ def test_a_missing_file_is_noticed(path: Path) -> None:
     [
         ("class_counts", [1, 1, 1], "its content does not match its seal"),
         ("inputs", {"dataset": "another"}, "its content does not match its seal"),
+        ("class_names", ["crow", "auk", "red fox"], "its content does not match its seal"),
+        ("class_names", [], "its content does not match its seal"),
         ("files", {}, "its content does not match its seal"),
         ("num_classes", "three", "manifest.json is truncated or altered"),
         ("format", 99, "bank format must be 3, got 99"),
@@ -130,6 +134,14 @@ def test_an_edited_manifest_is_noticed(path: Path, key: str, value: object, matc
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(BankError, match=match):
         open_bank(path)
+
+
+def test_a_manifest_may_lack_names_of_classes(tmp_path: Path) -> None:
+    path = write_bank(tmp_path, INPUTS, dataclasses.replace(make(), class_names=()))
+    document = json.loads((path / "manifest.json").read_text())
+    del document["class_names"]
+    (path / "manifest.json").write_text(json.dumps(document))
+    assert open_bank(path).class_names == ()
 
 
 def test_a_truncated_manifest_is_noticed(path: Path) -> None:

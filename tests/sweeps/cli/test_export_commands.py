@@ -69,4 +69,8 @@ def test_predict_prints_or_writes_a_csv(
     assert main([*command, "--out", str(out)]) == 2
     assert f"{out} exists; give another --out, or replace it with --force" in capsys.readouterr().err
     assert main([*command, "--out", str(out), "--force", "--top", "1", "--json"]) == 0
-    assert set(json.loads(out.read_text())[0]) == {"file", "class", "probability"}
+    assert json.loads(capsys.readouterr().out) == {"file": str(out), "images": 9}
+    assert list(pd.read_csv(out).columns) == ["file", "class", "probability"]
+    assert main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert (len(rows), [*rows[0]]) == (9, ["file", "class", "probability", "p_auk", "p_owl"])

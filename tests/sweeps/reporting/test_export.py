@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.external_models import Tiny
 from support.imported import scrambled
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 import sweeps
 from lt_train.core.errors import CheckpointError, LongtailError, UserError
 from lt_train.core.plugins import ALLOWED_VARIABLE
+from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec
 from sweeps.analysis.load import Sweep, read_sweep
 from sweeps.config.spec import SweepSpec
-from sweeps.reporting.export import FORMATS, export_model, trial_named, winner_state_dict
+from sweeps.reporting.export import FORMATS, export_model, predict, trial_named, winner_state_dict
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +138,52 @@ def test_the_users_own_module_has_the_accuracies_of_the_report(
     }
 
 
+class TwoLayers(HeadSpec):
+    """`[I -I] relu([W; -W] f + [b; -b])`, the logits of the linear classifier at first."""
+
+    kind: Literal["two_layers"] = "two_layers"
+
+    def module(self, start: Classifier, seed: int = 0) -> nn.Module:
+        (weight, bias), identity = start, torch.eye(len(start[0]))
+        first, last = nn.Linear(weight.shape[1], 2 * len(weight)), nn.Linear(2 * len(weight), len(weight))
+        first.load_state_dict({"weight": torch.cat([weight, -weight]), "bias": torch.cat([bias, -bias])})
+        last.load_state_dict({"weight": torch.cat([identity, -identity], dim=1), "bias": torch.zeros(len(weight))})
+        return nn.Sequential(first, nn.ReLU(), last)
+
+    def num_parameters(self, num_classes: int, feature_dim: int) -> int:
+        return 2 * num_classes * (feature_dim + 1) + num_classes * (2 * num_classes + 1)
+
+    def state_shape(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        return len(state["2.weight"]), state["0.weight"].shape[1]
+
+
+@pytest.mark.parametrize("head", ["mlp", "two_layers"])
+def test_heads_of_several_layers(
+    head: str, imported: MakeSweep, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Graph and predictions have the accuracy of the report; a state dict is refused."""
+    monkeypatch.setattr(HEADS, "_kinds", dict(HEADS.kinds()))
+    monkeypatch.setattr(HEADS, "_adapter", None)
+    HEADS.register(TwoLayers)
+    method = {"kind": "ce", "head": {"kind": head}, "post_hoc": {"kind": "logit_adjust"}}
+    sweep, expected = run(imported(method=method, features={"test_flip": False}))
+    data = np.load(images)
+    pixels, labels = data["test_images"].transpose(0, 2, 3, 1), data["test_labels"]
+    file = export_model(sweep, tmp_path / "pt2", format="pt2")
+    with torch.inference_mode():
+        logits = executed(file, monkeypatch)["model"](torch.from_numpy(pixels))
+    assert (logits.shape, correct(logits, labels)) == ((len(labels), CLASSES), expected)
+    assert f"A classifier of {CLASSES} classes" in card_of(file)
+    (tmp_path / "new").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "new" / f"{number:03}.png")
+    frame = predict(sweep, tmp_path / "new")
+    assert (frame["class"].astype(int) == labels).sum() == expected
+    assert len(frame.columns) == 3 + CLASSES
+    with pytest.raises(UserError, match=f"not linear .method ce, head {head}.; the formats pt2 and onnx hold any"):
+        export_model(sweep, tmp_path / "weights", format="state_dict")
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_graphs_have_the_accuracies_of_the_report(
     flip: bool, imported: MakeSweep, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -164,8 +212,9 @@ def test_graphs_have_the_accuracies_of_the_report(
         assert not (tmp_path / "weights").exists()
 
 
-def test_the_card_has_data_backbone_method_and_accuracies(imported: MakeSweep, tmp_path: Path) -> None:
-    sweep, expected = run(imported(features={"test_flip": True}, method={"kind": "los", "smooth_factor": 0.3}))
+def test_the_card_has_data_backbone_method_and_scores(imported: MakeSweep, tmp_path: Path) -> None:
+    method, metrics = {"kind": "los", "smooth_factor": 0.3}, ["mean_class_accuracy", "nll"]
+    sweep, expected = run(imported(features={"test_flip": True}, method=method, metrics=metrics))
     text = card_of(export_model(sweep, tmp_path / "out", format="state_dict"))
     _, head, body = text.split("---\n", 2)
     metadata = yaml.safe_load(head)
@@ -173,15 +222,21 @@ def test_the_card_has_data_backbone_method_and_accuracies(imported: MakeSweep, t
     values = {one["name"]: one["value"] for one in entry["results"][0]["metrics"]}
     total = 40 * CLASSES
     assert values["top-1 accuracy, all classes"] == pytest.approx(expected / total, abs=1e-6)
+    assert values["mean_class_accuracy"] == pytest.approx(expected / total, abs=1e-6), "test classes are equally large"
     assert metadata["pipeline_tag"] == "image-classification"
-    assert f"| this model, mean over an image and its mirror image | {100 * expected / total:.2f} |" in body
-    assert re.search(r"\| mean of 2 seeds \| \d+\.\d\d ±\d+\.\d\d \|", body)
+    shown = rf"{100 * expected / total:.2f} \|(?: \S+ \|){{3}} {100 * expected / total:.2f} \| {values['nll']:.3g} \|"
+    assert re.search(rf"\| this model, mean over an image and its mirror image \| {shown}$", body, re.MULTILINE)
+    assert re.search(
+        r"\| mean of 2 seeds \| \d+\.\d\d ±\d+\.\d\d \|.{9,}\| \S+ ±\S+ \| \S+ ±\S+ \|$", body, re.MULTILINE
+    )
     classifier, test = sweep.classifier(sweep.winner), sweep.test
     assert classifier is not None
     assert test is not None
     with torch.inference_mode():
-        one = correct(classifier(test.features[0]), test.labels)
-    assert f"| this model, one image | {100 * one / total:.2f} |" in body
+        logits = classifier(test.features[0])
+        one, nll = correct(logits, test.labels), float(nn.functional.cross_entropy(logits, test.labels))
+    shown = rf"{100 * one / total:.2f} \|(?: \S+ \|){{3}} {100 * one / total:.2f} \| {nll:.3g} \|"
+    assert re.search(rf"\| this model, one image \| {shown}$", body, re.MULTILINE)
     blocks = [yaml.safe_load(one) for one in re.findall(r"^```yaml\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)]
     settings, sources, versions = blocks
     assert (settings["method"]["smooth_factor"], settings["training"]["epochs"]) == (0.3, 30)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ import sweeps
 from lt_train.core.errors import DataError, UserError
 from sweeps.analysis.load import Sweep, read_sweep
 from sweeps.config.spec import SweepSpec, load_resolved
-from sweeps.reporting.export import predict
+from sweeps.reporting.export import export_model, predict
 from sweeps.reporting.export.predict import _luminance
 
 pytestmark = pytest.mark.slow
@@ -107,15 +108,17 @@ def test_unreadable_images_are_named(
             predict(sweep[0], tmp_path / folder)
 
 
-def test_classes_are_numbered_without_the_dataset(
-    sweep: tuple[Sweep, float], birds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    named = predict(sweep[0], birds / "test")
+def test_classes_have_the_names_of_the_extraction(sweep: tuple[Sweep, float], birds: Path, tmp_path: Path) -> None:
+    """Also if the folders were renamed, so that their order is another one, or removed."""
+    before = predict(sweep[0], birds / "test")
     shutil.copytree(birds / "test", tmp_path / "test")
+    for part in ("train", "val", "test"):
+        (birds / part / "owl").rename(birds / part / "a red owl")
+    pd.testing.assert_frame_equal(predict(sweep[0], tmp_path / "test"), before)
+    file = export_model(sweep[0], tmp_path / "out", format="state_dict")
+    assert tuple((file.parent / "classes.txt").read_text().splitlines()) == CLASSES
     shutil.rmtree(birds)
-    numbered = predict(sweep[0], tmp_path / "test")
-    assert [CLASSES[int(number)] for number in numbered["class"]] == named["class"].tolist()
-    assert "classes are numbered, because their names cannot be read" in caplog.text
+    pd.testing.assert_frame_equal(predict(sweep[0], tmp_path / "test"), before)
 
 
 def test_grey_datasets_take_files_too(on_images: MakeSweep, tmp_path: Path) -> None:
