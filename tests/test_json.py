@@ -31,6 +31,9 @@ SERVES = {"lt-sweep ui"}
 ON_A_CLUSTER = {"lt-sweep submit", "lt-sweep logs"}
 """Need a cluster: tests/sweeps/cluster/test_jobs.py checks their documents."""
 
+ON_IMAGES = {"lt-sweep predict"}
+"""Need a sweep on images: tests/sweeps/cli/test_export_commands.py checks their documents."""
+
 SMALL = {"version": 1, "dataset": {"kind": "arrays", "path": "features.npz"}, "backend": "inline", "tracking": "none"}
 
 CASES: dict[str, str] = {
@@ -47,6 +50,7 @@ CASES: dict[str, str] = {
     "lt-sweep report": "runs/small",
     "lt-sweep compare": "runs/small runs/other",
     "lt-sweep table": "runs/small",
+    "lt-sweep export": "runs/small --format safetensors",
     "lt-train data check": "--dataset digits_lt",
     "lt-train backbone": "--dataset digits_lt --backbone small_cnn width=4 --recipe ce epochs=1 --out made.safetensors",
     "lt-train features": "--dataset arrays path=features.npz",
@@ -100,7 +104,7 @@ def test_the_commands_are_found() -> None:
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - SERVES))
 def test_every_command_has_the_option_and_a_case_here(command: str) -> None:
     assert "--json" in [name for param in COMMANDS[command].params for name in param.opts]
-    assert command in CASES or command in ON_A_CLUSTER
+    assert command in {*CASES, *ON_A_CLUSTER, *ON_IMAGES}
 
 
 @pytest.mark.parametrize("command", sorted(set(CASES) & set(COMMANDS)))
