@@ -46,6 +46,7 @@ import torch
 import sweeps
 from lt_train.core.errors import LongtailError
 from sweeps.analysis.load import read_sweep
+from sweeps.analysis.matrix_table import matrix_table
 from sweeps.config.matrix import SweepMatrix, load_matrix
 from sweeps.experiment.events import Event, SweepStarted, TrialFinished
 from sweeps.reporting import artifacts, write
@@ -205,7 +206,7 @@ class Storage:
 
     def table(self) -> dict[str, Any]:
         """The table of the matrix."""
-        return sweeps.matrix_table(load_matrix_directory(self.place / "small")).model_dump(mode="json")
+        return matrix_table(load_matrix_directory(self.place / "small")).model_dump(mode="json")
 
     def comparison(self) -> dict[str, Any]:
         """The comparison of the sweeps."""

@@ -234,7 +234,7 @@ def test_an_interrupt_exits_with_130_and_resume_continues(
     os.kill(running.pid, number)
     _, printed = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "interrupted; continue with `lt-sweep resume`" in printed
+    assert "interrupted; finished runs are kept, and the same command continues" in printed
     assert "Traceback" not in printed
     before = {run["key"]: run for run in run_lines(tmp_path / "runs" / "small")}
     result = json.loads(lt_sweep("resume", "--json", tmp_path / "runs" / "small").stdout)
