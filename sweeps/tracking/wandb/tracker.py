@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -25,6 +24,8 @@ from sweeps.config.interfaces import Champion, TrackedSweep, TrackedTrial
 from sweeps.tracking.content import champion_digest, exported
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sweeps.tracking.wandb import WandbTracking
 
 __all__ = ["WandbTracker", "run_id"]
@@ -234,9 +235,10 @@ def _reset() -> None:
             wandb.teardown(exit_code=1)
 
 
-def _log(run: Any, series: Mapping[str, list[tuple[int, float]]], tables: Mapping[str, str] | None = None) -> None:
+def _log(
+    run: Any, series: Mapping[str, list[tuple[int, float]]], tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
     """Log series as history, one row per step, and tables in the last row."""
-    import pandas
     import wandb
 
     rows: dict[int, dict[str, Any]] = {}
@@ -244,8 +246,7 @@ def _log(run: Any, series: Mapping[str, list[tuple[int, float]]], tables: Mappin
         run.define_metric(key, summary="none")  # the summary holds the metrics of the sweep instead
         for step, value in points:
             rows.setdefault(step, {})[key] = value
-    for name, text in (tables or {}).items():
-        table = wandb.Table(dataframe=pandas.read_csv(io.StringIO(text)))
-        rows.setdefault(max(rows, default=0), {})[Path(name).stem] = table
+    for name, table in (tables or {}).items():
+        rows.setdefault(max(rows, default=0), {})[name] = wandb.Table(dataframe=table)
     for step, row in sorted(rows.items()):
         run.log(row, step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -116,8 +117,10 @@ def test_an_offline_sweep_is_complete_in_its_files(
     assert len(curve) == 3
     assert trial.summary["acc_all"] == pytest.approx(curve[-1])
     assert not {"seed_acc_all", "epoch_acc_all"} & set(trial.summary), "a last point is not a result"
-    assert (trial.directory / "files" / trial.summary["per_class.path"]).exists()
-    assert trial.summary["per_class.nrows"] == 6
+    table = json.loads((trial.directory / "files" / trial.summary["per_class.path"]).read_text())
+    assert table["columns"] == ["class", "accuracy", "loma", "regularised_std"]
+    assert [row[0] for row in table["data"]] == list(range(6))
+    assert all(0 <= row[1] <= 1 and row[2] > 0 for row in table["data"])
     parent = runs["sweep"]
     assert parent.summary["acc_all"] == pytest.approx(result.winner.mean.acc_all.value)
     assert set(parent.artifacts) == {"small-champion", "small-result"}
