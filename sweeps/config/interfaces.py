@@ -21,6 +21,8 @@ from pydantic import Field
 from lt_train.core.registry import KindSpec, Registry
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lt_train.backbones.base import BackboneSpec
     from lt_train.core.text import ProgressCallback
     from lt_train.datasets.base import DatasetSpec, ImageData
@@ -216,7 +218,7 @@ class TrackedTrial:
         params: parameters of the child run.
         metrics: one value by key (`acc_all`, ..., `loma_cv`).
         series: `(step, value)` points by key: values by seed, curves by epoch.
-        tables: CSV text by file name: LoMa, regularised std and accuracy by class.
+        tables: DataFrames by name; `per_class` has the columns `class`, `accuracy`, `loma` and `regularised_std`.
         failed: whether a seed failed.
         finished_ms: when the trial's last run was recorded; equal at every repetition.
         seed_runs: seed and metrics of every seed that did not fail, for trackers that show one run per seed.
@@ -231,7 +233,7 @@ class TrackedTrial:
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
     series: Mapping[str, list[tuple[int, float]]]
-    tables: Mapping[str, str]
+    tables: Mapping[str, pd.DataFrame]
     failed: bool
     finished_ms: int
     seed_runs: Sequence[tuple[int, Mapping[str, float]]] = ()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import BaseModel
 
@@ -58,7 +59,7 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
     succeeded = [record for record in records if record.failure is None]
     metrics: dict[str, float] = {}
     series: dict[str, list[tuple[int, float]]] = {}
-    tables: dict[str, str] = {}
+    tables: dict[str, pd.DataFrame] = {}
     seed_runs: list[tuple[int, dict[str, float]]] = []
     if not runs.failed:
         values = runs.values
@@ -75,7 +76,7 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
             points = [(record.seed, float(v)) for record, v in zip(records, values[:, column], strict=True)]
             series[f"seed_{score.name}"] = [point for point in points if not np.isnan(point[1])]
         series |= _curves(runs)
-        tables["per_class.csv"] = _per_class(runs)
+        tables["per_class"] = _per_class(runs)
     for record in succeeded:
         row = _named("", runs.scores, selection.reported([record])[0])
         seed_runs.append((record.seed, row | _without_nan({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
@@ -234,13 +235,11 @@ def _curves(runs: TrialRuns) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def _per_class(runs: TrialRuns) -> str:
-    """CSV of LoMa (Eq. 6), regularised std (Eq. 7) and accuracy by class, each the mean over seeds."""
-    columns = [runs.by_class(name).mean(axis=0) for name in ("class_accuracy", "loma", "regularised_std")]
-    lines = ["class,accuracy,loma,regularised_std"]
-    for k, values in enumerate(zip(*columns, strict=True)):
-        lines.append(",".join([str(k), *("" if np.isnan(value) else f"{value:.6g}" for value in values)]))
-    return "\n".join(lines) + "\n"
+def _per_class(runs: TrialRuns) -> pd.DataFrame:
+    """LoMa (Eq. 6), regularised std (Eq. 7) and accuracy by class, each the mean over seeds."""
+    arrays = {name: runs.by_class(name).mean(axis=0) for name in ("class_accuracy", "loma", "regularised_std")}
+    values = pd.DataFrame(arrays).rename(columns={"class_accuracy": "accuracy"})
+    return values.rename_axis("class").reset_index()
 
 
 def _points(values: Any) -> list[tuple[int, float]]:

@@ -26,6 +26,7 @@ WRITER = """
 import json, sys, time
 from functools import partial
 from pathlib import Path
+import pandas as pd
 from sweeps.config.interfaces import TrackedSweep, TrackedTrial
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.tracking.background import BackgroundTracker
@@ -42,7 +43,7 @@ for number in range(runs):
         params={"method": "los", "lr": 1e-3, "smooth_factor": number / runs, "weight_decay": 0.0, "epochs": 20},
         metrics={"acc_all": 0.5, "acc_many": 0.6, "acc_medium": 0.5, "acc_few": 0.4, "loma_mean": 1.0, "loma_cv": 0.1},
         series={"epoch_acc_all": curve, "epoch_val_acc_all": curve, "epoch_loss": curve, "seed_acc_all": curve[:5]},
-        tables={"per_class.csv": "class,accuracy\\n0,0.5\\n"}, failed=False, finished_ms=number + 1,
+        tables={"per_class": pd.DataFrame({"class": [0], "accuracy": [0.5]})}, failed=False, finished_ms=number + 1,
     ))
 queued = time.perf_counter() - begin
 artifacts = storage / "artifacts"

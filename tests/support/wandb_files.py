@@ -79,6 +79,8 @@ def _records(data: bytes) -> Iterator[bytes]:
         length = int.from_bytes(data[position + 4 : position + 6], "little")
         kind = data[position + 6]  # 1: a whole record; 2, 3, 4: its first, middle and last part
         position += RECORD_HEADER
+        if position + length > len(data):
+            return  # wandb is writing it
         parts += data[position : position + length]
         position += length
         if kind in (1, 4):

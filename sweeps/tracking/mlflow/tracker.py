@@ -140,8 +140,8 @@ class MlflowTracker:
         run_id = found.run_id if found else self._create(trial.key, trial.name, role, parent, trial.finished_ms)
         tags = _note(trial.note) | ({} if trial.stopped is None else {"stopped_after_epoch": trial.stopped})
         self._batch(run_id, trial.metrics, trial.series, params, trial.finished_ms, tags)
-        for name, text in trial.tables.items():
-            self.client.log_text(run_id, text, name)
+        for name, table in trial.tables.items():
+            self.client.log_text(run_id, table.to_csv(index=False), f"{name}.csv")
         self.client.set_terminated(run_id, "FAILED" if trial.failed else "FINISHED", trial.finished_ms)
         self.known[trial.key] = _KnownRun(run_id, ended=True)
         return run_id

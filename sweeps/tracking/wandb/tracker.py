@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -21,10 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_train.core.io import atomic_directory, parse_json, remove
+from sweeps.analysis.image_classifier import exported_graph
 from sweeps.config.interfaces import Champion, TrackedSweep, TrackedTrial
 from sweeps.tracking.content import champion_digest, exported
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sweeps.tracking.wandb import WandbTracking
 
 __all__ = ["WandbTracker", "run_id"]
@@ -64,14 +66,7 @@ class WandbTracker:
         self.files = storage / "wandb"
         self.complete = self._complete_runs()
         self.parent_id = run_id(sweep, "sweep")
-        if self.parent_id in _open_parents:
-            with contextlib.suppress(Exception):  # it failed before
-                _open_parents.pop(self.parent_id).finish(exit_code=1)
-        data = {part.part: asdict(part) for part in sweep.data}
-        config = dict(sweep.params) | ({"data": data} if data else {})
-        self.parent = self._start(self.parent_id, sweep.name, "sweep", config, sweep.note)
-        _open_parents[self.parent_id] = self.parent
-        _log(self.parent, sweep.series)
+        self.parent = self._open_parent()
 
     def log_trial(self, trial: TrackedTrial) -> None:
         """See `Tracker.log_trial`."""
@@ -81,7 +76,9 @@ class WandbTracker:
                 self._write(seed, "seed", {"trial": trial.key})
 
     def finish(self, metrics: Mapping[str, float], artifacts: Path, champion: Champion | None, note: str = "") -> None:
-        """See `Tracker.finish`."""
+        """See `Tracker.finish`. A call after the end opens the sweep's run again, as a resume does."""
+        if not self._parent_is_open():
+            self.parent = self._open_parent()
         self.parent.summary.update(dict(metrics))
         self.parent.notes = note
         if champion is not None:
@@ -89,12 +86,28 @@ class WandbTracker:
             self._upload("champion", "model", files, champion.about, ["champion"])
         self._upload("result", "result", artifacts, "Tables, figures, the sweep file and result.json.", [])
         self._end(self.parent, 0)
-        self._mark_complete(self.parent_id)
+        self._mark_complete(self.parent)
 
     def interrupted(self) -> None:
         """See `Tracker.interrupted`."""
-        self.parent.mark_preempting()
-        self._end(self.parent, 1)
+        if self._parent_is_open():
+            self.parent.mark_preempting()
+            self._end(self.parent, 1)
+
+    def _open_parent(self) -> Any:
+        """The sweep's run, created or opened again, with what is known when a sweep starts."""
+        if self.parent_id in _open_parents:
+            with contextlib.suppress(Exception):  # it failed before
+                _open_parents.pop(self.parent_id).finish(exit_code=1)
+        data = {part.part: asdict(part) for part in self.sweep.data}
+        config = dict(self.sweep.params) | ({"data": data} if data else {})
+        parent = self._start(self.parent_id, self.sweep.name, "sweep", config, self.sweep.note)
+        _open_parents[self.parent_id] = parent
+        _log(parent, self.sweep.series)
+        return parent
+
+    def _parent_is_open(self) -> bool:
+        return _open_parents.get(self.parent_id) is self.parent
 
     def _start(self, run: str, name: str, job_type: str, config: Mapping[str, Any], note: str) -> Any:
         import wandb
@@ -112,6 +125,7 @@ class WandbTracker:
             disable_job_creation=True,
             label_disable=True,
             x_disable_meta=True,
+            host="",  # else part of offline files, from which `wandb sync` sends it
             x_disable_machine_info=True,
             x_disable_stats=True,
             x_save_requirements=False,
@@ -146,7 +160,7 @@ class WandbTracker:
             stopped = {} if trial.stopped is None else {"stopped_after_epoch": trial.stopped}
             run.summary.update({**trial.metrics, **stopped})
             self._end(run, int(trial.failed))
-        self._mark_complete(run_key)
+        self._mark_complete(run)
 
     @contextlib.contextmanager
     def _finishing(self, run: Any) -> Iterator[Any]:
@@ -168,8 +182,8 @@ class WandbTracker:
         run.finish(exit_code=exit_code)
 
     def _directories(self, run: str = "*") -> list[Path]:
-        """The directories of a run, or of all runs, oldest first."""
-        return sorted(file.parent for file in self.files.glob(f"*run-*/run-{run}.wandb"))
+        """The directories of a run, or of all runs, in no particular order: names do not sort by time."""
+        return [file.parent for file in self.files.glob(f"*run-*/run-{run}.wandb")]
 
     def _complete_runs(self) -> set[str]:
         """Ids of the runs that were written completely to this project."""
@@ -180,12 +194,13 @@ class WandbTracker:
                     found |= {file.stem.removeprefix("run-") for file in directory.glob("run-*.wandb")}
         return found
 
-    def _mark_complete(self, run: str) -> None:
-        *earlier, directory = self._directories(run)
+    def _mark_complete(self, run: Any) -> None:
+        directory = Path(run.dir).parent
         (directory / COMPLETE).write_text(json.dumps(self.target))
-        self.complete.add(run)
-        for one in earlier:
-            remove(one)
+        self.complete.add(run.id)
+        for one in self._directories(run.id):
+            if one != directory:
+                remove(one)
 
     def _models(self, champion: Champion) -> Path:
         """A directory with the models, `head.pt2` and, if it can be exported, `images.pt2`.
@@ -198,11 +213,8 @@ class WandbTracker:
         graph = None if images is None else exported(images)
         directory = self.files / "champions" / champion_digest(champion, "features" if graph is None else "images")
         if not directory.exists():
-            head = torch.export.export(
-                champion.classifier.eval(),
-                (torch.zeros(2, champion.feature_dim),),
-                dynamic_shapes=({0: torch.export.Dim.AUTO},),
-            )
+            features = torch.randn(3, champion.feature_dim, generator=torch.Generator().manual_seed(0))
+            head = exported_graph(champion.classifier.eval(), torch.zeros(2, champion.feature_dim), features)
             directory.parent.mkdir(parents=True, exist_ok=True)
             with atomic_directory(directory) as temporary:
                 torch.export.save(head, temporary / "head.pt2")
@@ -234,9 +246,10 @@ def _reset() -> None:
             wandb.teardown(exit_code=1)
 
 
-def _log(run: Any, series: Mapping[str, list[tuple[int, float]]], tables: Mapping[str, str] | None = None) -> None:
+def _log(
+    run: Any, series: Mapping[str, list[tuple[int, float]]], tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
     """Log series as history, one row per step, and tables in the last row."""
-    import pandas
     import wandb
 
     rows: dict[int, dict[str, Any]] = {}
@@ -244,8 +257,7 @@ def _log(run: Any, series: Mapping[str, list[tuple[int, float]]], tables: Mappin
         run.define_metric(key, summary="none")  # the summary holds the metrics of the sweep instead
         for step, value in points:
             rows.setdefault(step, {})[key] = value
-    for name, text in (tables or {}).items():
-        table = wandb.Table(dataframe=pandas.read_csv(io.StringIO(text)))
-        rows.setdefault(max(rows, default=0), {})[Path(name).stem] = table
+    for name, table in (tables or {}).items():
+        rows.setdefault(max(rows, default=0), {})[name] = wandb.Table(dataframe=table)
     for step, row in sorted(rows.items()):
         run.log(row, step=step)

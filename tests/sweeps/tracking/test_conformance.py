@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from support.wandb_files import wandb_runs
 
 from sweeps.testing import check_tracker
 from sweeps.tracking.mlflow import MlflowTracking
 from sweeps.tracking.null import NullTracking
+from sweeps.tracking.wandb import WandbTracking
 
 
 def test_no_tracking_conforms():
@@ -50,3 +53,43 @@ def test_mlflow_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     check_tracker(MlflowTracking(seed_runs=True, experiment="tests"), shown)
     assert not list(tmp_path.iterdir()), "nothing is written to the working directory"
+
+
+def wandb_shown(storage: Path) -> dict[str, Any]:
+    """Names, notes, values and artifacts of the completely written runs, whose last records wandb writes later."""
+    deadline = time.monotonic() + 30
+    while True:
+        runs = [run for run in wandb_runs(storage) if (run.directory / "longtail-sweeps.json").exists()]
+        if all(run.exit_code is not None for run in runs):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    keys = [run.key for run in runs]
+    assert len(keys) == len(set(keys)), "a run per trial"
+    return {
+        run.key: {
+            "about": (run.info.run_id, run.info.display_name, run.info.notes),
+            "values": [
+                {name: value for name, value in values.items() if not name.startswith("_")}  # no times
+                for values in (run.config, run.summary, *run.history.values())
+            ],
+            "artifacts": {
+                name: {path: file.read_bytes() for path, file in files.items()} for name, files in run.artifacts.items()
+            },
+        }
+        for run in runs
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("wandb_home")
+def test_wandb_conforms():
+    seen: list[dict[str, Any]] = [{}]
+
+    def read(storage: Path) -> dict[str, Any]:
+        seen[:] = [wandb_shown(storage)]
+        return seen[0]
+
+    check_tracker(WandbTracking(mode="offline", seed_runs=True), read)
+    assert {"sweep", "search-0000", "finalist-0000/2"} <= set(seen[0])
+    assert not list(Path.cwd().iterdir()), "nothing is written to the working directory"

@@ -64,6 +64,9 @@ def test_layout_of_a_finished_sweep(tracked: MakeSweep, tmp_path: Path):
     assert [point.step for point in curve] == [1, 2, 3]
     assert curve[-1].value == pytest.approx(trial.data.metrics["acc_all"])
     assert [item.path for item in found.list_artifacts(trial.info.run_id)] == ["per_class.csv"]
+    classes = mlflow.artifacts.load_text(f"{trial.info.artifact_uri}/per_class.csv").splitlines()
+    assert classes[0] == "class,accuracy,loma,regularised_std"
+    assert [line.split(",")[0] for line in classes[1:]] == [str(k) for k in range(6)]
     assert {item.path for item in found.list_artifacts(parent.info.run_id)} >= {
         "loma.png", "per_class.csv", "spec.yaml", "result.json",
     }  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,39 +24,22 @@ from support.wandb_server import WandbServer, wandb_server
 import sweeps
 from lt_train.core.errors import UserError
 from lt_train.features.files import open_test
-from sweeps.config.interfaces import TRACKERS
+from sweeps.config.interfaces import TRACKERS, TrackedSweep
 from sweeps.config.spec import SweepSpec
 from sweeps.experiment.events import Event, TrialFinished
 from sweeps.experiment.listeners import TrackingBehind
+from sweeps.tracking.wandb import WandbTracking
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("wandb_home")]
 
 MakeSweep = Callable[..., SweepSpec]
-VARIABLES = (
-    *("API_KEY", "BASE_URL", "MODE", "PROJECT", "ENTITY", "SWEEP_ID", "SILENT", "ERROR_REPORTING"),
-    *("DATA_DIR", "CACHE_DIR", "SERVICE"),
-)
 OFFLINE = {"kind": "wandb", "mode": "offline"}
 ONLINE = {"kind": "wandb", "mode": "online", "flush_timeout": 0.0}
 ALL = {"sweep", "baseline-vanilla", "baseline-ce", *(f"search-{number:04d}" for number in range(7))}
 
 
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A home and a working directory of their own, and no settings of W&B."""
-    for name in VARIABLES:
-        monkeypatch.setenv(f"WANDB_{name}", "")  # so that the end of the test removes what the sweep sets
-        monkeypatch.delenv(f"WANDB_{name}")
-    (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    yield tmp_path / "home"
-    wandb.teardown()
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+def server(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     with wandb_server() as found:
         monkeypatch.setenv("WANDB_BASE_URL", found.url)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
@@ -95,7 +80,7 @@ def complete(spec: SweepSpec) -> list[Path]:
 
 
 def test_an_offline_sweep_is_complete_in_its_files(
-    small_sweep: MakeSweep, home: Path, capfd: pytest.CaptureFixture[str]
+    small_sweep: MakeSweep, wandb_home: Path, capfd: pytest.CaptureFixture[str]
 ):
     spec = small_sweep(tracking=OFFLINE)
     result = sweeps.run(spec)
@@ -116,8 +101,10 @@ def test_an_offline_sweep_is_complete_in_its_files(
     assert len(curve) == 3
     assert trial.summary["acc_all"] == pytest.approx(curve[-1])
     assert not {"seed_acc_all", "epoch_acc_all"} & set(trial.summary), "a last point is not a result"
-    assert (trial.directory / "files" / trial.summary["per_class.path"]).exists()
-    assert trial.summary["per_class.nrows"] == 6
+    table = json.loads((trial.directory / "files" / trial.summary["per_class.path"]).read_text())
+    assert table["columns"] == ["class", "accuracy", "loma", "regularised_std"]
+    assert [row[0] for row in table["data"]] == list(range(6))
+    assert all(0 <= row[1] <= 1 and row[2] > 0 for row in table["data"])
     parent = runs["sweep"]
     assert parent.summary["acc_all"] == pytest.approx(result.winner.mean.acc_all.value)
     assert set(parent.artifacts) == {"small-champion", "small-result"}
@@ -126,9 +113,10 @@ def test_an_offline_sweep_is_complete_in_its_files(
         kind for run in runs.values() for kind in run.kinds
     )
     assert not parent.info.HasField("git")
+    assert not any(run.info.host for run in runs.values())
     assert capfd.readouterr().out == ""
     assert not list(Path.cwd().iterdir())
-    assert not list(home.rglob("*wandb*"))
+    assert not list(wandb_home.rglob("*wandb*"))
     assert {path.name for path in Path(spec.storage).iterdir()} == {"cache", "small", "wandb"}
 
 
@@ -137,6 +125,10 @@ def test_the_champion_is_a_graph_of_the_winner(image_classifier: MakeSweep):
     result = sweeps.run(spec)
     files = by_key(spec)["sweep"].artifacts["small-champion"]
     assert set(files) == {"head.pt2", "images.pt2"}
+    for file in files.values():
+        with zipfile.ZipFile(file) as archive:
+            content = b"".join(archive.read(name) for name in archive.namelist())
+        assert b".py" not in content, f"{file.name} has paths of this machine"
     test = spec.dataset.load().test
     images = torch.export.load(str(files["images.pt2"])).module()(test.inputs.permute(0, 2, 3, 1))
     assert (images.argmax(1) == test.labels).double().mean() == pytest.approx(result.winner.best_of.acc_all, abs=1e-6)
@@ -304,7 +296,25 @@ def test_offline_files_can_be_synchronised(small_sweep: MakeSweep, server: Wandb
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(server.runs) == 5
     assert {run.exit_code for run in server.runs.values()} == {0}
+    assert not any(run.values["host"] for run in server.runs.values())
     assert {name for name, _ in server.artifacts} >= {"small-champion", "small-result"}
+
+
+def test_repeated_calls_open_the_run_again_and_the_last_one_is_kept(tmp_path: Path):
+    artifacts, storage = tmp_path / "artifacts", tmp_path / "storage"
+    artifacts.mkdir()
+    spec = WandbTracking(mode="offline")
+    spec.prepare(storage)
+    tracker = spec.open(TrackedSweep("1", "name", {"seed": 1}, 1, {"stage1_loss": [(1, 0.5)]}), storage)
+    tracker.interrupted()
+    tracker.interrupted()
+    for number in range(4):  # within a second, in which wandb's directories have equal names
+        tracker.finish({"acc_all": number / 10}, artifacts, None, f"note {number}")
+    tracker.interrupted()
+    wandb.teardown()
+    (run,) = wandb_runs(storage)
+    assert (run.summary["acc_all"], run.info.notes, run.exit_code) == (0.3, "note 3", 0)
+    assert (run.config["seed"], run.history[1]["stage1_loss"]) == (1, 0.5)
 
 
 def test_invalid_names_are_refused():
