@@ -36,10 +36,15 @@ class WandbTracking(TrackingSpec):
 
     kind: Literal["wandb"] = "wandb"
     project: str | None = Field(
-        default=None, pattern=NAME, description="project; null: WANDB_PROJECT, or longtail-sweeps if it is not set"
+        default=None,
+        pattern=NAME,
+        description="a project: 1 to 128 characters without / \\ # ? % or a colon; null: WANDB_PROJECT, or longtail-sweeps "
+        "if it is not set",
     )
     entity: str | None = Field(
-        default=None, pattern=NAME, description="user or team; null: WANDB_ENTITY, or the default of the API key"
+        default=None,
+        pattern=NAME,
+        description="a user or team, named like a project; null: WANDB_ENTITY, or the default of the API key",
     )
     mode: Literal["online", "offline"] | None = Field(
         default=None,
