@@ -38,8 +38,8 @@ class WandbTracking(TrackingSpec):
     project: str | None = Field(
         default=None,
         pattern=NAME,
-        description="a project: 1 to 128 characters without / \\ # ? % or a colon; null: WANDB_PROJECT, or longtail-sweeps "
-        "if it is not set",
+        description="a project: 1 to 128 characters without / \\ # ? % or a colon; null: WANDB_PROJECT, or "
+        "longtail-sweeps if it is not set",
     )
     entity: str | None = Field(
         default=None,
