@@ -2,12 +2,14 @@
 
 import json
 import queue
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documentation.pages import ROOT, blocks
 from jupyter_client import KernelManager
 
 from sweeps.config.spec import SweepSpec
@@ -72,3 +74,32 @@ def test_an_interrupted_cell_leaves_nothing_behind(kernel: Kernel, small_sweep: 
     before = kernel.run("import threading\nthreading.active_count()")
     *_, last = texts(kernel.run(done))
     assert last == f"({texts(before)[0]}, True)"
+
+
+def test_kinds_may_be_defined_in_cells(kernel: Kernel) -> None:
+    """One of every group that docs/extending.md shows, used in a sweep of the same notebook."""
+    pages = [block.text for block in blocks((ROOT / "docs" / "extending.md").read_text()) if block.language == "python"]
+    cells = [text for text in pages if text.startswith("# ") and ".register" in text]
+    assert len(cells) == 7
+    for cell in cells:
+        assert not [one for one in kernel.run(cell) if one["type"] == "error"]
+    code = """
+    import sweeps
+    result = sweeps.run(
+        {
+            "name": "wine",
+            "dataset": "wine",
+            "method": {"kind": "poly", "head": "prototypes", "init": "random"},
+            "baselines": [{"kind": "ce", "init": "random"}],
+            "training": {"epochs": 3},
+            "search": {"algorithm": "halton", "trials": 3, "space": {"method.epsilon": {"uniform": [0.0, 4.0]}}},
+            "metrics": ["g_mean"],
+            "selection": {"metric": "g_mean", "seeds": 2, "extended_training": None},
+            "backend": {"kind": "threads", "workers": 2},
+            "tracking": "csv_file",
+        }
+    )
+    result.winner.method, sorted(result.winner.mean.metrics)
+    """
+    outputs = kernel.run(textwrap.dedent(code))
+    assert texts(outputs)[-1] == "('poly', ['g_mean'])", outputs[-1]
