@@ -85,7 +85,7 @@ def summarise(sweep: Sweep) -> Result:
 def _undefined_notes(sweep: Sweep) -> list[str]:
     """A note if the selection metric is undefined for some trials."""
     found = [f"{one.trial.name}: {one.undefined}" for one in sweep.every if one.undefined]
-    return [f"trials that count as failed: {named(found, 3)}"] if found else []
+    return [f"counts as failed: {named(found, 3)}"] if found else []
 
 
 def _search_notes(sweep: Sweep) -> list[str]:
