@@ -55,30 +55,42 @@ def modules_of(value: Any) -> list[str]:
 def code_of(value: Any) -> dict[str, str]:
     """A fingerprint (sha256, hex) for every class in a specification that is not part of this package; often empty.
 
+    So for every function that a specification names in `calls()`, such as the factory of a model.
+
     Args:
         value: a specification, or a list or mapping of them. Fields that are declared `NOT_IDENTITY` do not count.
 
     Returns:
         Fingerprints by `module:class`.
     """
-    return {f"{one.__module__}:{one.__qualname__}": remember(one) for one in _outside_classes(value)}
+    return dict(_outside(value))
 
 
-def _outside_classes(value: Any) -> Iterator[type[BaseModel]]:
-    """The classes of specifications, and of their parts, that are defined outside this package."""
+def _outside(value: Any) -> Iterator[tuple[str, str]]:
+    """Name and fingerprint of classes and functions outside this package that specifications and their parts use."""
     if isinstance(value, BaseModel):
         if _top(type(value).__module__) not in _OWN:
-            yield type(value)
+            yield f"{type(value).__module__}:{type(value).__qualname__}", remember(type(value))
+        for function in getattr(value, "calls", tuple)():
+            yield function, _of_module(function.partition(":")[0])
         fields = type(value).model_fields.items()
         value = [getattr(value, name) for name, field in fields if not has_marker(field, NOT_IDENTITY)]
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from _outside_classes(item)
+        yield from _outside(item)
+
+
+@functools.cache
+def _of_module(name: str) -> str:
+    """The fingerprint of the source of a module that is not imported yet, computed at the first call."""
+    code = _Code(_top(name))
+    code.add_module(name)
+    return fingerprint(code.modules)
 
 
 def remember(cls: type) -> str:
     """The fingerprint of the code of a class, computed at the first call."""
     if cls not in _fingerprints:
-        code = _Code(cls)
+        code = _Code(_top(cls.__module__))
         for base in cls.__mro__:
             if base is not object:
                 code.add(base)
@@ -90,14 +102,14 @@ class _Code:
     """The code that a class may use.
 
     Attributes:
-        package: the top-level package or module of the class.
+        package: the top-level package or module of the class or function.
         modules: sources by name of the module.
         cells: sources of cells of a notebook by name; the names are counted up and do not count.
         values: numbers, strings, and lists and mappings of them, that cells use, by name.
     """
 
-    def __init__(self, cls: type) -> None:
-        self.package = _top(cls.__module__)
+    def __init__(self, package: str) -> None:
+        self.package = package
         self.modules: dict[str, str] = {}
         self.cells: dict[str, str] = {}
         self.values: dict[str, str] = {}
@@ -107,13 +119,13 @@ class _Code:
         if self._counts(item.__module__) and _find(item.__module__).file is None:
             self._add_cells(item)
         else:
-            self._add_module(item.__module__)
+            self.add_module(item.__module__)
 
     def _counts(self, module: str) -> bool:
         top = _top(module)
         return top == self.package or not (top in _OWN or _is_installed(top))
 
-    def _add_module(self, module: str) -> None:
+    def add_module(self, module: str) -> None:
         """Add the source of a module, and of the modules that it imports."""
         if module in self.modules or not self._counts(module):
             return
@@ -123,7 +135,7 @@ class _Code:
         tree = _parsed(file.read_text())
         self.modules[module] = ast.unparse(tree)
         for imported in _imports(tree, module if file.name == "__init__.py" else module.rpartition(".")[0]):
-            self._add_module(imported)
+            self.add_module(imported)
 
     def _add_cells(self, item: Any) -> None:
         """Add the cells that define a class or function, and what they use by name."""
@@ -142,7 +154,7 @@ class _Code:
                 tree = _parsed(source)
                 self.cells[cell] = ast.unparse(tree)
                 for imported in _imports(tree, ""):
-                    self._add_module(imported)
+                    self.add_module(imported)
                 names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             else:
                 self.cells[cell] = repr([_byte_code(code), _plain(function.__defaults__)])
@@ -155,7 +167,7 @@ class _Code:
         if isinstance(value, types.FunctionType | type):
             self.add(value)
         elif isinstance(value, types.ModuleType):
-            self._add_module(value.__name__)
+            self.add_module(value.__name__)
         elif (text := _plain(value)) is not None:
             self.values[name] = text
 

@@ -41,7 +41,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from lt_train.core import plugins
 from lt_train.core.code import remember
-from lt_train.core.errors import SpecError, UserError
+from lt_train.core.errors import SpecError, UserError, first_line
 from lt_train.core.fields import BATCHED, NOT_IDENTITY, PATH, KindField, expand, marked_fields
 from lt_train.core.validation import dotted, explain, nearest, offer
 
@@ -66,7 +66,8 @@ class Spec(BaseModel):
 
     Raises:
         pydantic.ValidationError: a value is invalid; `lt_train.core.validation.explain` puts it into words.
-        SpecError: a class stands in the place of an instance.
+        SpecError: a class stands in the place of an instance; or an instance would change on its way to a worker or
+            into a file, because JSON does not have one of its values.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -98,13 +99,15 @@ def as_document(value: Any, loc: tuple[str | int, ...] = ()) -> Any:
         loc: its path, for messages.
 
     Raises:
-        SpecError: a class stands in the place of an instance.
+        SpecError: a class stands in the place of an instance; or an instance would change on its way to a worker or
+            into a file, because JSON does not have one of its values.
     """
     if isinstance(value, type) and issubclass(value, KindSpec):
         name = value.__name__
         raise SpecError(f"{dotted(loc)}: must be an instance, got the class {name}; pass an instance: {name}(...)")
     if isinstance(value, KindSpec):
         _register_class(type(value))
+        _check_document(value, loc)
     if isinstance(value, BaseModel):
         given = {
             field.alias or name: getattr(value, name)
@@ -117,6 +120,47 @@ def as_document(value: Any, loc: tuple[str | int, ...] = ()) -> Any:
     if isinstance(value, list | tuple):
         return [as_document(item, (*loc, index)) for index, item in enumerate(value)]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _check_document(value: KindSpec, loc: tuple[str | int, ...]) -> None:
+    """Refuse an instance that is another one after a round trip through JSON, in which workers and files have it."""
+    if _top(type(value).__module__) == "lt_train" or _top(type(value).__module__) == "sweeps":
+        return
+    name = type(value).__name__
+    for field in type(value).model_fields:
+        own = getattr(value, field)
+        try:
+            value.model_dump_json(include={field})
+        except Exception as error:
+            raise SpecError(_not_json(name, (*loc, field), first_line(error))) from None
+    for field in type(value).model_fields:
+        own = getattr(value, field)
+        try:
+            again = getattr(type(value).model_validate_json(value.model_dump_json()), field)
+            same = bool(again == own) and isinstance(own, type(again))
+        except Exception as error:  # of pydantic, of values without JSON, or of comparisons of arrays
+            why: Any = first_line(error)
+            same = False
+        else:
+            why = f"{own!r} becomes {again!r}"
+        if not same:
+            raise SpecError(_not_json(name, (*loc, field), why))
+    if value.__pydantic_private__ and value.__pydantic_private__ != type(value)(**dict(value)).__pydantic_private__:
+        raise SpecError(
+            f"{dotted(loc)}: private attributes of {name} do not reach workers and files; make them fields, or compute "
+            "them where they are used"
+        )
+
+
+def _not_json(name: str, loc: tuple[str | int, ...], why: str) -> str:
+    return (
+        f"{dotted(loc)}: must be a value that JSON has, because workers and files receive {name} as JSON: {why}; use "
+        "text, numbers, true, false, null, lists, or mappings with text as keys"
+    )
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
 
 
 class KindSpec(Spec):

@@ -138,10 +138,15 @@ def evaluate(metrics: Sequence[MetricSpec], logits: Tensor, labels: Tensor, clas
     if not bool(logits.isfinite().all()):
         return [math.nan] * len(metrics)
     tensors = (logits.softmax(dim=-1), logits.argmax(dim=-1), labels, class_counts)
-    arrays = [tensor.cpu().numpy().view() for tensor in tensors]
-    for array in arrays:
-        array.setflags(write=False)  # the next metric must see the same values
-    return [_value(metric, arrays) for metric in metrics]
+    arrays = [tensor.cpu().numpy() for tensor in tensors]
+    return [_value(metric, [_guarded(array) for array in arrays]) for metric in metrics]
+
+
+def _guarded(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only copy: torch writes to read-only memory, and the labels are those of the bank."""
+    copy = array.copy()
+    copy.setflags(write=False)
+    return copy
 
 
 def _value(metric: MetricSpec, arrays: Sequence[NDArray[Any]]) -> float:
@@ -163,5 +168,8 @@ def _value(metric: MetricSpec, arrays: Sequence[NDArray[Any]]) -> float:
             f"{' '.join(repr(found).split())[:60]}; return a float, for example the mean of the values"
         )
     with np.errstate(over="ignore"):
-        value = float(np.float32(found))
+        try:
+            value = float(np.float32(found))
+        except OverflowError:  # a whole number beyond all floats
+            value = math.inf
     return value if math.isfinite(value) else math.nan

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import pandas as pd
 
 from lt_train.core.device import check_device
@@ -139,7 +141,7 @@ def fit(
     seeds: int | Sequence[int] = 1,
     training: TrainingSpec | Mapping[str, Any] | None = None,
     selection: EpochSelection | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Fits:
     """Re-train the classifier with each method and seed, all in one batched loop.
 
@@ -159,17 +161,22 @@ def fit(
         OutOfMemory: memory ran out with a single run.
     """
     given = [methods] if isinstance(methods, MethodSpec | Run | str | type) else list(methods)
-    numbers = list(range(seeds) if isinstance(seeds, int) else seeds)
+    try:
+        numbers = [operator.index(seed) for seed in seeds] if np.iterable(seeds) else [*range(operator.index(seeds))]
+    except TypeError:
+        numbers = []
     if not numbers or min(numbers) < 0:
-        raise SpecError(f"seeds must be a number >= 1, or a list of whole numbers >= 0, got {seeds}")
+        raise SpecError(f"seeds must be a number >= 1, or a list of whole numbers >= 0, got {seeds!r}")
+    if not isinstance(bank, FeatureBank):
+        raise SpecError(f"bank must be a FeatureBank, from open_bank or bank_from_arrays, got {type(bank).__name__}")
     length = TrainingSpec(**training) if isinstance(training, Mapping) else training or TrainingSpec()
-    check_device(device)
+    check_device(str(device))
     runs = [
         run
         for one in map(_method, given)
         for run in ([one] if isinstance(one, Run) else [Run(one, length, seed) for seed in numbers])
     ]
-    results = fused.fit(bank, runs, device, selection)
+    results = fused.fit(bank, runs, str(device), selection)
     names = tuple(score.name for score in (selection or EpochSelection()).scores)
     return Fits([Fit(run, result, names) for run, result in zip(runs, results, strict=True)])
 

@@ -23,7 +23,7 @@ def check_metric(metric: MetricSpec | type[MetricSpec]) -> None:
     - `check_kind`.
     - It returns one finite number; a fraction, if it is declared to be in percent.
     - The order of images does not change it, and neither does a second call.
-    - It does not change its arguments, which are read-only.
+    - It does not change its arguments.
 
     Args:
         metric: an instance, or a class whose fields have defaults.
@@ -58,3 +58,8 @@ def check_metric(metric: MetricSpec | type[MetricSpec]) -> None:
         assert value(logits, labels) == found, f"{name} returns another value at a second call"
         shuffled = value(logits[order], labels[order])
         assert math.isclose(shuffled, found, rel_tol=1e-5, abs_tol=1e-7), f"{name} depends on the order of images"
+    given = [tensor.numpy() for tensor in (random.softmax(-1), random.argmax(-1), labels, counts)]
+    passed = [array.copy() for array in given]
+    checked(*passed)
+    unchanged = all((one == other).all() for one, other in zip(given, passed, strict=True))
+    assert unchanged, f"{name} changes its arguments; work on copies"

@@ -128,6 +128,11 @@ def backbone_of(sweep: Sweep) -> tuple[FrozenBackbone, ImageSource]:
                 raise
             continue  # one of another sweep is damaged
         if frozen.identity["checkpoint"] == wanted:
+            if frozen.identity.get("code") != sweep.manifest.inputs.get("code"):
+                raise CheckpointError(
+                    f"the code of {', '.join(frozen.identity.get('code', ()))} has changed since the sweep extracted "
+                    "features with it; restore it, or run the sweep again under another name"
+                )
             return frozen, ImageSource(source, shape)
     if given.checkpoint is not None:
         raise CheckpointError(

@@ -262,6 +262,10 @@ class Imported(BackboneSpec):
             notes=(f"backbone {self.factory}: {report}; {start}",),
         )
 
+    def calls(self) -> tuple[str, ...]:
+        """The factory, if it is code of the user; see `lt_train.core.code.code_of`."""
+        return () if self.factory.partition(":")[0] in ("torchvision", "timm") else (self.factory,)
+
     def with_head(
         self, image_shape: tuple[int, int, int], head: tuple[Tensor, Tensor], trained: Mapping[str, Tensor] | None
     ) -> WholeModel | None:

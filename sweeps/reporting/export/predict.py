@@ -109,12 +109,16 @@ def predict(
 def _image_names(root: Path) -> list[str]:
     if not root.is_dir():
         raise UserError(f"{root} must be a folder of images, but is not a folder")
-    names, others = images_below(root, "")
+    found_names, others = images_below(root, "")
+    special = [name for name in found_names if (root / name).exists() and not (root / name).is_file()]  # would block
+    names, others = [name for name in found_names if name not in special], [*others, *special]
     if not names:
         found = f"; it has {len(others)} other files: {named(others, 5)}" if others else ""
         raise UserError(f"{root} must contain images, but has no file with the suffix of an image{found}")
     if others:
-        _log.info("note: files without an image suffix were ignored: %d (%s)", len(others), named(others, 5))
+        _log.info(
+            "note: files that are not images were ignored: %d (%s)", len(others), named(others, 5)
+        )
     return names
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lt_train.core.code import code_of
+from lt_train.backbones.base import BACKBONES
+from lt_train.core.code import _of_module, code_of
 from lt_train.methods import LOS
 from lt_train.methods.base import METHODS
 
@@ -217,3 +218,16 @@ def test_helpers_that_are_not_imported_yet_count_and_stay_so(folder: Path) -> No
     assert found("1") == before
     assert found("2") != before
     assert "late" not in sys.modules
+
+
+def test_the_code_of_a_factory_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "crownet.py"
+    file.write_text("from torch import nn\n\ndef crow():\n    return nn.Flatten(1)\n")
+    backbone = BACKBONES.parse({"kind": "imported", "factory": "crownet:crow", "checkpoint": "c.pt"})
+    (name, before), *_ = code_of(backbone).items()
+    assert name == "crownet:crow"
+    file.write_text("from torch import nn\n\ndef crow():\n    return nn.Flatten(2)\n")
+    _of_module.cache_clear()
+    assert code_of(backbone) != {name: before}
+    assert code_of(BACKBONES.parse({"kind": "imported", "factory": "torchvision:resnet18", "checkpoint": "c.pt"})) == {}

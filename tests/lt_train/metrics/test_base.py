@@ -13,6 +13,7 @@ from support.engines import Engine, agree, every_engine, everything, kept, make_
 
 from lt_train.core.errors import SpecError, UserError
 from lt_train.methods import CE
+from lt_train.methods.base import TrainingSpec
 from lt_train.metrics import METRICS, NLL, MacroF1, MetricSpec, evaluate
 from lt_train.retrain import fused, reference, stack
 from lt_train.retrain.base import EpochSelection, Halving, Run, RunResult
@@ -97,6 +98,26 @@ def test_a_broken_metric_stops_the_training_and_is_named(returning: Any, engine:
     function, message = BROKEN[case]
     with pytest.raises(UserError, match=f"metric own_metric {message}"):
         engine(BANK, make_runs("vanilla", seeds=(0,)), rule=EpochSelection(metrics=(returning(function),)))
+
+
+def test_a_metric_that_writes_to_its_arguments_changes_nothing(returning: Any) -> None:
+    """Torch ignores that the arrays are read-only."""
+
+    def write(probabilities: Any, predictions: Any, labels: Any, class_counts: Any) -> float:
+        torch.from_numpy(labels).clamp_(max=1)
+        torch.from_numpy(probabilities).log_()
+        return 0.5
+
+    bank, run = make_bank(), Run(CE(), TrainingSpec(epochs=1), 0)
+    before = bank.test.labels.clone()
+    plain, found = (
+        fused.fit(bank, [run], rule=EpochSelection(metrics=given))[0] for given in ((NLL(),), (returning(write), NLL()))
+    )
+    assert torch.equal(bank.test.labels, before)
+    assert (found.test_accuracy[:, :4] == plain.test_accuracy[:, :4]).all()
+    assert (found.test_accuracy[:, 5] == plain.test_accuracy[:, 4]).all()
+    with pytest.raises(AssertionError, match="changes its arguments"):
+        check_metric(returning(write))
 
 
 def test_a_kind_with_another_meaning_is_refused() -> None:

@@ -1,13 +1,14 @@
 """`lt_train.fit` and `lt_train.bank_from_arrays`, the API for scripts and notebooks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import lt_train
-from lt_train.core.errors import DataError, LongtailError
+from lt_train.core.errors import DataError, LongtailError, SpecError
 from lt_train.datasets.arrays import Arrays
 from lt_train.features.extract import build_bank
 from lt_train.features.spec import FeaturesSpec
@@ -61,3 +62,24 @@ def test_wrong_arrays_are_named(features_file: Path) -> None:
         lt_train.bank_from_arrays(**{name: value for name, value in arrays.items() if name != "val_features"})
     with pytest.raises(DataError, match="train_features must be finite"):
         lt_train.bank_from_arrays(**arrays | {"train_features": np.full_like(arrays["train_features"], np.nan)})
+
+
+def test_numbers_of_numpy_and_devices_of_torch_are_accepted(features_file: Path) -> None:
+    bank = lt_train.bank_from_arrays(**arrays_of(features_file))
+    fits = lt_train.fit(bank, "los", seeds=np.arange(2), training={"epochs": 1}, device=torch.device("cpu"))
+    assert fits.to_frame().equals(lt_train.fit(bank, "los", seeds=np.int64(2), training={"epochs": 1}).to_frame())
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 1.0, [1.5], "12", []])
+def test_wrong_seeds_are_refused(features_file: Path, seeds: Any) -> None:
+    bank = lt_train.bank_from_arrays(**arrays_of(features_file))
+    with pytest.raises(SpecError, match=r"seeds must be a number >= 1, or a list of whole numbers >= 0"):
+        lt_train.fit(bank, "los", seeds=seeds)
+
+
+def test_settings_that_differ_are_told_apart(features_file: Path) -> None:
+    bank = lt_train.bank_from_arrays(**arrays_of(features_file))
+    frame = lt_train.fit(
+        bank, [lt_train.methods.CE(), lt_train.methods.CE(head="cosine")], training=TRAINING
+    ).to_frame()
+    assert frame["method.head.kind"].tolist() == ["linear", "cosine"]

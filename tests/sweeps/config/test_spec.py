@@ -6,11 +6,12 @@ import importlib.util
 import json
 import pydoc
 import random
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from support.sweep_files import GOOD, load
 
 import sweeps
@@ -20,6 +21,7 @@ from lt_train.methods.constraints import MaxNorm
 from lt_train.methods.heads.linear import Cosine
 from lt_train.methods.post_hoc import LogitAdjust, TauNorm
 from lt_train.methods.samplers import ClassBalanced
+from lt_train.metrics import METRICS, MetricSpec
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.methods import MethodEntry
 from sweeps.config.sections import SearchSpec
@@ -335,3 +337,27 @@ def test_a_method_stands_for_its_entry(tmp_path: Path) -> None:
     assert spec.methods[1].method.init == "random"
     document = spec.resolved() | {"methods": ["los", spec.methods[1].method]}
     assert SweepSpec(**document) == spec
+
+
+class Weighted(MetricSpec):
+    """A metric with a field of any type."""
+
+    kind: Literal["weighted"] = "weighted"
+    weights: Any = Field(default=None, description="weights")
+
+    def __call__(self, probabilities: Any, predictions: Any, labels: Any, class_counts: Any) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("weights", [{5: 1.0}, {1, 2}, print, float("nan"), threading.Lock(), (1, 2)])
+def test_an_instance_that_json_would_change_is_refused(
+    tmp_path: Path, weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(METRICS, "_kinds", dict(METRICS.kinds()))
+    monkeypatch.setattr(METRICS, "_adapter", None)
+    document = load(tmp_path, GOOD).resolved()
+    assert SweepSpec(**document | {"metrics": [Weighted(weights={"a": [1.0, None]})]}).metrics[0].weights == {
+        "a": [1.0, None]
+    }
+    with pytest.raises(SpecError, match=r"metrics\[0\]\.weights: must be a value that JSON has"):
+        SweepSpec(**document | {"metrics": [Weighted(weights=weights)]})

@@ -101,7 +101,7 @@ def test_unreadable_images_are_named(
     with caplog.at_level(logging.INFO, "sweeps"):
         assert predict(sweep[0], place, unreadable="skip")["file"].tolist() == ["a.jpg", "c.jpg"]
     assert "left out: unreadable images: 1" in caplog.text
-    assert "files without an image suffix were ignored: 1 (notes.txt)" in caplog.text
+    assert "files that are not images were ignored: 1 (notes.txt)" in caplog.text
     (tmp_path / "empty").mkdir()
     for folder, problem in (("empty", "must contain images"), ("missing", "is not a folder")):
         with pytest.raises(UserError, match=problem):
