@@ -12,6 +12,7 @@ import pytest
 from support.cluster import LocalCluster, local_cluster
 from support.features import write_features
 
+from lt_train.core.registry import REGISTRIES
 from sweeps.config.spec import SweepSpec, load_resolved
 
 
@@ -110,3 +111,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if place.is_mount():
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers in any plugin group is undone."""
+    for registry in REGISTRIES.values():
+        monkeypatch.setattr(registry, "_kinds", dict(registry.kinds()))
+        monkeypatch.setattr(registry, "_adapter", None)

@@ -18,7 +18,7 @@ from lt_train.datasets.digits import DigitsLT
 from lt_train.losses import CrossEntropy, Loss, label_index
 from lt_train.methods.base import METHODS, Augmentation, CrossEntropyMethod, MethodSpec, TrainedMethod
 from lt_train.methods.constraints import ConstraintSpec
-from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec, StackedHead
+from lt_train.methods.heads.base import Classifier, HeadSpec, StackedHead
 from lt_train.methods.post_hoc import PostHocSpec
 from lt_train.methods.samplers import SamplerSpec
 from lt_train.testing import (
@@ -31,6 +31,8 @@ from lt_train.testing import (
     check_post_hoc,
     check_sampler,
 )
+
+pytestmark = pytest.mark.usefixtures("own_kinds")
 
 
 @pytest.mark.parametrize("kind", METHODS.kinds())
@@ -338,14 +340,6 @@ class Random(Distance):
         return DistanceModule(torch.randn_like(start[0]), self.scale)
 
 
-@pytest.fixture
-def own_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is undone."""
-    monkeypatch.setattr(HEADS, "_kinds", dict(HEADS.kinds()))
-    monkeypatch.setattr(HEADS, "_adapter", None)
-
-
-@pytest.mark.usefixtures("own_heads")
 def test_a_method_with_a_head_from_outside_conforms() -> None:
     check_method(Own(head=Distance(scale=0.5)))
 
@@ -360,7 +354,6 @@ def test_a_method_with_a_head_from_outside_conforms() -> None:
         (Random, "the fused engine differs from the reference: centers"),
     ],
 )
-@pytest.mark.usefixtures("own_heads")
 def test_a_wrong_head_of_a_method_is_named(head: type[HeadSpec], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_method(Own(head=head()))
@@ -556,7 +549,6 @@ def test_a_wrong_head_is_named(change: str, message: str) -> None:
         check_head(Offset(change=change))
 
 
-@pytest.mark.usefixtures("own_heads")
 def test_a_class_attribute_of_a_head_that_is_not_true_is_named() -> None:
     check_head(Distance)
     with pytest.raises(AssertionError, match=r"Affine\.affine must be False"):

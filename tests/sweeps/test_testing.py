@@ -20,6 +20,8 @@ from sweeps.config.interfaces import BackendSpec, PackSource, TrackedSweep, Trac
 from sweeps.search.base import AlgorithmSpec, Dimension, EarlyStoppingSpec, Tried
 from sweeps.testing import check_algorithm, check_backend, check_early_stopping, check_tracker
 
+pytestmark = pytest.mark.usefixtures("own_kinds")
+
 
 class Draws(AlgorithmSpec):
     """Random draws; `change` breaks one thing."""

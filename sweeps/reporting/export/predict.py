@@ -116,9 +116,7 @@ def _image_names(root: Path) -> list[str]:
         found = f"; it has {len(others)} other files: {named(others, 5)}" if others else ""
         raise UserError(f"{root} must contain images, but has no file with the suffix of an image{found}")
     if others:
-        _log.info(
-            "note: files that are not images were ignored: %d (%s)", len(others), named(others, 5)
-        )
+        _log.info("note: files that are not images were ignored: %d (%s)", len(others), named(others, 5))
     return names
 
 

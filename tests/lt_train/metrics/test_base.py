@@ -19,6 +19,8 @@ from lt_train.retrain import fused, reference, stack
 from lt_train.retrain.base import EpochSelection, Halving, Run, RunResult
 from lt_train.testing import check_metric
 
+pytestmark = pytest.mark.usefixtures("own_kinds")
+
 BANK = make_bank(test_images=300)
 LABELS, COUNTS = torch.arange(4).repeat(5), torch.tensor([9, 5, 3, 1])
 LOGITS = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,8 @@ from sklearn.metrics import f1_score, log_loss, recall_score
 from lt_train.metrics import METRICS, NLL, MacroF1, MeanClassAccuracy, evaluate
 from lt_train.testing import check_metric
 
+pytestmark = pytest.mark.usefixtures("own_kinds")
+
 COUNTS = torch.tensor([90, 30, 10, 2])
 
 

@@ -16,6 +16,8 @@ from lt_train.core.fields import BATCHED
 from lt_train.methods.heads.base import HEADS, Classifier, HeadSpec
 from lt_train.testing import check_head
 
+pytestmark = pytest.mark.usefixtures("own_kinds")
+
 
 class Prototypes(HeadSpec):
     """`z_k = s g W_k f - s |f - c_k|^2` with buffers that differ by lane (s) and that do not (W), and a scalar g."""
