@@ -43,6 +43,10 @@ Source = Literal["images", "seeds", "backbones"]
 Runs = ArrayLike | Sequence[ArrayLike]
 """Right or wrong by image: `[S, N]`, or `[R, S, N]`, or one `[S, N]` per backbone with its own number of seeds."""
 
+FLOOR = 0.25
+
+SATTERTHWAITE = 4
+
 POOLED_CLASSES = 10
 """Classes with one test image that share one estimate of the variance within a class."""
 
@@ -126,6 +130,7 @@ class ClassAverage:
         share = self.weights**2 / self.counts
         freedom = np.maximum(self.counts - 1, 0)
         self.effective = 1 / float(share.sum()) if self.images else 0.0
+        self.evenly = math.isclose(self.effective, self.images)
         seen = freedom > 0
         self.degrees_of_freedom = (
             float(share.sum() ** 2 / (share[seen] ** 2 / freedom[seen]).sum()) if seen.any() else 0.0
@@ -241,7 +246,8 @@ class Levels:
     def excess(self) -> float:
         """The part of `observed` beyond chance that differs by image and level, which is in `averaged` already."""
         count = len(self.means)
-        return max(0.0, self.observed - max(0.0, self.single - self.averaged) / (count - 1))
+        excess = self.observed - max(0.0, self.single - self.averaged) / (count - 1)
+        return excess if excess > ROUNDING * self.observed else 0.0
 
 
 @dataclass(frozen=True)
@@ -280,14 +286,17 @@ def accuracy_of(moments: Moments, average: ClassAverage) -> CoveredEstimate:
     p = found.value
     if not found.covers:
         return found.result(None, None, 0.0)
+    below = above = floor = 0.0
     if "images" in found.covers:
-        floor = ((1 - p) ** 2 + p**2) / 2 / average.effective**2
-        quantile, freedom = found.quantile(floor)
-        images = p * (1 - p) / (found.images + floor) if 0 < p < 1 else average.effective
+        plain = p * (1 - p) / average.effective
+        floor = max(0.0, min(FLOOR * ((1 - p) ** 2 + p**2) / average.effective**2, plain - found.images))
+    quantile, freedom = found.quantile(floor)
+    if "images" in found.covers:
+        images = p * (1 - p) / (found.images + floor) if plain else average.effective
         below, above = _wilson(p, images, quantile)
-    else:
-        quantile, freedom = found.quantile(0.0)
-        below = above = 0.0
+        if average.evenly:
+            known, _ = replace(found, images=plain, images_freedom=math.inf).quantile(0.0)
+            below, above = map(min, (below, above), _wilson(p, average.effective, known))
     levels = quantile**2 * (found.seeds + found.backbones)
     low, high = p - math.sqrt(below**2 + levels), p + math.sqrt(above**2 + levels)
     return found.result(max(0.0, low), min(1.0, high), freedom)
@@ -331,7 +340,7 @@ def gain_of(moments: Moments, average: ClassAverage, *, paired_seeds: bool = Tru
     low = high = p_value = None
     freedom = 0.0
     if found.covers:
-        floor = 1 / average.effective**2 if "images" in found.covers else 0.0
+        floor = FLOOR / average.effective**2 if "images" in found.covers else 0.0
         quantile, freedom = found.quantile(floor)
         error = math.sqrt(found.images + found.seeds + found.backbones + floor)
         low, high = max(-1.0, found.value - quantile * error), min(1.0, found.value + quantile * error)
@@ -405,11 +414,11 @@ class _Mean:
         seeds_only = Estimate(value)
         if all(len(one.means) > 1 for one in sets):
             covers.append("seeds")
-            observed = [(one.observed / count**2, len(one.means) - 1.0) for one in sets]
             seeds = sum(one.excess for one in sets) / count**2
+            observed = [(one.observed / count**2, len(one.means) - 1.0) for one in sets]
             terms = [term for term, one in zip(observed, sets, strict=True) if one.excess]
             total = sum(variance for variance, _ in observed)
-            half = float(special.stdtrit(_satterthwaite(total, observed), 0.975)) * math.sqrt(total)
+            half = float(special.stdtrit(_freedom(total, observed), 0.975)) * math.sqrt(total)
             seeds_only = Estimate(value, value - half, value + half)
         if count > 1:
             covers = [*(one for one in covers if one != "seeds"), "seeds", "backbones"]
@@ -425,7 +434,7 @@ class _Mean:
     def quantile(self, floor: float) -> tuple[float, float]:
         """Two-sided 95% quantile of Student's t and Satterthwaite's degrees of freedom, with `floor` over images."""
         total = self.images + floor + self.seeds + self.backbones
-        freedom = _satterthwaite(total, [*self.terms, (self.images + floor, self.images_freedom)])
+        freedom = _freedom(total, [*self.terms, (self.images + floor, self.images_freedom)])
         return float(special.stdtrit(freedom, 0.975)), freedom
 
     def result(self, low: float | None, high: float | None, freedom: float) -> CoveredEstimate:
@@ -435,11 +444,17 @@ class _Mean:
         return CoveredEstimate(self.value, low, high, self.covers, variance, freedom, self.seeds_only, self.notes)
 
 
-def _satterthwaite(total: float, terms: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of estimated variances (variance, degrees of freedom)."""
-    spread = sum(variance**2 / freedom for variance, freedom in terms if freedom)
+def _freedom(total: float, terms: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of estimated variances (variance, degrees of freedom): Satterthwaite's.
+
+    With few degrees of freedom, an estimate that is too small by chance also counts too little in Satterthwaite's
+    formula, and the interval is too narrow. Then it is the harmonic mean, weighted by variance.
+    """
+    known = [(variance, freedom) for variance, freedom in terms if freedom and variance]
+    power = 2 if min((freedom for _, freedom in known), default=SATTERTHWAITE) >= SATTERTHWAITE else 1
+    spread = sum((variance / total) ** power / freedom for variance, freedom in known)
     largest = sum(freedom for _, freedom in terms)
-    return min(total**2 / spread, largest) if spread else max(largest, 1.0)
+    return min(1 / spread if spread else math.inf, max(largest, 1.0))
 
 
 def _wilson(p: float, images: float, quantile: float) -> tuple[float, float]:
