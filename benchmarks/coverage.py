@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.analysis import intervals
+from sweeps.analysis.averages import ClassAverage
 from sweeps.analysis.intervals import (
-    ClassAverage,
     CoveredEstimate,
     Levels,
     Moments,
