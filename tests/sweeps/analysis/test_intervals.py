@@ -146,6 +146,20 @@ def test_backbones_are_covered_where_there_are_several() -> None:
     assert not other.paired_seeds
 
 
+def test_few_backbones_count_by_their_share_of_the_variance() -> None:
+    """Satterthwaite's formula would square the shares, which gives more degrees of freedom and too short intervals."""
+    runs, labels = outcomes(3, [60, 60])
+    shifted = [[run] for run in runs * np.array([[0.8], [1.0], [0.9]])]
+    found = gain(shifted, np.zeros_like(shifted), ClassAverage(labels))
+    assert found is not None
+    variance = found.difference.variance
+    observed = np.array([one[0].mean() for one in shifted]).var(ddof=1) / 3
+    images = variance["images"] + 0.25 / 120**2
+    total = images + variance["backbones"]
+    expected = 1 / (observed / total / 2 + images / total / 118)
+    assert found.difference.degrees_of_freedom == pytest.approx(expected)
+
+
 # Identities
 
 
