@@ -286,7 +286,7 @@ def test_holm_multiplies_by_the_number_of_remaining_tests() -> None:
     assert {one.verdict for one in many} == {"tied"}
 
 
-# Coverage; benchmarks/coverage.py is the full simulation
+# Coverage; benchmarks/interval_coverage.py is the full simulation
 
 
 @pytest.mark.parametrize("seeds", [1, 5])

@@ -1,9 +1,9 @@
-"""Coverage of the intervals in simulated sweeps: `python benchmarks/coverage.py`, or `make coverage`.
+"""Coverage of the intervals in simulated sweeps: `python benchmarks/interval_coverage.py`, or `make coverage`.
 
 In each cell, sweeps of two trials are simulated image by image with known accuracies, and the intervals of
 `sweeps.analysis.intervals` are computed. The table shows how often an interval contains the true value, its mean width
 relative to an oracle that knows the true variance, and how often a verdict is "better" where there is no difference.
-Results are written to coverage.json; docs/statistics.md is updated by hand.
+Results are written to interval_coverage.json; docs/statistics.md is updated by hand.
 
 Shapes: B sweeps, R backbones, S seeds, K classes, M images per class.
 """
@@ -37,7 +37,7 @@ from sweeps.analysis.intervals import (
     gain_of,
 )
 
-RESULTS = Path(__file__).with_name("coverage.json")
+RESULTS = Path(__file__).with_name("interval_coverage.json")
 
 OWN_TO_BACKBONE = 0.3
 """Share of images that each backbone gets right or wrong independently of the others, given its accuracy."""
