@@ -158,6 +158,8 @@ def accuracy_of(moments: Moments, average: ClassAverage) -> CoveredEstimate:
     """The interval of `accuracy` from the moments of the images."""
     found = _Mean.of(moments, average)
     p = found.value
+    if min(p, 1 - p) < ROUNDING:
+        p = float(round(p))  # the weights of all images may add up to 1 but for rounding
     if not found.covers:
         return found.result(None, None, 0.0)
     below = above = floor = 0.0

@@ -47,6 +47,18 @@ def test_one_class_and_one_seed_is_wilsons_interval(right: int) -> None:
     assert ends(found) == pytest.approx((right / 20, expected.low, expected.high))
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_all_right_or_all_wrong_is_wilsons_interval_of_the_effective_number(right: bool) -> None:
+    """Sums of weights and values are then 1 or 0 but for rounding."""
+    for classes in range(2, 60):
+        counts = np.arange(2, 2 + classes)
+        average = ClassAverage(np.repeat(np.arange(classes), counts))
+        found = accuracy(np.full((3, average.total), right), average)
+        square = stats.t.ppf(0.975, average.degrees_of_freedom) ** 2
+        end = square / (classes**2 / (1 / counts).sum() + square)
+        assert ends(found) == pytest.approx((1, 1 - end, 1) if right else (0, 0, end))
+
+
 def test_the_variance_over_images_is_stratified_with_n_minus_one() -> None:
     correct = np.array([[1, 1, 0, 1, 0, 0]])
     macro = ClassAverage([0, 0, 0, 0, 1, 1])
