@@ -121,7 +121,7 @@ class Levels:
         """The part of `observed` beyond chance that differs by image and level, which is in `averaged` already."""
         count = len(self.means)
         excess = self.observed - max(0.0, self.single - self.averaged) / (count - 1)
-        return excess if excess > ROUNDING * self.observed else 0.0
+        return excess if excess > max(ROUNDING * self.observed, ROUNDING**2) else 0.0
 
 
 @dataclass(frozen=True)
