@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 UNIT := tests --ignore=tests/cluster --ignore=tests/faults --ignore=tests/documentation --ignore=tests/benchmarks
 
-.PHONY: help env demo docs site test test-quick test-docs test-cluster test-install lint bench bench-quick scale faults damage cluster-up \
+.PHONY: help env demo docs site test test-quick test-docs test-cluster test-install lint bench bench-quick scale coverage faults damage cluster-up \
   cluster-down lock clean
 .DEFAULT_GOAL := help
 
@@ -21,6 +21,7 @@ help:
 	@echo "make faults        eleven faults, five times each, during a sweep (one hour, as root)"
 	@echo "make damage        2,200 damaged files of finished sweeps: no wrong number, and only what is damaged is lost"
 	@echo "make scale         the driver with 1,000 simulated packs on 500 simulated workers"
+	@echo "make coverage      simulates how often 95% intervals contain the true value (five minutes on an idle core)"
 	@echo "make cluster-up    a team's cluster on this machine: Ray, PostgreSQL, S3, MLflow; cluster-down stops it"
 	@echo "make docs          regenerates the reference, the tutorial's outputs and the images (needs chromium)"
 	@echo "make site          the documentation as a website: open site/index.html (one minute; needs no network)"
@@ -86,6 +87,9 @@ damage: env
 
 scale: env
 	$(BIN)/python benchmarks/scale.py $(SCALE)
+
+coverage: env
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/interval_coverage.py $(COVERAGE)
 
 cluster-up: env
 	$(BIN)/python infra/local/cluster.py up
