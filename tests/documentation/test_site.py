@@ -57,8 +57,9 @@ def test_the_api_pages_have_every_public_name(site: Path) -> None:
         name.rpartition(".")[2] for name in shown
     }
     for package in (lt_train, lt_train.testing, sweeps):
-        names = {f"{package.__name__}.{name}" for name in package.__all__}
-        assert names - {"lt_train.__version__", "lt_train.methods", "sweeps.__version__"} <= shown
+        public = getattr(package, "__all__", dir(package))
+        names = {f"{package.__name__}.{name}" for name in public}
+        assert names - {"lt_train.methods"} <= shown
 
 
 @pytest.mark.slow
