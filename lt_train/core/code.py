@@ -30,10 +30,10 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
 
-from lt_train.core.fields import NOT_IDENTITY, has_marker
+from lt_train.core.fields import NOT_IDENTITY, Marker, has_marker
 from lt_train.core.io import fingerprint
 
-__all__ = ["code_of", "modules_of", "remember"]
+__all__ = ["code_of", "is_outside", "modules_of", "remember"]
 
 _OWN = ("lt_train", "sweeps")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -43,13 +43,12 @@ _fingerprints: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
 def modules_of(value: Any) -> list[str]:
     """The modules outside this package that define a class of a specification or of any of its parts, sorted."""
-    found = set[str]()
-    if isinstance(value, BaseModel):
-        found |= {type(value).__module__} if _top(type(value).__module__) not in _OWN else set()
-        value = [getattr(value, name) for name in type(value).model_fields]
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        found |= set(modules_of(item))
-    return sorted(found)
+    return sorted({type(spec).__module__ for spec in _specs(value) if is_outside(type(spec))})
+
+
+def is_outside(cls: type) -> bool:
+    """Whether a class is not part of this package."""
+    return _top(cls.__module__) not in _OWN
 
 
 def code_of(value: Any) -> dict[str, str]:
@@ -63,20 +62,23 @@ def code_of(value: Any) -> dict[str, str]:
     Returns:
         Fingerprints by `module:class`.
     """
-    return dict(_outside(value))
+    found = {}
+    for spec in _specs(value, leave_out=NOT_IDENTITY):
+        if is_outside(type(spec)):
+            found[f"{type(spec).__module__}:{type(spec).__qualname__}"] = remember(type(spec))
+        for function in getattr(spec, "calls", tuple)():
+            found[function] = _of_module(function.partition(":")[0])
+    return found
 
 
-def _outside(value: Any) -> Iterator[tuple[str, str]]:
-    """Name and fingerprint of classes and functions outside this package that specifications and their parts use."""
+def _specs(value: Any, leave_out: Marker | None = None) -> Iterator[BaseModel]:
+    """The specifications in a value, each before its parts, without those of fields with the mark `leave_out`."""
     if isinstance(value, BaseModel):
-        if _top(type(value).__module__) not in _OWN:
-            yield f"{type(value).__module__}:{type(value).__qualname__}", remember(type(value))
-        for function in getattr(value, "calls", tuple)():
-            yield function, _of_module(function.partition(":")[0])
+        yield value
         fields = type(value).model_fields.items()
-        value = [getattr(value, name) for name, field in fields if not has_marker(field, NOT_IDENTITY)]
+        value = [getattr(value, name) for name, field in fields if not (leave_out and has_marker(field, leave_out))]
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from _outside(item)
+        yield from _specs(item, leave_out)
 
 
 @functools.cache

@@ -40,7 +40,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from lt_train.core import plugins
-from lt_train.core.code import remember
+from lt_train.core.code import is_outside, remember
 from lt_train.core.errors import SpecError, UserError, first_line
 from lt_train.core.fields import BATCHED, NOT_IDENTITY, PATH, KindField, expand, marked_fields
 from lt_train.core.validation import dotted, explain, nearest, offer
@@ -124,43 +124,38 @@ def as_document(value: Any, loc: tuple[str | int, ...] = ()) -> Any:
 
 def _check_document(value: KindSpec, loc: tuple[str | int, ...]) -> None:
     """Refuse an instance that is another one after a round trip through JSON, in which workers and files have it."""
-    if _top(type(value).__module__) == "lt_train" or _top(type(value).__module__) == "sweeps":
+    cls = type(value)
+    if not is_outside(cls):
         return
-    name = type(value).__name__
-    for field in type(value).model_fields:
-        own = getattr(value, field)
+    for field in cls.model_fields:
         try:
             value.model_dump_json(include={field})
-        except Exception as error:
-            raise SpecError(_not_json(name, (*loc, field), first_line(error))) from None
-    for field in type(value).model_fields:
-        own = getattr(value, field)
+        except Exception as error:  # of pydantic, or of a serializer of the class
+            raise SpecError(_not_json(cls, (*loc, field), first_line(error))) from None
+    try:
+        again = cls.model_validate_json(value.model_dump_json())
+    except ValidationError as error:
+        raise SpecError(_not_json(cls, (*loc, *error.errors()[0]["loc"]), first_line(error))) from None
+    for field in cls.model_fields:
+        old, new = getattr(value, field), getattr(again, field)
         try:
-            again = getattr(type(value).model_validate_json(value.model_dump_json()), field)
-            same = bool(again == own) and isinstance(own, type(again))
-        except Exception as error:  # of pydantic, of values without JSON, or of comparisons of arrays
-            why: Any = first_line(error)
+            same = bool(old == new) and isinstance(old, type(new))
+        except Exception:  # comparisons of arrays have no truth value
             same = False
-        else:
-            why = f"{own!r} becomes {again!r}"
         if not same:
-            raise SpecError(_not_json(name, (*loc, field), why))
-    if value.__pydantic_private__ and value.__pydantic_private__ != type(value)(**dict(value)).__pydantic_private__:
+            raise SpecError(_not_json(cls, (*loc, field), f"{old!r} becomes {new!r}"))
+    if value.__pydantic_private__ and value.__pydantic_private__ != again.__pydantic_private__:
         raise SpecError(
-            f"{dotted(loc)}: private attributes of {name} do not reach workers and files; make them fields, or compute "
-            "them where they are used"
+            f"{dotted(loc)}: private attributes of {cls.__name__} do not reach workers and files; make them fields, or "
+            "compute them where they are used"
         )
 
 
-def _not_json(name: str, loc: tuple[str | int, ...], why: str) -> str:
+def _not_json(cls: type, loc: tuple[str | int, ...], why: str) -> str:
     return (
-        f"{dotted(loc)}: must be a value that JSON has, because workers and files receive {name} as JSON: {why}; use "
-        "text, numbers, true, false, null, lists, or mappings with text as keys"
+        f"{dotted(loc)}: must be a value that JSON has, because workers and files receive {cls.__name__} as JSON: "
+        f"{why}; use text, numbers, true, false, null, lists, or mappings with text as keys"
     )
-
-
-def _top(module: str) -> str:
-    return module.partition(".")[0]
 
 
 class KindSpec(Spec):

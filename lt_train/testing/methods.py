@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -24,6 +24,8 @@ from lt_train.retrain.base import Run, RunResult, prepared_runs
 from lt_train.testing.kinds import assert_close, check_kind
 
 __all__ = ["check_method", "check_training"]
+
+MethodT = TypeVar("MethodT", bound=MethodSpec)
 
 TOLERANCE = 1e-3
 """Largest relative difference between the weights of the two engines after a few epochs, in float32."""
@@ -91,9 +93,7 @@ def _check_loss(method: TrainedMethod, counts: Tensor) -> None:
     for s in range(seeds):
         for t in range(lanes):
             own_lanes = {path: value[s, 0, t] for path, value in several.items()}
-            variant = variants[t]
-            assert isinstance(variant, TrainedMethod), "it is a copy of the method"
-            alone = reference.LossOfRun(variant, own_lanes, counts)
+            alone = reference.LossOfRun(variants[t], own_lanes, counts)
             leaf = logits[s, :, t].clone().requires_grad_()
             own = alone(leaf, labels[s, :, 0], step.of(s))
             (gradient,) = torch.autograd.grad(own.sum(), leaf)
@@ -193,7 +193,7 @@ def _check_head(head: HeadSpec, bank: FeatureBank) -> None:
     assert found == shape, f"{name}.state_shape must return (K, D) = {shape}, got {found}"
 
 
-def _variants(method: MethodSpec, count: int = 2) -> list[MethodSpec]:
+def _variants(method: MethodT, count: int = 2) -> list[MethodT]:
     """The method, and others that differ from it in every batched field, as far as the fields allow it."""
     found = [method]
     for number in range(1, count):

@@ -16,7 +16,7 @@ from sweeps.analysis import selection
 from sweeps.analysis.load import Sweep, TrialRuns
 from sweeps.store.records import Record
 
-__all__ = ["classes_frame", "curves_frame", "runs_frame", "trials_frame"]
+__all__ = ["class_values", "classes_frame", "curves_frame", "runs_frame", "trials_frame"]
 
 
 def trials_frame(sweep: Sweep) -> pd.DataFrame:
@@ -71,8 +71,7 @@ def classes_frame(sweep: Sweep, trials: Iterable[TrialRuns]) -> pd.DataFrame:
     """
     parts = []
     for one in trials:
-        arrays = {name: one.by_class(name).mean(axis=0) for name in ("class_accuracy", "loma", "regularised_std")}
-        part = pd.DataFrame({"accuracy": arrays.pop("class_accuracy"), **arrays})
+        part = class_values(one)
         if sweep.manifest is not None:
             part.insert(0, "test_images", sweep.manifest.test_counts)
             part.insert(0, "training_images", sweep.manifest.class_counts)
@@ -82,6 +81,16 @@ def classes_frame(sweep: Sweep, trials: Iterable[TrialRuns]) -> pd.DataFrame:
             part.insert(0, name, _about(one)[name])
         parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def class_values(trial: TrialRuns) -> pd.DataFrame:
+    """`accuracy`, `loma` (Eq. 6) and `regularised_std` (Eq. 7) of every class, in order, means over seeds on test."""
+    values = {
+        "accuracy": trial.by_class("class_accuracy"),
+        "loma": trial.by_class("loma"),
+        "regularised_std": trial.by_class("regularised_std"),
+    }
+    return pd.DataFrame({name: by_seed.mean(axis=0) for name, by_seed in values.items()})
 
 
 def curves_frame(trial: TrialRuns) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from lt_train.features.bank import FeatureBank
 from lt_train.features.files import read_manifest
 from lt_train.metrics import ACCURACIES, SPLITS, Score
 from sweeps.analysis import selection
+from sweeps.analysis.frames import class_values
 from sweeps.analysis.image_classifier import example_images, exported_graph
 from sweeps.analysis.labels import protocol, ranked_by, short_params
 from sweeps.analysis.selection import TrialRuns
@@ -76,7 +77,7 @@ def tracked_trial(runs: TrialRuns, spec: SweepSpec) -> TrackedTrial:
             points = [(record.seed, float(v)) for record, v in zip(records, values[:, column], strict=True)]
             series[f"seed_{score.name}"] = [point for point in points if not np.isnan(point[1])]
         series |= _curves(runs)
-        tables["per_class"] = _per_class(runs)
+        tables["per_class"] = class_values(runs).rename_axis("class").reset_index()
     for record in succeeded:
         row = _named("", runs.scores, selection.reported([record])[0])
         seed_runs.append((record.seed, row | _without_nan({"loma_mean": record.loma_mean, "loma_cv": record.loma_cv})))
@@ -233,13 +234,6 @@ def _curves(runs: TrialRuns) -> dict[str, list[tuple[int, float]]]:
             curves[f"{prefix}{score.name}"] = _points(mean_EC[:, column])
     curves["epoch_loss"] = _points(runs.losses().mean(axis=0))
     return curves
-
-
-def _per_class(runs: TrialRuns) -> pd.DataFrame:
-    """LoMa (Eq. 6), regularised std (Eq. 7) and accuracy by class, each the mean over seeds."""
-    arrays = {name: runs.by_class(name).mean(axis=0) for name in ("class_accuracy", "loma", "regularised_std")}
-    values = pd.DataFrame(arrays).rename(columns={"class_accuracy": "accuracy"})
-    return values.rename_axis("class").reset_index()
 
 
 def _points(values: Any) -> list[tuple[int, float]]:

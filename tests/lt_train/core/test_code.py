@@ -13,7 +13,6 @@ import pytest
 from lt_train.backbones.base import BACKBONES
 from lt_train.core.code import _of_module, code_of
 from lt_train.methods import LOS
-from lt_train.methods.base import METHODS
 
 CODE = '''
 """A module of a user."""
@@ -69,10 +68,8 @@ def fingerprint(folder: Path, old: str = "", new: str = "", helper: str = "numbe
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_kinds: None) -> Path:
     """On the Python path. No byte code is written, as files change within a second; what is registered is undone."""
-    monkeypatch.setattr(METHODS, "_kinds", dict(METHODS.kinds()))
-    monkeypatch.setattr(METHODS, "_adapter", None)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return tmp_path

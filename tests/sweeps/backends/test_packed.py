@@ -13,7 +13,7 @@ from pydantic import PrivateAttr
 
 from lt_train.core.errors import UserError
 from lt_train.methods import LOS
-from lt_train.methods.base import METHODS, CrossEntropyMethod, MethodSpec, TrainingSpec
+from lt_train.methods.base import CrossEntropyMethod, MethodSpec, TrainingSpec
 from lt_train.retrain.base import EpochSelection, Pack, Run
 from sweeps.backends.packed import CannotImport, pack_bytes, unpack
 
@@ -63,10 +63,8 @@ def test_the_attribute_that_cannot_be_pickled_is_named(method: MethodSpec, path:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_kinds: None) -> Path:
     """The file of a module with a method, which can be imported as `only_mine`."""
-    monkeypatch.setattr(METHODS, "_kinds", dict(METHODS.kinds()))
-    monkeypatch.setattr(METHODS, "_adapter", None)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "only_mine.py"

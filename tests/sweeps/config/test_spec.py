@@ -21,7 +21,7 @@ from lt_train.methods.constraints import MaxNorm
 from lt_train.methods.heads.linear import Cosine
 from lt_train.methods.post_hoc import LogitAdjust, TauNorm
 from lt_train.methods.samplers import ClassBalanced
-from lt_train.metrics import METRICS, MetricSpec
+from lt_train.metrics import MetricSpec
 from sweeps.config.matrix import SweepMatrix, load_file
 from sweeps.config.methods import MethodEntry
 from sweeps.config.sections import SearchSpec
@@ -349,12 +349,9 @@ class Weighted(MetricSpec):
         return 0.0
 
 
+@pytest.mark.usefixtures("own_kinds")
 @pytest.mark.parametrize("weights", [{5: 1.0}, {1, 2}, print, float("nan"), threading.Lock(), (1, 2)])
-def test_an_instance_that_json_would_change_is_refused(
-    tmp_path: Path, weights: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(METRICS, "_kinds", dict(METRICS.kinds()))
-    monkeypatch.setattr(METRICS, "_adapter", None)
+def test_an_instance_that_json_would_change_is_refused(tmp_path: Path, weights: Any) -> None:
     document = load(tmp_path, GOOD).resolved()
     assert SweepSpec(**document | {"metrics": [Weighted(weights={"a": [1.0, None]})]}).metrics[0].weights == {
         "a": [1.0, None]

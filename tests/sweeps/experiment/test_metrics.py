@@ -63,10 +63,8 @@ class Confidence(MetricSpec):
 
 
 @pytest.fixture(autouse=True)
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_kinds: None) -> Iterator[Path]:
     """The file, imported as the program of a user does; what is registered is undone."""
-    monkeypatch.setattr(METRICS, "_kinds", dict(METRICS.kinds()))
-    monkeypatch.setattr(METRICS, "_adapter", None)
     (tmp_path / "own_metrics.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.import_module("own_metrics")

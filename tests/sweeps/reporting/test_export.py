@@ -157,13 +157,12 @@ class TwoLayers(HeadSpec):
         return len(state["2.weight"]), state["0.weight"].shape[1]
 
 
+@pytest.mark.usefixtures("own_kinds")
 @pytest.mark.parametrize("head", ["mlp", "two_layers"])
 def test_heads_of_several_layers(
     head: str, imported: MakeSweep, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Graph and predictions have the accuracy of the report; a state dict is refused."""
-    monkeypatch.setattr(HEADS, "_kinds", dict(HEADS.kinds()))
-    monkeypatch.setattr(HEADS, "_adapter", None)
     HEADS.register(TwoLayers)
     method = {"kind": "ce", "head": {"kind": head}, "post_hoc": {"kind": "logit_adjust"}}
     sweep, expected = run(imported(method=method, features={"test_flip": False}))

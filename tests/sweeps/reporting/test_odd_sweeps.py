@@ -20,7 +20,7 @@ from torch import Tensor
 import sweeps
 from lt_train.core.errors import LongtailError
 from lt_train.methods import LOS
-from lt_train.methods.post_hoc import POST_HOC, FittedPostHoc
+from lt_train.methods.post_hoc import FittedPostHoc
 from sweeps.analysis.load import read_sweep
 from sweeps.config.spec import SweepSpec
 from sweeps.reporting.class_figures import MOST_CLASSES
@@ -97,9 +97,8 @@ class Standardised(FittedPostHoc):
         return scale, torch.zeros_like(scale)
 
 
-def test_a_method_that_sets_values_from_val_is_noted(small_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(POST_HOC, "_kinds", dict(POST_HOC.kinds()))
-    monkeypatch.setattr(POST_HOC, "_adapter", None)
+@pytest.mark.usefixtures("own_kinds")
+def test_a_method_that_sets_values_from_val_is_noted(small_sweep: MakeSweep) -> None:
     note = "validation set are optimistic, because the method sets values from that set"
     assert note not in text(reported(small_sweep()))
     adjusted = LOS(post_hoc=Standardised())
